@@ -1,0 +1,103 @@
+"""Readers that turn a folder into one uint8 tensor of images."""
+
+import io
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images as bytes, (N, C, H, W) uint8, and their class labels, (N,) int64, or None where the source has none."""
+
+    images: Tensor
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class ImageSource(ABC):
+    """Where images come from."""
+
+    @abstractmethod
+    def load(self) -> LabelledImages:
+        """Read everything into memory.
+
+        Raises:
+            FileNotFoundError: the folder does not exist or holds no image.
+            ValueError: the images differ in size or mode.
+        """
+
+
+class ParquetImages(ImageSource):
+    """Parquet shards as the `datasets` library writes them: `<split>-*.parquet`, an image column of encoded bytes.
+
+    Args:
+        folder: the folder of the shards.
+        split: which split, the first part of the shard's name.
+        image_column: the column of `{bytes, path}` structs.
+        label_column: the column of class indices, or None.
+    """
+
+    def __init__(self, folder: str, split: str, image_column: str, label_column: str | None) -> None:
+        self.folder, self.split = Path(folder), split
+        self.image_column, self.label_column = image_column, label_column
+
+    def load(self) -> LabelledImages:
+        try:
+            import pyarrow.parquet
+        except ImportError as error:
+            raise ImportError("reading parquet needs pyarrow: pip install 'ptq-diffusion[data]'") from error
+        shards = sorted(self.folder.glob(f"{self.split}-*.parquet"))
+        if not shards:
+            raise FileNotFoundError(
+                f"expected {self.split}-*.parquet in {self.folder}, found none; set data.folder to the dataset's folder"
+            )
+        columns = [self.image_column] + ([self.label_column] if self.label_column else [])
+        images: list[Tensor] = []
+        labels: list[int] = []
+        for shard in shards:
+            table = pyarrow.parquet.read_table(shard, columns=columns)
+            images += [_decode(cell["bytes"]) for cell in table[self.image_column].to_pylist()]
+            labels += table[self.label_column].to_pylist() if self.label_column else []
+        return LabelledImages(_stack(images, self.folder), torch.tensor(labels) if labels else None)
+
+
+class FolderImages(ImageSource):
+    """Every image below a folder, sorted by path; unlabelled.
+
+    Args:
+        folder: the folder, searched recursively for png, jpg, jpeg, bmp and webp files.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def load(self) -> LabelledImages:
+        paths = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not paths:
+            kinds = ", ".join(sorted(SUFFIXES))
+            raise FileNotFoundError(f"expected images ({kinds}) below {self.folder}, found none")
+        return LabelledImages(_stack([_decode(path.read_bytes()) for path in paths], self.folder), None)
+
+
+def _decode(encoded: bytes) -> Tensor:
+    """One encoded image as (C, H, W) uint8; grey images have one channel, all others three."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        pixels = np.array(image if image.mode == "L" else image.convert("RGB"))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+
+def _stack(images: list[Tensor], folder: Path) -> Tensor:
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        raise ValueError(f"expected images of one size in {folder}, found {sorted(shapes)}; resize them first")
+    return torch.stack(images)

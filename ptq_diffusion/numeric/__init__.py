@@ -1,0 +1,1 @@
+"""Floor 0: arithmetic that knows torch and nothing else."""

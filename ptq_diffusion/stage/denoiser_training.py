@@ -1,0 +1,79 @@
+"""The Lightning module that trains a denoiser."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from diffusers import DDPMScheduler, ModelMixin
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+class DenoiserTraining(L.LightningModule):
+    """Noise prediction with min-SNR weights and an exponential moving average of the weights.
+
+    The loss of a step is the mean over images of w(t) |m - target|^2 with w = min(SNR, gamma) / SNR for epsilon
+    prediction, / (SNR + 1) for v and min(SNR, gamma) for x0 (Hang et al., ICCV 2023, arXiv 2303.09556).
+
+    Args:
+        network: a diffusers network whose forward takes (x_t, t) and returns `.sample`.
+        scheduler: the forward process and the prediction type.
+        optimizer: from parameters to an optimizer.
+        rate: the learning rate's factor as a function of the step.
+        ema_decay: the decay per step of the moving average.
+        snr_gamma: the clamp of the signal-to-noise ratio.
+    """
+
+    def __init__(
+        self,
+        network: ModelMixin,
+        scheduler: DDPMScheduler,
+        optimizer: Callable[..., Optimizer],
+        rate: Callable[[int], float],
+        ema_decay: float,
+        snr_gamma: float,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        self.scheduler, self.snr_gamma = scheduler, snr_gamma
+        self._optimizer, self._rate = optimizer, rate
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        loss = self.loss(batch["images"], int(batch["draw"]))
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def loss(self, x_0: Tensor, seed: int) -> Tensor:
+        """The weighted error of one batch, (B, C, H, W) in [-1, 1], at times and noise drawn from `seed`."""
+        draw = torch.Generator().manual_seed(seed)
+        t = torch.randint(self.scheduler.config.num_train_timesteps, (len(x_0),), generator=draw).to(x_0.device)
+        noise = torch.randn(x_0.shape, generator=draw).to(x_0.device)
+        prediction = self.network(self.scheduler.add_noise(x_0, noise, t), t).sample.float()
+        target, weight = self._target_and_weight(x_0, noise, t)
+        return (weight * (prediction - target).square().mean((1, 2, 3))).mean()
+
+    def _target_and_weight(self, x_0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        abar = self.scheduler.alphas_cumprod.to(x_0.device)[t]
+        snr = abar / (1 - abar)
+        clamped = snr.clamp(max=self.snr_gamma)
+        kind = self.scheduler.config.prediction_type
+        if kind == "epsilon":
+            return noise, clamped / snr
+        if kind == "v_prediction":
+            return self.scheduler.get_velocity(x_0, noise, t), clamped / (snr + 1)
+        if kind == "sample":
+            return x_0, clamped
+        raise ValueError(f"expected prediction_type epsilon, v_prediction or sample, got {kind!r}")
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """The step and the average together: a checkpoint is saved before `on_train_batch_end` would run."""
+        super().optimizer_step(*args, **kwargs)
+        self.average.update_parameters(self.network)
+
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, LRScheduler | str]]]:
+        optimizer = self._optimizer(self.network.parameters())
+        return [optimizer], [{"scheduler": LambdaLR(optimizer, self._rate), "interval": "step"}]

@@ -1,0 +1,34 @@
+"""The one place where a configuration becomes objects."""
+
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+ALLOWED = ("ptq_diffusion.", "diffusers.", "torch.optim.")
+
+
+def construct(node: DictConfig, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    """Build what `node._target_` names, with the node's other keys and `kwargs` as its arguments.
+
+    Raises:
+        ValueError: a target lies outside this package, diffusers and torch.optim.
+    """
+    for target in _targets(OmegaConf.to_container(node, resolve=True)):
+        if not target.startswith(ALLOWED):
+            raise ValueError(f"expected a _target_ that starts with one of {ALLOWED}, got {target!r}")
+    return instantiate(node, *args, _convert_="all", **kwargs)
+
+
+def plain(node: DictConfig | ListConfig) -> Any:  # noqa: ANN401
+    """A resolved configuration as dicts, lists and scalars."""
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def _targets(node: object) -> list[str]:
+    if isinstance(node, dict):
+        own = [str(node["_target_"])] if "_target_" in node else []
+        return own + [target for value in node.values() for target in _targets(value)]
+    if isinstance(node, list):
+        return [target for value in node for target in _targets(value)]
+    return []

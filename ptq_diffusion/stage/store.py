@@ -1,0 +1,125 @@
+"""The artefact store: every stage's result lies under the hash of all that made it."""
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
+
+from ptq_diffusion.stage.factory import plain
+from ptq_diffusion.stage.runtime import Runtime
+
+
+class Stage(ABC):
+    """One step of the story: from a part of the configuration and earlier artefacts to a folder of files.
+
+    Class attributes:
+        name: the folder in the store, and what an experiment's `goal` names.
+        version: raised when the meaning of the result changes.
+        needs: the stages whose artefacts `make` receives.
+        uses: dotted keys of the configuration that `make` is given; it can read no other.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    needs: ClassVar[tuple[type["Stage"], ...]] = ()
+    uses: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+        """Fill the folder `out`, which may hold what an interrupted attempt left.
+
+        Args:
+            cfg: the part of the configuration named by `uses`.
+            inputs: the artefact folder of each needed stage, by stage name.
+            out: an existing folder, renamed into the store when this method returns.
+            runtime: devices, progress and loggers: what cannot change the numbers.
+        """
+
+    def evidence(self, cfg: DictConfig) -> dict[str, str]:  # noqa: ARG002
+        """Checksums of the files outside the store that the stage reads, such as the model's weights."""
+        return {}
+
+
+class Store:
+    """Artefacts of all stages below one folder, `<root>/<stage>/<signature>/`, complete or absent.
+
+    Parallel jobs may share a store: the first to need an artefact makes it under a file lock, the others wait.
+    """
+
+    def __init__(self, root: Path, runtime: Runtime) -> None:
+        self.root, self.runtime = root, runtime
+        self.signatures: dict[str, str] = {}
+
+    def signature(self, stage: type[Stage], cfg: DictConfig) -> str:
+        """Sixteen hex digits over the stage's version and source, its configuration, its files and its needs."""
+        given = select(cfg, stage.uses)
+        identity = {
+            "stage": [stage.name, stage.version],
+            "source": hashlib.sha256(inspect.getsource(stage).encode()).hexdigest(),
+            "config": plain(given),
+            "evidence": stage().evidence(given),
+            "needs": {need.name: self.signature(need, cfg) for need in stage.needs},
+        }
+        text = json.dumps(identity, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def obtain(self, stage: type[Stage], cfg: DictConfig) -> Path:
+        """The folder of the stage's artefact, made now if the store lacks it."""
+        signature = self.signature(stage, cfg)
+        self.signatures[stage.name] = signature
+        inputs = {need.name: self.obtain(need, cfg) for need in stage.needs}
+        final = self.root / stage.name / signature
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(final.with_suffix(".lock")):
+            if final.is_dir():
+                self.runtime.say(f"{stage.name}: reused {signature}")
+                return final
+            partial = final.with_suffix(".partial")
+            partial.mkdir(exist_ok=True)
+            self.runtime.say(f"{stage.name}: making {signature}")
+            given = select(cfg, stage.uses)
+            stage().make(given, inputs, partial, self.runtime)
+            write_text(partial / "config.yaml", OmegaConf.to_yaml(given, resolve=True))
+            os.replace(partial, final)
+        return final
+
+    def forget(self, stage: type[Stage], cfg: DictConfig) -> None:
+        """Remove the stage's artefact, so that the next `obtain` makes it again."""
+        final = self.root / stage.name / self.signature(stage, cfg)
+        for folder in (final, final.with_suffix(".partial")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def select(cfg: DictConfig, keys: tuple[str, ...]) -> DictConfig:
+    """A configuration that holds only the given dotted keys, interpolations resolved.
+
+    Raises:
+        KeyError: a key is missing from the configuration.
+    """
+    chosen = OmegaConf.create({})
+    for key in keys:
+        value = OmegaConf.select(cfg, key, throw_on_missing=True, default=KeyError)
+        if value is KeyError:
+            raise KeyError(f"the configuration has no key {key!r}, which a stage declares in `uses`")
+        OmegaConf.update(chosen, key, plain(value) if OmegaConf.is_config(value) else value, force_add=True)
+    return chosen
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: beside it first, then renamed."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON whole or not at all; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
