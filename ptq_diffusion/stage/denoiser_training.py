@@ -6,9 +6,10 @@ from typing import Any
 import lightning as L
 import torch
 from diffusers import DDPMScheduler, ModelMixin
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
@@ -74,6 +75,7 @@ class DenoiserTraining(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.average.update_parameters(self.network)
 
-    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, LRScheduler | str]]]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self._optimizer(self.network.parameters())
-        return [optimizer], [{"scheduler": LambdaLR(optimizer, self._rate), "interval": "step"}]
+        schedule = LambdaLR(optimizer, self._rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
@@ -37,7 +38,7 @@ class Runtime:
         folder: Path,
         callbacks: Sequence[Callback] = (),
         extra_loggers: Sequence[Logger] = (),
-        **options: object,
+        **options: Any,
     ) -> L.Trainer:
         """A Lightning trainer on these devices; `options` go to it as they are."""
         bar = [RichProgressBar()] if self.progress else []

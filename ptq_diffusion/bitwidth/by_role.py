@@ -1,0 +1,40 @@
+"""Bits by a layer's role, with exceptions by name."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from ptq_diffusion.bitwidth.policy import BitwidthPolicy
+from ptq_diffusion.model.site import Role, Site
+from ptq_diffusion.numeric.plan import BitwidthPlan, LayerBits
+
+
+class ByRole(BitwidthPolicy):
+    """One choice for the inner layers, one for the first, one for the last; patterns override, the last match wins.
+
+    Args:
+        inner: `{weight, activation}` bits of every layer that is neither first nor last.
+        first: of the first layer.
+        last: of the last layer.
+        patterns: shell-style name patterns to bits, such as `{"*.time_emb_proj": {weight: 8, activation: 8}}`. 32 bits
+            leave a tensor in float.
+    """
+
+    def __init__(
+        self,
+        inner: Mapping[str, int],
+        first: Mapping[str, int],
+        last: Mapping[str, int],
+        patterns: Mapping[str, Mapping[str, int]],
+    ) -> None:
+        self._by_role = {Role.INNER: LayerBits(**inner), Role.FIRST: LayerBits(**first), Role.LAST: LayerBits(**last)}
+        self._patterns = {pattern: LayerBits(**bits) for pattern, bits in patterns.items()}
+
+    def plan(self, sites: Sequence[Site]) -> BitwidthPlan:
+        layers = {site.name: self._by_role[site.role] for site in sites}
+        for pattern, bits in self._patterns.items():
+            matches = [name for name in layers if fnmatchcase(name, pattern)]
+            if not matches:
+                some = ", ".join(list(layers)[:5])
+                raise ValueError(f"expected bitwidth pattern {pattern!r} to match a layer, it matches none; layers are {some}, ...")
+            layers |= dict.fromkeys(matches, bits)
+        return BitwidthPlan(layers)

@@ -1,0 +1,19 @@
+"""The contract of a bitwidth policy."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from ptq_diffusion.model.site import Site
+from ptq_diffusion.numeric.plan import BitwidthPlan
+
+
+class BitwidthPolicy(ABC):
+    """From a network's sites to a plan."""
+
+    @abstractmethod
+    def plan(self, sites: Sequence[Site]) -> BitwidthPlan:
+        """Bits of every site.
+
+        Raises:
+            ValueError: the policy names something that the network does not have.
+        """

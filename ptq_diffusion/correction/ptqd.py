@@ -1,0 +1,161 @@
+"""PTQD: correlated noise divided out, bias subtracted, the residual absorbed by the sampler's variance."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ptq_diffusion.correction.correction import Correction, FittedCorrection, StepReport
+from ptq_diffusion.correction.statistics import NoiseStatistics, StepMoments
+from ptq_diffusion.sampler.step import Step
+
+Bias = Literal["intercept", "total", "off"]
+Variance = Literal["pooled", "mean_std", "off"]
+Direction = Literal["original", "reduced"]
+
+
+class PTQD(Correction):
+    """m~ = (q - mu) / (1 + k),  sigma'^2 = max(sigma^2 - b^2 v / (1 + k)^2, 0).
+
+    D = k m + mu + r splits the quantization noise into a part along the float output, a bias per channel and a residual
+    of variance v (He et al., NeurIPS 2023, arXiv 2305.10657, sections 4.1 to 4.3). b is the step's gain. With all terms
+    off this is no correction; at sigma = 0 the variance term does nothing.
+
+    Args:
+        correlated: divide by 1 + k; otherwise k = 0 throughout.
+        bias: "intercept" is the paper's mu_c = E[D_c] - k E[m_c]; "total" subtracts E[D_c], as the release does; "off"
+            subtracts nothing.
+        variance: "pooled" takes v over all samples and pixels, centred per channel; "mean_std" squares the mean of
+            per-sample standard deviations, as the release does, which is never larger; "off" keeps sigma.
+        k_clamp: raise negative k to 0, as the release does.
+        direction: "original" keeps the step's coefficients; "reduced" recomputes DDIM's direction coefficient with
+            sigma', as the release does.
+
+    Raises:
+        ValueError: an option is none of the above.
+    """
+
+    def __init__(
+        self, correlated: bool, bias: Bias, variance: Variance, k_clamp: bool, direction: Direction
+    ) -> None:
+        _require_one_of("bias", bias, ("intercept", "total", "off"))
+        _require_one_of("variance", variance, ("pooled", "mean_std", "off"))
+        _require_one_of("direction", direction, ("original", "reduced"))
+        self.correlated, self.bias, self.variance = correlated, bias, variance
+        self.k_clamp, self.direction = k_clamp, direction
+
+    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> "FittedPTQD":
+        if len(statistics.steps) != len(steps):
+            raise ValueError(
+                f"expected statistics of all {len(steps)} steps, got {len(statistics.steps)}; measure them for this table"
+            )
+        terms = [self._fit_step(moments, step) for moments, step in zip(statistics.steps, steps, strict=True)]
+        table = list(steps)
+        if self.direction == "reduced":
+            table = [step.with_direction_of(found.sigma) for step, found in zip(steps, terms, strict=True)]
+        return FittedPTQD(table, terms)
+
+    def _fit_step(self, moments: StepMoments, step: Step) -> "Terms":
+        k = self._k(moments, step)
+        bias = self._bias(moments, k)
+        v = self._variance(moments, k)
+        unabsorbed = step.gain**2 * v / (1 + k) ** 2
+        budget = unabsorbed / step.sigma**2 if step.sigma > 0 else None
+        sigma = step.sigma
+        if self.variance != "off" and budget is not None:
+            sigma *= max(1 - budget, 0.0) ** 0.5
+        return Terms(k, bias, sigma, _report(moments, step, k, bias, v, budget))
+
+    def _k(self, moments: StepMoments, step: Step) -> float:
+        if not self.correlated:
+            return 0.0
+        _, covariance, variance = moments.pooled()
+        if variance <= 0:
+            raise ValueError(
+                f"expected a float output that varies, at t = {step.t} it is constant, so k is undefined; "
+                "measure more samples or use correction=none"
+            )
+        k = covariance / variance
+        if k <= -1:
+            raise ValueError(
+                f"expected 1 + k > 0, at t = {step.t} k = {k:.3f}: the quantized output points away from the float one; "
+                "raise the number of bits"
+            )
+        return max(k, 0.0) if self.k_clamp else k
+
+    def _bias(self, moments: StepMoments, k: float) -> Tensor:
+        if self.bias == "off":
+            return torch.zeros_like(moments.mean_noise)
+        if self.bias == "total":
+            return moments.mean_noise
+        return moments.mean_noise - k * moments.mean_m
+
+    def _variance(self, moments: StepMoments, k: float) -> float:
+        if self.variance == "mean_std":
+            of_noise, across, of_m = moments.per_sample.unbind(1)
+            stds = (of_noise - 2 * k * across + k**2 * of_m).clamp(min=0).sqrt()
+            return float(stds.mean().square())
+        return _residual_variance(moments, k)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """One step's k, mu (C,), sigma' and report."""
+
+    k: float
+    bias: Tensor
+    sigma: float
+    report: StepReport
+
+
+class FittedPTQD(FittedCorrection):
+    """PTQD's terms for every step of a table."""
+
+    def __init__(self, steps: Sequence[Step], terms: Sequence[Terms]) -> None:
+        self._steps, self._terms = steps, terms
+
+    def steps(self) -> Sequence[Step]:
+        return self._steps
+
+    def output(self, q: Tensor, x_t: Tensor, step: Step) -> Tensor:  # noqa: ARG002
+        found = self._terms[step.i]
+        return (q - found.bias.to(q)[:, None, None]) / (1 + found.k)
+
+    def sigma(self, step: Step) -> float:
+        return self._terms[step.i].sigma
+
+    def report(self) -> Sequence[StepReport]:
+        return [found.report for found in self._terms]
+
+    def terms(self) -> Sequence[Terms]:
+        """k, mu and sigma' of every step."""
+        return self._terms
+
+
+def _residual_variance(moments: StepMoments, k: float) -> float:
+    """Var(D - k m), centred per channel and averaged over channels."""
+    of_noise, across, of_m = moments.pooled()
+    return max(of_noise - 2 * k * across + k**2 * of_m, 0.0)
+
+
+def _report(moments: StepMoments, step: Step, k: float, bias: Tensor, v: float, budget: float | None) -> StepReport:
+    power = moments.pooled()[0] + float(moments.mean_noise.square().mean())
+    left = moments.mean_noise - k * moments.mean_m - bias
+    unexplained = _residual_variance(moments, k) + float(left.square().mean())
+    return StepReport(
+        t=step.t,
+        k=k,
+        bias=float(bias.square().mean().sqrt()),
+        variance=v,
+        r2=1 - unexplained / power if power > 0 else 1.0,
+        budget=budget,
+        snr_q=moments.snr,
+        snr_f=step.snr,
+    )
+
+
+def _require_one_of(name: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise ValueError(f"expected {name} to be one of {', '.join(options)}, got {value!r}")

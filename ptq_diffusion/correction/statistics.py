@@ -1,0 +1,142 @@
+"""What is measured of the quantization noise D = q - m, step by step, and kept instead of trajectories."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ptq_diffusion.numeric.moments import Moments
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What statistics belong to.
+
+    Args:
+        network: of the quantized network, `network_fingerprint`.
+        steps: of the sampler's table, `sampler.step.fingerprint`.
+        shape: of one latent, (C, H, W).
+    """
+
+    network: str
+    steps: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StepMoments:
+    """Streamed moments of one step.
+
+    Args:
+        joint: moments of (m, D, x_t), 3C-dimensional, one observation for each sample and pixel.
+        per_sample: (N, 3) float64: within each sample, over its channels and pixels, Var D, Cov(D, m) and Var m.
+    """
+
+    joint: Moments
+    per_sample: Tensor
+
+    @classmethod
+    def of(cls, m: Tensor, q: Tensor, x_t: Tensor) -> "StepMoments":
+        """Moments of a batch: outputs m and q and states x_t, each (B, C, H, W), on the same inputs."""
+        noise = q - m
+        pixels = torch.cat([m, noise, x_t], dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+        d, flat = noise.double().flatten(1), m.double().flatten(1)
+        d, flat = d - d.mean(1, keepdim=True), flat - flat.mean(1, keepdim=True)
+        per_sample = torch.stack([(d * d).mean(1), (d * flat).mean(1), (flat * flat).mean(1)], dim=1)
+        return cls(Moments.of(pixels), per_sample)
+
+    def merge(self, other: "StepMoments") -> "StepMoments":
+        """The moments of both batches."""
+        return StepMoments(self.joint.merge(other.joint), torch.cat([self.per_sample, other.per_sample]))
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return len(self.joint.mean) // 3
+
+    @property
+    def mean_m(self) -> Tensor:
+        """E[m_c], (C,)."""
+        return self.joint.mean[: self.channels]
+
+    @property
+    def mean_noise(self) -> Tensor:
+        """E[D_c], (C,)."""
+        return self.joint.mean[self.channels : 2 * self.channels]
+
+    def pooled(self) -> tuple[float, float, float]:
+        """Var D, Cov(D, m) and Var m, centred per channel and averaged over channels."""
+        c, covariance = self.channels, self.joint.covariance
+        of_noise, across, of_m = covariance[c : 2 * c, c : 2 * c], covariance[c : 2 * c, :c], covariance[:c, :c]
+        return tuple(float(block.diagonal().mean()) for block in (of_noise, across, of_m))
+
+    @property
+    def snr(self) -> float:
+        """SNR_Q = E|m|^2 / E|D|^2; infinite where there is no noise."""
+        var_noise, _, var_m = self.pooled()
+        power = var_noise + float(self.mean_noise.square().mean())
+        return (var_m + float(self.mean_m.square().mean())) / power if power > 0 else float("inf")
+
+
+@dataclass(frozen=True)
+class NoiseStatistics:
+    """The moments of every step of a table, and what they belong to."""
+
+    fingerprint: Fingerprint
+    steps: Sequence[StepMoments]
+
+    def require(self, fingerprint: Fingerprint) -> None:
+        """Refuse to serve another network, step table or resolution.
+
+        Raises:
+            ValueError: a part of the fingerprint differs; the message names it.
+        """
+        for field in dataclasses.fields(Fingerprint):
+            ours, theirs = getattr(self.fingerprint, field.name), getattr(fingerprint, field.name)
+            if ours != theirs:
+                raise ValueError(
+                    f"expected noise statistics of the same {field.name}: they were measured for {ours}, "
+                    f"this run has {theirs}; measure them again for this run"
+                )
+
+    def merge(self, other: "NoiseStatistics") -> "NoiseStatistics":
+        """The statistics of both sets of samples."""
+        self.require(other.fingerprint)
+        return NoiseStatistics(self.fingerprint, [a.merge(b) for a, b in zip(self.steps, other.steps, strict=True)])
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file; the fingerprint lies in its metadata."""
+        tensors: dict[str, Tensor] = {}
+        for i, step in enumerate(self.steps):
+            tensors[f"{i}/mean"], tensors[f"{i}/scatter"] = step.joint.mean, step.joint.scatter
+            tensors[f"{i}/per_sample"] = step.per_sample
+            tensors[f"{i}/count"] = torch.tensor(step.joint.count)
+        save_file(tensors, path, metadata={"fingerprint": json.dumps(dataclasses.asdict(self.fingerprint))})
+
+    @classmethod
+    def load(cls, path: Path) -> "NoiseStatistics":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file holds no fingerprint.
+        """
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if "fingerprint" not in metadata:
+            raise ValueError(f"{path} holds no noise statistics: its metadata has no fingerprint")
+        recorded = json.loads(metadata["fingerprint"])
+        fingerprint = Fingerprint(recorded["network"], recorded["steps"], tuple(recorded["shape"]))
+        count = sum(name.endswith("/count") for name in tensors)
+        return cls(fingerprint, [_step(tensors, i) for i in range(count)])
+
+
+def _step(tensors: dict[str, Tensor], i: int) -> StepMoments:
+    joint = Moments(int(tensors[f"{i}/count"]), tensors[f"{i}/mean"], tensors[f"{i}/scatter"])
+    return StepMoments(joint, tensors[f"{i}/per_sample"])

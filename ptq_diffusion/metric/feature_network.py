@@ -1,0 +1,157 @@
+"""The feature space that distances of image distributions are measured in."""
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def bundled() -> Path:
+    """The folder of the trained `Cifar10Net` that comes with the package, with its `reference.safetensors`."""
+    return Path(__file__).parent / "cifar10net"
+
+
+class FeatureExtractor(nn.Module, ABC):
+    """Images to feature vectors, without any rounding of its own.
+
+    Attributes:
+        name: what a metric in this space is called after, as in `fid_<name>`.
+        num_features: the length D of a feature vector; torchmetrics reads it too.
+    """
+
+    name: str
+    num_features: int
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of images.
+
+        Args:
+            images: (N, C, H, W), uint8 in 0..255 or floating point in [0, 1]; bytes and bytes / 255 give the same.
+
+        Returns:
+            (N, D) float32.
+
+        Raises:
+            ValueError: the images are not of such a shape or type.
+        """
+
+    def checksum(self) -> str:
+        """Sixteen hex digits over the names, shapes and values of all parameters and buffers."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.state_dict().items()):
+            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class Cifar10Net(FeatureExtractor):
+    """A small residual classifier of CIFAR-10, whose pooled last layer is the feature space of `fid_cifar10net`.
+
+    It is not the Inception network: its distances compare methods with each other on small natural images and are
+    not comparable with published FID. A grey image is repeated over three channels, and an image of another size
+    than 32x32 is resized bilinearly (antialiased where it shrinks).
+
+    The layout follows ResNet-9 (Page, "How to train your ResNet", 2018), narrowed and pooled early.
+
+    Args:
+        widths: channels at 32x32, 16x16, 8x8 and 4x4 pixels; the last is the number of features.
+        num_classes: the number of classes.
+    """
+
+    name = "cifar10net"
+    size = 32
+
+    def __init__(self, widths: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        if len(widths) != 4:
+            raise ValueError(f"expected four widths, for 32, 16, 8 and 4 pixels, got {list(widths)}")
+        self.widths, self.num_classes, self.num_features = tuple(widths), num_classes, widths[-1]
+        a, b, c, d = widths
+        self.trunk = nn.Sequential(
+            _convolution(3, a),
+            nn.MaxPool2d(2),
+            _convolution(a, b),
+            _Residual(b),
+            nn.MaxPool2d(2),
+            _convolution(b, c),
+            _Residual(c),
+            nn.MaxPool2d(2),
+            _convolution(c, d) if c != d else nn.Identity(),
+            _Residual(d),
+        )
+        self.classifier = nn.Linear(d, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self._prepare(images).contiguous(memory_format=torch.channels_last)
+        return self.trunk(x).float().mean((2, 3))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Class scores, (N, num_classes), of features (N, D)."""
+        return self.classifier(features)
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        """Images as (N, 3, 32, 32) float32 in [-1, 1]."""
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
+            raise ValueError(f"expected images (N, 1 or 3, H >= 8, W >= 8), got {tuple(images.shape)}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"expected uint8 or floating-point images, got {images.dtype}; convert them first")
+        x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        if tuple(x.shape[2:]) != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
+        return x.expand(-1, 3, -1, -1) * 2 - 1
+
+    def save(self, folder: Path) -> None:
+        """Write `model.safetensors` and `config.json` into a folder, each whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"network": self.name, "widths": list(self.widths), "num_classes": self.num_classes}
+        (folder / f"{CONFIG}.tmp").write_text(json.dumps(config | {"checksum": self.checksum()}, indent=2) + "\n")
+        save_file({key: value.contiguous() for key, value in self.state_dict().items()}, folder / f"{WEIGHTS}.tmp")
+        for name in (CONFIG, WEIGHTS):
+            os.replace(folder / f"{name}.tmp", folder / name)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Cifar10Net":
+        """The network of a folder written by `save`, in evaluation mode, its parameters frozen.
+
+        Raises:
+            FileNotFoundError: the folder lacks one of the two files.
+            ValueError: the folder holds another kind of network, or its weights are not those that were saved.
+        """
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"expected {name} in {folder}; train one with experiment=train_feature_network")
+        config = json.loads((folder / CONFIG).read_text())
+        if config["network"] != cls.name:
+            raise ValueError(f"expected a {cls.name} in {folder}, got {config['network']!r}")
+        network = cls(config["widths"], config["num_classes"])
+        network.load_state_dict(load_file(folder / WEIGHTS))
+        if network.checksum() != config["checksum"]:
+            raise ValueError(f"expected weights of checksum {config['checksum']} in {folder}, got {network.checksum()}")
+        return network.eval().requires_grad_(False)
+
+
+class _Residual(nn.Module):
+    """x + f(x) with two convolutions of equal width, (N, C, H, W) to the same shape."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(_convolution(width, width), _convolution(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Sequential:
+    """3x3 convolution, batch norm and ReLU at constant resolution."""
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())

@@ -1,0 +1,54 @@
+"""Gaussian data, whose optimal denoiser is known exactly."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from ptq_diffusion.model.denoiser import Denoiser
+from ptq_diffusion.model.site import Site
+
+
+class GaussianDenoiser(Denoiser):
+    """The exact E[epsilon | x_t] of data whose pixels are independent, N(mean, std^2).
+
+    epsilon = sqrt(1 - abar) (x_t - sqrt(abar) mean) / (abar std^2 + 1 - abar). A sampler run with it ends in a Gaussian
+    whose moments are known, so a correction can be checked against the truth.
+
+    Args:
+        shape: of one latent, (C, H, W).
+        mean: of every pixel.
+        std: of every pixel, positive.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], mean: float, std: float) -> None:
+        super().__init__()
+        self.shape, self.mean, self.std = shape, mean, std
+        scheduler = DDPMScheduler(clip_sample=False, variance_type="fixed_small")
+        self.scheduler_config: Mapping[str, Any] = dict(scheduler.config)
+        self._abar = scheduler.alphas_cumprod.double()
+
+    @property
+    def network(self) -> nn.Module:
+        return self
+
+    def predict(self, x_t: Tensor, t: float) -> Tensor:
+        abar = float(self._abar[int(t)])
+        return (1 - abar) ** 0.5 * (x_t - abar**0.5 * self.mean) / (abar * self.std**2 + 1 - abar)
+
+    def sites(self) -> Sequence[Site]:
+        return ()
+
+    def attention_macs(self) -> int:
+        return 0
+
+    def with_network(self, network: nn.Module) -> Denoiser:
+        if not isinstance(network, Denoiser):
+            raise TypeError(f"expected a denoiser in place of the Gaussian one, got {type(network).__name__}")
+        return network
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """The latents themselves, unclamped: a Gaussian has no range."""
+        return torch.as_tensor(x_0)

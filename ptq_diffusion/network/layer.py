@@ -1,0 +1,53 @@
+"""Layers that compute with quantized operands."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from ptq_diffusion.network.quantizers import LayerQuantizers
+
+
+class QuantizedLayer(nn.Module, ABC):
+    """A layer whose weight was quantized once and whose input is quantized at every call; None leaves an operand float.
+
+    Args:
+        layer: the float layer; it is not changed.
+        quantizers: frozen.
+    """
+
+    weight: Tensor
+
+    def __init__(self, layer: nn.Module, quantizers: LayerQuantizers) -> None:
+        super().__init__()
+        weight = layer.weight.detach()
+        self.register_buffer("weight", weight.clone() if quantizers.weight is None else quantizers.weight(weight))
+        self.bias = layer.bias
+        self.activation = nn.Identity() if quantizers.activation is None else quantizers.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(self.activation(x))
+
+    @abstractmethod
+    def compute(self, x: Tensor) -> Tensor:
+        """The layer's operation on an input that is quantized already."""
+
+
+class QuantizedConv2d(QuantizedLayer):
+    """`nn.Conv2d` with quantized operands."""
+
+    def __init__(self, layer: nn.Conv2d, quantizers: LayerQuantizers) -> None:
+        super().__init__(layer, quantizers)
+        if layer.padding_mode != "zeros":
+            raise ValueError(f"expected a convolution with zero padding, got padding_mode={layer.padding_mode!r}")
+        self.stride, self.padding = layer.stride, layer.padding
+        self.dilation, self.groups = layer.dilation, layer.groups
+
+    def compute(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class QuantizedLinear(QuantizedLayer):
+    """`nn.Linear` with quantized operands."""
+
+    def compute(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)

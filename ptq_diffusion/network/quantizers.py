@@ -1,0 +1,109 @@
+"""The quantizers of a whole network, apart from it."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ptq_diffusion.model.site import Site
+from ptq_diffusion.numeric.grid import FLOAT_BITS
+from ptq_diffusion.numeric.plan import BitwidthPlan
+from ptq_diffusion.quantizer import Quantizer
+
+
+@dataclass(frozen=True)
+class LayerQuantizers:
+    """The quantizers of one layer's weight and input; None stands for float."""
+
+    weight: Quantizer | None
+    activation: Quantizer | None
+
+
+class NetworkQuantizers:
+    """Quantizers by site, as a plan asks for them.
+
+    Args:
+        sites: the network's sites.
+        plan: bits of every site.
+        weight: from a bitwidth to a fresh weight quantizer.
+        activation: from a bitwidth to a fresh activation quantizer.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        plan: BitwidthPlan,
+        weight: Callable[[int], Quantizer],
+        activation: Callable[[int], Quantizer],
+    ) -> None:
+        def fresh(make: Callable[[int], Quantizer], bits: int) -> Quantizer | None:
+            return None if bits == FLOAT_BITS else make(bits)
+
+        self.plan = plan
+        self.layers: Mapping[str, LayerQuantizers] = {
+            site.name: LayerQuantizers(
+                fresh(weight, plan[site.name].weight), fresh(activation, plan[site.name].activation)
+            )
+            for site in sites
+        }
+
+    def observe_weights(self, network: nn.Module) -> None:
+        """Show every weight quantizer its weight."""
+        for name, layer in self.layers.items():
+            if layer.weight is not None:
+                layer.weight.observe(network.get_submodule(name).weight)
+
+    def freeze(self) -> None:
+        """Freeze all.
+
+        Raises:
+            RuntimeError: a quantizer saw nothing; the message names its layer.
+        """
+        for name, quantizer in self._named():
+            try:
+                quantizer.freeze()
+            except RuntimeError as error:
+                raise RuntimeError(f"{name}: {error}") from error
+
+    def save(self, path: Path) -> None:
+        """Write scales and zero points of the frozen quantizers as safetensors."""
+        save_file(self.tensors(), path)
+
+    def restore(self, path: Path) -> None:
+        """Freeze with what `save` wrote.
+
+        Raises:
+            ValueError: the file holds other layers than this network has.
+        """
+        tensors = load_file(path)
+        expected = set(self.tensors())
+        if expected != set(tensors):
+            odd = sorted(expected ^ set(tensors))[:3]
+            raise ValueError(f"{path} holds quantizers of another network or plan (they differ in {', '.join(odd)}, ...)")
+        for name, quantizer in self._named():
+            quantizer.adopt({part: tensors[f"{name}/{part}"] for part, _ in quantizer.named_buffers()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every quantizer's parameters, by `layer/operand/name`."""
+        named = self._named()
+        return {f"{name}/{part}": buffer.contiguous() for name, q in named for part, buffer in q.named_buffers()}
+
+    def _named(self) -> list[tuple[str, Quantizer]]:
+        pairs = [
+            (f"{name}/{operand}", quantizer)
+            for name, layer in self.layers.items()
+            for operand, quantizer in (("weight", layer.weight), ("activation", layer.activation))
+        ]
+        return [(name, quantizer) for name, quantizer in pairs if quantizer is not None]
+
+
+def network_fingerprint(network: nn.Module) -> str:
+    """Sixteen hex digits over every parameter and buffer of a network, quantizers included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,62 @@
+"""A streaming histogram whose result does not depend on the order or the split of what it saw."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class DyadicHistogram:
+    """Counts of a stream of values in equal bins over [-R, R), R a power of two that grows as needed.
+
+    When a value falls outside, R doubles and neighbouring bins are added up. Bins are dyadic intervals, so the counts
+    are exact integers and depend only on the values seen, and memory does not grow with their number.
+
+    Args:
+        bins: how many, a power of two.
+    """
+
+    def __init__(self, bins: int) -> None:
+        if bins < 4 or bins & (bins - 1):
+            raise ValueError(f"expected a power of two of at least 4 bins, got {bins}")
+        self.bins = bins
+        self.exponent: int | None = None
+        self.counts = torch.zeros(bins, dtype=torch.int64)
+        self.low, self.high = math.inf, -math.inf
+
+    def add(self, values: Tensor) -> None:
+        """Count values of any shape.
+
+        Raises:
+            ValueError: a value is NaN or infinite.
+        """
+        values = values.detach().float().flatten()
+        low, high = (float(edge) for edge in values.aminmax())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("expected finite values to take ranges from, got NaN or infinity; check the network's output")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        largest = max(abs(low), abs(high))
+        self._grow(math.frexp(largest)[1] if largest > 0 else -126)
+        radius = math.ldexp(1.0, self._exponent)
+        index = ((values + radius) * (self.bins / (2 * radius))).long().clamp_(0, self.bins - 1)
+        self.counts += torch.bincount(index, minlength=self.bins).cpu()
+
+    def centres(self) -> Tensor:
+        """The middle of every bin, (bins,) float32."""
+        width = math.ldexp(2.0, self._exponent) / self.bins
+        return ((torch.arange(self.bins, dtype=torch.float64) + 0.5) * width - math.ldexp(1.0, self._exponent)).float()
+
+    @property
+    def _exponent(self) -> int:
+        if self.exponent is None:
+            raise ValueError("the histogram has seen no value; observe some before asking for its bins")
+        return self.exponent
+
+    def _grow(self, exponent: int) -> None:
+        if self.exponent is None:
+            self.exponent = exponent
+        while self.exponent < exponent:
+            merged = self.counts.view(-1, 2).sum(1)
+            quarter = self.bins // 4
+            self.counts = torch.nn.functional.pad(merged, (quarter, quarter))
+            self.exponent += 1

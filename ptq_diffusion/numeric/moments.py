@@ -1,0 +1,49 @@
+"""Streaming first and second moments in float64."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and centred second moment of D-dimensional observations; merging is Chan's pairwise update.
+
+    Args:
+        count: number of observations.
+        mean: (D,) float64.
+        scatter: (D, D) float64, the sum of (x - mean)(x - mean)^T.
+    """
+
+    count: int
+    mean: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def of(cls, observations: Tensor) -> "Moments":
+        """Moments of the rows of an (N, D) tensor.
+
+        Raises:
+            ValueError: an observation is NaN or infinite.
+        """
+        rows = observations.double()
+        mean = rows.mean(0)
+        centred = rows - mean
+        scatter = centred.T @ centred
+        if not torch.isfinite(scatter).all():
+            raise ValueError("expected finite observations, got NaN or infinity; check the network's output")
+        return cls(len(rows), mean, scatter)
+
+    def merge(self, other: "Moments") -> "Moments":
+        """The moments of both sets of observations."""
+        count = self.count + other.count
+        shift = other.mean - self.mean
+        mean = self.mean + shift * (other.count / count)
+        scatter = self.scatter + other.scatter + torch.outer(shift, shift) * (self.count * other.count / count)
+        return Moments(count, mean, scatter)
+
+    @property
+    def covariance(self) -> Tensor:
+        """The population covariance, (D, D)."""
+        return self.scatter / self.count

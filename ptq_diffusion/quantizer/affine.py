@@ -1,0 +1,89 @@
+"""Uniform quantization with a scale and a zero point."""
+
+import torch
+from torch import Tensor
+
+from ptq_diffusion.numeric.grid import Grid
+from ptq_diffusion.numeric.histogram import DyadicHistogram
+from ptq_diffusion.quantizer.quantizer import Quantizer, State
+from ptq_diffusion.quantizer.range_search import Distribution, RangeSearch, affine_parameters
+
+
+class AffineQuantizer(Quantizer):
+    """x_hat = s (clamp(round(x / s) + z, low, high) - z), Jacob et al., CVPR 2018, arXiv 1712.05877.
+
+    Per tensor, a stream of tensors is observed through a histogram. Per channel, exactly one tensor (a weight) is
+    observed, and each slice along axis 0 is its own group. Rounding is to nearest, ties to even, as in
+    `torch.fake_quantize_per_tensor_affine`, which this equals bit for bit.
+
+    Args:
+        bits: 2 to 8.
+        symmetric: fix the zero point at 0 on a signed grid.
+        per_channel: one scale for each slice along axis 0.
+        range_search: how the covered interval is chosen.
+        bins: histogram bins of a per-tensor quantizer.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, bits: int, symmetric: bool, per_channel: bool, range_search: RangeSearch, bins: int) -> None:
+        super().__init__()
+        self.grid = Grid(bits, symmetric)
+        self.per_channel, self.range_search = per_channel, range_search
+        self._histogram: DyadicHistogram | None = None if per_channel else DyadicHistogram(bins)
+        self._seen: Distribution | None = None
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
+
+    def observe(self, x: Tensor) -> None:
+        self.require(State.OBSERVING)
+        if self._histogram is not None:
+            self._histogram.add(x)
+            return
+        if self._seen is not None:
+            raise RuntimeError("a per-channel quantizer observes one tensor, a weight; this is its second")
+        self._seen = Distribution.of_groups(x.detach().float().flatten(1))
+
+    def freeze(self) -> None:
+        self.require(State.OBSERVING)
+        seen = self._distribution()
+        low, high = self.range_search(seen, self.grid)
+        self.scale, self.zero_point = affine_parameters(low, high, self.grid)
+        self.forget()
+        self.state = State.FROZEN
+
+    def forget(self) -> None:
+        self._histogram = self._seen = None
+
+    def to_integers(self, x: Tensor) -> Tensor:
+        self.require(State.FROZEN)
+        scale, zero_point = self._broadcast(x)
+        return ((x * (1 / scale)).round() + zero_point).clamp(self.grid.low, self.grid.high).to(torch.int32)
+
+    def from_integers(self, integers: Tensor) -> Tensor:
+        scale, zero_point = self._broadcast(integers)
+        return (integers - zero_point) * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.require(State.FROZEN)
+        low, high = self.grid.low, self.grid.high
+        if self.per_channel:
+            return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero_point, 0, low, high)
+        return torch.fake_quantize_per_tensor_affine(x, self.scale[0], self.zero_point[0], low, high)
+
+    def _broadcast(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1,) + (1,) * (x.dim() - 1)
+        return self.scale.view(shape), self.zero_point.view(shape)
+
+    def _distribution(self) -> Distribution:
+        if self._seen is not None:
+            return self._seen
+        if self._histogram is None or self._histogram.exponent is None:
+            raise RuntimeError("nothing was observed; run calibration data through the network before freezing")
+        histogram = self._histogram
+        # A bin's centre may lie outside what was seen; a value never does.
+        low, high = torch.tensor([histogram.low]), torch.tensor([histogram.high])
+        filled = histogram.counts > 0
+        values = histogram.centres()[filled].clamp(histogram.low, histogram.high)
+        return Distribution(values[None], histogram.counts[filled][None].float(), low, high)

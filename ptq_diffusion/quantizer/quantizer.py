@@ -1,0 +1,66 @@
+"""The contract of a quantizer of one tensor."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import Enum
+
+from torch import Tensor, nn
+
+
+class State(Enum):
+    """What a quantizer is doing; the way leads from OBSERVING to FROZEN and not back."""
+
+    OBSERVING = "observing"
+    FROZEN = "frozen"
+
+
+class Quantizer(nn.Module, ABC):
+    """Maps a tensor to the nearest values of an integer grid, once it has seen what the tensor looks like."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = State.OBSERVING
+
+    @abstractmethod
+    def observe(self, x: Tensor) -> None:
+        """Update statistics; changes nothing else."""
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """Turn statistics into grid parameters and drop them.
+
+        Raises:
+            RuntimeError: nothing was observed, or the quantizer is frozen already.
+        """
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Drop statistics."""
+
+    def adopt(self, buffers: Mapping[str, Tensor]) -> None:
+        """Freeze with the buffers, by name, of a quantizer that was frozen earlier."""
+        self.require(State.OBSERVING)
+        for name, value in buffers.items():
+            setattr(self, name, value.clone())
+        self.forget()
+        self.state = State.FROZEN
+
+    @abstractmethod
+    def to_integers(self, x: Tensor) -> Tensor:
+        """The integers of x on the grid, int32, the shape of x."""
+
+    @abstractmethod
+    def from_integers(self, integers: Tensor) -> Tensor:
+        """The values that integers stand for."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """x_hat, equal bit for bit to `from_integers(to_integers(x))`."""
+
+    def require(self, state: State) -> None:
+        """Raise RuntimeError unless the quantizer is in the given state."""
+        if self.state is not state:
+            raise RuntimeError(
+                f"expected a quantizer that is {state.value}, this one is {self.state.value}; "
+                "a quantizer is observed first, then frozen once, then used"
+            )

@@ -1,0 +1,137 @@
+"""Range searches: from the values that a tensor took to the interval that its grid should cover."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ptq_diffusion.numeric.grid import Grid
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What a search looks at: weighted values of G groups, each with its exact extremes.
+
+    A weight brings all its values with weight 1 (one group for the tensor or one a channel); an activation brings the
+    bins of a histogram.
+
+    Args:
+        values: (G, n), ascending in a histogram, any order in a weight.
+        counts: (G, n) or (1, n), how often each value occurred.
+        low: (G,) the smallest value.
+        high: (G,) the largest.
+    """
+
+    values: Tensor
+    counts: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of_groups(cls, values: Tensor) -> "Distribution":
+        """Every row of a (G, n) tensor is one group."""
+        low, high = values.aminmax(dim=1)
+        return cls(values, torch.ones(1, values.shape[1]), low, high)
+
+
+def affine_parameters(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, each (G,), of the grid that covers [low, high] and zero, which is represented exactly.
+
+    A symmetric grid takes the smallest scale for which both ends fit. A group that is all zero gets scale 1.
+    """
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    if grid.symmetric:
+        scale = torch.maximum(low / grid.low, high / grid.high)
+        zero_point = torch.zeros_like(scale, dtype=torch.int32)
+    else:
+        scale = (high - low) / (grid.high - grid.low)
+        zero_point = (grid.low - (low / scale.clamp(min=torch.finfo(scale.dtype).tiny)).round()).to(torch.int32)
+        zero_point = zero_point.clamp(grid.low, grid.high)
+    empty = scale < torch.finfo(scale.dtype).tiny
+    return torch.where(empty, 1.0, scale), torch.where(empty, 0, zero_point)
+
+
+class RangeSearch(ABC):
+    """A rule for the interval that a grid should cover."""
+
+    @abstractmethod
+    def __call__(self, seen: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:
+        """The ends (low, high), each (G,), of the interval of every group."""
+
+
+class MinMax(RangeSearch):
+    """The extremes: nothing is clipped."""
+
+    def __call__(self, seen: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        return seen.low, seen.high
+
+
+class Percentile(RangeSearch):
+    """The central share of the values; the tails are clipped evenly.
+
+    Args:
+        percentile: how much lies inside, in percent, above 50 and at most 100, such as 99.99.
+
+    Raises:
+        ValueError: percentile out of range.
+    """
+
+    def __init__(self, percentile: float) -> None:
+        if not 50 < percentile <= 100:
+            raise ValueError(f"expected a percentile above 50 and at most 100, got {percentile}")
+        self.percentile = percentile
+
+    def __call__(self, seen: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        values, order = seen.values.sort(dim=1)
+        counts = seen.counts.expand_as(values).gather(1, order).double()
+        share = counts.cumsum(1) / counts.sum(1, keepdim=True)
+        tail = (1 - self.percentile / 100) / 2
+        # Inclusive on both sides, so that 100 percent is min-max.
+        first = (share <= tail).sum(1, keepdim=True)
+        last = (share < 1 - tail).sum(1, keepdim=True)
+        low = values.gather(1, first.clamp(max=values.shape[1] - 1)).squeeze(1)
+        high = values.gather(1, last.clamp(max=values.shape[1] - 1)).squeeze(1)
+        return torch.maximum(low, seen.low), torch.minimum(high, seen.high)
+
+
+class LpSearch(RangeSearch):
+    """The shrunken interval with the least mean |x - x_hat|^p; p = 2 is the mean squared error.
+
+    Both ends shrink by one factor, except that the ends of an affine grid shrink each on its own in a second pass.
+
+    Args:
+        p: the exponent of the error, above 0. 2.4 is the choice of BRECQ's release.
+        candidates: how many factors are tried, from 1 down to 1 / candidates.
+
+    Raises:
+        ValueError: p or candidates not positive.
+    """
+
+    def __init__(self, p: float, candidates: int) -> None:
+        if p <= 0 or candidates < 1:
+            raise ValueError(f"expected p > 0 and candidates >= 1, got p={p} and candidates={candidates}")
+        self.p, self.candidates = p, candidates
+
+    def __call__(self, seen: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:
+        factors = torch.linspace(1, 1 / self.candidates, self.candidates).tolist()
+        low, high = self._best(seen, grid, [(seen.low * f, seen.high * f) for f in factors])
+        if not grid.symmetric:
+            low, high = self._best(seen, grid, [(low, high)] + [(low * f, high) for f in factors])
+            low, high = self._best(seen, grid, [(low, high)] + [(low, high * f) for f in factors])
+        return low, high
+
+    def _best(self, seen: Distribution, grid: Grid, intervals: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The interval of least error in every group; the first of equals."""
+        errors = torch.stack([self.error(seen, low, high, grid) for low, high in intervals])
+        choice = errors.argmin(0, keepdim=True)
+        lows = torch.stack([low for low, _ in intervals]).gather(0, choice)
+        highs = torch.stack([high for _, high in intervals]).gather(0, choice)
+        return lows[0], highs[0]
+
+    def error(self, seen: Distribution, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+        """The count-weighted sum of |x - x_hat|^p of every group, (G,)."""
+        scale, zero_point = affine_parameters(low, high, grid)
+        scale, zero_point = scale[:, None], zero_point[:, None]
+        rounded = ((seen.values / scale).round() + zero_point).clamp(grid.low, grid.high)
+        return (((rounded - zero_point) * scale - seen.values).abs().pow(self.p) * seen.counts).sum(1)

@@ -1,0 +1,58 @@
+"""DDIM(eta)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffusers import DDIMScheduler
+
+from ptq_diffusion.sampler.sampler import Sampler, clip_of, prediction
+from ptq_diffusion.sampler.step import Step
+
+
+class DDIM(Sampler):
+    """x_s = sqrt(abar_s) x_0 + sqrt(1 - abar_s - sigma^2) epsilon + sigma z, Song et al., ICLR 2021, arXiv 2010.02502.
+
+    Epsilon is the one that the unclipped output implies, as in diffusers. eta = 1 without clipping is DDPM with the
+    small variance; eta = 0 is deterministic.
+
+    Args:
+        steps: how many network evaluations.
+        eta: 0 to 1, the share of DDPM's noise.
+        scheduler: options that replace those of the model's own scheduler, such as `timestep_spacing: trailing`.
+
+    Raises:
+        ValueError: eta outside [0, 1] or steps below 1.
+    """
+
+    def __init__(self, steps: int, eta: float, scheduler: Mapping[str, Any]) -> None:
+        if not 0 <= eta <= 1:
+            raise ValueError(f"expected eta in [0, 1], got {eta}")
+        if steps < 1:
+            raise ValueError(f"expected at least one step, got {steps}")
+        self._count, self.eta, self._overrides = steps, eta, dict(scheduler)
+
+    def steps(self, scheduler_config: Mapping[str, Any]) -> Sequence[Step]:
+        scheduler = DDIMScheduler.from_config(dict(scheduler_config) | self._overrides)
+        scheduler.set_timesteps(self._count)
+        stride = scheduler.config.num_train_timesteps // self._count
+        return [self._row(scheduler, i, int(t), int(t) - stride) for i, t in enumerate(scheduler.timesteps)]
+
+    def _row(self, scheduler: DDIMScheduler, i: int, t: int, s: int) -> Step:
+        abar_t = float(scheduler.alphas_cumprod[t])
+        abar_s = float(scheduler.alphas_cumprod[s] if s >= 0 else scheduler.final_alpha_cumprod)
+        sigma = self.eta * ((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s)) ** 0.5
+        direction = max(1 - abar_s - sigma**2, 0.0) ** 0.5
+        p_x, p_m, e_x, e_m = prediction(scheduler.config.prediction_type, abar_t)
+        return Step(
+            i=i,
+            t=t,
+            c_x=direction * e_x,
+            c_m=direction * e_m,
+            c_0=abar_s**0.5,
+            p_x=p_x,
+            p_m=p_m,
+            sigma=sigma,
+            clip=clip_of(scheduler.config),
+            abar_t=abar_t,
+            direction=direction,
+        )

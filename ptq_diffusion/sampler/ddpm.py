@@ -1,0 +1,65 @@
+"""Ancestral DDPM sampling."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffusers import DDPMScheduler
+
+from ptq_diffusion.sampler.sampler import Sampler, clip_of, prediction
+from ptq_diffusion.sampler.step import Step
+
+
+class DDPM(Sampler):
+    """The posterior mean of q(x_s | x_t, x_0) plus noise, Ho et al., NeurIPS 2020, arXiv 2006.11239, equations 6 and 7.
+
+    The variance is the scheduler's: fixed_small, fixed_small_log or fixed_large.
+
+    Args:
+        steps: how many network evaluations; fewer than the training's skip times, as in diffusers.
+        scheduler: options that replace those of the model's own scheduler, such as `variance_type: fixed_large`.
+
+    Raises:
+        ValueError: steps below 1.
+    """
+
+    def __init__(self, steps: int, scheduler: Mapping[str, Any]) -> None:
+        if steps < 1:
+            raise ValueError(f"expected at least one step, got {steps}")
+        self._count, self._overrides = steps, dict(scheduler)
+
+    def steps(self, scheduler_config: Mapping[str, Any]) -> Sequence[Step]:
+        scheduler = DDPMScheduler.from_config(dict(scheduler_config) | self._overrides)
+        scheduler.set_timesteps(self._count)
+        return [self._row(scheduler, i, int(t)) for i, t in enumerate(scheduler.timesteps)]
+
+    def _row(self, scheduler: DDPMScheduler, i: int, t: int) -> Step:
+        s = int(scheduler.previous_timestep(t))
+        abar_t = float(scheduler.alphas_cumprod[t])
+        abar_s = float(scheduler.alphas_cumprod[s]) if s >= 0 else 1.0
+        alpha = abar_t / abar_s
+        p_x, p_m, _, _ = prediction(scheduler.config.prediction_type, abar_t)
+        return Step(
+            i=i,
+            t=t,
+            c_x=alpha**0.5 * (1 - abar_s) / (1 - abar_t),
+            c_m=0.0,
+            c_0=abar_s**0.5 * (1 - alpha) / (1 - abar_t),
+            p_x=p_x,
+            p_m=p_m,
+            sigma=_variance(scheduler.config.variance_type, abar_t, abar_s) ** 0.5 if t > 0 else 0.0,
+            clip=clip_of(scheduler.config),
+            abar_t=abar_t,
+            direction=None,
+        )
+
+
+def _variance(variance_type: str, abar_t: float, abar_s: float) -> float:
+    beta = 1 - abar_t / abar_s
+    if variance_type in ("fixed_small", "fixed_small_log"):
+        return (1 - abar_s) / (1 - abar_t) * beta
+    if variance_type == "fixed_large":
+        return beta
+    raise ValueError(
+        f"expected variance_type fixed_small, fixed_small_log or fixed_large, got {variance_type!r}; "
+        "set sampler.scheduler.variance_type to one of these"
+    )

@@ -1,0 +1,54 @@
+"""The only sampling loop."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ptq_diffusion.numeric.seed import SampleNoise
+from ptq_diffusion.sampler.step import Step
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What the loop shows at every step: the state x_t, the output m used there, and the next state x_s."""
+
+    step: Step
+    x_t: Tensor
+    m: Tensor
+    x_s: Tensor
+
+
+def sample(
+    predict: Callable[[Tensor, Step], Tensor],
+    steps: Sequence[Step],
+    noise: SampleNoise,
+    sigma: Callable[[Step], float] = lambda step: step.sigma,
+    device: torch.device | str = "cpu",
+) -> Iterator[Visit]:
+    """Walk from noise to x_0; the last visit's x_s is x_0.
+
+    Noise is drawn at every step, even where sigma is 0, so that samplers and corrections share the same noise.
+
+    Args:
+        predict: from (x_t, step) to the output m, corrected or not.
+        steps: the sampler's table.
+        noise: the noise of this batch of samples.
+        sigma: the standard deviation to use at a step in place of the table's.
+        device: where the states live.
+
+    Raises:
+        FloatingPointError: the output of a step is not finite.
+    """
+    x_t = noise.draw(device)
+    for step in steps:
+        m = predict(x_t, step)
+        x_s = step.mean(x_t, m) + sigma(step) * noise.draw(device)
+        if not torch.isfinite(x_s).all():
+            raise FloatingPointError(
+                f"the state after step {step.i} (t = {step.t}) is not finite; check the model's weights, "
+                "or raise the number of bits"
+            )
+        yield Visit(step, x_t, m, x_s)
+        x_t = x_s

@@ -1,0 +1,51 @@
+"""The contract of a sampler: it only computes a table."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ptq_diffusion.sampler.step import Step
+
+
+class Sampler(ABC):
+    """A table of step coefficients, taken from the scheduler that the model was saved with."""
+
+    @abstractmethod
+    def steps(self, scheduler_config: Mapping[str, Any]) -> Sequence[Step]:
+        """The rows in the order of sampling, from t = T down.
+
+        Args:
+            scheduler_config: the configuration of a diffusers scheduler, as its `config` or `scheduler_config.json`.
+
+        Raises:
+            ValueError: an option of the scheduler that this sampler does not reproduce.
+        """
+
+
+def prediction(prediction_type: str, abar_t: float) -> tuple[float, float, float, float]:
+    """How (x_t, m) gives x_0 and epsilon: (p_x, p_m, e_x, e_m), x_0 = p_x x_t + p_m m, epsilon = e_x x_t + e_m m.
+
+    Salimans & Ho, ICLR 2022, arXiv 2202.00512, for v.
+
+    Raises:
+        ValueError: an unknown prediction type.
+    """
+    signal, noise = abar_t**0.5, (1 - abar_t) ** 0.5
+    if prediction_type == "epsilon":
+        return 1 / signal, -noise / signal, 0.0, 1.0
+    if prediction_type == "v_prediction":
+        return signal, -noise, noise, signal
+    if prediction_type == "sample":
+        return 0.0, 1.0, 1 / noise, -signal / noise
+    raise ValueError(f"expected prediction_type epsilon, v_prediction or sample, got {prediction_type!r}")
+
+
+def clip_of(config: Mapping[str, Any]) -> float | None:
+    """The radius that a scheduler clips x_0 to, or None.
+
+    Raises:
+        ValueError: the scheduler asks for dynamic thresholding, which is not affine and not reproduced.
+    """
+    if config.get("thresholding"):
+        raise ValueError("expected a scheduler without dynamic thresholding; set thresholding to false to go on without")
+    return float(config["clip_sample_range"]) if config["clip_sample"] else None
