@@ -12,11 +12,6 @@ CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Make the goal of one composed experiment."""
-    from ptq_diffusion.stage.runtime import Runtime
-    from ptq_diffusion.stage.store import Store
-    from ptq_diffusion.stage.train_denoiser import TrainDenoiser
+    from ptq_diffusion.stage.experiment import run
 
-    goals = {stage.name: stage for stage in (TrainDenoiser,)}
-    runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.devices, cfg.runtime.progress)
-    folder = Store(Path(cfg.outputs) / "store", runtime).obtain(goals[cfg.goal], cfg)
-    runtime.say(str(folder))
+    run(cfg)

@@ -35,6 +35,8 @@ class ByRole(BitwidthPolicy):
             matches = [name for name in layers if fnmatchcase(name, pattern)]
             if not matches:
                 some = ", ".join(list(layers)[:5])
-                raise ValueError(f"expected bitwidth pattern {pattern!r} to match a layer, it matches none; layers are {some}, ...")
+                raise ValueError(
+                    f"expected bitwidth pattern {pattern!r} to match a layer, it matches none; layers are {some}, ..."
+                )
             layers |= dict.fromkeys(matches, bits)
         return BitwidthPlan(layers)

@@ -37,9 +37,7 @@ class PTQD(Correction):
         ValueError: an option is none of the above.
     """
 
-    def __init__(
-        self, correlated: bool, bias: Bias, variance: Variance, k_clamp: bool, direction: Direction
-    ) -> None:
+    def __init__(self, correlated: bool, bias: Bias, variance: Variance, k_clamp: bool, direction: Direction) -> None:
         _require_one_of("bias", bias, ("intercept", "total", "off"))
         _require_one_of("variance", variance, ("pooled", "mean_std", "off"))
         _require_one_of("direction", direction, ("original", "reduced"))
@@ -49,7 +47,8 @@ class PTQD(Correction):
     def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> "FittedPTQD":
         if len(statistics.steps) != len(steps):
             raise ValueError(
-                f"expected statistics of all {len(steps)} steps, got {len(statistics.steps)}; measure them for this table"
+                f"expected statistics of all {len(steps)} steps, got {len(statistics.steps)}; "
+                "measure them for this table"
             )
         terms = [self._fit_step(moments, step) for moments, step in zip(statistics.steps, steps, strict=True)]
         table = list(steps)
@@ -80,8 +79,8 @@ class PTQD(Correction):
         k = covariance / variance
         if k <= -1:
             raise ValueError(
-                f"expected 1 + k > 0, at t = {step.t} k = {k:.3f}: the quantized output points away from the float one; "
-                "raise the number of bits"
+                f"expected 1 + k > 0, at t = {step.t} k = {k:.3f}: "
+                "the quantized output points away from the float one; raise the number of bits"
             )
         return max(k, 0.0) if self.k_clamp else k
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ptq_diffusion.numeric.moments import Moments
@@ -74,7 +74,7 @@ class StepMoments:
         """Var D, Cov(D, m) and Var m, centred per channel and averaged over channels."""
         c, covariance = self.channels, self.joint.covariance
         of_noise, across, of_m = covariance[c : 2 * c, c : 2 * c], covariance[c : 2 * c, :c], covariance[:c, :c]
-        return tuple(float(block.diagonal().mean()) for block in (of_noise, across, of_m))
+        return float(of_noise.diagonal().mean()), float(across.diagonal().mean()), float(of_m.diagonal().mean())
 
     @property
     def snr(self) -> float:
@@ -110,14 +110,24 @@ class NoiseStatistics:
         self.require(other.fingerprint)
         return NoiseStatistics(self.fingerprint, [a.merge(b) for a, b in zip(self.steps, other.steps, strict=True)])
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All moments by `step/name`, to be kept as safetensors."""
+        named: dict[str, Tensor] = {}
+        for i, step in enumerate(self.steps):
+            named[f"{i}/count"] = torch.tensor(step.joint.count)
+            named[f"{i}/mean"], named[f"{i}/scatter"] = step.joint.mean, step.joint.scatter
+            named[f"{i}/per_sample"] = step.per_sample
+        return named
+
+    @classmethod
+    def of_tensors(cls, fingerprint: Fingerprint, named: Mapping[str, Tensor]) -> "NoiseStatistics":
+        """The inverse of `tensors`."""
+        count = sum(name.endswith("/count") for name in named)
+        return cls(fingerprint, [_step(named, i) for i in range(count)])
+
     def save(self, path: Path) -> None:
         """Write one safetensors file; the fingerprint lies in its metadata."""
-        tensors: dict[str, Tensor] = {}
-        for i, step in enumerate(self.steps):
-            tensors[f"{i}/mean"], tensors[f"{i}/scatter"] = step.joint.mean, step.joint.scatter
-            tensors[f"{i}/per_sample"] = step.per_sample
-            tensors[f"{i}/count"] = torch.tensor(step.joint.count)
-        save_file(tensors, path, metadata={"fingerprint": json.dumps(dataclasses.asdict(self.fingerprint))})
+        save_file(self.tensors(), path, metadata={"fingerprint": json.dumps(dataclasses.asdict(self.fingerprint))})
 
     @classmethod
     def load(cls, path: Path) -> "NoiseStatistics":
@@ -128,15 +138,13 @@ class NoiseStatistics:
         """
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if "fingerprint" not in metadata:
             raise ValueError(f"{path} holds no noise statistics: its metadata has no fingerprint")
         recorded = json.loads(metadata["fingerprint"])
         fingerprint = Fingerprint(recorded["network"], recorded["steps"], tuple(recorded["shape"]))
-        count = sum(name.endswith("/count") for name in tensors)
-        return cls(fingerprint, [_step(tensors, i) for i in range(count)])
+        return cls.of_tensors(fingerprint, load_file(path))
 
 
-def _step(tensors: dict[str, Tensor], i: int) -> StepMoments:
-    joint = Moments(int(tensors[f"{i}/count"]), tensors[f"{i}/mean"], tensors[f"{i}/scatter"])
-    return StepMoments(joint, tensors[f"{i}/per_sample"])
+def _step(named: Mapping[str, Tensor], i: int) -> StepMoments:
+    joint = Moments(int(named[f"{i}/count"]), named[f"{i}/mean"], named[f"{i}/scatter"])
+    return StepMoments(joint, named[f"{i}/per_sample"])

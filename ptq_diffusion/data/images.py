@@ -81,12 +81,20 @@ class FolderImages(ImageSource):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
-    def load(self) -> LabelledImages:
-        paths = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not paths:
+    def files(self) -> list[Path]:
+        """The image files, sorted.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        found = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not found:
             kinds = ", ".join(sorted(SUFFIXES))
             raise FileNotFoundError(f"expected images ({kinds}) below {self.folder}, found none")
-        return LabelledImages(_stack([_decode(path.read_bytes()) for path in paths], self.folder), None)
+        return found
+
+    def load(self) -> LabelledImages:
+        return LabelledImages(_stack([_decode(path.read_bytes()) for path in self.files()], self.folder), None)
 
 
 def _decode(encoded: bytes) -> Tensor:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+BATCH = 256
 
 
 def bundled() -> Path:
@@ -44,6 +45,22 @@ class FeatureExtractor(nn.Module, ABC):
         Raises:
             ValueError: the images are not of such a shape or type.
         """
+
+    @torch.no_grad()
+    def batches(self, images: Tensor) -> Iterator[Tensor]:
+        """Features of (N, C, H, W) images on the CPU, `BATCH` images at a time, of the extractor's evaluation mode."""
+        device = next(self.parameters()).device
+        training = self.training
+        self.eval()
+        try:
+            for batch in images.split(BATCH):
+                yield self(batch.to(device)).cpu()
+        finally:
+            self.train(training)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features of all images at once, (N, C, H, W) to (N, D) float32 on the CPU; see `forward`."""
+        return torch.cat(list(self.batches(images)))
 
     def checksum(self) -> str:
         """Sixteen hex digits over the names, shapes and values of all parameters and buffers."""
@@ -118,6 +135,11 @@ class Cifar10Net(FeatureExtractor):
         save_file({key: value.contiguous() for key, value in self.state_dict().items()}, folder / f"{WEIGHTS}.tmp")
         for name in (CONFIG, WEIGHTS):
             os.replace(folder / f"{name}.tmp", folder / name)
+
+    @classmethod
+    def from_folder(cls, path: str | None) -> "Cifar10Net":
+        """What a configuration constructs: the network saved in a folder, or the bundled one where `path` is None."""
+        return cls.load(bundled() if path is None else Path(path))
 
     @classmethod
     def load(cls, folder: Path) -> "Cifar10Net":

@@ -14,7 +14,8 @@ class Denoiser(nn.Module, ABC):
 
     Attributes:
         shape: of one latent, (C, H, W).
-        scheduler_config: the configuration of the diffusers scheduler that it was trained with, prediction type included.
+        scheduler_config: the configuration of the diffusers scheduler that it was trained with, with its prediction
+            type.
     """
 
     shape: tuple[int, int, int]

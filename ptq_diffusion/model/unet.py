@@ -32,7 +32,7 @@ class UNetDenoiser(Denoiser):
         ValueError: the network expects class labels, or its channels fit neither case.
     """
 
-    def __init__(self, unet: nn.Module, scheduler_config: Mapping[str, Any]) -> None:
+    def __init__(self, unet: UNet2DModel, scheduler_config: Mapping[str, Any]) -> None:
         super().__init__()
         config = unet.config
         if config.class_embed_type is not None or config.num_class_embeds is not None:
@@ -65,7 +65,9 @@ class UNetDenoiser(Denoiser):
         _require_files(folder)
         kind = json.loads((folder / "unet" / "config.json").read_text()).get("_class_name")
         if kind != "UNet2DModel":
-            raise ValueError(f"expected a UNet2DModel in {folder / 'unet'}, got {kind}; other networks are not supported")
+            raise ValueError(
+                f"expected a UNet2DModel in {folder / 'unet'}, got {kind}; other networks are not supported"
+            )
         unet = UNet2DModel.from_pretrained(
             folder, subfolder="unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
@@ -85,7 +87,8 @@ class UNetDenoiser(Denoiser):
         macs = _conv_and_linear_macs(self.unet, self.shape)
         layers = dict(_layers(self.unet))
         return [
-            Site(name, _kind(layer), _role(name), macs[name], tuple(layer.weight.shape)) for name, layer in layers.items()
+            Site(name, _kind(layer), _role(name), macs[name], tuple(layer.weight.shape))
+            for name, layer in layers.items()
         ]
 
     def attention_macs(self) -> int:
@@ -123,7 +126,7 @@ def _require_files(folder: Path) -> None:
         )
 
 
-def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
     return ((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear))
 
 
@@ -139,7 +142,7 @@ def _conv_and_linear_macs(network: nn.Module, shape: Sequence[int]) -> dict[str,
     """MACs of every layer: each output element takes as many as one filter has weights."""
     macs: dict[str, int] = {}
 
-    def count(name: str, layer: nn.Module, output: Tensor) -> None:
+    def count(name: str, layer: nn.Conv2d | nn.Linear, output: Tensor) -> None:
         macs[name] = macs.get(name, 0) + output.numel() * layer.weight[0].numel()
 
     hooks = [

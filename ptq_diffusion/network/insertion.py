@@ -12,7 +12,7 @@ from ptq_diffusion.network.quantizers import LayerQuantizers, NetworkQuantizers
 
 @contextmanager
 def observing(network: nn.Module, quantizers: NetworkQuantizers) -> Iterator[None]:
-    """Within this context every forward of the float network shows its layers' inputs to their activation quantizers."""
+    """Within this context a forward of the float network shows its layers' inputs to their activation quantizers."""
     hooks = [
         network.get_submodule(name).register_forward_pre_hook(
             lambda _, inputs, quantizer=layer.activation: quantizer.observe(inputs[0])

@@ -16,11 +16,12 @@ class QuantizedLayer(nn.Module, ABC):
     """
 
     weight: Tensor
+    bias: Tensor | None
 
-    def __init__(self, layer: nn.Module, quantizers: LayerQuantizers) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, quantizers: LayerQuantizers) -> None:
         super().__init__()
-        weight = layer.weight.detach()
-        self.register_buffer("weight", weight.clone() if quantizers.weight is None else quantizers.weight(weight))
+        weight, quantizer = layer.weight.detach(), quantizers.weight
+        self.register_buffer("weight", weight.clone() if quantizer is None else quantizer(weight))
         self.bias = layer.bias
         self.activation = nn.Identity() if quantizers.activation is None else quantizers.activation
 

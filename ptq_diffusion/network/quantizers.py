@@ -54,7 +54,7 @@ class NetworkQuantizers:
         """Show every weight quantizer its weight."""
         for name, layer in self.layers.items():
             if layer.weight is not None:
-                layer.weight.observe(network.get_submodule(name).weight)
+                layer.weight.observe(network.get_parameter(f"{name}.weight"))
 
     def freeze(self) -> None:
         """Freeze all.
@@ -82,7 +82,9 @@ class NetworkQuantizers:
         expected = set(self.tensors())
         if expected != set(tensors):
             odd = sorted(expected ^ set(tensors))[:3]
-            raise ValueError(f"{path} holds quantizers of another network or plan (they differ in {', '.join(odd)}, ...)")
+            raise ValueError(
+                f"{path} holds quantizers of another network or plan (they differ in {', '.join(odd)}, ...)"
+            )
         for name, quantizer in self._named():
             quantizer.adopt({part: tensors[f"{name}/{part}"] for part, _ in quantizer.named_buffers()})
 

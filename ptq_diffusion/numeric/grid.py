@@ -10,8 +10,8 @@ FLOAT_BITS = 32
 class Grid:
     """The 2^bits consecutive integers of a quantized tensor.
 
-    A symmetric grid holds zero at the integer 0 and is signed: 4 bits are -8 ... 7. An affine grid is unsigned, 0 ... 15,
-    and a zero point says which of its integers stands for zero.
+    A symmetric grid is signed and holds zero at the integer 0: 4 bits are -8 ... 7. An affine grid is unsigned,
+    0 ... 15, and a zero point says which of its integers stands for zero.
 
     Args:
         bits: 2 to 8.

@@ -33,7 +33,9 @@ class DyadicHistogram:
         values = values.detach().float().flatten()
         low, high = (float(edge) for edge in values.aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError("expected finite values to take ranges from, got NaN or infinity; check the network's output")
+            raise ValueError(
+                "expected finite values to take ranges from, got NaN or infinity; check the network's output"
+            )
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(abs(low), abs(high))
         self._grow(math.frexp(largest)[1] if largest > 0 else -126)

@@ -47,5 +47,7 @@ def clip_of(config: Mapping[str, Any]) -> float | None:
         ValueError: the scheduler asks for dynamic thresholding, which is not affine and not reproduced.
     """
     if config.get("thresholding"):
-        raise ValueError("expected a scheduler without dynamic thresholding; set thresholding to false to go on without")
+        raise ValueError(
+            "expected a scheduler without dynamic thresholding; set thresholding to false to go on without"
+        )
     return float(config["clip_sample_range"]) if config["clip_sample"] else None

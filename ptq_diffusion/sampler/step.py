@@ -71,13 +71,13 @@ class Step:
             ValueError: the sampler is not of DDIM's form.
         """
         if self.direction is None:
-            raise ValueError("direction=reduced needs a DDIM sampler (sampler=ddim); this sampler has no direction term")
+            raise ValueError(
+                "direction=reduced needs a DDIM sampler (sampler=ddim); this sampler has no direction term"
+            )
         if self.direction == 0:
             return self
         ratio = math.sqrt(self.direction**2 + self.sigma**2 - sigma**2) / self.direction
-        return dataclasses.replace(
-            self, c_x=self.c_x * ratio, c_m=self.c_m * ratio, direction=self.direction * ratio
-        )
+        return dataclasses.replace(self, c_x=self.c_x * ratio, c_m=self.c_m * ratio, direction=self.direction * ratio)
 
 
 def fingerprint(steps: Sequence[Step]) -> str:

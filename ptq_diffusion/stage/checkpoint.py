@@ -25,7 +25,12 @@ class SafetensorsCheckpointIO(CheckpointIO):
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(beside, folder)
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: ANN401, ARG002, E501
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = None,  # noqa: ANN401, ARG002
+        weights_only: bool | None = None,  # noqa: ARG002
+    ) -> dict[str, Any]:
         tensors = load_file(Path(path) / "tensors.safetensors")
         return _from_json(json.loads((Path(path) / "state.json").read_text()), tensors)
 

@@ -11,6 +11,19 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 
+class TitledProgressBar(RichProgressBar):
+    """A progress bar that says what is being done."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self._title = title
+
+    @property
+    def predict_description(self) -> str:
+        """The words in front of the bar."""
+        return self._title
+
+
 @dataclass
 class Runtime:
     """How to run, in no signature.
@@ -19,7 +32,7 @@ class Runtime:
         accelerator: Lightning's word for the device type: auto, cpu, gpu.
         devices: how many of them.
         progress: whether to draw progress bars.
-        loggers: Lightning loggers that every trainer reports to.
+        loggers: Lightning loggers that training reports to.
         console: where messages go.
     """
 
@@ -31,24 +44,24 @@ class Runtime:
 
     def say(self, text: str) -> None:
         """One line for the user."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def trainer(
         self,
         folder: Path,
+        title: str,
         callbacks: Sequence[Callback] = (),
-        extra_loggers: Sequence[Logger] = (),
-        **options: Any,
+        loggers: Sequence[Logger] = (),
+        **options: Any,  # noqa: ANN401
     ) -> L.Trainer:
-        """A Lightning trainer on these devices; `options` go to it as they are."""
-        bar = [RichProgressBar()] if self.progress else []
+        """A Lightning trainer on these devices, with a progress bar of this title; `options` go to it as they are."""
+        bar: list[Callback] = [TitledProgressBar(title)] if self.progress else []
+        settings = {"devices": self.devices, "enable_model_summary": False} | options
         return L.Trainer(
             accelerator=self.accelerator,
-            devices=self.devices,
-            logger=[*self.loggers, *extra_loggers],
+            logger=list(loggers),
             callbacks=[*bar, *callbacks],
             enable_progress_bar=self.progress,
-            enable_model_summary=False,
             default_root_dir=folder,
-            **options,
+            **settings,
         )

@@ -13,6 +13,7 @@ from typing import ClassVar
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
+from ptq_diffusion.model.unet import folder_checksum
 from ptq_diffusion.stage.factory import plain
 from ptq_diffusion.stage.runtime import Runtime
 
@@ -46,6 +47,13 @@ class Stage(ABC):
     def evidence(self, cfg: DictConfig) -> dict[str, str]:  # noqa: ARG002
         """Checksums of the files outside the store that the stage reads, such as the model's weights."""
         return {}
+
+
+class ModelStage(Stage):
+    """A stage that reads the model's folder, whose contents are part of its signature."""
+
+    def evidence(self, cfg: DictConfig) -> dict[str, str]:
+        return {"model": folder_checksum(cfg.model.path)}
 
 
 class Store:

@@ -1,0 +1,162 @@
+"""How far a metric of finitely many images can be trusted, and the difference of two variants of the same noise.
+
+Variants are paired: image i of each was sampled from the same seed and the same noise, so one resampling of the
+indices serves them all, and what the images share cancels in a difference. Only the generated images are resampled;
+the reference is taken as given.
+
+Intervals are *normal* bootstrap intervals: the difference +- 1.96 standard deviations of the resampled differences.
+Percentile intervals are not used: a resampled set has fewer distinct images, which biases its FID upwards by about
+as much again as the finite sample does, so the percentiles lie beside the value that they should surround (Efron and
+Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from ptq_diffusion.metric.frechet import FeatureMoments, distance_to, frechet_distance
+from ptq_diffusion.numeric.seed import generator
+
+QUANTILE = 1.96
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of one variant and its bootstrap standard error."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The difference of two variants, first minus second, and its 95 % normal bootstrap interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A metric of several variants.
+
+    Args:
+        estimates: by variant.
+        differences: by (first, second), for every pair in the order of the variants.
+    """
+
+    estimates: Mapping[str, Estimate]
+    differences: Mapping[tuple[str, str], Interval]
+
+
+def paired_fid(features: Mapping[str, Tensor], reference: FeatureMoments, replicates: int, seed: int) -> Paired:
+    """The Fréchet distance of every variant to a reference, with errors.
+
+    Args:
+        features: by variant, (N, D); row i of every variant comes from the same noise.
+        reference: moments of the features of real images, of the same extractor.
+        replicates: the number of resampled sets, R.
+        seed: of the resampling; equal seeds give equal results.
+
+    Returns:
+        Distances in squared units of the features.
+
+    Raises:
+        ValueError: the variants differ in shape or their D is not the reference's, N < 2 or R < 2.
+    """
+    _require_pairs(features, 2)
+    width = len(reference.mean)
+    found = {variant: tuple(rows.shape) for variant, rows in features.items()}
+    if any(shape[1] != width for shape in found.values()):
+        raise ValueError(f"expected (N, {width}) features as in the reference, got {found}")
+    values = {
+        variant: frechet_distance(FeatureMoments.of(rows, reference.extractor), reference)
+        for variant, rows in features.items()
+    }
+    # centred once, so that weighted second moments lose no digits
+    centres = {variant: rows.double().mean(0) for variant, rows in features.items()}
+    centred = {variant: rows.double() - centres[variant] for variant, rows in features.items()}
+
+    def resampled(weights: Tensor, variant: str) -> float:
+        mean, covariance = _weighted_moments(weights, centred[variant])
+        return distance_to(mean + centres[variant], covariance, reference)
+
+    return _paired(values, resampled, _count(features), replicates, seed)
+
+
+def paired_mean(metrics: Mapping[str, Tensor], replicates: int, seed: int) -> Paired:
+    """The mean of a metric that every image has for itself, such as PSNR, with errors.
+
+    Args:
+        metrics: by variant, (N,); entry i of every variant comes from the same noise.
+        replicates: the number of resampled sets, R.
+        seed: of the resampling.
+
+    Returns:
+        Means and differences in the metric's unit.
+
+    Raises:
+        ValueError: the variants differ in shape, N < 2 or R < 2.
+    """
+    _require_pairs(metrics, 1)
+    columns = {variant: metric.double() for variant, metric in metrics.items()}
+    values = {variant: column.mean().item() for variant, column in columns.items()}
+    count = _count(metrics)
+    return _paired(values, lambda w, variant: (w @ columns[variant] / count).item(), count, replicates, seed)
+
+
+def paired_interval(first: Tensor, second: Tensor, replicates: int, seed: int) -> Interval:
+    """The mean difference of two per-image metrics, (N,) each and paired by index: `paired_mean` of two variants."""
+    return paired_mean({"first": first, "second": second}, replicates, seed).differences["first", "second"]
+
+
+def resampling_weights(count: int, replicates: int, seed: int) -> Iterator[Tensor]:
+    """For every replicate, how often each of `count` images is drawn when drawing `count` with replacement.
+
+    Yields:
+        (count,) float64 of whole numbers that add up to `count`; replicate r is a function of (seed, r).
+    """
+    for replicate in range(replicates):
+        draw = generator("bootstrap", seed, replicate)
+        rows = torch.randint(count, (count,), generator=draw)
+        yield torch.bincount(rows, minlength=count).double()
+
+
+def _weighted_moments(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and unbiased covariance (D, D) of rows (N, D) repeated by whole-number weights (N,)."""
+    total = weights.sum()
+    mean = weights @ rows / total
+    scaled = rows * weights.sqrt()[:, None]
+    return mean, (scaled.T @ scaled - total * torch.outer(mean, mean)) / (total - 1)
+
+
+def _paired(
+    values: dict[str, float], resampled: Callable[[Tensor, str], float], count: int, replicates: int, seed: int
+) -> Paired:
+    if replicates < 2:
+        raise ValueError(f"expected at least 2 bootstrap replicates, got {replicates}; raise metric.replicates")
+    draws = [[resampled(w, variant) for variant in values] for w in resampling_weights(count, replicates, seed)]
+    columns = dict(zip(values, torch.tensor(draws, dtype=torch.float64).T, strict=True))
+    estimates = {variant: Estimate(value, columns[variant].std().item()) for variant, value in values.items()}
+    differences = {}
+    for first, second in combinations(values, 2):
+        difference = values[first] - values[second]
+        half = QUANTILE * (columns[first] - columns[second]).std().item()
+        differences[first, second] = Interval(difference, difference - half, difference + half)
+    return Paired(estimates, differences)
+
+
+def _count(variants: Mapping[str, Tensor]) -> int:
+    return len(next(iter(variants.values())))
+
+
+def _require_pairs(variants: Mapping[str, Tensor], dimensions: int) -> None:
+    shapes = {variant: tuple(rows.shape) for variant, rows in variants.items()}
+    shape = next(iter(shapes.values()), ())
+    if len(shape) != dimensions or shape[0] < 2 or len(set(shapes.values())) > 1:
+        kind = "(N, D)" if dimensions == 2 else "(N,)"
+        raise ValueError(f"expected variants of one shape {kind} with N >= 2, paired by noise, got {shapes}")

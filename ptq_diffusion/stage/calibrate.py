@@ -1,0 +1,64 @@
+"""Stage: the range of every quantizer, over all steps of float sampling."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import lightning as L
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.network import NetworkQuantizers, observing
+from ptq_diffusion.sampler import Step
+from ptq_diffusion.stage.chunks import read_chunks
+from ptq_diffusion.stage.parts import build_model, build_quantizers, build_steps
+from ptq_diffusion.stage.runtime import Runtime
+from ptq_diffusion.stage.store import ModelStage
+from ptq_diffusion.stage.trajectories import Trajectories
+
+
+class States(IterableDataset[tuple[float, Tensor]]):
+    """(t, x_t) of every chunk and step; one chunk is in memory at a time."""
+
+    def __init__(self, folder: Path, steps: Sequence[Step]) -> None:
+        self.folder, self.table = folder, steps
+
+    def __len__(self) -> int:
+        return len(list(self.folder.glob("*.safetensors"))) * len(self.table)
+
+    def __iter__(self) -> Iterator[tuple[float, Tensor]]:
+        for chunk in read_chunks(self.folder):
+            yield from ((step.t, x_t) for step, x_t in zip(self.table, chunk["states"], strict=True))
+
+
+class Calibration(L.LightningModule):
+    """Float forwards under observation."""
+
+    def __init__(self, model: Denoiser, quantizers: NetworkQuantizers) -> None:
+        super().__init__()
+        self.model, self.quantizers = model, quantizers
+
+    def predict_step(self, batch: tuple[float, Tensor], _: int) -> None:
+        t, x_t = batch
+        with observing(self.model.network, self.quantizers):
+            self.model.predict(x_t, t)
+
+
+class Calibrate(ModelStage):
+    """Scales and zero points of every quantizer, `quantizers.safetensors`; one device sees all states."""
+
+    name = "calibrate"
+    version = 1
+    needs = (Trajectories,)
+    uses = ("model", "sampler", "quantizer", "bitwidth")
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+        model = build_model(cfg)
+        quantizers = build_quantizers(cfg, model)
+        quantizers.observe_weights(model.network)
+        states = States(inputs[Trajectories.name] / "chunks", build_steps(cfg, model))
+        trainer = runtime.trainer(out, "calibration", devices=1)
+        trainer.predict(Calibration(model, quantizers), DataLoader(states, batch_size=None), return_predictions=False)
+        quantizers.freeze()
+        quantizers.save(out / "quantizers.safetensors")

@@ -1,0 +1,61 @@
+"""Stage: the moments of the quantization noise along float sampling."""
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ptq_diffusion.correction import Fingerprint, NoiseStatistics, StepMoments
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.network.quantizers import network_fingerprint
+from ptq_diffusion.sampler import Step, sample
+from ptq_diffusion.sampler.step import fingerprint
+from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.chunks import Chunk, ChunkWork, chunks, read_chunks, run_chunks
+from ptq_diffusion.stage.parts import build_model, build_quantized, build_steps
+from ptq_diffusion.stage.runtime import Runtime
+from ptq_diffusion.stage.store import ModelStage
+
+
+class MeasureNoise(ChunkWork):
+    """Float sampling; at every state the quantized network is asked too, and only moments are kept."""
+
+    def __init__(self, model: Denoiser, quantized: Denoiser, steps: Sequence[Step]) -> None:
+        super().__init__()
+        self.model, self.quantized, self.steps = model, quantized, steps
+        self.owner = noise_fingerprint(quantized, steps)
+
+    def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
+        walk = sample(lambda x, s: self.model.predict(x, s.t), self.steps, chunk.noise(self.model.shape), device=device)
+        measured = []
+        for visit in walk:
+            q = self.quantized.predict(visit.x_t, visit.step.t)
+            measured.append(StepMoments.of(*(tensor[: chunk.count] for tensor in (visit.m, q, visit.x_t))))
+        return NoiseStatistics(self.owner, measured).tensors()
+
+
+class Noise(ModelStage):
+    """`noise.safetensors`: a `NoiseStatistics` merged in the order of samples."""
+
+    name = "noise"
+    version = 1
+    needs = (Calibrate,)
+    uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "micro_batch")
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+        model = build_model(cfg)
+        quantized = build_quantized(cfg, model, inputs[Calibrate.name])
+        steps = build_steps(cfg, model)
+        work = MeasureNoise(model, quantized, steps)
+        wanted = chunks([cfg.noise.seed], cfg.noise.images, cfg.micro_batch)
+        run_chunks(work, wanted, out / "chunks", runtime, "quantization noise")
+        parts = (NoiseStatistics.of_tensors(work.owner, chunk) for chunk in read_chunks(out / "chunks"))
+        reduce(NoiseStatistics.merge, parts).save(out / "noise.safetensors")
+
+
+def noise_fingerprint(quantized: Denoiser, steps: Sequence[Step]) -> Fingerprint:
+    """What statistics of this network on this table belong to."""
+    return Fingerprint(network_fingerprint(quantized.network), fingerprint(steps), quantized.shape)

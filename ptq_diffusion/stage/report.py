@@ -1,0 +1,102 @@
+"""The end of a run: its table, figures and report.json, written into the run's own folder."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+
+from ptq_diffusion.correction import NoiseStatistics, StepReport
+from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
+from ptq_diffusion.stage.factory import construct
+from ptq_diffusion.stage.figures import image_grid, noise_curves
+from ptq_diffusion.stage.noise import Noise
+from ptq_diffusion.stage.parts import build_model, build_steps
+from ptq_diffusion.stage.samples import CorrectedSamples, FullPrecisionSamples, QuantizedSamples, read_images
+from ptq_diffusion.stage.store import Stage, Store, write_json, write_text
+
+SHOWN = 16
+"""How many samples the image grid shows."""
+
+
+def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any]:
+    """Obtain every stage and write report.json, table.csv, config.yaml and the figures.
+
+    Args:
+        store: where the stages' artefacts are.
+        cfg: the whole configuration.
+        folder: the run's folder.
+
+    Returns:
+        What report.json holds: rows, paired, protocol, signatures and figures, whose paths are relative to the folder.
+    """
+    evaluation = read_evaluation(store.obtain(Evaluate, cfg))
+    figures = _figures(store, cfg, folder)
+    labels = {"full_precision": "none", "quantized": "none", "corrected": cfg.labels.correction}
+    rows = [{"variant": row["variant"], "correction": labels[row["variant"]]} | row for row in evaluation["rows"]]
+    report = evaluation | {
+        "rows": rows,
+        "signatures": dict(store.signatures),
+        "figures": [str(figure.relative_to(folder)) for figure in figures],
+    }
+    _write_csv(folder / "table.csv", rows)
+    write_json(folder / "report.json", report)
+    return report
+
+
+def run_folder(store: Store, cfg: DictConfig) -> Path:
+    """outputs/runs/<name>-<signature>, made now, with the resolved configuration in it."""
+    folder = Path(cfg.outputs) / "runs" / f"{cfg.name}-{store.signature(Evaluate, cfg)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    return folder
+
+
+def table(report: Mapping[str, Any]) -> Table:
+    """The report's rows for the console."""
+    shown = Table(title=f"FID in the space of {report['protocol']['extractor']}, {report['protocol']['against']}")
+    for title in ("variant", "W/A", "FID", "FID to float", "PSNR to float", "GBOPs/image", "saving", "MB"):
+        shown.add_column(title, justify="left" if title == "variant" else "right")
+    for row in report["rows"]:
+        name = row["variant"] if row["variant"] != "corrected" else f"corrected: {row['correction']}"
+        shown.add_row(
+            name.replace("_", " "),
+            f"{row['weight_bits']}/{row['activation_bits']}",
+            f"{row['fid']:.2f} ± {row['fid_se']:.2f}",
+            f"{row['fid_to_fp']:.2f}",
+            f"{row['psnr_to_fp']:.2f} dB" if row["psnr_to_fp"] is not None else "same",
+            f"{row['bops_per_image'] / 1e9:,.0f}",
+            f"{row['bops_saving']:.1f}x",
+            f"{row['weight_bytes'] / 1e6:.2f}",
+        )
+    return shown
+
+
+def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:
+    stages: dict[str, type[Stage]] = {
+        "full precision": FullPrecisionSamples,
+        "quantized": QuantizedSamples,
+        "corrected": CorrectedSamples,
+    }
+    images = {name: read_images(store.obtain(stage, cfg))[:SHOWN] for name, stage in stages.items()}
+    shown = min(SHOWN, len(next(iter(images.values()))))
+    paths = folder / "images.png", folder / "noise.png"
+    image_grid(images, shown, paths[0])
+    noise_curves(step_reports(store, cfg), paths[1])
+    return paths
+
+
+def step_reports(store: Store, cfg: DictConfig) -> Sequence[StepReport]:
+    """What the correction found at every step."""
+    steps = build_steps(cfg, build_model(cfg))
+    statistics = NoiseStatistics.load(store.obtain(Noise, cfg) / "noise.safetensors")
+    return construct(cfg.correction).fit(statistics, steps).report()
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,119 @@
+"""Stages: images of the float, the quantized and the corrected model, from the same noise."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ptq_diffusion.correction import FittedCorrection, NoiseStatistics
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.sampler import Step, sample
+from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.chunks import Chunk, ChunkWork, chunks, read_chunks, run_chunks
+from ptq_diffusion.stage.factory import construct
+from ptq_diffusion.stage.noise import Noise, noise_fingerprint
+from ptq_diffusion.stage.parts import build_model, build_quantized, build_steps
+from ptq_diffusion.stage.runtime import Runtime
+from ptq_diffusion.stage.store import ModelStage
+
+SAMPLING = ("model", "sampler", "images", "seeds", "micro_batch")
+QUANTIZING = ("quantizer", "bitwidth")
+
+
+class DrawImages(ChunkWork):
+    """Sampling to the end; images as bytes.
+
+    Args:
+        model: what is sampled, float or quantized.
+        steps: the table.
+        predict: from (x_t, step) to the output that is used.
+        sigma: the noise scale that is used at a step.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        steps: Sequence[Step],
+        predict: Callable[[Tensor, Step], Tensor],
+        sigma: Callable[[Step], float],
+    ) -> None:
+        super().__init__()
+        self.model, self.steps, self.predict, self.sigma = model, steps, predict, sigma
+
+    @classmethod
+    def of(cls, model: Denoiser, steps: Sequence[Step]) -> "DrawImages":
+        """Uncorrected."""
+        return cls(model, steps, lambda x_t, step: model.predict(x_t, step.t), lambda step: step.sigma)
+
+    @classmethod
+    def corrected(cls, model: Denoiser, correction: FittedCorrection) -> "DrawImages":
+        """With the correction's output, noise scale and table."""
+
+        def predict(x_t: Tensor, step: Step) -> Tensor:
+            return correction.output(model.predict(x_t, step.t), x_t, step)
+
+        return cls(model, correction.steps(), predict, correction.sigma)
+
+    def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
+        *_, last = sample(self.predict, self.steps, chunk.noise(self.model.shape), self.sigma, device)
+        return {"images": to_bytes(self.model.decode(last.x_s))[: chunk.count]}
+
+
+class FullPrecisionSamples(ModelStage):
+    """Images of the float model."""
+
+    name = "samples_full_precision"
+    version = 1
+    uses = SAMPLING
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
+        model = build_model(cfg)
+        _draw(DrawImages.of(model, build_steps(cfg, model)), cfg, out, runtime, "full-precision images")
+
+
+class QuantizedSamples(ModelStage):
+    """Images of the quantized model as it is."""
+
+    name = "samples_quantized"
+    version = 1
+    needs = (Calibrate,)
+    uses = (*SAMPLING, *QUANTIZING)
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+        model = build_model(cfg)
+        quantized = build_quantized(cfg, model, inputs[Calibrate.name])
+        _draw(DrawImages.of(quantized, build_steps(cfg, model)), cfg, out, runtime, "quantized images")
+
+
+class CorrectedSamples(ModelStage):
+    """Images of the quantized model, corrected."""
+
+    name = "samples_corrected"
+    version = 1
+    needs = (Calibrate, Noise)
+    uses = (*SAMPLING, *QUANTIZING, "correction")
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+        model = build_model(cfg)
+        quantized = build_quantized(cfg, model, inputs[Calibrate.name])
+        steps = build_steps(cfg, model)
+        statistics = NoiseStatistics.load(inputs[Noise.name] / "noise.safetensors")
+        statistics.require(noise_fingerprint(quantized, steps))
+        fitted = construct(cfg.correction).fit(statistics, steps)
+        _draw(DrawImages.corrected(quantized, fitted), cfg, out, runtime, "corrected images")
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] as uint8, rounded to nearest."""
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def read_images(folder: Path) -> Tensor:
+    """All images of a samples artefact, (seeds x images, C, H, W) uint8, in the order of seeds and samples."""
+    return torch.cat([chunk["images"] for chunk in read_chunks(folder / "chunks")])
+
+
+def _draw(work: DrawImages, cfg: DictConfig, out: Path, runtime: Runtime, title: str) -> None:
+    run_chunks(work, chunks(list(cfg.seeds), cfg.images, cfg.micro_batch), out / "chunks", runtime, title)

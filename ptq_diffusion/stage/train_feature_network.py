@@ -1,0 +1,75 @@
+"""Stage: train the classifier whose pooled last layer is the feature space of the metrics."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from lightning import seed_everything
+from omegaconf import DictConfig
+from torch.nn import functional as F
+
+from ptq_diffusion.data import LabelledImages
+from ptq_diffusion.metric.feature_network import Cifar10Net
+from ptq_diffusion.stage.factory import construct
+from ptq_diffusion.stage.feature_network_training import FeatureNetworkTraining
+from ptq_diffusion.stage.resumable_fit import resumable_fit
+from ptq_diffusion.stage.runtime import Runtime
+from ptq_diffusion.stage.store import Stage, write_json
+from ptq_diffusion.stage.train_denoiser import WarmupStableDecay
+
+
+class TrainFeatureNetwork(Stage):
+    """From labelled images to a `Cifar10Net` folder with its test accuracy; resumes from its own checkpoint."""
+
+    name = "train_feature_network"
+    version = 1
+    uses = ("data", "test_data", "training")
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
+        training, begin = cfg.training, time.perf_counter()
+        seed_everything(training.seed)
+        module = FeatureNetworkTraining(
+            network=construct(training.network).to(memory_format=torch.channels_last),
+            optimizer=construct(training.optimizer),
+            rate=WarmupStableDecay(training.steps, training.warmup, training.cooldown),
+            label_smoothing=training.label_smoothing,
+        )
+        data, test = labelled(cfg.data), labelled(cfg.test_data)
+        start = resumable_fit(module, data, training, out, runtime)
+        module.network.save(out)
+        network = Cifar10Net.load(out)
+        measured = accuracy_and_loss(network, test)
+        facts = {
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "steps": training.steps,
+            "epochs": training.steps * training.batch_size / len(data),
+            "seed": training.seed,
+            "resumed_from_step": start,
+            "seconds_since_resumed": time.perf_counter() - begin,
+            "checksum": network.checksum(),
+        }
+        write_json(out / "metrics.json", measured | facts)
+        shutil.rmtree(out / "checkpoint")
+
+
+def labelled(node: DictConfig) -> LabelledImages:
+    """The images of a data source that has labels.
+
+    Raises:
+        ValueError: the source has none.
+    """
+    data = construct(node).load()
+    if data.labels is None:
+        raise ValueError(f"expected labelled images, {node._target_} has no labels; set a label column")
+    return data
+
+
+@torch.inference_mode()
+def accuracy_and_loss(network: Cifar10Net, test: LabelledImages) -> dict[str, float]:
+    """The fraction of images classified rightly and the mean cross entropy in nats, over all images, in float32."""
+    assert test.labels is not None
+    logits = network.logits(network.features(test.images))
+    accuracy = (logits.argmax(1) == test.labels).sum() / len(test)
+    return {"test_accuracy": accuracy.item(), "test_loss": F.cross_entropy(logits, test.labels).item()}

@@ -1,0 +1,41 @@
+"""Stage: the states x_t that float sampling passes through."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.sampler import Step, sample
+from ptq_diffusion.stage.chunks import Chunk, ChunkWork, chunks, run_chunks
+from ptq_diffusion.stage.parts import build_model, build_steps
+from ptq_diffusion.stage.runtime import Runtime
+from ptq_diffusion.stage.store import ModelStage
+
+
+class RecordStates(ChunkWork):
+    """Float sampling, every state kept."""
+
+    def __init__(self, model: Denoiser, steps: Sequence[Step]) -> None:
+        super().__init__()
+        self.model, self.steps = model, steps
+
+    def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
+        walk = sample(lambda x, s: self.model.predict(x, s.t), self.steps, chunk.noise(self.model.shape), device=device)
+        return {"states": torch.stack([visit.x_t[: chunk.count] for visit in walk])}
+
+
+class Trajectories(ModelStage):
+    """Calibration inputs: (steps, B, C, H, W) states in each chunk file."""
+
+    name = "trajectories"
+    version = 1
+    uses = ("model", "sampler", "calibration", "micro_batch")
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
+        model = build_model(cfg)
+        wanted = chunks([cfg.calibration.seed], cfg.calibration.images, cfg.micro_batch)
+        work = RecordStates(model, build_steps(cfg, model))
+        run_chunks(work, wanted, out / "chunks", runtime, "calibration states")

@@ -1,0 +1,114 @@
+"""One resampling for all variants: errors shrink as they should, and what variants share cancels."""
+
+import pytest
+import torch
+
+from ptq_diffusion.metric import FeatureMoments, frechet_distance, paired_fid, paired_interval, paired_mean
+from ptq_diffusion.metric.bootstrap import resampling_weights
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+REFERENCE = FeatureMoments.of(normal(5000, 4, seed=7), "x")
+
+
+def width(interval):
+    return interval.high - interval.low
+
+
+def test_weights_count_draws_with_replacement():
+    weights = torch.stack(list(resampling_weights(500, 40, seed=3)))
+    assert torch.equal(weights, weights.round()) and weights.min() == 0
+    assert torch.equal(weights.sum(1), torch.full((40,), 500.0).double())
+    assert (weights == 0).double().mean().item() == pytest.approx(torch.e**-1, abs=0.01)
+
+
+def test_values_and_errors_equal_those_of_images_drawn_again():
+    rows = normal(200, 4) + 0.3
+    found = paired_fid({"a": rows}, REFERENCE, 5, seed=1).estimates["a"]
+    drawn = [rows.repeat_interleave(weights.long(), 0) for weights in resampling_weights(200, 5, seed=1)]
+    distances = torch.tensor([frechet_distance(FeatureMoments.of(again, "x"), REFERENCE) for again in drawn])
+    assert found.value == frechet_distance(FeatureMoments.of(rows, "x"), REFERENCE)
+    assert found.standard_error == pytest.approx(distances.double().std().item(), rel=1e-4)
+
+
+def test_the_same_variant_twice_differs_by_nothing():
+    rows = normal(100, 4)
+    result = paired_fid({"a": rows, "b": rows.clone()}, REFERENCE, 10, seed=0)
+    interval = result.differences["a", "b"]
+    assert (interval.difference, interval.low, interval.high) == (0, 0, 0)
+    assert result.estimates["a"] == result.estimates["b"]
+
+
+def test_equal_seeds_give_equal_results_and_others_do_not():
+    rows = {"a": normal(100, 4), "b": normal(100, 4, seed=1)}
+    first, again, other = (paired_fid(rows, REFERENCE, 10, seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first.estimates["a"].value == other.estimates["a"].value
+    assert first.estimates["a"].standard_error != other.estimates["a"].standard_error
+
+
+def test_a_variant_does_not_change_the_others():
+    a, b, c = (normal(100, 4, seed=seed) for seed in range(3))
+    pair = paired_fid({"a": a, "b": b}, REFERENCE, 10, seed=0)
+    triple = paired_fid({"a": a, "b": b, "c": c}, REFERENCE, 10, seed=0)
+    assert list(triple.differences) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert pair.differences["a", "b"] == triple.differences["a", "b"]
+
+
+def test_error_of_the_distance_shrinks_with_the_root_of_the_count():
+    rows = normal(3200, 4) + 0.5
+    errors = [paired_fid({"a": rows[:count]}, REFERENCE, 200, 0).estimates["a"].standard_error for count in (800, 3200)]
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.25)
+
+
+def test_error_of_a_mean_is_the_textbook_one():
+    values = normal(1000)
+    estimate = paired_mean({"a": values}, 400, seed=0).estimates["a"]
+    assert estimate.value == pytest.approx(values.mean().item(), rel=1e-5)
+    assert estimate.standard_error == pytest.approx(values.std().item() / 1000**0.5, rel=0.15)
+
+
+def test_pairing_narrows_the_interval_and_covers_the_difference():
+    a = normal(500, 4)
+    near, order = a + 0.1, torch.randperm(500, generator=torch.Generator().manual_seed(5))
+    paired = paired_fid({"a": a, "b": near}, REFERENCE, 100, seed=0).differences["a", "b"]
+    unpaired = paired_fid({"a": a, "b": near[order]}, REFERENCE, 100, seed=0).differences["a", "b"]
+    assert paired.difference == pytest.approx(unpaired.difference, abs=1e-9)
+    assert width(paired) < width(unpaired)
+    assert paired.high - paired.difference == pytest.approx(paired.difference - paired.low)
+
+
+def test_interval_of_a_constant_difference_has_no_width():
+    values = normal(300)
+    interval = paired_interval(values + 2, values, 50, seed=0)
+    assert interval.difference == pytest.approx(2, abs=1e-5)
+    assert width(interval) < 1e-5
+    swapped = paired_interval(values, values + 2, 50, seed=0)
+    assert swapped.difference == pytest.approx(-interval.difference)
+
+
+def test_interval_of_a_mean_covers_the_truth_about_as_often_as_it_says():
+    covered = 0
+    for seed in range(200):
+        interval = paired_interval(normal(60, seed=seed) + 1, normal(60, seed=seed + 1000), 60, seed)
+        covered += interval.low <= 1 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+@pytest.mark.parametrize(
+    ("rows", "replicates", "message"),
+    [
+        ({"a": normal(10, 4), "b": normal(9, 4)}, 10, "one shape"),
+        ({"a": normal(1, 4)}, 10, "N >= 2"),
+        ({"a": normal(10, 3)}, 10, "as in the reference"),
+        ({"a": normal(10)}, 10, "one shape"),
+        ({}, 10, "one shape"),
+        ({"a": normal(10, 4)}, 1, "replicates"),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(rows, replicates, message):
+    with pytest.raises(ValueError, match=message):
+        paired_fid(rows, REFERENCE, replicates, seed=0)

@@ -1,0 +1,133 @@
+"""A file imports its own folder and lower floors, never a sibling or a higher one."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "ptq_diffusion"
+ROOT = Path(__file__).parents[1] / PACKAGE
+FLOORS = {
+    "numeric": 0,
+    "quantizer": 1,
+    "model": 1,
+    "sampler": 1,
+    "data": 1,
+    "bitwidth": 2,
+    "network": 2,
+    "rounding": 3,
+    "correction": 3,
+    "metric": 3,
+    "stage": 4,
+}
+TOP = 5  # the modules of the package's root: the entry point and the version
+GROUND_FLOOR_LIBRARIES = {PACKAGE, "numpy", "torch"} | sys.stdlib_module_names
+NOT_A_NOUN = {"utils", "util", "common", "core", "helpers", "helper", "misc"}
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import, wherever it stands; a relative one begins with a dot.
+
+    `from a import b` gives `a.b`: only the second part of a name of this package matters, and both forms have it.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def complaint(name: str, folder: str) -> str | None:
+    """What is wrong with importing `name` in a file of `folder`, or None; the root's folder is ''."""
+    if name.startswith("."):
+        return f"relative import of {name}; write the full name"
+    library, _, rest = name.partition(".")
+    floor = FLOORS.get(folder, TOP)
+    if floor == 0 and library not in GROUND_FLOOR_LIBRARIES:
+        return f"floor 0 imports {library}; it knows torch, numpy and the standard library only"
+    if library != PACKAGE or rest == "__version__":
+        return None
+    head = rest.split(".")[0]
+    target = head if head in FLOORS else ""
+    if target == folder or FLOORS.get(target, TOP) < floor:
+        return None
+    return f"{folder} (floor {floor}) imports {target or 'the root'} (floor {FLOORS.get(target, TOP)})"
+
+
+def violations(root: Path) -> list[str]:
+    """One line for each broken rule in the package at `root`."""
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).parts
+        folder = parts[0] if len(parts) > 1 else ""
+        if folder and folder not in FLOORS:
+            found.append(f"{'/'.join(parts)}: folder {folder} has no floor; choose one in FLOORS")
+            continue
+        found += [f"{'/'.join(parts)}: {part} is no noun" for part in parts if part.removesuffix(".py") in NOT_A_NOUN]
+        for line, name in imports(ast.parse(path.read_text(encoding="utf-8"))):
+            if wrong := complaint(name, folder):
+                found.append(f"{'/'.join(parts)}:{line}: {wrong}")
+    return found
+
+
+def test_every_file_keeps_to_its_floor() -> None:
+    assert len(list(ROOT.rglob("*.py"))) > 10
+    assert violations(ROOT) == []
+
+
+def test_every_folder_of_code_is_a_package() -> None:
+    folders = {path.parent for path in ROOT.rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_conf_holds_no_code() -> None:
+    assert list((ROOT.parent / "conf").rglob("*.py")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "expected"),
+    [
+        ("numeric/a.py", "from ptq_diffusion.quantizer import b", "numeric (floor 0) imports quantizer (floor 1)"),
+        ("numeric/a.py", "import omegaconf.base", "floor 0 imports omegaconf"),
+        ("quantizer/a.py", "from ptq_diffusion.model.b import c", "quantizer (floor 1) imports model (floor 1)"),
+        ("network/a.py", "import ptq_diffusion.bitwidth", "network (floor 2) imports bitwidth (floor 2)"),
+        ("metric/a.py", "from ptq_diffusion import stage", "metric (floor 3) imports stage (floor 4)"),
+        ("model/a.py", "from ptq_diffusion.main import main", "model (floor 1) imports the root (floor 5)"),
+        ("model/a.py", "import ptq_diffusion", "model (floor 1) imports the root (floor 5)"),
+        ("stage/a.py", "def late():\n    from . import b", "relative import of ..b"),
+        ("sampler/deep/a.py", "if True:\n    import ptq_diffusion.stage", "sampler (floor 1) imports stage (floor 4)"),
+        ("helpers/a.py", "", "folder helpers has no floor"),
+        ("metric/utils.py", "", "utils.py is no noun"),
+        ("metric/misc/a.py", "", "misc is no noun"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path: Path, path: str, source: str, expected: str) -> None:
+    planted = tmp_path / path
+    planted.parent.mkdir(parents=True)
+    planted.write_text(source)
+    (line,) = violations(tmp_path)
+    assert line.startswith(path)
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("numeric/a.py", "import math, torch\nfrom numpy.typing import NDArray\nfrom ptq_diffusion.numeric.b import c"),
+        (
+            "network/a.py",
+            "from ptq_diffusion.quantizer import b\nfrom ptq_diffusion.network.c import d\nimport diffusers",
+        ),
+        ("stage/a.py", "from ptq_diffusion import __version__, metric"),
+        ("main.py", "import ptq_diffusion.stage"),
+        ("__main__.py", "from ptq_diffusion.main import main"),
+    ],
+)
+def test_an_allowed_import_is_no_violation(tmp_path: Path, path: str, source: str) -> None:
+    allowed = tmp_path / path
+    allowed.parent.mkdir(exist_ok=True)
+    allowed.write_text(source)
+    assert violations(tmp_path) == []

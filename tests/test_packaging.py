@@ -1,0 +1,92 @@
+"""What an installation holds: the code, every configuration and the bundled weights, and nothing that grows."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hatchling.build import build_sdist, build_wheel
+
+from ptq_diffusion import __version__
+from ptq_diffusion.main import CONF
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 12_000_000  # bytes of all bundled files together, so that a clone and a wheel stay small
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """The files below a folder, without what Python or an editor leaves there."""
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part == "__pycache__" or part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden:
+            yield path
+
+
+def members(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        out = tmp_path_factory.mktemp("wheel")
+        yield out / build_wheel(str(out))
+
+
+def test_the_wheel_holds_the_package_and_the_configurations(wheel: Path) -> None:
+    package = {path.relative_to(ROOT).as_posix() for path in files(ROOT / "ptq_diffusion")}
+    conf = {f"ptq_diffusion/{path.relative_to(ROOT).as_posix()}" for path in files(ROOT / "conf")}
+    assert "ptq_diffusion/conf/config.yaml" in conf
+    assert members(wheel) == package | conf
+
+
+def test_the_sdist_makes_the_same_wheel(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    sdist = tmp_path / build_sdist(str(tmp_path))
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path / sdist.name.removesuffix(".tar.gz"))
+    assert members(tmp_path / build_wheel(str(tmp_path))) == members(wheel)
+
+
+def test_the_wheel_declares_the_command_the_version_and_the_licence(wheel: Path) -> None:
+    info = f"ptq_diffusion-{__version__}.dist-info"
+    with zipfile.ZipFile(wheel) as archive:
+        assert "ptq-diffusion = ptq_diffusion.main:main" in archive.read(f"{info}/entry_points.txt").decode()
+        assert f"\nVersion: {__version__}\n" in archive.read(f"{info}/METADATA").decode()
+        assert archive.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+
+
+def test_size_of_the_bundled_files() -> None:
+    sizes = {path: path.stat().st_size for top in ("ptq_diffusion", "conf") for path in files(ROOT / top)}
+    largest = sorted(sizes, key=lambda path: -sizes[path])[:3]
+    assert sum(sizes.values()) < LIMIT, f"the largest are {[str(path.relative_to(ROOT)) for path in largest]}"
+
+
+def test_a_checkout_finds_its_configurations() -> None:
+    assert CONF.samefile(ROOT / "conf")
+    assert (CONF / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["wheel", "checkout"])
+def test_the_command_explains_itself(installed: bool, wheel: Path, tmp_path: Path) -> None:
+    home = tmp_path if installed else ROOT
+    if installed:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(home)
+    run = subprocess.run(
+        [sys.executable, "-m", "ptq_diffusion", "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "data: cifar10" in run.stdout
