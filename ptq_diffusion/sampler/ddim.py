@@ -5,7 +5,7 @@ from typing import Any
 
 from diffusers import DDIMScheduler
 
-from ptq_diffusion.sampler.sampler import Sampler, clip_of, prediction
+from ptq_diffusion.sampler.sampler import Sampler, clip_of, configured, prediction
 from ptq_diffusion.sampler.step import Step
 
 
@@ -32,7 +32,7 @@ class DDIM(Sampler):
         self._count, self.eta, self._overrides = steps, eta, dict(scheduler)
 
     def steps(self, scheduler_config: Mapping[str, Any]) -> Sequence[Step]:
-        scheduler = DDIMScheduler.from_config(dict(scheduler_config) | self._overrides)
+        scheduler = configured(DDIMScheduler, scheduler_config, self._overrides)
         scheduler.set_timesteps(self._count)
         stride = scheduler.config.num_train_timesteps // self._count
         return [self._row(scheduler, i, int(t), int(t) - stride) for i, t in enumerate(scheduler.timesteps)]

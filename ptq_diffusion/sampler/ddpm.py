@@ -5,7 +5,7 @@ from typing import Any
 
 from diffusers import DDPMScheduler
 
-from ptq_diffusion.sampler.sampler import Sampler, clip_of, prediction
+from ptq_diffusion.sampler.sampler import Sampler, clip_of, configured, prediction
 from ptq_diffusion.sampler.step import Step
 
 
@@ -28,7 +28,7 @@ class DDPM(Sampler):
         self._count, self._overrides = steps, dict(scheduler)
 
     def steps(self, scheduler_config: Mapping[str, Any]) -> Sequence[Step]:
-        scheduler = DDPMScheduler.from_config(dict(scheduler_config) | self._overrides)
+        scheduler = configured(DDPMScheduler, scheduler_config, self._overrides)
         scheduler.set_timesteps(self._count)
         return [self._row(scheduler, i, int(t)) for i, t in enumerate(scheduler.timesteps)]
 

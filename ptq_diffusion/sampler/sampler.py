@@ -1,8 +1,11 @@
 """The contract of a sampler: it only computes a table."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from diffusers import SchedulerMixin
 
 from ptq_diffusion.sampler.step import Step
 
@@ -20,6 +23,23 @@ class Sampler(ABC):
         Raises:
             ValueError: an option of the scheduler that this sampler does not reproduce.
         """
+
+
+def configured(kind: type[SchedulerMixin], config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """A diffusers scheduler of this kind with another's configuration, some options replaced.
+
+    Raises:
+        ValueError: the scheduler has no such option.
+    """
+    options = set(inspect.signature(kind.__init__).parameters) - {"self"}
+    if unknown := set(overrides) - options:
+        raise ValueError(
+            f"expected options of {kind.__name__} in sampler.scheduler, got {', '.join(sorted(unknown))}; "
+            f"it has {', '.join(sorted(options))}"
+        )
+    # diffusers would reset what this private list names to the kind's defaults, replaced options included.
+    given = {name: value for name, value in config.items() if name != "_use_default_values"}
+    return kind.from_config(given | dict(overrides))
 
 
 def prediction(prediction_type: str, abar_t: float) -> tuple[float, float, float, float]:

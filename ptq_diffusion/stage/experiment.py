@@ -1,5 +1,9 @@
 """One experiment from its configuration: a report, or the artefact of any one stage."""
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -24,6 +28,8 @@ STAGES: dict[str, type[Stage]] = {
         TrainDenoiser,
         TrainFeatureNetwork,
         ReferenceStatistics,
+        TrainFeatureNetwork,
+        ReferenceStatistics,
         Trajectories,
         Calibrate,
         Noise,
@@ -41,34 +47,42 @@ def run(cfg: DictConfig) -> None:
     Raises:
         ValueError: the goal is neither report nor a stage.
     """
+    if cfg.goal != "report" and cfg.goal not in STAGES:
+        raise ValueError(f"expected goal to be report or one of {', '.join(STAGES)}, got {cfg.goal!r}")
     runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.devices, cfg.runtime.progress)
     store = Store(Path(cfg.outputs) / "store", runtime)
-    if cfg.goal == "report":
-        _report(cfg, store, runtime)
-    elif cfg.goal in STAGES:
-        _stage(STAGES[cfg.goal], cfg, store, runtime)
-    else:
-        raise ValueError(f"expected goal to be report or one of {', '.join(STAGES)}, got {cfg.goal!r}")
-
-
-def _stage(stage: type[Stage], cfg: DictConfig, store: Store, runtime: Runtime) -> None:
+    stage = STAGES.get(cfg.goal, Evaluate)
     if cfg.force:
         store.forget(stage, cfg)
-    runtime.say(str(store.obtain(stage, cfg)))
+    folder = run_folder(store, stage, cfg)
+    quiet_libraries()
+    with tracking(construct(cfg.logger), cfg, folder, runtime) as tracker:
+        made = store.obtain(stage, cfg)
+        if cfg.goal == "report":
+            report = make_report(store, cfg, folder)
+            tracker.report(report["rows"], [folder / figure for figure in report["figures"]])
+            runtime.console.print(table(report))
+            made = folder / "report.json"
+    runtime.say(str(made))
 
 
-def _report(cfg: DictConfig, store: Store, runtime: Runtime) -> None:
-    if cfg.force:
-        store.forget(Evaluate, cfg)
-    folder = run_folder(store, cfg)
-    tracker: Tracker = construct(cfg.logger)
+@contextmanager
+def tracking(tracker: Tracker, cfg: DictConfig, folder: Path, runtime: Runtime) -> Iterator[Tracker]:
+    """A log that is open within the context and says whether it ended well."""
     success = False
     try:
-        tracker.start(cfg.name, folder, plain(cfg))
-        report = make_report(store, cfg, folder)
-        tracker.report(report["rows"], [folder / figure for figure in report["figures"]])
+        runtime.loggers = tracker.start(folder.name, folder, plain(cfg))
+        yield tracker
         success = True
     finally:
         tracker.finish(success)
-    runtime.console.print(table(report))
-    runtime.say(str(folder / "report.json"))
+
+
+def quiet_libraries() -> None:
+    """Leave the console to progress bars and results: no advice from Lightning, no deprecations inside it."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*IterableDataset.*__len__.*")
+    warnings.filterwarnings("ignore", message=".*predict returned None.*")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ptq_diffusion.correction import NoiseStatistics, StepReport
@@ -46,9 +47,9 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
     return report
 
 
-def run_folder(store: Store, cfg: DictConfig) -> Path:
-    """outputs/runs/<name>-<signature>, made now, with the resolved configuration in it."""
-    folder = Path(cfg.outputs) / "runs" / f"{cfg.name}-{store.signature(Evaluate, cfg)}"
+def run_folder(store: Store, stage: type[Stage], cfg: DictConfig) -> Path:
+    """outputs/runs/<name>-<signature of the stage>, made now, with the resolved configuration in it."""
+    folder = Path(cfg.outputs) / "runs" / f"{cfg.name}-{store.signature(stage, cfg)}"
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     return folder
@@ -56,17 +57,19 @@ def run_folder(store: Store, cfg: DictConfig) -> Path:
 
 def table(report: Mapping[str, Any]) -> Table:
     """The report's rows for the console."""
-    shown = Table(title=f"FID in the space of {report['protocol']['extractor']}, {report['protocol']['against']}")
-    for title in ("variant", "W/A", "FID", "FID to float", "PSNR to float", "GBOPs/image", "saving", "MB"):
-        shown.add_column(title, justify="left" if title == "variant" else "right")
+    protocol, first = report["protocol"], report["rows"][0]
+    count = f"{first['images'] * len(first['seeds']):,} images"
+    shown = Table(title=f"{protocol['metric']} of {count} {protocol['against']}", box=SIMPLE_HEAD)
+    for title in ("", "W/A", "FID ± se", "to float", "PSNR", "GBOPs", "saving", "MB"):
+        shown.add_column(title, justify="right" if title else "left", no_wrap=True)
     for row in report["rows"]:
-        name = row["variant"] if row["variant"] != "corrected" else f"corrected: {row['correction']}"
+        name = row["variant"] if row["variant"] != "corrected" else row["correction"]
         shown.add_row(
             name.replace("_", " "),
             f"{row['weight_bits']}/{row['activation_bits']}",
             f"{row['fid']:.2f} ± {row['fid_se']:.2f}",
             f"{row['fid_to_fp']:.2f}",
-            f"{row['psnr_to_fp']:.2f} dB" if row["psnr_to_fp"] is not None else "same",
+            f"{row['psnr_to_fp']:.2f}" if row["psnr_to_fp"] is not None else "same",
             f"{row['bops_per_image'] / 1e9:,.0f}",
             f"{row['bops_saving']:.1f}x",
             f"{row['weight_bytes'] / 1e6:.2f}",

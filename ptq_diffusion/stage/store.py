@@ -65,6 +65,7 @@ class Store:
     def __init__(self, root: Path, runtime: Runtime) -> None:
         self.root, self.runtime = root, runtime
         self.signatures: dict[str, str] = {}
+        self._obtained: dict[tuple[str, str], Path] = {}
 
     def signature(self, stage: type[Stage], cfg: DictConfig) -> str:
         """Sixteen hex digits over the stage's version and source, its configuration, its files and its needs."""
@@ -82,8 +83,13 @@ class Store:
     def obtain(self, stage: type[Stage], cfg: DictConfig) -> Path:
         """The folder of the stage's artefact, made now if the store lacks it."""
         signature = self.signature(stage, cfg)
-        self.signatures[stage.name] = signature
-        inputs = {need.name: self.obtain(need, cfg) for need in stage.needs}
+        if (stage.name, signature) not in self._obtained:
+            inputs = {need.name: self.obtain(need, cfg) for need in stage.needs}
+            self._obtained[stage.name, signature] = self._made(stage, signature, cfg, inputs)
+            self.signatures[stage.name] = signature
+        return self._obtained[stage.name, signature]
+
+    def _made(self, stage: type[Stage], signature: str, cfg: DictConfig, inputs: Mapping[str, Path]) -> Path:
         final = self.root / stage.name / signature
         final.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(final.with_suffix(".lock")):

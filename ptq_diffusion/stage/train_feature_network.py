@@ -71,5 +71,5 @@ def accuracy_and_loss(network: Cifar10Net, test: LabelledImages) -> dict[str, fl
     """The fraction of images classified rightly and the mean cross entropy in nats, over all images, in float32."""
     assert test.labels is not None
     logits = network.logits(network.features(test.images))
-    accuracy = (logits.argmax(1) == test.labels).sum() / len(test)
+    accuracy = torch.eq(logits.argmax(1), test.labels).double().mean()
     return {"test_accuracy": accuracy.item(), "test_loss": F.cross_entropy(logits, test.labels).item()}
