@@ -46,7 +46,7 @@ class Calibration(L.LightningModule):
 
 
 class Calibrate(ModelStage):
-    """Scales and zero points of every quantizer, `quantizers.safetensors`; one device sees all states."""
+    """Scales and zero points of every quantizer, `quantizers.safetensors`."""
 
     name = "calibrate"
     version = 1
@@ -58,7 +58,7 @@ class Calibrate(ModelStage):
         quantizers = build_quantizers(cfg, model)
         quantizers.observe_weights(model.network)
         states = States(inputs[Trajectories.name] / "chunks", build_steps(cfg, model))
-        trainer = runtime.trainer(out, "calibration", devices=1)
+        trainer = runtime.trainer(out, "calibration")
         trainer.predict(Calibration(model, quantizers), DataLoader(states, batch_size=None), return_predictions=False)
         quantizers.freeze()
         quantizers.save(out / "quantizers.safetensors")

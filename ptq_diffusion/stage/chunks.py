@@ -76,7 +76,7 @@ class ChunkModule(L.LightningModule):
 
 
 def run_chunks(work: ChunkWork, wanted: Sequence[Chunk], folder: Path, runtime: Runtime, title: str) -> None:
-    """Do the chunks whose files are missing in `folder`, on all devices of the runtime."""
+    """Do the chunks whose files are missing in `folder`."""
     folder.mkdir(exist_ok=True)
     missing = [chunk for chunk in wanted if not (folder / chunk.name).is_file()]
     if missing:

@@ -49,7 +49,7 @@ def run(cfg: DictConfig) -> None:
     """
     if cfg.goal != "report" and cfg.goal not in STAGES:
         raise ValueError(f"expected goal to be report or one of {', '.join(STAGES)}, got {cfg.goal!r}")
-    runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.devices, cfg.runtime.progress)
+    runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress)
     store = Store(Path(cfg.outputs) / "store", runtime)
     stage = STAGES.get(cfg.goal, Evaluate)
     if cfg.force:

@@ -1,4 +1,4 @@
-"""What may differ between two runs without changing a number: devices, progress, loggers."""
+"""What may differ between two runs without changing a number: the device, progress, loggers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,15 +29,13 @@ class Runtime:
     """How to run, in no signature.
 
     Args:
-        accelerator: Lightning's word for the device type: auto, cpu, gpu.
-        devices: how many of them.
+        accelerator: Lightning's word for the device type: auto, cpu, gpu. One device is used.
         progress: whether to draw progress bars.
         loggers: Lightning loggers that training reports to.
         console: where messages go.
     """
 
     accelerator: str
-    devices: int
     progress: bool
     loggers: Sequence[Logger] = ()
     console: Console = field(default_factory=Console)
@@ -54,14 +52,15 @@ class Runtime:
         loggers: Sequence[Logger] = (),
         **options: Any,  # noqa: ANN401
     ) -> L.Trainer:
-        """A Lightning trainer on these devices, with a progress bar of this title; `options` go to it as they are."""
+        """A Lightning trainer on this device, with a progress bar of this title; `options` go to it as they are."""
         bar: list[Callback] = [TitledProgressBar(title)] if self.progress else []
-        settings = {"devices": self.devices, "enable_model_summary": False} | options
         return L.Trainer(
             accelerator=self.accelerator,
+            devices=1,
             logger=list(loggers),
             callbacks=[*bar, *callbacks],
             enable_progress_bar=self.progress,
+            enable_model_summary=False,
             default_root_dir=folder,
-            **settings,
+            **options,
         )

@@ -23,7 +23,7 @@ from ptq_diffusion.stage.train_denoiser import WarmupStableDecay
 from ptq_diffusion.stage.train_feature_network import TrainFeatureNetwork, accuracy_and_loss
 
 CONF = Path(__file__).parents[2] / "conf"
-RUNTIME = Runtime("cpu", 1, False)
+RUNTIME = Runtime("cpu", False)
 SMALL = [
     "training.steps=6",
     "training.warmup=2",
