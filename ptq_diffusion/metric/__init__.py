@@ -3,6 +3,7 @@
 from ptq_diffusion.metric.bootstrap import Estimate, Interval, Paired, paired_fid, paired_interval, paired_mean
 from ptq_diffusion.metric.feature_network import Cifar10Net, FeatureExtractor, bundled
 from ptq_diffusion.metric.frechet import FeatureMoments, frechet_distance
+from ptq_diffusion.metric.pixels import Pixels
 from ptq_diffusion.metric.psnr import psnr
 from ptq_diffusion.metric.reference import FolderReference, NoReference, Reference, StatisticsReference
 
@@ -15,6 +16,7 @@ __all__ = [
     "Interval",
     "NoReference",
     "Paired",
+    "Pixels",
     "Reference",
     "StatisticsReference",
     "bundled",

@@ -49,7 +49,7 @@ class FeatureExtractor(nn.Module, ABC):
     @torch.no_grad()
     def batches(self, images: Tensor) -> Iterator[Tensor]:
         """Features of (N, C, H, W) images on the CPU, `BATCH` images at a time, of the extractor's evaluation mode."""
-        device = next(self.parameters()).device
+        device = next(iter(self.state_dict().values())).device
         training = self.training
         self.eval()
         try:
@@ -119,7 +119,10 @@ class Cifar10Net(FeatureExtractor):
     def _prepare(self, images: Tensor) -> Tensor:
         """Images as (N, 3, 32, 32) float32 in [-1, 1]."""
         if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
-            raise ValueError(f"expected images (N, 1 or 3, H >= 8, W >= 8), got {tuple(images.shape)}")
+            raise ValueError(
+                f"expected images (N, 1 or 3, H >= 8, W >= 8), got {tuple(images.shape)}; "
+                "metric=pixels takes any number of channels"
+            )
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"expected uint8 or floating-point images, got {images.dtype}; convert them first")
         x = images.float() / 255 if images.dtype == torch.uint8 else images.float()

@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+SMALLEST = -148
+"""The exponent of a range that holds no value but zero: below that of every other float32."""
+
 
 class DyadicHistogram:
     """Counts of a stream of values in equal bins over [-R, R), R a power of two that grows as needed.
@@ -38,9 +41,9 @@ class DyadicHistogram:
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(abs(low), abs(high))
-        self._grow(math.frexp(largest)[1] if largest > 0 else -126)
-        radius = math.ldexp(1.0, self._exponent)
-        index = ((values + radius) * (self.bins / (2 * radius))).long().clamp_(0, self.bins - 1)
+        self._grow(math.frexp(largest)[1] if largest > 0 else SMALLEST)
+        # In float64 a product with a power of two is exact, so no value is rounded over the edge of its bin.
+        index = (values.double() * math.ldexp(self.bins, -self._exponent - 1)).floor_().long() + self.bins // 2
         self.counts += torch.bincount(index, minlength=self.bins).cpu()
 
     def centres(self) -> Tensor:

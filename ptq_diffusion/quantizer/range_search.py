@@ -87,12 +87,12 @@ class Percentile(RangeSearch):
         counts = seen.counts.expand_as(values).gather(1, order).double()
         share = counts.cumsum(1) / counts.sum(1, keepdim=True)
         tail = (1 - self.percentile / 100) / 2
-        # Inclusive on both sides, so that 100 percent is min-max.
         first = (share <= tail).sum(1, keepdim=True)
         last = (share < 1 - tail).sum(1, keepdim=True)
-        low = values.gather(1, first.clamp(max=values.shape[1] - 1)).squeeze(1)
-        high = values.gather(1, last.clamp(max=values.shape[1] - 1)).squeeze(1)
-        return torch.maximum(low, seen.low), torch.minimum(high, seen.high)
+        low, high = values.gather(1, first).squeeze(1), values.gather(1, last).squeeze(1)
+        # The outermost bin of a histogram stands for its extreme value, so that 100 percent is min-max.
+        inside_low, inside_high = first.squeeze(1) > 0, last.squeeze(1) < values.shape[1] - 1
+        return torch.where(inside_low, low, seen.low), torch.where(inside_high, high, seen.high)
 
 
 class LpSearch(RangeSearch):

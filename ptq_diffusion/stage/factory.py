@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -12,12 +13,17 @@ def construct(node: DictConfig, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN4
     """Build what `node._target_` names, with the node's other keys and `kwargs` as its arguments.
 
     Raises:
-        ValueError: a target lies outside this package, diffusers and torch.optim.
+        ValueError: a target lies outside this package, diffusers and torch.optim. What a constructor raises passes
+            through.
     """
     for target in _targets(OmegaConf.to_container(node, resolve=True)):
         if not target.startswith(ALLOWED):
             raise ValueError(f"expected a _target_ that starts with one of {ALLOWED}, got {target!r}")
-    return instantiate(node, *args, _convert_="all", **kwargs)
+    try:
+        return instantiate(node, *args, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        # What the object itself said is clearer than Hydra's account of it.
+        raise error.__cause__ or error from None
 
 
 def plain(node: DictConfig | ListConfig) -> Any:  # noqa: ANN401

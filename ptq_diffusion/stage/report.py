@@ -59,7 +59,12 @@ def table(report: Mapping[str, Any]) -> Table:
     """The report's rows for the console."""
     protocol, first = report["protocol"], report["rows"][0]
     count = f"{first['images'] * len(first['seeds']):,} images"
-    shown = Table(title=f"{protocol['metric']} of {count} {protocol['against']}", box=SIMPLE_HEAD)
+    shown = Table(
+        title=f"{protocol['metric']} of {count} {protocol['against']}",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for title in ("", "W/A", "FID ± se", "to float", "PSNR", "GBOPs", "saving", "MB"):
         shown.add_column(title, justify="right" if title else "left", no_wrap=True)
     for row in report["rows"]:
@@ -70,7 +75,7 @@ def table(report: Mapping[str, Any]) -> Table:
             f"{row['fid']:.2f} ± {row['fid_se']:.2f}",
             f"{row['fid_to_fp']:.2f}",
             f"{row['psnr_to_fp']:.2f}" if row["psnr_to_fp"] is not None else "same",
-            f"{row['bops_per_image'] / 1e9:,.0f}",
+            f"{row['bops_per_image'] / 1e9:.4g}",
             f"{row['bops_saving']:.1f}x",
             f"{row['weight_bytes'] / 1e6:.2f}",
         )

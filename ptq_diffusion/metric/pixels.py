@@ -1,0 +1,32 @@
+"""A feature space that needs no network, for images that no classifier was trained on."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ptq_diffusion.metric.feature_network import FeatureExtractor
+
+
+class Pixels(FeatureExtractor):
+    """The pixels of images averaged down to a small square, for any number of channels.
+
+    It sees colour and layout and nothing finer; use it where no better extractor fits.
+
+    Args:
+        channels: of the images.
+        size: pixels a side that are left; the features are channels x size x size.
+    """
+
+    name = "pixels"
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.channels, self.size, self.num_features = channels, size, channels * size**2
+        # Where the images are to go, and what the checksum is of.
+        self.register_buffer("shape", torch.tensor([channels, size]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(f"expected images (N, {self.channels}, H, W), got {tuple(images.shape)}")
+        x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        return F.adaptive_avg_pool2d(x, self.size).flatten(1)

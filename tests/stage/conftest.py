@@ -1,0 +1,137 @@
+"""A tiny model on disk, and experiments on it that run in a second or two."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+from PIL import Image
+
+from ptq_diffusion.main import main
+from ptq_diffusion.stage.experiment import run
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def composed(*overrides):
+    """The configuration that the command line would give an experiment."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory):
+    def make():
+        import torch
+        from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+        torch.manual_seed(0)
+        unet = UNet2DModel(
+            sample_size=8,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=8,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        )
+        f = tmp_path_factory.mktemp("m")
+        DDPMPipeline(unet, DDPMScheduler()).save_pretrained(f)
+        return f
+
+    folder = make()
+    return lambda: folder
+
+
+@pytest.fixture
+def tiny(tiny_model_folder, tmp_path):
+    """Overrides that make any experiment small: a tiny model, a few images and steps, files below tmp_path."""
+    return [
+        "model=diffusers",
+        f"model.path={tiny_model_folder()}",
+        "sampler.steps=3",
+        "images=5",
+        "seeds=[0,1]",
+        "micro_batch=4",
+        "calibration.images=4",
+        "noise.images=6",
+        "metric.replicates=5",
+        "runtime.accelerator=cpu",
+        "runtime.progress=false",
+        "logger=none",
+        f"outputs={tmp_path / 'outputs'}",
+    ]
+
+
+@pytest.fixture
+def make(tiny, capsys):
+    """Run one experiment with further overrides; the path that it prints last."""
+
+    def run_one(*overrides):
+        run(composed(*tiny, *overrides))
+        said = capsys.readouterr().out
+        sys.stdout.write(said)
+        return Path(said.strip().splitlines()[-1])
+
+    return run_one
+
+
+@pytest.fixture
+def report(make):
+    """Run one experiment with further overrides; its report.json and the folder that holds it."""
+
+    def run_one(*overrides):
+        path = make(*overrides)
+        return json.loads(path.read_text()), path.parent
+
+    return run_one
+
+
+@pytest.fixture
+def command(tiny, monkeypatch, capsys):
+    """Run the command line; what it prints."""
+
+    def run_one(*arguments, tiny=tuple(tiny)):
+        flags = [argument for argument in arguments if argument.startswith("-")]
+        overrides = [argument for argument in arguments if argument not in flags]
+        monkeypatch.setattr(sys, "argv", ["ptq-diffusion", *flags, *tiny, *overrides])
+        main()
+        return capsys.readouterr().out
+
+    return run_one
+
+
+def write_parquet(folder, split, images, labels):
+    cells = []
+    for image in images:
+        encoded = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(encoded, "png")
+        cells.append({"bytes": encoded.getvalue(), "path": None})
+    table = pyarrow.table({"img": cells, "label": labels.tolist()})
+    pyarrow.parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+
+
+@pytest.fixture
+def images_folder(tmp_path):
+    """Dark images of class 0 and bright ones of class 1, as the parquet shards of a data set."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for split, count, seed in (("train", 32, 0), ("test", 10, 1)):
+        labels = torch.arange(count) % 2
+        draw = torch.Generator().manual_seed(seed)
+        images = torch.randint(60, (count, 3, 16, 16), generator=draw) + 150 * labels[:, None, None, None]
+        write_parquet(folder, split, images.byte(), labels)
+    return folder
