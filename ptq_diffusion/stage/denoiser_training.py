@@ -77,5 +77,6 @@ class DenoiserTraining(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self._optimizer(self.network.parameters())
-        schedule = LambdaLR(optimizer, self._rate)
+        # A function and not the object itself: LambdaLR would keep the object's old length in every checkpoint.
+        schedule = LambdaLR(optimizer, lambda step: self._rate(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -33,7 +33,8 @@ class MeasureNoise(ChunkWork):
         measured = []
         for visit in walk:
             q = self.quantized.predict(visit.x_t, visit.step.t)
-            measured.append(StepMoments.of(*(tensor[: chunk.count] for tensor in (visit.m, q, visit.x_t))))
+            # Moments are float64, which not every device has.
+            measured.append(StepMoments.of(*(tensor[: chunk.count].cpu() for tensor in (visit.m, q, visit.x_t))))
         return NoiseStatistics(self.owner, measured).tensors()
 
 

@@ -65,6 +65,8 @@ class Store:
     def __init__(self, root: Path, runtime: Runtime) -> None:
         self.root, self.runtime = root, runtime
         self.signatures: dict[str, str] = {}
+        # Files are read once for each run, which lasts as long as its store.
+        self._signatures: dict[str, str] = {}
         self._obtained: dict[tuple[str, str], Path] = {}
 
     def signature(self, stage: type[Stage], cfg: DictConfig) -> str:
@@ -74,11 +76,13 @@ class Store:
             "stage": [stage.name, stage.version],
             "source": hashlib.sha256(inspect.getsource(stage).encode()).hexdigest(),
             "config": plain(given),
-            "evidence": stage().evidence(given),
             "needs": {need.name: self.signature(need, cfg) for need in stage.needs},
         }
-        text = json.dumps(identity, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        asked = json.dumps(identity, sort_keys=True)
+        if asked not in self._signatures:
+            text = json.dumps(identity | {"evidence": stage().evidence(given)}, sort_keys=True)
+            self._signatures[asked] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return self._signatures[asked]
 
     def obtain(self, stage: type[Stage], cfg: DictConfig) -> Path:
         """The folder of the stage's artefact, made now if the store lacks it."""
