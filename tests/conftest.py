@@ -1,8 +1,12 @@
-"""Settings of every test: no network, no display, one thread, and a clear word about a broken torchvision."""
+"""Settings of every test: no network, no display, one thread, and a clear word about a broken torchvision.
+
+Fixtures: configurations composed as the command does it, and folders of tiny models saved by stock diffusers.
+"""
 
 import importlib
 import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +29,68 @@ def pytest_configure() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def composed():
+    """From overrides such as `+correction=ptqd` to the configuration that Hydra composes from conf/."""
+    from hydra import compose, initialize_config_dir
+
+    from ptq_diffusion.main import CONF
+
+    def make(*overrides):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose(overrides=list(overrides))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory):
+    """A factory of folders as `DDPMPipeline.save_pretrained` writes them, one for each set of arguments.
+
+    The network is a stock UNet2DModel with random weights and attention in its middle and at half resolution.
+    """
+    import torch
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    folders = {}
+
+    def make(prediction_type="epsilon", channels=3, size=(8, 8), out_channels=None) -> Path:
+        key = (prediction_type, channels, size, out_channels)
+        if key in folders:
+            return folders[key]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            unet = UNet2DModel(
+                sample_size=size,
+                in_channels=channels,
+                out_channels=out_channels or channels,
+                layers_per_block=1,
+                block_out_channels=(8, 16),
+                down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+                up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+                attention_head_dim=8,
+                norm_num_groups=4,
+            )
+        folders[key] = tmp_path_factory.mktemp("model")
+        DDPMPipeline(unet, DDPMScheduler(prediction_type=prediction_type)).save_pretrained(folders[key])
+        return folders[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gaussian_law():
+    """From a linear denoiser and a table to the mean and the standard deviation of x_0, exact, without sampling."""
+    import torch
+
+    def law(denoiser, steps):
+        mean, variance = 0.0, 1.0
+        for step in steps:
+            at_zero, at_one = (float(denoiser.predict(torch.tensor(x).double(), step.t)) for x in (0.0, 1.0))
+            slope = step.c_x + step.c_0 * step.p_x + step.gain * (at_one - at_zero)
+            mean, variance = slope * mean + step.gain * at_zero, slope**2 * variance + step.sigma**2
+        return mean, variance**0.5
+
+    return law

@@ -14,7 +14,9 @@ class NoCorrection(Correction):
     """m~ = q and sigma' = sigma. Its report still shows what PTQD would find with all its terms off."""
 
     def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> "FittedNoCorrection":
-        terms_off = PTQD(correlated=False, bias="off", variance="off", k_clamp=False, direction="original")
+        terms_off = PTQD(
+            correlated=False, bias="off", variance="off", centre="channel", k_clamp=False, direction="original"
+        )
         return FittedNoCorrection(steps, terms_off.fit(statistics, steps).report())
 
 

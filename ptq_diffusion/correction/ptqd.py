@@ -14,6 +14,7 @@ from ptq_diffusion.sampler.step import Step
 Bias = Literal["intercept", "total", "off"]
 Variance = Literal["pooled", "mean_std", "off"]
 Direction = Literal["original", "reduced"]
+Centre = Literal["channel", "global"]
 
 
 class PTQD(Correction):
@@ -28,7 +29,10 @@ class PTQD(Correction):
         bias: "intercept" is the paper's mu_c = E[D_c] - k E[m_c]; "total" subtracts E[D_c], as the release does; "off"
             subtracts nothing.
         variance: "pooled" takes v over all samples and pixels, centred per channel; "mean_std" squares the mean of
-            per-sample standard deviations, as the release does, which is never larger; "off" keeps sigma.
+            per-sample standard deviations, as the release does, which is smaller but for the spread of the residual's
+            mean over channels, which it includes; "off" keeps sigma.
+        centre: "channel" centres m and D by channel before k is taken, "global" by one mean over all channels, as the
+            release does, which mixes differences between channels into k.
         k_clamp: raise negative k to 0, as the release does.
         direction: "original" keeps the step's coefficients; "reduced" recomputes DDIM's direction coefficient with
             sigma', as the release does.
@@ -37,12 +41,21 @@ class PTQD(Correction):
         ValueError: an option is none of the above.
     """
 
-    def __init__(self, correlated: bool, bias: Bias, variance: Variance, k_clamp: bool, direction: Direction) -> None:
+    def __init__(
+        self,
+        correlated: bool,
+        bias: Bias,
+        variance: Variance,
+        centre: Centre,
+        k_clamp: bool,
+        direction: Direction,
+    ) -> None:
         _require_one_of("bias", bias, ("intercept", "total", "off"))
         _require_one_of("variance", variance, ("pooled", "mean_std", "off"))
+        _require_one_of("centre", centre, ("channel", "global"))
         _require_one_of("direction", direction, ("original", "reduced"))
         self.correlated, self.bias, self.variance = correlated, bias, variance
-        self.k_clamp, self.direction = k_clamp, direction
+        self.centre, self.k_clamp, self.direction = centre, k_clamp, direction
 
     def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> "FittedPTQD":
         if len(statistics.steps) != len(steps):
@@ -70,7 +83,7 @@ class PTQD(Correction):
     def _k(self, moments: StepMoments, step: Step) -> float:
         if not self.correlated:
             return 0.0
-        _, covariance, variance = moments.pooled()
+        _, covariance, variance = moments.pooled() if self.centre == "channel" else moments.pooled_globally()
         if variance <= 0:
             raise ValueError(
                 f"expected a float output that varies, at t = {step.t} it is constant, so k is undefined; "

@@ -76,6 +76,16 @@ class StepMoments:
         of_noise, across, of_m = covariance[c : 2 * c, c : 2 * c], covariance[c : 2 * c, :c], covariance[:c, :c]
         return float(of_noise.diagonal().mean()), float(across.diagonal().mean()), float(of_m.diagonal().mean())
 
+    def pooled_globally(self) -> tuple[float, float, float]:
+        """Var D, Cov(D, m) and Var m, centred by one mean over all channels."""
+        var_noise, covariance, var_m = self.pooled()
+        noise, m = self.mean_noise - self.mean_noise.mean(), self.mean_m - self.mean_m.mean()
+        return (
+            var_noise + float(noise.square().mean()),
+            covariance + float((noise * m).mean()),
+            var_m + float(m.square().mean()),
+        )
+
     @property
     def snr(self) -> float:
         """SNR_Q = E|m|^2 / E|D|^2; infinite where there is no noise."""

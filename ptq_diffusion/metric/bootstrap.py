@@ -2,7 +2,7 @@
 
 Variants are paired: image i of each was sampled from the same seed and the same noise, so one resampling of the
 indices serves them all, and what the images share cancels in a difference. Only the generated images are resampled;
-the reference is taken as given.
+a reference of real images is taken as given, one that is itself a variant is resampled with the others.
 
 Intervals are *normal* bootstrap intervals: the difference +- 1.96 standard deviations of the resampled differences.
 Percentile intervals are not used: a resampled set has fewer distinct images, which biases its FID upwards by about
@@ -73,19 +73,61 @@ def paired_fid(features: Mapping[str, Tensor], reference: FeatureMoments, replic
     found = {variant: tuple(rows.shape) for variant, rows in features.items()}
     if any(shape[1] != width for shape in found.values()):
         raise ValueError(f"expected (N, {width}) features as in the reference, got {found}")
-    values = {
-        variant: frechet_distance(FeatureMoments.of(rows, reference.extractor), reference)
-        for variant, rows in features.items()
-    }
+    return _paired_distance(features, lambda _: reference, reference.extractor, replicates, seed)
+
+
+def paired_fid_to(variant: str, features: Mapping[str, Tensor], extractor: str, replicates: int, seed: int) -> Paired:
+    """The Fréchet distance of every variant to one of them, with errors.
+
+    That one is resampled with the others: what it shares with them cancels, and its own distance is exactly 0 +- 0.
+
+    Args:
+        variant: the one that the others are compared with.
+        features: by variant, (N, D); row i of every variant comes from the same noise.
+        extractor: the checksum of the extractor.
+        replicates: the number of resampled sets, R.
+        seed: of the resampling.
+
+    Returns:
+        Distances in squared units of the features.
+
+    Raises:
+        ValueError: the variants differ in shape, N < 2 or R < 2.
+    """
+    _require_pairs(features, 2)
+    rows = features[variant].double()
+
+    def reference(weights: Tensor) -> FeatureMoments:
+        mean, covariance = _weighted_moments(weights, rows - rows.mean(0))
+        return FeatureMoments(len(rows), mean + rows.mean(0), covariance, extractor)
+
+    return _paired_distance(features, reference, extractor, replicates, seed)
+
+
+def _paired_distance(
+    features: Mapping[str, Tensor],
+    reference: Callable[[Tensor], FeatureMoments],
+    extractor: str,
+    replicates: int,
+    seed: int,
+) -> Paired:
+    """Distances to a reference that may itself depend on the resampling weights."""
+    count = _count(features)
+    whole = reference(torch.ones(count, dtype=torch.float64))
+    values = {name: frechet_distance(FeatureMoments.of(rows, extractor), whole) for name, rows in features.items()}
     # centred once, so that weighted second moments lose no digits
-    centres = {variant: rows.double().mean(0) for variant, rows in features.items()}
-    centred = {variant: rows.double() - centres[variant] for variant, rows in features.items()}
+    centres = {name: rows.double().mean(0) for name, rows in features.items()}
+    centred = {name: rows.double() - centres[name] for name, rows in features.items()}
 
-    def resampled(weights: Tensor, variant: str) -> float:
-        mean, covariance = _weighted_moments(weights, centred[variant])
-        return distance_to(mean + centres[variant], covariance, reference)
+    def resampled(weights: Tensor) -> dict[str, float]:
+        drawn = reference(weights)
+        distances = {}
+        for name, rows in centred.items():
+            mean, covariance = _weighted_moments(weights, rows)
+            distances[name] = distance_to(mean + centres[name], covariance, drawn)
+        return distances
 
-    return _paired(values, resampled, _count(features), replicates, seed)
+    return _paired(values, resampled, count, replicates, seed)
 
 
 def paired_mean(metrics: Mapping[str, Tensor], replicates: int, seed: int) -> Paired:
@@ -106,7 +148,11 @@ def paired_mean(metrics: Mapping[str, Tensor], replicates: int, seed: int) -> Pa
     columns = {variant: metric.double() for variant, metric in metrics.items()}
     values = {variant: column.mean().item() for variant, column in columns.items()}
     count = _count(metrics)
-    return _paired(values, lambda w, variant: (w @ columns[variant] / count).item(), count, replicates, seed)
+
+    def resampled(weights: Tensor) -> dict[str, float]:
+        return {variant: (weights @ column / count).item() for variant, column in columns.items()}
+
+    return _paired(values, resampled, count, replicates, seed)
 
 
 def paired_interval(first: Tensor, second: Tensor, replicates: int, seed: int) -> Interval:
@@ -135,12 +181,16 @@ def _weighted_moments(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _paired(
-    values: dict[str, float], resampled: Callable[[Tensor, str], float], count: int, replicates: int, seed: int
+    values: dict[str, float],
+    resampled: Callable[[Tensor], Mapping[str, float]],
+    count: int,
+    replicates: int,
+    seed: int,
 ) -> Paired:
     if replicates < 2:
         raise ValueError(f"expected at least 2 bootstrap replicates, got {replicates}; raise metric.replicates")
-    draws = [[resampled(w, variant) for variant in values] for w in resampling_weights(count, replicates, seed)]
-    columns = dict(zip(values, torch.tensor(draws, dtype=torch.float64).T, strict=True))
+    draws = [resampled(weights) for weights in resampling_weights(count, replicates, seed)]
+    columns = {variant: torch.tensor([draw[variant] for draw in draws], dtype=torch.float64) for variant in values}
     estimates = {variant: Estimate(value, columns[variant].std().item()) for variant, value in values.items()}
     differences = {}
     for first, second in combinations(values, 2):

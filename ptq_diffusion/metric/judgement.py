@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ptq_diffusion.metric.bootstrap import Paired, paired_fid, paired_mean
+from ptq_diffusion.metric.bootstrap import Paired, paired_fid, paired_fid_to, paired_mean
 from ptq_diffusion.metric.feature_network import FeatureExtractor
-from ptq_diffusion.metric.frechet import FeatureMoments
 from ptq_diffusion.metric.psnr import psnr
 from ptq_diffusion.metric.reference import Reference
 
@@ -46,12 +45,12 @@ def judge(
         seed: of the bootstrap.
     """
     features = {variant: extractor.features(batch) for variant, batch in images.items()}
-    own = FeatureMoments.of(features[FLOAT], extractor.checksum())
     real = reference.moments(extractor)
     ratios = {variant: psnr(batch, images[FLOAT]) for variant, batch in images.items()}
+    to_float = paired_fid_to(FLOAT, features, extractor.checksum(), replicates, seed)
     metrics = {
-        "fid": paired_fid(features, own if real is None else real, replicates, seed),
-        "fid_to_fp": paired_fid(features, own, replicates, seed),
+        "fid": to_float if real is None else paired_fid(features, real, replicates, seed),
+        "fid_to_fp": to_float,
         "psnr_to_fp": paired_mean(ratios, replicates, seed),
     }
     protocol = {

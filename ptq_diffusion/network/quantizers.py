@@ -1,10 +1,12 @@
 """The quantizers of a whole network, apart from it."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -49,6 +51,7 @@ class NetworkQuantizers:
             )
             for site in sites
         }
+        self._shapes = {site.name: site.weight_shape for site in sites}
 
     def observe_weights(self, network: nn.Module) -> None:
         """Show every weight quantizer its weight."""
@@ -69,22 +72,25 @@ class NetworkQuantizers:
                 raise RuntimeError(f"{name}: {error}") from error
 
     def save(self, path: Path) -> None:
-        """Write scales and zero points of the frozen quantizers as safetensors."""
-        save_file(self.tensors(), path)
+        """Write scales and zero points of the frozen quantizers as safetensors; metadata says what they belong to."""
+        save_file(self.tensors(), path, metadata={"owners": json.dumps(self._owners())})
 
     def restore(self, path: Path) -> None:
         """Freeze with what `save` wrote.
 
         Raises:
-            ValueError: the file holds other layers than this network has.
+            ValueError: the file holds quantizers of other layers, bits, grids or weights.
         """
-        tensors = load_file(path)
-        expected = set(self.tensors())
-        if expected != set(tensors):
-            odd = sorted(expected ^ set(tensors))[:3]
+        with safe_open(path, framework="pt") as file:
+            recorded = json.loads((file.metadata() or {}).get("owners", "{}"))
+        owners = self._owners()
+        if recorded != owners:
+            odd = sorted(name for name in owners.keys() | recorded.keys() if owners.get(name) != recorded.get(name))
             raise ValueError(
-                f"{path} holds quantizers of another network or plan (they differ in {', '.join(odd)}, ...)"
+                f"{path} holds quantizers of another network or plan: {odd[0]} is {recorded.get(odd[0])} there and "
+                f"{owners.get(odd[0])} here ({len(odd)} differ); calibrate again"
             )
+        tensors = load_file(path)
         for name, quantizer in self._named():
             quantizer.adopt({part: tensors[f"{name}/{part}"] for part, _ in quantizer.named_buffers()})
 
@@ -92,6 +98,10 @@ class NetworkQuantizers:
         """Every quantizer's parameters, by `layer/operand/name`."""
         named = self._named()
         return {f"{name}/{part}": buffer.contiguous() for name, q in named for part, buffer in q.named_buffers()}
+
+    def _owners(self) -> dict[str, str]:
+        """What every quantizer is and the shape of its layer's weight, by `layer/operand`."""
+        return {name: f"{quantizer} of {self._shapes[name.rpartition('/')[0]]}" for name, quantizer in self._named()}
 
     def _named(self) -> list[tuple[str, Quantizer]]:
         pairs = [

@@ -28,10 +28,11 @@ class SampleNoise:
         seed: the run's seed.
         indices: which samples the batch holds, length B.
         shape: the shape of one sample, such as (C, H, W).
+        purpose: what the samples are for; samples of different purposes share no noise, whatever their seeds.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int], shape: Sequence[int]) -> None:
-        self._streams = [generator("sample", seed, index) for index in indices]
+    def __init__(self, seed: int, indices: Sequence[int], shape: Sequence[int], purpose: str = "images") -> None:
+        self._streams = [generator(purpose, seed, index) for index in indices]
         self._shape = tuple(shape)
 
     def draw(self, device: torch.device | str = "cpu") -> Tensor:

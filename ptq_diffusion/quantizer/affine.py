@@ -67,10 +67,13 @@ class AffineQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.require(State.FROZEN)
-        low, high = self.grid.low, self.grid.high
-        if self.per_channel:
-            return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero_point, 0, low, high)
-        return torch.fake_quantize_per_tensor_affine(x, self.scale[0], self.zero_point[0], low, high)
+        scale, zero_point = self._broadcast(x)
+        # In place: several times faster on a CPU than torch's fused operator, which also makes a gradient mask.
+        integers = (x * (1 / scale)).round_().add_(zero_point).clamp_(self.grid.low, self.grid.high)
+        return integers.sub_(zero_point).mul_(scale)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.grid.bits}, symmetric={self.grid.symmetric}, per_channel={self.per_channel}"
 
     def _broadcast(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = (-1,) + (1,) * (x.dim() - 1)

@@ -5,7 +5,7 @@ from typing import Any
 
 from diffusers import DDIMScheduler
 
-from ptq_diffusion.sampler.sampler import Sampler, clip_of, configured, prediction
+from ptq_diffusion.sampler.sampler import Sampler, clip_of, configured, prediction, times
 from ptq_diffusion.sampler.step import Step
 
 
@@ -33,9 +33,8 @@ class DDIM(Sampler):
 
     def steps(self, scheduler_config: Mapping[str, Any]) -> Sequence[Step]:
         scheduler = configured(DDIMScheduler, scheduler_config, self._overrides)
-        scheduler.set_timesteps(self._count)
         stride = scheduler.config.num_train_timesteps // self._count
-        return [self._row(scheduler, i, int(t), int(t) - stride) for i, t in enumerate(scheduler.timesteps)]
+        return [self._row(scheduler, i, t, t - stride) for i, t in enumerate(times(scheduler, self._count))]
 
     def _row(self, scheduler: DDIMScheduler, i: int, t: int, s: int) -> Step:
         abar_t = float(scheduler.alphas_cumprod[t])

@@ -5,7 +5,7 @@ from typing import Any
 
 from diffusers import DDPMScheduler
 
-from ptq_diffusion.sampler.sampler import Sampler, clip_of, configured, prediction
+from ptq_diffusion.sampler.sampler import Sampler, clip_of, configured, prediction, times
 from ptq_diffusion.sampler.step import Step
 
 
@@ -29,8 +29,7 @@ class DDPM(Sampler):
 
     def steps(self, scheduler_config: Mapping[str, Any]) -> Sequence[Step]:
         scheduler = configured(DDPMScheduler, scheduler_config, self._overrides)
-        scheduler.set_timesteps(self._count)
-        return [self._row(scheduler, i, int(t)) for i, t in enumerate(scheduler.timesteps)]
+        return [self._row(scheduler, i, t) for i, t in enumerate(times(scheduler, self._count))]
 
     def _row(self, scheduler: DDPMScheduler, i: int, t: int) -> Step:
         s = int(scheduler.previous_timestep(t))

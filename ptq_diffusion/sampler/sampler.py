@@ -29,8 +29,14 @@ def configured(kind: type[SchedulerMixin], config: Mapping[str, Any], overrides:
     """A diffusers scheduler of this kind with another's configuration, some options replaced.
 
     Raises:
-        ValueError: the scheduler has no such option.
+        ValueError: the scheduler has no such option, or the configuration is of one without betas, whose process is
+            another.
     """
+    if "beta_schedule" not in config:
+        raise ValueError(
+            f"expected the configuration of a scheduler with a beta_schedule, such as DDPMScheduler, got that of "
+            f"{config.get('_class_name')}; use a model that was trained with one"
+        )
     options = set(inspect.signature(kind.__init__).parameters) - {"self"}
     if unknown := set(overrides) - options:
         raise ValueError(
@@ -42,16 +48,38 @@ def configured(kind: type[SchedulerMixin], config: Mapping[str, Any], overrides:
     return kind.from_config(given | dict(overrides))
 
 
+def times(scheduler: Any, count: int) -> Sequence[int]:  # noqa: ANN401
+    """The times of `count` steps, from t = T down.
+
+    Raises:
+        ValueError: diffusers gives times outside the training's, as with rounding at some counts.
+    """
+    scheduler.set_timesteps(count)
+    found = [int(t) for t in scheduler.timesteps]
+    last = scheduler.config.num_train_timesteps - 1
+    if len(found) != count or found[0] > last or found[-1] < 0:
+        raise ValueError(
+            f"expected {count} times between {last} and 0, diffusers gives {len(found)}, {found[0]} to {found[-1]}; "
+            "choose another number of steps, timestep_spacing or steps_offset"
+        )
+    return found
+
+
 def prediction(prediction_type: str, abar_t: float) -> tuple[float, float, float, float]:
     """How (x_t, m) gives x_0 and epsilon: (p_x, p_m, e_x, e_m), x_0 = p_x x_t + p_m m, epsilon = e_x x_t + e_m m.
 
     Salimans & Ho, ICLR 2022, arXiv 2202.00512, for v.
 
     Raises:
-        ValueError: an unknown prediction type.
+        ValueError: an unknown prediction type, or epsilon where x_t holds no signal.
     """
     signal, noise = abar_t**0.5, (1 - abar_t) ** 0.5
     if prediction_type == "epsilon":
+        if signal == 0:
+            raise ValueError(
+                "expected abar_t > 0 of a model that predicts epsilon, which says nothing of x_0 where it is 0; "
+                "set rescale_betas_zero_snr to false"
+            )
         return 1 / signal, -noise / signal, 0.0, 1.0
     if prediction_type == "v_prediction":
         return signal, -noise, noise, signal

@@ -76,7 +76,7 @@ class Step:
             )
         if self.direction == 0:
             return self
-        ratio = math.sqrt(self.direction**2 + self.sigma**2 - sigma**2) / self.direction
+        ratio = math.sqrt(self.direction**2 + (self.sigma**2 - sigma**2)) / self.direction
         return dataclasses.replace(self, c_x=self.c_x * ratio, c_m=self.c_m * ratio, direction=self.direction * ratio)
 
 

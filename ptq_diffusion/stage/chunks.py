@@ -23,6 +23,7 @@ class Chunk:
     first `count` samples are wanted, the others are padding.
     """
 
+    purpose: str
     seed: int
     first: int
     size: int
@@ -35,10 +36,10 @@ class Chunk:
 
     def noise(self, shape: Sequence[int]) -> SampleNoise:
         """The noise of its samples, padding included."""
-        return SampleNoise(self.seed, range(self.first, self.first + self.size), shape)
+        return SampleNoise(self.seed, range(self.first, self.first + self.size), shape, self.purpose)
 
 
-def chunks(seeds: Sequence[int], images: int, micro_batch: int) -> list[Chunk]:
+def chunks(purpose: str, seeds: Sequence[int], images: int, micro_batch: int) -> list[Chunk]:
     """The chunks of `images` samples for every seed.
 
     Raises:
@@ -46,10 +47,14 @@ def chunks(seeds: Sequence[int], images: int, micro_batch: int) -> list[Chunk]:
     """
     if images < 1 or micro_batch < 1:
         raise ValueError(f"expected at least 1 image and a micro_batch of at least 1, got {images} and {micro_batch}")
+    if any(not isinstance(seed, int) for seed in seeds):
+        raise ValueError(f"expected whole numbers as seeds, such as seeds=[0,1], got {list(seeds)}")
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise ValueError(f"expected seeds that are distinct and not negative, at least one, got {list(seeds)}")
     starts = range(0, images, micro_batch)
-    return [Chunk(seed, first, micro_batch, min(micro_batch, images - first)) for seed in seeds for first in starts]
+    return [
+        Chunk(purpose, seed, first, micro_batch, min(micro_batch, images - first)) for seed in seeds for first in starts
+    ]
 
 
 class ChunkWork(nn.Module, ABC):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 ALLOWED = ("ptq_diffusion.", "diffusers.", "torch.optim.")
@@ -17,8 +17,9 @@ def construct(node: DictConfig, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN4
             through.
     """
     for target in _targets(OmegaConf.to_container(node, resolve=True)):
-        if not target.startswith(ALLOWED):
-            raise ValueError(f"expected a _target_ that starts with one of {ALLOWED}, got {target!r}")
+        # By what it is and not by its spelling alone: a module of ours may import one that is not.
+        if not target.startswith(ALLOWED) or not f"{get_object(target).__module__}.".startswith(ALLOWED):
+            raise ValueError(f"expected a _target_ defined in one of {', '.join(ALLOWED)}, got {target!r}")
     try:
         return instantiate(node, *args, _convert_="all", **kwargs)
     except InstantiationException as error:

@@ -51,7 +51,7 @@ class Noise(ModelStage):
         quantized = build_quantized(cfg, model, inputs[Calibrate.name])
         steps = build_steps(cfg, model)
         work = MeasureNoise(model, quantized, steps)
-        wanted = chunks([cfg.noise.seed], cfg.noise.images, cfg.micro_batch)
+        wanted = chunks("noise", [cfg.noise.seed], cfg.noise.images, cfg.micro_batch)
         run_chunks(work, wanted, out / "chunks", runtime, "quantization noise")
         parts = (NoiseStatistics.of_tensors(work.owner, chunk) for chunk in read_chunks(out / "chunks"))
         reduce(NoiseStatistics.merge, parts).save(out / "noise.safetensors")

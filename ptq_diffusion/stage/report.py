@@ -60,7 +60,7 @@ def table(report: Mapping[str, Any]) -> Table:
     protocol, first = report["protocol"], report["rows"][0]
     count = f"{first['images'] * len(first['seeds']):,} images"
     shown = Table(
-        title=f"{protocol['metric']} of {count} {protocol['against']}",
+        title=f"{protocol['metric']} of {count} against {protocol['against']}",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
@@ -39,6 +40,12 @@ class Runtime:
     progress: bool
     loggers: Sequence[Logger] = ()
     console: Console = field(default_factory=Console)
+
+    @property
+    def device_type(self) -> str:
+        """The device type that `accelerator` comes to: cpu, cuda, mps."""
+        found = None if self.accelerator == "cpu" else torch.accelerator.current_accelerator()
+        return "cpu" if found is None else found.type
 
     def say(self, text: str) -> None:
         """One line for the user."""

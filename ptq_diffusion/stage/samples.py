@@ -116,4 +116,4 @@ def read_images(folder: Path) -> Tensor:
 
 
 def _draw(work: DrawImages, cfg: DictConfig, out: Path, runtime: Runtime, title: str) -> None:
-    run_chunks(work, chunks(list(cfg.seeds), cfg.images, cfg.micro_batch), out / "chunks", runtime, title)
+    run_chunks(work, chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch), out / "chunks", runtime, title)

@@ -1,15 +1,16 @@
 """The artefact store: every stage's result lies under the hash of all that made it."""
 
 import hashlib
-import inspect
 import json
 import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
@@ -70,11 +71,13 @@ class Store:
         self._obtained: dict[tuple[str, str], Path] = {}
 
     def signature(self, stage: type[Stage], cfg: DictConfig) -> str:
-        """Sixteen hex digits over the stage's version and source, its configuration, its files and its needs."""
+        """Sixteen hex digits over a stage's configuration, files and needs, this package's source, device and torch."""
         given = select(cfg, stage.uses)
         identity = {
             "stage": [stage.name, stage.version],
-            "source": hashlib.sha256(inspect.getsource(stage).encode()).hexdigest(),
+            "source": package_source(),
+            "device": self.runtime.device_type,
+            "torch": torch.__version__,
             "config": plain(given),
             "needs": {need.name: self.signature(need, cfg) for need in stage.needs},
         }
@@ -114,6 +117,16 @@ class Store:
         final = self.root / stage.name / self.signature(stage, cfg)
         for folder in (final, final.with_suffix(".partial")):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@cache
+def package_source() -> str:
+    """A digest of this package's code: results of other code are other results."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for file in sorted(package.rglob("*.py")):
+        digest.update(str(file.relative_to(package)).encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def select(cfg: DictConfig, keys: tuple[str, ...]) -> DictConfig:

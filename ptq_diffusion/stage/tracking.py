@@ -58,15 +58,16 @@ class WandbTracker(Tracker):
     def start(self, name: str, folder: Path, config: Mapping[str, Any]) -> Sequence[Logger]:
         import wandb
 
-        self._logger = WandbLogger(
-            name=name,
+        run = wandb.init(
             project=self.project,
+            name=name,
             group=self.group,
-            save_dir=folder,
-            offline=self.mode == "offline",
+            dir=folder,
+            mode=self.mode,
+            config=dict(config),
             settings=wandb.Settings(silent=True),
         )
-        self._logger.experiment.config.update(dict(config))
+        self._logger = WandbLogger(experiment=run)
         return [self._logger]
 
     def report(self, rows: Sequence[Mapping[str, Any]], figures: Sequence[Path]) -> None:

@@ -36,6 +36,6 @@ class Trajectories(ModelStage):
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
         model = build_model(cfg)
-        wanted = chunks([cfg.calibration.seed], cfg.calibration.images, cfg.micro_batch)
+        wanted = chunks("calibration", [cfg.calibration.seed], cfg.calibration.images, cfg.micro_batch)
         work = RecordStates(model, build_steps(cfg, model))
         run_chunks(work, wanted, out / "chunks", runtime, "calibration states")

@@ -30,32 +30,6 @@ def composed(*overrides):
     return cfg
 
 
-@pytest.fixture(scope="session")
-def tiny_model_folder(tmp_path_factory):
-    def make():
-        import torch
-        from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-
-        torch.manual_seed(0)
-        unet = UNet2DModel(
-            sample_size=8,
-            in_channels=3,
-            out_channels=3,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            attention_head_dim=8,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        )
-        f = tmp_path_factory.mktemp("m")
-        DDPMPipeline(unet, DDPMScheduler()).save_pretrained(f)
-        return f
-
-    folder = make()
-    return lambda: folder
-
-
 @pytest.fixture
 def tiny(tiny_model_folder, tmp_path):
     """Overrides that make any experiment small: a tiny model, a few images and steps, files below tmp_path."""

@@ -134,6 +134,21 @@ def test_an_interrupted_run_goes_on_and_ends_bit_identical(report, tiny, monkeyp
         assert torch.equal(images, images_of(again, folder, stage))
 
 
+@pytest.mark.parametrize(
+    ("prediction_type", "channels", "size", "metric"),
+    [
+        ("epsilon", 1, (8, 8), ["metric=cifar10net"]),
+        ("v_prediction", 3, (16, 12), ["metric=cifar10net"]),
+        ("sample", 2, (8, 8), ["metric=pixels", "metric.extractor.channels=2"]),
+    ],
+)
+def test_any_unconditional_model_runs(report, tiny_model_folder, prediction_type, channels, size, metric):
+    folder = tiny_model_folder(prediction_type=prediction_type, channels=channels, size=size)
+    found, run = report(f"model.path={folder}", "sampler=ddpm", "sampler.steps=3", *metric)
+    assert images_of(found, run, "samples_corrected").shape == (10, channels, *size)
+    assert [row["fid"] == row["fid_to_fp"] for row in found["rows"]] == [True] * 3, "no reference but the float samples"
+
+
 def test_a_reference_folder_is_what_fid_is_measured_against(report, tmp_path):
     found, folder = report()
     images = images_of(found, folder, "samples_full_precision")

@@ -1,0 +1,130 @@
+"""What every correction of conf/correction promises."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from omegaconf import OmegaConf
+
+from ptq_diffusion.correction import Fingerprint, NoiseStatistics, StepMoments
+from ptq_diffusion.main import CONF
+from ptq_diffusion.sampler import DDIM
+from ptq_diffusion.sampler.step import fingerprint
+from ptq_diffusion.stage.factory import construct
+
+CORRECTIONS = sorted(path.stem for path in (CONF / "correction").glob("*.yaml"))
+SHAPE = (3, 4, 5)
+
+every_correction = pytest.mark.parametrize("name", CORRECTIONS)
+every_table = pytest.mark.parametrize(
+    "steps",
+    [
+        DDIM(6, eta, {}).steps(DDPMScheduler(prediction_type=kind, clip_sample=clip).config)
+        for eta, kind, clip in [(1.0, "epsilon", False), (0.5, "v_prediction", True), (0.0, "sample", True)]
+    ],
+    ids=["eta 1, epsilon", "eta 0.5, v, clipped", "eta 0, x0, clipped"],
+)
+
+
+def tensors(step, noise=1.0, count=30):
+    """m, q and x_t; the quantized output is shrunk, shifted and noisy."""
+    m, r, x = torch.randn(3, count, *SHAPE, generator=torch.Generator().manual_seed(step.i))
+    m = 0.5 * m + 0.8 * x + torch.tensor([0.3, -0.2, 0.0]).view(3, 1, 1)
+    return m, m + noise * (torch.tensor([0.02, -0.03, 0.05]).view(3, 1, 1) - 0.07 * m + 0.05 * r), x
+
+
+def fitted(name, steps, noise=1.0):
+    moments = [StepMoments.of(*tensors(step, noise)) for step in steps]
+    statistics = NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments)
+    return construct(OmegaConf.load(CONF / "correction" / f"{name}.yaml")).fit(statistics, steps)
+
+
+@every_correction
+@every_table
+def test_without_noise_nothing_changes_bit_for_bit(name, steps):
+    found = fitted(name, steps, noise=0.0)
+    assert list(found.steps()) == list(steps)
+    for step in found.steps():
+        m, q, x = tensors(step, noise=0.0)
+        assert torch.equal(m, q)
+        assert torch.equal(found.output(q, x, step).view(torch.int32), q.view(torch.int32))
+        assert found.sigma(step) == step.sigma
+
+
+@every_correction
+@every_table
+def test_a_table_of_another_length_is_refused(name, steps):
+    moments = [StepMoments.of(*tensors(step)) for step in steps]
+    statistics = NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments)
+    correction = construct(OmegaConf.load(CONF / "correction" / f"{name}.yaml"))
+    for other in (steps[:-1], [*steps, steps[-1]], []):
+        with pytest.raises(ValueError, match=f"expected statistics of all {len(other)} steps, got {len(steps)}"):
+            correction.fit(statistics, other)
+
+
+@every_correction
+@every_table
+@pytest.mark.parametrize("noise", [0.0, 1.0, 5.0])
+def test_reports_describe_every_step_in_numbers(name, steps, noise):
+    report = fitted(name, steps, noise).report()
+    assert [found.t for found in report] == [step.t for step in steps]
+    for found, step in zip(report, steps, strict=True):
+        values = dataclasses.asdict(found)
+        assert (values.pop("budget") is None) == (step.sigma == 0)
+        # Without noise its ratio to the signal is infinite, and nothing else is.
+        assert math.isinf(values.pop("snr_q")) == (noise == 0)
+        assert all(math.isfinite(value) for value in values.values())
+        assert found.snr_f == step.snr
+        assert found.variance >= 0 and found.bias >= 0 and found.r2 <= 1
+        assert found.budget is None or found.budget >= 0
+
+
+@every_correction
+@every_table
+def test_outputs_keep_shape_and_precision_and_belong_to_their_sample(name, steps):
+    found = fitted(name, steps)
+    for step in found.steps():
+        _, q, x = tensors(step)
+        for dtype in (torch.float32, torch.float64):
+            output = found.output(q.to(dtype), x.to(dtype), step)
+            assert output.shape == q.shape and output.dtype == dtype
+            assert torch.equal(found.output(q[4:5].to(dtype), x[4:5].to(dtype), step), output[4:5])
+        assert 0 <= found.sigma(step) < math.inf
+
+
+@every_correction
+@every_table
+def test_the_table_differs_from_the_samplers_in_coefficients_only(name, steps):
+    for own, given in zip(fitted(name, steps).steps(), steps, strict=True):
+        assert (own.i, own.t, own.clip, own.abar_t, own.sigma) == (
+            given.i,
+            given.t,
+            given.clip,
+            given.abar_t,
+            given.sigma,
+        )
+
+
+@every_correction
+@every_table
+def test_fitting_is_a_function_of_its_arguments(name, steps):
+    first, second = fitted(name, steps), fitted(name, steps)
+    assert list(first.report()) == list(second.report())
+    for step in steps:
+        _, q, x = tensors(step)
+        before = q.clone()
+        assert torch.equal(first.output(q, x, step), second.output(q, x, step))
+        assert torch.equal(q, before)
+
+
+@every_correction
+@every_table
+def test_the_error_does_not_grow_where_most_of_it_is_correlated(name, steps):
+    """On the samples that it was fitted to, the mean squared error to the float output."""
+    found = fitted(name, steps)
+    for step in steps:
+        m, q, x = tensors(step)
+        error, before = ((output - m).square().mean() for output in (found.output(q, x, step), q))
+        assert error <= before * (1 + 1e-6)

@@ -1,0 +1,271 @@
+"""A folder that stock diffusers wrote is loaded as it is, and its layers are known by name, role and work."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ptq_diffusion.model import Kind, Role, UNetDenoiser
+from ptq_diffusion.model.unet import folder_checksum
+
+CASES = [
+    {"prediction_type": "epsilon", "channels": 3, "size": (8, 8)},
+    {"prediction_type": "v_prediction", "channels": 1, "size": (8, 8)},
+    {"prediction_type": "sample", "channels": 3, "size": (16, 12)},
+    {"prediction_type": "epsilon", "channels": 2, "size": (8, 8), "out_channels": 4},
+]
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(value) for value in case.values()))
+
+
+@pytest.fixture
+def folder(tiny_model_folder, tmp_path):
+    """A copy that a test may break."""
+    return shutil.copytree(tiny_model_folder(), tmp_path / "model")
+
+
+def states(denoiser, count=2):
+    return torch.randn(count, *denoiser.shape, generator=torch.Generator().manual_seed(0))
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@every_case
+def test_predicts_what_the_pipeline_predicts(tiny_model_folder, case):
+    folder = tiny_model_folder(**case)
+    pipeline = DDPMPipeline.from_pretrained(folder)
+    denoiser = UNetDenoiser.from_folder(str(folder))
+    assert denoiser.shape == (case["channels"], *case["size"])
+    for t in (0, 500, 999):
+        x = states(denoiser)
+        with torch.no_grad():
+            expected = pipeline.unet(x, t).sample
+        assert expected.abs().max() > 0.01
+        # A network with twice the channels also predicts a variance, which is not part of m.
+        assert torch.equal(denoiser.predict(x, float(t)), expected[:, : case["channels"]])
+
+
+@every_case
+def test_knows_the_scheduler_it_was_saved_with(tiny_model_folder, case):
+    folder = tiny_model_folder(**case)
+    config = UNetDenoiser.from_folder(str(folder)).scheduler_config
+    loaded = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    assert config["prediction_type"] == case["prediction_type"]
+    assert DDPMScheduler.from_config(dict(config)).config == loaded.config
+
+
+def test_is_frozen_and_in_evaluation_mode(tiny_model_folder):
+    denoiser = UNetDenoiser.from_folder(str(tiny_model_folder()))
+    assert not any(module.training for module in denoiser.network.modules())
+    assert not any(parameter.requires_grad for parameter in denoiser.parameters())
+    assert not denoiser.predict(states(denoiser), 10.0).requires_grad
+
+
+def test_loading_draws_no_random_numbers_that_matter(tiny_model_folder):
+    first, second = (UNetDenoiser.from_folder(str(tiny_model_folder())) for _ in range(2))
+    for a, b in zip(first.network.parameters(), second.network.parameters(), strict=True):
+        assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
+
+
+def test_decodes_to_the_unit_interval(tiny_model_folder):
+    denoiser = UNetDenoiser.from_folder(str(tiny_model_folder()))
+    latents = torch.tensor([-5.0, -1.0, 0.0, 0.5, 1.0, 5.0])
+    assert denoiser.decode(latents).tolist() == [0, 0, 0.5, 0.75, 1, 1]
+
+
+@pytest.mark.parametrize("missing", ["unet/config.json", "scheduler/scheduler_config.json", "unet/*.safetensors"])
+def test_a_folder_that_lacks_a_file_is_refused(folder, missing):
+    for path in folder.glob(missing):
+        path.unlink()
+    for load in (UNetDenoiser.from_folder, folder_checksum):
+        with pytest.raises(FileNotFoundError, match=f"lacks {missing.replace('*', '.*')}; save one with pipeline"):
+            load(str(folder))
+
+
+def test_pickled_weights_are_never_opened(folder):
+    """A folder with diffusion_pytorch_model.bin alone is refused, whatever is in it."""
+    for path in (folder / "unet").glob("*.safetensors"):
+        path.unlink()
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(FileNotFoundError, match=r"unet/\*.safetensors.*safe_serialization=True"):
+        UNetDenoiser.from_folder(str(folder))
+
+
+def test_pickled_weights_beside_other_safe_ones_are_not_opened_either(folder):
+    (safe,) = (folder / "unet").glob("*.safetensors")
+    torch.save(load_file(safe), safe.with_suffix(".bin"))
+    assert UNetDenoiser.from_folder(str(folder)).sites()
+    safe.rename(safe.with_name("other.safetensors"))
+    with pytest.raises(OSError, match="diffusion_pytorch_model.safetensors"):
+        UNetDenoiser.from_folder(str(folder))
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a folder that a diffusers pipeline saved"):
+        UNetDenoiser.from_folder(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", ["UNet2DConditionModel", "AutoencoderKL", None])
+def test_another_class_is_refused(folder, name):
+    edit(folder / "unet" / "config.json", _class_name=name)
+    with pytest.raises(ValueError, match=f"expected a UNet2DModel .* got {name}"):
+        UNetDenoiser.from_folder(str(folder))
+
+
+def small(**options):
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (4,)}
+    return UNet2DModel(
+        **{"sample_size": 8, "layers_per_block": 1, "norm_num_groups": 2, "attention_head_dim": 2} | blocks | options
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_class_embeds": 10}, "expected an unconditional UNet2DModel"),
+        ({"class_embed_type": "timestep"}, "expected an unconditional UNet2DModel"),
+        ({"in_channels": 3, "out_channels": 4}, "as many output channels as the 3 input channels, or twice as many"),
+        ({"sample_size": None}, "set sample_size"),
+    ],
+    ids=["classes", "class embedding", "channels", "size"],
+)
+def test_networks_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        UNetDenoiser(small(**options), {})
+
+
+# Sites.
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(str(value) for value in case.values()))
+def denoiser(request, tiny_model_folder):
+    return UNetDenoiser.from_folder(str(tiny_model_folder(**request.param)))
+
+
+def test_sites_are_all_convolutions_and_linear_layers_in_order(denoiser):
+    layers = {
+        name: layer for name, layer in denoiser.network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
+    sites = denoiser.sites()
+    assert [site.name for site in sites] == list(layers)
+    for site in sites:
+        layer = layers[site.name]
+        assert site.kind is (Kind.CONV2D if isinstance(layer, nn.Conv2d) else Kind.LINEAR)
+        assert site.weight_shape == tuple(layer.weight.shape)
+    assert {site.kind for site in sites} == set(Kind)
+
+
+def test_the_first_and_the_last_layer_have_their_roles(denoiser):
+    roles = {site.name: site.role for site in denoiser.sites()}
+    assert roles.pop("conv_in") is Role.FIRST and roles.pop("conv_out") is Role.LAST
+    assert set(roles.values()) == {Role.INNER}
+    # By shape: they are where images go in and come out.
+    shapes = {site.role: site.weight_shape for site in denoiser.sites()}
+    assert shapes[Role.FIRST][1] == denoiser.shape[0]
+    assert shapes[Role.LAST][0] == denoiser.network.config.out_channels
+
+
+def flops(denoiser):
+    """By torch's own counter: of every operation, in all and by module."""
+    network = UNet2DModel.from_config(denoiser.network.config).to("meta").eval()
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *denoiser.shape), torch.zeros(1))
+    return counter
+
+
+def test_macs_are_half_the_operations_that_torch_counts(denoiser):
+    counts = flops(denoiser).get_flop_counts()
+    by_kind = {str(operation): count for operation, count in counts["Global"].items()}
+    products = sum(by_kind.get(f"aten.{name}", 0) for name in ("convolution", "mm", "addmm"))
+    assert 2 * sum(site.macs for site in denoiser.sites()) == products
+    for site in denoiser.sites():
+        (module,) = {name for name in counts if name.endswith(f".{site.name}")}
+        assert 2 * site.macs == sum(counts[module].values())
+
+
+def test_macs_by_hand(tiny_model_folder):
+    denoiser = UNetDenoiser.from_folder(str(tiny_model_folder(channels=3, size=(16, 12))))
+    macs = {site.name: site.macs for site in denoiser.sites()}
+    assert macs["conv_in"] == 16 * 12 * 8 * 3 * 9
+    assert macs["conv_out"] == 16 * 12 * 3 * 8 * 9
+    assert macs["down_blocks.0.downsamplers.0.conv"] == 8 * 6 * 8 * 8 * 9
+    assert macs["time_embedding.linear_1"] == 8 * 32
+    assert macs["mid_block.attentions.0.to_q"] == 8 * 6 * 16 * 16
+
+
+def test_attention_macs_by_hand(denoiser):
+    """QK^T and PV: 2 L L C for each of the layers, all at half resolution with 16 channels."""
+    attentions = [name for name, _ in denoiser.network.named_modules() if name.endswith(".to_q")]
+    assert len(attentions) == 4
+    _, height, width = denoiser.shape
+    length = height // 2 * (width // 2)
+    assert denoiser.attention_macs() == len(attentions) * 2 * length * length * 16
+
+
+def test_attention_macs_are_the_rest_of_what_torch_counts(denoiser):
+    total = flops(denoiser).get_total_flops()
+    assert 2 * (denoiser.attention_macs() + sum(site.macs for site in denoiser.sites())) == total
+
+
+def test_a_network_without_attention_has_no_attention_macs():
+    assert UNetDenoiser(small(add_attention=False), {}).attention_macs() == 0
+
+
+def test_counting_leaves_the_network_as_it_was(denoiser):
+    before = [parameter.clone() for parameter in denoiser.network.parameters()]
+    expected = denoiser.predict(states(denoiser), 3.0)
+    denoiser.sites()
+    denoiser.attention_macs()
+    for layer in denoiser.network.modules():
+        assert not layer._forward_hooks and not layer._forward_pre_hooks
+    assert all(torch.equal(a, b) for a, b in zip(before, denoiser.network.parameters(), strict=True))
+    assert torch.equal(denoiser.predict(states(denoiser), 3.0), expected)
+
+
+def test_another_network_leaves_the_first_untouched(denoiser):
+    x = states(denoiser)
+    before = denoiser.predict(x, 7.0)
+    other = UNet2DModel.from_config(denoiser.network.config)
+    replaced = denoiser.with_network(other)
+    assert replaced.network is other and denoiser.network is not other
+    assert replaced.shape == denoiser.shape and replaced.scheduler_config == denoiser.scheduler_config
+    assert torch.equal(denoiser.predict(x, 7.0), before)
+    assert not torch.equal(replaced.predict(x, 7.0), before)
+
+
+# The folder's identity.
+
+
+def change_weight(folder):
+    (path,) = (folder / "unet").glob("*.safetensors")
+    tensors = load_file(path)
+    tensors["conv_in.bias"][0] += 1e-6
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_weight,
+        lambda folder: edit(folder / "scheduler" / "scheduler_config.json", prediction_type="sample"),
+        lambda folder: edit(folder / "unet" / "config.json", norm_eps=1e-4),
+    ],
+    ids=["weight", "scheduler", "network"],
+)
+def test_the_checksum_changes_with_what_is_loaded(folder, change):
+    before = folder_checksum(str(folder))
+    assert len(before) == 16 and before == folder_checksum(str(folder))
+    change(folder)
+    assert folder_checksum(str(folder)) != before
+
+
+def test_the_checksum_belongs_to_the_contents(tiny_model_folder, folder):
+    (folder / "README.md").write_text("not loaded")
+    assert folder_checksum(str(folder)) == folder_checksum(str(tiny_model_folder()))
+    assert folder_checksum(str(folder)) != folder_checksum(str(tiny_model_folder(channels=1)))

@@ -1,0 +1,165 @@
+"""What every quantizer of conf/quantizer promises with every search of conf/range_search and every bitwidth."""
+
+import itertools
+import pickle
+from functools import cache
+
+import pytest
+import torch
+
+from ptq_diffusion.main import CONF
+from ptq_diffusion.quantizer import State
+from ptq_diffusion.stage.factory import construct
+
+QUANTIZERS = sorted(path.stem for path in (CONF / "quantizer").glob("*.yaml"))
+SEARCHES = sorted(path.stem for path in (CONF / "range_search").glob("*.yaml"))
+BITS = range(2, 9)
+
+
+def channels_of_every_kind():
+    """Six output channels: heavy tails, two scales, shifted, positive, negative, and nothing but zeros."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 5, 4, 4, generator=draw)
+    x[0] *= torch.randn(5, 4, 4, generator=draw).mul(1.5).exp()
+    x[1] *= 0.01
+    x[2] += 1.5
+    x[3] = x[3].abs() + 0.2
+    x[4] = -x[4].abs()
+    x[5] = 0
+    return x
+
+
+X = channels_of_every_kind()
+
+
+@pytest.fixture(scope="module")
+def fresh(composed):
+    """The quantizer of a name, a search and a bitwidth, before it saw anything."""
+
+    @cache
+    def factory(name, search):
+        return construct(composed(f"+quantizer@made={name}", f"range_search@made.range_search={search}").made)
+
+    return lambda name, search, bits: factory(name, search)(bits)
+
+
+@pytest.fixture(scope="module")
+def frozen(fresh):
+    """The same after it saw X."""
+
+    @cache
+    def see(name, search, bits):
+        quantizer = fresh(name, search, bits)
+        quantizer.observe(X)
+        quantizer.freeze()
+        return quantizer
+
+    return see
+
+
+every = pytest.mark.parametrize(("name", "search", "bits"), list(itertools.product(QUANTIZERS, SEARCHES, BITS)))
+every_search = pytest.mark.parametrize(("name", "search"), list(itertools.product(QUANTIZERS, SEARCHES)))
+every_quantizer = pytest.mark.parametrize("name", QUANTIZERS)
+
+
+def bits_of(x):
+    return x.view(torch.int32)
+
+
+@every
+def test_forward_is_what_the_integers_stand_for_bit_for_bit(frozen, name, search, bits):
+    quantizer = frozen(name, search, bits)
+    for x in (X, 3 * X, X.flatten(1)):
+        integers = quantizer.to_integers(x)
+        assert integers.dtype == torch.int32 and integers.shape == x.shape
+        assert torch.equal(bits_of(quantizer(x)), bits_of(quantizer.from_integers(integers)))
+
+
+@every
+def test_integers_lie_on_a_grid_of_that_many_bits(frozen, name, search, bits):
+    quantizer = frozen(name, search, bits)
+    integers = quantizer.to_integers(torch.cat([X, -X, 1e4 * X], dim=1))
+    assert integers.min() >= quantizer.grid.low and integers.max() <= quantizer.grid.high
+    assert quantizer.grid.high - quantizer.grid.low == 2**bits - 1
+
+
+@every
+def test_quantizing_again_changes_nothing(frozen, name, search, bits):
+    quantizer = frozen(name, search, bits)
+    once = quantizer(2 * X)
+    assert torch.equal(bits_of(quantizer(once)), bits_of(once))
+
+
+@every
+def test_zero_stays_zero(frozen, name, search, bits):
+    quantizer = frozen(name, search, bits)
+    assert torch.equal(bits_of(quantizer(torch.zeros_like(X))), bits_of(torch.zeros_like(X)))
+    assert not quantizer(X)[5].any()
+
+
+@every
+def test_larger_values_do_not_become_smaller(frozen, name, search, bits):
+    line = torch.linspace(-1.5, 1.5, 500).mul(X.abs().max()).expand(6, 500)
+    quantized = frozen(name, search, bits)(line)
+    assert (quantized.diff(dim=1) >= 0).all()
+    assert len(quantized[0].unique()) > 1
+
+
+@every_quantizer
+def test_the_squared_error_does_not_grow_with_bits(frozen, name):
+    errors = [(frozen(name, "mse", bits)(X) - X).square().mean().item() for bits in BITS]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 10
+
+
+@every_search
+def test_the_way_leads_from_observing_to_frozen_only(fresh, name, search):
+    quantizer = fresh(name, search, 4)
+    for use in (quantizer, quantizer.to_integers):
+        with pytest.raises(RuntimeError, match="expected a quantizer that is frozen"):
+            use(X)
+    with pytest.raises(RuntimeError, match="nothing was observed"):
+        quantizer.freeze()
+    assert quantizer.state is State.OBSERVING
+    quantizer.observe(X)
+    quantizer.freeze()
+    assert quantizer.state is State.FROZEN
+    for use in (quantizer.freeze, lambda: quantizer.observe(X), lambda: quantizer.adopt({})):
+        with pytest.raises(RuntimeError, match="expected a quantizer that is observing"):
+            use()
+
+
+@every_search
+def test_observing_leaves_the_tensor_as_it_is(frozen, fresh, name, search):
+    quantizer = fresh(name, search, 4)
+    seen = X.clone().requires_grad_()
+    quantizer.observe(seen)
+    quantizer.freeze()
+    assert torch.equal(seen, X)
+    assert not any(buffer.requires_grad for buffer in quantizer.buffers())
+    assert torch.equal(quantizer(X), frozen(name, search, 4)(X))
+
+
+@every_search
+def test_what_was_observed_is_dropped(fresh, name, search):
+    """Statistics are larger than what they become, and go with it wherever it is copied."""
+    for finish in (lambda q: q.freeze(), lambda q: q.adopt(dict(q.named_buffers()))):
+        quantizer = fresh(name, search, 4)
+        empty = len(pickle.dumps(quantizer))
+        quantizer.observe(X)
+        observing = len(pickle.dumps(quantizer))
+        finish(quantizer)
+        assert len(pickle.dumps(quantizer)) < min(observing, empty + 1000)
+
+
+@every
+def test_adopted_buffers_make_the_same_quantizer(frozen, fresh, name, search, bits):
+    origin = frozen(name, search, bits)
+    heir = fresh(name, search, bits)
+    heir.observe(torch.ones_like(X))
+    heir.adopt(dict(origin.named_buffers()))
+    assert heir.state is State.FROZEN
+    assert torch.equal(bits_of(heir(3 * X)), bits_of(origin(3 * X)))
+    assert torch.equal(heir.to_integers(X), origin.to_integers(X))
+    for own, lent in zip(heir.buffers(), origin.buffers(), strict=True):
+        assert own.data_ptr() != lent.data_ptr()
