@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.model.site import Role, Site
@@ -15,7 +16,8 @@ class ByRole(BitwidthPolicy):
         inner: `{weight, activation}` bits of every layer that is neither first nor last.
         first: of the first layer.
         last: of the last layer.
-        patterns: shell-style name patterns to bits, such as `{"*.time_emb_proj": {weight: 8, activation: 8}}`. 32 bits
+        patterns: exceptions, each a shell-style pattern of layer names and its bits, such as
+            `{name: "*.time_emb_proj", weight: 8, activation: 8}`. 32 bits
             leave a tensor in float.
     """
 
@@ -24,14 +26,14 @@ class ByRole(BitwidthPolicy):
         inner: Mapping[str, int],
         first: Mapping[str, int],
         last: Mapping[str, int],
-        patterns: Mapping[str, Mapping[str, int]],
+        patterns: Sequence[Mapping[str, Any]],
     ) -> None:
         self._by_role = {Role.INNER: LayerBits(**inner), Role.FIRST: LayerBits(**first), Role.LAST: LayerBits(**last)}
-        self._patterns = {pattern: LayerBits(**bits) for pattern, bits in patterns.items()}
+        self._patterns = [(entry["name"], LayerBits(entry["weight"], entry["activation"])) for entry in patterns]
 
     def plan(self, sites: Sequence[Site]) -> BitwidthPlan:
         layers = {site.name: self._by_role[site.role] for site in sites}
-        for pattern, bits in self._patterns.items():
+        for pattern, bits in self._patterns:
             matches = [name for name in layers if fnmatchcase(name, pattern)]
             if not matches:
                 some = ", ".join(list(layers)[:5])

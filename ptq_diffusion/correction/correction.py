@@ -19,6 +19,8 @@ class StepReport:
         k: the correlation coefficient in use.
         bias: the root mean square over channels of the bias in use.
         variance: v, the residual's variance.
+        sigma: the noise scale of the step's table.
+        sigma_used: sigma', what is left of it to add.
         r2: 1 - E|residual|^2 / E|D|^2, the share of the noise that the correction explains.
         budget: the share of sigma^2 that the residual takes, above 1 where sigma^2 cannot absorb it; None where the
             sampler adds no noise.
@@ -30,6 +32,8 @@ class StepReport:
     k: float
     bias: float
     variance: float
+    sigma: float
+    sigma_used: float
     r2: float
     budget: float | None
     snr_q: float
@@ -38,6 +42,13 @@ class StepReport:
 
 class Correction(ABC):
     """A method of repair, before it has seen noise."""
+
+    def check(self, steps: Sequence[Step]) -> None:  # noqa: ARG002, B027
+        """Refuse a table that this method cannot correct, before anything is measured; by default none is refused.
+
+        Raises:
+            ValueError: the table's sampler lacks what the method needs.
+        """
 
     @abstractmethod
     def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> "FittedCorrection":

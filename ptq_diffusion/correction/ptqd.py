@@ -57,12 +57,13 @@ class PTQD(Correction):
         self.correlated, self.bias, self.variance = correlated, bias, variance
         self.centre, self.k_clamp, self.direction = centre, k_clamp, direction
 
+    def check(self, steps: Sequence[Step]) -> None:
+        if self.direction == "reduced":
+            for step in steps:
+                step.with_direction_of(step.sigma)
+
     def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> "FittedPTQD":
-        if len(statistics.steps) != len(steps):
-            raise ValueError(
-                f"expected statistics of all {len(steps)} steps, got {len(statistics.steps)}; "
-                "measure them for this table"
-            )
+        statistics.require_table(steps)
         terms = [self._fit_step(moments, step) for moments, step in zip(statistics.steps, steps, strict=True)]
         table = list(steps)
         if self.direction == "reduced":
@@ -78,7 +79,7 @@ class PTQD(Correction):
         sigma = step.sigma
         if self.variance != "off" and budget is not None:
             sigma *= max(1 - budget, 0.0) ** 0.5
-        return Terms(k, bias, sigma, _report(moments, step, k, bias, v, budget))
+        return Terms(k, bias, sigma, _report(moments, step, k, bias, v, budget, sigma))
 
     def _k(self, moments: StepMoments, step: Step) -> float:
         if not self.correlated:
@@ -152,7 +153,9 @@ def _residual_variance(moments: StepMoments, k: float) -> float:
     return max(of_noise - 2 * k * across + k**2 * of_m, 0.0)
 
 
-def _report(moments: StepMoments, step: Step, k: float, bias: Tensor, v: float, budget: float | None) -> StepReport:
+def _report(
+    moments: StepMoments, step: Step, k: float, bias: Tensor, v: float, budget: float | None, sigma_used: float
+) -> StepReport:
     power = moments.pooled()[0] + float(moments.mean_noise.square().mean())
     left = moments.mean_noise - k * moments.mean_m - bias
     unexplained = _residual_variance(moments, k) + float(left.square().mean())
@@ -161,6 +164,8 @@ def _report(moments: StepMoments, step: Step, k: float, bias: Tensor, v: float, 
         k=k,
         bias=float(bias.square().mean().sqrt()),
         variance=v,
+        sigma=step.sigma,
+        sigma_used=sigma_used,
         r2=1 - unexplained / power if power > 0 else 1.0,
         budget=budget,
         snr_q=moments.snr,

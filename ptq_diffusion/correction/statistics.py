@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ptq_diffusion.numeric.moments import Moments
+from ptq_diffusion.sampler.step import Step, fingerprint
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,18 @@ class NoiseStatistics:
                     f"this run has {theirs}; measure them again for this run"
                 )
 
+    def require_table(self, steps: Sequence[Step]) -> None:
+        """Refuse to serve another step table, or one that the moments do not cover.
+
+        Raises:
+            ValueError: the table is not the one that was measured on.
+        """
+        if len(self.steps) != len(steps):
+            raise ValueError(
+                f"expected statistics of all {len(steps)} steps, got {len(self.steps)}; measure them for this table"
+            )
+        self.require(dataclasses.replace(self.fingerprint, steps=fingerprint(steps)))
+
     def merge(self, other: "NoiseStatistics") -> "NoiseStatistics":
         """The statistics of both sets of samples."""
         self.require(other.fingerprint)
@@ -151,8 +164,8 @@ class NoiseStatistics:
         if "fingerprint" not in metadata:
             raise ValueError(f"{path} holds no noise statistics: its metadata has no fingerprint")
         recorded = json.loads(metadata["fingerprint"])
-        fingerprint = Fingerprint(recorded["network"], recorded["steps"], tuple(recorded["shape"]))
-        return cls.of_tensors(fingerprint, load_file(path))
+        owner = Fingerprint(recorded["network"], recorded["steps"], tuple(recorded["shape"]))
+        return cls.of_tensors(owner, load_file(path))
 
 
 def _step(named: Mapping[str, Tensor], i: int) -> StepMoments:

@@ -1,5 +1,6 @@
 """Readers that turn a folder into one uint8 tensor of images."""
 
+import hashlib
 import io
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -36,6 +37,21 @@ class ImageSource(ABC):
             ValueError: the images differ in size or mode.
         """
 
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files that are read, sorted.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    def checksum(self) -> str:
+        """Sixteen hex digits over the files' contents."""
+        digest = hashlib.sha256()
+        for file in self.files():
+            digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
+
 
 class ParquetImages(ImageSource):
     """Parquet shards as the `datasets` library writes them: `<split>-*.parquet`, an image column of encoded bytes.
@@ -51,20 +67,23 @@ class ParquetImages(ImageSource):
         self.folder, self.split = Path(folder), split
         self.image_column, self.label_column = image_column, label_column
 
-    def load(self) -> LabelledImages:
-        try:
-            import pyarrow.parquet
-        except ImportError as error:
-            raise ImportError("reading parquet needs pyarrow: pip install 'ptq-diffusion[data]'") from error
+    def files(self) -> list[Path]:
         shards = sorted(self.folder.glob(f"{self.split}-*.parquet"))
         if not shards:
             raise FileNotFoundError(
                 f"expected {self.split}-*.parquet in {self.folder}, found none; set data.folder to the dataset's folder"
             )
+        return shards
+
+    def load(self) -> LabelledImages:
+        try:
+            import pyarrow.parquet
+        except ImportError as error:
+            raise ImportError("reading parquet needs pyarrow: pip install 'ptq-diffusion[data]'") from error
         columns = [self.image_column] + ([self.label_column] if self.label_column else [])
         images: list[Tensor] = []
         labels: list[int] = []
-        for shard in shards:
+        for shard in self.files():
             table = pyarrow.parquet.read_table(shard, columns=columns)
             images += [_decode(cell["bytes"]) for cell in table[self.image_column].to_pylist()]
             labels += table[self.label_column].to_pylist() if self.label_column else []
@@ -82,11 +101,6 @@ class FolderImages(ImageSource):
         self.folder = Path(folder)
 
     def files(self) -> list[Path]:
-        """The image files, sorted.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
         found = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         if not found:
             kinds = ", ".join(sorted(SUFFIXES))

@@ -10,7 +10,7 @@ as much again as the finite sample does, so the percentiles lie beside the value
 Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -21,6 +21,7 @@ from ptq_diffusion.metric.frechet import FeatureMoments, distance_to, frechet_di
 from ptq_diffusion.numeric.seed import generator
 
 QUANTILE = 1.96
+Track = Callable[[Iterable[int]], Iterable[int]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,13 @@ class Paired:
     differences: Mapping[tuple[str, str], Interval]
 
 
-def paired_fid(features: Mapping[str, Tensor], reference: FeatureMoments, replicates: int, seed: int) -> Paired:
+def paired_fid(
+    features: Mapping[str, Tensor],
+    reference: FeatureMoments,
+    replicates: int,
+    seed: int,
+    track: Track = lambda items: items,
+) -> Paired:
     """The Fréchet distance of every variant to a reference, with errors.
 
     Args:
@@ -61,6 +68,7 @@ def paired_fid(features: Mapping[str, Tensor], reference: FeatureMoments, replic
         reference: moments of the features of real images, of the same extractor.
         replicates: the number of resampled sets, R.
         seed: of the resampling; equal seeds give equal results.
+        track: wraps the loop over replicates, to draw its progress.
 
     Returns:
         Distances in squared units of the features.
@@ -73,10 +81,17 @@ def paired_fid(features: Mapping[str, Tensor], reference: FeatureMoments, replic
     found = {variant: tuple(rows.shape) for variant, rows in features.items()}
     if any(shape[1] != width for shape in found.values()):
         raise ValueError(f"expected (N, {width}) features as in the reference, got {found}")
-    return _paired_distance(features, lambda _: reference, reference.extractor, replicates, seed)
+    return _paired_distance(features, lambda _: reference, reference.extractor, replicates, seed, track)
 
 
-def paired_fid_to(variant: str, features: Mapping[str, Tensor], extractor: str, replicates: int, seed: int) -> Paired:
+def paired_fid_to(
+    variant: str,
+    features: Mapping[str, Tensor],
+    extractor: str,
+    replicates: int,
+    seed: int,
+    track: Track = lambda items: items,
+) -> Paired:
     """The Fréchet distance of every variant to one of them, with errors.
 
     That one is resampled with the others: what it shares with them cancels, and its own distance is exactly 0 +- 0.
@@ -87,6 +102,7 @@ def paired_fid_to(variant: str, features: Mapping[str, Tensor], extractor: str, 
         extractor: the checksum of the extractor.
         replicates: the number of resampled sets, R.
         seed: of the resampling.
+        track: wraps the loop over replicates, to draw its progress.
 
     Returns:
         Distances in squared units of the features.
@@ -101,7 +117,7 @@ def paired_fid_to(variant: str, features: Mapping[str, Tensor], extractor: str, 
         mean, covariance = _weighted_moments(weights, rows - rows.mean(0))
         return FeatureMoments(len(rows), mean + rows.mean(0), covariance, extractor)
 
-    return _paired_distance(features, reference, extractor, replicates, seed)
+    return _paired_distance(features, reference, extractor, replicates, seed, track)
 
 
 def _paired_distance(
@@ -110,6 +126,7 @@ def _paired_distance(
     extractor: str,
     replicates: int,
     seed: int,
+    track: Track,
 ) -> Paired:
     """Distances to a reference that may itself depend on the resampling weights."""
     count = _count(features)
@@ -127,7 +144,7 @@ def _paired_distance(
             distances[name] = distance_to(mean + centres[name], covariance, drawn)
         return distances
 
-    return _paired(values, resampled, count, replicates, seed)
+    return _paired(values, resampled, count, replicates, seed, track)
 
 
 def paired_mean(metrics: Mapping[str, Tensor], replicates: int, seed: int) -> Paired:
@@ -160,16 +177,14 @@ def paired_interval(first: Tensor, second: Tensor, replicates: int, seed: int) -
     return paired_mean({"first": first, "second": second}, replicates, seed).differences["first", "second"]
 
 
-def resampling_weights(count: int, replicates: int, seed: int) -> Iterator[Tensor]:
-    """For every replicate, how often each of `count` images is drawn when drawing `count` with replacement.
+def resampling_weights(count: int, seed: int, replicate: int) -> Tensor:
+    """How often each of `count` images is drawn when drawing `count` with replacement.
 
-    Yields:
-        (count,) float64 of whole numbers that add up to `count`; replicate r is a function of (seed, r).
+    Returns:
+        (count,) float64 of whole numbers that add up to `count`, a function of (seed, replicate).
     """
-    for replicate in range(replicates):
-        draw = generator("bootstrap", seed, replicate)
-        rows = torch.randint(count, (count,), generator=draw)
-        yield torch.bincount(rows, minlength=count).double()
+    rows = torch.randint(count, (count,), generator=generator("bootstrap", seed, replicate))
+    return torch.bincount(rows, minlength=count).double()
 
 
 def _weighted_moments(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,10 +201,11 @@ def _paired(
     count: int,
     replicates: int,
     seed: int,
+    track: Track = lambda items: items,
 ) -> Paired:
     if replicates < 2:
         raise ValueError(f"expected at least 2 bootstrap replicates, got {replicates}; raise metric.replicates")
-    draws = [resampled(weights) for weights in resampling_weights(count, replicates, seed)]
+    draws = [resampled(resampling_weights(count, seed, replicate)) for replicate in track(range(replicates))]
     columns = {variant: torch.tensor([draw[variant] for draw in draws], dtype=torch.float64) for variant in values}
     estimates = {variant: Estimate(value, columns[variant].std().item()) for variant, value in values.items()}
     differences = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ptq_diffusion.metric.bootstrap import Paired, paired_fid, paired_fid_to, paired_mean
+from ptq_diffusion.metric.bootstrap import Paired, Track, paired_fid, paired_fid_to, paired_mean
 from ptq_diffusion.metric.feature_network import FeatureExtractor
 from ptq_diffusion.metric.psnr import psnr
 from ptq_diffusion.metric.reference import Reference
@@ -31,7 +31,12 @@ class Judgement:
 
 
 def judge(
-    images: Mapping[str, Tensor], extractor: FeatureExtractor, reference: Reference, replicates: int, seed: int
+    images: Mapping[str, Tensor],
+    extractor: FeatureExtractor,
+    reference: Reference,
+    replicates: int,
+    seed: int,
+    track: Track = lambda items: items,
 ) -> Judgement:
     """FID to the reference, FID and PSNR to the float variant, with bootstrap errors.
 
@@ -43,13 +48,14 @@ def judge(
         reference: the real images.
         replicates: of the bootstrap.
         seed: of the bootstrap.
+        track: wraps the two long loops, to draw their progress.
     """
     features = {variant: extractor.features(batch) for variant, batch in images.items()}
     real = reference.moments(extractor)
     ratios = {variant: psnr(batch, images[FLOAT]) for variant, batch in images.items()}
-    to_float = paired_fid_to(FLOAT, features, extractor.checksum(), replicates, seed)
+    to_float = paired_fid_to(FLOAT, features, extractor.checksum(), replicates, seed, track)
     metrics = {
-        "fid": to_float if real is None else paired_fid(features, real, replicates, seed),
+        "fid": to_float if real is None else paired_fid(features, real, replicates, seed, track),
         "fid_to_fp": to_float,
         "psnr_to_fp": paired_mean(ratios, replicates, seed),
     }

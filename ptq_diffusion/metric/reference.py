@@ -21,6 +21,15 @@ class Reference(ABC):
         """
 
     @abstractmethod
+    def check(self, extractor: FeatureExtractor) -> None:
+        """Find out cheaply whether `moments` will work.
+
+        Raises:
+            ValueError: the moments were taken in another space.
+            FileNotFoundError: what the reference reads is not there.
+        """
+
+    @abstractmethod
     def checksum(self) -> str:
         """Sixteen hex digits over what the reference reads."""
 
@@ -30,6 +39,9 @@ class NoReference(Reference):
 
     def moments(self, extractor: FeatureExtractor) -> FeatureMoments | None:  # noqa: ARG002
         return None
+
+    def check(self, extractor: FeatureExtractor) -> None:  # noqa: ARG002
+        return
 
     def checksum(self) -> str:
         return "none"
@@ -54,8 +66,11 @@ class StatisticsReference(Reference):
         found.require(extractor.checksum())
         return found
 
+    def check(self, extractor: FeatureExtractor) -> None:
+        self.moments(extractor)
+
     def checksum(self) -> str:
-        return _digest([self.path])
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
 
 
 class FolderReference(Reference):
@@ -71,12 +86,8 @@ class FolderReference(Reference):
     def moments(self, extractor: FeatureExtractor) -> FeatureMoments | None:
         return FeatureMoments.of_images(FolderImages(str(self.path)).load().images, extractor)
 
+    def check(self, extractor: FeatureExtractor) -> None:  # noqa: ARG002
+        FolderImages(str(self.path)).files()
+
     def checksum(self) -> str:
-        return _digest(FolderImages(str(self.path)).files())
-
-
-def _digest(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+        return FolderImages(str(self.path)).checksum()

@@ -18,10 +18,21 @@ from ptq_diffusion.quantizer import Quantizer
 
 @dataclass(frozen=True)
 class LayerQuantizers:
-    """The quantizers of one layer's weight and input; None stands for float."""
+    """The quantizers of one layer's weight and input; None stands for float.
+
+    Raises:
+        ValueError: the activation's is per channel.
+    """
 
     weight: Quantizer | None
     activation: Quantizer | None
+
+    def __post_init__(self) -> None:
+        if self.activation is not None and self.activation.per_channel:
+            raise ValueError(
+                "expected a per-tensor activation quantizer, got one per channel, which only weights can have; "
+                "choose quantizer@quantizer.activation=affine_per_tensor or symmetric_per_tensor"
+            )
 
 
 class NetworkQuantizers:

@@ -19,7 +19,7 @@ class LayerBits:
 
     def __post_init__(self) -> None:
         for name, bits in (("weight", self.weight), ("activation", self.activation)):
-            if bits != FLOAT_BITS and not 2 <= bits <= 8:
+            if bits != FLOAT_BITS and not (isinstance(bits, int) and 2 <= bits <= 8):
                 raise ValueError(f"expected {name} bits of 2 to 8, or {FLOAT_BITS} for float, got {bits}")
 
 

@@ -28,9 +28,9 @@ class AffineQuantizer(Quantizer):
     zero_point: Tensor
 
     def __init__(self, bits: int, symmetric: bool, per_channel: bool, range_search: RangeSearch, bins: int) -> None:
-        super().__init__()
+        super().__init__(per_channel)
         self.grid = Grid(bits, symmetric)
-        self.per_channel, self.range_search = per_channel, range_search
+        self.range_search = range_search
         self._histogram: DyadicHistogram | None = None if per_channel else DyadicHistogram(bins)
         self._seen: Distribution | None = None
         self.register_buffer("scale", torch.ones(1))

@@ -17,8 +17,10 @@ class State(Enum):
 class Quantizer(nn.Module, ABC):
     """Maps a tensor to the nearest values of an integer grid, once it has seen what the tensor looks like."""
 
-    def __init__(self) -> None:
+    def __init__(self, per_channel: bool) -> None:
+        """A quantizer with one grid for each slice along axis 0 if `per_channel`, which only a weight can have."""
         super().__init__()
+        self.per_channel = per_channel
         self.state = State.OBSERVING
 
     @abstractmethod

@@ -133,5 +133,5 @@ class LpSearch(RangeSearch):
         """The count-weighted sum of |x - x_hat|^p of every group, (G,)."""
         scale, zero_point = affine_parameters(low, high, grid)
         scale, zero_point = scale[:, None], zero_point[:, None]
-        rounded = ((seen.values / scale).round() + zero_point).clamp(grid.low, grid.high)
+        rounded = ((seen.values * (1 / scale)).round() + zero_point).clamp(grid.low, grid.high)
         return (((rounded - zero_point) * scale - seen.values).abs().pow(self.p) * seen.counts).sum(1)

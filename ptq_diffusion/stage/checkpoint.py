@@ -22,8 +22,12 @@ class SafetensorsCheckpointIO(CheckpointIO):
         beside.mkdir(parents=True)
         save_file(tensors, beside / "tensors.safetensors")
         (beside / "state.json").write_text(json.dumps(state))
-        shutil.rmtree(folder, ignore_errors=True)
+        # A kill between the two renames leaves the old one, which `present` finds.
+        shutil.rmtree(f"{path}.old", ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, f"{path}.old")
         os.replace(beside, folder)
+        shutil.rmtree(f"{path}.old", ignore_errors=True)
 
     def load_checkpoint(
         self,
@@ -31,11 +35,18 @@ class SafetensorsCheckpointIO(CheckpointIO):
         map_location: Any = None,  # noqa: ANN401, ARG002
         weights_only: bool | None = None,  # noqa: ARG002
     ) -> dict[str, Any]:
-        tensors = load_file(Path(path) / "tensors.safetensors")
-        return _from_json(json.loads((Path(path) / "state.json").read_text()), tensors)
+        found = present(path)
+        if found is None:
+            raise FileNotFoundError(f"expected a checkpoint at {path}, found none")
+        return _from_json(json.loads((found / "state.json").read_text()), load_file(found / "tensors.safetensors"))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def present(path: str | Path) -> Path | None:
+    """The checkpoint at a path, or the one before it where saving was interrupted; None where there is neither."""
+    return next((found for found in (Path(path), Path(f"{path}.old")) if found.is_dir()), None)
 
 
 def _to_json(value: object, name: str, tensors: dict[str, torch.Tensor]) -> object:

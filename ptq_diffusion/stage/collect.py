@@ -33,7 +33,10 @@ def collect(folder: Path) -> str:
     reports = {path.parent.name: json.loads(path.read_text()) for path in paths}
     protocols = {json.dumps(_protocol(report), sort_keys=True) for report in reports.values()}
     if len(protocols) > 1:
-        raise ValueError(f"expected reports of one protocol, got {len(protocols)}; collect them folder by folder")
+        raise ValueError(
+            "expected reports of one protocol, got these, whose numbers cannot be compared; collect them folder by "
+            f"folder: {'; '.join(sorted(protocols))}"
+        )
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(_line(run, report) for run, report in reports.items())]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

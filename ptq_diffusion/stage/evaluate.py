@@ -44,10 +44,10 @@ class Evaluate(ModelStage):
         judged = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}
         return super().evidence(cfg) | judged
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
         images = {variant: read_images(inputs[stage]) for variant, stage in VARIANTS.items()}
         reference = construct(cfg.reference)
-        judged = judge(images, build_extractor(cfg), reference, cfg.metric.replicates, cfg.metric.seed)
+        judged = judge(images, build_extractor(cfg), reference, cfg.metric.replicates, cfg.metric.seed, runtime.track)
         costs = _costs(cfg)
         drawn = {"images": cfg.images, "seeds": list(cfg.seeds)}
         rows = [{"variant": name} | costs[name] | dict(judged.rows[name]) | drawn for name in VARIANTS]

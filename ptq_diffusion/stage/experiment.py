@@ -12,6 +12,7 @@ from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.factory import construct, plain
 from ptq_diffusion.stage.noise import Noise
+from ptq_diffusion.stage.preflight import check
 from ptq_diffusion.stage.reference import ReferenceStatistics
 from ptq_diffusion.stage.report import make_report, run_folder, table
 from ptq_diffusion.stage.runtime import Runtime
@@ -26,8 +27,6 @@ STAGES: dict[str, type[Stage]] = {
     stage.name: stage
     for stage in (
         TrainDenoiser,
-        TrainFeatureNetwork,
-        ReferenceStatistics,
         TrainFeatureNetwork,
         ReferenceStatistics,
         Trajectories,
@@ -52,6 +51,8 @@ def run(cfg: DictConfig) -> None:
     runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress)
     store = Store(Path(cfg.outputs) / "store", runtime)
     stage = STAGES.get(cfg.goal, Evaluate)
+    if stage is Evaluate:
+        check(cfg)
     if cfg.force:
         store.forget(stage, cfg)
     folder = run_folder(store, stage, cfg)

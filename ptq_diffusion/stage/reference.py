@@ -26,7 +26,7 @@ class ReferenceStatistics(Stage):
         write_json(out / "metrics.json", {"images": moments.count, "extractor": moments.extractor})
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
-        return {"extractor": build_extractor(cfg).checksum()}
+        return {"extractor": build_extractor(cfg).checksum(), "data": construct(cfg.data).checksum()}
 
 
 def build_extractor(cfg: DictConfig) -> FeatureExtractor:

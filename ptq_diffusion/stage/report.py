@@ -2,6 +2,8 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ptq_diffusion import __version__
 from ptq_diffusion.correction import NoiseStatistics, StepReport
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
-from ptq_diffusion.stage.factory import construct
+from ptq_diffusion.stage.factory import construct, plain
 from ptq_diffusion.stage.figures import image_grid, noise_curves
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.parts import build_model, build_steps
+from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.samples import CorrectedSamples, FullPrecisionSamples, QuantizedSamples, read_images
 from ptq_diffusion.stage.store import Stage, Store, write_json, write_text
 
@@ -23,7 +27,7 @@ SHOWN = 16
 
 
 def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any]:
-    """Obtain every stage and write report.json, table.csv, config.yaml and the figures.
+    """Obtain every stage and write report.json, table.csv, steps.csv and the figures.
 
     Args:
         store: where the stages' artefacts are.
@@ -31,7 +35,8 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
         folder: the run's folder.
 
     Returns:
-        What report.json holds: rows, paired, protocol, signatures and figures, whose paths are relative to the folder.
+        What report.json holds: rows, paired, protocol, correction, provenance, signatures and figures, whose paths are
+        relative to the folder.
     """
     evaluation = read_evaluation(store.obtain(Evaluate, cfg))
     figures = _figures(store, cfg, folder)
@@ -39,10 +44,13 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
     rows = [{"variant": row["variant"], "correction": labels[row["variant"]]} | row for row in evaluation["rows"]]
     report = evaluation | {
         "rows": rows,
+        "correction": plain(cfg.correction),
+        "provenance": provenance(store.runtime),
         "signatures": dict(store.signatures),
         "figures": [str(figure.relative_to(folder)) for figure in figures],
     }
     _write_csv(folder / "table.csv", rows)
+    _write_csv(folder / "steps.csv", [asdict(found) for found in step_reports(store, cfg)])
     write_json(folder / "report.json", report)
     return report
 
@@ -101,6 +109,12 @@ def step_reports(store: Store, cfg: DictConfig) -> Sequence[StepReport]:
     steps = build_steps(cfg, build_model(cfg))
     statistics = NoiseStatistics.load(store.obtain(Noise, cfg) / "noise.safetensors")
     return construct(cfg.correction).fit(statistics, steps).report()
+
+
+def provenance(runtime: Runtime) -> Mapping[str, str]:
+    """What made the numbers beside the configuration: the device type and the versions of the libraries."""
+    libraries = {name: version(name) for name in ("torch", "diffusers", "lightning")}
+    return {"device": runtime.device_type, "ptq-diffusion": __version__, **libraries}
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

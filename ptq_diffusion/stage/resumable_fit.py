@@ -11,12 +11,27 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from ptq_diffusion.data import LabelledImages
-from ptq_diffusion.stage.checkpoint import SafetensorsCheckpointIO
+from ptq_diffusion.stage.checkpoint import SafetensorsCheckpointIO, present
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.training_stream import TrainingStream
 
 LOG_EVERY = 50
+
+
+class WarmupStableDecay:
+    """A learning-rate factor: linear up over `warmup` steps, 1, then linear to 0 over the last `cooldown` of `steps`.
+
+    The stable part does not depend on `steps`, so a training can be lengthened from a checkpoint of that part.
+    """
+
+    def __init__(self, steps: int, warmup: int, cooldown: int) -> None:
+        if min(steps, warmup, cooldown) < 1:
+            raise ValueError(f"expected steps, warmup and cooldown of at least 1, got {steps}, {warmup} and {cooldown}")
+        self.steps, self.warmup, self.cooldown = steps, warmup, cooldown
+
+    def __call__(self, step: int) -> float:
+        return min(1.0, (step + 1) / self.warmup, max(0.0, (self.steps - step) / self.cooldown))
 
 
 def resumable_fit(
@@ -69,6 +84,6 @@ def _trainer(training: DictConfig, start: int, out: Path, runtime: Runtime) -> L
 
 def step_of(checkpoint: Path) -> int:
     """The optimizer steps that a checkpoint has seen; 0 where there is none."""
-    if not checkpoint.exists():
+    if present(checkpoint) is None:
         return 0
     return int(SafetensorsCheckpointIO().load_checkpoint(checkpoint)["global_step"])

@@ -1,6 +1,6 @@
 """What may differ between two runs without changing a number: the device, progress, loggers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
+from rich.progress import track as rich_track
 
 
 class TitledProgressBar(RichProgressBar):
@@ -50,6 +51,10 @@ class Runtime:
     def say(self, text: str) -> None:
         """One line for the user."""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def track(self, items: Iterable[int]) -> Iterable[int]:
+        """The items, with a progress bar while they are gone through."""
+        return rich_track(items, "bootstrap", console=self.console) if self.progress else items
 
     def trainer(
         self,

@@ -133,13 +133,17 @@ def select(cfg: DictConfig, keys: tuple[str, ...]) -> DictConfig:
     """A configuration that holds only the given dotted keys, interpolations resolved.
 
     Raises:
-        KeyError: a key is missing from the configuration.
+        ValueError: a key is missing from the configuration.
     """
     chosen = OmegaConf.create({})
     for key in keys:
         value = OmegaConf.select(cfg, key, throw_on_missing=True, default=KeyError)
-        if value is KeyError:
-            raise KeyError(f"the configuration has no key {key!r}, which a stage declares in `uses`")
+        if value is KeyError or value is None:
+            group = key.partition(".")[0]
+            raise ValueError(
+                f"expected {key!r} in the configuration, which this goal needs; choose one, such as {group}=NAME "
+                "(ptq-diffusion --help lists the names)"
+            )
         OmegaConf.update(chosen, key, plain(value) if OmegaConf.is_config(value) else value, force_add=True)
     return chosen
 

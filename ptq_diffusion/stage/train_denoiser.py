@@ -10,22 +10,9 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.stage.denoiser_training import DenoiserTraining
 from ptq_diffusion.stage.factory import construct
-from ptq_diffusion.stage.resumable_fit import resumable_fit
+from ptq_diffusion.stage.resumable_fit import WarmupStableDecay, resumable_fit
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.store import Stage
-
-
-class WarmupStableDecay:
-    """A learning-rate factor: linear up over `warmup` steps, 1, then linear to 0 over the last `cooldown` of `steps`.
-
-    The stable part does not depend on `steps`, so a training can be lengthened from a checkpoint of that part.
-    """
-
-    def __init__(self, steps: int, warmup: int, cooldown: int) -> None:
-        self.steps, self.warmup, self.cooldown = steps, warmup, cooldown
-
-    def __call__(self, step: int) -> float:
-        return min(1.0, (step + 1) / self.warmup, max(0.0, (self.steps - step) / self.cooldown))
 
 
 class TrainDenoiser(Stage):
@@ -34,6 +21,9 @@ class TrainDenoiser(Stage):
     name = "train_denoiser"
     version = 1
     uses = ("data", "training")
+
+    def evidence(self, cfg: DictConfig) -> dict[str, str]:
+        return {"data": construct(cfg.data).checksum()}
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
         training = cfg.training

@@ -14,10 +14,9 @@ from ptq_diffusion.data import LabelledImages
 from ptq_diffusion.metric.feature_network import Cifar10Net
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.feature_network_training import FeatureNetworkTraining
-from ptq_diffusion.stage.resumable_fit import resumable_fit
+from ptq_diffusion.stage.resumable_fit import WarmupStableDecay, resumable_fit
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.store import Stage, write_json
-from ptq_diffusion.stage.train_denoiser import WarmupStableDecay
 
 
 class TrainFeatureNetwork(Stage):
@@ -26,6 +25,9 @@ class TrainFeatureNetwork(Stage):
     name = "train_feature_network"
     version = 1
     uses = ("data", "test_data", "training")
+
+    def evidence(self, cfg: DictConfig) -> dict[str, str]:
+        return {name: construct(cfg[name]).checksum() for name in ("data", "test_data")}
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
         training, begin = cfg.training, time.perf_counter()

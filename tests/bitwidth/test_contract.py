@@ -23,7 +23,8 @@ BITS = {role: {"weight": bits, "activation": bits + 1} for role, bits in (("inne
 
 
 def plan(patterns):
-    return ByRole(**BITS, patterns=patterns).plan(LINE)
+    entries = [{"name": name} | bits for name, bits in patterns.items()]
+    return ByRole(**BITS, patterns=entries).plan(LINE)
 
 
 def policy(name):
@@ -92,4 +93,4 @@ def test_a_pattern_that_matches_nothing_is_an_error(pattern):
 def test_bits_that_make_no_sense_are_refused_at_construction(part):
     bad = {"weight": 9, "activation": 8}
     with pytest.raises(ValueError, match="expected weight bits of 2 to 8, or 32 for float, got 9"):
-        ByRole(**BITS | {"patterns": {}} | {part: {"*": bad} if part == "patterns" else bad})
+        ByRole(**BITS | {"patterns": []} | {part: [{"name": "*"} | bad] if part == "patterns" else bad})

@@ -55,20 +55,23 @@ def test_without_noise_nothing_changes_bit_for_bit(name, steps):
 
 @every_correction
 @every_table
-def test_a_table_of_another_length_is_refused(name, steps):
+def test_another_table_is_refused(name, steps):
     moments = [StepMoments.of(*tensors(step)) for step in steps]
     statistics = NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments)
     correction = construct(OmegaConf.load(CONF / "correction" / f"{name}.yaml"))
     for other in (steps[:-1], [*steps, steps[-1]], []):
         with pytest.raises(ValueError, match=f"expected statistics of all {len(other)} steps, got {len(steps)}"):
             correction.fit(statistics, other)
+    with pytest.raises(ValueError, match="same steps"):
+        correction.fit(statistics, [dataclasses.replace(step, clip=2.0) for step in steps])
 
 
 @every_correction
 @every_table
 @pytest.mark.parametrize("noise", [0.0, 1.0, 5.0])
 def test_reports_describe_every_step_in_numbers(name, steps, noise):
-    report = fitted(name, steps, noise).report()
+    correction = fitted(name, steps, noise)
+    report = correction.report()
     assert [found.t for found in report] == [step.t for step in steps]
     for found, step in zip(report, steps, strict=True):
         values = dataclasses.asdict(found)
@@ -77,6 +80,7 @@ def test_reports_describe_every_step_in_numbers(name, steps, noise):
         assert math.isinf(values.pop("snr_q")) == (noise == 0)
         assert all(math.isfinite(value) for value in values.values())
         assert found.snr_f == step.snr
+        assert found.sigma == step.sigma and found.sigma_used == correction.sigma(step)
         assert found.variance >= 0 and found.bias >= 0 and found.r2 <= 1
         assert found.budget is None or found.budget >= 0
 

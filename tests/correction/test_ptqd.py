@@ -102,7 +102,7 @@ def test_the_correction_is_the_inverse_of_what_was_planted():
 def test_terms_belong_to_their_step():
     """k differs from step to step, and every step is corrected by its own."""
     moments = [StepMoments.of(*planted(step, k=-0.02 * step.i, v=0.0)) for step in STEPS]
-    found = PTQD(**PAPER).fit(NoiseStatistics(Fingerprint("n", "s", SHAPE), moments), STEPS)
+    found = PTQD(**PAPER).fit(NoiseStatistics(Fingerprint("n", fingerprint(STEPS), SHAPE), moments), STEPS)
     for step in STEPS:
         m, q, x = planted(step, k=-0.02 * step.i, v=0.0)
         assert found.terms()[step.i].k == pytest.approx(-0.02 * step.i, abs=1e-9)
@@ -239,6 +239,17 @@ def test_a_negative_k_is_raised_to_zero_and_a_positive_one_is_kept():
         assert clamped.k == free.k > 0.19
 
 
+@every_k
+def test_one_mean_for_all_channels_gives_the_slope_of_all_values(k):
+    """Which is another k where channels differ in their offsets."""
+    one, own = fitted(options={"centre": "global"}, k=k), fitted(k=k)
+    for step, terms in zip(STEPS, one.terms(), strict=True):
+        m, q, _ = planted(step, k=k)
+        line = torch.stack([m.flatten(), (q - m).flatten()]).cov()
+        assert terms.k == pytest.approx(float(line[0, 1] / line[0, 0]), rel=1e-9)
+        assert abs(terms.k - own.terms()[step.i].k) > 1e-3
+
+
 def test_the_total_bias_is_the_mean_of_the_noise():
     for step, terms in zip(STEPS, fitted(options={"bias": "total"}).terms(), strict=True):
         m, q, _ = planted(step)
@@ -282,8 +293,18 @@ def test_a_reduced_direction_changes_its_coefficient_only():
 
 def test_a_reduced_direction_needs_a_sampler_that_has_one():
     steps = DDPM(8, {}).steps(CONFIG)
-    with pytest.raises(ValueError, match="direction=reduced needs a DDIM sampler"):
-        fitted(steps, {"direction": "reduced"})
+    reduced = PTQD(**PAPER | {"direction": "reduced"})
+    for use in (lambda: fitted(steps, {"direction": "reduced"}), lambda: reduced.check(steps)):
+        with pytest.raises(ValueError, match="direction=reduced needs a DDIM sampler"):
+            use()
+    reduced.check(STEPS)
+    PTQD(**PAPER).check(steps)
+
+
+def test_one_mean_over_all_channels_mixes_their_offsets_into_k():
+    """The planted k is that within channels; offsets of m and D that go together across channels add to it."""
+    within, across = fitted(k=0.2), fitted(options={"centre": "global"}, k=0.2)
+    assert all(abs(a.k - b.k) > 0.01 for a, b in zip(within.terms(), across.terms(), strict=True))
 
 
 @pytest.mark.parametrize("k", [-0.2, 0.2])
@@ -296,7 +317,8 @@ def test_the_release_by_hand(k, eta):
     for step, own in zip(steps, found.steps(), strict=True):
         m, q, x = planted(step, k=k)
         noise = q - m
-        slope = max(float((centred(noise) * centred(m)).sum() / centred(m).square().sum()), 0)
+        line = torch.stack([m.flatten(), noise.flatten()]).cov()
+        slope = max(float(line[0, 1] / line[0, 0]), 0)
         std_q = float((noise - slope * m).flatten(1).std(1, correction=0).mean())
         epsilon = (q - noise.mean((0, 2, 3), keepdim=True)) / (1 + slope)
         at, a_s = abar[step.t], abar[step.t - 125] if step.t >= 125 else torch.tensor(1.0).double()
@@ -322,13 +344,13 @@ def test_a_constant_float_output_is_refused_where_k_is_needed():
     steps = STEPS[:1]
     m = torch.ones(4, *SHAPE)
     q = m + torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
-    constant = NoiseStatistics(Fingerprint("n", "s", SHAPE), [StepMoments.of(m, q, q)])
+    constant = NoiseStatistics(Fingerprint("n", fingerprint(steps), SHAPE), [StepMoments.of(m, q, q)])
     with pytest.raises(ValueError, match="at t = 875 it is constant"):
         PTQD(**PAPER).fit(constant, steps)
     assert PTQD(**PAPER | {"correlated": False}).fit(constant, steps).terms()[0].k == 0
 
 
-@pytest.mark.parametrize("option", ["bias", "variance", "direction"])
+@pytest.mark.parametrize("option", ["bias", "variance", "centre", "direction"])
 def test_options_that_do_not_exist_are_refused(option):
     with pytest.raises(ValueError, match=f"expected {option} to be one of .*, got 'both'"):
         PTQD(**PAPER | {option: "both"})

@@ -62,6 +62,15 @@ def test_moments_are_what_they_say():
     assert torch.allclose(found.per_sample, torch.stack([of_samples[0], across, of_samples[1]], 1), rtol=1e-10)
 
 
+def test_moments_centred_by_one_mean():
+    """All channels flattened into one line, as a regression would see them that knows no channels."""
+    m, q, _ = tensors(2)
+    noise, m = (tensor.double().flatten() for tensor in (q - m, m))
+    expected = torch.stack([noise, m]).cov(correction=0)
+    found = StepMoments.of(*tensors(2)).pooled_globally()
+    assert found == pytest.approx([float(expected[at]) for at in ((0, 0), (0, 1), (1, 1))], rel=1e-10)
+
+
 def test_without_noise_the_signal_is_infinitely_stronger():
     m, _, x = tensors(0)
     assert StepMoments.of(m, m, x).snr == float("inf")
@@ -106,6 +115,10 @@ def test_statistics_refuse_to_serve_another_owner(field, tmp_path):
     for own in (statistics, NoiseStatistics.load(tmp_path / "noise.safetensors")):
         with pytest.raises(ValueError, match=f"expected noise statistics of the same {field}: .*measure them again"):
             own.require(other)
+    if field == "steps":
+        statistics.require_table(STEPS)
+        with pytest.raises(ValueError, match="same steps"):
+            statistics.require_table(CLIPPED)
     with pytest.raises(ValueError, match=f"same {field}"):
         statistics.merge(NoiseStatistics(other, statistics.steps))
 

@@ -1,10 +1,12 @@
 """One resampling for all variants: errors shrink as they should, and what variants share cancels."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from ptq_diffusion.metric import FeatureMoments, frechet_distance, paired_fid, paired_interval, paired_mean
-from ptq_diffusion.metric.bootstrap import resampling_weights
+from ptq_diffusion.metric.bootstrap import paired_fid_to, resampling_weights
 
 
 def normal(*shape, seed=0):
@@ -19,7 +21,7 @@ def width(interval):
 
 
 def test_weights_count_draws_with_replacement():
-    weights = torch.stack(list(resampling_weights(500, 40, seed=3)))
+    weights = torch.stack([resampling_weights(500, 3, replicate) for replicate in range(40)])
     assert torch.equal(weights, weights.round()) and weights.min() == 0
     assert torch.equal(weights.sum(1), torch.full((40,), 500.0).double())
     assert (weights == 0).double().mean().item() == pytest.approx(torch.e**-1, abs=0.01)
@@ -28,7 +30,9 @@ def test_weights_count_draws_with_replacement():
 def test_values_and_errors_equal_those_of_images_drawn_again():
     rows = normal(200, 4) + 0.3
     found = paired_fid({"a": rows}, REFERENCE, 5, seed=1).estimates["a"]
-    drawn = [rows.repeat_interleave(weights.long(), 0) for weights in resampling_weights(200, 5, seed=1)]
+    drawn = [
+        rows.repeat_interleave(weights.long(), 0) for weights in map(partial(resampling_weights, 200, 1), range(5))
+    ]
     distances = torch.tensor([frechet_distance(FeatureMoments.of(again, "x"), REFERENCE) for again in drawn])
     assert found.value == frechet_distance(FeatureMoments.of(rows, "x"), REFERENCE)
     assert found.standard_error == pytest.approx(distances.double().std().item(), rel=1e-4)
@@ -112,3 +116,29 @@ def test_interval_of_a_mean_covers_the_truth_about_as_often_as_it_says():
 def test_what_cannot_be_paired_is_refused(rows, replicates, message):
     with pytest.raises(ValueError, match=message):
         paired_fid(rows, REFERENCE, replicates, seed=0)
+
+
+def draw_of_pairs(repetition, count=300, width=6):
+    """Features of float images and of two variants that stray from them a little, independently each time."""
+    draw = torch.Generator().manual_seed(repetition)
+    rows = torch.randn(count, width, generator=draw)
+    return {
+        "float": rows,
+        "near": rows + 0.1 * torch.randn(count, width, generator=draw),
+        "far": rows * 1.1 + 0.2 * torch.randn(count, width, generator=draw),
+    }
+
+
+def test_errors_of_a_distance_to_a_variant_are_those_of_independent_repetitions():
+    """The variant's own sampling noise is shared and cancels: a fixed one would give far too large errors."""
+    found = [paired_fid_to("float", draw_of_pairs(r), "x", 60, 0) for r in range(40)]
+    for variant in ("near", "far"):
+        spread = torch.tensor([one.estimates[variant].value for one in found]).std()
+        claimed = torch.tensor([one.estimates[variant].standard_error for one in found]).mean()
+        assert 0.6 < claimed / spread < 1.6
+
+
+def test_a_variant_is_at_no_distance_from_itself_and_that_is_certain():
+    found = paired_fid_to("float", draw_of_pairs(0), "x", 10, 0)
+    assert found.estimates["float"].value == pytest.approx(0, abs=1e-9)
+    assert found.estimates["float"].standard_error == pytest.approx(0, abs=1e-9)

@@ -229,6 +229,13 @@ def test_other_layers_are_refused(layer):
         quantize(nn.Sequential(layer), quantizers)
 
 
+def test_an_activation_has_one_grid(denoiser):
+    sites = denoiser.sites()
+    plan = BitwidthPlan({site.name: LayerBits(8, 8) for site in sites})
+    with pytest.raises(ValueError, match="expected a per-tensor activation quantizer"):
+        NetworkQuantizers(sites, plan, weight_quantizer, weight_quantizer)
+
+
 def test_padding_that_is_not_zeros_is_refused(denoiser):
     own = calibrated(denoiser, LayerBits(8, 8)).layers["conv_in"]
     from ptq_diffusion.network import QuantizedConv2d

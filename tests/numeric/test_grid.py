@@ -26,7 +26,7 @@ def test_a_layer_takes_the_bits_of_grids_and_float(bits):
     assert LayerBits(bits, 8).weight == LayerBits(8, bits).activation == bits
 
 
-@pytest.mark.parametrize("bits", [-8, 0, 1, 9, 16, 31, 33])
+@pytest.mark.parametrize("bits", [-8, 0, 1, 9, 16, 31, 33, 4.5])
 def test_a_layer_refuses_other_bits_and_names_the_operand(bits):
     with pytest.raises(ValueError, match=f"expected weight bits .* got {bits}"):
         LayerBits(bits, 8)

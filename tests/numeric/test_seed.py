@@ -29,6 +29,11 @@ def test_every_sample_seed_and_draw_has_its_own_noise():
     assert len(noise.flatten(1).unique(dim=0)) == 3 * 5 * 3
 
 
+def test_purposes_share_no_noise_though_they_share_seeds():
+    draws = [SampleNoise(0, range(4), SHAPE, purpose).draw() for purpose in ("images", "calibration")]
+    assert len(torch.cat(draws).flatten(1).unique(dim=0)) == 8
+
+
 def test_noise_is_standard_normal_and_uncorrelated_between_neighbours():
     noise = drawn(3, range(3000), times=2).double().flatten(2)
     values = noise.numel()

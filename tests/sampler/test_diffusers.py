@@ -100,7 +100,7 @@ def test_an_untouched_pipeline_of_diffusers(prediction, clip, count):
         (DDIM(count, 0.0, {}), DDIMScheduler.from_config(config), {"eta": 0.0}),
         (DDIM(count, 1.0, {}), DDIMScheduler.from_config(config), {"eta": 1.0}),
     ]:
-        streams = [generator("sample", SEED, index) for index in range(BATCH)]
+        streams = [generator("images", SEED, index) for index in range(BATCH)]
         x = torch.stack([torch.randn(SHAPE, generator=stream) for stream in streams])
         scheduler.set_timesteps(count)
         states = [x]

@@ -86,7 +86,7 @@ def test_forget_removes_one_artefact(store, tmp_path):
 
 
 def test_selecting_a_missing_key_names_it():
-    with pytest.raises(KeyError, match="nothing"):
+    with pytest.raises(ValueError, match="nothing"):
         select(CFG, ("nothing",))
 
 

@@ -16,10 +16,9 @@ from ptq_diffusion.data import LabelledImages
 from ptq_diffusion.metric import Cifar10Net, FeatureMoments
 from ptq_diffusion.stage.feature_network_training import FeatureNetworkTraining
 from ptq_diffusion.stage.reference import ReferenceStatistics
-from ptq_diffusion.stage.resumable_fit import resumable_fit
+from ptq_diffusion.stage.resumable_fit import WarmupStableDecay, resumable_fit
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.store import Store
-from ptq_diffusion.stage.train_denoiser import WarmupStableDecay
 from ptq_diffusion.stage.train_feature_network import TrainFeatureNetwork, accuracy_and_loss
 
 CONF = Path(__file__).parents[2] / "conf"
