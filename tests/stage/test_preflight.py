@@ -1,0 +1,53 @@
+"""Choices that do not fit are refused with a word on what to do, before anything is computed."""
+
+import pytest
+from PIL import Image
+
+BAD = {
+    "a release that needs DDIM": (["sampler=ddpm", "sampler.steps=3", "correction=ptqd_release"], "sampler=ddim"),
+    "statistics of another feature space": (["metric=pixels", "reference=cifar10"], "goal=reference_statistics"),
+    "channels that the extractor lacks": (["metric=pixels", "metric.extractor.channels=5"], r"expected images \(N, 5"),
+    "one image": (["images=1", "seeds=[0]"], "at least 2 images"),
+    "one replicate": (["metric.replicates=1"], "at least 2"),
+    "a single seed that is no list": (["seeds=3"], r"seeds=\[0,1,2\]"),
+    "half a seed": (["seeds=[0.5]"], "whole numbers"),
+    "a seed twice": (["seeds=[1,1]"], "distinct"),
+    "a channel for each activation": (["quantizer@quantizer.activation=affine_per_channel"], "affine_per_tensor"),
+    "nine bits": (["bitwidth.inner.weight=9"], "2 to 8"),
+    "no bits": (["bitwidth.inner.weight=null"], "2 to 8"),
+    "a pattern without a layer": (["bitwidth.patterns=[{name:nowhere,weight:8,activation:8}]"], "matches none"),
+    "eta above 1": (["sampler.eta=2"], r"eta in \[0, 1\]"),
+    "an option of no scheduler": (["+sampler.scheduler.nothing=1"], "it has beta_end"),
+    "no such term": (["correction.bias=both"], "intercept, total, off"),
+    "no such goal": (["goal=nothing"], "samples_corrected"),
+    "no such model": (["model.path=/nowhere"], "save_pretrained"),
+    "no such reference": (["reference=statistics", "reference.path=/nowhere"], "goal=reference_statistics"),
+    "a goal without its data": (["goal=reference_statistics"], "data=NAME"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "remedy"), BAD.values(), ids=BAD)
+def test_it_says_what_to_do_and_computes_nothing(make, tmp_path, overrides, remedy):
+    with pytest.raises((ValueError, FileNotFoundError), match=remedy):
+        make(*overrides)
+    assert not list(tmp_path.glob("outputs/store/*/*"))
+
+
+def test_a_layer_is_left_in_float_by_its_name(report):
+    """As the YAML says it is written on the command line."""
+    plain, _ = report()
+    spared, _ = report('bitwidth.patterns=[{name:"*.conv_shortcut",weight:32,activation:32}]')
+    assert spared["rows"][1]["bops_per_image"] > plain["rows"][1]["bops_per_image"]
+
+
+def test_a_reference_folder_that_changed_is_another_reference(report, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("RGB", (8, 8), (60 * i, 10, 10)).save(folder / f"{i}.png")
+    overrides = "reference=folder", f"reference.path={folder}"
+    first, _ = report(*overrides)
+    (folder / "3.png").unlink()
+    second, _ = report(*overrides)
+    assert first["signatures"]["evaluate"] != second["signatures"]["evaluate"]
+    assert first["rows"][0]["fid"] != second["rows"][0]["fid"]
