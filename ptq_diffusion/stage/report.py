@@ -75,6 +75,9 @@ def table(report: Mapping[str, Any]) -> Table:
     )
     for title in ("", "W/A", "FID ± se", "to float", "PSNR", "GBOPs", "saving", "MB"):
         shown.add_column(title, justify="right" if title else "left", no_wrap=True)
+    (gain,) = (p for p in report["paired"] if (p["a"], p["b"], p["metric"]) == ("quantized", "corrected", "fid"))
+    low, high = 0 - gain["high"], 0 - gain["low"]
+    shown.caption = f"corrected - quantized: {0 - gain['difference']:+.2f}, 95 % within [{low:+.2f}, {high:+.2f}]"
     for row in report["rows"]:
         name = row["variant"] if row["variant"] != "corrected" else row["correction"]
         shown.add_row(
