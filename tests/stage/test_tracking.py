@@ -38,7 +38,7 @@ def test_a_report_is_logged_offline_and_closed(report):
     found = {record.WhichOneof("record_type"): record for record in records(path)}
     (run,) = [record.run for record in records(path) if record.WhichOneof("record_type") == "run"]
     assert run.display_name == folder.name
-    assert "sampler" in {item.key for record in records(path) for item in record.config.update}
+    assert "sampler" in {item.key for item in run.config.update}
     assert found["exit"].exit.exit_code == 0
     logged = {item.key or "/".join(item.nested_key) for r in records(path) for item in r.history.item}
     logged |= {item.key or "/".join(item.nested_key) for r in records(path) for item in r.summary.update}
