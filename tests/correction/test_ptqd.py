@@ -248,6 +248,7 @@ def test_one_mean_for_all_channels_gives_the_slope_of_all_values(k):
         line = torch.stack([m.flatten(), (q - m).flatten()]).cov()
         assert terms.k == pytest.approx(float(line[0, 1] / line[0, 0]), rel=1e-9)
         assert abs(terms.k - own.terms()[step.i].k) > 1e-3
+        assert terms.report.variance == pytest.approx(float(centred(q - m - terms.k * m).square().mean()), rel=1e-9)
 
 
 def test_the_total_bias_is_the_mean_of_the_noise():

@@ -101,7 +101,7 @@ def test_a_plan_with_float_operands_is_restored(denoiser, tmp_path):
         ({"bits": LayerBits(4, 8)}, "conv_in/activation"),
         ({"bits": LayerBits(4, 32)}, "conv_in/activation"),
         ({"conv_out": LayerBits(8, 6)}, "conv_out/weight"),
-        ({"weight": PER_TENSOR}, "conv_in/weight"),
+        ({"weight": quantizer(True, False)}, "conv_in/weight"),
         ({"weight": quantizer(False, True)}, "conv_in/weight"),
         ({"activation": quantizer(True, False)}, "conv_in/activation"),
     ],
