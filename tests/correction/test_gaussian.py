@@ -9,8 +9,10 @@ from functools import cache
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from ptq_diffusion.correction import PTQD, Fingerprint, NoiseStatistics, StepMoments
+from ptq_diffusion.main import CONF
 from ptq_diffusion.model import GaussianDenoiser
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import DDIM, DDPM, sample
@@ -19,14 +21,7 @@ from ptq_diffusion.sampler.step import fingerprint
 SHAPE, COUNT = (2, 4, 4), 4000
 MODEL = GaussianDenoiser(SHAPE, mean=0.4, std=0.5)
 MU = torch.tensor([0.1, -0.15]).view(2, 1, 1)
-PAPER = {
-    "correlated": True,
-    "bias": "intercept",
-    "variance": "pooled",
-    "centre": "channel",
-    "k_clamp": False,
-    "direction": "original",
-}
+PAPER = {name: value for name, value in OmegaConf.load(CONF / "correction" / "ptqd.yaml").items() if name != "_target_"}
 SAMPLERS = {
     "ddim eta 1, 20 steps": DDIM(20, 1.0, {}),
     "ddim eta 1, 50 steps": DDIM(50, 1.0, {}),

@@ -16,14 +16,7 @@ from ptq_diffusion.stage.factory import construct
 SHAPE = (3, 6, 5)
 CONFIG = DDPMScheduler(clip_sample=False).config
 STEPS = DDIM(8, 1.0, {}).steps(CONFIG)
-PAPER = {
-    "correlated": True,
-    "bias": "intercept",
-    "variance": "pooled",
-    "centre": "channel",
-    "k_clamp": False,
-    "direction": "original",
-}
+PAPER = {name: value for name, value in OmegaConf.load(CONF / "correction" / "ptqd.yaml").items() if name != "_target_"}
 OFFSETS = torch.tensor([0.8, -0.5, 0.3]).double().view(3, 1, 1)  # E[m_c], far from 0
 MU = torch.tensor([0.10, -0.04, 0.02]).double().view(3, 1, 1)
 
