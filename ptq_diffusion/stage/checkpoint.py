@@ -10,6 +10,8 @@ import torch
 from lightning.fabric.plugins.io import CheckpointIO
 from safetensors.torch import load_file, save_file
 
+from ptq_diffusion.stage.files import sync_folder
+
 
 class SafetensorsCheckpointIO(CheckpointIO):
     """A Lightning checkpoint as a folder of `tensors.safetensors` and `state.json`; reading it runs no code."""
@@ -22,9 +24,10 @@ class SafetensorsCheckpointIO(CheckpointIO):
         beside.mkdir(parents=True)
         save_file(tensors, beside / "tensors.safetensors")
         (beside / "state.json").write_text(json.dumps(state))
+        sync_folder(beside)
         # A kill between the two renames leaves the old one, which `present` finds.
-        shutil.rmtree(f"{path}.old", ignore_errors=True)
         if folder.exists():
+            shutil.rmtree(f"{path}.old", ignore_errors=True)
             os.replace(folder, f"{path}.old")
         os.replace(beside, folder)
         shutil.rmtree(f"{path}.old", ignore_errors=True)

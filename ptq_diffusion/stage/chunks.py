@@ -1,18 +1,18 @@
-"""Work on samples, chunk by chunk: the one Lightning module behind trajectories, noise and images."""
+"""Work on samples, chunk by chunk, on any number of devices: what is behind trajectories, noise and images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning as L
 import torch
-from safetensors.torch import load_file, save_file
+from lightning import Fabric
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ptq_diffusion.numeric.seed import SampleNoise
-from ptq_diffusion.stage.runtime import Runtime
+from ptq_diffusion.stage.files import holds_tensors, write_tensors
+from ptq_diffusion.stage.runtime import Runtime, quiet_libraries, track
 
 
 @dataclass(frozen=True)
@@ -58,36 +58,61 @@ def chunks(purpose: str, seeds: Sequence[int], images: int, micro_batch: int) ->
 
 
 class ChunkWork(nn.Module, ABC):
-    """What is done with a chunk. Networks that it holds are moved to the device by Lightning."""
+    """What is done with a chunk. Networks that it holds are moved to the device."""
 
     @abstractmethod
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
         """Tensors to keep of this chunk, padding dropped."""
 
 
-class ChunkModule(L.LightningModule):
-    """Does the work of each chunk, named by its place in the list, and keeps its file."""
+@dataclass(frozen=True)
+class Missing:
+    """What all devices need to know of the chunks that are still to be done.
 
-    def __init__(self, work: ChunkWork, wanted: Sequence[Chunk], folder: Path) -> None:
-        super().__init__()
-        self.work, self.wanted, self.folder = work, wanted, folder
+    Args:
+        chunks: they are.
+        folder: where their files go.
+        title: what the progress bar calls them.
+        progress: whether there is a bar.
+        threads: of torch in every process, on which the last bits of a result on the CPU depend.
+    """
 
-    def predict_step(self, place: int, _: int) -> None:
-        chunk = self.wanted[place]
-        tensors = self.work(chunk, self.device)
-        beside = self.folder / f"{chunk.name}.tmp"
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside)
-        beside.replace(self.folder / chunk.name)
+    chunks: Sequence[Chunk]
+    folder: Path
+    title: str
+    progress: bool
+    threads: int
 
 
-def run_chunks(work: ChunkWork, wanted: Sequence[Chunk], folder: Path, runtime: Runtime, title: str) -> None:
-    """Do the chunks whose files are missing in `folder`."""
+def do_share(fabric: Fabric, build: Callable[[], ChunkWork], missing: Missing) -> None:
+    """Do this device's share, every n-th of the missing chunks of n devices."""
+    quiet_libraries()
+    torch.set_num_threads(missing.threads)
+    work = build().eval().to(fabric.device)
+    share = missing.chunks[fabric.global_rank :: fabric.world_size]
+    with torch.inference_mode():
+        for chunk in track(share, missing.title, missing.progress and fabric.is_global_zero):
+            write_tensors(missing.folder / chunk.name, work(chunk, fabric.device))
+
+
+def run_chunks(
+    build: Callable[[], ChunkWork], wanted: Sequence[Chunk], folder: Path, runtime: Runtime, title: str
+) -> None:
+    """Do the chunks whose files `folder` lacks, shared by all devices; no chunk depends on another.
+
+    Args:
+        build: makes the work. Each device calls it in a process of its own, so it is what can be pickled and its result
+            need not be: a bound method of a stage with its configuration, never a lambda.
+        wanted: all chunks.
+        folder: receives a file for each; a file cut short by a power cut counts as missing.
+        runtime: the devices.
+        title: what the progress bar calls the work.
+    """
     folder.mkdir(exist_ok=True)
-    missing = [chunk for chunk in wanted if not (folder / chunk.name).is_file()]
+    missing = [chunk for chunk in wanted if not holds_tensors(folder / chunk.name)]
     if missing:
-        places: DataLoader[int] = DataLoader(range(len(missing)), batch_size=None)  # type: ignore[arg-type]
-        trainer = runtime.trainer(folder.parent, title)
-        trainer.predict(ChunkModule(work, missing, folder), places, return_predictions=False)
+        told = Missing(missing, folder, title, runtime.progress, torch.get_num_threads())
+        runtime.launch(do_share, len(missing), build, told)
 
 
 def read_chunks(folder: Path) -> Iterator[dict[str, Tensor]]:

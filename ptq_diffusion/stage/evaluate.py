@@ -12,6 +12,7 @@ from ptq_diffusion.metric.judgement import judge
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.numeric.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.stage.factory import construct
+from ptq_diffusion.stage.files import write_json
 from ptq_diffusion.stage.parts import build_model, build_quantizers, build_steps
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.runtime import Runtime
@@ -23,7 +24,7 @@ from ptq_diffusion.stage.samples import (
     QuantizedSamples,
     read_images,
 )
-from ptq_diffusion.stage.store import ModelStage, write_json
+from ptq_diffusion.stage.store import ModelStage
 
 VARIANTS = {
     "full_precision": FullPrecisionSamples.name,

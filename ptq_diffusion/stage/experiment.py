@@ -1,7 +1,5 @@
 """One experiment from its configuration: a report, or the artefact of any one stage."""
 
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +9,14 @@ from omegaconf import DictConfig
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.factory import construct, plain
+from ptq_diffusion.stage.files import writable
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.preflight import check
 from ptq_diffusion.stage.reference import ReferenceStatistics
 from ptq_diffusion.stage.report import make_report, run_folder, table
-from ptq_diffusion.stage.runtime import Runtime
+from ptq_diffusion.stage.runtime import Runtime, quiet_libraries
 from ptq_diffusion.stage.samples import CorrectedSamples, FullPrecisionSamples, QuantizedSamples
-from ptq_diffusion.stage.store import Stage, Store
+from ptq_diffusion.stage.store import Stage, Store, upstream
 from ptq_diffusion.stage.tracking import Tracker
 from ptq_diffusion.stage.train_denoiser import TrainDenoiser
 from ptq_diffusion.stage.train_feature_network import TrainFeatureNetwork
@@ -44,19 +43,23 @@ def run(cfg: DictConfig) -> None:
     """Make what `cfg.goal` names and print its path last.
 
     Raises:
-        ValueError: the goal is neither report nor a stage.
+        ValueError: the goal is neither report nor a stage, or does not need what is forced.
+        OSError: the outputs cannot be written; what was finished is kept.
     """
     if cfg.goal != "report" and cfg.goal not in STAGES:
         raise ValueError(f"expected goal to be report or one of {', '.join(STAGES)}, got {cfg.goal!r}")
-    runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress)
-    store = Store(Path(cfg.outputs) / "store", runtime)
     stage = STAGES.get(cfg.goal, Evaluate)
+    runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices)
+    store = Store(Path(cfg.outputs) / "store", runtime, forced_stages(cfg.force, stage))
     if stage is Evaluate:
         check(cfg)
-    if cfg.force:
-        store.forget(stage, cfg)
-    folder = run_folder(store, stage, cfg)
     quiet_libraries()
+    with writable(Path(cfg.outputs) / "runs"):
+        _run(cfg, stage, store)
+
+
+def _run(cfg: DictConfig, stage: type[Stage], store: Store) -> None:
+    folder, runtime = run_folder(store, stage, cfg), store.runtime
     with tracking(construct(cfg.logger), cfg, folder, runtime) as tracker:
         made = store.obtain(stage, cfg)
         if cfg.goal == "report":
@@ -79,11 +82,15 @@ def tracking(tracker: Tracker, cfg: DictConfig, folder: Path, runtime: Runtime) 
         tracker.finish(success)
 
 
-def quiet_libraries() -> None:
-    """Leave the console to progress bars and results: no advice from Lightning, no deprecations inside it."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*IterableDataset.*__len__.*")
-    warnings.filterwarnings("ignore", message=".*predict returned None.*")
+def forced_stages(force: bool | str, goal: type[Stage]) -> frozenset[str]:
+    """The stages that are made again: none, all that the goal is made of, or one and what is made of it.
+
+    Raises:
+        ValueError: `force` names no stage that the goal is made of.
+    """
+    stages = upstream(goal)
+    if isinstance(force, bool):
+        return stages if force else frozenset()
+    if force not in stages:
+        raise ValueError(f"expected force to be false, true or one of {', '.join(sorted(stages))}, got {force!r}")
+    return frozenset(name for name in stages if force in upstream(STAGES[name]))

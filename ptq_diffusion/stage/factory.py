@@ -16,9 +16,10 @@ def construct(node: DictConfig, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN4
         ValueError: a target lies outside this package, diffusers and torch.optim. What a constructor raises passes
             through.
     """
-    for target in _targets(OmegaConf.to_container(node, resolve=True)):
+    for target in targets(plain(node)):
         # By what it is and not by its spelling alone: a module of ours may import one that is not.
-        if not target.startswith(ALLOWED) or not f"{get_object(target).__module__}.".startswith(ALLOWED):
+        home = getattr(get_object(target), "__module__", "") if target.startswith(ALLOWED) else ""
+        if not f"{home}.".startswith(ALLOWED):
             raise ValueError(f"expected a _target_ defined in one of {', '.join(ALLOWED)}, got {target!r}")
     try:
         return instantiate(node, *args, _convert_="all", **kwargs)
@@ -32,10 +33,11 @@ def plain(node: DictConfig | ListConfig) -> Any:  # noqa: ANN401
     return OmegaConf.to_container(node, resolve=True)
 
 
-def _targets(node: object) -> list[str]:
+def targets(node: object) -> list[str]:
+    """Every `_target_` in a plain configuration, at any depth."""
     if isinstance(node, dict):
         own = [str(node["_target_"])] if "_target_" in node else []
-        return own + [target for value in node.values() for target in _targets(value)]
+        return own + [target for value in node.values() for target in targets(value)]
     if isinstance(node, list):
-        return [target for value in node for target in _targets(value)]
+        return [target for value in node for target in targets(value)]
     return []

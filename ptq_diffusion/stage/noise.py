@@ -1,7 +1,7 @@
 """Stage: the moments of the quantization noise along float sampling."""
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 
 import torch
@@ -47,14 +47,17 @@ class Noise(ModelStage):
     uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "micro_batch")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+        wanted = chunks("noise", [cfg.noise.seed], cfg.noise.images, cfg.micro_batch)
+        run_chunks(partial(self.work, cfg, inputs), wanted, out / "chunks", runtime, "quantization noise")
+        owner = self.work(cfg, inputs).owner
+        parts = (NoiseStatistics.of_tensors(owner, chunk) for chunk in read_chunks(out / "chunks"))
+        reduce(NoiseStatistics.merge, parts).save(out / "noise.safetensors")
+
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> MeasureNoise:
+        """What is done on every device."""
         model = build_model(cfg)
         quantized = build_quantized(cfg, model, inputs[Calibrate.name])
-        steps = build_steps(cfg, model)
-        work = MeasureNoise(model, quantized, steps)
-        wanted = chunks("noise", [cfg.noise.seed], cfg.noise.images, cfg.micro_batch)
-        run_chunks(work, wanted, out / "chunks", runtime, "quantization noise")
-        parts = (NoiseStatistics.of_tensors(work.owner, chunk) for chunk in read_chunks(out / "chunks"))
-        reduce(NoiseStatistics.merge, parts).save(out / "noise.safetensors")
+        return MeasureNoise(model, quantized, build_steps(cfg, model))
 
 
 def noise_fingerprint(quantized: Denoiser, steps: Sequence[Step]) -> Fingerprint:

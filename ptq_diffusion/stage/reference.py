@@ -8,8 +8,9 @@ from omegaconf import DictConfig
 from ptq_diffusion.metric.feature_network import FeatureExtractor
 from ptq_diffusion.metric.frechet import FeatureMoments
 from ptq_diffusion.stage.factory import construct
+from ptq_diffusion.stage.files import write_json
 from ptq_diffusion.stage.runtime import Runtime
-from ptq_diffusion.stage.store import Stage, write_json
+from ptq_diffusion.stage.store import Stage
 
 
 class ReferenceStatistics(Stage):

@@ -16,11 +16,12 @@ from ptq_diffusion.correction import NoiseStatistics, StepReport
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
 from ptq_diffusion.stage.factory import construct, plain
 from ptq_diffusion.stage.figures import image_grid, noise_curves
+from ptq_diffusion.stage.files import write_json, write_text
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.parts import build_model, build_steps
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.samples import CorrectedSamples, FullPrecisionSamples, QuantizedSamples, read_images
-from ptq_diffusion.stage.store import Stage, Store, write_json, write_text
+from ptq_diffusion.stage.store import Stage, Store
 
 SHOWN = 16
 """How many samples the image grid shows."""

@@ -1,16 +1,21 @@
 """What may differ between two runs without changing a number: the device, progress, loggers."""
 
-from collections.abc import Iterable, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from lightning import Fabric
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from rich.progress import track as rich_track
+
+Item = TypeVar("Item")
 
 
 class TitledProgressBar(RichProgressBar):
@@ -31,14 +36,16 @@ class Runtime:
     """How to run, in no signature.
 
     Args:
-        accelerator: Lightning's word for the device type: auto, cpu, gpu. One device is used.
+        accelerator: Lightning's word for the device type: auto, cpu, gpu.
         progress: whether to draw progress bars.
+        devices: how many share the work on samples; training and calibration take the first.
         loggers: Lightning loggers that training reports to.
         console: where messages go.
     """
 
     accelerator: str
     progress: bool
+    devices: int = 1
     loggers: Sequence[Logger] = ()
     console: Console = field(default_factory=Console)
 
@@ -55,6 +62,25 @@ class Runtime:
     def track(self, items: Iterable[int]) -> Iterable[int]:
         """The items, with a progress bar while they are gone through."""
         return rich_track(items, "bootstrap", console=self.console) if self.progress else items
+
+    def launch(self, function: Callable[..., None], tasks: int, *arguments: object) -> None:
+        """Call `function(fabric, *arguments)` once for each device, at most `tasks` of them, and wait for all.
+
+        One device is used in this process. For several, each has a process that starts afresh, imports the function by
+        its name and is given the pickled arguments. So only this process holds the store's locks, writes to the console
+        and goes on to the next stage. Lightning's usual launcher runs the whole command again in every process, which
+        must then meet at the same stage: under Hydra each would compose the job again, a sweep would start over, and
+        all would wait for a lock that the first holds. Forked processes could not use a GPU that this one has touched.
+        When this process dies, Linux interrupts the others.
+
+        Raises:
+            ValueError: fewer than one device is asked for.
+        """
+        if self.devices < 1:
+            raise ValueError(f"expected runtime.devices of at least 1, got {self.devices}")
+        devices = min(self.devices, tasks)
+        fabric = Fabric(accelerator=self.accelerator, devices=devices, strategy="ddp_spawn" if devices > 1 else "auto")
+        fabric.launch(function, *arguments)
 
     def trainer(
         self,
@@ -76,3 +102,18 @@ class Runtime:
             default_root_dir=folder,
             **options,
         )
+
+
+def track(items: Sequence[Item], title: str, progress: bool) -> Iterable[Item]:
+    """The items, with a progress bar of this title while they are gone through."""
+    return rich_track(items, title) if progress else items
+
+
+def quiet_libraries() -> None:
+    """Leave the console to progress bars and results: no advice from Lightning, no deprecations inside it."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*IterableDataset.*__len__.*")
+    warnings.filterwarnings("ignore", message=".*predict returned None.*")

@@ -1,7 +1,10 @@
 """Stages: images of the float, the quantized and the corrected model, from the same noise."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from omegaconf import DictConfig
@@ -61,19 +64,35 @@ class DrawImages(ChunkWork):
         return {"images": to_bytes(self.model.decode(last.x_s))[: chunk.count]}
 
 
-class FullPrecisionSamples(ModelStage):
+class Samples(ModelStage):
+    """Images, `images` in each chunk file."""
+
+    title: ClassVar[str]
+
+    @abstractmethod
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:
+        """What is done on every device."""
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+        wanted = chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
+        run_chunks(partial(self.work, cfg, inputs), wanted, out / "chunks", runtime, self.title)
+
+
+class FullPrecisionSamples(Samples):
     """Images of the float model."""
 
     name = "samples_full_precision"
     version = 1
     uses = SAMPLING
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
+    title = "full-precision images"
+
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:  # noqa: ARG002
         model = build_model(cfg)
-        _draw(DrawImages.of(model, build_steps(cfg, model)), cfg, out, runtime, "full-precision images")
+        return DrawImages.of(model, build_steps(cfg, model))
 
 
-class QuantizedSamples(ModelStage):
+class QuantizedSamples(Samples):
     """Images of the quantized model as it is."""
 
     name = "samples_quantized"
@@ -81,13 +100,15 @@ class QuantizedSamples(ModelStage):
     needs = (Calibrate,)
     uses = (*SAMPLING, *QUANTIZING)
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+    title = "quantized images"
+
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:
         model = build_model(cfg)
         quantized = build_quantized(cfg, model, inputs[Calibrate.name])
-        _draw(DrawImages.of(quantized, build_steps(cfg, model)), cfg, out, runtime, "quantized images")
+        return DrawImages.of(quantized, build_steps(cfg, model))
 
 
-class CorrectedSamples(ModelStage):
+class CorrectedSamples(Samples):
     """Images of the quantized model, corrected."""
 
     name = "samples_corrected"
@@ -95,14 +116,16 @@ class CorrectedSamples(ModelStage):
     needs = (Calibrate, Noise)
     uses = (*SAMPLING, *QUANTIZING, "correction")
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+    title = "corrected images"
+
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:
         model = build_model(cfg)
         quantized = build_quantized(cfg, model, inputs[Calibrate.name])
         steps = build_steps(cfg, model)
         statistics = NoiseStatistics.load(inputs[Noise.name] / "noise.safetensors")
         statistics.require(noise_fingerprint(quantized, steps))
         fitted = construct(cfg.correction).fit(statistics, steps)
-        _draw(DrawImages.corrected(quantized, fitted), cfg, out, runtime, "corrected images")
+        return DrawImages.corrected(quantized, fitted)
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -113,7 +136,3 @@ def to_bytes(images: Tensor) -> Tensor:
 def read_images(folder: Path) -> Tensor:
     """All images of a samples artefact, (seeds x images, C, H, W) uint8, in the order of seeds and samples."""
     return torch.cat([chunk["images"] for chunk in read_chunks(folder / "chunks")])
-
-
-def _draw(work: DrawImages, cfg: DictConfig, out: Path, runtime: Runtime, title: str) -> None:
-    run_chunks(work, chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch), out / "chunks", runtime, title)

@@ -1,12 +1,11 @@
 """The artefact store: every stage's result lies under the hash of all that made it."""
 
 import hashlib
+import inspect
 import json
-import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,8 +14,10 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from ptq_diffusion.model.unet import folder_checksum
-from ptq_diffusion.stage.factory import plain
+from ptq_diffusion.stage.factory import plain, targets
+from ptq_diffusion.stage.files import MANIFEST, check_whole, replace, sync_folder, writable, write_manifest, write_text
 from ptq_diffusion.stage.runtime import Runtime
+from ptq_diffusion.stage.source import OURS
 
 
 class Stage(ABC):
@@ -27,12 +28,14 @@ class Stage(ABC):
         version: raised when the meaning of the result changes.
         needs: the stages whose artefacts `make` receives.
         uses: dotted keys of the configuration that `make` is given; it can read no other.
+        scratch: what `make` leaves in its folder only to go on from after an interruption; removed at the end.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
     needs: ClassVar[tuple[type["Stage"], ...]] = ()
     uses: ClassVar[tuple[str, ...]]
+    scratch: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
@@ -60,22 +63,29 @@ class ModelStage(Stage):
 class Store:
     """Artefacts of all stages below one folder, `<root>/<stage>/<signature>/`, complete or absent.
 
-    Parallel jobs may share a store: the first to need an artefact makes it under a file lock, the others wait.
+    A stage fills `<signature>.partial`, which any interruption leaves for the next attempt to go on from. When it holds
+    everything, a manifest of its files is written, all of it is brought to the disk, and it gets its name. Parallel
+    jobs may share a store: the first to need an artefact makes it under a file lock, which dies with its process.
+
+    Args:
+        root: the folder.
+        runtime: how to run.
+        forced: names of stages whose artefacts are made anew, each once by this store.
     """
 
-    def __init__(self, root: Path, runtime: Runtime) -> None:
-        self.root, self.runtime = root, runtime
+    def __init__(self, root: Path, runtime: Runtime, forced: Collection[str] = ()) -> None:
+        self.root, self.runtime, self.forced = root, runtime, forced
         self.signatures: dict[str, str] = {}
         # Files are read once for each run, which lasts as long as its store.
         self._signatures: dict[str, str] = {}
         self._obtained: dict[tuple[str, str], Path] = {}
 
     def signature(self, stage: type[Stage], cfg: DictConfig) -> str:
-        """Sixteen hex digits over a stage's configuration, files and needs, this package's source, device and torch."""
+        """Sixteen hex digits over a stage's configuration, files and needs, the source it runs, device and torch."""
         given = select(cfg, stage.uses)
         identity = {
             "stage": [stage.name, stage.version],
-            "source": package_source(),
+            "source": source(stage, given),
             "device": self.runtime.device_type,
             "torch": torch.__version__,
             "config": plain(given),
@@ -88,7 +98,12 @@ class Store:
         return self._signatures[asked]
 
     def obtain(self, stage: type[Stage], cfg: DictConfig) -> Path:
-        """The folder of the stage's artefact, made now if the store lacks it."""
+        """The folder of the stage's artefact, made now if the store lacks it.
+
+        Raises:
+            ValueError: a file of the artefact is missing or has another size than when it was made.
+            OSError: the store's disk is full or cannot be written; what was finished is kept.
+        """
         signature = self.signature(stage, cfg)
         if (stage.name, signature) not in self._obtained:
             inputs = {need.name: self.obtain(need, cfg) for need in stage.needs}
@@ -98,35 +113,45 @@ class Store:
 
     def _made(self, stage: type[Stage], signature: str, cfg: DictConfig, inputs: Mapping[str, Path]) -> Path:
         final = self.root / stage.name / signature
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(final.with_suffix(".lock")):
-            if final.is_dir():
+        partial = final.with_suffix(".partial")
+        forced = stage.name in self.forced
+        with writable(final.parent), FileLock(final.with_suffix(".lock")):
+            if final.is_dir() and not forced:
+                check_whole(final)
                 self.runtime.say(f"{stage.name}: reused {signature}")
                 return final
-            partial = final.with_suffix(".partial")
+            if forced:
+                shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(exist_ok=True)
             self.runtime.say(f"{stage.name}: making {signature}")
+            self._fill(stage, partial, cfg, inputs)
+            replace(partial, final)
+        return final
+
+    def _fill(self, stage: type[Stage], partial: Path, cfg: DictConfig, inputs: Mapping[str, Path]) -> None:
+        """Make everything in `partial` and bring it to the disk, unless an attempt came as far as its manifest."""
+        if not (partial / MANIFEST).is_file():
             given = select(cfg, stage.uses)
             stage().make(given, inputs, partial, self.runtime)
             write_text(partial / "config.yaml", OmegaConf.to_yaml(given, resolve=True))
-            os.replace(partial, final)
-        return final
+            for left in partial.rglob("*.tmp"):
+                if left.is_file():
+                    left.unlink()
+            write_manifest(partial, stage.scratch)
+        for name in stage.scratch:
+            shutil.rmtree(partial / name, ignore_errors=True)
+        sync_folder(partial)
 
-    def forget(self, stage: type[Stage], cfg: DictConfig) -> None:
-        """Remove the stage's artefact, so that the next `obtain` makes it again."""
-        final = self.root / stage.name / self.signature(stage, cfg)
-        for folder in (final, final.with_suffix(".partial")):
-            shutil.rmtree(folder, ignore_errors=True)
+
+def source(stage: type[Stage], given: DictConfig) -> str:
+    """A digest of the source that a stage runs: its module, what its configuration names, and all that they import."""
+    named = (OURS.defining(target) for target in targets(plain(given)))
+    return OURS.digest([Path(inspect.getfile(stage)), *(file for file in named if file)])
 
 
-@cache
-def package_source() -> str:
-    """A digest of this package's code: results of other code are other results."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for file in sorted(package.rglob("*.py")):
-        digest.update(str(file.relative_to(package)).encode() + file.read_bytes())
-    return digest.hexdigest()
+def upstream(stage: type[Stage]) -> frozenset[str]:
+    """The names of a stage and of all stages that it is made of."""
+    return frozenset((stage.name,)).union(*(upstream(need) for need in stage.needs))
 
 
 def select(cfg: DictConfig, keys: tuple[str, ...]) -> DictConfig:
@@ -146,15 +171,3 @@ def select(cfg: DictConfig, keys: tuple[str, ...]) -> DictConfig:
             )
         OmegaConf.update(chosen, key, plain(value) if OmegaConf.is_config(value) else value, force_add=True)
     return chosen
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: beside it first, then renamed."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON whole or not at all; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,6 +1,5 @@
 """Stage: train a denoiser from scratch and save it as a diffusers pipeline."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +20,7 @@ class TrainDenoiser(Stage):
     name = "train_denoiser"
     version = 1
     uses = ("data", "training")
+    scratch = ("checkpoint",)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         return {"data": construct(cfg.data).checksum()}
@@ -38,4 +38,3 @@ class TrainDenoiser(Stage):
         )
         resumable_fit(module, construct(cfg.data).load(), training, out, runtime)
         DDPMPipeline(module.average.module.eval(), module.scheduler).save_pretrained(out, safe_serialization=True)
-        shutil.rmtree(out / "checkpoint")

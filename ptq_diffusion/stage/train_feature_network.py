@@ -1,6 +1,5 @@
 """Stage: train the classifier whose pooled last layer is the feature space of the metrics."""
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,10 @@ from ptq_diffusion.data import LabelledImages
 from ptq_diffusion.metric.feature_network import Cifar10Net
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.feature_network_training import FeatureNetworkTraining
+from ptq_diffusion.stage.files import write_json
 from ptq_diffusion.stage.resumable_fit import WarmupStableDecay, resumable_fit
 from ptq_diffusion.stage.runtime import Runtime
-from ptq_diffusion.stage.store import Stage, write_json
+from ptq_diffusion.stage.store import Stage
 
 
 class TrainFeatureNetwork(Stage):
@@ -25,6 +25,7 @@ class TrainFeatureNetwork(Stage):
     name = "train_feature_network"
     version = 1
     uses = ("data", "test_data", "training")
+    scratch = ("checkpoint",)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         return {name: construct(cfg[name]).checksum() for name in ("data", "test_data")}
@@ -48,12 +49,11 @@ class TrainFeatureNetwork(Stage):
             "steps": training.steps,
             "epochs": training.steps * training.batch_size / len(data),
             "seed": training.seed,
-            "resumed_from_step": start,
-            "seconds_since_resumed": time.perf_counter() - begin,
             "checksum": network.checksum(),
         }
         write_json(out / "metrics.json", measured | facts)
-        shutil.rmtree(out / "checkpoint")
+        # How it went differs from one attempt to the next; what came of it does not.
+        write_json(out / "log" / f"from_{start}" / "time.json", {"seconds": time.perf_counter() - begin})
 
 
 def labelled(node: DictConfig) -> LabelledImages:

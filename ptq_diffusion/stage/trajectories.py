@@ -1,6 +1,7 @@
 """Stage: the states x_t that float sampling passes through."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,7 +36,10 @@ class Trajectories(ModelStage):
     uses = ("model", "sampler", "calibration", "micro_batch")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
-        model = build_model(cfg)
         wanted = chunks("calibration", [cfg.calibration.seed], cfg.calibration.images, cfg.micro_batch)
-        work = RecordStates(model, build_steps(cfg, model))
-        run_chunks(work, wanted, out / "chunks", runtime, "calibration states")
+        run_chunks(partial(self.work, cfg), wanted, out / "chunks", runtime, "calibration states")
+
+    def work(self, cfg: DictConfig) -> RecordStates:
+        """What is done on every device."""
+        model = build_model(cfg)
+        return RecordStates(model, build_steps(cfg, model))

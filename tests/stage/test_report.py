@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from ptq_diffusion.stage import samples
+from ptq_diffusion.stage.evaluate import VARIANTS
 from ptq_diffusion.stage.samples import read_images
 
 ROW = {
@@ -65,13 +66,27 @@ def test_the_same_command_recomputes_nothing(report):
     assert artefacts(folder) == before
 
 
-def test_force_makes_the_evaluation_again_and_ends_with_the_same_numbers(report):
+FORCED = {
+    "true": {"trajectories", "calibrate", "noise", "evaluate"} | set(VARIANTS.values()),
+    "evaluate": {"evaluate"},
+    "noise": {"noise", "samples_corrected", "evaluate"},
+}
+
+
+@pytest.mark.parametrize("force", FORCED)
+def test_force_makes_again_what_it_names_and_ends_with_the_same_numbers(report, force):
     first, folder = report()
     before = artefacts(folder)
-    second, _ = report("force=true")
+    second, _ = report(f"force={force}")
     assert second == first
-    changed = {path.parent.name for path, when in artefacts(folder).items() if before[path] != when}
-    assert changed == {"evaluate"}
+    now = artefacts(folder)
+    assert set(now) == set(before)
+    assert {path.parent.name for path, when in now.items() if before[path] != when} == FORCED[force]
+
+
+def test_force_names_what_the_goal_is_made_of(report):
+    with pytest.raises(ValueError, match=r"force to be false, true or one of calibrate, .*got 'train_denoiser'"):
+        report("force=train_denoiser")
 
 
 def test_a_sweep_over_corrections_calibrates_once(report):

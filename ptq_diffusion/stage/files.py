@@ -1,0 +1,135 @@
+"""Files that are whole or absent, whatever interrupts their writing, and one word for a disk that takes no more."""
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.multiprocessing.spawn import ProcessException
+
+MANIFEST = "files.json"
+FULL = {errno.ENOSPC, errno.EDQUOT}
+LOCKED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: beside it first, brought to the disk, then renamed."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_bytes(content)
+    _sync(beside)
+    os.replace(beside, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON whole or not at all; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write safetensors whole or not at all."""
+    write_bytes(path, save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
+
+
+def holds_tensors(path: Path) -> bool:
+    """Whether a file is there and as long as its safetensors header says; one that a power cut emptied is not."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (FileNotFoundError, SafetensorError):
+        return False
+
+
+def write_manifest(folder: Path, without: Collection[str]) -> None:
+    """Write the names and sizes of all files below a folder, except below the entries named `without`."""
+    files = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    kept = (path for path in files if path.parts[0] not in without)
+    write_json(folder / MANIFEST, {path.as_posix(): (folder / path).stat().st_size for path in kept})
+
+
+def check_whole(folder: Path) -> None:
+    """Compare a complete folder with its manifest.
+
+    It is not made again by itself: what was made from it before the damage is in question too, so a person decides.
+
+    Raises:
+        ValueError: a file is missing or has another size than when it was written.
+    """
+    manifest = folder / MANIFEST
+    sizes = json.loads(manifest.read_text()) if manifest.is_file() else {MANIFEST: "some"}
+    for name, size in sizes.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else "no file"
+        if found != size:
+            raise ValueError(
+                f"expected {path} as it was written, with {size} bytes, got {found}; remove {folder}, and the same "
+                "command makes it again"
+            )
+
+
+def replace(partial: Path, final: Path) -> None:
+    """Give a folder its final name; what had that name before is removed once it is out of the way."""
+    before = final.with_suffix(".replaced")
+    shutil.rmtree(before, ignore_errors=True)
+    if final.exists():
+        os.replace(final, before)
+    os.replace(partial, final)
+    _sync(final.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring all files below a folder to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Make a folder and, within the context, say of a full or locked disk which folder it holds and what to do.
+
+    Raises:
+        OSError: the folder cannot be made or written. Other errors pass through.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError, ProcessException) as error:
+        code = _refusal(error, folder)
+        if code is None:
+            raise
+        raise OSError(
+            f"expected to write into {folder}, got: {os.strerror(code)}; make room or choose another place with "
+            "outputs=FOLDER; what was finished is kept, and the same command goes on from it"
+        ) from error
+
+
+def _refusal(error: Exception, folder: Path) -> int | None:
+    """The number of the system's error if it is about writing into the folder; None otherwise."""
+    if isinstance(error, OSError):
+        place = Path(os.fsdecode(error.filename)) if error.filename else folder
+        ours = place.is_relative_to(folder) or folder.is_relative_to(place)
+        return error.errno if error.errno in FULL or (error.errno in LOCKED and ours) else None
+    # safetensors and the processes of other devices pass on the system's error as text.
+    found = re.search(r"os error (\d+)|\[Errno (\d+)\]", str(error))
+    code = int(found[1] or found[2]) if found else None
+    return code if code in FULL else None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
