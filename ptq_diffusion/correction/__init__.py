@@ -1,17 +1,25 @@
 """Floor 3: repair of the quantization noise."""
 
-from ptq_diffusion.correction.correction import Correction, FittedCorrection, StepReport
+from ptq_diffusion.correction.correction import Batch, Correction, MomentCorrection, Path, PathCorrection
+from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
 from ptq_diffusion.correction.none import NoCorrection
 from ptq_diffusion.correction.ptqd import PTQD
+from ptq_diffusion.correction.regression import Regression
 from ptq_diffusion.correction.statistics import Fingerprint, NoiseStatistics, StepMoments
 
 __all__ = [
     "PTQD",
+    "Batch",
     "Correction",
     "Fingerprint",
     "FittedCorrection",
+    "MomentCorrection",
     "NoCorrection",
     "NoiseStatistics",
+    "Path",
+    "PathCorrection",
+    "Regression",
+    "StepCorrection",
     "StepMoments",
     "StepReport",
 ]

@@ -3,45 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from torch import Tensor
 
+from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
 from ptq_diffusion.correction.statistics import NoiseStatistics
 from ptq_diffusion.sampler.step import Step
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """What a correction found at one step.
-
-    Args:
-        t: the time.
-        k: the correlation coefficient in use.
-        bias: the root mean square over channels of the bias in use.
-        variance: v, the residual's variance.
-        sigma: the noise scale of the step's table.
-        sigma_used: sigma', what is left of it to add.
-        r2: 1 - E|residual|^2 / E|D|^2, the share of the noise that the correction explains.
-        budget: the share of sigma^2 that the residual takes, above 1 where sigma^2 cannot absorb it; None where the
-            sampler adds no noise.
-        snr_q: signal-to-noise ratio of the quantized output.
-        snr_f: of the forward process.
-    """
-
-    t: float
-    k: float
-    bias: float
-    variance: float
-    sigma: float
-    sigma_used: float
-    r2: float
-    budget: float | None
-    snr_q: float
-    snr_f: float
-
-
-class Correction(ABC):
-    """A method of repair, before it has seen noise."""
+class Correction(ABC):  # noqa: B024
+    """A method of repair, before it has seen noise: from moments at once, or step by step from what each will see."""
 
     def check(self, steps: Sequence[Step]) -> None:  # noqa: ARG002, B027
         """Refuse a table that this method cannot correct, before anything is measured; by default none is refused.
@@ -50,8 +22,12 @@ class Correction(ABC):
             ValueError: the table's sampler lacks what the method needs.
         """
 
+
+class MomentCorrection(Correction):
+    """A method that needs no more than the moments of the noise along float sampling."""
+
     @abstractmethod
-    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> "FittedCorrection":
+    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
         """Turn statistics of every step of a table into a correction of that table.
 
         Raises:
@@ -59,21 +35,55 @@ class Correction(ABC):
         """
 
 
-class FittedCorrection(ABC):
-    """A repair of the output and of the noise scale at every step."""
+@dataclass(frozen=True)
+class Batch:
+    """Some images at one step.
+
+    Args:
+        first: the index of its first image.
+        m: the float output on x_t, (B, C, H, W).
+        q: the quantized output on x_t, (B, C, H, W).
+        x_t: the states on the path, (B, C, H, W).
+        features: the input of the quantized output layer, (B, F, H, W).
+        float_m: the float output on float_x_t.
+        float_x_t: where float sampling with the same noise is; on the float path x_t itself.
+    """
+
+    first: int
+    m: Tensor
+    q: Tensor
+    x_t: Tensor
+    features: Tensor
+    float_m: Tensor
+    float_x_t: Tensor
+
+
+class Path(Enum):
+    """Which states a correction is fitted on."""
+
+    FLOAT = "float"
+    """Those that float sampling passes through."""
+    CORRECTED = "corrected"
+    """Those that the quantized network reaches with the steps before corrected."""
+
+
+class PathCorrection(Correction):
+    """A method that is fitted step by step on images that walk along a path.
+
+    Attributes:
+        path: the path.
+    """
+
+    path: Path
 
     @abstractmethod
-    def steps(self) -> Sequence[Step]:
-        """The table to sample with."""
+    def fit_step(self, batches: Sequence[Batch], step: Step) -> StepCorrection:
+        """The correction of one step.
 
-    @abstractmethod
-    def output(self, q: Tensor, x_t: Tensor, step: Step) -> Tensor:
-        """m~, the estimate of the float output from the quantized one, (B, C, H, W)."""
+        Args:
+            batches: all images at this step; each may be read from disk when it is asked for.
+            step: the sampler's row.
 
-    @abstractmethod
-    def sigma(self, step: Step) -> float:
-        """sigma', the standard deviation of the noise to add."""
-
-    @abstractmethod
-    def report(self) -> Sequence[StepReport]:
-        """What was found, one entry for each step."""
+        Raises:
+            ValueError: the images do not determine the correction.
+        """

@@ -1,39 +1,21 @@
 """No correction: the quantized network as it is."""
 
+import dataclasses
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from ptq_diffusion.correction.correction import Correction, FittedCorrection, StepReport
+from ptq_diffusion.correction.correction import MomentCorrection
+from ptq_diffusion.correction.fitted import FittedCorrection
 from ptq_diffusion.correction.ptqd import PTQD
 from ptq_diffusion.correction.statistics import NoiseStatistics
 from ptq_diffusion.sampler.step import Step
 
 
-class NoCorrection(Correction):
+class NoCorrection(MomentCorrection):
     """m~ = q and sigma' = sigma. Its report still shows what PTQD would find with all its terms off."""
 
-    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> "FittedNoCorrection":
+    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
         terms_off = PTQD(
             correlated=False, bias="off", variance="off", centre="channel", k_clamp=False, direction="original"
         )
-        return FittedNoCorrection(steps, terms_off.fit(statistics, steps).report())
-
-
-class FittedNoCorrection(FittedCorrection):
-    """The identity."""
-
-    def __init__(self, steps: Sequence[Step], report: Sequence[StepReport]) -> None:
-        self._steps, self._report = steps, report
-
-    def steps(self) -> Sequence[Step]:
-        return self._steps
-
-    def output(self, q: Tensor, x_t: Tensor, step: Step) -> Tensor:  # noqa: ARG002
-        return q
-
-    def sigma(self, step: Step) -> float:
-        return step.sigma
-
-    def report(self) -> Sequence[StepReport]:
-        return self._report
+        fitted = terms_off.fit(statistics, steps)
+        return FittedCorrection(steps, [dataclasses.replace(found, repairs=()) for found in fitted.found])

@@ -1,13 +1,14 @@
 """PTQD: correlated noise divided out, bias subtracted, the residual absorbed by the sampler's variance."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.correction import Correction, FittedCorrection, StepReport
+from ptq_diffusion.correction.correction import MomentCorrection
+from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
+from ptq_diffusion.correction.repair import Affine
 from ptq_diffusion.correction.statistics import NoiseStatistics, StepMoments
 from ptq_diffusion.sampler.step import Step
 
@@ -17,7 +18,7 @@ Direction = Literal["original", "reduced"]
 Centre = Literal["channel", "global"]
 
 
-class PTQD(Correction):
+class PTQD(MomentCorrection):
     """m~ = (q - mu) / (1 + k),  sigma'^2 = max(sigma^2 - b^2 v / (1 + k)^2, 0).
 
     D = k m + mu + r splits the quantization noise into a part along the float output, a bias per channel and a residual
@@ -62,15 +63,15 @@ class PTQD(Correction):
             for step in steps:
                 step.with_direction_of(step.sigma)
 
-    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> "FittedPTQD":
+    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
         statistics.require_table(steps)
-        terms = [self._fit_step(moments, step) for moments, step in zip(statistics.steps, steps, strict=True)]
+        found = [self._fit_step(moments, step) for moments, step in zip(statistics.steps, steps, strict=True)]
         table = list(steps)
         if self.direction == "reduced":
-            table = [step.with_direction_of(found.sigma) for step, found in zip(steps, terms, strict=True)]
-        return FittedPTQD(table, terms)
+            table = [step.with_direction_of(own.sigma) for step, own in zip(steps, found, strict=True)]
+        return FittedCorrection(table, found)
 
-    def _fit_step(self, moments: StepMoments, step: Step) -> "Terms":
+    def _fit_step(self, moments: StepMoments, step: Step) -> StepCorrection:
         k = self._k(moments, step)
         bias = self._bias(moments, k)
         v = self._variance(moments, k)
@@ -79,7 +80,8 @@ class PTQD(Correction):
         sigma = step.sigma
         if self.variance != "off" and budget is not None:
             sigma *= max(1 - budget, 0.0) ** 0.5
-        return Terms(k, bias, sigma, _report(moments, step, k, bias, v, budget, sigma))
+        repair = Affine(torch.tensor(k, dtype=torch.float64), bias)
+        return StepCorrection((repair,), sigma, _report(moments, step, k, bias, v, budget, sigma))
 
     def _k(self, moments: StepMoments, step: Step) -> float:
         if not self.correlated:
@@ -111,40 +113,6 @@ class PTQD(Correction):
             stds = (of_noise - 2 * k * across + k**2 * of_m).clamp(min=0).sqrt()
             return float(stds.mean().square())
         return _residual_variance(moments, k)
-
-
-@dataclass(frozen=True)
-class Terms:
-    """One step's k, mu (C,), sigma' and report."""
-
-    k: float
-    bias: Tensor
-    sigma: float
-    report: StepReport
-
-
-class FittedPTQD(FittedCorrection):
-    """PTQD's terms for every step of a table."""
-
-    def __init__(self, steps: Sequence[Step], terms: Sequence[Terms]) -> None:
-        self._steps, self._terms = steps, terms
-
-    def steps(self) -> Sequence[Step]:
-        return self._steps
-
-    def output(self, q: Tensor, x_t: Tensor, step: Step) -> Tensor:  # noqa: ARG002
-        found = self._terms[step.i]
-        return (q - found.bias.to(q)[:, None, None]) / (1 + found.k)
-
-    def sigma(self, step: Step) -> float:
-        return self._terms[step.i].sigma
-
-    def report(self) -> Sequence[StepReport]:
-        return [found.report for found in self._terms]
-
-    def terms(self) -> Sequence[Terms]:
-        """k, mu and sigma' of every step."""
-        return self._terms
 
 
 def _residual_variance(moments: StepMoments, k: float) -> float:

@@ -39,7 +39,7 @@ class Evaluate(ModelStage):
     name = "evaluate"
     version = 1
     needs = (FullPrecisionSamples, QuantizedSamples, CorrectedSamples)
-    uses = (*SAMPLING, *QUANTIZING, "correction", "metric", "reference")
+    uses = (*SAMPLING, *QUANTIZING, "metric", "reference")
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         judged = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}

@@ -10,6 +10,7 @@ from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.factory import construct, plain
 from ptq_diffusion.stage.files import writable
+from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.preflight import check
 from ptq_diffusion.stage.reference import ReferenceStatistics
@@ -31,6 +32,7 @@ STAGES: dict[str, type[Stage]] = {
         Trajectories,
         Calibrate,
         Noise,
+        Fit,
         FullPrecisionSamples,
         QuantizedSamples,
         CorrectedSamples,

@@ -12,13 +12,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ptq_diffusion import __version__
-from ptq_diffusion.correction import NoiseStatistics, StepReport
+from ptq_diffusion.correction import FittedCorrection, StepReport
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
-from ptq_diffusion.stage.factory import construct, plain
+from ptq_diffusion.stage.factory import plain
 from ptq_diffusion.stage.figures import image_grid, noise_curves
 from ptq_diffusion.stage.files import write_json, write_text
-from ptq_diffusion.stage.noise import Noise
-from ptq_diffusion.stage.parts import build_model, build_steps
+from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.samples import CorrectedSamples, FullPrecisionSamples, QuantizedSamples, read_images
 from ptq_diffusion.stage.store import Stage, Store
@@ -110,9 +109,7 @@ def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:
 
 def step_reports(store: Store, cfg: DictConfig) -> Sequence[StepReport]:
     """What the correction found at every step."""
-    steps = build_steps(cfg, build_model(cfg))
-    statistics = NoiseStatistics.load(store.obtain(Noise, cfg) / "noise.safetensors")
-    return construct(cfg.correction).fit(statistics, steps).report()
+    return FittedCorrection.load(store.obtain(Fit, cfg)).report()
 
 
 def provenance(runtime: Runtime) -> Mapping[str, str]:

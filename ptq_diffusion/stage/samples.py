@@ -10,13 +10,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ptq_diffusion.correction import FittedCorrection, NoiseStatistics
+from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.model import Denoiser
+from ptq_diffusion.network import OutputLayerTap
 from ptq_diffusion.sampler import Step, sample
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.chunks import Chunk, ChunkWork, chunks, read_chunks, run_chunks
-from ptq_diffusion.stage.factory import construct
-from ptq_diffusion.stage.noise import Noise, noise_fingerprint
+from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.parts import build_model, build_quantized, build_steps
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.store import ModelStage
@@ -51,13 +51,14 @@ class DrawImages(ChunkWork):
         return cls(model, steps, lambda x_t, step: model.predict(x_t, step.t), lambda step: step.sigma)
 
     @classmethod
-    def corrected(cls, model: Denoiser, correction: FittedCorrection) -> "DrawImages":
-        """With the correction's output, noise scale and table."""
+    def corrected(cls, model: Denoiser, tap: OutputLayerTap, correction: FittedCorrection) -> "DrawImages":
+        """The quantized model behind `tap` with the correction's output, noise scale and table."""
 
         def predict(x_t: Tensor, step: Step) -> Tensor:
-            return correction.output(model.predict(x_t, step.t), x_t, step)
+            q, features = tap.predict(x_t, step.t)
+            return correction.output(q, x_t, features, step)
 
-        return cls(model, correction.steps(), predict, correction.sigma)
+        return cls(model, correction.steps, predict, correction.sigma)
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
         *_, last = sample(self.predict, self.steps, chunk.noise(self.model.shape), self.sigma, device)
@@ -113,19 +114,17 @@ class CorrectedSamples(Samples):
 
     name = "samples_corrected"
     version = 1
-    needs = (Calibrate, Noise)
-    uses = (*SAMPLING, *QUANTIZING, "correction")
+    needs = (Calibrate, Fit)
+    uses = (*SAMPLING, *QUANTIZING)
 
     title = "corrected images"
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:
         model = build_model(cfg)
         quantized = build_quantized(cfg, model, inputs[Calibrate.name])
-        steps = build_steps(cfg, model)
-        statistics = NoiseStatistics.load(inputs[Noise.name] / "noise.safetensors")
-        statistics.require(noise_fingerprint(quantized, steps))
-        fitted = construct(cfg.correction).fit(statistics, steps)
-        return DrawImages.corrected(quantized, fitted)
+        return DrawImages.corrected(
+            quantized, OutputLayerTap(quantized, model.sites()), FittedCorrection.load(inputs[Fit.name])
+        )
 
 
 def to_bytes(images: Tensor) -> Tensor:

@@ -8,13 +8,21 @@ import torch
 from diffusers import DDPMScheduler
 from omegaconf import OmegaConf
 
-from ptq_diffusion.correction import Fingerprint, NoiseStatistics, StepMoments
+from ptq_diffusion.correction import (
+    Batch,
+    Fingerprint,
+    FittedCorrection,
+    NoiseStatistics,
+    PathCorrection,
+    StepMoments,
+)
 from ptq_diffusion.main import CONF
 from ptq_diffusion.sampler import DDIM
 from ptq_diffusion.sampler.step import fingerprint
 from ptq_diffusion.stage.factory import construct
 
 CORRECTIONS = sorted(path.stem for path in (CONF / "correction").glob("*.yaml"))
+FROM_MOMENTS = [name for name in CORRECTIONS if "path" not in OmegaConf.load(CONF / "correction" / f"{name}.yaml")]
 SHAPE = (3, 4, 5)
 
 every_correction = pytest.mark.parametrize("name", CORRECTIONS)
@@ -35,25 +43,40 @@ def tensors(step, noise=1.0, count=30):
     return m, m + noise * (torch.tensor([0.02, -0.03, 0.05]).view(3, 1, 1) - 0.07 * m + 0.05 * r), x
 
 
+def features(q):
+    """What the output layer sees, from which q comes but for its rounding."""
+    return torch.cat([q, 1 - q[:, :1], q.square()], dim=1)
+
+
 def fitted(name, steps, noise=1.0):
+    correction = construct(OmegaConf.load(CONF / "correction" / f"{name}.yaml"))
+    if isinstance(correction, PathCorrection):
+        return FittedCorrection(steps, [correction.fit_step(batches(step, noise), step) for step in steps])
     moments = [StepMoments.of(*tensors(step, noise)) for step in steps]
-    statistics = NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments)
-    return construct(OmegaConf.load(CONF / "correction" / f"{name}.yaml")).fit(statistics, steps)
+    return correction.fit(NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments), steps)
+
+
+def batches(step, noise):
+    m, q, x = tensors(step, noise)
+    return [
+        Batch(first, m[part], q[part], x[part], features(q[part]), m[part], x[part])
+        for first, part in ((0, slice(7)), (7, slice(7, None)))
+    ]
 
 
 @every_correction
 @every_table
 def test_without_noise_nothing_changes_bit_for_bit(name, steps):
     found = fitted(name, steps, noise=0.0)
-    assert list(found.steps()) == list(steps)
-    for step in found.steps():
+    assert list(found.steps) == list(steps)
+    for step in found.steps:
         m, q, x = tensors(step, noise=0.0)
         assert torch.equal(m, q)
-        assert torch.equal(found.output(q, x, step).view(torch.int32), q.view(torch.int32))
+        assert torch.equal(found.output(q, x, features(q), step).view(torch.int32), q.view(torch.int32))
         assert found.sigma(step) == step.sigma
 
 
-@every_correction
+@pytest.mark.parametrize("name", FROM_MOMENTS)
 @every_table
 def test_another_table_is_refused(name, steps):
     moments = [StepMoments.of(*tensors(step)) for step in steps]
@@ -89,19 +112,21 @@ def test_reports_describe_every_step_in_numbers(name, steps, noise):
 @every_table
 def test_outputs_keep_shape_and_precision_and_belong_to_their_sample(name, steps):
     found = fitted(name, steps)
-    for step in found.steps():
+    for step in found.steps:
         _, q, x = tensors(step)
         for dtype in (torch.float32, torch.float64):
-            output = found.output(q.to(dtype), x.to(dtype), step)
+            given = q.to(dtype), x.to(dtype), features(q).to(dtype)
+            output = found.output(*given, step)
             assert output.shape == q.shape and output.dtype == dtype
-            assert torch.equal(found.output(q[4:5].to(dtype), x[4:5].to(dtype), step), output[4:5])
+            alone = found.output(*(tensor[4:5] for tensor in given), step)
+            assert torch.allclose(alone, output[4:5], rtol=0, atol=1e-5)
         assert 0 <= found.sigma(step) < math.inf
 
 
 @every_correction
 @every_table
 def test_the_table_differs_from_the_samplers_in_coefficients_only(name, steps):
-    for own, given in zip(fitted(name, steps).steps(), steps, strict=True):
+    for own, given in zip(fitted(name, steps).steps, steps, strict=True):
         assert (own.i, own.t, own.clip, own.abar_t, own.sigma) == (
             given.i,
             given.t,
@@ -119,7 +144,7 @@ def test_fitting_is_a_function_of_its_arguments(name, steps):
     for step in steps:
         _, q, x = tensors(step)
         before = q.clone()
-        assert torch.equal(first.output(q, x, step), second.output(q, x, step))
+        assert torch.equal(first.output(q, x, features(q), step), second.output(q, x, features(q), step))
         assert torch.equal(q, before)
 
 
@@ -130,5 +155,18 @@ def test_the_error_does_not_grow_where_most_of_it_is_correlated(name, steps):
     found = fitted(name, steps)
     for step in steps:
         m, q, x = tensors(step)
-        error, before = ((output - m).square().mean() for output in (found.output(q, x, step), q))
+        error, before = ((output - m).square().mean() for output in (found.output(q, x, features(q), step), q))
         assert error <= before * (1 + 1e-6)
+
+
+@every_correction
+@every_table
+def test_a_saved_correction_is_the_same_bit_for_bit(name, steps, tmp_path):
+    found = fitted(name, steps)
+    found.save(tmp_path)
+    loaded = FittedCorrection.load(tmp_path)
+    assert list(loaded.steps) == list(found.steps) and list(loaded.report()) == list(found.report())
+    for step in steps:
+        _, q, x = tensors(step)
+        assert torch.equal(loaded.output(q, x, features(q), step), found.output(q, x, features(q), step))
+        assert loaded.sigma(step) == found.sigma(step)

@@ -79,7 +79,7 @@ def measured(name):
 def corrected(name, **options):
     """x_0 of the noisy sampler, corrected."""
     found, noisy = PTQD(**PAPER | options).fit(measured(name), table(name)), quantized(2)
-    walk = sample(lambda x, step: found.output(noisy(x, step), x, step), found.steps(), OneStream(2), found.sigma)
+    walk = sample(lambda x, step: found.output(noisy(x, step), x, x, step), found.steps, OneStream(2), found.sigma)
     *_, last = walk
     return last.x_s.double()
 
@@ -168,8 +168,8 @@ def test_without_the_samplers_noise_the_mean_comes_back_and_the_residual_stays(g
     moments = [StepMoments.of(visit.m, noisy(visit.x_t, visit.step, 1), visit.x_t) for visit in walk]
     statistics = NoiseStatistics(Fingerprint("planted", fingerprint(steps), SHAPE), moments)
     found = PTQD(**PAPER).fit(statistics, steps)
-    predict = lambda x, step: found.output(noisy(x, step, 2), x, step)  # noqa: E731
-    *_, last = sample(predict, found.steps(), OneStream(2), found.sigma)
+    predict = lambda x, step: found.output(noisy(x, step, 2), x, x, step)  # noqa: E731
+    *_, last = sample(predict, found.steps, OneStream(2), found.sigma)
     mean, std = gaussian_law(MODEL, steps)
     deviation = Deviation(last.x_s.double(), mean, std)
     assert deviation.channel_mean.abs().max() < 3.5

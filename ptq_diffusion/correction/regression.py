@@ -1,0 +1,116 @@
+"""The best linear, shift-invariant estimate of the float output from all that a quantized step knows."""
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Literal
+
+import torch
+
+from ptq_diffusion.correction.correction import Batch, Path, PathCorrection
+from ptq_diffusion.correction.fitted import StepCorrection
+from ptq_diffusion.correction.matching import Spectrum, match
+from ptq_diffusion.correction.measured import StepMeasurement
+from ptq_diffusion.correction.repair import Filter, Repair, Spectral, patches
+from ptq_diffusion.numeric.moments import Moments
+from ptq_diffusion.numeric.ridge import LinearMap, held_out_ridge
+from ptq_diffusion.sampler.step import Step
+
+Variance = Literal["original", "rule"]
+
+
+class Regression(PathCorrection):
+    """m~ = q + K_q * q + K_x * x_t + R * h + c, fitted per step by ridge regression of m - q.
+
+    The noise of quantized weights is a function of the input and structured in space, which PTQD's one scalar cannot
+    see. Without h this is a Wiener filter of q and x_t; with h, the input of the output layer, it refits that layer for
+    every step. The ridge shrinks towards doing nothing and is chosen on held-out images: even against odd ones.
+
+    Args:
+        on_q: the side of K_q, odd; 0 leaves q out.
+        on_x: the side of K_x, odd; 0 leaves x_t out.
+        on_features: the side of R, odd; 0 leaves h out.
+        ridges: candidates, relative to the variance of each input.
+        matching: follow the estimate by `match`, which gives it the second moments of m in every band of frequencies.
+        variance: "original" keeps sigma; "rule" adds what the estimate's variance lacks,
+            sigma'^2 = max(sigma^2 - [Var F(m~) - Var F(m)], 0) with F the step's mean, where the sampler adds noise.
+        path: "float" fits on float trajectories, "corrected" on what the corrected steps before lead to; the spectrum
+            that is matched is that of float sampling in both.
+
+    Raises:
+        ValueError: a side is even or negative, no side is positive, or there is no ridge.
+    """
+
+    def __init__(
+        self,
+        on_q: int,
+        on_x: int,
+        on_features: int,
+        ridges: Sequence[float],
+        matching: bool,
+        variance: Variance,
+        path: str,
+    ) -> None:
+        sides = {"on_q": on_q, "on_x": on_x, "on_features": on_features}
+        for name, side in sides.items():
+            if side < 0 or (side % 2 == 0 and side > 0):
+                raise ValueError(f"expected {name} to be 0 or an odd side such as 3, got {side}")
+        if not any(sides.values()) or not ridges or min(ridges) < 0:
+            raise ValueError(
+                f"expected at least one regressor and ridges of at least 0, got {sides} and ridges={list(ridges)}"
+            )
+        if variance not in ("original", "rule"):
+            raise ValueError(f"expected variance to be original or rule, got {variance!r}")
+        self.on_q, self.on_x, self.on_features = on_q, on_x, on_features
+        self.ridges, self.matching, self.variance, self.path = tuple(ridges), matching, variance, Path(path)
+
+    def fit_step(self, batches: Sequence[Batch], step: Step) -> StepCorrection:
+        if all(torch.equal(batch.q, batch.m) for batch in batches):
+            return StepMeasurement.of(batches, (), step).correction(step.sigma)
+        repairs: tuple[Repair, ...] = (self._filter(batches),)
+        if self.matching:
+            repairs += (_matched(batches, repairs[0]),)
+        measured = StepMeasurement.of(batches, repairs, step)
+        return measured.correction(measured.matched_sigma() if self.variance == "rule" else step.sigma)
+
+    def _filter(self, batches: Sequence[Batch]) -> Filter:
+        pairs = [self._moments(batch) for batch in batches]
+        even, odd = (reduce(Moments.merge, parts) for parts in zip(*pairs, strict=True))
+        channels, features = batches[0].m.shape[1], batches[0].features.shape[1]
+        inputs = len(even.mean) - channels
+        return self._kernels(held_out_ridge(even, odd, inputs, self.ridges).map, channels, features)
+
+    def _moments(self, batch: Batch) -> tuple[Moments, Moments]:
+        """Moments of (regressors, m - q) over the images of even and over those of odd index."""
+        even = batch.first % 2
+        return self._half(batch, slice(even, None, 2)), self._half(batch, slice(1 - even, None, 2))
+
+    def _half(self, batch: Batch, images: slice) -> Moments:
+        regressors = [
+            patches(source[images], side, mode)
+            for source, side, mode in (
+                (batch.q, self.on_q, "reflect"),
+                (batch.x_t, self.on_x, "reflect"),
+                (batch.features, self.on_features, "constant"),
+            )
+            if side > 0
+        ]
+        lacking = patches((batch.m - batch.q)[images], 1, "constant")
+        return Moments.of(torch.cat([*regressors, lacking], dim=1))
+
+    def _kernels(self, found: LinearMap, channels: int, features: int) -> Filter:
+        """The rows of a slope as convolution kernels."""
+        sizes = [(channels, self.on_q), (channels, self.on_x), (features, self.on_features)]
+        rows = found.slope.split([count * side**2 for count, side in sizes])
+        kernels = [
+            part.T.reshape(channels, count if side else 0, max(side, 1), max(side, 1))
+            for part, (count, side) in zip(rows, sizes, strict=True)
+        ]
+        on_q, on_x, on_features = kernels
+        return Filter(on_q, on_x, on_features, found.intercept)
+
+
+def _matched(batches: Sequence[Batch], estimate: Repair) -> Spectral:
+    pixels = batches[0].m[0, 0].numel()
+    source = (Spectrum.of(estimate.output(b.q, b.x_t, b.features), b.x_t) for b in batches)
+    target = (Spectrum.of(b.float_m, b.float_x_t) for b in batches)
+    return match(*(reduce(lambda a, b: a.merge(b, pixels), part) for part in (source, target)))

@@ -1,0 +1,143 @@
+"""What a fitted correction does with the output at one step: m~ from q, x_t and the output layer's input."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ptq_diffusion.numeric.spectrum import cosine_transform, inverse_cosine_transform, radial_bands
+
+
+class Repair(ABC):
+    """An estimate of the float output at one step. Its fields are tensors, saved by their names."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:
+        """m~, (B, C, H, W).
+
+        Args:
+            q: the quantized network's output, (B, C, H, W).
+            x_t: the state that it was asked about, (B, C, H, W).
+            features: the input of its output layer after that layer's activation quantizer, (B, F, H, W).
+        """
+
+    @abstractmethod
+    def macs(self, shape: tuple[int, ...]) -> int:
+        """Multiplications for one image of shape (C, H, W), those that fold into the output layer left out."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Its coefficients by name."""
+        return {field.name: getattr(self, field.name).contiguous() for field in fields(self)}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Affine(Repair):
+    """m~ = (q - mu) / (1 + k), the same at every pixel: PTQD's form.
+
+    Args:
+        k: () float64.
+        bias: mu, (C,).
+    """
+
+    kind: ClassVar[str] = "affine"
+    k: Tensor
+    bias: Tensor
+
+    @classmethod
+    def identity(cls, channels: int) -> "Affine":
+        """m~ = q, bit for bit."""
+        return cls(torch.zeros((), dtype=torch.float64), torch.zeros(channels, dtype=torch.float64))
+
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:  # noqa: ARG002
+        return (q - self.bias.to(q)[:, None, None]) / (1 + float(self.k))
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        return shape[0] * shape[1] * shape[2]
+
+
+@dataclass(frozen=True)
+class Filter(Repair):
+    """m~ = q + K_q * q + K_x * x_t + R * h + c, where * is a convolution that keeps the size.
+
+    q and x_t are reflected at the border, h is padded with zeros as in the output layer, into which R and c fold. An
+    empty kernel, of shape (C, 0, 1, 1), takes no part.
+
+    Args:
+        on_q: K_q, (C, C, k, k).
+        on_x: K_x, (C, C, k, k).
+        on_features: R, (C, F, k, k).
+        offset: c, (C,).
+    """
+
+    kind: ClassVar[str] = "filter"
+    on_q: Tensor
+    on_x: Tensor
+    on_features: Tensor
+    offset: Tensor
+
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:
+        m = q + self.offset.to(q)[:, None, None]
+        for kernel, source, mode in (
+            (self.on_q, q, "reflect"),
+            (self.on_x, x_t, "reflect"),
+            (self.on_features, features, "constant"),
+        ):
+            if kernel.numel() > 0:
+                m = m + F.conv2d(padded(source, kernel.shape[-1], mode), kernel.to(q))
+        return m
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        return (self.on_q.numel() + self.on_x.numel()) * shape[1] * shape[2]
+
+
+@dataclass(frozen=True)
+class Spectral(Repair):
+    """m~(w) = A_w q(w) + B_w x_t(w) + c, band by band in the cosine transform.
+
+    Args:
+        on_q: A, (bands, C, C).
+        on_x: B, (bands, C, C).
+        offset: c, (C,), which moves the mean of every channel.
+    """
+
+    kind: ClassVar[str] = "spectral"
+    on_q: Tensor
+    on_x: Tensor
+    offset: Tensor
+
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:  # noqa: ARG002
+        bands = radial_bands(*q.shape[-2:], RINGS).to(q.device)
+        spectrum = banded(self.on_q.to(q), bands, cosine_transform(q))
+        spectrum += banded(self.on_x.to(q), bands, cosine_transform(x_t))
+        return inverse_cosine_transform(spectrum) + self.offset.to(q)[:, None, None]
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        channels, height, width = shape
+        transforms = 3 * channels * height * width * (height + width)
+        return transforms + 2 * channels**2 * height * width
+
+
+RINGS = 16
+"""How many rings of frequencies a spectral repair tells apart; radial_bands leaves out those that a size lacks."""
+
+
+def banded(matrices: Tensor, bands: Tensor, spectrum: Tensor) -> Tensor:
+    """Every coefficient's channels times the matrix of its band: (bands, C, C) and (B, C, H, W) to (B, C, H, W)."""
+    return torch.einsum("hwcd,bdhw->bchw", matrices[bands], spectrum)
+
+
+def padded(x: Tensor, side: int, mode: str) -> Tensor:
+    """(B, C, H, W) with side // 2 pixels more at every edge, so that a convolution keeps the size."""
+    return x if side == 1 else F.pad(x, (side // 2,) * 4, mode=mode)
+
+
+def patches(x: Tensor, side: int, mode: str) -> Tensor:
+    """The side x side neighbourhood of every pixel: (B, C, H, W) to (B H W, C side^2), in the order of kernels."""
+    columns = x.flatten(2) if side == 1 else F.unfold(padded(x, side, mode), side)
+    return columns.transpose(1, 2).flatten(0, 1)

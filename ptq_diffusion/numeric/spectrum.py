@@ -1,0 +1,50 @@
+"""Images in the basis of the two-dimensional cosine transform, whose coefficients are grouped into bands."""
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+@cache
+def _basis(size: int) -> Tensor:
+    """The orthonormal DCT-II matrix (size, size): row u is the cosine of frequency u."""
+    u, i = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)[None]
+    matrix = torch.cos(math.pi * (i + 0.5) * u / size) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def cosine_transform(x: Tensor) -> Tensor:
+    """The orthonormal DCT-II over the last two dimensions; a reflecting border makes convolutions products."""
+    height, width = x.shape[-2:]
+    return _basis(height).to(x) @ x @ _basis(width).to(x).T
+
+
+def inverse_cosine_transform(x: Tensor) -> Tensor:
+    """The inverse of `cosine_transform`."""
+    height, width = x.shape[-2:]
+    return _basis(height).to(x).T @ x @ _basis(width).to(x)
+
+
+@cache
+def radial_bands(height: int, width: int, count: int) -> Tensor:
+    """The band of every coefficient, (height, width) int64: 0 is the mean alone, the others are rings.
+
+    The rings' radii grow geometrically from 1 to the corner, so that low frequencies, of which there are few, are
+    resolved and high ones pooled. Rings that would hold no coefficient are left out: bands are 0, 1, 2, ... all filled.
+
+    Args:
+        height: of the image, pixels.
+        width: of the image, pixels.
+        count: the number of rings asked for, at least 1.
+    """
+    u, v = torch.arange(height)[:, None], torch.arange(width)[None]
+    # In cycles of the longer side, so that rings are round on images that are not square.
+    longer = max(height, width)
+    radius = ((u * longer / height) ** 2 + (v * longer / width) ** 2).sqrt().double()
+    edges = torch.logspace(0, math.log10(max(float(radius.max()), 1.0)), count + 1, dtype=torch.float64)[1:-1]
+    rings = 1 + torch.bucketize(radius, edges)
+    rings[0, 0] = 0
+    return torch.unique(rings, return_inverse=True)[1].reshape(height, width)

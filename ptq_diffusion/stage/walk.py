@@ -1,0 +1,115 @@
+"""Images that walk through all steps together, so that each step is fitted on all of them before they go on."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ptq_diffusion.correction import Batch, FittedCorrection, PathCorrection, StepCorrection
+from ptq_diffusion.correction import Path as Along
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.network import OutputLayerTap
+from ptq_diffusion.sampler import Step
+from ptq_diffusion.stage.chunks import Chunk
+from ptq_diffusion.stage.files import holds_tensors, write_tensors
+from ptq_diffusion.stage.runtime import track
+
+
+class Walk:
+    """What both networks say at a step is kept on the disk until the step after it, so that memory holds one chunk.
+
+    A killed walk goes on at the chunk where it was.
+
+    Args:
+        model: the float model.
+        quantized: the quantized one.
+        correction: what is fitted.
+        steps: the table.
+        wanted: the images.
+        folder: for what is kept on the way.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        quantized: Denoiser,
+        correction: PathCorrection,
+        steps: Sequence[Step],
+        wanted: Sequence[Chunk],
+        folder: Path,
+    ) -> None:
+        self.model, self.quantized, self.tap = model, quantized, OutputLayerTap(quantized, model.sites())
+        self.correction, self.steps, self.wanted, self.folder = correction, steps, wanted, folder
+        self.fitted: list[StepCorrection] = []
+
+    @torch.inference_mode()
+    def go(self, device: torch.device, progress: bool) -> FittedCorrection:
+        """Fit all steps."""
+        self.model.to(device)
+        self.quantized.to(device)
+        done = self.folder / "fitted"
+        if done.is_dir():
+            self.fitted = list(FittedCorrection.load(done).found)
+        done.mkdir(parents=True, exist_ok=True)
+        for step in track(self.steps[len(self.fitted) :], "fit of the correction", progress):
+            for chunk in self.wanted:
+                self._visit(chunk, step, device)
+            self.fitted.append(self.correction.fit_step(StepBatches(self._step(step.i), self.wanted), step))
+            FittedCorrection(self.steps[: step.i + 1], self.fitted).save(done)
+            shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
+        return FittedCorrection(self.steps, self.fitted)
+
+    def _visit(self, chunk: Chunk, step: Step, device: torch.device) -> None:
+        """Bring a chunk to a step, ask both networks there, and keep what they say."""
+        self._step(step.i).mkdir(exist_ok=True)
+        file = self._step(step.i) / chunk.name
+        if holds_tensors(file):
+            return
+        x_t, y_t = self._states(chunk, step, device)
+        m = self.model.predict(y_t, step.t)
+        q, features = self.tap.predict(y_t, step.t)
+        kept = {"m": m, "q": q, "x_t": y_t, "features": features}
+        if self.correction.path is Along.CORRECTED:
+            kept |= {"float_m": self.model.predict(x_t, step.t), "float_x_t": x_t.clone()}
+        write_tensors(file, kept)
+
+    def _states(self, chunk: Chunk, step: Step, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The states of float sampling and those on the path, from what was kept one step before."""
+        noise = chunk.noise(self.model.shape)
+        z = [noise.draw(device) for _ in range(step.i + 1)][-1]
+        if step.i == 0:
+            return z, z
+        before, found = self.steps[step.i - 1], self.fitted[step.i - 1]
+        kept = {name: tensor.to(device) for name, tensor in _read(self._step(before.i) / chunk.name).items()}
+        x_t = before.mean(kept["float_x_t"], kept["float_m"]) + before.sigma * z
+        if self.correction.path is Along.FLOAT:
+            return x_t, x_t
+        m = found.output(kept["q"], kept["x_t"], kept["features"])
+        return x_t, before.mean(kept["x_t"], m) + found.sigma * z
+
+    def _step(self, i: int) -> Path:
+        return self.folder / f"step-{i:04d}"
+
+
+class StepBatches(Sequence[Batch]):
+    """The chunks of one step, each read when it is asked for, padding dropped."""
+
+    def __init__(self, folder: Path, wanted: Sequence[Chunk]) -> None:
+        self._folder, self._wanted = folder, wanted
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def __getitem__(self, place: int) -> Batch:  # type: ignore[override]
+        chunk = self._wanted[place]
+        kept = {name: tensor[: chunk.count] for name, tensor in _read(self._folder / chunk.name).items()}
+        return Batch(chunk.first, **kept)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """What was kept of a chunk; on the float path its states are those of float sampling."""
+    kept = load_file(file)
+    return {"float_m": kept["m"], "float_x_t": kept["x_t"]} | kept
