@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.factory import construct, plain
+from ptq_diffusion.stage.memory import keep_freed_memory
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.preflight import check
 from ptq_diffusion.stage.reference import ReferenceStatistics
@@ -57,6 +58,7 @@ def run(cfg: DictConfig) -> None:
         store.forget(stage, cfg)
     folder = run_folder(store, stage, cfg)
     quiet_libraries()
+    keep_freed_memory()
     with tracking(construct(cfg.logger), cfg, folder, runtime) as tracker:
         made = store.obtain(stage, cfg)
         if cfg.goal == "report":

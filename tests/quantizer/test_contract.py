@@ -31,9 +31,7 @@ def channels_of_every_kind():
 
 X = channels_of_every_kind()
 # Zeros of both signs, and what leaves the whole numbers that float32 holds exactly.
-EXTREMES = torch.tensor([0.0, 1e-45, 2.0**24, 3e38, torch.inf, -0.0, -1e-45, -(2.0**24), -3e38, -torch.inf]).repeat(
-    6, 1
-)
+EXTREMES = torch.tensor(6 * [[0.0, 1e-45, 2.0**24, 3e38, torch.inf, -0.0, -1e-45, -(2.0**24), -3e38, -torch.inf]])
 
 
 @pytest.fixture(scope="module")
