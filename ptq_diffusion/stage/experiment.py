@@ -11,6 +11,7 @@ from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.factory import construct, plain
 from ptq_diffusion.stage.files import writable
 from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.memory import keep_freed_memory
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.preflight import check
 from ptq_diffusion.stage.reference import ReferenceStatistics
@@ -56,6 +57,7 @@ def run(cfg: DictConfig) -> None:
     if stage is Evaluate:
         check(cfg)
     quiet_libraries()
+    keep_freed_memory()
     with writable(Path(cfg.outputs) / "runs"):
         _run(cfg, stage, store)
 

@@ -51,6 +51,21 @@ def test_equals_the_fake_quantization_of_torch_bit_for_bit(bits, symmetric, per_
         assert torch.equal(quantizer.from_integers(quantizer.to_integers(x)), expected)
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("scale", [1.0, 0.3, 1e-6, 7e4])
+def test_bounds_that_hold_the_zero_point_are_adding_it_and_subtracting_it(bits, scale):
+    """x_hat = s (clamp(round(x / s) + z, low, high) - z), pass by pass, for every zero point, bit for bit."""
+    high = 2**bits - 1
+    ends = torch.tensor([2.0**23 + 1, 2.0**24, 2.0**24 + 2, 2.0**31, torch.inf, torch.nan, 1e-9, 0.0])
+    steps = torch.cat([torch.arange(-2 * high, 2 * high, 0.25), ends, -ends])
+    x = torch.cat([steps, weights().flatten()]) * scale
+    for z in range(high + 1):
+        quantizer = AffineQuantizer(bits, False, False, MinMax(), 16)
+        quantizer.adopt({"scale": torch.tensor([scale]), "zero_point": torch.tensor([z], dtype=torch.int32)})
+        expected = ((x * (1 / torch.tensor(scale))).round() + z).clamp(0, high).sub(z).mul(torch.tensor(scale))
+        assert torch.equal(quantizer(x).view(torch.int32), expected.view(torch.int32))
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated.*")
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("shift", [0.0, 3.0, -3.0, 100.0])

@@ -30,6 +30,8 @@ def channels_of_every_kind():
 
 
 X = channels_of_every_kind()
+# Zeros of both signs, and what leaves the whole numbers that float32 holds exactly.
+EXTREMES = torch.tensor(6 * [[0.0, 1e-45, 2.0**24, 3e38, torch.inf, -0.0, -1e-45, -(2.0**24), -3e38, -torch.inf]])
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +71,20 @@ def bits_of(x):
 @every
 def test_forward_is_what_the_integers_stand_for_bit_for_bit(frozen, name, search, bits):
     quantizer = frozen(name, search, bits)
-    for x in (X, 3 * X, X.flatten(1)):
+    for x in (X, 3 * X, X.flatten(1), X.to(memory_format=torch.channels_last), EXTREMES):
         integers = quantizer.to_integers(x)
         assert integers.dtype == torch.int32 and integers.shape == x.shape
         assert torch.equal(bits_of(quantizer(x)), bits_of(quantizer.from_integers(integers)))
+
+
+@every
+def test_quantizing_leaves_its_input_and_its_earlier_results(frozen, name, search, bits):
+    quantizer, x = frozen(name, search, bits), X.clone()
+    first = quantizer(x)
+    kept = first.clone()
+    quantizer(3 * X)
+    assert torch.equal(x, X)
+    assert torch.equal(first, kept)
 
 
 @every
