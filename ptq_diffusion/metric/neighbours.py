@@ -63,7 +63,8 @@ def neighbour_metrics(samples: Neighbourhoods, real: Neighbourhoods) -> Mapping[
 
     Precision and density are means over samples. Recall and coverage are not, and a resampled set with its third of
     images missing would cover less: their parts are what is lost when one image is left out, its neighbours' balls
-    growing. Compare equal N, M and k only.
+    growing. Recall hangs on few samples with large balls, and its jackknife errors are careful: 1.3 to 1.4 times the
+    spread of twelve sets of 128 samples, where the other three agree with it. Compare equal N, M and k only.
 
     Returns:
         By name, with parts of the N samples.

@@ -33,9 +33,14 @@ def collect(folder: Path) -> str:
     if not paths:
         raise FileNotFoundError(f"expected report.json files below {folder}, found none; run experiments first")
     reports = {path.parent.name: json.loads(path.read_text()) for path in paths}
-    require_one_protocol({run: report["protocol"] for run, report in reports.items()})
+    require_one_protocol({run: _protocol(report) for run, report in reports.items()})
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(_line(run, report) for run, report in reports.items())]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _protocol(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The report's protocol; an early one says only in its rows how many images it has."""
+    return report["protocol"] | {key: report["rows"][0][key] for key in ("images", "seeds")}
 
 
 def _line(run: str, report: Mapping[str, Any]) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def table(report: Mapping[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    for title in ("", "W/A", "FID ± se", "1000 KID", "to float", "PSNR", "SSIM", "GBOPs", "saving", "MB"):
+    for title in ("", "W/A", "FID ± se", "to float", "PSNR", "SSIM", "GBOPs", "saving", "MB"):
         shown.add_column(title, justify="right" if title else "left", no_wrap=True)
     (gain,) = (p for p in report["paired"] if (p["a"], p["b"], p["metric"]) == ("quantized", "corrected", "fid"))
     low, high = 0 - gain["high"], 0 - gain["low"]
@@ -87,7 +87,6 @@ def table(report: Mapping[str, Any]) -> Table:
             name.replace("_", " "),
             f"{row['weight_bits']}/{row['activation_bits']}",
             f"{row['fid']:.2f} ± {row['fid_se']:.2f}",
-            f"{1000 * row['kid']:.1f}",
             f"{row['fid_to_fp']:.2f}",
             *("" if row[likeness] is None else f"{row[likeness]:.2f}" for likeness in ("psnr_to_fp", "ssim_to_fp")),
             f"{row['bops_per_image'] / 1e9:.4g}",
