@@ -4,34 +4,57 @@ from ptq_diffusion.metric.bootstrap import (
     Estimate,
     Interval,
     Paired,
+    Parts,
     paired_fid,
     paired_fid_to,
-    paired_interval,
     paired_mean,
+    paired_parts,
 )
-from ptq_diffusion.metric.feature_network import Cifar10Net, FeatureExtractor, bundled
+from ptq_diffusion.metric.classifier_score import paired_classifier_score
+from ptq_diffusion.metric.feature_network import Cifar10Net, FeatureExtractor, Features, bundled
 from ptq_diffusion.metric.frechet import FeatureMoments, frechet_distance
+from ptq_diffusion.metric.judgement import Judgement, Settings, compare, judge
+from ptq_diffusion.metric.kid import paired_kid, paired_kid_to
+from ptq_diffusion.metric.neighbours import Neighbourhoods, neighbour_metrics
 from ptq_diffusion.metric.pixels import Pixels
+from ptq_diffusion.metric.protocol import protocol_id, require_one_protocol
 from ptq_diffusion.metric.psnr import psnr
+from ptq_diffusion.metric.real import RealStatistics
 from ptq_diffusion.metric.reference import FolderReference, NoReference, Reference, StatisticsReference
+from ptq_diffusion.metric.ssim import ssim
 
 __all__ = [
     "Cifar10Net",
     "Estimate",
     "FeatureExtractor",
     "FeatureMoments",
+    "Features",
     "FolderReference",
     "Interval",
+    "Judgement",
+    "Neighbourhoods",
     "NoReference",
     "Paired",
+    "Parts",
     "Pixels",
+    "RealStatistics",
     "Reference",
+    "Settings",
     "StatisticsReference",
     "bundled",
+    "compare",
     "frechet_distance",
+    "judge",
+    "neighbour_metrics",
+    "paired_classifier_score",
     "paired_fid",
     "paired_fid_to",
-    "paired_interval",
+    "paired_kid",
+    "paired_kid_to",
     "paired_mean",
+    "paired_parts",
+    "protocol_id",
     "psnr",
+    "require_one_protocol",
+    "ssim",
 ]

@@ -4,10 +4,18 @@ Variants are paired: image i of each was sampled from the same seed and the same
 indices serves them all, and what the images share cancels in a difference. Only the generated images are resampled;
 a reference of real images is taken as given, one that is itself a variant is resampled with the others.
 
+Resampling is *stratified by seed*: as many images are drawn again from each seed's images as it has. Every image's
+noise is a function of (seed, image) alone, so a seed is a label of equally many independent images and not a source
+of variance; drawing seeds again would show nothing more, and three seeds have only ten different resamplings. What
+would be seen if a seed did matter is reported beside: `seed_spread`, the standard deviation over seeds of the number
+that each seed's images give alone, which for a mean is about sqrt(seeds) standard errors.
+
 Intervals are *normal* bootstrap intervals: the difference +- 1.96 standard deviations of the resampled differences.
 Percentile intervals are not used: a resampled set has fewer distinct images, which biases its FID upwards by about
 as much again as the finite sample does, so the percentiles lie beside the value that they should surround (Efron and
-Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Where copies of an image would do more harm, as pairs
+at no distance in a kernel's mean or as missing images in coverage, the image's part in the metric is resampled instead,
+and the spread over seeds is that of their images' mean parts: see `Parts`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,24 +29,54 @@ from ptq_diffusion.metric.frechet import FeatureMoments, distance_to, frechet_di
 from ptq_diffusion.numeric.seed import generator
 
 QUANTILE = 1.96
+POWER_QUANTILE = 0.8416
+"""Of the standard normal: 97.5 % lie below the first, 80 % below the second."""
+
 Track = Callable[[Iterable[int]], Iterable[int]]
+Statistic = Callable[[Tensor], Mapping[str, Tensor]]
+"""From weights of the images, (B, N) float64, to a metric of each variant, (B,)."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of one variant and its bootstrap standard error."""
+    """A metric of one variant, its bootstrap standard error, and its spread over seeds (None for a single seed)."""
 
     value: float
     standard_error: float
+    seed_spread: float | None
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The difference of two variants, first minus second, and its 95 % normal bootstrap interval."""
+    """The difference of two variants, first minus second, with its 95 % normal bootstrap interval [low, high].
+
+    Args:
+        difference: first minus second.
+        standard_error: of the difference.
+        seed_spread: standard deviation of the difference over seeds; None for a single seed.
+    """
 
     difference: float
-    low: float
-    high: float
+    standard_error: float
+    seed_spread: float | None
+
+    @property
+    def low(self) -> float:
+        """The interval's lower end."""
+        return self.difference - QUANTILE * self.standard_error
+
+    @property
+    def high(self) -> float:
+        """The interval's upper end."""
+        return self.difference + QUANTILE * self.standard_error
+
+    @property
+    def detectable(self) -> float:
+        """The smallest true difference that so many images show at the two-sided 5 % level with a power of 80 %.
+
+        2.8 standard errors (Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988).
+        """
+        return (QUANTILE + POWER_QUANTILE) * self.standard_error
 
 
 @dataclass(frozen=True)
@@ -54,12 +92,33 @@ class Paired:
     differences: Mapping[tuple[str, str], Interval]
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A metric of a set of images and each image's part in it.
+
+    Args:
+        value: the metric theta of the set.
+        parts: (N,) float64 jackknife pseudo-values N theta - (N - 1) theta without image i. The mean of these has the
+            jackknife standard error of the metric, which is not too small on average (Efron and Stein, The Jackknife
+            Estimate of Variance, Annals of Statistics 1981). The parts of a mean are its terms.
+    """
+
+    value: float
+    parts: Tensor
+
+    @classmethod
+    def of_mean(cls, terms: Tensor) -> "Parts":
+        """Of the mean of (N,) numbers."""
+        return cls(terms.double().mean().item(), terms.double())
+
+
 def paired_fid(
     features: Mapping[str, Tensor],
     reference: FeatureMoments,
     replicates: int,
     seed: int,
     track: Track = lambda items: items,
+    strata: int = 1,
 ) -> Paired:
     """The Fréchet distance of every variant to a reference, with errors.
 
@@ -69,6 +128,7 @@ def paired_fid(
         replicates: the number of resampled sets, R.
         seed: of the resampling; equal seeds give equal results.
         track: wraps the loop over replicates, to draw its progress.
+        strata: the number of seeds, whose images follow each other, equally many of each.
 
     Returns:
         Distances in squared units of the features.
@@ -76,12 +136,12 @@ def paired_fid(
     Raises:
         ValueError: the variants differ in shape or their D is not the reference's, N < 2 or R < 2.
     """
-    _require_pairs(features, 2)
+    require_pairs(features, 2)
     width = len(reference.mean)
     found = {variant: tuple(rows.shape) for variant, rows in features.items()}
     if any(shape[1] != width for shape in found.values()):
         raise ValueError(f"expected (N, {width}) features as in the reference, got {found}")
-    return _paired_distance(features, lambda _: reference, reference.extractor, replicates, seed, track)
+    return _paired_distance(features, lambda _: reference, reference.extractor, replicates, seed, track, strata)
 
 
 def paired_fid_to(
@@ -91,6 +151,7 @@ def paired_fid_to(
     replicates: int,
     seed: int,
     track: Track = lambda items: items,
+    strata: int = 1,
 ) -> Paired:
     """The Fréchet distance of every variant to one of them, with errors.
 
@@ -103,6 +164,7 @@ def paired_fid_to(
         replicates: the number of resampled sets, R.
         seed: of the resampling.
         track: wraps the loop over replicates, to draw its progress.
+        strata: the number of seeds.
 
     Returns:
         Distances in squared units of the features.
@@ -110,14 +172,14 @@ def paired_fid_to(
     Raises:
         ValueError: the variants differ in shape, N < 2 or R < 2.
     """
-    _require_pairs(features, 2)
+    require_pairs(features, 2)
     rows = features[variant].double()
 
     def reference(weights: Tensor) -> FeatureMoments:
         mean, covariance = _weighted_moments(weights, rows - rows.mean(0))
         return FeatureMoments(len(rows), mean + rows.mean(0), covariance, extractor)
 
-    return _paired_distance(features, reference, extractor, replicates, seed, track)
+    return _paired_distance(features, reference, extractor, replicates, seed, track, strata)
 
 
 def _paired_distance(
@@ -127,33 +189,36 @@ def _paired_distance(
     replicates: int,
     seed: int,
     track: Track,
+    strata: int,
 ) -> Paired:
     """Distances to a reference that may itself depend on the resampling weights."""
-    count = _count(features)
+    count = count_of(features)
     whole = reference(torch.ones(count, dtype=torch.float64))
     values = {name: frechet_distance(FeatureMoments.of(rows, extractor), whole) for name, rows in features.items()}
     # centred once, so that weighted second moments lose no digits
     centres = {name: rows.double().mean(0) for name, rows in features.items()}
     centred = {name: rows.double() - centres[name] for name, rows in features.items()}
 
-    def resampled(weights: Tensor) -> dict[str, float]:
-        drawn = reference(weights)
-        distances = {}
-        for name, rows in centred.items():
-            mean, covariance = _weighted_moments(weights, rows)
-            distances[name] = distance_to(mean + centres[name], covariance, drawn)
-        return distances
+    def statistic(weights: Tensor) -> Mapping[str, Tensor]:
+        distances = torch.empty(len(weights), len(features), dtype=torch.float64)
+        for row in track(range(len(weights))):
+            drawn = reference(weights[row])
+            for column, (name, rows) in enumerate(centred.items()):
+                mean, covariance = _weighted_moments(weights[row], rows)
+                distances[row, column] = distance_to(mean + centres[name], covariance, drawn)
+        return dict(zip(features, distances.T, strict=True))
 
-    return _paired(values, resampled, count, replicates, seed, track)
+    return resample(values, statistic, count, replicates, seed, strata)
 
 
-def paired_mean(metrics: Mapping[str, Tensor], replicates: int, seed: int) -> Paired:
+def paired_mean(metrics: Mapping[str, Tensor], replicates: int, seed: int, strata: int = 1) -> Paired:
     """The mean of a metric that every image has for itself, such as PSNR, with errors.
 
     Args:
         metrics: by variant, (N,); entry i of every variant comes from the same noise.
         replicates: the number of resampled sets, R.
         seed: of the resampling.
+        strata: the number of seeds.
 
     Returns:
         Means and differences in the metric's unit.
@@ -161,30 +226,83 @@ def paired_mean(metrics: Mapping[str, Tensor], replicates: int, seed: int) -> Pa
     Raises:
         ValueError: the variants differ in shape, N < 2 or R < 2.
     """
-    _require_pairs(metrics, 1)
-    columns = {variant: metric.double() for variant, metric in metrics.items()}
-    values = {variant: column.mean().item() for variant, column in columns.items()}
-    count = _count(metrics)
-
-    def resampled(weights: Tensor) -> dict[str, float]:
-        return {variant: (weights @ column / count).item() for variant, column in columns.items()}
-
-    return _paired(values, resampled, count, replicates, seed)
+    return paired_parts({name: Parts.of_mean(metric) for name, metric in metrics.items()}, replicates, seed, strata)
 
 
-def paired_interval(first: Tensor, second: Tensor, replicates: int, seed: int) -> Interval:
-    """The mean difference of two per-image metrics, (N,) each and paired by index: `paired_mean` of two variants."""
-    return paired_mean({"first": first, "second": second}, replicates, seed).differences["first", "second"]
+def paired_parts(metrics: Mapping[str, Parts], replicates: int, seed: int, strata: int = 1) -> Paired:
+    """A metric in which every image has its part, with errors from resampling the parts; arguments as `paired_mean`."""
+    columns = {name: metric.parts for name, metric in metrics.items()}
+    require_pairs(columns, 1)
+
+    def statistic(weights: Tensor) -> Mapping[str, Tensor]:
+        return {name: weights @ column / weights.sum(1) for name, column in columns.items()}
+
+    values = {name: metric.value for name, metric in metrics.items()}
+    return resample(values, statistic, count_of(columns), replicates, seed, strata)
 
 
-def resampling_weights(count: int, seed: int, replicate: int) -> Tensor:
-    """How often each of `count` images is drawn when drawing `count` with replacement.
+def resample(
+    values: Mapping[str, float], statistic: Statistic, count: int, replicates: int, seed: int, strata: int
+) -> Paired:
+    """Errors of any metric that is a function of the images' weights.
+
+    Args:
+        values: of the variants.
+        statistic: the same from weights, up to a constant.
+        count: the number of images, N.
+        replicates: the number of resampled sets, R.
+        seed: of the resampling.
+        strata: the number of seeds.
+
+    Raises:
+        ValueError: R < 2, or the seeds have not equally many images, at least 2.
+    """
+    if replicates < 2:
+        raise ValueError(f"expected at least 2 bootstrap replicates, got {replicates}; raise metric.replicates")
+    if count % strata or count < 2 * strata:
+        raise ValueError(f"expected equally many images of {strata} seeds, at least 2 of each, got {count} in all")
+    weights = torch.stack([resampling_weights(count, seed, replicate, strata) for replicate in range(replicates)])
+    alone = torch.eye(strata, dtype=torch.float64).repeat_interleave(count // strata, 1)
+    drawn = statistic(torch.cat([weights, alone]) if strata > 1 else weights)
+
+    def spreads(column: Tensor) -> tuple[float, float | None]:
+        return column[:replicates].std().item(), column[replicates:].std().item() if strata > 1 else None
+
+    estimates = {name: Estimate(value, *spreads(drawn[name])) for name, value in values.items()}
+    differences = {
+        (a, b): Interval(values[a] - values[b], *spreads(drawn[a] - drawn[b])) for a, b in combinations(values, 2)
+    }
+    return Paired(estimates, differences)
+
+
+def resampling_weights(count: int, seed: int, replicate: int, strata: int = 1) -> Tensor:
+    """How often each of `count` images is drawn when drawing with replacement, from each stratum as many as it has.
 
     Returns:
         (count,) float64 of whole numbers that add up to `count`, a function of (seed, replicate).
     """
-    rows = torch.randint(count, (count,), generator=generator("bootstrap", seed, replicate))
-    return torch.bincount(rows, minlength=count).double()
+    size = count // strata
+    rows = torch.randint(size, (strata, size), generator=generator("bootstrap", seed, replicate))
+    rows += size * torch.arange(strata)[:, None]
+    return torch.bincount(rows.flatten(), minlength=count).double()
+
+
+def count_of(variants: Mapping[str, Tensor]) -> int:
+    """The number of images that the variants share."""
+    return len(next(iter(variants.values())))
+
+
+def require_pairs(variants: Mapping[str, Tensor], dimensions: int, least: int = 2) -> None:
+    """Refuse variants that are not paired image by image.
+
+    Raises:
+        ValueError: they differ in shape, have not so many dimensions, or are fewer than `least` images.
+    """
+    shapes = {variant: tuple(rows.shape) for variant, rows in variants.items()}
+    shape = next(iter(shapes.values()), ())
+    if len(shape) != dimensions or shape[0] < least or len(set(shapes.values())) > 1:
+        kind = "(N, D)" if dimensions == 2 else "(N,)"
+        raise ValueError(f"expected variants of one shape {kind} with N >= {least}, paired by noise, got {shapes}")
 
 
 def _weighted_moments(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,36 +311,3 @@ def _weighted_moments(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     mean = weights @ rows / total
     scaled = rows * weights.sqrt()[:, None]
     return mean, (scaled.T @ scaled - total * torch.outer(mean, mean)) / (total - 1)
-
-
-def _paired(
-    values: dict[str, float],
-    resampled: Callable[[Tensor], Mapping[str, float]],
-    count: int,
-    replicates: int,
-    seed: int,
-    track: Track = lambda items: items,
-) -> Paired:
-    if replicates < 2:
-        raise ValueError(f"expected at least 2 bootstrap replicates, got {replicates}; raise metric.replicates")
-    draws = [resampled(resampling_weights(count, seed, replicate)) for replicate in track(range(replicates))]
-    columns = {variant: torch.tensor([draw[variant] for draw in draws], dtype=torch.float64) for variant in values}
-    estimates = {variant: Estimate(value, columns[variant].std().item()) for variant, value in values.items()}
-    differences = {}
-    for first, second in combinations(values, 2):
-        difference = values[first] - values[second]
-        half = QUANTILE * (columns[first] - columns[second]).std().item()
-        differences[first, second] = Interval(difference, difference - half, difference + half)
-    return Paired(estimates, differences)
-
-
-def _count(variants: Mapping[str, Tensor]) -> int:
-    return len(next(iter(variants.values())))
-
-
-def _require_pairs(variants: Mapping[str, Tensor], dimensions: int) -> None:
-    shapes = {variant: tuple(rows.shape) for variant, rows in variants.items()}
-    shape = next(iter(shapes.values()), ())
-    if len(shape) != dimensions or shape[0] < 2 or len(set(shapes.values())) > 1:
-        kind = "(N, D)" if dimensions == 2 else "(N,)"
-        raise ValueError(f"expected variants of one shape {kind} with N >= 2, paired by noise, got {shapes}")

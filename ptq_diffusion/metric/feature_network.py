@@ -5,20 +5,77 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 BATCH = 256
+LAST_STAGE = 8
+"""Where the trunk's last stage begins, at 4x4 pixels."""
 
 
 def bundled() -> Path:
     """The folder of the trained `Cifar10Net` that comes with the package, with its `reference.safetensors`."""
     return Path(__file__).parent / "cifar10net"
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor sees in N images, row i in image i.
+
+    Args:
+        vectors: (N, D) float32, the space of FID, KID and the neighbours.
+        spatial: (N, S) float32, a coarse map of an earlier layer, flattened; None where the extractor has none.
+        probabilities: (N, K) float32, of the extractor's own classes; None where it is no classifier.
+    """
+
+    vectors: Tensor
+    spatial: Tensor | None = None
+    probabilities: Tensor | None = None
+
+    @classmethod
+    def cat(cls, parts: Sequence["Features"]) -> "Features":
+        """The features of several batches of one extractor, in their order."""
+        spatial = [part.spatial for part in parts if part.spatial is not None]
+        probabilities = [part.probabilities for part in parts if part.probabilities is not None]
+        vectors = torch.cat([part.vectors for part in parts])
+        return cls(
+            vectors, torch.cat(spatial) if spatial else None, torch.cat(probabilities) if probabilities else None
+        )
+
+    def save(self, path: Path, extractor: str) -> None:
+        """Write a safetensors file, whole or not at all, with the extractor's checksum."""
+        tensors = {"vectors": self.vectors, "spatial": self.spatial, "probabilities": self.probabilities}
+        beside = path.with_name(path.name + ".tmp")
+        save_file(
+            {key: x.contiguous() for key, x in tensors.items() if x is not None}, beside, {"extractor": extractor}
+        )
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: Path, extractor: str) -> "Features":
+        """Features that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds something else, or features of another extractor than that of this checksum.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"expected features at {path}; evaluate the run again (goal=evaluate)")
+        with safe_open(path, "pt") as file:
+            found, names = (file.metadata() or {}).get("extractor"), set(file.keys())
+            if not {"vectors"} <= names <= {"vectors", "spatial", "probabilities"} or found != extractor:
+                raise ValueError(
+                    f"expected features of the extractor {extractor} in {path}, got {sorted(names)} of {found}; "
+                    "evaluate both runs with one extractor"
+                )
+            return cls(**{name: file.get_tensor(name) for name in names})
 
 
 class FeatureExtractor(nn.Module, ABC):
@@ -33,34 +90,40 @@ class FeatureExtractor(nn.Module, ABC):
     num_features: int
 
     @abstractmethod
-    def forward(self, images: Tensor) -> Tensor:
-        """Features of images.
+    def describe(self, images: Tensor) -> Features:
+        """The features of one batch.
 
         Args:
             images: (N, C, H, W), uint8 in 0..255 or floating point in [0, 1]; bytes and bytes / 255 give the same.
-
-        Returns:
-            (N, D) float32.
 
         Raises:
             ValueError: the images are not of such a shape or type.
         """
 
+    def forward(self, images: Tensor) -> Tensor:
+        """The feature vectors alone, (N, D) float32; see `describe`."""
+        return self.describe(images).vectors
+
     @torch.no_grad()
-    def batches(self, images: Tensor) -> Iterator[Tensor]:
+    def batches(self, images: Tensor) -> Iterator[Features]:
         """Features of (N, C, H, W) images on the CPU, `BATCH` images at a time, of the extractor's evaluation mode."""
         device = next(iter(self.state_dict().values())).device
         training = self.training
         self.eval()
         try:
             for batch in images.split(BATCH):
-                yield self(batch.to(device)).cpu()
+                found = self.describe(batch.to(device))
+                yield Features(found.vectors.cpu(), _on_cpu(found.spatial), _on_cpu(found.probabilities))
         finally:
             self.train(training)
 
+    def extract(self, images: Tensor) -> Features:
+        """The features of all images, (N, C, H, W), on the CPU; see `describe`."""
+        return Features.cat(list(self.batches(images)))
+
     def features(self, images: Tensor) -> Tensor:
-        """Features of all images at once, (N, C, H, W) to (N, D) float32 on the CPU; see `forward`."""
-        return torch.cat(list(self.batches(images)))
+        """The feature vectors of all images, (N, C, H, W) to (N, D) float32 on the CPU."""
+        return self.extract(images).vectors
 
     def checksum(self) -> str:
         """Sixteen hex digits over the names, shapes and values of all parameters and buffers."""
@@ -77,6 +140,10 @@ class Cifar10Net(FeatureExtractor):
     It is not the Inception network: its distances compare methods with each other on small natural images and are
     not comparable with published FID. A grey image is repeated over three channels, and an image of another size
     than 32x32 is resized bilinearly (antialiased where it shrinks).
+
+    Its spatial features are the first D / 16 channels, rounded up, of the 4x4 map before the last stage: D numbers that
+    keep where things are, as the first seven channels of Inception's 17x17 map do in sFID (Nash et al., ICML 2021,
+    arXiv 2103.03841).
 
     The layout follows ResNet-9 (Page, "How to train your ResNet", 2018), narrowed and pooled early.
 
@@ -108,9 +175,12 @@ class Cifar10Net(FeatureExtractor):
         )
         self.classifier = nn.Linear(d, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def describe(self, images: Tensor) -> Features:
         x = self._prepare(images).contiguous(memory_format=torch.channels_last)
-        return self.trunk(x).float().mean((2, 3))
+        grid = self.trunk[:LAST_STAGE](x)
+        vectors = self.trunk[LAST_STAGE:](grid).float().mean((2, 3))
+        spatial = grid[:, : -(-self.num_features // 16)].float().flatten(1)
+        return Features(vectors, spatial, self.logits(vectors).softmax(1))
 
     def logits(self, features: Tensor) -> Tensor:
         """Class scores, (N, num_classes), of features (N, D)."""
@@ -163,6 +233,10 @@ class Cifar10Net(FeatureExtractor):
         if network.checksum() != config["checksum"]:
             raise ValueError(f"expected weights of checksum {config['checksum']} in {folder}, got {network.checksum()}")
         return network.eval().requires_grad_(False)
+
+
+def _on_cpu(rows: Tensor | None) -> Tensor | None:
+    return None if rows is None else rows.cpu()
 
 
 class _Residual(nn.Module):

@@ -60,7 +60,7 @@ class FeatureMoments:
     @classmethod
     def of_images(cls, images: Tensor, extractor: FeatureExtractor) -> "FeatureMoments":
         """Moments of the features of (N, C, H, W) images, uint8 or in [0, 1]."""
-        return cls.of_batches(extractor.batches(images), extractor.checksum())
+        return cls.of_batches((batch.vectors for batch in extractor.batches(images)), extractor.checksum())
 
     @cached_property
     def root(self) -> Tensor:
@@ -89,7 +89,7 @@ class FeatureMoments:
 
     @classmethod
     def load(cls, path: Path) -> "FeatureMoments":
-        """Moments that `save` wrote.
+        """Moments that `save` wrote, alone or among the statistics of a reference.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -99,7 +99,7 @@ class FeatureMoments:
             raise FileNotFoundError(f"expected feature moments at {path}; make them with goal=reference_statistics")
         with safe_open(path, "pt") as file:
             metadata, names = file.metadata() or {}, set(file.keys())
-            if not {"count", "extractor"} <= set(metadata) or names != {"mean", "covariance"}:
+            if not {"count", "extractor"} <= set(metadata) or not {"mean", "covariance"} <= names:
                 raise ValueError(f"expected mean, covariance, count and extractor in {path}, got {sorted(names)}")
             mean, covariance = file.get_tensor("mean"), file.get_tensor("covariance")
         return cls(json.loads(metadata["count"]), mean, covariance, metadata["extractor"])

@@ -6,13 +6,47 @@ from typing import Any
 
 from torch import Tensor
 
-from ptq_diffusion.metric.bootstrap import Paired, Track, paired_fid, paired_fid_to, paired_mean
-from ptq_diffusion.metric.feature_network import FeatureExtractor
+from ptq_diffusion.metric.bootstrap import Interval, Paired, Track, paired_fid, paired_fid_to, paired_mean, paired_parts
+from ptq_diffusion.metric.classifier_score import paired_classifier_score
+from ptq_diffusion.metric.feature_network import FeatureExtractor, Features
+from ptq_diffusion.metric.kid import paired_kid, paired_kid_to
+from ptq_diffusion.metric.neighbours import NAMES, Neighbourhoods, neighbour_metrics
+from ptq_diffusion.metric.protocol import FORMULAS, IMAGE_ROUTE, NOISE_PURPOSE, protocol_id
 from ptq_diffusion.metric.psnr import psnr
+from ptq_diffusion.metric.real import RealStatistics
 from ptq_diffusion.metric.reference import Reference
+from ptq_diffusion.metric.ssim import ssim
 
 FLOAT = "full_precision"
 """The variant that fidelity is measured to."""
+
+LIKENESS = ("psnr_to_fp", "ssim_to_fp")
+"""Of an image to itself they say nothing: PSNR would be infinite."""
+
+TO_REFERENCE = ("fid", "sfid", "kid", "classifier_score", *NAMES)
+"""The metrics of one variant; those to the float variant end in _to_fp."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are judged, `cfg.metric` and the seeds.
+
+    Args:
+        replicates: of the bootstrap.
+        seed: of the bootstrap.
+        neighbours: k of precision, recall, density and coverage.
+        seeds: of the images, which follow each other, equally many of each.
+    """
+
+    replicates: int
+    seed: int
+    neighbours: int
+    seeds: Sequence[int]
+
+    @property
+    def resampling(self) -> Mapping[str, int]:
+        """The arguments that every paired metric takes."""
+        return {"replicates": self.replicates, "seed": self.seed, "strata": len(self.seeds)}
 
 
 @dataclass(frozen=True)
@@ -20,69 +54,186 @@ class Judgement:
     """What `judge` found.
 
     Args:
-        rows: by variant, fid with its standard error fid_se, fid_to_fp and psnr_to_fp in dB (None for float).
-        paired: for each metric and pair of variants the difference a - b with its 95 % interval.
-        protocol: the feature space and the reference, without which the numbers mean nothing.
+        rows: by variant, every metric and its standard error, named <metric>_se. None: the extractor has no spatial
+            features or classes for it, or it is the float variant's likeness to itself.
+        paired: for each metric and pair of variants the difference a - b with its 95 % interval, its standard error,
+            the smallest difference that could be detected, and its spread over seeds (None for a single seed).
+        protocol: what must agree before numbers may be compared, and `protocol_id` over it.
+        features: by variant, to be compared with those of another run by `compare`.
     """
 
     rows: Mapping[str, Mapping[str, float | None]]
     paired: Sequence[Mapping[str, Any]]
-    protocol: Mapping[str, str]
+    protocol: Mapping[str, Any]
+    protocol_id: str
+    features: Mapping[str, Features]
 
 
 def judge(
     images: Mapping[str, Tensor],
     extractor: FeatureExtractor,
     reference: Reference,
-    replicates: int,
-    seed: int,
+    settings: Settings,
     track: Track = lambda items: items,
 ) -> Judgement:
-    """FID to the reference, FID and PSNR to the float variant, with bootstrap errors.
+    """Every metric to the reference and to the float variant, with bootstrap errors.
 
-    Without a reference, FID is measured against the float variant's own images.
+    Without a reference, metrics to the reference are measured against the float variant's own images.
 
     Args:
         images: by variant, (N, C, H, W) uint8, `FLOAT` among them; image i of each comes from the same noise.
         extractor: the feature space.
         reference: the real images.
-        replicates: of the bootstrap.
-        seed: of the bootstrap.
-        track: wraps the two long loops, to draw their progress.
+        settings: of the metrics.
+        track: wraps the long loops, to draw their progress.
     """
-    features = {variant: extractor.features(batch) for variant, batch in images.items()}
-    real = reference.moments(extractor)
-    ratios = {variant: psnr(batch, images[FLOAT]) for variant, batch in images.items()}
-    to_float = paired_fid_to(FLOAT, features, extractor.checksum(), replicates, seed, track)
-    metrics = {
-        "fid": to_float if real is None else paired_fid(features, real, replicates, seed, track),
-        "fid_to_fp": to_float,
-        "psnr_to_fp": paired_mean(ratios, replicates, seed),
+    features = {variant: extractor.extract(batch) for variant, batch in images.items()}
+    real = reference.statistics(extractor)
+    to_float = _to_float(images, features, extractor.checksum(), settings, track)
+    metrics: dict[str, Paired | None] = {}
+    for name in ("fid", "sfid", "kid", "classifier_score"):
+        metrics[name] = _against(name, features, real, extractor.checksum(), settings, track)
+    metrics |= _neighbours(features, real, settings) | to_float
+    protocol = _protocol(extractor, reference, real, settings, len(images[FLOAT]))
+    rows = {variant: _row(metrics, variant) for variant in images}
+    return Judgement(rows, _pairs(metrics), protocol, protocol_id(protocol), features)
+
+
+def compare(
+    metric: str,
+    a: Features,
+    b: Features,
+    real: RealStatistics,
+    settings: Settings,
+    track: Track = lambda items: items,
+) -> Interval:
+    """The difference a - b of two variants of any two runs whose images come from the same noise.
+
+    Args:
+        metric: one of `TO_REFERENCE`.
+        a: its features, as `Features.load` reads them from an evaluation.
+        b: the same, of the same extractor.
+        real: statistics of the real images, of the same extractor.
+        settings: of the metrics; both runs' seeds.
+        track: wraps the long loop, to draw its progress.
+
+    Raises:
+        ValueError: there is no such metric, the extractor has no such features, or the variants differ in shape.
+    """
+    if metric not in TO_REFERENCE:
+        raise ValueError(f"expected a metric among {', '.join(TO_REFERENCE)}, got {metric!r}")
+    both = {"a": a, "b": b}
+    if metric in NAMES:
+        return _neighbours(both, real, settings)[metric].differences["a", "b"]
+    found = _against(metric, both, real, real.moments.extractor, settings, track)
+    if found is None:
+        raise ValueError(f"expected features with what {metric} needs, but their extractor has none; choose another")
+    return found.differences["a", "b"]
+
+
+def _against(
+    metric: str,
+    features: Mapping[str, Features],
+    real: RealStatistics | None,
+    extractor: str,
+    settings: Settings,
+    track: Track,
+) -> Paired | None:
+    """One metric to the real images, or to the float variant where there are none."""
+    how = settings.resampling
+    vectors = {name: found.vectors for name, found in features.items()}
+    spatial = {name: found.spatial for name, found in features.items() if found.spatial is not None}
+    classes = {name: found.probabilities for name, found in features.items() if found.probabilities is not None}
+    if metric == "classifier_score":
+        return paired_classifier_score(classes, **how) if classes else None
+    if metric == "kid":
+        return paired_kid_to(FLOAT, vectors, **how) if real is None else paired_kid(vectors, real.vectors, **how)
+    rows = vectors if metric == "fid" else spatial
+    if not rows:
+        return None
+    if real is None:
+        return paired_fid_to(FLOAT, rows, extractor, track=track, **how)
+    moments = real.moments if metric == "fid" else real.spatial
+    return None if moments is None else paired_fid(rows, moments, track=track, **how)
+
+
+def _neighbours(features: Mapping[str, Features], real: RealStatistics | None, settings: Settings) -> dict[str, Paired]:
+    """Precision, recall, density and coverage, of which the real images' balls are made once."""
+    target = features[FLOAT].vectors if real is None else real.vectors
+    balls = Neighbourhoods.of(target, settings.neighbours)
+    found = {
+        variant: neighbour_metrics(Neighbourhoods.of(one.vectors, settings.neighbours), balls)
+        for variant, one in features.items()
     }
-    protocol = {
+    return {
+        name: paired_parts({variant: one[name] for variant, one in found.items()}, **settings.resampling)
+        for name in NAMES
+    }
+
+
+def _to_float(
+    images: Mapping[str, Tensor], features: Mapping[str, Features], extractor: str, settings: Settings, track: Track
+) -> dict[str, Paired]:
+    """The metrics to the float variant: of distributions, and of image i to the image of the same noise."""
+    how = settings.resampling
+    vectors = {variant: found.vectors for variant, found in features.items()}
+    shifts = {variant: (rows - vectors[FLOAT]).norm(dim=1) for variant, rows in vectors.items()}
+    ratios = {variant: psnr(batch, images[FLOAT]) for variant, batch in images.items()}
+    similarities = {variant: ssim(batch, images[FLOAT]) for variant, batch in images.items()}
+    return {
+        "fid_to_fp": paired_fid_to(FLOAT, vectors, extractor, track=track, **how),
+        "kid_to_fp": paired_kid_to(FLOAT, vectors, **how),
+        "feature_distance_to_fp": paired_mean(shifts, **how),
+        "psnr_to_fp": paired_mean(ratios, **how),
+        "ssim_to_fp": paired_mean(similarities, **how),
+    }
+
+
+def _protocol(
+    extractor: FeatureExtractor, reference: Reference, real: RealStatistics | None, settings: Settings, count: int
+) -> Mapping[str, Any]:
+    return {
         "metric": f"fid_{extractor.name}",
         "extractor_checksum": extractor.checksum(),
-        "against": "the full-precision samples" if real is None else f"{real.count:,} real images",
+        "against": "the full-precision samples" if real is None else f"{real.moments.count:,} real images",
         "reference_checksum": reference.checksum(),
-    }
-    return Judgement({variant: _row(metrics, variant) for variant in images}, _pairs(metrics), protocol)
-
-
-def _row(metrics: Mapping[str, Paired], variant: str) -> Mapping[str, float | None]:
-    found = {name: metric.estimates[variant] for name, metric in metrics.items()}
-    return {
-        "fid": found["fid"].value,
-        "fid_se": found["fid"].standard_error,
-        "fid_to_fp": found["fid_to_fp"].value,
-        "psnr_to_fp": None if variant == FLOAT else found["psnr_to_fp"].value,
+        "real_vectors": None if real is None else len(real.vectors),
+        "image_route": IMAGE_ROUTE,
+        "images": count // len(settings.seeds),
+        "seeds": list(settings.seeds),
+        "noise_purpose": NOISE_PURPOSE,
+        "neighbours": settings.neighbours,
+        "bootstrap": {"replicates": settings.replicates, "seed": settings.seed, "resampled": "images, within seeds"},
+        "formulas": FORMULAS,
     }
 
 
-def _pairs(metrics: Mapping[str, Paired]) -> Sequence[Mapping[str, Any]]:
+def _row(metrics: Mapping[str, Paired | None], variant: str) -> Mapping[str, float | None]:
+    row: dict[str, float | None] = {}
+    for name, metric in metrics.items():
+        itself = variant == FLOAT and name in LIKENESS
+        found = None if metric is None or itself else metric.estimates[variant]
+        row[name] = None if found is None else found.value
+        row[f"{name}_se"] = None if found is None else found.standard_error
+    return row
+
+
+def _pairs(metrics: Mapping[str, Paired | None]) -> Sequence[Mapping[str, Any]]:
     """Every pair of every metric, but no distance to float of the float variant, which is zero by definition."""
     return [
-        {"a": a, "b": b, "metric": name, "difference": found.difference, "low": found.low, "high": found.high}
+        {
+            "a": a,
+            "b": b,
+            "metric": name,
+            "difference": found.difference,
+            "low": found.low,
+            "high": found.high,
+            "standard_error": found.standard_error,
+            "detectable": found.detectable,
+            "seed_spread": found.seed_spread,
+        }
         for name, metric in metrics.items()
+        if metric is not None
         for (a, b), found in metric.differences.items()
-        if name == "fid" or FLOAT not in (a, b)
+        if not name.endswith("_to_fp") or FLOAT not in (a, b)
     ]

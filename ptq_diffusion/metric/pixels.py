@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptq_diffusion.metric.feature_network import FeatureExtractor
+from ptq_diffusion.metric.feature_network import FeatureExtractor, Features
 
 
 class Pixels(FeatureExtractor):
     """The pixels of images averaged down to a small square, for any number of channels.
 
-    It sees colour and layout and nothing finer; use it where no better extractor fits.
+    It sees colour and layout and nothing finer; use it where no better extractor fits. It has no spatial features of
+    an earlier layer and no classes, so sFID and the classifier score are None.
 
     Args:
         channels: of the images.
@@ -25,8 +26,8 @@ class Pixels(FeatureExtractor):
         # Where the images are to go, and what the checksum is of.
         self.register_buffer("shape", torch.tensor([channels, size]))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def describe(self, images: Tensor) -> Features:
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(f"expected images (N, {self.channels}, H, W), got {tuple(images.shape)}")
         x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        return F.adaptive_avg_pool2d(x, self.size).flatten(1)
+        return Features(F.adaptive_avg_pool2d(x, self.size).flatten(1))

@@ -6,26 +6,30 @@ from pathlib import Path
 
 from ptq_diffusion.data import FolderImages
 from ptq_diffusion.metric.feature_network import FeatureExtractor, bundled
-from ptq_diffusion.metric.frechet import FeatureMoments
+from ptq_diffusion.metric.real import RealStatistics
 
 
 class Reference(ABC):
-    """A distribution of real images, as moments of their features."""
+    """A distribution of real images, as statistics of their features."""
 
     @abstractmethod
-    def moments(self, extractor: FeatureExtractor) -> FeatureMoments | None:
-        """Moments in the extractor's space; None where there is no reference but the float model's own samples.
+    def statistics(self, extractor: FeatureExtractor) -> RealStatistics | None:
+        """Statistics in the extractor's space; None where there is no reference but the float model's own samples.
 
         Raises:
-            ValueError: the moments were taken in another space.
+            ValueError: the statistics were taken in another space.
         """
 
     @abstractmethod
-    def check(self, extractor: FeatureExtractor) -> None:
-        """Find out cheaply whether `moments` will work.
+    def check(self, extractor: FeatureExtractor, neighbours: int) -> None:
+        """Find out cheaply whether `statistics` will work.
+
+        Args:
+            extractor: the feature space.
+            neighbours: how many neighbours every real image must have.
 
         Raises:
-            ValueError: the moments were taken in another space.
+            ValueError: the statistics were taken in another space, or of too few images.
             FileNotFoundError: what the reference reads is not there.
         """
 
@@ -37,10 +41,10 @@ class Reference(ABC):
 class NoReference(Reference):
     """No real images are at hand."""
 
-    def moments(self, extractor: FeatureExtractor) -> FeatureMoments | None:  # noqa: ARG002
+    def statistics(self, extractor: FeatureExtractor) -> RealStatistics | None:  # noqa: ARG002
         return None
 
-    def check(self, extractor: FeatureExtractor) -> None:  # noqa: ARG002
+    def check(self, extractor: FeatureExtractor, neighbours: int) -> None:  # noqa: ARG002
         return
 
     def checksum(self) -> str:
@@ -48,7 +52,7 @@ class NoReference(Reference):
 
 
 class StatisticsReference(Reference):
-    """Moments that were taken earlier.
+    """Statistics that were taken earlier.
 
     Args:
         path: the file; None is the bundled one of CIFAR-10's training images.
@@ -61,13 +65,14 @@ class StatisticsReference(Reference):
                 f"expected feature statistics at {self.path}; make them with goal=reference_statistics"
             )
 
-    def moments(self, extractor: FeatureExtractor) -> FeatureMoments | None:
-        found = FeatureMoments.load(self.path)
-        found.require(extractor.checksum())
+    def statistics(self, extractor: FeatureExtractor) -> RealStatistics | None:
+        found = RealStatistics.load(self.path)
+        found.moments.require(extractor.checksum())
         return found
 
-    def check(self, extractor: FeatureExtractor) -> None:
-        self.moments(extractor)
+    def check(self, extractor: FeatureExtractor, neighbours: int) -> None:
+        found = self.statistics(extractor)
+        _require_neighbours(0 if found is None else len(found.vectors), neighbours, self.path)
 
     def checksum(self) -> str:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
@@ -83,11 +88,19 @@ class FolderReference(Reference):
     def __init__(self, path: str) -> None:
         self.path = Path(path)
 
-    def moments(self, extractor: FeatureExtractor) -> FeatureMoments | None:
-        return FeatureMoments.of_images(FolderImages(str(self.path)).load().images, extractor)
+    def statistics(self, extractor: FeatureExtractor) -> RealStatistics | None:
+        return RealStatistics.of_images(FolderImages(str(self.path)).load().images, extractor)
 
-    def check(self, extractor: FeatureExtractor) -> None:  # noqa: ARG002
-        FolderImages(str(self.path)).files()
+    def check(self, extractor: FeatureExtractor, neighbours: int) -> None:  # noqa: ARG002
+        _require_neighbours(len(FolderImages(str(self.path)).files()), neighbours, self.path)
 
     def checksum(self) -> str:
         return FolderImages(str(self.path)).checksum()
+
+
+def _require_neighbours(images: int, neighbours: int, path: Path) -> None:
+    if images < neighbours + 2:
+        raise ValueError(
+            f"expected at least metric.neighbours + 2 = {neighbours + 2} real images in {path}, got {images}; "
+            "add images or lower metric.neighbours"
+        )

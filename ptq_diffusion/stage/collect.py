@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ptq_diffusion.metric.protocol import require_one_protocol
+
 COLUMNS = (
     "run",
     "W/A",
@@ -31,18 +33,13 @@ def collect(folder: Path) -> str:
     if not paths:
         raise FileNotFoundError(f"expected report.json files below {folder}, found none; run experiments first")
     reports = {path.parent.name: json.loads(path.read_text()) for path in paths}
-    protocols = {json.dumps(_protocol(report), sort_keys=True) for report in reports.values()}
-    if len(protocols) > 1:
-        raise ValueError(
-            "expected reports of one protocol, got these, whose numbers cannot be compared; collect them folder by "
-            f"folder: {'; '.join(sorted(protocols))}"
-        )
+    require_one_protocol({run: _protocol(report) for run, report in reports.items()})
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(_line(run, report) for run, report in reports.items())]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _protocol(report: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What must agree before two FIDs may be compared: the feature space, the reference and the sample count."""
+    """The report's protocol; an early one says only in its rows how many images it has."""
     return report["protocol"] | {key: report["rows"][0][key] for key in ("images", "seeds")}
 
 

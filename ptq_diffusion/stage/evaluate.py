@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ptq_diffusion.metric.cost import cost, usual_bits
-from ptq_diffusion.metric.judgement import judge
+from ptq_diffusion.metric.judgement import Settings, judge
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.numeric.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.stage.factory import construct
@@ -34,10 +34,14 @@ VARIANTS = {
 
 
 class Evaluate(ModelStage):
-    """`evaluation.json`: a row for each variant, paired differences, and the protocol that they hold for."""
+    """`evaluation.json`: a row for each variant, paired differences, and the protocol that they hold for.
+
+    The features of every variant stay beside it, `features/<variant>.safetensors`, for `metric.compare` to pair
+    variants of different runs without drawing again.
+    """
 
     name = "evaluate"
-    version = 1
+    version = 2
     needs = (FullPrecisionSamples, QuantizedSamples, CorrectedSamples)
     uses = (*SAMPLING, *QUANTIZING, "metric", "reference")
 
@@ -47,12 +51,17 @@ class Evaluate(ModelStage):
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
         images = {variant: read_images(inputs[stage]) for variant, stage in VARIANTS.items()}
-        reference = construct(cfg.reference)
-        judged = judge(images, build_extractor(cfg), reference, cfg.metric.replicates, cfg.metric.seed, runtime.track)
+        extractor = build_extractor(cfg)
+        settings = Settings(cfg.metric.replicates, cfg.metric.seed, cfg.metric.neighbours, list(cfg.seeds))
+        judged = judge(images, extractor, construct(cfg.reference), settings, runtime.track)
+        (out / "features").mkdir(exist_ok=True)
+        for variant, found in judged.features.items():
+            found.save(out / "features" / f"{variant}.safetensors", extractor.checksum())
         costs = _costs(cfg)
         drawn = {"images": cfg.images, "seeds": list(cfg.seeds)}
         rows = [{"variant": name} | costs[name] | dict(judged.rows[name]) | drawn for name in VARIANTS]
-        write_json(out / "evaluation.json", {"rows": rows, "paired": judged.paired, "protocol": judged.protocol})
+        evaluation = {"rows": rows, "paired": judged.paired, "protocol": judged.protocol}
+        write_json(out / "evaluation.json", evaluation | {"protocol_id": judged.protocol_id})
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:

@@ -20,14 +20,20 @@ def check(cfg: DictConfig) -> None:
     build_quantizers(cfg, model)
     construct(cfg.correction).check(steps)
     chunks("images", list_of_seeds(cfg), cfg.images, cfg.micro_batch)
-    if cfg.images * len(cfg.seeds) < 2 or cfg.metric.replicates < 2:
+    if cfg.images < 2 or cfg.metric.replicates < 2:
         raise ValueError(
-            "expected at least 2 images in all and metric.replicates of at least 2, "
-            f"got {cfg.images * len(cfg.seeds)} and {cfg.metric.replicates}"
+            "expected at least 2 images of each seed and metric.replicates of at least 2, "
+            f"got {cfg.images} and {cfg.metric.replicates}"
+        )
+    count = cfg.images * len(cfg.seeds)
+    if not 1 <= cfg.metric.neighbours <= count - 2:
+        raise ValueError(
+            f"expected metric.neighbours in 1..{count - 2} for {count} images in all, got {cfg.metric.neighbours}; "
+            "draw more images or lower it"
         )
     extractor = build_extractor(cfg)
     extractor.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
-    construct(cfg.reference).check(extractor)
+    construct(cfg.reference).check(extractor, cfg.metric.neighbours)
 
 
 def list_of_seeds(cfg: DictConfig) -> list[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.metric.feature_network import FeatureExtractor
-from ptq_diffusion.metric.frechet import FeatureMoments
+from ptq_diffusion.metric.real import RealStatistics
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.files import write_json
 from ptq_diffusion.stage.runtime import Runtime
@@ -14,17 +14,18 @@ from ptq_diffusion.stage.store import Stage
 
 
 class ReferenceStatistics(Stage):
-    """From all images of a data source to `reference.safetensors`, the moments of their features."""
+    """From all images of a data source to `reference.safetensors`: moments of their features, and some of these."""
 
     name = "reference_statistics"
-    version = 1
+    version = 2
     uses = ("data", "metric.extractor")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
         extractor = build_extractor(cfg)
-        moments = FeatureMoments.of_images(construct(cfg.data).load().images, extractor)
-        moments.save(out / "reference.safetensors")
-        write_json(out / "metrics.json", {"images": moments.count, "extractor": moments.extractor})
+        found = RealStatistics.of_images(construct(cfg.data).load().images, extractor)
+        found.save(out / "reference.safetensors")
+        counts = {"images": found.moments.count, "vectors": len(found.vectors)}
+        write_json(out / "metrics.json", counts | {"extractor": found.moments.extractor})
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         return {"extractor": build_extractor(cfg).checksum(), "data": construct(cfg.data).checksum()}

@@ -35,8 +35,8 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
         folder: the run's folder.
 
     Returns:
-        What report.json holds: rows, paired, protocol, correction, provenance, signatures and figures, whose paths are
-        relative to the folder.
+        What report.json holds: rows, paired, protocol and its id, correction, provenance, signatures and figures, whose
+        paths are relative to the folder.
     """
     evaluation = read_evaluation(store.obtain(Evaluate, cfg))
     figures = _figures(store, cfg, folder)
@@ -73,11 +73,14 @@ def table(report: Mapping[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    for title in ("", "W/A", "FID ± se", "to float", "PSNR", "GBOPs", "saving", "MB"):
+    for title in ("", "W/A", "FID ± se", "to float", "PSNR", "SSIM", "GBOPs", "saving", "MB"):
         shown.add_column(title, justify="right" if title else "left", no_wrap=True)
     (gain,) = (p for p in report["paired"] if (p["a"], p["b"], p["metric"]) == ("quantized", "corrected", "fid"))
     low, high = 0 - gain["high"], 0 - gain["low"]
-    shown.caption = f"corrected - quantized: {0 - gain['difference']:+.2f}, 95 % within [{low:+.2f}, {high:+.2f}]"
+    shown.caption = (
+        f"corrected - quantized: FID {0 - gain['difference']:+.2f}, 95 % within [{low:+.2f}, {high:+.2f}]; so many "
+        f"images show differences from {gain['detectable']:.2f} on; every metric is in table.csv"
+    )
     for row in report["rows"]:
         name = row["variant"] if row["variant"] != "corrected" else row["correction"]
         shown.add_row(
@@ -85,7 +88,7 @@ def table(report: Mapping[str, Any]) -> Table:
             f"{row['weight_bits']}/{row['activation_bits']}",
             f"{row['fid']:.2f} ± {row['fid_se']:.2f}",
             f"{row['fid_to_fp']:.2f}",
-            f"{row['psnr_to_fp']:.2f}" if row["psnr_to_fp"] is not None else "same",
+            *("" if row[likeness] is None else f"{row[likeness]:.2f}" for likeness in ("psnr_to_fp", "ssim_to_fp")),
             f"{row['bops_per_image'] / 1e9:.4g}",
             f"{row['bops_saving']:.1f}x",
             f"{row['weight_bytes'] / 1e6:.2f}",

@@ -5,8 +5,16 @@ from functools import partial
 import pytest
 import torch
 
-from ptq_diffusion.metric import FeatureMoments, frechet_distance, paired_fid, paired_interval, paired_mean
-from ptq_diffusion.metric.bootstrap import paired_fid_to, resampling_weights
+from ptq_diffusion.metric import (
+    FeatureMoments,
+    Parts,
+    frechet_distance,
+    paired_fid,
+    paired_fid_to,
+    paired_mean,
+    paired_parts,
+)
+from ptq_diffusion.metric.bootstrap import resampling_weights
 
 
 def normal(*shape, seed=0):
@@ -18,6 +26,10 @@ REFERENCE = FeatureMoments.of(normal(5000, 4, seed=7), "x")
 
 def width(interval):
     return interval.high - interval.low
+
+
+def mean_difference(first, second, replicates, seed, strata=1):
+    return paired_mean({"first": first, "second": second}, replicates, seed, strata).differences["first", "second"]
 
 
 def test_weights_count_draws_with_replacement():
@@ -87,17 +99,17 @@ def test_pairing_narrows_the_interval_and_covers_the_difference():
 
 def test_interval_of_a_constant_difference_has_no_width():
     values = normal(300)
-    interval = paired_interval(values + 2, values, 50, seed=0)
+    interval = mean_difference(values + 2, values, 50, seed=0)
     assert interval.difference == pytest.approx(2, abs=1e-5)
     assert width(interval) < 1e-5
-    swapped = paired_interval(values, values + 2, 50, seed=0)
+    swapped = mean_difference(values, values + 2, 50, seed=0)
     assert swapped.difference == pytest.approx(-interval.difference)
 
 
 def test_interval_of_a_mean_covers_the_truth_about_as_often_as_it_says():
     covered = 0
     for seed in range(200):
-        interval = paired_interval(normal(60, seed=seed) + 1, normal(60, seed=seed + 1000), 60, seed)
+        interval = mean_difference(normal(60, seed=seed) + 1, normal(60, seed=seed + 1000), 60, seed)
         covered += interval.low <= 1 <= interval.high
     assert 0.88 <= covered / 200 <= 0.99
 
@@ -142,3 +154,61 @@ def test_a_variant_is_at_no_distance_from_itself_and_that_is_certain():
     found = paired_fid_to("float", draw_of_pairs(0), "x", 10, 0)
     assert found.estimates["float"].value == pytest.approx(0, abs=1e-9)
     assert found.estimates["float"].standard_error == pytest.approx(0, abs=1e-9)
+
+
+def test_strata_are_resampled_apart_and_one_stratum_is_none():
+    weights = torch.stack([resampling_weights(300, 3, replicate, 3) for replicate in range(20)])
+    assert torch.equal(weights.view(20, 3, 100).sum(2), torch.full((20, 3), 100.0).double())
+    assert not torch.equal(weights[:, :100], weights[:, 100:200])
+    assert torch.equal(resampling_weights(300, 3, 0, 1), resampling_weights(300, 3, 0))
+
+
+def test_what_only_seeds_differ_in_is_spread_and_not_error():
+    """Constant images whose level depends on the seed: stratified, the mean is certain; its spread over seeds shows."""
+    values = torch.tensor([1.0, 2.0, 4.0]).repeat_interleave(50)
+    found = paired_mean({"a": values}, 20, 0, strata=3).estimates["a"]
+    assert found.standard_error == pytest.approx(0, abs=1e-12)
+    assert found.seed_spread == pytest.approx(torch.tensor([1.0, 2.0, 4.0]).std().item())
+    assert paired_mean({"a": values}, 20, 0).estimates["a"].seed_spread is None
+
+
+def test_spread_over_seeds_that_are_but_labels_is_the_error_times_the_root_of_their_count():
+    ratios = []
+    for seed in range(30):
+        found = paired_mean({"a": normal(800, seed=seed)}, 60, 0, strata=8).estimates["a"]
+        ratios.append(found.seed_spread / found.standard_error)
+    assert sum(ratios) / 30 == pytest.approx(8**0.5, rel=0.15)
+
+
+def test_spread_of_the_distance_is_that_of_each_seeds_images_alone():
+    rows = normal(300, 4)
+    found = paired_fid({"a": rows}, REFERENCE, 2, 0, strata=3).estimates["a"]
+    alone = [frechet_distance(FeatureMoments.of(part, "x"), REFERENCE) for part in rows.split(100)]
+    assert found.seed_spread == pytest.approx(torch.tensor(alone).double().std().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("count", "strata"), [(10, 3), (3, 3)])
+def test_seeds_without_equally_many_images_are_refused(count, strata):
+    with pytest.raises(ValueError, match=f"{strata} seeds, at least 2 of each"):
+        paired_mean({"a": normal(count)}, 10, 0, strata)
+
+
+def test_detectable_difference_is_found_in_four_of_five_experiments_and_shrinks_with_the_root_of_the_count():
+    """Two-sided 5 %: the interval excludes 0."""
+    detectable = 2.8 / 100**0.5  # of differences with standard deviation 1
+    found = [mean_difference(normal(100, seed=s) + detectable, torch.zeros(100), 100, s) for s in range(300)]
+    assert sum(interval.low > 0 for interval in found) / 300 == pytest.approx(0.8, abs=0.08)
+    claimed = sum(interval.detectable for interval in found) / 300
+    assert claimed == pytest.approx(detectable, rel=0.05)
+    more = [mean_difference(normal(1600, seed=s), torch.zeros(1600), 100, s).detectable for s in range(30)]
+    assert claimed / (sum(more) / 30) == pytest.approx(4, rel=0.1)
+
+
+def test_parts_carry_the_error_and_the_value_stays_that_of_the_metric():
+    """The variance of images, whose jackknife parts are known in closed form."""
+    x = normal(400).double()
+    without = torch.stack([torch.cat([x[:i], x[i + 1 :]]).var() for i in range(400)])
+    parts = Parts(x.var().item(), 400 * x.var() - 399 * without)
+    found = paired_parts({"a": parts}, 300, 0).estimates["a"]
+    assert found.value == x.var().item()
+    assert found.standard_error == pytest.approx((2 / 400) ** 0.5, rel=0.25)

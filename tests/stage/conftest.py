@@ -43,6 +43,7 @@ def tiny(tiny_model_folder, tmp_path):
         "calibration.images=4",
         "noise.images=6",
         "metric.replicates=5",
+        "metric.neighbours=1",
         "runtime.accelerator=cpu",
         "runtime.progress=false",
         "logger=none",

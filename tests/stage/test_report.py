@@ -6,25 +6,31 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ptq_diffusion.metric import Cifar10Net, Features, Settings, StatisticsReference, compare, protocol_id
+from ptq_diffusion.metric.judgement import TO_REFERENCE
 from ptq_diffusion.stage import samples
+from ptq_diffusion.stage.collect import collect
 from ptq_diffusion.stage.evaluate import VARIANTS
 from ptq_diffusion.stage.samples import read_images
 
-ROW = {
-    "variant",
-    "correction",
-    "weight_bits",
-    "activation_bits",
+METRICS = {
     "fid",
-    "fid_se",
+    "sfid",
+    "kid",
+    "classifier_score",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
     "fid_to_fp",
+    "kid_to_fp",
+    "feature_distance_to_fp",
     "psnr_to_fp",
-    "bops_per_image",
-    "bops_saving",
-    "weight_bytes",
-    "images",
-    "seeds",
+    "ssim_to_fp",
 }
+ROW = METRICS | {f"{metric}_se" for metric in METRICS}
+ROW |= {"variant", "correction", "weight_bits", "activation_bits", "bops_per_image", "bops_saving", "weight_bytes"}
+ROW |= {"images", "seeds"}
 
 
 def artefacts(folder):
@@ -47,6 +53,14 @@ def test_a_report_holds_what_it_promises(report):
         ("quantized", "corrected"),
     }
     assert all(pair["low"] <= pair["difference"] <= pair["high"] for pair in found["paired"])
+    assert {pair["metric"] for pair in found["paired"]} == METRICS
+    assert all(row[f"{metric}_se"] >= 0 for row in found["rows"][1:] for metric in METRICS)
+    assert {name for name, value in found["rows"][0].items() if value is None} == {
+        "psnr_to_fp",
+        "psnr_to_fp_se",
+        "ssim_to_fp",
+        "ssim_to_fp_se",
+    }
     assert all((folder / figure).stat().st_size > 10_000 for figure in found["figures"])
     assert len(found["figures"]) == 2
     with (folder / "table.csv").open() as file:
@@ -162,6 +176,11 @@ def test_any_unconditional_model_runs(report, tiny_model_folder, prediction_type
     found, run = report(f"model.path={folder}", "sampler=ddpm", "sampler.steps=3", *metric)
     assert images_of(found, run, "samples_corrected").shape == (10, channels, *size)
     assert [row["fid"] == row["fid_to_fp"] for row in found["rows"]] == [True] * 3, "no reference but the float samples"
+    assert [row["kid"] == row["kid_to_fp"] for row in found["rows"]] == [True] * 3
+    known = {metric for metric in METRICS if found["rows"][2][metric] is not None}
+    lacking = {"sfid", "classifier_score"} if channels == 2 else set()
+    assert known == METRICS - lacking
+    assert found["rows"][0]["precision"] == found["rows"][0]["recall"] == 1
 
 
 def test_a_reference_folder_is_what_fid_is_measured_against(report, tmp_path):
@@ -194,3 +213,33 @@ def test_noise_statistics_are_moments_and_not_trajectories(report):
     assert {name: value.shape for name, value in small.items() if "per_sample" not in name} == {
         name: value.shape for name, value in large.items() if "per_sample" not in name
     }
+
+
+def test_any_two_variants_of_any_two_runs_are_compared_by_their_features(report):
+    """As the report of one run compares its own."""
+    first, folder = report("correction=none", "reference=cifar10")
+    second, _ = report("correction=ptqd", "reference=cifar10")
+    extractor = Cifar10Net.from_folder(None)
+    store = folder.parents[1] / "store" / "evaluate"
+
+    def features(found, variant):
+        path = store / found["signatures"]["evaluate"] / "features" / f"{variant}.safetensors"
+        return Features.load(path, extractor.checksum())
+
+    settings = Settings(replicates=5, seed=0, neighbours=1, seeds=[0, 1])
+    real = StatisticsReference(None).statistics(extractor)
+    pairs = {pair["metric"]: pair for pair in second["paired"] if (pair["a"], pair["b"]) == ("quantized", "corrected")}
+    for metric in TO_REFERENCE:
+        found = compare(metric, features(first, "corrected"), features(second, "corrected"), real, settings)
+        assert found.difference == pytest.approx(pairs[metric]["difference"], abs=1e-9)
+        assert found.low == pytest.approx(pairs[metric]["low"], abs=1e-9)
+    with pytest.raises(ValueError, match="expected a metric among fid"):
+        compare("inception_score", features(first, "corrected"), features(second, "corrected"), real, settings)
+
+
+def test_reports_of_other_protocols_are_not_collected(report):
+    first, folder = report()
+    other, _ = report("metric.replicates=6", "images=6")
+    assert first["protocol_id"] == protocol_id(first["protocol"]) != other["protocol_id"]
+    with pytest.raises(ValueError, match="of one protocol.*images: .*bootstrap: "):
+        collect(folder.parent)
