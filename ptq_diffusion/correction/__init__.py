@@ -1,14 +1,18 @@
 """Floor 3: repair of the quantization noise."""
 
 from ptq_diffusion.correction.correction import Batch, Correction, MomentCorrection, Path, PathCorrection
+from ptq_diffusion.correction.d2dpm import D2DPM
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
 from ptq_diffusion.correction.none import NoCorrection
 from ptq_diffusion.correction.ptqd import PTQD
 from ptq_diffusion.correction.regression import Regression
 from ptq_diffusion.correction.statistics import Fingerprint, NoiseStatistics, StepMoments
+from ptq_diffusion.correction.tac import TAC
 
 __all__ = [
+    "D2DPM",
     "PTQD",
+    "TAC",
     "Batch",
     "Correction",
     "Fingerprint",

@@ -12,6 +12,7 @@ from ptq_diffusion.correction import (
     Batch,
     Fingerprint,
     FittedCorrection,
+    MomentCorrection,
     NoiseStatistics,
     PathCorrection,
     StepMoments,
@@ -22,7 +23,11 @@ from ptq_diffusion.sampler.step import fingerprint
 from ptq_diffusion.stage.factory import construct
 
 CORRECTIONS = sorted(path.stem for path in (CONF / "correction").glob("*.yaml"))
-FROM_MOMENTS = [name for name in CORRECTIONS if "path" not in OmegaConf.load(CONF / "correction" / f"{name}.yaml")]
+FROM_MOMENTS = [
+    name
+    for name in CORRECTIONS
+    if isinstance(construct(OmegaConf.load(CONF / "correction" / f"{name}.yaml")), MomentCorrection)
+]
 SHAPE = (3, 4, 5)
 
 every_correction = pytest.mark.parametrize("name", CORRECTIONS)

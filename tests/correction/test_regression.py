@@ -1,0 +1,190 @@
+"""What regression removes, what matching gives back, and that both are what their docstrings say."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch.nn import functional as F
+
+from ptq_diffusion.correction import Batch, Regression
+from ptq_diffusion.correction.matching import Spectrum
+from ptq_diffusion.correction.repair import Filter
+from ptq_diffusion.sampler import DDIM
+
+STEP = DDIM(8, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config)[3]
+SHAPE, COUNT = (2, 9, 8), 200
+OPTIONS = {
+    "on_q": 1,
+    "on_x": 1,
+    "on_features": 0,
+    "ridges": [0.0],
+    "matching": False,
+    "variance": "original",
+    "path": "float",
+}
+
+
+def blurred(x):
+    kernel = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]).double() / 16
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), kernel.repeat(x.shape[1], 1, 1, 1), groups=x.shape[1])
+
+
+def planted(noise=0.3, count=COUNT, seed=0):
+    """m smooth and related to x_t; q lacks a blurred part of x_t, which PTQD cannot see, and has white noise."""
+    x, e, r = torch.randn(3, count, *SHAPE, generator=torch.Generator().manual_seed(seed)).double()
+    m = 0.6 * x + blurred(e) + 0.4
+    q = m - 0.5 * blurred(x) + noise * r - 0.1
+    features = torch.cat([x * r, q.square()], dim=1)
+    return m, q, x, features
+
+
+def batches(tensors):
+    m, q, x, features = tensors
+    parts = [slice(0, 61), slice(61, 64), slice(64, None)]
+    return [Batch(p.start, m[p], q[p], x[p], features[p], m[p], x[p]) for p in parts]
+
+
+def fitted(tensors, **options):
+    return Regression(**OPTIONS | options).fit_step(batches(tensors), STEP)
+
+
+def correct(found, tensors):
+    _, q, x, features = tensors
+    return found.output(q, x, features)
+
+
+def test_noise_that_is_a_filter_of_the_state_is_removed_and_one_pixel_does_not_see_it():
+    tensors = planted(noise=0.0)
+    wide = correct(fitted(tensors, on_q=0, on_x=3), tensors)
+    assert torch.allclose(wide, tensors[0], atol=1e-9)
+    narrow = correct(fitted(tensors, on_q=1, on_x=1), tensors)
+    assert (narrow - tensors[0]).square().mean() > 0.01
+
+
+@pytest.mark.parametrize("sides", [(1, 1, 0), (3, 1, 0), (3, 5, 0), (1, 1, 3), (0, 0, 1)])
+def test_the_residual_is_uncorrelated_with_every_regressor(sides):
+    tensors = planted()
+    m, q, x, features = tensors
+    options = dict(zip(("on_q", "on_x", "on_features"), sides, strict=True))
+    residual = m - correct(fitted(tensors, **options, ridges=[1e-12]), tensors)
+    assert residual.mean((0, 2, 3)).abs().max() < 1e-9
+    for source, side in zip((q, x, features), sides, strict=True):
+        if side:
+            across = torch.einsum("bchw,bdhw->cd", residual, source - source.mean((0, 2, 3), keepdim=True))
+            assert across.abs().max() / residual.numel() < 1e-9
+
+
+def test_more_to_look_at_never_fits_worse_and_held_out_images_gain_too():
+    sides = [(1, 1, 0), (3, 1, 0), (3, 3, 0), (3, 3, 1), (3, 3, 3)]
+    train, test = planted(), planted(seed=1)
+    errors = []
+    for on_q, on_x, on_features in sides:
+        found = fitted(train, on_q=on_q, on_x=on_x, on_features=on_features, ridges=[1e-10])
+        errors.append([float((correct(found, t) - t[0]).square().mean()) for t in (train, test)])
+    within = [error for error, _ in errors]
+    assert all(b <= a * (1 + 1e-6) for a, b in zip(within, within[1:], strict=False))
+    before = float((test[1] - test[0]).square().mean())
+    assert errors[2][1] < errors[0][1] < before
+
+
+def test_the_readout_folds_into_the_output_layer():
+    """R and c added to the layer's own weight and bias give the same as beside it."""
+    tensors = planted()
+    _, q, x, features = tensors
+    weight = torch.randn(SHAPE[0], features.shape[1], 3, 3, generator=torch.Generator().manual_seed(5)).double()
+    q = F.conv2d(features, weight, padding=1)
+    (repair,) = fitted((tensors[0], q, x, features), on_q=0, on_x=0, on_features=3, ridges=[0.01]).repairs
+    folded = F.conv2d(features, weight + repair.on_features, repair.offset, padding=1)
+    assert torch.allclose(repair.output(q, x, features), folded, atol=1e-12)
+
+
+def test_a_filter_of_nothing_leaves_the_output():
+    empty = torch.zeros(2, 0, 1, 1).double()
+    _, q, x, features = planted()
+    assert torch.equal(Filter(empty, empty, empty, torch.zeros(2)).output(q, x, features), q)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3, 1.0])
+def test_matching_gives_back_the_spectrum_that_least_squares_takes(noise):
+    tensors = planted(noise, count=400)
+    m, _, x, _ = tensors
+    plain, matched = (correct(fitted(tensors, matching=matching), tensors) for matching in (False, True))
+    target = Spectrum.of(m, x).power
+    assert plain.var() < m.var()
+    assert close_to(Spectrum.of(matched, x).power, target) and not close_to(Spectrum.of(plain, x).power, target)
+    assert matched.mean((0, 2, 3)).tolist() == pytest.approx(m.mean((0, 2, 3)).tolist(), abs=1e-9)
+
+
+def close_to(found, expected):
+    """Within 2 % of the largest entry of every band: the shrinkage towards white noise is 0.1 % before its gain."""
+    return bool(((found - expected).abs().amax((1, 2)) < 0.02 * expected.abs().amax((1, 2))).all())
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3, 1.0])
+def test_what_matching_costs_is_less_than_the_error_itself(noise):
+    """The optimal transport of a best estimate costs at most the variance that it lacks."""
+    tensors = planted(noise)
+    plain, matched = (
+        float((correct(fitted(tensors, matching=matching), tensors) - tensors[0]).square().mean())
+        for matching in (False, True)
+    )
+    assert matched < 2 * plain
+
+
+def test_matching_aims_at_float_sampling_where_the_path_has_left_it():
+    m, q, x, features = planted()
+    drifted = [
+        Batch(b.first, b.m, b.q, b.x_t, b.features, 2 * b.m + 1, 0.5 * b.x_t) for b in batches((m, q, x, features))
+    ]
+    found = Regression(**OPTIONS | {"matching": True, "path": "corrected"}).fit_step(drifted, STEP)
+    output = found.output(q, x, features)
+    assert torch.allclose(output.mean((0, 2, 3)), (2 * m + 1).mean((0, 2, 3)), atol=1e-9)
+    on_half = Spectrum.of(2 * m + 1, 0.5 * x)
+    rest = Spectrum.of(output, x).rest
+    assert close_to(rest, on_half.rest)
+    assert torch.allclose(Spectrum.of(output, x).linear, on_half.linear, rtol=1e-2, atol=1e-2)
+
+
+def test_spectra_do_not_depend_on_the_split():
+    m, _, x, _ = planted()
+    whole, pixels = Spectrum.of(m, x), m[0, 0].numel()
+    merged = Spectrum.of(m[:7], x[:7]).merge(Spectrum.of(m[7:], x[7:]), pixels)
+    assert merged.count == whole.count
+    assert torch.allclose(merged.mean, whole.mean) and torch.allclose(merged.power, whole.power)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_variance_rule_adds_what_the_estimate_lacks(eta):
+    step = DDIM(8, eta, {}).steps(DDPMScheduler(clip_sample=False).config)[3]
+    tensors = planted(noise=1.0)
+    m, _, x, _ = tensors
+    found = Regression(**OPTIONS | {"variance": "rule"}).fit_step(batches(tensors), step)
+    spread = [step.mean(x, output).var((0, 2, 3), correction=0).mean() for output in (correct(found, tensors), m)]
+    expected = step.sigma**2 - float(spread[0] - spread[1]) if eta else 0.0
+    assert found.sigma**2 == pytest.approx(max(expected, 0.0), rel=1e-9)
+    assert (found.sigma > step.sigma) == (eta > 0)
+
+
+def test_the_split_into_even_and_odd_images_does_not_depend_on_the_batches():
+    m, q, x, features = planted(count=30)
+    one = [Batch(0, m, q, x, features, m, x)]
+    many = [Batch(i, *(t[i : i + 3] for t in (m, q, x, features, m, x))) for i in range(0, 30, 3)]
+    regression = Regression(**OPTIONS | {"ridges": [1e-3, 1e-1]})
+    a, b = (regression.fit_step(parts, STEP).output(q, x, features) for parts in (one, many))
+    assert torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_q": 2}, "expected on_q to be 0 or an odd side"),
+        ({"on_x": -1}, "expected on_x to be 0 or an odd side"),
+        ({"on_q": 0, "on_x": 0}, "expected at least one regressor"),
+        ({"ridges": []}, "at least one regressor and ridges"),
+        ({"ridges": [-1.0]}, "ridges of at least 0"),
+        ({"variance": "pooled"}, "expected variance to be original or rule"),
+        ({"path": "quantized"}, "quantized"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Regression(**OPTIONS | options)

@@ -1,0 +1,40 @@
+"""The cosine transform keeps lengths, undoes itself and turns a reflecting blur into products; bands cover it once."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ptq_diffusion.numeric.spectrum import cosine_transform, inverse_cosine_transform, radial_bands
+
+every_size = pytest.mark.parametrize("size", [(8, 8), (5, 7), (32, 32), (1, 1), (1, 6)])
+
+
+@every_size
+def test_the_transform_is_orthonormal(size):
+    x = torch.randn(3, 2, *size, generator=torch.Generator().manual_seed(0)).double()
+    spectrum = cosine_transform(x)
+    assert torch.allclose(inverse_cosine_transform(spectrum), x, atol=1e-12)
+    assert torch.allclose(spectrum.square().sum(), x.square().sum())
+    assert torch.allclose(spectrum[..., 0, 0], x.mean((-2, -1)) * (size[0] * size[1]) ** 0.5)
+
+
+def test_a_symmetric_blur_is_a_product():
+    """With half-sample reflection at the border, for which the last row is repeated."""
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    kernel = torch.tensor([[1.0, 2.0, 1.0]]).double()
+    kernel = (kernel.T @ kernel)[None, None] / 16
+    blurred = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel)
+    u = torch.arange(8).double()
+    factor = (1 + torch.cos(torch.pi * u / 8)) / 2
+    assert torch.allclose(cosine_transform(blurred), cosine_transform(x) * torch.outer(factor, factor), atol=1e-12)
+
+
+@every_size
+@pytest.mark.parametrize("count", [1, 4, 16])
+def test_bands_cover_every_coefficient_and_grow_outwards(size, count):
+    bands = radial_bands(*size, count)
+    assert bands.shape == size
+    assert set(bands.flatten().tolist()) == set(range(int(bands.max()) + 1))
+    assert (bands == 0).sum() == 1 and bands[0, 0] == 0
+    assert int(bands.max()) <= count
+    assert (bands.diff(dim=0) >= 0).all() and (bands.diff(dim=1) >= 0).all()
