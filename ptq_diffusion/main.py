@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 HERE = Path(__file__).parent
@@ -14,8 +15,10 @@ CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder
 def experiment(cfg: DictConfig) -> None:
     """Make the goal of one composed experiment."""
     from ptq_diffusion.stage.experiment import run
+    from ptq_diffusion.stage.failure import recorded
 
-    run(cfg)
+    with recorded(cfg, HydraConfig.get()):
+        run(cfg)
 
 
 def main() -> None:
