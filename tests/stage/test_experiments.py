@@ -72,5 +72,3 @@ def test_a_sweep_runs_every_job_of_an_ablation_with_what_is_shared_made_once(com
     said = command("-m", "experiment=ptqd_ablation", "bitwidth=w4a8", "sampler.eta=1,0", "correction=none,ptqd")
     assert len(list((tmp_path / "outputs" / "runs").glob("*/report.json"))) == 4
     assert said.count("calibrate: making") == 2, "once for each eta"
-    collected = command("collect", str(tmp_path / "outputs" / "runs"), tiny=())
-    assert collected.count("ptqd_ablation-w4a8-eta") == 4
