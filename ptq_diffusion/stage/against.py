@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
 from torch import Tensor
 
 from ptq_diffusion.metric import Interval, Paired, paired_fid, paired_fid_to
@@ -36,7 +37,7 @@ def with_differences(lines: Sequence[Line], runs: Sequence[Run], against: str) -
         raise ValueError(f"expected a correction among {', '.join(found)}, none or best, got {against!r}")
     by_name = {run.folder.name: run for run in runs}
     done: dict[str, Mapping[str, Interval | str]] = {}
-    for cell in _cells(lines):
+    for cell in track(_cells(lines), "corrections compared", transient=True):
         done |= _differences([by_name[line.run] for line in cell], against)
     return [replace(line, against=done[line.run]) if line.gain and line.run in done else line for line in lines]
 
@@ -85,10 +86,12 @@ def _images(runs: Sequence[Run]) -> dict[str, Tensor]:
 
 
 def _folder(run: Run, stage: type[Stage]) -> Path:
-    folder = run.folder.parents[1] / "store" / stage.name / run.signature(stage)
-    if not folder.is_dir():
+    # A run's name may have folders of its own, so the store is beside one of those above.
+    ending = Path("store") / stage.name / run.signature(stage)
+    folder = next((found for above in run.folder.parents if (found := above / ending).is_dir()), None)
+    if folder is None:
         raise FileNotFoundError(
-            f"expected the images of {run.folder.name} at {folder}, found none; "
+            f"expected the images of {run.folder} at {ending} in its outputs, found none; "
             "run its command again or collect without --against"
         )
     return folder

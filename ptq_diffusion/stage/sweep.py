@@ -17,7 +17,7 @@ class ListFailures(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
         sweep = str(config.hydra.sweep.dir)
-        paths = sorted((Path(config.outputs) / "runs").glob(f"*/{FAILURE}"))
+        paths = sorted((Path(config.outputs) / "runs").rglob(FAILURE))
         failed = {path: found for path in paths if (found := json.loads(path.read_text()))["sweep"] == sweep}
         if not failed:
             return
