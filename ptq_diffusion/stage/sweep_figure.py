@@ -51,7 +51,8 @@ def against_operations(lines: Sequence[Line], titles: Mapping[str, str], title: 
         axis.set_xlabel("bit operations an image")
         axis.grid(alpha=0.3)
     figure.suptitle(title, fontsize=10)
-    _legend(figure, names, colours)
+    if names:
+        _legend(figure, names, colours)
     figure.savefig(path, dpi=150)
 
 

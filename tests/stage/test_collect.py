@@ -94,6 +94,11 @@ def test_runs_without_a_report_say_why_and_add_no_cells(tmp_path):
     assert len({line.count("|") for line in lines}) == 1, "a message breaks no line of the table"
 
 
+def test_nothing_but_failures_is_a_table_too(tmp_path):
+    (run_like(tmp_path) / "report.json").unlink()
+    assert [row["reason"] for row in table(tmp_path)] == ["unfinished: no report.json"]
+
+
 def test_protocols_are_not_mixed(tmp_path):
     run_like(tmp_path, eta=0.0)
     protocol = json.loads((EXAMPLE / "report.json").read_text())["protocol"]
