@@ -1,60 +1,76 @@
-"""Many reports in one table."""
+"""Many runs in one table and one figure."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from ptq_diffusion.metric.protocol import require_one_protocol
+from ptq_diffusion.stage.against import with_differences
+from ptq_diffusion.stage.files import write_text
+from ptq_diffusion.stage.sweep_figure import against_operations
+from ptq_diffusion.stage.sweep_lines import lines_of
+from ptq_diffusion.stage.sweep_runs import Run, differing, read_runs
+from ptq_diffusion.stage.sweep_table import console, csv_text, level, markdown, shown, titles
 
-COLUMNS = (
-    "run",
-    "W/A",
-    "correction",
-    "FID float",
-    "FID quantized",
-    "FID corrected",
-    "corrected - quantized, 95 %",
-    "FID to float",
-    "PSNR to float",
-)
+COMMON = ("sampler._target_", "sampler.steps", "sampler.eta", "calibration.images", "noise.images")
+"""Options that are named even where no run differs in them."""
 
 
-def collect(folder: Path) -> str:
-    """A Markdown table with a line for each report.json below a folder, sorted by run.
+@dataclass(frozen=True)
+class Collected:
+    """What `collect` made: a table for the console, and the files."""
 
-    The last two columns show quantized -> corrected.
+    table: Table
+    paths: Sequence[Path]
+
+
+def collect(folder: Path, against: str | None = None) -> Collected:
+    """table.csv, table.md and figure.png below <folder>/collected, of every run below a folder whose goal is a report.
+
+    Runs that failed are lines that say why. The full product of the levels that were seen is taken to be the grid, and
+    its cells that no run has say "not run".
+
+    Args:
+        folder: where runs lie, such as outputs/runs.
+        against: also compare the corrections of each cell with this one; see `with_differences`.
 
     Raises:
-        FileNotFoundError: there is no report.
-        ValueError: the reports follow different protocols, so that their numbers cannot stand in one table.
+        FileNotFoundError: there is no run.
+        ValueError: the reports follow different protocols.
     """
-    paths = sorted(folder.rglob("report.json"))
-    if not paths:
-        raise FileNotFoundError(f"expected report.json files below {folder}, found none; run experiments first")
-    reports = {path.parent.name: json.loads(path.read_text()) for path in paths}
-    require_one_protocol({run: _protocol(report) for run, report in reports.items()})
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *(_line(run, report) for run, report in reports.items())]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    runs = read_runs(folder)
+    require_one_protocol({run.folder.name: protocol(run.report) for run in runs if run.report})
+    factors = differing(runs)
+    lines = lines_of(runs, factors)
+    if against is not None:
+        lines = with_differences(lines, runs, against)
+    columns, cells = shown(lines, factors)
+    title, caption = _title(runs), _common(runs[0], factors)
+    made = [folder / "collected" / name for name in ("table.csv", "table.md", "figure.png")]
+    made[0].parent.mkdir(exist_ok=True)
+    write_text(made[0], csv_text(lines, factors))
+    write_text(made[1], f"{title}; {caption}.\n\n{markdown(columns, cells)}\n")
+    against_operations(lines, dict(zip(factors, titles(factors), strict=True)), title, made[2])
+    return Collected(console(columns, cells, title, caption), made)
 
 
-def _protocol(report: Mapping[str, Any]) -> Mapping[str, Any]:
+def protocol(report: Mapping[str, Any]) -> Mapping[str, Any]:
     """The report's protocol; an early one says only in its rows how many images it has."""
     return report["protocol"] | {key: report["rows"][0][key] for key in ("images", "seeds")}
 
 
-def _line(run: str, report: Mapping[str, Any]) -> tuple[str, ...]:
-    full, quantized, corrected = report["rows"]
-    (paired,) = (
-        pair for pair in report["paired"] if (pair["a"], pair["b"], pair["metric"]) == ("quantized", "corrected", "fid")
-    )
-    return (
-        run,
-        f"{quantized['weight_bits']}/{quantized['activation_bits']}",
-        corrected["correction"],
-        *(f"{row['fid']:.3f} ± {row['fid_se']:.3f}" for row in (full, quantized, corrected)),
-        # The report holds quantized - corrected; a reader asks what the correction changed.
-        f"{0 - paired['difference']:+.3f} [{0 - paired['high']:+.3f}, {0 - paired['low']:+.3f}]",
-        f"{quantized['fid_to_fp']:.3f} -> {corrected['fid_to_fp']:.3f}",
-        f"{quantized['psnr_to_fp']:.2f} -> {corrected['psnr_to_fp']:.2f}",
-    )
+def _title(runs: Sequence[Run]) -> str:
+    report = next((run.report for run in runs if run.report), None)
+    if report is None:
+        return "no run is complete"
+    found = protocol(report)
+    return f"{found['metric']} of {len(found['seeds'])} x {found['images']} images against {found['against']}"
+
+
+def _common(run: Run, factors: Sequence[str]) -> str:
+    """What a reader needs to know of all runs alike."""
+    shared = [key for key in COMMON if key not in factors and key in run.config]
+    return "in all: " + ", ".join(f"{key.removesuffix('._target_')} {level(key, run.level(key))}" for key in shared)

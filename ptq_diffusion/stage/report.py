@@ -21,6 +21,7 @@ from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.samples import CorrectedSamples, FullPrecisionSamples, QuantizedSamples, read_images
 from ptq_diffusion.stage.store import Stage, Store
+from ptq_diffusion.stage.sweep import FAILURE
 
 SHOWN = 16
 """How many samples the image grid shows."""
@@ -56,9 +57,10 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
 
 
 def run_folder(store: Store, stage: type[Stage], cfg: DictConfig) -> Path:
-    """outputs/runs/<name>-<signature of the stage>, made now, with the resolved configuration in it."""
+    """outputs/runs/<name>-<signature of the stage>, made now: the resolved configuration, no earlier failure."""
     folder = Path(cfg.outputs) / "runs" / f"{cfg.name}-{store.signature(stage, cfg)}"
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / FAILURE).unlink(missing_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     return folder
 

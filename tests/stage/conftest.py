@@ -80,7 +80,7 @@ def command(tiny, monkeypatch, capsys):
     """Run the command line; what it prints."""
 
     def run_one(*arguments, tiny=tuple(tiny)):
-        flags = [argument for argument in arguments if argument.startswith("-")]
+        flags = [argument for argument in arguments if argument == "-m"]
         overrides = [argument for argument in arguments if argument not in flags]
         monkeypatch.setattr(sys, "argv", ["ptq-diffusion", *flags, *tiny, *overrides])
         main()

@@ -1,0 +1,83 @@
+"""A failed job leaves its reason in its run's folder, and the other jobs of a sweep go on."""
+
+import hashlib
+import json
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.conf import HydraConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ptq_diffusion.stage.evaluate import Evaluate
+from ptq_diffusion.stage.experiment import STAGES
+from ptq_diffusion.stage.files import write_json
+from ptq_diffusion.stage.report import run_folder
+from ptq_diffusion.stage.runtime import Runtime
+from ptq_diffusion.stage.store import Store
+from ptq_diffusion.stage.sweep import FAILURE
+
+
+@contextmanager
+def recorded(cfg: DictConfig, hydra: HydraConf) -> Iterator[None]:
+    """Write failure.json when the job within the context fails.
+
+    The job of a sweep ends there, so that it cannot take the others with it: launchers that work in several processes
+    would have to pickle its exception. `ListFailures` makes the sweep's exit code. The exception of a single run, and
+    an interruption, pass through.
+
+    Args:
+        cfg: the job's configuration.
+        hydra: Hydra's own, for the job's overrides and its sweep.
+    """
+    nameless = _nameless_folder(cfg)
+    (nameless / FAILURE).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        sweep = str(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
+        folder = _folder(cfg, nameless)
+        write_json(folder / FAILURE, describe(error, list(hydra.overrides.task), cfg, sweep))
+        if sweep is None:
+            raise
+        Runtime(cfg.runtime.accelerator, False).say(f"failed: {type(error).__name__}: {error}\n{folder / FAILURE}")
+
+
+def describe(error: Exception, overrides: list[str], cfg: DictConfig, sweep: str | None) -> dict[str, Any]:
+    """What failure.json holds; all of it is text, numbers and lists."""
+    return {
+        "error": type(error).__name__,
+        "message": str(error),
+        "overrides": overrides,
+        "sweep": sweep,
+        "traceback": "".join(traceback.format_exception(error)),
+        "config": _plain(cfg),
+    }
+
+
+def _folder(cfg: DictConfig, nameless: Path) -> Path:
+    """The run's folder; where the failure is that it cannot be told, one by the hash of the configuration."""
+    stage = STAGES.get(cfg.goal, Evaluate)
+    try:
+        store = Store(Path(cfg.outputs) / "store", Runtime(cfg.runtime.accelerator, False))
+        return run_folder(store, stage, cfg)
+    except Exception:
+        nameless.mkdir(parents=True, exist_ok=True)
+        return nameless
+
+
+def _nameless_folder(cfg: DictConfig) -> Path:
+    text = json.dumps(_plain(cfg), sort_keys=True, default=str)
+    return Path(cfg.outputs) / "runs" / f"unnamed-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _plain(cfg: DictConfig) -> Any:  # noqa: ANN401
+    """The configuration as dicts and lists, resolved as far as it can be."""
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException:
+        return OmegaConf.to_container(cfg, resolve=False)

@@ -1,0 +1,148 @@
+"""One table of many runs: a line for each float model, quantized model and correction, and for what is missing."""
+
+import csv
+import json
+import shutil
+from collections import Counter
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from ptq_diffusion.stage.collect import collect
+from ptq_diffusion.stage.sweep_figure import against_operations
+from ptq_diffusion.stage.sweep_runs import read_config
+
+EXAMPLE = Path(__file__).parents[2] / "experiments" / "demo"
+
+
+def run_like(folder, correction="ptqd", eta=1.0, bits=4, noise=128, **report):
+    """A finished run below `folder`, made of the demonstration's; what is made of the same has one signature."""
+    name = f"{correction}-{eta}-{bits}-{noise}"
+    place = folder / name
+    place.mkdir(parents=True)
+    text = (EXAMPLE / "config.yaml").read_text()
+    text = text.replace("eta: 1.0", f"eta: {eta}").replace("correction: ptqd", f"correction: {correction}")
+    text = text.replace("images: 128", f"images: {noise}").replace("weight: 4\n", f"weight: {bits}\n")
+    assert f"weight: {bits}\n" in text and f"eta: {eta}" in text and f"images: {noise}" in text
+    (place / "config.yaml").write_text(text)
+    found = json.loads((EXAMPLE / "report.json").read_text()) | report
+    made_of = {"samples_full_precision": f"{eta}", "samples_quantized": f"{eta}{bits}", "samples_corrected": name}
+    found["rows"][0]["fid"] = 1 + eta
+    (place / "report.json").write_text(json.dumps(found | {"signatures": made_of}))
+    return place
+
+
+def table(folder):
+    collect(folder)
+    with (folder / "collected" / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def kinds(rows):
+    return Counter(row["correction"] for row in rows)
+
+
+def test_what_runs_share_is_one_line(tmp_path):
+    for correction, eta, bits, noise in product(("none", "ptqd", "bias"), (0.0, 1.0), (4, 8), (128, 256)):
+        run_like(tmp_path, correction, eta, bits, noise)
+    rows = table(tmp_path)
+    assert kinds(rows) == {"full precision": 2, "none": 4, "ptqd": 8, "bias": 8}
+    assert not any(row["reason"] for row in rows)
+    assert {(row["sampler.eta"], row["fid"]) for row in rows if row["correction"] == "full precision"} == {
+        ("0", "1.0"),
+        ("1", "2.0"),
+    }, "a float model has only the levels that it depends on"
+
+
+def test_the_cells_that_no_run_has_are_those_of_the_full_product(tmp_path):
+    cells = list(product(("ptqd", "bias"), (0.0, 1.0), (4, 8)))
+    for cell in cells[1:-1]:
+        run_like(tmp_path, *cell)
+    absent = [row for row in table(tmp_path) if row["reason"] == "not run"]
+    assert [(row["correction"], row["sampler.eta"], row["W/A"]) for row in absent] == [
+        ("ptqd", "0", "4/8"),
+        ("bias", "1", "8/8"),
+    ]
+
+
+def test_levels_that_exclude_each_other_are_not_crossed(tmp_path):
+    for eta in (0.0, 1.0):
+        run_like(tmp_path, eta=eta)
+    ancestral = run_like(tmp_path, eta=0.5)
+    text = (ancestral / "config.yaml").read_text()
+    (ancestral / "config.yaml").write_text(text.replace("  eta: 0.5\n", "").replace("sampler.DDIM", "sampler.DDPM"))
+    assert not [row for row in table(tmp_path) if row["reason"]]
+
+
+def test_sweeps_that_lie_together_are_no_grid(tmp_path):
+    for place in range(4):
+        run_like(tmp_path, eta=place / 4, bits=4 + place, noise=100 + place)
+    (line,) = (row for row in table(tmp_path) if row["reason"])
+    assert line["reason"].startswith(f"{4**3 - 4} more cells")
+
+
+def test_runs_without_a_report_say_why_and_add_no_cells(tmp_path):
+    run_like(tmp_path, eta=0.0)
+    (run_like(tmp_path, eta=1.0) / "report.json").unlink()
+    failed = run_like(tmp_path, eta=2.0)
+    failure = {"error": "ValueError", "message": "expected | less", "config": read_config(failed)}
+    (failed / "failure.json").write_text(json.dumps(failure))
+    reasons = {row["sampler.eta"]: row["reason"] for row in table(tmp_path) if row["reason"]}
+    assert reasons == {"1": "unfinished: no report.json", "2": "failed: ValueError: expected | less"}
+    lines = (tmp_path / "collected" / "table.md").read_text().splitlines()[2:]
+    assert len({line.count("|") for line in lines}) == 1, "a message breaks no line of the table"
+
+
+def test_nothing_but_failures_is_a_table_too(tmp_path):
+    (run_like(tmp_path) / "report.json").unlink()
+    assert [row["reason"] for row in table(tmp_path)] == ["unfinished: no report.json"]
+
+
+def test_protocols_are_not_mixed(tmp_path):
+    run_like(tmp_path, eta=0.0)
+    protocol = json.loads((EXAMPLE / "report.json").read_text())["protocol"]
+    run_like(tmp_path, eta=1.0, protocol=protocol | {"reference_checksum": "another"})
+    with pytest.raises(ValueError, match="one protocol"):
+        collect(tmp_path)
+
+
+def test_a_folder_without_runs_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run experiments first"):
+        collect(tmp_path)
+
+
+def test_the_figure_shows_every_line_with_values(tmp_path, monkeypatch):
+    for bits, correction in product((4, 8), ("none", "ptqd")):
+        run_like(tmp_path, correction, bits=bits)
+    seen = []
+    monkeypatch.setattr(
+        "ptq_diffusion.stage.collect.against_operations",
+        lambda *given: seen.append(given) or against_operations(*given),
+    )
+    paths = collect(tmp_path).paths
+    assert [path.name for path in paths] == ["table.csv", "table.md", "figure.png"]
+    assert all(path.is_file() for path in paths) and len(seen[0][0]) == 5
+
+
+def test_corrections_are_compared_by_their_images(command, tmp_path):
+    command("-m", "correction=ptqd,none,bias")
+    runs = str(tmp_path / "outputs" / "runs")
+    said = command("collect", runs, "--against", "none", tiny=())
+    assert said.splitlines()[-1] == f"{runs}/collected/figure.png"
+    with (tmp_path / "outputs/runs/collected/table.csv").open() as file:
+        rows = {row["correction"]: row for row in csv.DictReader(file)}
+    for part in ("", "_low", "_high"):
+        for correction in ("ptqd", "bias"):
+            own, other = rows[correction][f"gain{part}"], rows[correction][f"FID - none, 95 %{part}"]
+            assert float(own) == pytest.approx(float(other), abs=1e-6), "none is the quantized model"
+    best = min(rows.values(), key=lambda row: float(row["fid"]) if row["gain"] else 1e9)["correction"]
+    command("collect", runs, "--against", "best", tiny=())
+    with (tmp_path / "outputs/runs/collected/table.csv").open() as file:
+        found = {row["correction"]: row["FID - best, 95 %"] for row in csv.DictReader(file)}
+    assert found[best] == "" and all(float(found[name]) >= 0 for name in ("ptqd", "bias") if name != best)
+    with pytest.raises(ValueError, match="bias, none, ptqd"):
+        collect(Path(runs), "nothing")
+    shutil.rmtree(tmp_path / "outputs" / "store" / "samples_corrected")
+    with pytest.raises(FileNotFoundError, match="run its command again"):
+        collect(Path(runs), "ptqd")

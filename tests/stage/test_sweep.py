@@ -1,0 +1,71 @@
+"""Sweeps: a job that fails says why and leaves the others alone, and nothing is left that belongs to no job."""
+
+import json
+
+import pytest
+
+from ptq_diffusion.stage.samples import CorrectedSamples
+
+
+@pytest.fixture
+def failed(command, capsys):
+    """Run a sweep that is expected to fail; what it prints."""
+
+    def run_one(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            command("-m", *arguments)
+        assert ended.value.code == 1
+        return capsys.readouterr().out
+
+    return run_one
+
+
+def failures(folder):
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("outputs/runs/*/failure.json")}
+
+
+def test_a_choice_that_does_not_fit_is_recorded_and_the_next_job_runs(failed, tmp_path):
+    said = failed("sampler.eta=2,0", "correction=none")
+    ((run, failure),) = failures(tmp_path).items()
+    assert failure["error"] == "ValueError" and failure["config"]["sampler"]["eta"] == 2
+    assert "sampler.eta=2" in failure["overrides"] and "check(cfg)" in failure["traceback"]
+    assert "1 failed; the others are complete" in said and said.count(failure["message"]) == 2 and run in said
+    assert len(list(tmp_path.glob("outputs/runs/*/report.json"))) == 1
+
+
+def test_a_job_without_a_signature_leaves_its_failure_too(failed, tmp_path):
+    failed("correction=none", "model.path=/nowhere")
+    ((run, failure),) = failures(tmp_path).items()
+    assert run.startswith("unnamed-") and "save_pretrained" in failure["message"]
+
+
+def test_a_job_that_failed_is_made_again_and_its_failure_forgotten(failed, command, tmp_path, monkeypatch):
+    make = CorrectedSamples.make
+
+    def full_disk(self, cfg, *rest):
+        if cfg.correction.get("variance") == "pooled":
+            raise OSError("no space left on device")
+        make(self, cfg, *rest)
+
+    monkeypatch.setattr(CorrectedSamples, "make", full_disk)
+    failed("correction=ptqd,none")
+    ((run, failure),) = failures(tmp_path).items()
+    assert "-ptqd-" in run and failure["message"] == "no space left on device"
+    monkeypatch.setattr(CorrectedSamples, "make", make)
+    said = command("-m", "correction=ptqd,none")
+    assert not failures(tmp_path) and len(list(tmp_path.glob("outputs/runs/*/report.json"))) == 2
+    assert said.count("calibrate: making") == 0 and said.count("samples_corrected: making") == 1
+
+
+def test_the_failure_of_a_single_run_is_recorded_and_raised(command, tmp_path):
+    with pytest.raises(SystemExit):
+        command("sampler.eta=2")
+    assert [failure["sweep"] for failure in failures(tmp_path).values()] == [None]
+
+
+def test_every_sweep_has_a_folder_of_its_own_without_logs(command, tmp_path):
+    for _ in range(2):
+        command("-m", "goal=trajectories", "sampler.steps=2,3")
+    found = [path.relative_to(tmp_path / "outputs/hydra") for path in (tmp_path / "outputs/hydra").rglob("*")]
+    assert len({path.parts[0] for path in found}) == 2
+    assert {path.name for path in found if len(path.parts) > 1} == {"multirun.yaml"}
