@@ -144,21 +144,19 @@ def main() -> None:
     folder.mkdir(parents=True)
     kills = int(sys.argv[2]) if len(sys.argv) > 2 else sum(WEIGHTS.values())
     prepare(folder)
-    draw, rows = random.Random(SEED), []
+    draw = random.Random(SEED)
     cfgs = {job: composed(overrides) for job, overrides in JOBS.items()}
     wholes = {job: fresh(folder, f"whole_{job}") for job in JOBS}
     lasts = {job: ended(started(cfg, wholes[job]), wholes[job]) for job, cfg in cfgs.items()}
     expected = {job: contents(whole) for job, whole in wholes.items()}
     jobs = [job for job, weight in WEIGHTS.items() for _ in range(weight)]
-    for number, job in enumerate(draw.sample(jobs, len(jobs))[:kills], 1):
-        found = trial(cfgs[job], folder, lambda last=lasts[job]: draw.uniform(0, last), expected[job])
-        rows.append({"kill": number, "job": job, **found})
-        say(" ".join(f"{key}={value}" for key, value in rows[-1].items()))
-    with (Path(__file__).parent / "kills.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    with (Path(__file__).parent / "kills.csv").open("w", newline="", buffering=1) as file:
+        writer = csv.DictWriter(file, ["kill", "job", "seconds", "during", "files", "identical"], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
-    say(f"{sum(bool(row['identical']) for row in rows)} of {len(rows)} identical")
+        for number, job in enumerate(draw.sample(jobs, len(jobs))[:kills], 1):
+            found = trial(cfgs[job], folder, lambda last=lasts[job]: draw.uniform(0, last), expected[job])
+            writer.writerow({"kill": number, "job": job, **found})
+            say(f"{number} {job}: killed in {found['during']}, identical: {found['identical']}")
 
 
 if __name__ == "__main__":
