@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -112,7 +113,7 @@ def run_chunks(
     missing = [chunk for chunk in wanted if not holds_tensors(folder / chunk.name)]
     if missing:
         told = Missing(missing, folder, title, runtime.progress, torch.get_num_threads())
-        runtime.launch(do_share, len(missing), build, told)
+        runtime.launch(partial(do_share, build=build, missing=told), len(missing))
 
 
 def read_chunks(folder: Path) -> Iterator[dict[str, Tensor]]:

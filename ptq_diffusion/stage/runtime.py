@@ -63,15 +63,15 @@ class Runtime:
         """The items, with a progress bar while they are gone through."""
         return rich_track(items, "bootstrap", console=self.console) if self.progress else items
 
-    def launch(self, function: Callable[..., None], tasks: int, *arguments: object) -> None:
-        """Call `function(fabric, *arguments)` once for each device, at most `tasks` of them, and wait for all.
+    def launch(self, function: Callable[[Fabric], None], tasks: int) -> None:
+        """Call `function(fabric)` once for each device, at most `tasks` of them, and wait for all.
 
-        One device is used in this process. For several, each has a process that starts afresh, imports the function by
-        its name and is given the pickled arguments. So only this process holds the store's locks, writes to the console
-        and goes on to the next stage. Lightning's usual launcher runs the whole command again in every process, which
-        must then meet at the same stage: under Hydra each would compose the job again, a sweep would start over, and
-        all would wait for a lock that the first holds. Forked processes could not use a GPU that this one has touched.
-        When this process dies, Linux interrupts the others.
+        One device is used in this process. For several, each has a process that starts afresh and is given the function
+        pickled: a partial of one that it imports by name. So only this process holds the store's locks, writes to the
+        console and goes on to the next stage. Lightning's usual launcher runs the whole command again in every process,
+        which must then meet at the same stage: under Hydra each would compose the job again, a sweep would start over,
+        and all would wait for a lock that the first holds. Forked processes could not use a GPU that this one has
+        touched. When this process dies, Linux interrupts the others.
 
         Raises:
             ValueError: fewer than one device is asked for.
@@ -80,7 +80,7 @@ class Runtime:
             raise ValueError(f"expected runtime.devices of at least 1, got {self.devices}")
         devices = min(self.devices, tasks)
         fabric = Fabric(accelerator=self.accelerator, devices=devices, strategy="ddp_spawn" if devices > 1 else "auto")
-        fabric.launch(function, *arguments)
+        fabric.launch(function)
 
     def trainer(
         self,

@@ -91,6 +91,15 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path):
     assert resumed.checksum() == whole.checksum()
 
 
+def test_a_resumed_training_keeps_the_length_it_is_asked_for(tmp_path):
+    """The first part was to end after 8 steps; its decay must not come back with its checkpoint."""
+    _, whole = trained(tmp_path / "whole", 12, 12)
+    trained(tmp_path / "parts", 8, 4)
+    start, lengthened = trained(tmp_path / "parts", 12, 12)
+    assert start == 4
+    assert lengthened.checksum() == whole.checksum()
+
+
 def test_training_learns_what_can_be_learnt(tmp_path):
     _, network = trained(tmp_path, 32, 32)
     assert accuracy_and_loss(network.eval(), two_colours(20, seed=5))["test_accuracy"] == 1

@@ -1,0 +1,164 @@
+"""Kill runs at random moments and compare what they end with: python experiments/kill_test/kill.py FOLDER [KILLS]."""
+
+import csv
+import hashlib
+import io
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+from PIL import Image
+from rich.console import Console
+
+from ptq_diffusion.main import CONF
+from ptq_diffusion.stage.experiment import run
+
+TRAINING = ["training.batch_size=8", "training.warmup=2", "training.cooldown=2", "training.checkpoint_every=4"]
+BLOCKS = "training.network.block_out_channels=[8,8]", "training.network.attention_head_dim=8"
+JOBS = {
+    "report": ["model=diffusers", "model.path=model", "sampler.steps=6", "images=20", "seeds=[0,1]", "micro_batch=4"]
+    + ["calibration.images=8", "noise.images=16", "metric.replicates=20"],
+    "train_denoiser": ["experiment=train_denoiser", "data.folder=data", "training.network.sample_size=16", *BLOCKS]
+    + ["training.network.down_block_types=[DownBlock2D,DownBlock2D]", "training.steps=30", *TRAINING]
+    + ["training.network.up_block_types=[UpBlock2D,UpBlock2D]"],
+    "train_feature_network": ["experiment=train_feature_network", "data.folder=data", "training.steps=40", *TRAINING]
+    + ["training.network.widths=[4,4,8,8]"],
+    "reference_statistics": ["experiment=reference_statistics", "data.folder=data"],
+}
+WEIGHTS = {"report": 30, "train_denoiser": 9, "train_feature_network": 9, "reference_statistics": 2}
+ALWAYS = ["runtime.accelerator=cpu", "runtime.progress=false", "logger=none", "outputs=outputs"]
+SEED = 0
+
+
+def prepare(folder: Path) -> None:
+    """A tiny DDPM with random weights, and 64 images of noise in two classes."""
+    torch.manual_seed(SEED)
+    blocks = {"block_out_channels": (8, 16), "down_block_types": ("DownBlock2D", "AttnDownBlock2D")}
+    blocks |= {"up_block_types": ("AttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 8, "norm_num_groups": 4}
+    unet = UNet2DModel(sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, **blocks)
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "model")
+    (folder / "data").mkdir()
+    for split, count in (("train", 64), ("test", 16)):
+        cells = []
+        for _ in range(count):
+            encoded = io.BytesIO()
+            Image.fromarray(torch.randint(256, (16, 16, 3)).byte().numpy()).save(encoded, "png")
+            cells.append({"bytes": encoded.getvalue(), "path": None})
+        table = pyarrow.table({"img": cells, "label": [i % 2 for i in range(count)]})
+        pyarrow.parquet.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet")
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """What the command line would compose."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [*overrides, *ALWAYS], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def started(cfg: DictConfig, folder: Path) -> int:
+    """A process of its own that makes the goal in `folder`; it is forked, so that nothing is imported twice."""
+    child = os.fork()
+    if child:
+        return child
+    os.chdir(folder)
+    said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    try:
+        run(cfg)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def ended(child: int, folder: Path) -> float:
+    """Wait for a process that must end well; the seconds it took from now."""
+    begin = time.perf_counter()
+    if os.waitpid(child, 0)[1] != 0:
+        raise RuntimeError(f"expected the run in {folder} to end well; read said.txt there")
+    return time.perf_counter() - begin
+
+
+def fresh(folder: Path, name: str) -> Path:
+    """A folder that sees the model and the images under the same names as every other."""
+    made = folder / name
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    for shared in ("model", "data"):
+        (made / shared).symlink_to(folder / shared)
+    return made
+
+
+def contents(folder: Path) -> Mapping[str, str]:
+    """Hashes of every file of the store and the report.
+
+    Neither locks, nor the log of how a training went, nor the manifests, which hold its size.
+    """
+    outputs = folder / "outputs"
+    files = (path for path in outputs.rglob("*") if path.is_file() and "log" not in path.parts)
+    kept = (path for path in files if path.suffix != ".lock" and path.name != "files.json")
+    return {str(path.relative_to(outputs)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
+
+
+def killed(cfg: DictConfig, folder: Path, moment: float) -> str | None:
+    """Kill a run after `moment` seconds; what was under way, or None if the run had ended."""
+    child = started(cfg, folder)
+    time.sleep(moment)
+    if os.waitpid(child, os.WNOHANG)[0]:
+        return None
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return ", ".join(sorted(path.parent.name for path in folder.glob("outputs/store/*/*.partial"))) or "between stages"
+
+
+def trial(cfg: DictConfig, folder: Path, moment: Callable[[], float], expected: Mapping[str, str]) -> dict[str, object]:
+    """One kill that fell into the run, and the same command again."""
+    while True:
+        place, after = fresh(folder, "killed"), moment()
+        if during := killed(cfg, place, after):
+            break
+    ended(started(cfg, place), place)
+    found = contents(place)
+    return {"seconds": f"{after:.2f}", "during": during, "files": len(found), "identical": found == expected}
+
+
+def main() -> None:
+    """Run every job whole, then kill and go on, KILLS times in all (50 unless told); kills.csv beside this has each."""
+    say = Console(soft_wrap=True, highlight=False).print
+    folder = Path(sys.argv[1]).resolve()
+    folder.mkdir(parents=True)
+    kills = int(sys.argv[2]) if len(sys.argv) > 2 else sum(WEIGHTS.values())
+    prepare(folder)
+    draw = random.Random(SEED)
+    cfgs = {job: composed(overrides) for job, overrides in JOBS.items()}
+    wholes = {job: fresh(folder, f"whole_{job}") for job in JOBS}
+    lasts = {job: ended(started(cfg, wholes[job]), wholes[job]) for job, cfg in cfgs.items()}
+    expected = {job: contents(whole) for job, whole in wholes.items()}
+    jobs = [job for job, weight in WEIGHTS.items() for _ in range(weight)]
+    with (Path(__file__).parent / "kills.csv").open("w", newline="", buffering=1) as file:
+        writer = csv.DictWriter(file, ["kill", "job", "seconds", "during", "files", "identical"], lineterminator="\n")
+        writer.writeheader()
+        for number, job in enumerate(draw.sample(jobs, len(jobs))[:kills], 1):
+            found = trial(cfgs[job], folder, lambda last=lasts[job]: draw.uniform(0, last), expected[job])
+            writer.writerow({"kill": number, "job": job, **found})
+            say(f"{number} {job}: killed in {found['during']}, identical: {found['identical']}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
