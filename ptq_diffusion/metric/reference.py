@@ -86,8 +86,12 @@ class FolderReference(Reference):
     def moments(self, extractor: FeatureExtractor) -> FeatureMoments | None:
         return FeatureMoments.of_images(FolderImages(str(self.path)).load().images, extractor)
 
-    def check(self, extractor: FeatureExtractor) -> None:  # noqa: ARG002
-        FolderImages(str(self.path)).files()
+    def check(self, extractor: FeatureExtractor) -> None:
+        source = FolderImages(str(self.path))
+        source.check()
+        if len(source.files()) < 2:
+            raise ValueError(f"expected at least 2 images in {self.path} for a covariance, got 1; add more")
+        extractor.features(source.first())
 
     def checksum(self) -> str:
         return FolderImages(str(self.path)).checksum()

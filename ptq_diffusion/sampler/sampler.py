@@ -45,18 +45,27 @@ def configured(kind: type[SchedulerMixin], config: Mapping[str, Any], overrides:
         )
     # diffusers would reset what this private list names to the kind's defaults, replaced options included.
     given = {name: value for name, value in config.items() if name != "_use_default_values"}
-    return kind.from_config(given | dict(overrides))
+    try:
+        return kind.from_config(given | dict(overrides))
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"expected options that {kind.__name__} takes, it refuses those of the model's scheduler with {dict(overrides)} "
+            f"({error}); change sampler.scheduler"
+        ) from error
 
 
 def times(scheduler: Any, count: int) -> Sequence[int]:  # noqa: ANN401
     """The times of `count` steps, from t = T down.
 
     Raises:
-        ValueError: diffusers gives times outside the training's, as with rounding at some counts.
+        ValueError: more steps than times of the training, or diffusers gives times outside the training's, as with
+            rounding at some counts.
     """
+    last = scheduler.config.num_train_timesteps - 1
+    if count > last + 1:
+        raise ValueError(f"expected sampler.steps of at most {last + 1}, the times of the training, got {count}")
     scheduler.set_timesteps(count)
     found = [int(t) for t in scheduler.timesteps]
-    last = scheduler.config.num_train_timesteps - 1
     if len(found) != count or found[0] > last or found[-1] < 0:
         raise ValueError(
             f"expected {count} times between {last} and 0, diffusers gives {len(found)}, {found[0]} to {found[-1]}; "
@@ -73,6 +82,10 @@ def prediction(prediction_type: str, abar_t: float) -> tuple[float, float, float
     Raises:
         ValueError: an unknown prediction type, or epsilon where x_t holds no signal.
     """
+    if not 0 <= abar_t < 1:
+        raise ValueError(
+            f"expected betas that give 0 <= abar_t < 1, got {abar_t}; change the betas of sampler.scheduler"
+        )
     signal, noise = abar_t**0.5, (1 - abar_t) ** 0.5
     if prediction_type == "epsilon":
         if signal == 0:

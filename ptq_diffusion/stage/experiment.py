@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.choices import choices
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.factory import construct, plain
 from ptq_diffusion.stage.noise import Noise
@@ -17,6 +18,7 @@ from ptq_diffusion.stage.reference import ReferenceStatistics
 from ptq_diffusion.stage.report import make_report, run_folder, table
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.samples import CorrectedSamples, FullPrecisionSamples, QuantizedSamples
+from ptq_diffusion.stage.schema import require_schema
 from ptq_diffusion.stage.store import Stage, Store
 from ptq_diffusion.stage.tracking import Tracker
 from ptq_diffusion.stage.train_denoiser import TrainDenoiser
@@ -44,8 +46,9 @@ def run(cfg: DictConfig) -> None:
     """Make what `cfg.goal` names and print its path last.
 
     Raises:
-        ValueError: the goal is neither report nor a stage.
+        ValueError: the goal is neither report nor a stage, or an option is unknown or of another type.
     """
+    require_schema(cfg)
     if cfg.goal != "report" and cfg.goal not in STAGES:
         raise ValueError(f"expected goal to be report or one of {', '.join(STAGES)}, got {cfg.goal!r}")
     runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress)
@@ -56,6 +59,9 @@ def run(cfg: DictConfig) -> None:
     if cfg.force:
         store.forget(stage, cfg)
     folder = run_folder(store, stage, cfg)
+    runtime.log = folder / "log.txt"
+    for line in choices(cfg, store, stage):
+        runtime.say(line)
     quiet_libraries()
     with tracking(construct(cfg.logger), cfg, folder, runtime) as tracker:
         made = store.obtain(stage, cfg)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from rich.progress import track as rich_track
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 class TitledProgressBar(RichProgressBar):
@@ -35,12 +38,26 @@ class Runtime:
         progress: whether to draw progress bars.
         loggers: Lightning loggers that training reports to.
         console: where messages go.
+        log: a file that keeps every message with its time, once there is a folder for it.
+
+    Raises:
+        ValueError: no such device type, or this machine has none of it.
     """
 
     accelerator: str
     progress: bool
     loggers: Sequence[Logger] = ()
     console: Console = field(default_factory=Console)
+    log: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ACCELERATORS:
+            raise ValueError(f"expected runtime.accelerator {', '.join(ACCELERATORS)}, got {self.accelerator!r}")
+        if self.accelerator not in ("auto", "cpu") and torch.accelerator.current_accelerator() is None:
+            raise ValueError(
+                f"expected a machine with an accelerator, found none for runtime.accelerator={self.accelerator}; "
+                "use auto or cpu"
+            )
 
     @property
     def device_type(self) -> str:
@@ -51,6 +68,9 @@ class Runtime:
     def say(self, text: str) -> None:
         """One line for the user."""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        if self.log is not None:
+            with self.log.open("a") as file:
+                file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
 
     def track(self, items: Iterable[int]) -> Iterable[int]:
         """The items, with a progress bar while they are gone through."""

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
 
 from ptq_diffusion.model.unet import folder_checksum
 from ptq_diffusion.stage.factory import plain
@@ -101,6 +102,7 @@ class Store:
         final.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(final.with_suffix(".lock")):
             if final.is_dir():
+                require_readable(final)
                 self.runtime.say(f"{stage.name}: reused {signature}")
                 return final
             partial = final.with_suffix(".partial")
@@ -112,11 +114,35 @@ class Store:
             os.replace(partial, final)
         return final
 
+    def has(self, stage: type[Stage], cfg: DictConfig) -> bool:
+        """Whether the stage's artefact is there."""
+        return (self.root / stage.name / self.signature(stage, cfg)).is_dir()
+
     def forget(self, stage: type[Stage], cfg: DictConfig) -> None:
         """Remove the stage's artefact, so that the next `obtain` makes it again."""
         final = self.root / stage.name / self.signature(stage, cfg)
         for folder in (final, final.with_suffix(".partial")):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_readable(artefact: Path) -> None:
+    """Refuse an artefact with a file that is cut off or is not what its name says.
+
+    Raises:
+        ValueError: there is one; the message names it.
+    """
+    for file in sorted(artefact.rglob("*")):
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt"):
+                    pass
+            elif file.suffix == ".json":
+                json.loads(file.read_text())
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(
+                f"expected a whole artefact, got one whose {file.name} is broken ({error}); "
+                f"remove the folder {artefact} and it is made again"
+            ) from error
 
 
 @cache
