@@ -49,7 +49,7 @@ def configured(kind: type[SchedulerMixin], config: Mapping[str, Any], overrides:
         return kind.from_config(given | dict(overrides))
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         raise ValueError(
-            f"expected options that {kind.__name__} takes, it refuses those of the model's scheduler with {dict(overrides)} "
+            f"expected options that {kind.__name__} takes, got the model's with {dict(overrides)}, which it refuses "
             f"({error}); change sampler.scheduler"
         ) from error
 
