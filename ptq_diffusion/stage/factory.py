@@ -22,8 +22,16 @@ def construct(node: DictConfig, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN4
             takes values of another type. What a constructor raises passes through.
     """
     parts = _parts(plain(node))
+    if "_target_" not in node:
+        raise ValueError(
+            f"expected a _target_ that names a class, got options without one: {', '.join(map(str, node))}"
+        )
     targets = [_allowed(str(part["_target_"])) for part in parts]
     for target, part in zip(targets, parts, strict=True):
+        if type(part.get("_partial_", False)) is not bool:
+            raise ValueError(
+                f"expected _partial_ of {target.__qualname__} to be true or false, got {part['_partial_']!r}"
+            )
         if target.__module__.startswith(OURS):
             _require_options(target, part)
     try:

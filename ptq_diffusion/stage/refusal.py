@@ -57,6 +57,8 @@ def refusal(error: Exception, overrides: Sequence[str], conf: Path) -> str | Non
         said = _of_system(error)
     elif isinstance(error, MENDABLE):
         said = str(error) if _ours(error) else _of_library(error)
+    elif _place(error).startswith(("hydra.", "omegaconf.")):
+        said = f"expected OPTION=VALUE and GROUP=NAME, got words that Hydra cannot compose ({_line(error)}); {HELP}"
     else:
         said = _of_memory(error)
     return None if said is None else f"error: {said}"

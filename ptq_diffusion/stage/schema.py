@@ -96,6 +96,9 @@ def require_schema(cfg: DictConfig) -> None:
         ValueError: an option is missing, unknown or of another type; the message names it. Interpolations to nothing
             and options without a value (`???`) are omegaconf's errors.
     """
+    required = {name for name, field in Experiment.model_fields.items() if field.is_required()}
+    if removed := sorted(required - set(cfg.keys())):
+        raise ValueError(f"expected the option {removed[0]}, got none; leave out what removes or replaces it")
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(
             f"expected a value of {', '.join(missing)}, which {'has' if len(missing) == 1 else 'have'} none; "

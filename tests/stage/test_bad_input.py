@@ -411,7 +411,7 @@ ACCIDENTS = {
     "truncated images": (truncated("samples_quantized", "00*.safetensors"), "remove the folder"),
     "a truncated evaluation": (truncated("evaluate", "evaluation.json"), "evaluation.json is broken"),
     "ranges of another network": (foreign_owner, "calibrate again"),
-    "statistics of another table": (foreign_fingerprint, "same steps"),
+    "statistics of another table": (foreign_fingerprint, "noise statistics of the same"),
     "NaN in the output": (no_number, "not finite"),
     "a full disk": (failing_save(FULL), "free some"),
     "a disk that fills up under safetensors": (failing_save(FULL_TOO), "free some"),
@@ -477,7 +477,7 @@ def test_a_process_fails_with_one_message_and_no_traceback(words, tmp_path):
 
 
 def test_everything_is_shown_to_those_who_ask(tmp_path):
-    ended = process("images=0", f"outputs={tmp_path}", HYDRA_FULL_ERROR="1")
+    ended = process("sampler=dimm", f"outputs={tmp_path}", HYDRA_FULL_ERROR="1")
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
 
@@ -517,7 +517,7 @@ def test_a_run_shows_its_choices_and_keeps_what_it_said(finished, tmp_path, caps
     monkeypatch.setattr(sys, "argv", sys.argv)
     started(*words, f"outputs={tmp_path / 'outputs'}")
     said = capsys.readouterr().out.splitlines()
-    shown = {line.split()[0]: line for line in said if line}
+    shown = {line.split()[0]: line for line in said if line.strip()}
     assert "steps=3 eta=1.0" in shown["sampler"]
     assert "noise" in shown["in"]
     assert "evaluate" not in shown["in"]
