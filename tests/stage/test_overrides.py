@@ -14,6 +14,7 @@ from ptq_diffusion.stage.store import Store
 GROUPS = ("sampler", "bitwidth", "correction", "metric", "reference", "experiment", "data", "training", "model")
 PLACES = ("quantizer@quantizer.weight", "quantizer@quantizer.activation", "range_search@quantizer.weight.range_search")
 FILES = sorted({path.stem for path in CONF.glob("*/*.yaml")})
+SOUND = ("images=3", "sampler=ddpm", "bitwidth=w8a8", "correction=none", "noise.seed=5", "metric=pixels reference=none")
 ODD = (
     *("", "null", "true", "nan", "inf", "-inf", "1e-9", "0x10", "???", "${name}", "${nothing}", "${oc.env:HOME}"),
     *(
@@ -52,7 +53,9 @@ def overrides(names):
     chosen = st.builds("{}={}".format, st.sampled_from(GROUPS + PLACES), st.sampled_from(FILES) | values())
     removed = st.builds("~{}".format, keys)
     garbage = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), max_size=12)
-    return st.lists(assigned | assigned | chosen | removed | garbage.filter(lambda text: text[:1] != "-"), max_size=3)
+    sound = st.lists(st.sampled_from(SOUND), unique=True).map(lambda words: " ".join(words).split())
+    odd = st.lists(assigned | assigned | chosen | removed | garbage.filter(lambda text: text[:1] != "-"), max_size=3)
+    return odd | odd | odd | sound
 
 
 @pytest.fixture
