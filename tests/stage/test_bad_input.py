@@ -114,7 +114,7 @@ WORDS = {
     "a plus before a misspelt option": ("+runtime.progres=true", "runtime.progress"),
     "a plus before no option of a sampler": ("+sampler.stepz=3", "DDIM, which has steps, eta, scheduler, got stepz"),
     "a removed option": ("~images", "removes"),
-    "a removed group": ("~sampler", "removes"),
+    "a removed group": ("~correction", "removes"),
     "an interpolation to nothing": ("name=${nothing}", "in name"),
     "an option that has no value": ("model.path=???", "model.path=VALUE"),
     "no name of a group": ("sampler=null", "GROUP=NAME"),
