@@ -19,17 +19,24 @@ class ByRole(BitwidthPolicy):
         patterns: exceptions, each a shell-style pattern of layer names and its bits, such as
             `{name: "*.time_emb_proj", weight: 8, activation: 8}`. 32 bits
             leave a tensor in float.
+
+    Raises:
+        ValueError: an entry has other keys than these, or a bitwidth is none.
     """
 
     def __init__(
         self,
-        inner: Mapping[str, int],
-        first: Mapping[str, int],
-        last: Mapping[str, int],
+        inner: Mapping[str, Any],
+        first: Mapping[str, Any],
+        last: Mapping[str, Any],
         patterns: Sequence[Mapping[str, Any]],
     ) -> None:
-        self._by_role = {Role.INNER: LayerBits(**inner), Role.FIRST: LayerBits(**first), Role.LAST: LayerBits(**last)}
-        self._patterns = [(entry["name"], LayerBits(entry["weight"], entry["activation"])) for entry in patterns]
+        self._by_role = {
+            role: LayerBits(**_with_keys(entry, {"weight", "activation"}))
+            for role, entry in ((Role.INNER, inner), (Role.FIRST, first), (Role.LAST, last))
+        }
+        named = [_with_keys(entry, {"name", "weight", "activation"}) for entry in patterns]
+        self._patterns = [(str(entry["name"]), LayerBits(entry["weight"], entry["activation"])) for entry in named]
 
     def plan(self, sites: Sequence[Site]) -> BitwidthPlan:
         layers = {site.name: self._by_role[site.role] for site in sites}
@@ -42,3 +49,9 @@ class ByRole(BitwidthPolicy):
                 )
             layers |= dict.fromkeys(matches, bits)
         return BitwidthPlan(layers)
+
+
+def _with_keys(entry: Mapping[str, Any], keys: set[str]) -> Mapping[str, Any]:
+    if set(entry) != keys:
+        raise ValueError(f"expected bits as {', '.join(sorted(keys))}, got {', '.join(sorted(entry)) or 'nothing'}")
+    return entry

@@ -84,8 +84,16 @@ class ParquetImages(ImageSource):
         images: list[Tensor] = []
         labels: list[int] = []
         for shard in self.files():
-            table = pyarrow.parquet.read_table(shard, columns=columns)
-            images += [_decode(cell["bytes"]) for cell in table[self.image_column].to_pylist()]
+            try:
+                table = pyarrow.parquet.read_table(shard, columns=columns).select(columns)
+                cells = [cell["bytes"] for cell in table[self.image_column].to_pylist()]
+            except (pyarrow.ArrowException, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"expected parquet with {', '.join(columns)} in {shard}, images as structs that hold bytes; "
+                    f"got another or a broken file ({' '.join(str(error).split())[:300]}); set data.image_column and "
+                    "data.label_column, or fetch the file again"
+                ) from error
+            images += [_decode(encoded, shard) for encoded in cells]
             labels += table[self.label_column].to_pylist() if self.label_column else []
         return LabelledImages(_stack(images, self.folder), torch.tensor(labels) if labels else None)
 
@@ -104,18 +112,48 @@ class FolderImages(ImageSource):
         found = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         if not found:
             kinds = ", ".join(sorted(SUFFIXES))
-            raise FileNotFoundError(f"expected images ({kinds}) below {self.folder}, found none")
+            raise FileNotFoundError(f"expected images ({kinds}) below {self.folder}, found none; check the path")
         return found
 
+    def check(self) -> None:
+        """Find out from the files' headers whether `load` will work, and leave no surprise for later.
+
+        Raises:
+            FileNotFoundError: there is no image.
+            ValueError: the images differ in size, or one cannot be read.
+        """
+        sizes = {_size(path) for path in self.files()}
+        if len(sizes) > 1:
+            raise ValueError(f"expected images of one size in {self.folder}, found {sorted(sizes)}; resize them first")
+
+    def first(self) -> Tensor:
+        """The first image alone, (1, C, H, W) uint8."""
+        path = self.files()[0]
+        return _decode(path.read_bytes(), path)[None]
+
     def load(self) -> LabelledImages:
-        return LabelledImages(_stack([_decode(path.read_bytes()) for path in self.files()], self.folder), None)
+        return LabelledImages(_stack([_decode(path.read_bytes(), path) for path in self.files()], self.folder), None)
 
 
-def _decode(encoded: bytes) -> Tensor:
+def _decode(encoded: bytes, source: Path) -> Tensor:
     """One encoded image as (C, H, W) uint8; grey images have one channel, all others three."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        pixels = np.array(image if image.mode == "L" else image.convert("RGB"))
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            pixels = np.array(image if image.mode == "L" else image.convert("RGB"))
+    except (OSError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"expected an image that can be read in {source}, got {len(encoded or b'')} bytes that are none; "
+            "remove it or fetch it again"
+        ) from error
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"expected an image that can be read, got {path}; remove it or fetch it again") from error
 
 
 def _stack(images: list[Tensor], folder: Path) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -225,11 +225,17 @@ class Cifar10Net(FeatureExtractor):
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"expected {name} in {folder}; train one with experiment=train_feature_network")
-        config = json.loads((folder / CONFIG).read_text())
-        if config["network"] != cls.name:
-            raise ValueError(f"expected a {cls.name} in {folder}, got {config['network']!r}")
-        network = cls(config["widths"], config["num_classes"])
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        try:
+            config = json.loads((folder / CONFIG).read_text())
+            if config["network"] != cls.name:
+                raise ValueError(f"the network is {config['network']!r}")
+            network = cls(config["widths"], config["num_classes"])
+            network.load_state_dict(load_file(folder / WEIGHTS))
+        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"expected a {cls.name} and its weights in {folder}, got another or broken files "
+                f"({' '.join(str(error).split())[:300]}); train one with experiment=train_feature_network"
+            ) from error
         if network.checksum() != config["checksum"]:
             raise ValueError(f"expected weights of checksum {config['checksum']} in {folder}, got {network.checksum()}")
         return network.eval().requires_grad_(False)

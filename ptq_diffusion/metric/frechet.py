@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -97,11 +97,17 @@ class FeatureMoments:
         """
         if not path.is_file():
             raise FileNotFoundError(f"expected feature moments at {path}; make them with goal=reference_statistics")
-        with safe_open(path, "pt") as file:
-            metadata, names = file.metadata() or {}, set(file.keys())
-            if not {"count", "extractor"} <= set(metadata) or not {"mean", "covariance"} <= names:
-                raise ValueError(f"expected mean, covariance, count and extractor in {path}, got {sorted(names)}")
-            mean, covariance = file.get_tensor("mean"), file.get_tensor("covariance")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata, names = file.metadata() or {}, set(file.keys())
+                if not {"count", "extractor"} <= set(metadata) or not {"mean", "covariance"} <= names:
+                    raise ValueError(f"expected mean, covariance, count and extractor in {path}, got {sorted(names)}")
+                mean, covariance = file.get_tensor("mean"), file.get_tensor("covariance")
+        except SafetensorError as error:
+            raise ValueError(
+                f"expected feature moments in {path}, got no whole safetensors file ({error}); make them with "
+                "goal=reference_statistics"
+            ) from error
         return cls(json.loads(metadata["count"]), mean, covariance, metadata["extractor"])
 
 

@@ -91,8 +91,11 @@ class FolderReference(Reference):
     def statistics(self, extractor: FeatureExtractor) -> RealStatistics | None:
         return RealStatistics.of_images(FolderImages(str(self.path)).load().images, extractor)
 
-    def check(self, extractor: FeatureExtractor, neighbours: int) -> None:  # noqa: ARG002
-        _require_neighbours(len(FolderImages(str(self.path)).files()), neighbours, self.path)
+    def check(self, extractor: FeatureExtractor, neighbours: int) -> None:
+        source = FolderImages(str(self.path))
+        source.check()
+        _require_neighbours(len(source.files()), neighbours, self.path)
+        extractor.features(source.first())
 
     def checksum(self) -> str:
         return FolderImages(str(self.path)).checksum()

@@ -59,19 +59,16 @@ class UNetDenoiser(Denoiser):
 
         Raises:
             FileNotFoundError: the folder lacks one of its files.
-            ValueError: the network is not a UNet2DModel.
+            ValueError: the network is not a UNet2DModel, or its files are broken or do not belong together.
         """
         folder = BUNDLED if path is None else Path(path)
         _require_files(folder)
-        kind = json.loads((folder / "unet" / "config.json").read_text()).get("_class_name")
+        kind = _read_json(folder / "unet" / "config.json").get("_class_name")
         if kind != "UNet2DModel":
             raise ValueError(
                 f"expected a UNet2DModel in {folder / 'unet'}, got {kind}; other networks are not supported"
             )
-        unet = UNet2DModel.from_pretrained(
-            folder, subfolder="unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-        return cls(unet, json.loads((folder / "scheduler" / "scheduler_config.json").read_text()))
+        return cls(_load(folder), _read_json(folder / "scheduler" / "scheduler_config.json"))
 
     @property
     def network(self) -> nn.Module:
@@ -124,6 +121,46 @@ def _require_files(folder: Path) -> None:
             f"expected a folder that a diffusers pipeline saved, {folder} lacks {', '.join(missing)}; "
             "save one with pipeline.save_pretrained(folder, safe_serialization=True)"
         )
+
+
+def _load(folder: Path) -> UNet2DModel:
+    """The network, with all of its weights from the folder."""
+    try:
+        unet, found = UNet2DModel.from_pretrained(
+            folder,
+            subfolder="unet",
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    # Whatever diffusers trips over is in the two files, and it raises nearly every type of error.
+    except Exception as error:
+        raise ValueError(
+            f"expected a network and its weights in {folder / 'unet'}, got files that are broken or do not belong "
+            f"together ({' '.join(str(error).split())[:300]}); save the pipeline again"
+        ) from error
+    if odd := [*found["missing_keys"], *found["unexpected_keys"]]:
+        raise ValueError(
+            f"expected the weights of the network that {folder / 'unet' / 'config.json'} describes, got those of "
+            f"another: {odd[0]} and {len(odd) - 1} more have no counterpart; save the pipeline again"
+        )
+    for name, weight in unet.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ValueError(
+                f"expected finite weights in {folder / 'unet'}, got NaN or infinity in {name}; train it anew"
+            )
+    return unet
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"expected JSON in {path}, got something else ({error}); save the pipeline again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a JSON object in {path}, got {type(found).__name__}; save the pipeline again")
+    return found
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:

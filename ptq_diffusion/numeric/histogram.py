@@ -8,6 +8,9 @@ from torch import Tensor
 SMALLEST = -148
 """The exponent of a range that holds no value but zero: below that of every other float32."""
 
+MOST_BINS = 2**20
+"""More bins than this would cost memory and no error."""
+
 
 class DyadicHistogram:
     """Counts of a stream of values in equal bins over [-R, R), R a power of two that grows as needed.
@@ -16,12 +19,12 @@ class DyadicHistogram:
     are exact integers and depend only on the values seen, and memory does not grow with their number.
 
     Args:
-        bins: how many, a power of two.
+        bins: how many, a power of two of 4 to 2^20.
     """
 
     def __init__(self, bins: int) -> None:
-        if bins < 4 or bins & (bins - 1):
-            raise ValueError(f"expected a power of two of at least 4 bins, got {bins}")
+        if not 4 <= bins <= MOST_BINS or bins & (bins - 1):
+            raise ValueError(f"expected a power of two of 4 to {MOST_BINS} bins, got {bins}")
         self.bins = bins
         self.exponent: int | None = None
         self.counts = torch.zeros(bins, dtype=torch.int64)

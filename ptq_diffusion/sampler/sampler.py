@@ -30,7 +30,7 @@ def configured(kind: type[SchedulerMixin], config: Mapping[str, Any], overrides:
 
     Raises:
         ValueError: the scheduler has no such option, or the configuration is of one without betas, whose process is
-            another.
+            another, or betas that are none.
     """
     if "beta_schedule" not in config:
         raise ValueError(
@@ -45,18 +45,40 @@ def configured(kind: type[SchedulerMixin], config: Mapping[str, Any], overrides:
         )
     # diffusers would reset what this private list names to the kind's defaults, replaced options included.
     given = {name: value for name, value in config.items() if name != "_use_default_values"}
-    return kind.from_config(given | dict(overrides))
+    try:
+        scheduler = kind.from_config(given | dict(overrides))
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"expected options that {kind.__name__} takes, got the model's with {dict(overrides)}, which it refuses "
+            f"({error}); change sampler.scheduler"
+        ) from error
+    abar = scheduler.alphas_cumprod
+    if not ((abar >= 0) & (abar < 1)).all():
+        raise ValueError(
+            f"expected betas that give 0 <= abar_t < 1 at every time, got {float(abar.min())} to {float(abar.max())}; "
+            "change the betas of sampler.scheduler"
+        )
+    return scheduler
 
 
 def times(scheduler: Any, count: int) -> Sequence[int]:  # noqa: ANN401
     """The times of `count` steps, from t = T down.
 
     Raises:
-        ValueError: diffusers gives times outside the training's, as with rounding at some counts.
+        ValueError: more steps than times of the training, or diffusers gives times outside the training's, as with
+            rounding at some counts.
     """
-    scheduler.set_timesteps(count)
-    found = [int(t) for t in scheduler.timesteps]
     last = scheduler.config.num_train_timesteps - 1
+    if count > last + 1:
+        raise ValueError(f"expected sampler.steps of at most {last + 1}, the times of the training, got {count}")
+    try:
+        scheduler.set_timesteps(count)
+    except ValueError as error:
+        raise ValueError(
+            f"expected steps and a timestep_spacing that diffusers takes, got others ({' '.join(str(error).split())}); "
+            "change sampler.steps or sampler.scheduler.timestep_spacing"
+        ) from error
+    found = [int(t) for t in scheduler.timesteps]
     if len(found) != count or found[0] > last or found[-1] < 0:
         raise ValueError(
             f"expected {count} times between {last} and 0, diffusers gives {len(found)}, {found[0]} to {found[-1]}; "

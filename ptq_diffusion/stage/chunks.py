@@ -48,7 +48,7 @@ def chunks(purpose: str, seeds: Sequence[int], images: int, micro_batch: int) ->
     """
     if images < 1 or micro_batch < 1:
         raise ValueError(f"expected at least 1 image and a micro_batch of at least 1, got {images} and {micro_batch}")
-    if any(not isinstance(seed, int) for seed in seeds):
+    if any(type(seed) is not int for seed in seeds):
         raise ValueError(f"expected whole numbers as seeds, such as seeds=[0,1], got {list(seeds)}")
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise ValueError(f"expected seeds that are distinct and not negative, at least one, got {list(seeds)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.choices import choices
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.factory import construct, plain
 from ptq_diffusion.stage.files import writable
@@ -18,6 +19,7 @@ from ptq_diffusion.stage.reference import ReferenceStatistics
 from ptq_diffusion.stage.report import make_report, run_folder, table
 from ptq_diffusion.stage.runtime import Runtime, quiet_libraries
 from ptq_diffusion.stage.samples import CorrectedSamples, FullPrecisionSamples, QuantizedSamples
+from ptq_diffusion.stage.schema import require_schema
 from ptq_diffusion.stage.store import Stage, Store, upstream
 from ptq_diffusion.stage.tracking import Tracker
 from ptq_diffusion.stage.train_denoiser import TrainDenoiser
@@ -46,9 +48,11 @@ def run(cfg: DictConfig) -> None:
     """Make what `cfg.goal` names and print its path last.
 
     Raises:
-        ValueError: the goal is neither report nor a stage, or does not need what is forced.
+        ValueError: the goal is neither report nor a stage, does not need what is forced, or an option is unknown or of
+            another type.
         OSError: the outputs cannot be written; what was finished is kept.
     """
+    require_schema(cfg)
     if cfg.goal != "report" and cfg.goal not in STAGES:
         raise ValueError(f"expected goal to be report or one of {', '.join(STAGES)}, got {cfg.goal!r}")
     stage = STAGES.get(cfg.goal, Evaluate)
@@ -64,6 +68,9 @@ def run(cfg: DictConfig) -> None:
 
 def _run(cfg: DictConfig, stage: type[Stage], store: Store) -> None:
     folder, runtime = run_folder(store, stage, cfg), store.runtime
+    runtime.log = folder / "log.txt"
+    for line in choices(cfg, store, stage):
+        runtime.say(line)
     with tracking(construct(cfg.logger), cfg, folder, runtime) as tracker:
         made = store.obtain(stage, cfg)
         if cfg.goal == "report":

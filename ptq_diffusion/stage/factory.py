@@ -1,26 +1,39 @@
 """The one place where a configuration becomes objects."""
 
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-ALLOWED = ("ptq_diffusion.", "diffusers.", "torch.optim.")
+STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
+OURS = "ptq_diffusion."
+ALLOWED = (OURS, "diffusers.", "torch.optim.")
 
 
 def construct(node: DictConfig, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
     """Build what `node._target_` names, with the node's other keys and `kwargs` as its arguments.
 
     Raises:
-        ValueError: a target lies outside this package, diffusers and torch.optim. What a constructor raises passes
-            through.
+        ValueError: a target lies outside this package, diffusers and torch.optim, or one of ours has no such option or
+            takes values of another type. What a constructor raises passes through.
     """
-    for target in targets(plain(node)):
-        # By what it is and not by its spelling alone: a module of ours may import one that is not.
-        home = getattr(get_object(target), "__module__", "") if target.startswith(ALLOWED) else ""
-        if not f"{home}.".startswith(ALLOWED):
-            raise ValueError(f"expected a _target_ defined in one of {', '.join(ALLOWED)}, got {target!r}")
+    parts = _parts(plain(node))
+    if "_target_" not in node:
+        raise ValueError(
+            f"expected a _target_ that names a class, got options without one: {', '.join(map(str, node))}"
+        )
+    allowed = [_allowed(str(part["_target_"])) for part in parts]
+    for target, part in zip(allowed, parts, strict=True):
+        if type(part.get("_partial_", False)) is not bool:
+            raise ValueError(
+                f"expected _partial_ of {target.__qualname__} to be true or false, got {part['_partial_']!r}"
+            )
+        if target.__module__.startswith(OURS):
+            _require_options(target, part)
     try:
         return instantiate(node, *args, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -35,9 +48,46 @@ def plain(node: DictConfig | ListConfig) -> Any:  # noqa: ANN401
 
 def targets(node: object) -> list[str]:
     """Every `_target_` in a plain configuration, at any depth."""
+    return [str(part["_target_"]) for part in _parts(node)]
+
+
+def _allowed(name: str) -> Callable[..., Any]:
+    """The class or function of this name, refused by what it is: a module of ours may import one that is not."""
+    found = get_object(name) if name.startswith(ALLOWED) else None
+    if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(ALLOWED):
+        raise ValueError(f"expected a _target_ that names a class of {', '.join(ALLOWED)}, got {name!r}")
+    return found
+
+
+def _parts(node: object) -> list[Mapping[str, Any]]:
+    """Every mapping within that names a target, outer ones first."""
     if isinstance(node, dict):
-        own = [str(node["_target_"])] if "_target_" in node else []
-        return own + [target for value in node.values() for target in targets(value)]
-    if isinstance(node, list):
-        return [target for value in node for target in targets(value)]
-    return []
+        return [node] * ("_target_" in node) + [part for value in node.values() for part in _parts(value)]
+    return [part for value in node for part in _parts(value)] if isinstance(node, list) else []
+
+
+def _require_options(target: Callable[..., Any], part: Mapping[str, Any]) -> None:
+    """Refuse options that a target does not have, lacks or annotates with another type; nothing is converted."""
+    name = target.__qualname__.removesuffix(".from_folder")
+    given = {key: value for key, value in part.items() if key not in ("_target_", "_partial_")}
+    known = inspect.signature(target).parameters
+    if unknown := sorted(given.keys() - known.keys()):
+        raise ValueError(f"expected options of {name}, which has {_list(known)}, got {_list(unknown)}")
+    required = {key for key, parameter in known.items() if parameter.default is parameter.empty}
+    if (missing := sorted(required - given.keys())) and not part.get("_partial_"):
+        raise ValueError(f"expected all options of {name}, which has {_list(known)}, got none for {_list(missing)}")
+    hints = get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
+    for key, value in given.items():
+        if isinstance(value, dict) and "_target_" in value:
+            continue
+        try:
+            TypeAdapter(hints[key], config=STRICT).validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(step) for step in (key, *first["loc"]))
+            wanted = first["msg"].replace("Input should be ", "to be ")
+            raise ValueError(f"expected {place} of {name} {wanted}, got {first['input']!r}; give another") from None
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"

@@ -48,14 +48,14 @@ def recorded(cfg: DictConfig, hydra: HydraConf) -> Iterator[None]:
 
 
 def describe(error: Exception, overrides: list[str], cfg: DictConfig, sweep: str | None) -> dict[str, Any]:
-    """What failure.json holds; all of it is text, numbers and lists."""
+    """What failure.json holds; all of it is text, numbers and lists, and what is no JSON number is text."""
     return {
         "error": type(error).__name__,
         "message": str(error),
         "overrides": overrides,
         "sweep": sweep,
         "traceback": "".join(traceback.format_exception(error)),
-        "config": _plain(cfg),
+        "config": json.loads(json.dumps(_plain(cfg), default=str), parse_constant=str),
     }
 
 

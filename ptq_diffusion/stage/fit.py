@@ -37,7 +37,7 @@ class Fit(ModelStage):
             correction.fit(statistics, steps).save(out)
         else:
             walk = partial(self.walk, cfg, inputs, out / "walk")
-            runtime.launch(follow, 1, walk, out, runtime.progress)
+            runtime.launch(partial(follow, walk=walk, out=out, progress=runtime.progress), tasks=1)
             shutil.rmtree(out / "walk")
 
     def walk(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path) -> Walk:

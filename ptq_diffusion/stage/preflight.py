@@ -19,7 +19,7 @@ def check(cfg: DictConfig) -> None:
     steps = build_steps(cfg, model)
     build_quantizers(cfg, model)
     construct(cfg.correction).check(steps)
-    chunks("images", list_of_seeds(cfg), cfg.images, cfg.micro_batch)
+    chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
     if cfg.images < 2 or cfg.metric.replicates < 2:
         raise ValueError(
             "expected at least 2 images of each seed and metric.replicates of at least 2, "
@@ -34,14 +34,3 @@ def check(cfg: DictConfig) -> None:
     extractor = build_extractor(cfg)
     extractor.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
     construct(cfg.reference).check(extractor, cfg.metric.neighbours)
-
-
-def list_of_seeds(cfg: DictConfig) -> list[int]:
-    """`cfg.seeds` as a list.
-
-    Raises:
-        ValueError: it is a single number.
-    """
-    if isinstance(cfg.seeds, int | float | str):
-        raise ValueError(f"expected a list of seeds, such as seeds=[0,1,2], got seeds={cfg.seeds}")
-    return list(cfg.seeds)

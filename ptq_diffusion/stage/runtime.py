@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import track as rich_track
 
 Item = TypeVar("Item")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 class TitledProgressBar(RichProgressBar):
@@ -41,6 +43,10 @@ class Runtime:
         devices: how many share the work on samples; training and calibration take the first.
         loggers: Lightning loggers that training reports to.
         console: where messages go.
+        log: a file that keeps every message with its time, once there is a folder for it.
+
+    Raises:
+        ValueError: no such device type, or this machine has none of it.
     """
 
     accelerator: str
@@ -48,6 +54,16 @@ class Runtime:
     devices: int = 1
     loggers: Sequence[Logger] = ()
     console: Console = field(default_factory=Console)
+    log: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ACCELERATORS:
+            raise ValueError(f"expected runtime.accelerator {', '.join(ACCELERATORS)}, got {self.accelerator!r}")
+        if self.accelerator not in ("auto", "cpu") and torch.accelerator.current_accelerator() is None:
+            raise ValueError(
+                f"expected a machine with an accelerator, found none for runtime.accelerator={self.accelerator}; "
+                "use auto or cpu"
+            )
 
     @property
     def device_type(self) -> str:
@@ -58,6 +74,9 @@ class Runtime:
     def say(self, text: str) -> None:
         """One line for the user."""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        if self.log is not None:
+            with self.log.open("a") as file:
+                file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
 
     def track(self, items: Iterable[int]) -> Iterable[int]:
         """The items, with a progress bar while they are gone through."""

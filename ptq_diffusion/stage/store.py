@@ -142,6 +142,10 @@ class Store:
             shutil.rmtree(partial / name, ignore_errors=True)
         sync_folder(partial)
 
+    def has(self, stage: type[Stage], cfg: DictConfig) -> bool:
+        """Whether the stage's artefact is there."""
+        return (self.root / stage.name / self.signature(stage, cfg)).is_dir()
+
 
 def source(stage: type[Stage], given: DictConfig) -> str:
     """A digest of the source that a stage runs: its module, what its configuration names, and all that they import."""

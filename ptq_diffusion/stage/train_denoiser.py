@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusers import DDPMPipeline
 from lightning import seed_everything
 from omegaconf import DictConfig
 
+from ptq_diffusion.data import LabelledImages
 from ptq_diffusion.stage.denoiser_training import DenoiserTraining
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.resumable_fit import WarmupStableDecay, resumable_fit
@@ -26,7 +28,7 @@ class TrainDenoiser(Stage):
         return {"data": construct(cfg.data).checksum()}
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
-        training = cfg.training
+        training, data = cfg.training, construct(cfg.data).load()
         seed_everything(training.seed)
         module = DenoiserTraining(
             network=construct(training.network),
@@ -36,5 +38,21 @@ class TrainDenoiser(Stage):
             ema_decay=training.ema_decay,
             snr_gamma=training.snr_gamma,
         )
-        resumable_fit(module, construct(cfg.data).load(), training, out, runtime)
+        require_size(module.network.config, data)
+        resumable_fit(module, data, training, out, runtime)
         DDPMPipeline(module.average.module.eval(), module.scheduler).save_pretrained(out, safe_serialization=True)
+
+
+def require_size(config: Mapping[str, Any], data: LabelledImages) -> None:
+    """Refuse images of another size than the network's, which would be trained on and never sampled.
+
+    Raises:
+        ValueError: channels, height or width differ.
+    """
+    size = config["sample_size"]
+    expected = (config["in_channels"], *((size, size) if isinstance(size, int) else size))
+    if tuple(data.images.shape[1:]) != expected:
+        raise ValueError(
+            f"expected images {expected} as the network has it, got {tuple(data.images.shape[1:])}; resize them or set "
+            "training.network.sample_size, in_channels and out_channels"
+        )

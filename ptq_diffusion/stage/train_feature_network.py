@@ -40,6 +40,8 @@ class TrainFeatureNetwork(Stage):
             label_smoothing=training.label_smoothing,
         )
         data, test = labelled(cfg.data), labelled(cfg.test_data)
+        for given in (data, test):
+            require_classes(given, module.network.num_classes)
         start = resumable_fit(module, data, training, out, runtime)
         module.network.save(out)
         network = Cifar10Net.load(out)
@@ -66,6 +68,20 @@ def labelled(node: DictConfig) -> LabelledImages:
     if data.labels is None:
         raise ValueError(f"expected labelled images, {node._target_} has no labels; set a label column")
     return data
+
+
+def require_classes(data: LabelledImages, num_classes: int) -> None:
+    """Refuse labels that the network has no class for.
+
+    Raises:
+        ValueError: a label is negative or too large.
+    """
+    assert data.labels is not None
+    low, high = (int(edge) for edge in data.labels.aminmax())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"expected labels of 0 to {num_classes - 1}, got {low} to {high}; set training.network.num_classes"
+        )
 
 
 @torch.inference_mode()

@@ -102,7 +102,7 @@ def test_pickled_weights_beside_other_safe_ones_are_not_opened_either(folder):
     torch.save(load_file(safe), safe.with_suffix(".bin"))
     assert UNetDenoiser.from_folder(str(folder)).sites()
     safe.rename(safe.with_name("other.safetensors"))
-    with pytest.raises(OSError, match="diffusion_pytorch_model.safetensors"):
+    with pytest.raises(ValueError, match="diffusion_pytorch_model.safetensors"):
         UNetDenoiser.from_folder(str(folder))
 
 

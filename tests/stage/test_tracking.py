@@ -67,7 +67,7 @@ def test_a_failed_job_is_closed_as_failed(report, tmp_path, monkeypatch):
 
 
 def test_another_mode_is_refused():
-    with pytest.raises(ValueError, match="offline or online"):
+    with pytest.raises(ValueError, match="'offline' or 'online'"):
         construct(
             OmegaConf.create(
                 {

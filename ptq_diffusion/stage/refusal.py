@@ -1,0 +1,214 @@
+"""What a user sees of an error that he can mend: one message of what was expected, what came and what to do."""
+
+import errno
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+from safetensors import SafetensorError
+
+FULL_ERRORS = "HYDRA_FULL_ERROR"
+MENDABLE = (ValueError, OSError, FloatingPointError, ImportError, HydraException, OmegaConfBaseException)
+HELP = "ptq-diffusion --help lists all"
+
+
+def full_errors_asked_for() -> bool:
+    """Whether the environment asks for the traceback of every error."""
+    return os.environ.get(FULL_ERRORS) == "1"
+
+
+@contextmanager
+def handed_on() -> Iterator[None]:
+    """Within this context Hydra hands errors on, in place of printing its own account of them and exiting."""
+    before = os.environ.get(FULL_ERRORS)
+    os.environ[FULL_ERRORS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[FULL_ERRORS]
+        if before is not None:
+            os.environ[FULL_ERRORS] = before
+
+
+def refusal(error: Exception, overrides: Sequence[str], conf: Path) -> str | None:
+    """The message for the user, or None of a programming error, which deserves its traceback.
+
+    Args:
+        error: what ended the command.
+        overrides: the words of the command line.
+        conf: the folder of the configurations, whose names are offered in place of an unknown one.
+    """
+    said: str | None
+    if isinstance(error, HydraException):
+        said = _of_composition(error, overrides, conf)
+    elif isinstance(error, OmegaConfBaseException):
+        said = _of_value(error)
+    elif isinstance(error, SafetensorError):
+        said = _of_tensors(error)
+    elif isinstance(error, OSError) and error.errno is not None:
+        said = _of_system(error)
+    elif isinstance(error, MENDABLE):
+        said = str(error) if _ours(error) else _of_library(error)
+    elif _place(error).startswith(("hydra.", "omegaconf.")):
+        said = f"expected OPTION=VALUE and GROUP=NAME, got words that Hydra cannot compose ({_line(error)}); {HELP}"
+    else:
+        said = _of_memory(error)
+    return None if said is None else f"error: {said}"
+
+
+def closest(name: str, known: Sequence[str]) -> str:
+    """The known names that look most like this one, in words; all of them where none does and they are few."""
+    found = get_close_matches(name, known, n=3, cutoff=0.6)
+    if not found:
+        # A right last part at a wrong place, such as eta for sampler.eta.
+        found = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]][:3]
+    if found:
+        return f"the closest {'is' if len(found) == 1 else 'are'} {', '.join(found)}"
+    return f"there are {', '.join(sorted(known))}" if 0 < len(known) <= 12 else HELP
+
+
+def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path) -> str:
+    """Hydra's errors of a command line, in our words where ours say more."""
+    text = _line(error)
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = sorted(error.options)
+        return f"expected one of {', '.join(options)} as {group}, got {name!r}{_only_close(name, options)}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"expected OPTION=VALUE, got {error.override!r} ({text.partition(' See https')[0]}); "
+            "put a value that holds spaces, commas or brackets in quotes"
+        )
+    if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", text):
+        key, value = ambiguous.groups()
+        return f"expected one value of {key}, got {value}; a list is {key}=[{value}], a sweep takes -m in front"
+    if unknown := re.match(r"Could not override '([^']+)'\.", text):
+        key = unknown.group(1)
+        return f"expected an option or a group of this experiment, got {key!r}; {_known_instead(key, overrides, conf)}"
+    if present := re.match(r"Could not append to config\. An item is already at '([^']+)'", text):
+        key = present.group(1)
+        return f"expected + in front of a new option only, {key} is there already; write {key}=VALUE"
+    return text.partition(" Config search path:")[0]
+
+
+def _known_instead(key: str, overrides: Sequence[str], conf: Path) -> str:
+    """What the rest of the command line would have accepted in place of an unknown key."""
+    rest = [word for word in overrides if not word.startswith("-") and word.partition("=")[0].lstrip("+~") != key]
+    found = _composed(rest, conf) or _composed([], conf)
+    if found is None:
+        return HELP
+    groups = [group for group in found.hydra.runtime.choices if not group.startswith("hydra/")]
+    options = {key: value for key, value in _unresolved(found).items() if key != "hydra"}
+    if places := [group for group in groups if group.startswith(f"{key}@")]:
+        return f"the group has {len(places)} places: {', '.join(f'{place}=NAME' for place in places)}"
+    parent, _, _ = key.rpartition(".")
+    names = option_names(options)
+    if siblings := [name for name in names if parent and name.rpartition(".")[0] == parent]:
+        return closest(key, siblings)
+    return closest(key, list(dict.fromkeys([*groups, *names])))
+
+
+def option_names(options: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of all options of a configuration, without those that name a class."""
+    names = []
+    for key, value in options.items():
+        if not key.startswith("_"):
+            names += [f"{prefix}{key}", *(option_names(value, f"{prefix}{key}.") if isinstance(value, dict) else [])]
+    return names
+
+
+def _composed(overrides: Sequence[str], conf: Path) -> DictConfig | None:
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            return compose("config", list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return None
+
+
+def _unresolved(cfg: DictConfig) -> dict[str, Any]:
+    options = OmegaConf.to_container(cfg)
+    assert isinstance(options, dict)
+    return {str(key): value for key, value in options.items()}
+
+
+def _only_close(name: str, options: Sequence[str]) -> str:
+    found = get_close_matches(name, options, n=1)
+    return f"; the closest is {found[0]}" if found else ""
+
+
+def _of_value(error: OmegaConfBaseException) -> str:
+    """OmegaConf's errors of one option."""
+    key, text = error.full_key, _line(error).partition(" full_key:")[0]
+    if isinstance(error, MissingMandatoryValue):
+        return f"expected a value of {key}, which has none of its own; give one: {key}=VALUE"
+    if isinstance(error, InterpolationKeyError):
+        return f"expected every ${{...}} to name an option, in {key} one does not: {text}; {HELP}"
+    return f"expected a configuration with all its options, {text} (at {key}); leave out what removes or replaces it"
+
+
+def _of_tensors(error: SafetensorError) -> str:
+    """A safetensors file that is no such file; a disk that is full comes as one of these too."""
+    if re.search(r"os error (28|122)\b", str(error)):
+        return _full(str(error))
+    return (
+        f"expected a whole safetensors file, got one that cannot be read or written ({_line(error)}); make it again; "
+        f"{FULL_ERRORS}=1 shows where"
+    )
+
+
+def _of_system(error: OSError) -> str:
+    """What the operating system refused."""
+    what = f"{error.strerror}" + (f": {error.filename!s}" if error.filename else "")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _full(what)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"expected to be allowed to read and write there, got {what!r}; choose another folder: outputs=FOLDER"
+    return f"expected files and folders that can be read and written, got {what!r}; check the path"
+
+
+def _full(what: str) -> str:
+    return (
+        f"expected room on the disk, got {what!r}; free some or choose another disk with outputs=FOLDER; "
+        "what was complete is kept, and the same command goes on from it"
+    )
+
+
+def _of_library(error: Exception) -> str:
+    if str(error).startswith("Config group override must be"):
+        return f"expected GROUP=NAME with the name of a file of that group, got none; {HELP}"
+    kind = f"{type(error).__name__} from {_place(error).partition('.')[0]}"
+    remedy = "; ptq-diffusion doctor examines the installation" if isinstance(error, ImportError) else ""
+    return f"{_line(error)} ({kind}){remedy}; {FULL_ERRORS}=1 shows where"
+
+
+def _of_memory(error: Exception) -> str | None:
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return None
+    return f"expected room in memory, got {_line(error)}; lower micro_batch"
+
+
+def _ours(error: Exception) -> bool:
+    return _place(error).startswith("ptq_diffusion.")
+
+
+def _place(error: Exception) -> str:
+    """The module that raised an error."""
+    traceback, place = error.__traceback__, ""
+    while traceback is not None:
+        place = traceback.tb_frame.f_globals.get("__name__", "")
+        traceback = traceback.tb_next
+    return place
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
