@@ -8,6 +8,7 @@ from enum import Enum
 from torch import Tensor
 
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
+from ptq_diffusion.correction.repair import Repair
 from ptq_diffusion.correction.statistics import NoiseStatistics
 from ptq_diffusion.sampler.step import Step
 
@@ -56,6 +57,13 @@ class Batch:
     features: Tensor
     float_m: Tensor
     float_x_t: Tensor
+
+    def repaired(self, repairs: Sequence[Repair]) -> Tensor:
+        """m~ after all repairs, (B, C, H, W)."""
+        m = self.q
+        for repair in repairs:
+            m = repair.output(m, self.x_t, self.features)
+        return m
 
 
 class Path(Enum):

@@ -37,9 +37,7 @@ class StepMeasurement:
         """Measure the repairs on the images of a step."""
         before, after, means = [], [], []
         for batch in batches:
-            m = batch.q
-            for repair in repairs:
-                m = repair.output(m, batch.x_t, batch.features)
+            m = batch.repaired(repairs)
             before.append(StepMoments.of(batch.m, batch.q, batch.x_t))
             after.append(StepMoments.of(batch.m, m, batch.x_t))
             pair = torch.cat([step.mean(batch.x_t, batch.m), step.mean(batch.x_t, m)], dim=1)

@@ -30,14 +30,15 @@ class Regression(PathCorrection):
         on_x: the side of K_x, odd; 0 leaves x_t out.
         on_features: the side of R, odd; 0 leaves h out.
         ridges: candidates, relative to the variance of each input.
-        matching: follow the estimate by `match`, which gives it the second moments of m in every band of frequencies.
+        matching: follow the estimate, or q where there is no regressor, by `match`, which gives it the second moments
+            of m in every band of frequencies.
         variance: "original" keeps sigma; "rule" adds what the estimate's variance lacks,
             sigma'^2 = max(sigma^2 - [Var F(m~) - Var F(m)], 0) with F the step's mean, where the sampler adds noise.
         path: "float" fits on float trajectories, "corrected" on what the corrected steps before lead to; the spectrum
             that is matched is that of float sampling in both.
 
     Raises:
-        ValueError: a side is even or negative, no side is positive, or there is no ridge.
+        ValueError: a side is even or negative, there is nothing to do, or no ridge.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class Regression(PathCorrection):
         for name, side in sides.items():
             if side < 0 or (side % 2 == 0 and side > 0):
                 raise ValueError(f"expected {name} to be 0 or an odd side such as 3, got {side}")
-        if not any(sides.values()) or not ridges or min(ridges) < 0:
+        if not (matching or any(sides.values())) or not ridges or min(ridges) < 0:
             raise ValueError(
-                f"expected at least one regressor and ridges of at least 0, got {sides} and ridges={list(ridges)}"
+                "expected a regressor or matching, and ridges of at least 0, "
+                f"got {sides}, matching={matching} and ridges={list(ridges)}"
             )
         if variance not in ("original", "rule"):
             raise ValueError(f"expected variance to be original or rule, got {variance!r}")
@@ -66,9 +68,11 @@ class Regression(PathCorrection):
     def fit_step(self, batches: Sequence[Batch], step: Step) -> StepCorrection:
         if all(torch.equal(batch.q, batch.m) for batch in batches):
             return StepMeasurement.of(batches, (), step).correction(step.sigma)
-        repairs: tuple[Repair, ...] = (self._filter(batches),)
+        repairs: tuple[Repair, ...] = ()
+        if self.on_q or self.on_x or self.on_features:
+            repairs = (self._filter(batches),)
         if self.matching:
-            repairs += (_matched(batches, repairs[0]),)
+            repairs += (_matched(batches, repairs),)
         measured = StepMeasurement.of(batches, repairs, step)
         return measured.correction(measured.matched_sigma() if self.variance == "rule" else step.sigma)
 
@@ -109,8 +113,8 @@ class Regression(PathCorrection):
         return Filter(on_q, on_x, on_features, found.intercept)
 
 
-def _matched(batches: Sequence[Batch], estimate: Repair) -> Spectral:
+def _matched(batches: Sequence[Batch], repairs: Sequence[Repair]) -> Spectral:
     pixels = batches[0].m[0, 0].numel()
-    source = (Spectrum.of(estimate.output(b.q, b.x_t, b.features), b.x_t) for b in batches)
+    source = (Spectrum.of(b.repaired(repairs), b.x_t) for b in batches)
     target = (Spectrum.of(b.float_m, b.float_x_t) for b in batches)
     return match(*(reduce(lambda a, b: a.merge(b, pixels), part) for part in (source, target)))

@@ -178,8 +178,8 @@ def test_the_split_into_even_and_odd_images_does_not_depend_on_the_batches():
     [
         ({"on_q": 2}, "expected on_q to be 0 or an odd side"),
         ({"on_x": -1}, "expected on_x to be 0 or an odd side"),
-        ({"on_q": 0, "on_x": 0}, "expected at least one regressor"),
-        ({"ridges": []}, "at least one regressor and ridges"),
+        ({"on_q": 0, "on_x": 0}, "expected a regressor or matching"),
+        ({"ridges": []}, "expected a regressor or matching, and ridges"),
         ({"ridges": [-1.0]}, "ridges of at least 0"),
         ({"variance": "pooled"}, "expected variance to be original or rule"),
         ({"path": "quantized"}, "quantized"),

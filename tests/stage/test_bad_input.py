@@ -409,7 +409,7 @@ def a_file_for_outputs(place):
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 FULL_TOO = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 ACCIDENTS = {
-    "truncated statistics": (truncated("noise", "noise.safetensors"), r"remove \S+, and the same command makes it again"),
+    "truncated statistics": (truncated("noise", "noise.safetensors"), "the same command makes it again"),
     "truncated ranges": (truncated("calibrate", "quantizers.safetensors"), "quantizers.safetensors as it was written"),
     "truncated images": (truncated("samples_quantized", "00*.safetensors"), "the same command makes it again"),
     "a truncated evaluation": (truncated("evaluate", "evaluation.json"), "evaluation.json as it was written"),
