@@ -81,9 +81,9 @@ def test_the_same_command_recomputes_nothing(report):
 
 
 FORCED = {
-    "true": {"trajectories", "calibrate", "noise", "evaluate"} | set(VARIANTS.values()),
+    "true": {"trajectories", "calibrate", "noise", "fit", "evaluate"} | set(VARIANTS.values()),
     "evaluate": {"evaluate"},
-    "noise": {"noise", "samples_corrected", "evaluate"},
+    "noise": {"noise", "fit", "samples_corrected", "evaluate"},
 }
 
 
@@ -108,7 +108,7 @@ def test_a_sweep_over_corrections_calibrates_once(report):
     before = set(artefacts(folder))
     second, _ = report("correction=ptqd_release")
     made = {path.parent.name for path in set(artefacts(folder)) - before}
-    assert made == {"samples_corrected", "evaluate"}
+    assert made == {"fit", "samples_corrected", "evaluate"}
     assert second["rows"][:2] == first["rows"][:2]
 
 
