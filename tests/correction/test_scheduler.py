@@ -142,6 +142,14 @@ def test_a_pipeline_draws_the_images_of_our_loop_bit_for_bit(name, sampler, clip
     assert (name in ("none", "variance")) == torch.equal(ours[0], pipeline_states(pipe)[0])
 
 
+def test_noise_that_a_step_absorbs_whole_is_drawn_all_the_same(pair):
+    correction = fitted("ptqd", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
+    first, *others = correction.found
+    correction = FittedCorrection(correction.steps, [dataclasses.replace(first, sigma=0.0), *others])
+    pipe = DDPMPipeline(pair[1].network, CorrectedScheduler(correction))
+    assert_equal(our_states(pair, correction), pipeline_states(pipe))
+
+
 def test_a_network_that_predicts_a_variance_too(tiny_model_folder, quantized_copy):
     model = UNetDenoiser.from_folder(str(tiny_model_folder(out_channels=6)))
     pair = model, quantized_copy(model)
