@@ -6,6 +6,7 @@ from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, St
 from ptq_diffusion.correction.none import NoCorrection
 from ptq_diffusion.correction.ptqd import PTQD
 from ptq_diffusion.correction.regression import Regression
+from ptq_diffusion.correction.scheduler import CorrectedScheduler
 from ptq_diffusion.correction.statistics import Fingerprint, NoiseStatistics, StepMoments
 from ptq_diffusion.correction.tac import TAC
 
@@ -14,6 +15,7 @@ __all__ = [
     "PTQD",
     "TAC",
     "Batch",
+    "CorrectedScheduler",
     "Correction",
     "Fingerprint",
     "FittedCorrection",

@@ -89,6 +89,11 @@ class FittedCorrection:
         """sigma' at a step."""
         return self.found[step.i].sigma
 
+    @property
+    def needs_features(self) -> bool:
+        """Whether a step reads the features; a correction that reads none is a function of q and x_t."""
+        return any(repair.needs_features for found in self.found for repair in found.repairs)
+
     def report(self) -> Sequence[StepReport]:
         """What was found, one entry for each step."""
         return [found.report for found in self.found]

@@ -27,6 +27,11 @@ class Repair(ABC):
             features: the input of its output layer after that layer's activation quantizer, (B, F, H, W).
         """
 
+    @property
+    @abstractmethod
+    def needs_features(self) -> bool:
+        """Whether m~ depends on the features; otherwise any tensor may stand for them."""
+
     @abstractmethod
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiplications for one image of shape (C, H, W), those that fold into the output layer left out."""
@@ -56,6 +61,10 @@ class Affine(Repair):
 
     def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:  # noqa: ARG002
         return (q - self.bias.to(q)[:, None, None]) / (1 + float(self.k))
+
+    @property
+    def needs_features(self) -> bool:
+        return False
 
     def macs(self, shape: tuple[int, ...]) -> int:
         return shape[0] * shape[1] * shape[2]
@@ -92,6 +101,10 @@ class Filter(Repair):
                 m = m + F.conv2d(padded(source, kernel.shape[-1], mode), kernel.to(q))
         return m
 
+    @property
+    def needs_features(self) -> bool:
+        return self.on_features.numel() > 0
+
     def macs(self, shape: tuple[int, ...]) -> int:
         return (self.on_q.numel() + self.on_x.numel()) * shape[1] * shape[2]
 
@@ -116,6 +129,10 @@ class Spectral(Repair):
         spectrum = banded(self.on_q.to(q), bands, cosine_transform(q))
         spectrum += banded(self.on_x.to(q), bands, cosine_transform(x_t))
         return inverse_cosine_transform(spectrum) + self.offset.to(q)[:, None, None]
+
+    @property
+    def needs_features(self) -> bool:
+        return False
 
     def macs(self, shape: tuple[int, ...]) -> int:
         channels, height, width = shape

@@ -1,0 +1,144 @@
+"""A fitted correction as the scheduler of a stock diffusers pipeline."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ptq_diffusion.correction.fitted import FittedCorrection
+
+BETA_SCHEDULE = (
+    "the table of a CorrectedScheduler, which only itself can follow (use DDPMPipeline, which keeps its scheduler),"
+)
+"""In the configuration, so that diffusers refuses to make another scheduler of it: the correction would be lost."""
+
+
+class CorrectedScheduler(SchedulerMixin, ConfigMixin):
+    """x_s = F(x_t, m~(q, x_t)) + sigma' z: F of the table, m~ and sigma' of the correction, q from the pipeline's UNet.
+
+    It belongs to the quantized network that it was fitted for, as `pipe.unet` of a DDPMPipeline. DDIMPipeline is not
+    supported: it turns its scheduler into a DDIMScheduler and tells it an eta, which a fitted table has already.
+
+    Noise is drawn at every step, also where sigma' is 0, as in `sampler.sample`. So a pipeline with the generators
+    `[numeric.seed.generator("images", seed, i) for i in ...]`, one for each image, draws the images of that loop.
+
+    Args:
+        correction: fitted to one table, a function of q and x_t.
+
+    Raises:
+        ValueError: the correction needs the features, or two steps of its table have the same time.
+    """
+
+    order = 1
+    init_noise_sigma = 1.0
+
+    def __init__(self, correction: FittedCorrection) -> None:
+        if correction.needs_features:
+            raise ValueError(
+                "expected a correction that is a function of the output and the state, got one that needs the input of "
+                "the network's output layer too, which a pipeline does not hand to its scheduler; draw its images with "
+                "ptq-diffusion (goal=samples_corrected), or fit one without on_features, such as "
+                "correction=wiener_matched"
+            )
+        self.correction = correction
+        self.timesteps = torch.tensor([step.t for step in correction.steps])
+        self._steps = dict(zip(self.timesteps.tolist(), correction.steps, strict=True))
+        if len(self._steps) < len(correction.steps):
+            raise ValueError(f"expected a table whose times differ, got {self.timesteps.tolist()}; fit another")
+        self.register_to_config(num_inference_steps=len(correction.steps), beta_schedule=BETA_SCHEDULE)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override, unused-ignore]
+        cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None
+    ) -> "CorrectedScheduler":
+        """Load what `save_pretrained` wrote, or an artefact of the stage `fit`, `outputs/store/fit/<signature>/`.
+
+        Raises:
+            FileNotFoundError: the folder lacks a file.
+            ValueError: the correction is none for a pipeline, or of an unknown kind.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        return cls(FittedCorrection.load(folder / subfolder if subfolder else folder))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **options: Any) -> "CorrectedScheduler":  # noqa: ANN401, ARG003
+        """Always refused: diffusers' way from one scheduler to another cannot carry what was fitted.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "expected a folder, a configuration does not hold the fitted correction; "
+            "use CorrectedScheduler.from_pretrained(folder)"
+        )
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **options: Any) -> None:  # noqa: ANN401
+        """Write the correction (json and safetensors) beside diffusers' `scheduler_config.json`."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.correction.save(folder)
+        super().save_pretrained(folder, push_to_hub, **options)
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        """Begin.
+
+        Raises:
+            ValueError: another number of steps than the correction's.
+        """
+        if num_inference_steps != len(self._steps):
+            raise ValueError(
+                f"expected num_inference_steps={len(self._steps)}, for which the correction was fitted, got "
+                f"{num_inference_steps}; fit it for another number with sampler.steps"
+            )
+        self.timesteps = self.timesteps.to(device)
+
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """The state as it is; nothing is scaled."""
+        return sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+        **options: object,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """From x_t to x_s.
+
+        Args:
+            model_output: q, (B, C, H, W), or (B, 2C, H, W) of a network that predicts a variance too.
+            timestep: t.
+            sample: x_t, (B, C, H, W).
+            generator: where z comes from, one for all or one for each image.
+            return_dict: x_s as `prev_sample`, or else in a tuple.
+            options: none is known.
+
+        Raises:
+            ValueError: a time that the table does not have, or an option of another scheduler, such as eta.
+            FloatingPointError: x_s is not finite.
+        """
+        if options:
+            raise ValueError(
+                f"expected no other options, got {', '.join(options)}: the fitted table has its own; "
+                "use DDPMPipeline, which passes none, with a correction fitted for the eta that is wanted"
+            )
+        t = float(timestep)
+        if t not in self._steps:
+            raise ValueError(f"expected a time of the table, one of {', '.join(map(str, self._steps))}, got {t}")
+        step, q = self._steps[t], model_output[:, : sample.shape[1]]
+        m = self.correction.output(q, sample, sample.new_empty(0), step)
+        z = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+        x_s = step.mean(sample, m) + self.correction.sigma(step) * z
+        if not torch.isfinite(x_s).all():
+            raise FloatingPointError(
+                f"the state after t = {t} is not finite; check that pipe.unet is the quantized network that the "
+                "correction was fitted for"
+            )
+        return SchedulerOutput(prev_sample=x_s) if return_dict else (x_s,)
