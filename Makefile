@@ -22,8 +22,8 @@ help:  ## show this list
 demo: $(READY)  ## run the demonstration experiment with the bundled network
 	$(BIN)/ptq-diffusion experiment=demo
 
-test: check  ## lint, check types, run the tests
-	$(BIN)/pytest
+test: check  ## lint, check types, run the tests, as many at a time as there are cores
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 check: $(READY)  ## lint and check types
 	$(BIN)/ruff check .

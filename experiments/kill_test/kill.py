@@ -107,11 +107,11 @@ def fresh(folder: Path, name: str) -> Path:
 def contents(folder: Path) -> Mapping[str, str]:
     """Hashes of every file of the store and the report.
 
-    Neither locks, nor the log of how a training went, nor the manifests, which hold its size.
+    Neither locks, nor the logs of what was said and how a training went, nor the manifests, which hold its size.
     """
     outputs = folder / "outputs"
     files = (path for path in outputs.rglob("*") if path.is_file() and "log" not in path.parts)
-    kept = (path for path in files if path.suffix != ".lock" and path.name != "files.json")
+    kept = (path for path in files if path.suffix != ".lock" and path.name not in ("files.json", "log.txt"))
     return {str(path.relative_to(outputs)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
 
 

@@ -23,8 +23,9 @@ class Killed(BaseException):
 
 
 def contents(outputs):
-    """Every file of the store and the report but locks, by its path."""
-    paths = [path for path in outputs.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    """Every file of the store and the report by its path, but locks and what was said when."""
+    paths = [path for path in outputs.rglob("*") if path.is_file()]
+    paths = [path for path in paths if path.suffix != ".lock" and path.name != "log.txt"]
     return {str(path.relative_to(outputs)): path.read_bytes() for path in paths}
 
 

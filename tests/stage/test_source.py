@@ -4,6 +4,7 @@ import ast
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -20,7 +21,8 @@ EDITS = {
     "sampler/loop.py": {"trajectories", "calibrate", "noise", "samples_full_precision", "evaluate"},
     "quantizer/affine.py": {"calibrate", "noise", "samples_quantized", "samples_corrected", "evaluate"},
     "quantizer/range_search.py": {"calibrate", "noise", "samples_quantized", "samples_corrected", "evaluate"},
-    "correction/ptqd.py": {"samples_corrected", "evaluate"},
+    "correction/ptqd.py": {"fit"},
+    "correction/repair.py": {"fit", "samples_corrected"},
     "metric/bootstrap.py": {"evaluate"},
     "metric/pixels.py": set(),
     "correction/none.py": set(),
@@ -46,7 +48,8 @@ def copied(tmp_path, monkeypatch):
     def sources(cfg):
         ours = Package(root)
         monkeypatch.setattr(store_module, "OURS", ours)
-        monkeypatch.setattr(store_module.inspect, "getfile", lambda stage: ours.defining(stage.__module__))
+        getfile = SimpleNamespace(getfile=lambda stage: ours.defining(stage.__module__))
+        monkeypatch.setattr(store_module, "inspect", getfile)
         stages = [STAGES[name] for name in upstream(STAGES["evaluate"])]
         return {stage.name: source(stage, select(cfg, stage.uses)) for stage in stages}
 
@@ -110,7 +113,9 @@ def test_what_a_stage_calls_lies_in_its_closure(make, monkeypatch):
     for stage in STAGES.values():
         for name in ("make", "evidence"):
             monkeypatch.setattr(stage, name, traced(getattr(stage, name), stage))
-    make("images=2", "seeds=[0]", "noise.images=4", "metric=pixels")
+    make(
+        "images=3", "seeds=[0]", "noise.images=4", "metric=pixels", "metric.neighbours=1", "correction=readout_matched"
+    )
     assert {stage.name for stage in entered} >= upstream(STAGES["evaluate"])
     for stage, (cfg, files) in entered.items():
         ran = {Path(file) for file in files if file.startswith(f"{OURS.root}/")}
@@ -169,7 +174,7 @@ def test_imports_inside_functions_and_in_circles_are_followed(tmp_path):
 
 
 def test_the_source_of_what_a_configuration_names_is_that_of_the_stage(tiny):
-    stage = STAGES["samples_corrected"]
+    stage = STAGES["fit"]
     digests = {
         name: source(stage, select(composed(*tiny, f"correction={name}"), stage.uses)) for name in ("none", "ptqd")
     }
