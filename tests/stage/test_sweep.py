@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ptq_diffusion.stage.samples import CorrectedSamples
+from ptq_diffusion.stage.fit import Fit
 
 
 @pytest.fixture
@@ -40,21 +40,21 @@ def test_a_job_without_a_signature_leaves_its_failure_too(failed, tmp_path):
 
 
 def test_a_job_that_failed_is_made_again_and_its_failure_forgotten(failed, command, tmp_path, monkeypatch):
-    make = CorrectedSamples.make
+    make = Fit.make
 
     def full_disk(self, cfg, *rest):
         if cfg.correction.get("variance") == "pooled":
             raise OSError("no space left on device")
         make(self, cfg, *rest)
 
-    monkeypatch.setattr(CorrectedSamples, "make", full_disk)
+    monkeypatch.setattr(Fit, "make", full_disk)
     failed("correction=ptqd,none")
     ((run, failure),) = failures(tmp_path).items()
     assert "-ptqd-" in run and failure["message"] == "no space left on device"
-    monkeypatch.setattr(CorrectedSamples, "make", make)
+    monkeypatch.setattr(Fit, "make", make)
     said = command("-m", "correction=ptqd,none")
     assert not failures(tmp_path) and len(list(tmp_path.glob("outputs/runs/*/report.json"))) == 2
-    assert said.count("calibrate: making") == 0 and said.count("samples_corrected: making") == 1
+    assert said.count("calibrate: making") == 0 and said.count("fit: making") == 1
 
 
 def test_the_failure_of_a_single_run_is_recorded_and_raised(command, tmp_path):
