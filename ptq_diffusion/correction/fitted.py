@@ -98,6 +98,16 @@ class FittedCorrection:
         """What was found, one entry for each step."""
         return [found.report for found in self.found]
 
+    def macs(self, shape: tuple[int, ...]) -> int:
+        """Multiplications of all steps for one image of shape (C, H, W)."""
+        return sum(repair.macs(shape) for found in self.found for repair in found.repairs)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all coefficients as they are saved."""
+        tensors = (t for found in self.found for repair in found.repairs for t in repair.tensors().values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def save(self, folder: Path) -> None:
         """Write `correction.json` and `correction.safetensors` into an existing folder."""
         tensors = {

@@ -72,8 +72,16 @@ def match(source: Spectrum, target: Spectrum) -> Spectral:
     Args:
         source: of the estimate m^ and the states that it was made on.
         target: of the float output and the states of float sampling.
+
+    Raises:
+        ValueError: so few images that the covariances of the lowest band are singular.
     """
     c = len(source.mean) // 2
+    if source.count < 2 * c + 1:
+        raise ValueError(
+            f"expected at least {2 * c + 1} images to match the spectrum of {c} channels, got {source.count}; "
+            "raise noise.images"
+        )
     white = SHRINKAGE * torch.eye(c, dtype=torch.float64) * _mean_variance(target.rest)
     gain = _transport(source.rest + white, target.rest + white)
     on_x = target.linear - gain @ source.linear

@@ -78,7 +78,11 @@ class Regression(PathCorrection):
 
     def _filter(self, batches: Sequence[Batch]) -> Filter:
         pairs = [self._moments(batch) for batch in batches]
-        even, odd = (reduce(Moments.merge, parts) for parts in zip(*pairs, strict=True))
+        # A chunk of one image has no image in one of the halves.
+        halves = [[part for part in parts if part.count] for parts in zip(*pairs, strict=True)]
+        if not all(halves):
+            raise ValueError("expected at least 2 images to choose a ridge, got 1; raise noise.images")
+        even, odd = (reduce(Moments.merge, parts) for parts in halves)
         channels, features = batches[0].m.shape[1], batches[0].features.shape[1]
         inputs = len(even.mean) - channels
         return self._kernels(held_out_ridge(even, odd, inputs, self.ridges).map, channels, features)

@@ -7,12 +7,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.metric.cost import cost, usual_bits
 from ptq_diffusion.metric.judgement import Settings, judge
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.numeric.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.files import write_json
+from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.parts import build_model, build_quantizers, build_steps
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.runtime import Runtime
@@ -42,7 +44,7 @@ class Evaluate(ModelStage):
 
     name = "evaluate"
     version = 2
-    needs = (FullPrecisionSamples, QuantizedSamples, CorrectedSamples)
+    needs = (FullPrecisionSamples, QuantizedSamples, Fit, CorrectedSamples)
     uses = (*SAMPLING, *QUANTIZING, "metric", "reference")
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
@@ -57,7 +59,7 @@ class Evaluate(ModelStage):
         (out / "features").mkdir(exist_ok=True)
         for variant, found in judged.features.items():
             found.save(out / "features" / f"{variant}.safetensors", extractor.checksum())
-        costs = _costs(cfg)
+        costs = _costs(cfg, FittedCorrection.load(inputs[Fit.name]))
         drawn = {"images": cfg.images, "seeds": list(cfg.seeds)}
         rows = [{"variant": name} | costs[name] | dict(judged.rows[name]) | drawn for name in VARIANTS]
         evaluation = {"rows": rows, "paired": judged.paired, "protocol": judged.protocol}
@@ -69,23 +71,28 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "evaluation.json").read_text())
 
 
-def _costs(cfg: DictConfig) -> dict[str, dict[str, float]]:
-    """Bits, bit operations and bytes by variant. A correction's own operations, two a pixel, are not counted."""
+def _costs(cfg: DictConfig, fitted: FittedCorrection) -> dict[str, dict[str, float]]:
+    """Bits, bit operations and bytes by variant; a correction adds its own operations, in float, and coefficients."""
     model = build_model(cfg)
     steps = len(build_steps(cfg, model))
     quantized = build_quantizers(cfg, model).plan
     unquantized = BitwidthPlan(dict.fromkeys(quantized.layers, LayerBits(FLOAT_BITS, FLOAT_BITS)))
     full = cost(model, unquantized, steps).bops_per_image
 
-    def of(plan: BitwidthPlan) -> dict[str, float]:
+    def of(plan: BitwidthPlan, macs: int = 0, size: int = 0) -> dict[str, float]:
         weight, activation = usual_bits(model, plan)
         found = cost(model, plan, steps)
+        bops = found.bops_per_image + macs * FLOAT_BITS**2
         return {
             "weight_bits": weight,
             "activation_bits": activation,
-            "bops_per_image": found.bops_per_image,
-            "bops_saving": full / found.bops_per_image,
-            "weight_bytes": found.weight_bytes,
+            "bops_per_image": bops,
+            "bops_saving": full / bops,
+            "weight_bytes": found.weight_bytes + size,
         }
 
-    return {"full_precision": of(unquantized), "quantized": of(quantized), "corrected": of(quantized)}
+    return {
+        "full_precision": of(unquantized),
+        "quantized": of(quantized),
+        "corrected": of(quantized, fitted.macs(model.shape), fitted.size),
+    }

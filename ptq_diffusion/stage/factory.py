@@ -4,10 +4,12 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_type_hints
 
+from diffusers import ModelMixin, SchedulerMixin
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch.optim import Optimizer
 
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 OURS = "ptq_diffusion."
@@ -54,9 +56,17 @@ def targets(node: object) -> list[str]:
 def _allowed(name: str) -> Callable[..., Any]:
     """The class or function of this name, refused by what it is: a module of ours may import one that is not."""
     found = get_object(name) if name.startswith(ALLOWED) else None
-    if not callable(found) or not f"{getattr(found, '__module__', '')}.".startswith(ALLOWED):
+    home = f"{getattr(found, '__module__', '')}."
+    if not callable(found) or not home.startswith(ALLOWED) or not _constructible(found, home):
         raise ValueError(f"expected a _target_ that names a class of {', '.join(ALLOWED)}, got {name!r}")
     return found
+
+
+def _constructible(found: object, home: str) -> bool:
+    """A class of ours or its `from_folder`; of others a network, scheduler or optimizer: a function may run files."""
+    if home.startswith(OURS):
+        return isinstance(found, type) or getattr(found, "__name__", "") == "from_folder"
+    return isinstance(found, type) and issubclass(found, (ModelMixin, SchedulerMixin, Optimizer))
 
 
 def _parts(node: object) -> list[Mapping[str, Any]]:

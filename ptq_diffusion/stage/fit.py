@@ -1,6 +1,5 @@
 """Stage: the correction, fitted to moments of the noise, or step by step on images that walk along a path."""
 
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ class Fit(ModelStage):
     version = 1
     needs = (Calibrate, Noise)
     uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "micro_batch", "correction")
+    scratch = ("walk",)
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
         correction = construct(cfg.correction)
@@ -38,7 +38,6 @@ class Fit(ModelStage):
         else:
             walk = partial(self.walk, cfg, inputs, out / "walk")
             runtime.launch(partial(follow, walk=walk, out=out, progress=runtime.progress), tasks=1)
-            shutil.rmtree(out / "walk")
 
     def walk(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path) -> Walk:
         """The images on their way."""

@@ -14,7 +14,7 @@ from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap
 from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.chunks import Chunk
-from ptq_diffusion.stage.files import holds_tensors, write_tensors
+from ptq_diffusion.stage.files import holds_tensors, sync_folder, write_tensors
 from ptq_diffusion.stage.runtime import track
 
 
@@ -50,17 +50,25 @@ class Walk:
         """Fit all steps."""
         self.model.to(device)
         self.quantized.to(device)
-        done = self.folder / "fitted"
-        if done.is_dir():
-            self.fitted = list(FittedCorrection.load(done).found)
-        done.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if done := sorted(self.folder.glob("fitted-*")):
+            self.fitted = list(FittedCorrection.load(done[-1]).found)
         for step in track(self.steps[len(self.fitted) :], "fit of the correction", progress):
             for chunk in self.wanted:
                 self._visit(chunk, step, device)
             self.fitted.append(self.correction.fit_step(StepBatches(self._step(step.i), self.wanted), step))
-            FittedCorrection(self.steps[: step.i + 1], self.fitted).save(done)
+            self._keep(step)
             shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
         return FittedCorrection(self.steps, self.fitted)
+
+    def _keep(self, step: Step) -> None:
+        """What was fitted up to a step, whole or absent."""
+        beside = self.folder / "beside"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        FittedCorrection(self.steps[: step.i + 1], self.fitted).save(beside)
+        sync_folder(beside)
+        beside.rename(self.folder / f"fitted-{step.i:04d}")
 
     def _visit(self, chunk: Chunk, step: Step, device: torch.device) -> None:
         """Bring a chunk to a step, ask both networks there, and keep what they say."""

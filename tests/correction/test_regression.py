@@ -188,3 +188,17 @@ def test_the_split_into_even_and_odd_images_does_not_depend_on_the_batches():
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Regression(**OPTIONS | options)
+
+
+def test_a_chunk_of_one_image_counts_and_one_image_in_all_is_refused():
+    m, q, x, features = planted(count=9)
+    parts = [slice(0, 8), slice(8, 9)]
+    chunks = [Batch(p.start, m[p], q[p], x[p], features[p], m[p], x[p]) for p in parts]
+    whole = [Batch(0, m, q, x, features, m, x)]
+    regression = Regression(**OPTIONS | {"ridges": [1e-3]})
+    a, b = (regression.fit_step(batches, STEP).output(q, x, features) for batches in (chunks, whole))
+    assert torch.allclose(a, b, atol=1e-10)
+    with pytest.raises(ValueError, match="at least 2 images to choose a ridge"):
+        regression.fit_step(chunks[1:], STEP)
+    with pytest.raises(ValueError, match="expected at least 5 images to match the spectrum of 2 channels, got 1"):
+        Regression(**OPTIONS | {"on_q": 0, "on_x": 0, "matching": True}).fit_step(chunks[1:], STEP)

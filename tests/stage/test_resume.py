@@ -14,6 +14,7 @@ from ptq_diffusion.stage.chunks import read_chunks
 from ptq_diffusion.stage.denoiser_training import DenoiserTraining
 from ptq_diffusion.stage.feature_network_training import FeatureNetworkTraining
 from ptq_diffusion.stage.resumable_fit import WarmupStableDecay
+from ptq_diffusion.stage.walk import Walk
 
 SMALL = ["images=3", "seeds=[0]", "noise.images=5"]
 
@@ -66,6 +67,25 @@ def test_a_run_killed_before_a_file_gets_its_name_ends_with_the_same_bytes(make,
     found = contents(tmp_path / "outputs")
     assert found.keys() == whole.keys() - {"renamings"}
     assert [name for name in found if found[name] != whole[name]] == []
+
+
+@pytest.mark.parametrize("visits", [1, 3, 5])
+def test_a_fit_killed_on_its_way_goes_on_and_ends_with_the_same_bytes(make, tmp_path, monkeypatch, visits):
+    """At its first step and at later ones; a step has two chunks."""
+    goal = ["goal=fit", "correction=wiener", "noise.images=7"]
+    expected = contents(make(*goal, f"outputs={tmp_path / 'whole'}"))
+    visit, done = Walk._visit, []
+
+    def dies(self, *arguments):
+        if len(done) == visits:
+            raise Killed
+        done.append(arguments)
+        visit(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Walk, "_visit", dies)
+        make(*goal)
+    assert contents(make(*goal)) == expected
 
 
 def test_chunks_that_a_power_cut_emptied_are_done_again(make, tmp_path, monkeypatch):

@@ -114,7 +114,7 @@ def test_what_a_stage_calls_lies_in_its_closure(make, monkeypatch):
         for name in ("make", "evidence"):
             monkeypatch.setattr(stage, name, traced(getattr(stage, name), stage))
     make(
-        "images=3", "seeds=[0]", "noise.images=4", "metric=pixels", "metric.neighbours=1", "correction=readout_matched"
+        "images=3", "seeds=[0]", "noise.images=8", "metric=pixels", "metric.neighbours=1", "correction=readout_matched"
     )
     assert {stage.name for stage in entered} >= upstream(STAGES["evaluate"])
     for stage, (cfg, files) in entered.items():

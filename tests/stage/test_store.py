@@ -66,6 +66,9 @@ BEHIND_OURS = [
     "ptq_diffusion.stage.checkpoint.shutil.rmtree",
     "torch.optim.adam.torch.load",
     "ptq_diffusion.numeric.grid.FLOAT_BITS",
+    "ptq_diffusion.stage.files.replace",
+    "diffusers.utils.dynamic_modules_utils.get_class_in_module",
+    "diffusers.DiffusionPipeline.from_pretrained",
 ]
 CFG = OmegaConf.create({"a": {"number": 4, "other": 1}, "factor": 2, "seeds": [1]})
 
