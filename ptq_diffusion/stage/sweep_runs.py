@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from ptq_diffusion.stage.samples import CorrectedSamples, FullPrecisionSamples, QuantizedSamples
 from ptq_diffusion.stage.store import Stage
@@ -64,13 +65,24 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> Run | None:
-    failure, report = (_json(folder / name) for name in (FAILURE, "report.json"))
-    config = failure["config"] if failure else read_config(folder)
-    if config.get("goal") != "report":
+    """The run in a folder; None where its goal is another, or the files are somebody else's.
+
+    Raises:
+        ValueError: a file is cut off or broken.
+    """
+    try:
+        failure, report = (_json(folder / name) for name in (FAILURE, "report.json"))
+        config = read_config(folder) if failure is None else failure["config"]
+    except (ValueError, KeyError, OSError, YAMLError) as error:
+        raise ValueError(
+            f"expected the files of a run in {folder}, got one that cannot be read ({error}); "
+            "remove the folder or run its command again"
+        ) from error
+    if not isinstance(config, dict) or config.get("goal") != "report" or "labels" not in config:
         return None
     flat = _flat(config)
     flat[BITS] = "/".join(flat.pop(f"bitwidth.inner.{operand}", ABSENT) for operand in ("weight", "activation"))
-    if failure:
+    if failure is not None:
         return Run(folder, flat, flat["labels.correction"], None, f"failed: {failure['error']}: {failure['message']}")
     return Run(folder, flat, flat["labels.correction"], report, "" if report else "unfinished: no report.json")
 

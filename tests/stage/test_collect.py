@@ -22,7 +22,7 @@ def run_like(folder, correction="ptqd", eta=1.0, bits=4, noise=128, **report):
     place = folder / name
     place.mkdir(parents=True)
     text = (EXAMPLE / "config.yaml").read_text()
-    text = text.replace("eta: 1.0", f"eta: {eta}").replace("correction: ptqd", f"correction: {correction}")
+    text = text.replace("eta: 1.0", f"eta: {eta}").replace("correction: matched", f"correction: {correction}")
     text = text.replace("images: 128", f"images: {noise}").replace("weight: 4\n", f"weight: {bits}\n")
     assert f"weight: {bits}\n" in text and f"eta: {eta}" in text and f"images: {noise}" in text
     (place / "config.yaml").write_text(text)
@@ -146,3 +146,24 @@ def test_corrections_are_compared_by_their_images(command, tmp_path):
     shutil.rmtree(tmp_path / "outputs" / "store" / "samples_corrected")
     with pytest.raises(FileNotFoundError, match="run its command again"):
         collect(Path(runs), "ptqd")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("config.yaml", "a: [1"), ("report.json", '{"rows": ['), ("failure.json", "{}"), ("failure.json", "")],
+)
+def test_a_broken_file_of_a_run_is_named(tmp_path, name, text):
+    run_like(tmp_path)
+    broken = run_like(tmp_path, correction="bias")
+    (broken / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"(?s)expected the files of a run in {broken}, .*run its command again"):
+        collect(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["- a list", "goal: report", "goal: noise", "a word"])
+def test_the_files_of_others_are_no_runs(tmp_path, text):
+    run_like(tmp_path / "runs")
+    before = table(tmp_path / "runs")
+    (tmp_path / "runs" / "other").mkdir()
+    (tmp_path / "runs" / "other" / "config.yaml").write_text(text)
+    assert table(tmp_path / "runs") == before
