@@ -41,7 +41,7 @@ def tiny(tiny_model_folder, tmp_path):
         "seeds=[0,1]",
         "micro_batch=4",
         "calibration.images=4",
-        "noise.images=6",
+        "noise.images=7",
         "metric.replicates=5",
         "metric.neighbours=1",
         "runtime.accelerator=cpu",
