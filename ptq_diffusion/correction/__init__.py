@@ -1,5 +1,6 @@
 """Floor 3: repair of the quantization noise."""
 
+from ptq_diffusion.correction.auto import Auto, Choice
 from ptq_diffusion.correction.correction import Batch, Correction, MomentCorrection, Path, PathCorrection
 from ptq_diffusion.correction.d2dpm import D2DPM
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
@@ -14,7 +15,9 @@ __all__ = [
     "D2DPM",
     "PTQD",
     "TAC",
+    "Auto",
     "Batch",
+    "Choice",
     "CorrectedScheduler",
     "Correction",
     "Fingerprint",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ptq_diffusion.correction.repair import RINGS, Spectral
 from ptq_diffusion.numeric.spectrum import cosine_transform, radial_bands
+from ptq_diffusion.sampler.step import Step
 
 SHRINKAGE = 1e-3
 """White noise added to both covariances, relative to the variance of m given x_t: few images fill a low band."""
@@ -20,11 +21,13 @@ class Spectrum:
         count: images N.
         mean: (2C,) float64, the mean of every channel.
         power: (bands, 2C, 2C) float64, about the mean, averaged over images and the coefficients of a band.
+        sizes: (bands,) int64, the coefficients of every band, as many in all as an image has pixels.
     """
 
     count: int
     mean: Tensor
     power: Tensor
+    sizes: Tensor
 
     @classmethod
     def of(cls, m: Tensor, x_t: Tensor) -> "Spectrum":
@@ -34,18 +37,36 @@ class Spectrum:
         spectrum = cosine_transform(pair - mean[:, None, None])
         products = torch.einsum("bchw,bdhw->hwcd", spectrum, spectrum) / len(m)
         bands = radial_bands(*m.shape[-2:], RINGS)
-        power = torch.zeros(int(bands.max()) + 1, *products.shape[-2:], dtype=torch.float64)
+        sizes = bands.flatten().bincount()
+        power = torch.zeros(len(sizes), *products.shape[-2:], dtype=torch.float64)
         power.index_add_(0, bands.flatten(), products.flatten(0, 1))
-        return cls(len(m), mean, power / bands.flatten().bincount()[:, None, None])
+        return cls(len(m), mean, power / sizes[:, None, None], sizes)
 
-    def merge(self, other: "Spectrum", pixels: int) -> "Spectrum":
-        """The moments of both batches, whose images have this many pixels."""
+    def merge(self, other: "Spectrum") -> "Spectrum":
+        """The moments of both batches."""
         count = self.count + other.count
         share = other.count / count
         shift = other.mean - self.mean
         power = self.power * (1 - share) + other.power * share
-        power[0] += torch.outer(shift, shift) * share * (1 - share) * pixels
-        return Spectrum(count, self.mean + shift * share, power)
+        power[0] += torch.outer(shift, shift) * share * (1 - share) * self.sizes.sum()
+        return Spectrum(count, self.mean + shift * share, power, self.sizes)
+
+    def repaired(self, repair: Spectral) -> "Spectrum":
+        """The moments of (m~, x_t) with m~ = A m + B x_t + c."""
+        c = len(self.mean) // 2
+        rows = torch.zeros_like(self.power)
+        rows[:, :c, :c], rows[:, :c, c:] = repair.on_q, repair.on_x
+        rows[:, c:, c:] = torch.eye(c, dtype=torch.float64)
+        mean = rows[0] @ self.mean
+        mean[:c] += repair.offset
+        return Spectrum(self.count, mean, rows @ self.power @ rows.mT, self.sizes)
+
+    def next_state(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Mean (C,) and covariances (bands, C, C) of b m + a x_t, what a step without its clip makes of them."""
+        c = len(self.mean) // 2
+        eye = torch.eye(c, dtype=torch.float64)
+        row = torch.cat([step.gain * eye, (step.c_x + step.c_0 * step.p_x) * eye], dim=1)
+        return row @ self.mean, row @ self.power @ row.T
 
     @property
     def linear(self) -> Tensor:
@@ -86,6 +107,20 @@ def match(source: Spectrum, target: Spectrum) -> Spectral:
     gain = _transport(source.rest + white, target.rest + white)
     on_x = target.linear - gain @ source.linear
     return Spectral(gain, on_x, target.mean[:c] - gain[0] @ source.mean[:c] - on_x[0] @ source.mean[c:])
+
+
+def distance(source: Spectrum, target: Spectrum, step: Step) -> float:
+    """How far the next state is from where it should be: the squared Wasserstein distance of Gaussians, per pixel.
+
+    Args:
+        source: of the output in use and the states that it was made on.
+        target: of the float output and the states of float sampling.
+        step: what makes the next state of them.
+    """
+    (mean, s), (aim, t) = source.next_state(step), target.next_state(step)
+    root = _root(s)
+    gaps = (s + t - 2 * _root(root @ t @ root)).diagonal(dim1=-2, dim2=-1).sum(-1)
+    return float((mean - aim).square().sum() + (gaps * source.sizes).sum() / source.sizes.sum())
 
 
 def _mean_variance(covariance: Tensor) -> Tensor:

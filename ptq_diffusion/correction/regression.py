@@ -1,14 +1,15 @@
 """The best linear, shift-invariant estimate of the float output from all that a quantized step knows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from ptq_diffusion.correction.correction import Batch, Path, PathCorrection
 from ptq_diffusion.correction.fitted import StepCorrection
-from ptq_diffusion.correction.matching import Spectrum, match
+from ptq_diffusion.correction.matching import Spectrum, distance, match
 from ptq_diffusion.correction.measured import StepMeasurement
 from ptq_diffusion.correction.repair import Filter, Repair, Spectral, patches
 from ptq_diffusion.numeric.moments import Moments
@@ -23,7 +24,9 @@ class Regression(PathCorrection):
 
     The noise of quantized weights is a function of the input and structured in space, which PTQD's one scalar cannot
     see. Without h this is a Wiener filter of q and x_t; with h, the input of the output layer, it refits that layer for
-    every step. The ridge shrinks towards doing nothing and is chosen on held-out images: even against odd ones.
+    every step. The ridge shrinks towards doing nothing and is chosen on held-out images: even against odd ones. At a
+    step where one half of the images says that the regression, or the matching, of the other half is no gain, it is
+    left out: the regression by the squared error, the matching by the `distance` of the next states.
 
     Args:
         on_q: the side of K_q, odd; 0 leaves q out.
@@ -70,13 +73,14 @@ class Regression(PathCorrection):
             return StepMeasurement.of(batches, (), step).correction(step.sigma)
         repairs: tuple[Repair, ...] = ()
         if self.on_q or self.on_x or self.on_features:
-            repairs = (self._filter(batches),)
+            repairs = self._filter(batches)
         if self.matching:
-            repairs += (_matched(batches, repairs),)
+            repairs += _matched(batches, repairs, step)
         measured = StepMeasurement.of(batches, repairs, step)
         return measured.correction(measured.matched_sigma() if self.variance == "rule" else step.sigma)
 
-    def _filter(self, batches: Sequence[Batch]) -> Filter:
+    def _filter(self, batches: Sequence[Batch]) -> tuple[Filter, ...]:
+        """The regression, or nothing where on held-out images it explains nothing."""
         pairs = [self._moments(batch) for batch in batches]
         # A chunk of one image has no image in one of the halves.
         halves = [[part for part in parts if part.count] for parts in zip(*pairs, strict=True)]
@@ -85,7 +89,8 @@ class Regression(PathCorrection):
         even, odd = (reduce(Moments.merge, parts) for parts in halves)
         channels, features = batches[0].m.shape[1], batches[0].features.shape[1]
         inputs = len(even.mean) - channels
-        return self._kernels(held_out_ridge(even, odd, inputs, self.ridges).map, channels, features)
+        found = held_out_ridge(even, odd, inputs, self.ridges)
+        return (self._kernels(found.map, channels, features),) if found.r2 > 0 else ()
 
     def _moments(self, batch: Batch) -> tuple[Moments, Moments]:
         """Moments of (regressors, m - q) over the images of even and over those of odd index."""
@@ -117,8 +122,27 @@ class Regression(PathCorrection):
         return Filter(on_q, on_x, on_features, found.intercept)
 
 
-def _matched(batches: Sequence[Batch], repairs: Sequence[Repair]) -> Spectral:
-    pixels = batches[0].m[0, 0].numel()
-    source = (Spectrum.of(b.repaired(repairs), b.x_t) for b in batches)
-    target = (Spectrum.of(b.float_m, b.float_x_t) for b in batches)
-    return match(*(reduce(lambda a, b: a.merge(b, pixels), part) for part in (source, target)))
+def _matched(batches: Sequence[Batch], repairs: Sequence[Repair], step: Step) -> tuple[Spectral, ...]:
+    """The matching map, or nothing where one half of the images says that what the other half gives is no gain."""
+    source = _halves((batch.repaired(repairs), batch.x_t, batch.first) for batch in batches)
+    target = _halves((batch.float_m, batch.float_x_t, batch.first) for batch in batches)
+    maps = [match(*half) for half in zip(source, target, strict=True)]
+    before, after = 0.0, 0.0
+    for found, own, aim in zip(reversed(maps), source, target, strict=True):
+        before += distance(own, aim, step)
+        after += distance(own.repaired(found), aim, step)
+    return (match(Spectrum.merge(*source), Spectrum.merge(*target)),) if after < before else ()
+
+
+def _halves(parts: Iterable[tuple[Tensor, Tensor, int]]) -> tuple[Spectrum, Spectrum]:
+    """Spectra of the images of even and of those of odd index, from (m, x_t, index of the first image) of batches."""
+    halves: tuple[list[Spectrum], list[Spectrum]] = [], []
+    for m, x_t, first in parts:
+        for half in (0, 1):
+            images = slice((first + half) % 2, None, 2)
+            if len(m[images]):
+                halves[half].append(Spectrum.of(m[images], x_t[images]))
+    if not all(halves):
+        raise ValueError("expected at least 2 images to match a spectrum, got 1; raise noise.images")
+    even, odd = (reduce(Spectrum.merge, half) for half in halves)
+    return even, odd

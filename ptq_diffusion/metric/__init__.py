@@ -22,9 +22,11 @@ from ptq_diffusion.metric.psnr import psnr
 from ptq_diffusion.metric.real import RealStatistics
 from ptq_diffusion.metric.reference import FolderReference, NoReference, Reference, StatisticsReference
 from ptq_diffusion.metric.ssim import ssim
+from ptq_diffusion.metric.to_float import DistanceToFloat
 
 __all__ = [
     "Cifar10Net",
+    "DistanceToFloat",
     "Estimate",
     "FeatureExtractor",
     "FeatureMoments",

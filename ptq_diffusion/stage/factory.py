@@ -88,7 +88,7 @@ def _require_options(target: Callable[..., Any], part: Mapping[str, Any]) -> Non
         raise ValueError(f"expected all options of {name}, which has {_list(known)}, got none for {_list(missing)}")
     hints = get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
     for key, value in given.items():
-        if isinstance(value, dict) and "_target_" in value:
+        if _parts(value):
             continue
         try:
             TypeAdapter(hints[key], config=STRICT).validate_python(value)

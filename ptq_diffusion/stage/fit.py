@@ -4,40 +4,68 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+import torch
 from lightning import Fabric
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
 
-from ptq_diffusion.correction import FittedCorrection, MomentCorrection, NoiseStatistics
+from ptq_diffusion.correction import Auto, FittedCorrection, MomentCorrection, NoiseStatistics, PathCorrection
+from ptq_diffusion.network import OutputLayerTap
 from ptq_diffusion.stage.calibrate import Calibrate
-from ptq_diffusion.stage.chunks import chunks
+from ptq_diffusion.stage.chunks import chunks, read_chunks, run_chunks
+from ptq_diffusion.stage.draw import DrawImages
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint
 from ptq_diffusion.stage.parts import build_model, build_quantized, build_steps
 from ptq_diffusion.stage.runtime import Runtime
-from ptq_diffusion.stage.store import ModelStage
+from ptq_diffusion.stage.store import ModelStage, Need
 from ptq_diffusion.stage.walk import Walk
+
+FLOAT = "full precision"
 
 
 class Fit(ModelStage):
-    """The folder of a `FittedCorrection`, on one device."""
+    """The folder of a `FittedCorrection`; of a chosen one, with its `choice.json`."""
 
     name = "fit"
     version = 1
     needs = (Calibrate, Noise)
     uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "micro_batch", "correction")
-    scratch = ("walk",)
+    scratch = ("walk", "trial")
+
+    def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
+        """Moments need the noise, a choice every candidate fitted, a walk only the quantized network."""
+        correction = construct(cfg.correction)
+        if isinstance(correction, MomentCorrection):
+            return super().inputs(cfg)
+        calibrated = {Calibrate.name: Need(Calibrate, cfg)}
+        if isinstance(correction, Auto):
+            return calibrated | {name: Need(Fit, with_candidate(cfg, name)) for name in correction.candidates}
+        return calibrated
+
+    def evidence(self, cfg: DictConfig) -> dict[str, str]:
+        correction = construct(cfg.correction)
+        judged = {"judge": correction.judge.checksum()} if isinstance(correction, Auto) else {}
+        return super().evidence(cfg) | judged
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
         correction = construct(cfg.correction)
         if isinstance(correction, MomentCorrection):
-            model = build_model(cfg)
-            quantized, steps = build_quantized(cfg, model, inputs[Calibrate.name]), build_steps(cfg, model)
-            statistics = NoiseStatistics.load(inputs[Noise.name] / "noise.safetensors")
-            statistics.require(noise_fingerprint(quantized, steps))
-            correction.fit(statistics, steps).save(out)
-        else:
+            self._from_moments(correction, cfg, inputs, out)
+        elif isinstance(correction, PathCorrection):
             walk = partial(self.walk, cfg, inputs, out / "walk")
             runtime.launch(partial(follow, walk=walk, out=out, progress=runtime.progress), tasks=1)
+        else:
+            self._choose(correction, cfg, inputs, out, runtime)
+
+    def _from_moments(
+        self, correction: MomentCorrection, cfg: DictConfig, inputs: Mapping[str, Path], out: Path
+    ) -> None:
+        model = build_model(cfg)
+        quantized, steps = build_quantized(cfg, model, inputs[Calibrate.name]), build_steps(cfg, model)
+        statistics = NoiseStatistics.load(inputs[Noise.name] / "noise.safetensors")
+        statistics.require(noise_fingerprint(quantized, steps))
+        correction.fit(statistics, steps).save(out)
 
     def walk(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path) -> Walk:
         """The images on their way."""
@@ -45,6 +73,42 @@ class Fit(ModelStage):
         quantized = build_quantized(cfg, model, inputs[Calibrate.name])
         wanted = chunks("noise", [cfg.noise.seed], cfg.noise.images, cfg.micro_batch)
         return Walk(model, quantized, construct(cfg.correction), build_steps(cfg, model), wanted, folder)
+
+    def _choose(
+        self, correction: Auto, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime
+    ) -> None:
+        """Let every candidate draw the same images, and keep the one that is chosen."""
+        wanted = chunks("trial", [correction.seed], correction.images, cfg.micro_batch)
+        (out / "trial").mkdir(exist_ok=True)
+
+        def images(name: str) -> Tensor:
+            run_chunks(
+                partial(self.trial, cfg, inputs, name), wanted, out / "trial" / name, runtime, f"trial of {name}"
+            )
+            return torch.cat([chunk["images"] for chunk in read_chunks(out / "trial" / name)])
+
+        choice = correction.choose(images(FLOAT), {name: images(name) for name in correction.candidates})
+        FittedCorrection.load(inputs[choice.chosen]).save(out)
+        choice.save(out)
+        runtime.say(f"auto: {choice.reason}")
+
+    def trial(self, cfg: DictConfig, inputs: Mapping[str, Path], name: str) -> DrawImages:
+        """What is done on every device for a candidate, or for the float model."""
+        model = build_model(cfg)
+        if name == FLOAT:
+            return DrawImages.of(model, build_steps(cfg, model))
+        quantized = build_quantized(cfg, model, inputs[Calibrate.name])
+        return DrawImages.corrected(
+            quantized, OutputLayerTap(quantized, model.sites()), FittedCorrection.load(inputs[name])
+        )
+
+
+def with_candidate(cfg: DictConfig, name: str) -> DictConfig:
+    """The configuration with one of the candidates as its correction."""
+    found = cfg.copy()
+    with open_dict(found):
+        found.correction = OmegaConf.to_container(cfg.correction.candidates[name], resolve=True)
+    return found
 
 
 def follow(fabric: Fabric, walk: partial[Walk], out: Path, progress: bool) -> None:

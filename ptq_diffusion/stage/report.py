@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ptq_diffusion import __version__
-from ptq_diffusion.correction import FittedCorrection, StepReport
+from ptq_diffusion.correction import Choice, FittedCorrection, StepReport
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
 from ptq_diffusion.stage.factory import plain
 from ptq_diffusion.stage.figures import image_grid, noise_curves
@@ -36,16 +36,18 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
         folder: the run's folder.
 
     Returns:
-        What report.json holds: rows, paired, protocol and its id, correction, provenance, signatures and figures, whose
-        paths are relative to the folder.
+        What report.json holds: rows, paired, protocol and its id, correction, the choice of correction=auto, provenance,
+        signatures and figures, whose paths are relative to the folder.
     """
     evaluation = read_evaluation(store.obtain(Evaluate, cfg))
     figures = _figures(store, cfg, folder)
+    choice = Choice.load(store.obtain(Fit, cfg))
     labels = {"full_precision": "none", "quantized": "none", "corrected": cfg.labels.correction}
     rows = [{"variant": row["variant"], "correction": labels[row["variant"]]} | row for row in evaluation["rows"]]
     report = evaluation | {
         "rows": rows,
         "correction": plain(cfg.correction),
+        "choice": None if choice is None else asdict(choice),
         "provenance": provenance(store.runtime),
         "signatures": dict(store.signatures),
         "figures": [str(figure.relative_to(folder)) for figure in figures],
@@ -83,8 +85,11 @@ def table(report: Mapping[str, Any]) -> Table:
         f"corrected - quantized: FID {0 - gain['difference']:+.2f}, 95 % within [{low:+.2f}, {high:+.2f}]; so many "
         f"images show differences from {gain['detectable']:.2f} on; every metric is in table.csv"
     )
+    choice = report["choice"]
     for row in report["rows"]:
         name = row["variant"] if row["variant"] != "corrected" else row["correction"]
+        if choice and row["variant"] == "corrected":
+            name = f"{name}: {choice['chosen']}"
         shown.add_row(
             name.replace("_", " "),
             f"{row['weight_bits']}/{row['activation_bits']}",

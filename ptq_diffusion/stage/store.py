@@ -6,6 +6,7 @@ import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,7 +27,7 @@ class Stage(ABC):
     Class attributes:
         name: the folder in the store, and what an experiment's `goal` names.
         version: raised when the meaning of the result changes.
-        needs: the stages whose artefacts `make` receives.
+        needs: the stages whose artefacts `make` may receive; see `inputs`.
         uses: dotted keys of the configuration that `make` is given; it can read no other.
         scratch: what `make` leaves in its folder only to go on from after an interruption; removed at the end.
     """
@@ -37,13 +38,17 @@ class Stage(ABC):
     uses: ClassVar[tuple[str, ...]]
     scratch: ClassVar[tuple[str, ...]] = ()
 
+    def inputs(self, cfg: DictConfig) -> Mapping[str, "Need"]:
+        """What `make` receives for a whole configuration, by name: by default the artefacts of all of `needs`."""
+        return {need.name: Need(need, cfg) for need in self.needs}
+
     @abstractmethod
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
         """Fill the folder `out`, which may hold what an interrupted attempt left.
 
         Args:
             cfg: the part of the configuration named by `uses`.
-            inputs: the artefact folder of each needed stage, by stage name.
+            inputs: the artefact folder of each need, by the name that `inputs` gives it.
             out: an existing folder, renamed into the store when this method returns.
             runtime: devices, progress and loggers: what cannot change the numbers.
         """
@@ -51,6 +56,14 @@ class Stage(ABC):
     def evidence(self, cfg: DictConfig) -> dict[str, str]:  # noqa: ARG002
         """Checksums of the files outside the store that the stage reads, such as the model's weights."""
         return {}
+
+
+@dataclass(frozen=True)
+class Need:
+    """An artefact that a stage is made from: of which stage, and of which configuration."""
+
+    stage: type[Stage]
+    cfg: DictConfig
 
 
 class ModelStage(Stage):
@@ -89,7 +102,7 @@ class Store:
             "device": self.runtime.device_type,
             "torch": torch.__version__,
             "config": plain(given),
-            "needs": {need.name: self.signature(need, cfg) for need in stage.needs},
+            "needs": {name: self.signature(need.stage, need.cfg) for name, need in stage().inputs(cfg).items()},
         }
         asked = json.dumps(identity, sort_keys=True)
         if asked not in self._signatures:
@@ -106,7 +119,7 @@ class Store:
         """
         signature = self.signature(stage, cfg)
         if (stage.name, signature) not in self._obtained:
-            inputs = {need.name: self.obtain(need, cfg) for need in stage.needs}
+            inputs = {name: self.obtain(need.stage, need.cfg) for name, need in stage().inputs(cfg).items()}
             self._obtained[stage.name, signature] = self._made(stage, signature, cfg, inputs)
             self.signatures[stage.name] = signature
         return self._obtained[stage.name, signature]

@@ -22,7 +22,10 @@ from ptq_diffusion.sampler import DDIM
 from ptq_diffusion.sampler.step import fingerprint
 from ptq_diffusion.stage.factory import construct
 
-CORRECTIONS = sorted(path.stem for path in (CONF / "correction").glob("*.yaml"))
+CORRECTIONS = sorted(
+    path.stem for path in (CONF / "correction").glob("*.yaml") if "defaults" not in OmegaConf.load(path)
+)
+"""All that are fitted; a choice among them is tested in test_auto."""
 FROM_MOMENTS = [
     name
     for name in CORRECTIONS

@@ -1,0 +1,69 @@
+"""A correction is chosen only where its samples are certainly closer to the float model's."""
+
+import pytest
+import torch
+
+from ptq_diffusion.correction import Auto, Choice, NoCorrection
+from ptq_diffusion.metric import DistanceToFloat, Pixels
+
+JUDGE = DistanceToFloat(Pixels(3, 4), replicates=50, seed=0)
+
+
+def auto(*names):
+    return Auto(dict.fromkeys(names, NoCorrection()), images=64, seed=0, judge=JUDGE)
+
+
+def shifted(images, by, noise, seed):
+    z = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    return (images + by + noise * z).round().clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture(params=range(3))
+def images(request):
+    coarse = torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(request.param))
+    return (60 + 120 * coarse.repeat_interleave(3, 2).repeat_interleave(3, 3)).to(torch.uint8)
+
+
+def test_the_closest_to_the_float_samples_is_chosen_in_any_order(images):
+    variants = {
+        "none": shifted(images, 20, 5, seed=1),
+        "far": shifted(images, -40, 5, seed=1),
+        "near": shifted(images, 2, 5, seed=2),
+        "nearer": shifted(images, 0, 0, seed=3),
+    }
+    for names in (list(variants), list(variants)[::-1]):
+        choice = auto(*names).choose(images, {name: variants[name] for name in names})
+        assert choice.chosen == "nearer" and choice.chosen in choice.reason
+        assert choice.trials["nearer"].distance == pytest.approx(0, abs=1e-6)
+        assert choice.trials["far"].low > 0 > choice.trials["near"].high
+        for trial in choice.trials.values():
+            assert trial.low <= trial.difference <= trial.high
+            assert trial.difference == pytest.approx(trial.distance - choice.trials["none"].distance)
+
+
+def test_what_harms_or_is_not_certainly_closer_is_left(images):
+    none = shifted(images, 5, 10, seed=1)
+    for other in (shifted(images, 15, 10, seed=2), shifted(images, 5, 10, seed=3), none):
+        choice = auto("none", "other").choose(images, {"none": none, "other": other})
+        assert choice.chosen == "none" and "not certainly closer" in choice.reason
+
+
+def test_a_choice_is_read_as_it_was_saved(images, tmp_path):
+    choice = auto("none", "other").choose(images, {"none": shifted(images, 9, 3, 1), "other": shifted(images, 0, 3, 2)})
+    assert Choice.load(tmp_path) is None
+    choice.save(tmp_path)
+    assert Choice.load(tmp_path) == choice
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "said"),
+    [
+        (["ptqd", "bias"], {}, "'none' and others"),
+        (["none"], {}, "'none' and others"),
+        (["none", "ptqd"], {"images": 1}, "at least 2 images"),
+        (["none", "ptqd"], {"seed": -1}, "seed of at least 0"),
+    ],
+)
+def test_a_choice_among_nothing_is_refused(names, options, said):
+    with pytest.raises(ValueError, match=said):
+        Auto(dict.fromkeys(names, NoCorrection()), **{"images": 2, "seed": 0, "judge": JUDGE} | options)

@@ -1,0 +1,55 @@
+"""correction=auto from the command line: candidates are shared with other runs, and the choice is all that is used."""
+
+import json
+
+import pytest
+
+from ptq_diffusion.stage.draw import DrawImages
+
+AUTO = [
+    "correction=auto",
+    "correction.images=5",
+    "correction.judge.replicates=5",
+    "~correction.candidates.readout_matched",
+]
+AUTO += ["sampler.steps=2", "noise.images=16", "bitwidth=w4a4"]
+
+
+@pytest.fixture
+def chosen(make):
+    return make("goal=fit", *AUTO)
+
+
+def test_the_choice_is_one_of_the_candidates_bit_for_bit(make, chosen):
+    found = json.loads((chosen / "choice.json").read_text())
+    assert set(found["trials"]) == {"none", "ptqd", "matched"}
+    alone = make("goal=fit", *AUTO[4:], f"correction={found['chosen']}")
+    for name in ("correction.safetensors", "correction.json"):
+        assert (chosen / name).read_bytes() == (alone / name).read_bytes()
+
+
+def test_candidates_are_fitted_once_for_all_runs(make, chosen):
+    fits = chosen.parent
+    before = {folder.name for folder in fits.iterdir()}
+    for candidate in ("none", "ptqd", "matched"):
+        make("goal=fit", *AUTO[4:], f"correction={candidate}")
+    assert {folder.name for folder in fits.iterdir()} == before
+    assert make("goal=fit", *AUTO) == chosen
+
+
+def test_a_killed_trial_goes_on_where_it_was(make, chosen, monkeypatch, tmp_path):
+    forward, done = DrawImages.forward, []
+
+    def dies(self, *arguments):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(arguments)
+        return forward(self, *arguments)
+
+    elsewhere = [*AUTO, f"outputs={tmp_path / 'again'}"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(DrawImages, "forward", dies)
+        make("goal=fit", *elsewhere)
+    again = make("goal=fit", *elsewhere)
+    for name in ("choice.json", "correction.safetensors", "correction.json"):
+        assert (again / name).read_bytes() == (chosen / name).read_bytes()
