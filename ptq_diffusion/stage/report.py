@@ -36,8 +36,8 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
         folder: the run's folder.
 
     Returns:
-        What report.json holds: rows, paired, protocol and its id, correction, the choice of correction=auto, provenance,
-        signatures and figures, whose paths are relative to the folder.
+        What report.json holds: rows, paired, protocol and its id, correction, the choice of correction=auto,
+        provenance, signatures and figures, whose paths are relative to the folder.
     """
     evaluation = read_evaluation(store.obtain(Evaluate, cfg))
     figures = _figures(store, cfg, folder)
