@@ -39,6 +39,15 @@ def test_a_job_without_a_signature_leaves_its_failure_too(failed, tmp_path):
     assert run.startswith("unnamed-") and "save_pretrained" in failure["message"]
 
 
+def test_jobs_that_write_to_different_places_are_one_sweep(failed, tmp_path):
+    """A job's own `outputs` holds its failure, and the sweep that it belongs to knows of it."""
+    places = [tmp_path / "it's one, two", tmp_path / "three"]
+    quoted = ",".join('"' + str(place) + '"' for place in places)
+    said = failed("goal=trajectories", "sampler.eta=2", f"outputs={quoted}")
+    found = [path for place in places for path in place.glob("runs/*/failure.json")]
+    assert len(found) == 2 and all(str(path) in said for path in found) and "2 failed" in said
+
+
 def test_a_job_that_failed_is_made_again_and_its_failure_forgotten(failed, command, tmp_path, monkeypatch):
     make = Fit.make
 
