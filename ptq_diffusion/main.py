@@ -35,7 +35,7 @@ def collect_runs(arguments: list[str]) -> None:
     parser.add_argument(
         "--against",
         metavar="CORRECTION",
-        help="also compare the corrections of each cell with this one, from their images: a name, none or best",
+        help="also compare the corrections of each cell with this one: a name, none or best",
     )
     given = parser.parse_args(arguments)
     collected = collect(given.folder, given.against)
