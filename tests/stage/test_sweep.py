@@ -66,9 +66,10 @@ def test_a_job_that_failed_is_made_again_and_its_failure_forgotten(failed, comma
     assert said.count("calibrate: making") == 0 and said.count("fit: making") == 1
 
 
-def test_the_failure_of_a_single_run_is_recorded_and_raised(command, tmp_path):
-    with pytest.raises(SystemExit):
+def test_the_failure_of_a_single_run_is_recorded_and_told_once(command, tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"^error: expected eta in \[0, 1\]"):
         command("sampler.eta=2")
+    assert capsys.readouterr().err == "", "the message is what the exit says, Hydra adds nothing"
     assert [failure["sweep"] for failure in failures(tmp_path).values()] == [None]
 
 
