@@ -82,7 +82,7 @@ class Store:
         self._obtained: dict[tuple[str, str], Path] = {}
 
     def signature(self, stage: type[Stage], cfg: DictConfig) -> str:
-        """Sixteen hex digits over a stage's configuration, files and needs, the source it runs, device and libraries."""
+        """Sixteen hex digits over a stage's configuration, files and needs, the source it runs, device, libraries."""
         given = select(cfg, stage.uses)
         identity = {
             "stage": [stage.name, stage.version],

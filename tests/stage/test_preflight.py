@@ -22,6 +22,7 @@ BAD = {
     "eta above 1": (["sampler.eta=2"], r"eta in \[0, 1\]"),
     "an option of no scheduler": (["+sampler.scheduler.nothing=1"], "it has beta_end"),
     "no such term": (["correction.bias=both"], "'intercept', 'total' or 'off'"),
+    "no such path": (["correction=matched", "correction.path=quantized"], "path of Regression to be 'float' or"),
     "no such goal": (["goal=nothing"], "samples_corrected"),
     "no such model": (["model.path=/nowhere"], "save_pretrained"),
     "no such reference": (["reference=statistics", "reference.path=/nowhere"], "goal=reference_statistics"),
