@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,12 +138,12 @@ class FittedCorrection:
         steps = [Step(**row) for row in json.loads((folder / CONFIG).read_text())["steps"]]
         rows = zip(tensors.pop("sigma").tolist(), tensors.pop("report").tolist(), strict=True)
         repairs = _repairs(tensors)
-        found = [StepCorrection(repairs.get(i, ()), sigma, _report(row)) for i, (sigma, row) in enumerate(rows)]
+        found = [StepCorrection(tuple(repairs[i]), sigma, _report(row)) for i, (sigma, row) in enumerate(rows)]
         return cls(steps, found)
 
 
-def _repairs(tensors: dict[str, Tensor]) -> dict[int, tuple[Repair, ...]]:
-    """The repairs of every step that has some, from tensors named step/place/kind/field."""
+def _repairs(tensors: dict[str, Tensor]) -> defaultdict[int, list[Repair]]:
+    """The repairs of every step, from tensors named step/place/kind/field."""
     parts: dict[tuple[int, int, str], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         i, place, kind, field = name.split("/")
@@ -150,9 +151,9 @@ def _repairs(tensors: dict[str, Tensor]) -> dict[int, tuple[Repair, ...]]:
     unknown = {kind for *_, kind in parts} - set(KINDS)
     if unknown:
         raise ValueError(f"expected repairs of the kinds {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
-    found: dict[int, tuple[Repair, ...]] = {}
+    found: defaultdict[int, list[Repair]] = defaultdict(list)
     for (i, _, kind), fields in sorted(parts.items(), key=lambda part: part[0]):
-        found[i] = (*found.get(i, ()), KINDS[kind](**fields))
+        found[i].append(KINDS[kind](**fields))
     return found
 
 
