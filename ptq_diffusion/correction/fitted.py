@@ -152,8 +152,8 @@ def _repairs(tensors: dict[str, Tensor]) -> defaultdict[int, list[Repair]]:
     if unknown:
         raise ValueError(f"expected repairs of the kinds {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
     found: defaultdict[int, list[Repair]] = defaultdict(list)
-    for (i, _, kind), fields in sorted(parts.items(), key=lambda part: part[0]):
-        found[i].append(KINDS[kind](**fields))
+    for (step, _, kind), fields in sorted(parts.items(), key=lambda part: part[0]):
+        found[step].append(KINDS[kind](**fields))
     return found
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ptq_diffusion.metric.bootstrap import Paired, Track, paired_fid, paired_fid_to, paired_mean, paired_parts
+from ptq_diffusion.metric.bootstrap import Paired, Track, paired_mean, paired_parts
 from ptq_diffusion.metric.classifier_score import paired_classifier_score
 from ptq_diffusion.metric.feature_network import FeatureExtractor, Features
+from ptq_diffusion.metric.fid import paired_fid, paired_fid_to
 from ptq_diffusion.metric.kid import paired_kid, paired_kid_to
 from ptq_diffusion.metric.neighbours import NAMES, Neighbourhoods, neighbour_metrics
 from ptq_diffusion.metric.protocol import FORMULAS, IMAGE_ROUTE, NOISE_PURPOSE, protocol_id
