@@ -6,9 +6,10 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ptq_diffusion.stage.refusal import full_errors_asked_for, handed_on, refusal
+from ptq_diffusion.stage.refusal import PastHydra, full_errors_asked_for, handed_on, refusal
 
 HERE = Path(__file__).parent
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())
@@ -20,8 +21,14 @@ def experiment(cfg: DictConfig) -> None:
     from ptq_diffusion.stage.experiment import run
     from ptq_diffusion.stage.failure import recorded
 
-    with recorded(cfg, HydraConfig.get()):
-        run(cfg)
+    asked = HydraConfig.get()
+    try:
+        with recorded(cfg, asked):
+            run(cfg)
+    except Exception as error:
+        if asked.mode == RunMode.MULTIRUN:
+            raise
+        raise PastHydra(error) from error
 
 
 def collect_runs(arguments: list[str]) -> None:
@@ -35,7 +42,7 @@ def collect_runs(arguments: list[str]) -> None:
     parser.add_argument(
         "--against",
         metavar="CORRECTION",
-        help="also compare the corrections of each cell with this one, from their images: a name, none or best",
+        help="also compare the corrections of each cell with this one: a name, none or best",
     )
     given = parser.parse_args(arguments)
     collected = collect(given.folder, given.against)

@@ -41,6 +41,11 @@ class D2DPM(MomentCorrection):
 
     def _fit_step(self, moments: StepMoments, step: Step) -> StepCorrection:
         of_noise, across, of_m = moments.pooled()
+        if of_m <= 0:
+            raise ValueError(
+                f"expected a float output that varies, at t = {step.t} it is constant, so nothing tells it from noise; "
+                "measure more samples or use correction=none"
+            )
         of_q, with_q = of_m + 2 * across + of_noise, of_noise + across
         if of_q <= 0:
             raise ValueError(

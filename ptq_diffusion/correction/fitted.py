@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,22 +136,25 @@ class FittedCorrection:
                 raise FileNotFoundError(f"expected {name} in {folder}, a folder that FittedCorrection.save wrote")
         tensors = load_file(folder / COEFFICIENTS)
         steps = [Step(**row) for row in json.loads((folder / CONFIG).read_text())["steps"]]
-        rows = zip(tensors["sigma"].tolist(), tensors["report"].tolist(), strict=True)
-        found = [StepCorrection(_repairs(tensors, i), sigma, _report(row)) for i, (sigma, row) in enumerate(rows)]
+        rows = zip(tensors.pop("sigma").tolist(), tensors.pop("report").tolist(), strict=True)
+        repairs = _repairs(tensors)
+        found = [StepCorrection(tuple(repairs[i]), sigma, _report(row)) for i, (sigma, row) in enumerate(rows)]
         return cls(steps, found)
 
 
-def _repairs(tensors: dict[str, Tensor], i: int) -> tuple[Repair, ...]:
-    parts: dict[tuple[int, str], dict[str, Tensor]] = {}
+def _repairs(tensors: dict[str, Tensor]) -> defaultdict[int, list[Repair]]:
+    """The repairs of every step, from tensors named step/place/kind/field."""
+    parts: dict[tuple[int, int, str], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        step, *rest = name.split("/")
-        if step == str(i):
-            place, kind, field = rest
-            parts.setdefault((int(place), kind), {})[field] = tensor
-    unknown = {kind for _, kind in parts} - set(KINDS)
+        i, place, kind, field = name.split("/")
+        parts.setdefault((int(i), int(place), kind), {})[field] = tensor
+    unknown = {kind for *_, kind in parts} - set(KINDS)
     if unknown:
         raise ValueError(f"expected repairs of the kinds {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
-    return tuple(KINDS[kind](**fields) for (_, kind), fields in sorted(parts.items(), key=lambda part: part[0]))
+    found: defaultdict[int, list[Repair]] = defaultdict(list)
+    for (step, _, kind), fields in sorted(parts.items(), key=lambda part: part[0]):
+        found[step].append(KINDS[kind](**fields))
+    return found
 
 
 def _numbers(report: StepReport) -> list[float]:

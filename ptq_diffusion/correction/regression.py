@@ -17,6 +17,7 @@ from ptq_diffusion.numeric.ridge import LinearMap, held_out_ridge
 from ptq_diffusion.sampler.step import Step
 
 Variance = Literal["original", "rule"]
+PathName = Literal["float", "corrected"]
 
 
 class Regression(PathCorrection):
@@ -52,7 +53,7 @@ class Regression(PathCorrection):
         ridges: Sequence[float],
         matching: bool,
         variance: Variance,
-        path: str,
+        path: PathName,
     ) -> None:
         sides = {"on_q": on_q, "on_x": on_x, "on_features": on_features}
         for name, side in sides.items():
@@ -65,6 +66,8 @@ class Regression(PathCorrection):
             )
         if variance not in ("original", "rule"):
             raise ValueError(f"expected variance to be original or rule, got {variance!r}")
+        if path not in ("float", "corrected"):
+            raise ValueError(f"expected path to be float or corrected, got {path!r}")
         self.on_q, self.on_x, self.on_features = on_q, on_x, on_features
         self.ridges, self.matching, self.variance, self.path = tuple(ridges), matching, variance, Path(path)
 

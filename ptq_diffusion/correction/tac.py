@@ -49,12 +49,17 @@ class TAC(PathCorrection):
     def _gain(self, batches: Sequence[Batch], step: Step) -> float:
         products = [torch.stack([_dot(b.q, b.m), _dot(b.q, b.q), _dot(b.m, b.m)], dim=1) for b in batches]
         of_both, of_q, of_m = torch.cat(products).unbind(1)
+        if not of_m.all():
+            raise ValueError(
+                f"expected a float output that is not zero, at t = {step.t} it is zero for {int((of_m == 0).sum())} of "
+                f"{len(of_m)} images, to which no error is relative; measure other samples or use correction=none"
+            )
         weights = 1 + self.relative * of_m.mean() / of_m
         gain = float((weights * of_both).sum() / (weights * of_q).sum())
         if not 0 < gain < float("inf"):
             raise ValueError(
                 f"expected a positive gain, at t = {step.t} it is {gain:.3g}: the quantized output points away from "
-                "the float one or is constant; raise the number of bits"
+                "the float one or is zero; raise the number of bits"
             )
         return gain
 

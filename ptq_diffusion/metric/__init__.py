@@ -5,15 +5,14 @@ from ptq_diffusion.metric.bootstrap import (
     Interval,
     Paired,
     Parts,
-    paired_fid,
-    paired_fid_to,
     paired_mean,
     paired_parts,
 )
 from ptq_diffusion.metric.classifier_score import paired_classifier_score
 from ptq_diffusion.metric.feature_network import Cifar10Net, FeatureExtractor, Features, bundled
+from ptq_diffusion.metric.fid import paired_fid, paired_fid_to
 from ptq_diffusion.metric.frechet import FeatureMoments, frechet_distance
-from ptq_diffusion.metric.judgement import Judgement, Settings, compare, judge
+from ptq_diffusion.metric.judgement import Judgement, Settings, judge
 from ptq_diffusion.metric.kid import paired_kid, paired_kid_to
 from ptq_diffusion.metric.neighbours import Neighbourhoods, neighbour_metrics
 from ptq_diffusion.metric.pixels import Pixels
@@ -44,7 +43,6 @@ __all__ = [
     "Settings",
     "StatisticsReference",
     "bundled",
-    "compare",
     "frechet_distance",
     "judge",
     "neighbour_metrics",

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ptq_diffusion.metric.bootstrap import Interval, Paired, Track, paired_fid, paired_fid_to, paired_mean, paired_parts
+from ptq_diffusion.metric.bootstrap import Paired, Track, paired_mean, paired_parts
 from ptq_diffusion.metric.classifier_score import paired_classifier_score
 from ptq_diffusion.metric.feature_network import FeatureExtractor, Features
+from ptq_diffusion.metric.fid import paired_fid, paired_fid_to
 from ptq_diffusion.metric.kid import paired_kid, paired_kid_to
 from ptq_diffusion.metric.neighbours import NAMES, Neighbourhoods, neighbour_metrics
 from ptq_diffusion.metric.protocol import FORMULAS, IMAGE_ROUTE, NOISE_PURPOSE, protocol_id
@@ -22,9 +23,6 @@ FLOAT = "full_precision"
 
 LIKENESS = ("psnr_to_fp", "ssim_to_fp")
 """Of an image to itself they say nothing: PSNR would be infinite."""
-
-TO_REFERENCE = ("fid", "sfid", "kid", "classifier_score", *NAMES)
-"""The metrics of one variant; those to the float variant end in _to_fp."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Judgement:
         paired: for each metric and pair of variants the difference a - b with its 95 % interval, its standard error,
             the smallest difference that could be detected, and its spread over seeds (None for a single seed).
         protocol: what must agree before numbers may be compared, and `protocol_id` over it.
-        features: by variant, to be compared with those of another run by `compare`.
+        features: by variant, to be paired with those of another run.
     """
 
     rows: Mapping[str, Mapping[str, float | None]]
@@ -97,38 +95,6 @@ def judge(
     protocol = _protocol(extractor, reference, real, settings, len(images[FLOAT]))
     rows = {variant: _row(metrics, variant) for variant in images}
     return Judgement(rows, _pairs(metrics), protocol, protocol_id(protocol), features)
-
-
-def compare(
-    metric: str,
-    a: Features,
-    b: Features,
-    real: RealStatistics,
-    settings: Settings,
-    track: Track = lambda items: items,
-) -> Interval:
-    """The difference a - b of two variants of any two runs whose images come from the same noise.
-
-    Args:
-        metric: one of `TO_REFERENCE`.
-        a: its features, as `Features.load` reads them from an evaluation.
-        b: the same, of the same extractor.
-        real: statistics of the real images, of the same extractor.
-        settings: of the metrics; both runs' seeds.
-        track: wraps the long loop, to draw its progress.
-
-    Raises:
-        ValueError: there is no such metric, the extractor has no such features, or the variants differ in shape.
-    """
-    if metric not in TO_REFERENCE:
-        raise ValueError(f"expected a metric among {', '.join(TO_REFERENCE)}, got {metric!r}")
-    both = {"a": a, "b": b}
-    if metric in NAMES:
-        return _neighbours(both, real, settings)[metric].differences["a", "b"]
-    found = _against(metric, both, real, real.moments.extractor, settings, track)
-    if found is None:
-        raise ValueError(f"expected features with what {metric} needs, but their extractor has none; choose another")
-    return found.differences["a", "b"]
 
 
 def _against(

@@ -25,12 +25,10 @@ class OutputLayerTap:
         layer = denoiser.network.get_submodule(names[0]) if len(names) == 1 else None
         if not isinstance(layer, QuantizedLayer):
             raise ValueError(f"expected a quantized network with one output layer, got the output layers {names}")
-        self._denoiser, self._features = denoiser, Tensor()
-        layer.activation.register_forward_hook(self._keep)
+        self._denoiser, self._quantizer = denoiser, layer.activation
 
     def predict(self, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """q (B, C, H, W) and the input of the output layer after its activation quantizer (B, F, H, W)."""
-        return self._denoiser.predict(x_t, t), self._features
-
-    def _keep(self, module: object, inputs: object, output: Tensor) -> None:  # noqa: ARG002
-        self._features = output
+        seen: list[Tensor] = []
+        with self._quantizer.register_forward_hook(lambda *call: seen.append(call[-1])):
+            return self._denoiser.predict(x_t, t), seen[-1]

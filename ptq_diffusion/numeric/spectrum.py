@@ -1,6 +1,7 @@
 """Images in the basis of the two-dimensional cosine transform, whose coefficients are grouped into bands."""
 
 import math
+from bisect import bisect_left
 from functools import cache
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 
 @cache
+@torch.inference_mode(False)
 def _basis(size: int) -> Tensor:
     """The orthonormal DCT-II matrix (size, size): row u is the cosine of frequency u."""
     u, i = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)[None]
@@ -29,11 +31,14 @@ def inverse_cosine_transform(x: Tensor) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)
 def radial_bands(height: int, width: int, count: int) -> Tensor:
     """The band of every coefficient, (height, width) int64: 0 is the mean alone, the others are rings.
 
     The rings' radii grow geometrically from 1 to the corner, so that low frequencies, of which there are few, are
     resolved and high ones pooled. Rings that would hold no coefficient are left out: bands are 0, 1, 2, ... all filled.
+    Radii are compared by whole numbers, so that no rounding decides where a coefficient belongs. What is cached here is
+    made outside of inference mode, so that it can be used where gradients are asked for.
 
     Args:
         height: of the image, pixels.
@@ -41,10 +46,12 @@ def radial_bands(height: int, width: int, count: int) -> Tensor:
         count: the number of rings asked for, at least 1.
     """
     u, v = torch.arange(height)[:, None], torch.arange(width)[None]
-    # In cycles of the longer side, so that rings are round on images that are not square.
-    longer = max(height, width)
-    radius = ((u * longer / height) ** 2 + (v * longer / width) ** 2).sqrt().double()
-    edges = torch.logspace(0, math.log10(max(float(radius.max()), 1.0)), count + 1, dtype=torch.float64)[1:-1]
-    rings = 1 + torch.bucketize(radius, edges)
-    rings[0, 0] = 0
-    return torch.unique(rings, return_inverse=True)[1].reshape(height, width)
+    # Squared, in units in which rings are round on images that are not square; the radius 1 is the shorter side.
+    radii, place = torch.unique((u * width) ** 2 + (v * height) ** 2, return_inverse=True)
+    first = min(height, width) ** 2
+    last = max(int(radii[-1]), first)
+    # Edge i is first^(1 - i/count) last^(i/count), and is raised to the power of count.
+    edges = [first ** (count - i) * last**i for i in range(1, count)]
+    rings = torch.tensor([1 + bisect_left(edges, radius**count) for radius in radii.tolist()])
+    rings[0] = 0
+    return torch.unique(rings, return_inverse=True)[1][place]

@@ -1,4 +1,4 @@
-"""Corrections of the same cell compared with each other: the images are in the store, and are paired by their noise."""
+"""Corrections of the same cell compared with each other: the features of their images, paired by noise, are stored."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,11 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from torch import Tensor
 
-from ptq_diffusion.metric import Interval, Paired, paired_fid, paired_fid_to
+from ptq_diffusion.metric import Features, Interval, Paired, paired_fid, paired_fid_to
+from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.reference import build_extractor
-from ptq_diffusion.stage.samples import CorrectedSamples, FullPrecisionSamples, QuantizedSamples, read_images
-from ptq_diffusion.stage.store import Stage
 from ptq_diffusion.stage.sweep_lines import FULL_PRECISION, NONE, Line
 from ptq_diffusion.stage.sweep_runs import Run, read_config
 
@@ -30,12 +29,12 @@ def with_differences(lines: Sequence[Line], runs: Sequence[Run], against: str) -
 
     Raises:
         ValueError: no cell has a run of that correction.
-        FileNotFoundError: the store beside the runs lacks their images.
+        FileNotFoundError: the store beside the runs lacks their evaluations.
     """
     if against not in {BEST, NONE, *(run.correction for run in runs if run.report)}:
         found = sorted({run.correction for run in runs if run.report})
         raise ValueError(f"expected a correction among {', '.join(found)}, none or best, got {against!r}")
-    by_name = {run.folder.name: run for run in runs}
+    by_name = {run.name: run for run in runs}
     done: dict[str, Mapping[str, Interval | str]] = {}
     for cell in track(_cells(lines), "corrections compared", transient=True):
         done |= _differences([by_name[line.run] for line in cell], against)
@@ -54,14 +53,14 @@ def _cells(lines: Sequence[Line]) -> list[list[Line]]:
 def _differences(runs: Sequence[Run], against: str) -> dict[str, Mapping[str, Interval | str]]:
     """By run, what its table line shows; a cell without the other correction says so."""
     cfg = OmegaConf.create(read_config(runs[0].folder))
-    names = {run.folder.name: run.correction for run in runs}
-    best = min(runs, key=lambda run: run.report["rows"][2]["fid"] if run.report else 0.0).folder.name
+    names = {run.name: run.correction for run in runs}
+    best = min(runs, key=lambda run: run.report["rows"][2]["fid"] if run.report else 0.0).name
     base = best if against == BEST else next((run for run, name in names.items() if name == against), None)
     base = NONE if against == NONE else base
     columns = [f"FID - {against}, 95 %", f"FID to float - {against}, 95 %"]
     if base is None:
         return {run: dict.fromkeys(columns, f"no {against}") for run in names}
-    found = _judged(cfg, _images(runs))
+    found = _judged(cfg, runs)
     return {
         run: {column: _minus(paired, run, base) for column, paired in zip(columns, found, strict=True)}
         for run in names
@@ -69,32 +68,30 @@ def _differences(runs: Sequence[Run], against: str) -> dict[str, Mapping[str, In
     }
 
 
-def _judged(cfg: DictConfig, images: Mapping[str, Tensor]) -> tuple[Paired, Paired]:
+def _judged(cfg: DictConfig, runs: Sequence[Run]) -> tuple[Paired, Paired]:
     """FID, and FID to float, of every variant of a cell, as the run's evaluation was configured."""
     extractor = build_extractor(cfg)
-    features = {variant: extractor.features(batch) for variant, batch in images.items()}
+    checksum = extractor.checksum()
+    places = {FULL_PRECISION: (runs[0], "full_precision"), NONE: (runs[0], "quantized")}
+    places |= {run.name: (run, "corrected") for run in runs}
+    features = {name: _features(run, variant, checksum) for name, (run, variant) in places.items()}
     real = construct(cfg.reference).statistics(extractor)
     how, strata = (cfg.metric.replicates, cfg.metric.seed), len(cfg.seeds)
-    to_float = paired_fid_to(FULL_PRECISION, features, extractor.checksum(), *how, strata=strata)
+    to_float = paired_fid_to(FULL_PRECISION, features, checksum, *how, strata=strata)
     return to_float if real is None else paired_fid(features, real.moments, *how, strata=strata), to_float
 
 
-def _images(runs: Sequence[Run]) -> dict[str, Tensor]:
-    shared = {FULL_PRECISION: _folder(runs[0], FullPrecisionSamples), NONE: _folder(runs[0], QuantizedSamples)}
-    own = {run.folder.name: _folder(run, CorrectedSamples) for run in runs}
-    return {variant: read_images(folder) for variant, folder in (shared | own).items()}
-
-
-def _folder(run: Run, stage: type[Stage]) -> Path:
+def _features(run: Run, variant: str, extractor: str) -> Tensor:
+    """What the run's evaluation kept of a variant's images, (N, D)."""
     # A run's name may have folders of its own, so the store is beside one of those above.
-    ending = Path("store") / stage.name / run.signature(stage)
+    ending = Path("store") / Evaluate.name / run.signature(Evaluate)
     folder = next((found for above in run.folder.parents if (found := above / ending).is_dir()), None)
     if folder is None:
         raise FileNotFoundError(
-            f"expected the images of {run.folder} at {ending} in its outputs, found none; "
+            f"expected the evaluation of {run.folder} at {ending} in its outputs, found none; "
             "run its command again or collect without --against"
         )
-    return folder
+    return Features.load(folder / "features" / f"{variant}.safetensors", extractor).vectors
 
 
 def _minus(paired: Paired, first: str, second: str) -> Interval:

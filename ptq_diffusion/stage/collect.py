@@ -42,7 +42,7 @@ def collect(folder: Path, against: str | None = None) -> Collected:
         ValueError: the reports follow different protocols.
     """
     runs = read_runs(folder)
-    require_one_protocol({run.folder.name: protocol(run.report) for run in runs if run.report})
+    require_one_protocol({run.name: protocol(run.report) for run in runs if run.report})
     factors = differing(runs)
     lines = lines_of(runs, factors)
     if against is not None:

@@ -38,8 +38,8 @@ VARIANTS = {
 class Evaluate(ModelStage):
     """`evaluation.json`: a row for each variant, paired differences, and the protocol that they hold for.
 
-    The features of every variant stay beside it, `features/<variant>.safetensors`, for `metric.compare` to pair
-    variants of different runs without drawing again.
+    The features of every variant stay beside it, `features/<variant>.safetensors`, so that `collect` can pair variants
+    of different runs.
     """
 
     name = "evaluate"

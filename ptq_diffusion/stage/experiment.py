@@ -58,8 +58,7 @@ def run(cfg: DictConfig) -> None:
     stage = STAGES.get(cfg.goal, Evaluate)
     runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices)
     store = Store(Path(cfg.outputs) / "store", runtime, forced_stages(cfg.force, stage))
-    if stage is Evaluate:
-        check(cfg)
+    check(cfg, stage)
     quiet_libraries()
     keep_freed_memory()
     with writable(Path(cfg.outputs) / "runs"):

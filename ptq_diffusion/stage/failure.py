@@ -19,7 +19,7 @@ from ptq_diffusion.stage.files import write_json
 from ptq_diffusion.stage.report import run_folder
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.store import Store
-from ptq_diffusion.stage.sweep import FAILURE
+from ptq_diffusion.stage.sweep import FAILED, FAILURE
 
 
 @contextmanager
@@ -40,11 +40,14 @@ def recorded(cfg: DictConfig, hydra: HydraConf) -> Iterator[None]:
         yield
     except Exception as error:
         sweep = str(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
-        folder = _folder(cfg, nameless)
-        write_json(folder / FAILURE, describe(error, list(hydra.overrides.task), cfg, sweep))
+        path = _folder(cfg, nameless) / FAILURE
+        found = describe(error, list(hydra.overrides.task), cfg, sweep)
+        write_json(path, found)
         if sweep is None:
             raise
-        Runtime(cfg.runtime.accelerator, False).say(f"failed: {type(error).__name__}: {error}\n{folder / FAILURE}")
+        told = {"path": str(path), "error": found["error"], "message": found["message"]}
+        write_json(Path(sweep) / FAILED.replace("*", f"{hydra.job.num:04d}"), told)
+        Runtime(cfg.runtime.accelerator, False).say(f"failed: {told['error']}: {error}\n{path}")
 
 
 def describe(error: Exception, overrides: list[str], cfg: DictConfig, sweep: str | None) -> dict[str, Any]:

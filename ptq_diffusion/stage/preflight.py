@@ -3,23 +3,37 @@
 import torch
 from omegaconf import DictConfig
 
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.stage.choices import needed
 from ptq_diffusion.stage.chunks import chunks
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.parts import build_model, build_quantizers, build_steps
 from ptq_diffusion.stage.reference import build_extractor
+from ptq_diffusion.stage.store import Stage
 
 
-def check(cfg: DictConfig) -> None:
-    """Build every part of a report once and show each what it will be given.
+def check(cfg: DictConfig, goal: type[Stage]) -> None:
+    """Build every part that a goal depends on once and show each what it will be given.
 
     Raises:
         ValueError: two choices do not fit; the message says which and what to do.
     """
-    model = build_model(cfg)
-    steps = build_steps(cfg, model)
-    build_quantizers(cfg, model)
-    construct(cfg.correction).check(steps)
-    chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
+    used = {key for stage in needed(goal) for key in stage.uses}
+    if "sampler" in used:
+        model = build_model(cfg)
+        steps = build_steps(cfg, model)
+        if "quantizer" in used:
+            build_quantizers(cfg, model)
+        if "correction" in used:
+            construct(cfg.correction).check(steps)
+        if "images" in used:
+            chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
+        if "metric" in used:
+            _check_judging(cfg, model)
+
+
+def _check_judging(cfg: DictConfig, model: Denoiser) -> None:
+    """Show the metrics how many images of which shape they will be given."""
     if cfg.images < 2 or cfg.metric.replicates < 2:
         raise ValueError(
             "expected at least 2 images of each seed and metric.replicates of at least 2, "

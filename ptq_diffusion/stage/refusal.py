@@ -25,17 +25,29 @@ def full_errors_asked_for() -> bool:
     return os.environ.get(FULL_ERRORS) == "1"
 
 
+class PastHydra(BaseException):
+    """Carries the error of a single run through Hydra, which prints an account of its own of every `Exception`."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 @contextmanager
 def handed_on() -> Iterator[None]:
     """Within this context Hydra hands errors on, in place of printing its own account of them and exiting."""
-    before = os.environ.get(FULL_ERRORS)
+    before, carried = os.environ.get(FULL_ERRORS), None
     os.environ[FULL_ERRORS] = "1"
     try:
         yield
+    except PastHydra as carrier:
+        carried = carrier.error
     finally:
         del os.environ[FULL_ERRORS]
         if before is not None:
             os.environ[FULL_ERRORS] = before
+    if carried is not None:
+        raise carried
 
 
 def refusal(error: Exception, overrides: Sequence[str], conf: Path) -> str | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import diffusers
 import torch
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
@@ -94,14 +95,15 @@ class Store:
         self._obtained: dict[tuple[str, str], Path] = {}
 
     def signature(self, stage: type[Stage], cfg: DictConfig) -> str:
-        """Sixteen hex digits over a stage's configuration, files and needs, the source it runs, device and torch."""
+        """Sixteen hex digits over a stage's configuration, files and needs, the source it runs, device, libraries."""
         given = select(cfg, stage.uses)
         identity = {
             "stage": [stage.name, stage.version],
             "source": source(stage, given),
             "device": self.runtime.device_type,
             "torch": torch.__version__,
-            "config": plain(given),
+            "diffusers": diffusers.__version__,
+            "config": same_numbers(plain(given)),
             "needs": {name: self.signature(need.stage, need.cfg) for name, need in stage().inputs(cfg).items()},
         }
         asked = json.dumps(identity, sort_keys=True)
@@ -164,6 +166,15 @@ def source(stage: type[Stage], given: DictConfig) -> str:
     """A digest of the source that a stage runs: its module, what its configuration names, and all that they import."""
     named = (OURS.defining(target) for target in targets(plain(given)))
     return OURS.digest([Path(inspect.getfile(stage)), *(file for file in named if file)])
+
+
+def same_numbers(node: object) -> object:
+    """A plain configuration in which 1.0 and 1, which are one value of an option, are written alike."""
+    if isinstance(node, dict):
+        return {key: same_numbers(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [same_numbers(value) for value in node]
+    return int(node) if isinstance(node, float) and node.is_integer() else node
 
 
 def upstream(stage: type[Stage]) -> frozenset[str]:

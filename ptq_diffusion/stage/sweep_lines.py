@@ -23,7 +23,7 @@ class Line:
     Args:
         levels: level by factor, only of the factors that it depends on.
         correction: `FULL_PRECISION`, `NONE` or a correction's name.
-        run: the folder of the run that it was read from, the first of those that share it; empty if there is none.
+        run: the name of the run that it was read from, the first of those that share it; empty if there is none.
         values: the variant's row of the report, or nothing.
         gain: FID corrected - quantized, of a correction's line.
         reason: why there are no values.
@@ -51,7 +51,7 @@ def lines_of(runs: Sequence[Run], factors: Sequence[str]) -> list[Line]:
         for rank, variant in enumerate(run.report["rows"] if run.report else ()):
             line = _line(run, rank, variant, factors)
             drawn.setdefault((rank, run.signature(STAGES[rank]), tuple(line.levels.items()), line.correction), line)
-    without = [Line(_levels(run, factors), run.correction, run.folder.name, {}, None, run.reason) for run in runs]
+    without = [Line(_levels(run, factors), run.correction, run.name, {}, None, run.reason) for run in runs]
     absent = [Line(levels, name, "", {}, None, NOT_RUN) for levels, name in _not_run(runs, factors)]
     if len(absent) > len(runs):
         absent = [Line({}, "", "", {}, None, f"{len(absent)} more cells of the product of all levels: {NOT_RUN}")]
@@ -62,7 +62,7 @@ def lines_of(runs: Sequence[Run], factors: Sequence[str]) -> list[Line]:
 def _line(run: Run, rank: int, variant: Mapping[str, Any], factors: Sequence[str]) -> Line:
     name = (FULL_PRECISION, NONE, run.correction)[rank]
     levels = {key: run.level(key) for key in factors if depth(key) <= rank}
-    return Line(levels, name, run.folder.name, variant, _gain(run) if rank == 2 else None)
+    return Line(levels, name, run.name, variant, _gain(run) if rank == 2 else None)
 
 
 def _gain(run: Run) -> Interval:

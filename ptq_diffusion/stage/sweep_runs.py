@@ -25,6 +25,7 @@ class Run:
 
     Args:
         folder: where it lies.
+        name: its path below the folder of all runs, by which it is told from the others.
         config: level by dotted key of its configuration, as text; its inner bits are the key `BITS`.
         correction: the name of its correction.
         report: what report.json holds, or None.
@@ -32,6 +33,7 @@ class Run:
     """
 
     folder: Path
+    name: str
     config: Mapping[str, str]
     correction: str
     report: Mapping[str, Any] | None
@@ -53,7 +55,7 @@ def read_runs(folder: Path) -> list[Run]:
         FileNotFoundError: there is none.
     """
     places = {path.parent for name in ("config.yaml", FAILURE) for path in folder.rglob(name)}
-    runs = [run for place in sorted(places) if (run := _read(place)) is not None]
+    runs = [run for place in sorted(places) if (run := _read(place, folder)) is not None]
     if not runs:
         raise FileNotFoundError(f"expected runs with a report.json below {folder}, found none; run experiments first")
     return runs
@@ -64,8 +66,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
 
 
-def _read(folder: Path) -> Run | None:
-    """The run in a folder; None where its goal is another, or the files are somebody else's.
+def _read(folder: Path, above: Path) -> Run | None:
+    """The run in a folder below that of all; None where its goal is another, or the files are somebody else's.
 
     Raises:
         ValueError: a file is cut off or broken.
@@ -82,9 +84,10 @@ def _read(folder: Path) -> Run | None:
         return None
     flat = _flat(config)
     flat[BITS] = "/".join(flat.pop(f"bitwidth.inner.{operand}", ABSENT) for operand in ("weight", "activation"))
+    reason = "" if report else "unfinished: no report.json"
     if failure is not None:
-        return Run(folder, flat, flat["labels.correction"], None, f"failed: {failure['error']}: {failure['message']}")
-    return Run(folder, flat, flat["labels.correction"], report, "" if report else "unfinished: no report.json")
+        report, reason = None, f"failed: {failure['error']}: {failure['message']}"
+    return Run(folder, folder.relative_to(above).as_posix(), flat, flat["labels.correction"], report, reason)
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

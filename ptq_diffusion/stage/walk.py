@@ -1,7 +1,7 @@
 """Images that walk through all steps together, so that each step is fitted on all of them before they go on."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from ptq_diffusion.correction import Batch, FittedCorrection, PathCorrection, St
 from ptq_diffusion.correction import Path as Along
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap
+from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.chunks import Chunk
 from ptq_diffusion.stage.files import holds_tensors, sync_folder, write_tensors
@@ -44,6 +45,7 @@ class Walk:
         self.model, self.quantized, self.tap = model, quantized, OutputLayerTap(quantized, model.sites())
         self.correction, self.steps, self.wanted, self.folder = correction, steps, wanted, folder
         self.fitted: list[StepCorrection] = []
+        self._noise: dict[Chunk, Drawn] = {}
 
     @torch.inference_mode()
     def go(self, device: torch.device, progress: bool) -> FittedCorrection:
@@ -51,8 +53,7 @@ class Walk:
         self.model.to(device)
         self.quantized.to(device)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if done := sorted(self.folder.glob("fitted-*")):
-            self.fitted = list(FittedCorrection.load(done[-1]).found)
+        self.fitted = list(self._kept())
         for step in track(self.steps[len(self.fitted) :], "fit of the correction", progress):
             for chunk in self.wanted:
                 self._visit(chunk, step, device)
@@ -61,14 +62,21 @@ class Walk:
             shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
         return FittedCorrection(self.steps, self.fitted)
 
+    def _kept(self) -> Iterator[StepCorrection]:
+        """What an interrupted walk fitted, from the first step on."""
+        for step in self.steps:
+            if not (folder := self._fitted(step.i)).is_dir():
+                return
+            yield FittedCorrection.load(folder).found[0]
+
     def _keep(self, step: Step) -> None:
-        """What was fitted up to a step, whole or absent."""
+        """What was fitted at a step, whole or absent."""
         beside = self.folder / "beside"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
-        FittedCorrection(self.steps[: step.i + 1], self.fitted).save(beside)
+        FittedCorrection([step], [self.fitted[step.i]]).save(beside)
         sync_folder(beside)
-        beside.rename(self.folder / f"fitted-{step.i:04d}")
+        beside.rename(self._fitted(step.i))
 
     def _visit(self, chunk: Chunk, step: Step, device: torch.device) -> None:
         """Bring a chunk to a step, ask both networks there, and keep what they say."""
@@ -86,8 +94,9 @@ class Walk:
 
     def _states(self, chunk: Chunk, step: Step, device: torch.device) -> tuple[Tensor, Tensor]:
         """The states of float sampling and those on the path, from what was kept one step before."""
-        noise = chunk.noise(self.model.shape)
-        z = [noise.draw(device) for _ in range(step.i + 1)][-1]
+        if chunk not in self._noise:
+            self._noise[chunk] = Drawn(chunk.noise(self.model.shape))
+        z = self._noise[chunk].at(step.i, device)
         if step.i == 0:
             return z, z
         before, found = self.steps[step.i - 1], self.fitted[step.i - 1]
@@ -100,6 +109,23 @@ class Walk:
 
     def _step(self, i: int) -> Path:
         return self.folder / f"step-{i:04d}"
+
+    def _fitted(self, i: int) -> Path:
+        return self.folder / f"fitted-{i:04d}"
+
+
+class Drawn:
+    """Noise of which it is known how often it was drawn; a walk that goes on draws once what was drawn before it."""
+
+    def __init__(self, noise: SampleNoise) -> None:
+        self._noise, self._times = noise, 0
+
+    def at(self, i: int, device: torch.device) -> Tensor:
+        """The noise of step `i`, which is later than those asked for before."""
+        for _ in range(self._times, i):
+            self._noise.draw()
+        self._times = i + 1
+        return self._noise.draw(device)
 
 
 class StepBatches(Sequence[Batch]):

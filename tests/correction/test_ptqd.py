@@ -1,11 +1,7 @@
 """PTQD's identities: what it takes apart, what it puts back, and what each term does alone."""
 
-import dataclasses
-from types import SimpleNamespace
-
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from omegaconf import OmegaConf
 
 from ptq_diffusion.correction import PTQD, Fingerprint, NoCorrection, NoiseStatistics, StepMoments
@@ -13,46 +9,20 @@ from ptq_diffusion.main import CONF
 from ptq_diffusion.sampler import DDIM, DDPM
 from ptq_diffusion.sampler.step import fingerprint
 from ptq_diffusion.stage.factory import construct
-
-SHAPE = (3, 6, 5)
-CONFIG = DDPMScheduler(clip_sample=False).config
-STEPS = DDIM(8, 1.0, {}).steps(CONFIG)
-PAPER = {name: value for name, value in OmegaConf.load(CONF / "correction" / "ptqd.yaml").items() if name != "_target_"}
-OFFSETS = torch.tensor([0.8, -0.5, 0.3]).double().view(3, 1, 1)  # E[m_c], far from 0
-MU = torch.tensor([0.10, -0.04, 0.02]).double().view(3, 1, 1)
-
-
-def planted(step, k=-0.1, v=0.01, mu=MU, count=50):
-    """m, q = (1 + k) m + mu + r and x_t in float64; r is white of variance v."""
-    m, r, x = torch.randn(3, count, *SHAPE, generator=torch.Generator().manual_seed(step.i)).double()
-    m = m * torch.tensor([1.0, 0.5, 2.0]).double().view(3, 1, 1) + OFFSETS
-    return m, (1 + k) * m + mu + v**0.5 * r, x
-
-
-def statistics(steps, **noise):
-    moments = [StepMoments.of(*planted(step, **noise)) for step in steps]
-    return NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments)
-
-
-def fitted(steps=STEPS, options=None, **noise):
-    return PTQD(**PAPER | (options or {})).fit(statistics(steps, **noise), steps)
-
-
-def terms_of(found):
-    """k, the bias per channel and the report of every step."""
-    affine = [step.repairs[0] for step in found.found]
-    return [
-        SimpleNamespace(k=float(own.k), bias=own.bias, report=report)
-        for own, report in zip(affine, found.report(), strict=True)
-    ]
-
-
-def centred(x):
-    return x - x.mean((0, 2, 3), keepdim=True)
-
-
-every_k = pytest.mark.parametrize("k", [-0.3, -0.05, 0.0, 0.2])
-
+from tests.correction.planted import (
+    CONFIG,
+    MU,
+    OFFSETS,
+    PAPER,
+    SHAPE,
+    STEPS,
+    centred,
+    every_k,
+    fitted,
+    planted,
+    statistics,
+    terms_of,
+)
 
 # What the fit finds.
 
@@ -231,109 +201,6 @@ def test_presets_act_as_they_are_called(name, terms):
             assert torch.allclose((output - q).std((0, 2, 3)), torch.zeros(3).double(), atol=1e-9)
             assert bool((output - q).abs().max() > 0.01) == ("bias" in terms)
         assert (found.sigma(step) < step.sigma) == ("variance" in terms)
-
-
-# What the release does.
-
-
-def test_a_negative_k_is_raised_to_zero_and_a_positive_one_is_kept():
-    assert {terms.k for terms in terms_of(fitted(options={"k_clamp": True}, k=-0.2))} == {0.0}
-    for clamped, free in zip(terms_of(fitted(options={"k_clamp": True}, k=0.2)), terms_of(fitted(k=0.2)), strict=True):
-        assert clamped.k == free.k > 0.19
-
-
-@every_k
-def test_one_mean_for_all_channels_gives_the_slope_of_all_values(k):
-    """Which is another k where channels differ in their offsets."""
-    one, own = fitted(options={"centre": "global"}, k=k), fitted(k=k)
-    for step, terms in zip(STEPS, terms_of(one), strict=True):
-        m, q, _ = planted(step, k=k)
-        line = torch.stack([m.flatten(), (q - m).flatten()]).cov()
-        assert terms.k == pytest.approx(float(line[0, 1] / line[0, 0]), rel=1e-9)
-        assert abs(terms.k - terms_of(own)[step.i].k) > 1e-3
-        assert terms.report.variance == pytest.approx(float(centred(q - m - terms.k * m).square().mean()), rel=1e-9)
-
-
-def test_the_total_bias_is_the_mean_of_the_noise():
-    for step, terms in zip(STEPS, terms_of(fitted(options={"bias": "total"})), strict=True):
-        m, q, _ = planted(step)
-        assert torch.allclose(terms.bias, (q - m).mean((0, 2, 3)), rtol=1e-9)
-    total, intercept = (fitted(options={"bias": bias, "correlated": False}) for bias in ("total", "intercept"))
-    for a, b in zip(terms_of(total), terms_of(intercept), strict=True):
-        assert torch.equal(a.bias, b.bias)
-
-
-@every_k
-def test_mean_std_is_the_squared_mean_of_the_samples_deviations(k):
-    for step, terms in zip(STEPS, terms_of(fitted(options={"variance": "mean_std"}, k=k)), strict=True):
-        m, q, _ = planted(step, k=k)
-        expected = (q - m - terms.k * m).flatten(1).std(1, correction=0).mean().square()
-        assert terms.report.variance == pytest.approx(float(expected), rel=1e-9)
-
-
-@every_k
-@pytest.mark.parametrize("mu", [0 * MU, MU, 5 * MU], ids=["no bias", "bias", "more bias"])
-def test_mean_std_is_at_most_the_pooled_variance_and_the_spread_of_the_channels(k, mu):
-    pair = (terms_of(fitted(options={"variance": variance}, k=k, mu=mu)) for variance in ("mean_std", "pooled"))
-    for own, pooled in zip(*pair, strict=True):
-        spread = float(pooled.bias.var(correction=0))
-        assert own.report.variance < pooled.report.variance + spread
-        assert own.report.variance > (pooled.report.variance + spread) * 0.95
-
-
-def test_a_reduced_direction_changes_its_coefficient_only():
-    original, reduced = (fitted(options={"direction": direction}) for direction in ("original", "reduced"))
-    assert list(original.steps) == list(STEPS)
-    for step, own in zip(STEPS, reduced.steps, strict=True):
-        assert original.sigma(step) == reduced.sigma(step)
-        rest = step.direction**2 + step.sigma**2  # 1 - abar_s
-        coefficient = (rest - reduced.sigma(step) ** 2) ** 0.5 if step.direction else 0.0
-        assert own.c_m == pytest.approx(coefficient)
-        if 0 < reduced.sigma(step) < step.sigma:
-            assert own.c_m / step.c_m == pytest.approx(coefficient / step.direction)
-            assert own.c_m > step.c_m
-        assert dataclasses.replace(own, c_m=step.c_m, direction=step.direction) == step
-
-
-def test_a_reduced_direction_needs_a_sampler_that_has_one():
-    steps = DDPM(8, {}).steps(CONFIG)
-    reduced = PTQD(**PAPER | {"direction": "reduced"})
-    for use in (lambda: fitted(steps, {"direction": "reduced"}), lambda: reduced.check(steps)):
-        with pytest.raises(ValueError, match="direction=reduced needs a DDIM sampler"):
-            use()
-    reduced.check(STEPS)
-    PTQD(**PAPER).check(steps)
-
-
-def test_one_mean_over_all_channels_mixes_their_offsets_into_k():
-    """The planted k is that within channels; offsets of m and D that go together across channels add to it."""
-    within, across = fitted(k=0.2), fitted(options={"centre": "global"}, k=0.2)
-    assert all(abs(a.k - b.k) > 0.01 for a, b in zip(terms_of(within), terms_of(across), strict=True))
-
-
-@pytest.mark.parametrize("k", [-0.2, 0.2])
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_the_release_by_hand(k, eta):
-    """One step of its sampler, from the samples alone: correct, fuse, then point in the direction that is left."""
-    steps = DDIM(8, eta, {}).steps(CONFIG)
-    found = construct(OmegaConf.load(CONF / "correction" / "ptqd_release.yaml")).fit(statistics(steps, k=k), steps)
-    abar = DDPMScheduler().alphas_cumprod.double()
-    for step, own in zip(steps, found.steps, strict=True):
-        m, q, x = planted(step, k=k)
-        noise = q - m
-        line = torch.stack([m.flatten(), noise.flatten()]).cov()
-        slope = max(float(line[0, 1] / line[0, 0]), 0)
-        std_q = float((noise - slope * m).flatten(1).std(1, correction=0).mean())
-        epsilon = (q - noise.mean((0, 2, 3), keepdim=True)) / (1 + slope)
-        at, a_s = abar[step.t], abar[step.t - 125] if step.t >= 125 else torch.tensor(1.0).double()
-        sigma2 = eta**2 * (1 - a_s) / (1 - at) * (1 - at / a_s)
-        x_0 = (x - (1 - at).sqrt() * epsilon) / at.sqrt()
-        b = (1 - a_s - sigma2).clamp(min=0).sqrt() - (a_s * (1 - at) / at).sqrt()
-        left = sigma2 - (b * std_q / (1 + slope)) ** 2
-        sigma2 = left.clamp(min=0)
-        expected = a_s.sqrt() * x_0 + (1 - a_s - sigma2).clamp(min=0).sqrt() * epsilon
-        assert torch.allclose(own.mean(x, found.output(q, x, x, own)), expected, rtol=1e-7, atol=1e-7)
-        assert found.sigma(own) == pytest.approx(float(sigma2) ** 0.5, rel=1e-7)
 
 
 # What is refused.

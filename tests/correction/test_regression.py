@@ -182,7 +182,7 @@ def test_the_split_into_even_and_odd_images_does_not_depend_on_the_batches():
         ({"ridges": []}, "expected a regressor or matching, and ridges"),
         ({"ridges": [-1.0]}, "ridges of at least 0"),
         ({"variance": "pooled"}, "expected variance to be original or rule"),
-        ({"path": "quantized"}, "quantized"),
+        ({"path": "quantized"}, "expected path to be float or corrected, got 'quantized'"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

@@ -99,3 +99,14 @@ def test_what_cannot_be_is_refused():
         TAC(1.0, True).fit_step(opposite, STEPS[0])
     with pytest.raises(ValueError, match="expected beta < 1, at t = 875"):
         d2dpm("deterministic", k=-1.2)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_more_bits_are_no_remedy_for_a_float_output_without_signal(level):
+    m, x = torch.full((6, *SHAPE), level), torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(0))
+    constant = NoiseStatistics(Fingerprint("n", fingerprint(STEPS[:1]), SHAPE), [StepMoments.of(m, m + x, x)])
+    with pytest.raises(ValueError, match="float output that varies, at t = 875 it is constant.*correction=none"):
+        D2DPM("deterministic").fit(constant, STEPS[:1])
+    if level == 0:
+        with pytest.raises(ValueError, match="not zero, at t = 875 it is zero for 6 of 6 images.*correction=none"):
+            TAC(1.0, True).fit_step([Batch(0, m, m + x, x, x, m, x)], STEPS[0])

@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from ptq_diffusion.model import UNetDenoiser
-from ptq_diffusion.network import NetworkQuantizers, QuantizedLayer, QuantizedLinear, observing, quantize
+from ptq_diffusion.model.site import Role
+from ptq_diffusion.network import (
+    NetworkQuantizers,
+    OutputLayerTap,
+    QuantizedLayer,
+    QuantizedLinear,
+    observing,
+    quantize,
+)
 from ptq_diffusion.network.quantizers import network_fingerprint
 from ptq_diffusion.numeric.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax
@@ -200,6 +208,16 @@ def test_observing_changes_no_output_and_leaves_no_hook(denoiser):
         assert torch.equal(outputs(denoiser), expected)
         assert not without_hooks(denoiser.network)
     assert without_hooks(denoiser.network)
+
+
+def test_a_tap_sees_the_input_of_the_output_layer_and_leaves_no_hook(denoiser):
+    asked = quantized(denoiser, LayerBits(4, 6))
+    tap = OutputLayerTap(asked, denoiser.sites())
+    q, features = tap.predict(states(denoiser), 300.0)
+    last = asked.network.get_submodule(next(s.name for s in denoiser.sites() if s.role is Role.LAST))
+    assert torch.equal(q, asked.predict(states(denoiser), 300.0))
+    assert torch.equal(features, last.activation(features)) and features.shape[1] == last.weight.shape[1]
+    assert without_hooks(asked.network) and without_hooks(last.activation)
 
 
 def test_hooks_are_gone_after_an_exception(denoiser):

@@ -38,3 +38,20 @@ def test_bands_cover_every_coefficient_and_grow_outwards(size, count):
     assert (bands == 0).sum() == 1 and bands[0, 0] == 0
     assert int(bands.max()) <= count
     assert (bands.diff(dim=0) >= 0).all() and (bands.diff(dim=1) >= 0).all()
+
+
+def test_a_coefficient_on_an_edge_belongs_inside_whatever_the_rounding():
+    """The corner's squared radius is 2^7, so the edges of seven rings are the square roots of 2, 4, ... 64."""
+    bands = radial_bands(9, 9, 7)
+    found = [int(bands[u, v]) for u, v in ((1, 0), (1, 1), (2, 0), (2, 2), (4, 0), (4, 4), (8, 0), (8, 8))]
+    assert found == [1, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_what_was_cached_in_inference_mode_serves_gradients():
+    with torch.inference_mode():
+        radial_bands(11, 13, 3)
+        cosine_transform(torch.ones(1, 1, 11, 13).double())
+    x = torch.randn(1, 1, 11, 13, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    gains = torch.ones(4).double().requires_grad_()
+    inverse_cosine_transform(cosine_transform(x) * gains[radial_bands(11, 13, 3)]).square().sum().backward()
+    assert torch.allclose(x.grad, 2 * x) and gains.grad.sum() == pytest.approx(2 * float(x.detach().square().sum()))

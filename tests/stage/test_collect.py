@@ -107,6 +107,18 @@ def test_protocols_are_not_mixed(tmp_path):
         collect(tmp_path)
 
 
+def test_runs_of_one_name_below_different_folders_are_two(tmp_path):
+    """Neither takes the other's place: not in the table, and not where protocols are compared."""
+    for place, eta in (("a", 0.0), ("b", 1.0)):
+        run_like(tmp_path / place, eta=eta).rename(tmp_path / place / "same")
+    assert {row["run"] for row in table(tmp_path)} == {"a/same", "b/same"}
+    path = tmp_path / "a" / "same" / "report.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"protocol": found["protocol"] | {"reference_checksum": "another"}}))
+    with pytest.raises(ValueError, match="one protocol"):
+        collect(tmp_path)
+
+
 def test_a_folder_without_runs_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="run experiments first"):
         collect(tmp_path)
@@ -125,8 +137,10 @@ def test_the_figure_shows_every_line_with_values(tmp_path, monkeypatch):
     assert all(path.is_file() for path in paths) and len(seen[0][0]) == 5
 
 
-def test_corrections_are_compared_by_their_images(command, tmp_path):
+def test_corrections_are_compared_by_the_features_of_their_images(command, tmp_path):
     command("-m", "correction=ptqd,none,bias")
+    for images in tmp_path.glob("outputs/store/samples_*"):
+        shutil.rmtree(images)
     runs = str(tmp_path / "outputs" / "runs")
     said = command("collect", runs, "--against", "none", tiny=())
     assert said.splitlines()[-1] == f"{runs}/collected/figure.png"
@@ -143,7 +157,7 @@ def test_corrections_are_compared_by_their_images(command, tmp_path):
     assert found[best] == "" and all(float(found[name]) >= 0 for name in ("ptqd", "bias") if name != best)
     with pytest.raises(ValueError, match="bias, none, ptqd"):
         collect(Path(runs), "nothing")
-    shutil.rmtree(tmp_path / "outputs" / "store" / "samples_corrected")
+    shutil.rmtree(tmp_path / "outputs" / "store" / "evaluate")
     with pytest.raises(FileNotFoundError, match="run its command again"):
         collect(Path(runs), "ptqd")
 

@@ -22,6 +22,7 @@ BAD = {
     "eta above 1": (["sampler.eta=2"], r"eta in \[0, 1\]"),
     "an option of no scheduler": (["+sampler.scheduler.nothing=1"], "it has beta_end"),
     "no such term": (["correction.bias=both"], "'intercept', 'total' or 'off'"),
+    "no such path": (["correction=matched", "correction.path=quantized"], "path of Regression to be 'float' or"),
     "no such goal": (["goal=nothing"], "samples_corrected"),
     "no such model": (["model.path=/nowhere"], "save_pretrained"),
     "no such reference": (["reference=statistics", "reference.path=/nowhere"], "goal=reference_statistics"),
@@ -34,6 +35,20 @@ def test_it_says_what_to_do_and_computes_nothing(make, tmp_path, overrides, reme
     with pytest.raises((ValueError, FileNotFoundError), match=remedy):
         make(*overrides)
     assert not list(tmp_path.glob("outputs/store/*/*"))
+
+
+NEEDS_DDIM = ["sampler=ddpm", "sampler.steps=3", "correction=ptqd_release"]
+
+
+@pytest.mark.parametrize("goal", ["fit", "samples_corrected", "evaluate"])
+def test_a_goal_that_needs_the_correction_asks_it_before_anything_is_measured(make, tmp_path, goal):
+    with pytest.raises(ValueError, match="sampler=ddim"):
+        make(f"goal={goal}", *NEEDS_DDIM)
+    assert not list(tmp_path.glob("outputs/store/*/*"))
+
+
+def test_what_a_goal_does_not_depend_on_is_not_asked(make):
+    make("goal=noise", *NEEDS_DDIM, "images=1", "metric=pixels", "metric.extractor.channels=5")
 
 
 def test_a_layer_is_left_in_float_by_its_name(report):

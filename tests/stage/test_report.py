@@ -6,8 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptq_diffusion.metric import Cifar10Net, Features, Settings, StatisticsReference, compare, protocol_id
-from ptq_diffusion.metric.judgement import TO_REFERENCE
+from ptq_diffusion.metric import protocol_id
 from ptq_diffusion.stage import samples
 from ptq_diffusion.stage.collect import collect
 from ptq_diffusion.stage.evaluate import VARIANTS
@@ -214,28 +213,6 @@ def test_noise_statistics_are_moments_and_not_trajectories(report):
     assert {name: value.shape for name, value in small.items() if "per_sample" not in name} == {
         name: value.shape for name, value in large.items() if "per_sample" not in name
     }
-
-
-def test_any_two_variants_of_any_two_runs_are_compared_by_their_features(report):
-    """As the report of one run compares its own."""
-    first, folder = report("correction=none", "reference=cifar10")
-    second, _ = report("correction=ptqd", "reference=cifar10")
-    extractor = Cifar10Net.from_folder(None)
-    store = folder.parents[1] / "store" / "evaluate"
-
-    def features(found, variant):
-        path = store / found["signatures"]["evaluate"] / "features" / f"{variant}.safetensors"
-        return Features.load(path, extractor.checksum())
-
-    settings = Settings(replicates=5, seed=0, neighbours=1, seeds=[0, 1])
-    real = StatisticsReference(None).statistics(extractor)
-    pairs = {pair["metric"]: pair for pair in second["paired"] if (pair["a"], pair["b"]) == ("quantized", "corrected")}
-    for metric in TO_REFERENCE:
-        found = compare(metric, features(first, "corrected"), features(second, "corrected"), real, settings)
-        assert found.difference == pytest.approx(pairs[metric]["difference"], abs=1e-9)
-        assert found.low == pytest.approx(pairs[metric]["low"], abs=1e-9)
-    with pytest.raises(ValueError, match="expected a metric among fid"):
-        compare("inception_score", features(first, "corrected"), features(second, "corrected"), real, settings)
 
 
 def test_reports_of_other_protocols_are_not_collected(report):

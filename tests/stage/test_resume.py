@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch.optim import SGD
 
+from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.metric import Cifar10Net
+from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.stage.checkpoint import SafetensorsCheckpointIO, present
 from ptq_diffusion.stage.chunks import read_chunks
 from ptq_diffusion.stage.denoiser_training import DenoiserTraining
@@ -86,6 +88,32 @@ def test_a_fit_killed_on_its_way_goes_on_and_ends_with_the_same_bytes(make, tmp_
         patch.setattr(Walk, "_visit", dies)
         make(*goal)
     assert contents(make(*goal)) == expected
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_work_of_a_fit_grows_with_the_steps_and_not_with_their_square(make, monkeypatch, killed):
+    """Every noise is drawn and every step written once, and twice at most what was before a kill."""
+    steps, drawn, saved = 6, [], []
+    draw, save, visit = SampleNoise.draw, FittedCorrection.save, Walk._visit
+    monkeypatch.setattr(SampleNoise, "draw", lambda *given: drawn.append(1) or draw(*given))
+    monkeypatch.setattr(FittedCorrection, "save", lambda own, folder: saved.extend(own.found) or save(own, folder))
+    goal = ["goal=fit", "correction=wiener", f"sampler.steps={steps}", "noise.images=7"]
+    make("goal=noise", *goal[1:])
+    drawn.clear()
+    if killed:
+
+        def dies(walk, chunk, step, device):
+            if step.i == steps - 1:
+                raise Killed
+            visit(walk, chunk, step, device)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Walk, "_visit", dies)
+            make(*goal)
+    make(*goal)
+    chunks = 2
+    assert len(drawn) == chunks * steps + killed * chunks * (steps - 1)
+    assert len(saved) == steps + steps, "once on the way and once at the end"
 
 
 def test_chunks_that_a_power_cut_emptied_are_done_again(make, tmp_path, monkeypatch):

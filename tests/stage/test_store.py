@@ -96,6 +96,22 @@ def test_a_signature_follows_what_is_declared_and_nothing_else(store):
     assert store.signature(Digits, changed("factor", 3)) == store.signature(Digits, CFG)
 
 
+def test_a_number_is_one_value_however_it_is_written(store):
+    own = store.signature(Doubled, CFG)
+    assert store.signature(Doubled, changed("factor", 2.0)) == own != store.signature(Doubled, changed("factor", 2.5))
+    assert store.signature(Digits, changed("a.number", [4.0, {"b": -0.0}])) == store.signature(
+        Digits, changed("a.number", [4, {"b": 0}])
+    )
+    assert store.signature(Digits, changed("a.number", 1)) != store.signature(Digits, changed("a.number", True))
+
+
+@pytest.mark.parametrize("library", ["torch", "diffusers"])
+def test_a_signature_follows_the_libraries_that_make_the_numbers(store, monkeypatch, library):
+    own = store.signature(Digits, CFG)
+    monkeypatch.setattr(f"{library}.__version__", "another")
+    assert store.signature(Digits, CFG) != own
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 

@@ -28,7 +28,7 @@ def test_a_choice_that_does_not_fit_is_recorded_and_the_next_job_runs(failed, tm
     said = failed("sampler.eta=2,0", "correction=none")
     ((run, failure),) = failures(tmp_path).items()
     assert failure["error"] == "ValueError" and failure["config"]["sampler"]["eta"] == 2
-    assert "sampler.eta=2" in failure["overrides"] and "check(cfg)" in failure["traceback"]
+    assert "sampler.eta=2" in failure["overrides"] and "check(cfg, stage)" in failure["traceback"]
     assert "1 failed; the others are complete" in said and said.count(failure["message"]) == 2 and run in said
     assert len(list(tmp_path.glob("outputs/runs/*/report.json"))) == 1
 
@@ -37,6 +37,15 @@ def test_a_job_without_a_signature_leaves_its_failure_too(failed, tmp_path):
     failed("correction=none", "model.path=/nowhere")
     ((run, failure),) = failures(tmp_path).items()
     assert run.startswith("unnamed-") and "save_pretrained" in failure["message"]
+
+
+def test_jobs_that_write_to_different_places_are_one_sweep(failed, tmp_path):
+    """A job's own `outputs` holds its failure, and the sweep that it belongs to knows of it."""
+    places = [tmp_path / "it's one, two", tmp_path / "three"]
+    quoted = ",".join('"' + str(place) + '"' for place in places)
+    said = failed("goal=trajectories", "sampler.eta=2", f"outputs={quoted}")
+    found = [path for place in places for path in place.glob("runs/*/failure.json")]
+    assert len(found) == 2 and all(str(path) in said for path in found) and "2 failed" in said
 
 
 def test_a_job_that_failed_is_made_again_and_its_failure_forgotten(failed, command, tmp_path, monkeypatch):
@@ -57,9 +66,10 @@ def test_a_job_that_failed_is_made_again_and_its_failure_forgotten(failed, comma
     assert said.count("calibrate: making") == 0 and said.count("fit: making") == 1
 
 
-def test_the_failure_of_a_single_run_is_recorded_and_raised(command, tmp_path):
-    with pytest.raises(SystemExit):
+def test_the_failure_of_a_single_run_is_recorded_and_told_once(command, tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"^error: expected eta in \[0, 1\]"):
         command("sampler.eta=2")
+    assert capsys.readouterr().err == "", "the message is what the exit says, Hydra adds nothing"
     assert [failure["sweep"] for failure in failures(tmp_path).values()] == [None]
 
 

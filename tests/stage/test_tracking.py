@@ -1,6 +1,7 @@
 """Weights & Biases: one offline run for each job, with its config, table, images and summary, closed at the end."""
 
 import struct
+import time
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,7 +12,17 @@ from ptq_diffusion.stage.factory import construct
 
 
 def records(path):
-    """The records of an offline run: a LevelDB log of 32 KiB blocks after a header of 7 bytes."""
+    """The records of an offline run, all of them: its writer is another process, whose last one says that it ended."""
+    for _ in range(600):
+        found = list(written(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.1)
+    raise TimeoutError(f"expected {path} to end with the run's exit, got {len(found)} records and none of it")
+
+
+def written(path):
+    """The records that are on the disk so far: a LevelDB log of 32 KiB blocks after a header of 7 bytes."""
     data, at, parts = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         room = 32768 - at % 32768
@@ -19,6 +30,8 @@ def records(path):
             at += room
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + length > len(data):
+            return
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):
@@ -35,13 +48,14 @@ def runs_of(folder):
 def test_a_report_is_logged_offline_and_closed(report):
     _, folder = report("logger=wandb")
     (path,) = runs_of(folder)
-    found = {record.WhichOneof("record_type"): record for record in records(path)}
-    (run,) = [record.run for record in records(path) if record.WhichOneof("record_type") == "run"]
+    ended = records(path)
+    found = {record.WhichOneof("record_type"): record for record in ended}
+    (run,) = [record.run for record in ended if record.WhichOneof("record_type") == "run"]
     assert run.display_name == folder.name
     assert "sampler" in {item.key for item in run.config.update}
     assert found["exit"].exit.exit_code == 0
-    logged = {item.key or "/".join(item.nested_key) for r in records(path) for item in r.history.item}
-    logged |= {item.key or "/".join(item.nested_key) for r in records(path) for item in r.summary.update}
+    logged = {item.key or "/".join(item.nested_key) for r in ended for item in r.history.item}
+    logged |= {item.key or "/".join(item.nested_key) for r in ended for item in r.summary.update}
     assert {"fid", "report", "images", "noise"} <= {key.split("/")[0] for key in logged}
 
 
