@@ -8,6 +8,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ptq_diffusion.correction import FittedCorrection, MomentCorrection, NoiseStatistics
+from ptq_diffusion.correction.diagnostics import fit_diagnosed
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.chunks import chunks
 from ptq_diffusion.stage.factory import construct
@@ -34,7 +35,7 @@ class Fit(ModelStage):
             quantized, steps = build_quantized(cfg, model, inputs[Calibrate.name]), build_steps(cfg, model)
             statistics = NoiseStatistics.load(inputs[Noise.name] / "noise.safetensors")
             statistics.require(noise_fingerprint(quantized, steps))
-            correction.fit(statistics, steps).save(out)
+            fit_diagnosed(correction, statistics, steps).save(out)
         else:
             walk = partial(self.walk, cfg, inputs, out / "walk")
             runtime.launch(partial(follow, walk=walk, out=out, progress=runtime.progress), tasks=1)

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ptq_diffusion.correction import Fingerprint, NoiseStatistics, StepMoments
+from ptq_diffusion.correction import Fingerprint, NoiseStatistics
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network.quantizers import network_fingerprint
 from ptq_diffusion.sampler import Step, sample
@@ -30,12 +30,13 @@ class MeasureNoise(ChunkWork):
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
         walk = sample(lambda x, s: self.model.predict(x, s.t), self.steps, chunk.noise(self.model.shape), device=device)
-        measured = []
-        for visit in walk:
-            q = self.quantized.predict(visit.x_t, visit.step.t)
-            # Moments are float64, which not every device has.
-            measured.append(StepMoments.of(*(tensor[: chunk.count].cpu() for tensor in (visit.m, q, visit.x_t))))
-        return NoiseStatistics(self.owner, measured).tensors()
+
+        def kept(tensor: Tensor) -> Tensor:
+            """Without padding, where moments are taken: they are float64, which not every device has."""
+            return tensor[: chunk.count].cpu()
+
+        seen = ((kept(v.m), kept(self.quantized.predict(v.x_t, v.step.t)), kept(v.x_t)) for v in walk)
+        return NoiseStatistics.of(self.owner, seen, chunk.first).tensors()
 
 
 class Noise(ModelStage):
