@@ -15,7 +15,8 @@ from ptq_diffusion.sampler import Step, sample
 from ptq_diffusion.sampler.step import fingerprint
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.chunks import Chunk, ChunkWork, chunks, read_chunks, run_chunks
-from ptq_diffusion.stage.parts import build_model, build_quantized, build_steps
+from ptq_diffusion.stage.fit_table import build_fit_steps
+from ptq_diffusion.stage.parts import build_model, build_quantized
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.store import ModelStage
 
@@ -58,7 +59,7 @@ class Noise(ModelStage):
         """What is done on every device."""
         model = build_model(cfg)
         quantized = build_quantized(cfg, model, inputs[Calibrate.name])
-        return MeasureNoise(model, quantized, build_steps(cfg, model))
+        return MeasureNoise(model, quantized, build_fit_steps(cfg, model))
 
 
 def noise_fingerprint(quantized: Denoiser, steps: Sequence[Step]) -> Fingerprint:

@@ -5,7 +5,8 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.stage.chunks import chunks
 from ptq_diffusion.stage.factory import construct
-from ptq_diffusion.stage.parts import build_model, build_quantizers, build_steps
+from ptq_diffusion.stage.fit_table import build_fit_steps
+from ptq_diffusion.stage.parts import build_model, build_quantizers
 from ptq_diffusion.stage.reference import build_extractor
 
 
@@ -16,7 +17,7 @@ def check(cfg: DictConfig) -> None:
         ValueError: two choices do not fit; the message says which and what to do.
     """
     model = build_model(cfg)
-    steps = build_steps(cfg, model)
+    steps = build_fit_steps(cfg, model)
     build_quantizers(cfg, model)
     construct(cfg.correction).check(steps)
     chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
