@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 
 from torch import Tensor
@@ -35,6 +35,10 @@ class MomentCorrection(Correction):
             ValueError: the statistics do not cover the table, or are degenerate.
         """
 
+    def residual_scale(self, k: float) -> float:  # noqa: ARG002
+        """What D - k m - mu is multiplied by where the report's R^2 is taken; 1 as PTQD splits the noise."""
+        return 1.0
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -57,6 +61,12 @@ class Batch:
     features: Tensor
     float_m: Tensor
     float_x_t: Tensor
+
+    def half(self, parity: int) -> "Batch":
+        """Its images of even (0) or odd (1) index, of which there may be none, counted anew among their like."""
+        offset = (self.first + parity) % 2
+        tensors = {field.name: getattr(self, field.name)[offset::2] for field in fields(self) if field.name != "first"}
+        return Batch((self.first + offset) // 2, **tensors)
 
     def repaired(self, repairs: Sequence[Repair]) -> Tensor:
         """m~ after all repairs, (B, C, H, W)."""

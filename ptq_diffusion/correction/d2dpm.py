@@ -39,6 +39,10 @@ class D2DPM(MomentCorrection):
         found = [self._fit_step(moments, step) for moments, step in zip(statistics.steps, steps, strict=True)]
         return FittedCorrection(steps, found)
 
+    def residual_scale(self, k: float) -> float:
+        """D - E[D|q] = (D - k m - mu) / (1 + k)."""
+        return 1 / (1 + k)
+
     def _fit_step(self, moments: StepMoments, step: Step) -> StepCorrection:
         of_noise, across, of_m = moments.pooled()
         if of_m <= 0:

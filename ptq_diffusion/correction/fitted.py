@@ -23,6 +23,12 @@ CONFIG, COEFFICIENTS = "correction.json", "correction.safetensors"
 class StepReport:
     """What was found at one step.
 
+    The residual is r = D - k m - mu of a correction from moments and m~ - m of one along a path, on the states that it
+    was fitted on. PTQD adds it to the sampler's noise, as if it were normal, white and fresh at every step: the last
+    four say how far it is. They are of r centred per channel and pooled over channels, samples and pixels, and tell of
+    the whole pool: samples or channels of unequal variance are heavy tails too. None stands for what does not apply,
+    and where there is no residual or it was not measured.
+
     Args:
         t: the time.
         k: the correlation coefficient: the one in use, or the noise's own where the correction has no such term.
@@ -35,6 +41,15 @@ class StepReport:
             sampler adds no noise.
         snr_q: signal-to-noise ratio of the quantized output.
         snr_f: of the forward process.
+        r2_held_out: R^2 on the samples of odd index of a fit on those of even index; well below r2 where there are too
+            few samples.
+        reliability: of the noise's own k, the share of k^2 that is no sampling error (`detail.reliability`): 1
+            where groups of samples agree on k, near 0 where k had better be left alone.
+        skewness: E[r^3] / E[r^2]^1.5, 0 of a normal residual.
+        kurtosis: the excess E[r^4] / E[r^2]^2 - 3, 0 of a normal residual, above it of heavy tails.
+        neighbour_correlation: of r with r one pixel to the right and below, their mean; 0 of white noise.
+        step_correlation: of r with r of the step before, at the same pixel of the same sample; 0 of fresh noise. What
+            is correlated adds up over steps, and no variance absorbs it.
     """
 
     t: float
@@ -47,6 +62,12 @@ class StepReport:
     budget: float | None
     snr_q: float
     snr_f: float
+    r2_held_out: float | None = None
+    reliability: float | None = None
+    skewness: float | None = None
+    kurtosis: float | None = None
+    neighbour_correlation: float | None = None
+    step_correlation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -158,11 +179,11 @@ def _repairs(tensors: dict[str, Tensor]) -> defaultdict[int, list[Repair]]:
 
 
 def _numbers(report: StepReport) -> list[float]:
-    """The report's fields in order; NaN stands for no budget."""
-    return [float("nan") if value is None else value for value in dataclasses.astuple(report)]
+    """The report's fields in order; NaN stands for None."""
+    return [math.nan if value is None else value for value in dataclasses.astuple(report)]
 
 
 def _report(numbers: Sequence[float]) -> StepReport:
     names = [field.name for field in dataclasses.fields(StepReport)]
-    report = StepReport(**dict(zip(names, numbers, strict=True)))
-    return dataclasses.replace(report, budget=None) if math.isnan(numbers[names.index("budget")]) else report
+    values = {name: None if math.isnan(x) else x for name, x in zip(names, numbers, strict=True)}
+    return StepReport(**values)  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ptq_diffusion.correction.detail import NoiseDetail, terms
 from ptq_diffusion.numeric.moments import Moments
 from ptq_diffusion.sampler.step import Step, fingerprint
 
@@ -54,6 +55,8 @@ class StepMoments:
 
     def merge(self, other: "StepMoments") -> "StepMoments":
         """The moments of both batches."""
+        if not (self.joint.count and other.joint.count):
+            return self if self.joint.count else other
         return StepMoments(self.joint.merge(other.joint), torch.cat([self.per_sample, other.per_sample]))
 
     @property
@@ -97,10 +100,39 @@ class StepMoments:
 
 @dataclass(frozen=True)
 class NoiseStatistics:
-    """The moments of every step of a table, and what they belong to."""
+    """The moments of every step of a table, and what they belong to.
+
+    Args:
+        fingerprint: the owner.
+        steps: of all samples.
+        even: of the samples of even index, to fit on what is not judged on; empty where they were not told apart.
+        details: what the residual is diagnosed from; empty likewise.
+    """
 
     fingerprint: Fingerprint
     steps: Sequence[StepMoments]
+    even: Sequence[StepMoments] = ()
+    details: Sequence[NoiseDetail] = ()
+
+    @classmethod
+    def of(
+        cls, fingerprint: Fingerprint, seen: Iterable[tuple[Tensor, Tensor, Tensor]], first: int
+    ) -> "NoiseStatistics":
+        """Of one batch on its way through all steps; no more than two of them are held.
+
+        Args:
+            fingerprint: the owner.
+            seen: m, q and x_t at every step, each (B, C, H, W).
+            first: the index of the first sample.
+        """
+        steps, even, details, before = [], [], [], None
+        for m, q, x_t in seen:
+            steps.append(StepMoments.of(m, q, x_t))
+            even.append(StepMoments.of(*(tensor[first % 2 :: 2] for tensor in (m, q, x_t))))
+            now = terms(m, q)
+            details.append(NoiseDetail.of(now, before, first))
+            before = now
+        return cls(fingerprint, steps, even, details)
 
     def require(self, fingerprint: Fingerprint) -> None:
         """Refuse to serve another network, step table or resolution.
@@ -131,22 +163,37 @@ class NoiseStatistics:
     def merge(self, other: "NoiseStatistics") -> "NoiseStatistics":
         """The statistics of both sets of samples."""
         self.require(other.fingerprint)
-        return NoiseStatistics(self.fingerprint, [a.merge(b) for a, b in zip(self.steps, other.steps, strict=True)])
+        return NoiseStatistics(
+            self.fingerprint,
+            [a.merge(b) for a, b in zip(self.steps, other.steps, strict=True)],
+            [a.merge(b) for a, b in zip(self.even, other.even, strict=True)],
+            [a.merge(b) for a, b in zip(self.details, other.details, strict=True)],
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """All moments by `step/name`, to be kept as safetensors."""
         named: dict[str, Tensor] = {}
         for i, step in enumerate(self.steps):
-            named[f"{i}/count"] = torch.tensor(step.joint.count)
-            named[f"{i}/mean"], named[f"{i}/scatter"] = step.joint.mean, step.joint.scatter
-            named[f"{i}/per_sample"] = step.per_sample
+            named |= _named(f"{i}/", step)
+        for i, step in enumerate(self.even):
+            named |= _named(f"{i}/even_", step)
+        for i, detail in enumerate(self.details):
+            named |= {f"{i}/{field.name}": getattr(detail, field.name) for field in dataclasses.fields(NoiseDetail)}
         return named
 
     @classmethod
     def of_tensors(cls, fingerprint: Fingerprint, named: Mapping[str, Tensor]) -> "NoiseStatistics":
         """The inverse of `tensors`."""
-        count = sum(name.endswith("/count") for name in named)
-        return cls(fingerprint, [_step(named, i) for i in range(count)])
+        names = [field.name for field in dataclasses.fields(NoiseDetail)]
+        steps, even, details = (
+            range(sum(name.endswith(f"/{last}") for name in named)) for last in ("count", "even_count", names[0])
+        )
+        return cls(
+            fingerprint,
+            [_step(f"{i}/", named) for i in steps],
+            [_step(f"{i}/even_", named) for i in even],
+            [NoiseDetail(**{name: named[f"{i}/{name}"] for name in names}) for i in details],
+        )
 
     def save(self, path: Path) -> None:
         """Write one safetensors file; the fingerprint lies in its metadata."""
@@ -168,6 +215,15 @@ class NoiseStatistics:
         return cls.of_tensors(owner, load_file(path))
 
 
-def _step(named: Mapping[str, Tensor], i: int) -> StepMoments:
-    joint = Moments(int(named[f"{i}/count"]), named[f"{i}/mean"], named[f"{i}/scatter"])
-    return StepMoments(joint, named[f"{i}/per_sample"])
+def _named(prefix: str, step: StepMoments) -> dict[str, Tensor]:
+    return {
+        f"{prefix}count": torch.tensor(step.joint.count),
+        f"{prefix}mean": step.joint.mean,
+        f"{prefix}scatter": step.joint.scatter,
+        f"{prefix}per_sample": step.per_sample,
+    }
+
+
+def _step(prefix: str, named: Mapping[str, Tensor]) -> StepMoments:
+    joint = Moments(int(named[f"{prefix}count"]), named[f"{prefix}mean"], named[f"{prefix}scatter"])
+    return StepMoments(joint, named[f"{prefix}per_sample"])

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ptq_diffusion.metric.bootstrap import paired_fid_to
 from ptq_diffusion.metric.feature_network import FeatureExtractor
+from ptq_diffusion.metric.fid import paired_fid_to
 
 FLOAT = "full_precision"
 

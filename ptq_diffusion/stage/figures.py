@@ -35,24 +35,44 @@ def image_grid(variants: Mapping[str, Tensor], columns: int, path: Path) -> None
 
 
 def noise_curves(report: Sequence[StepReport], path: Path) -> None:
-    """k, bias, residual variance, R^2, share of the variance budget and SNR_Q against SNR_F, step by step."""
+    """k, bias, residual variance, R^2, variance budget, SNR_Q against SNR_F and the residual's shape, step by step."""
     times = [found.t for found in report]
     panels: list[tuple[str, Callable[[Axes], object]]] = [
         ("correlation $k$", lambda axis: axis.plot(times, [found.k for found in report])),
         ("bias, rms over channels", lambda axis: axis.plot(times, [found.bias for found in report])),
         ("residual variance $v$", lambda axis: axis.semilogy(times, _positive([found.variance for found in report]))),
-        ("$R^2$, noise explained", lambda axis: axis.plot(times, [found.r2 for found in report])),
+        ("$R^2$, noise explained", lambda axis: _explained(axis, report)),
         ("share of the variance budget", lambda axis: _budget(axis, report)),
         ("signal to noise", lambda axis: _signal_to_noise(axis, report)),
+        ("correlation of the residual", lambda axis: _residual(axis, report)),
     ]
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
-    for axis, (title, draw) in zip(figure.subplots(2, 3).flat, panels, strict=True):
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    *axes, spare = figure.subplots(2, 4).flat
+    spare.set_axis_off()
+    for axis, (title, draw) in zip(axes, panels, strict=True):
         draw(axis)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("$t$")
         axis.invert_xaxis()
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
+
+
+def _explained(axis: Axes, report: Sequence[StepReport]) -> None:
+    """A gap between the lines means that there were too few images."""
+    times = [found.t for found in report]
+    axis.plot(times, [found.r2 for found in report], label="where it was fitted")
+    axis.plot(times, _numbers([found.r2_held_out for found in report]), label="held out", linestyle="--")
+    axis.legend(fontsize=8)
+
+
+def _residual(axis: Axes, report: Sequence[StepReport]) -> None:
+    """At 0 the residual is white and fresh at every step, as the variance budget takes it to be."""
+    times = [found.t for found in report]
+    axis.plot(times, _numbers([found.neighbour_correlation for found in report]), label="with its neighbours")
+    axis.plot(times, _numbers([found.step_correlation for found in report]), label="with the step before")
+    axis.axhline(0, color="black", linewidth=0.8, linestyle="--")
+    axis.legend(fontsize=8)
 
 
 def _budget(axis: Axes, report: Sequence[StepReport]) -> None:
@@ -70,6 +90,11 @@ def _signal_to_noise(axis: Axes, report: Sequence[StepReport]) -> None:
     axis.semilogy(times, _positive([found.snr_q for found in report]), label="$SNR_Q$")
     axis.semilogy(times, [found.snr_f for found in report], label="$SNR_F$", linestyle="--")
     axis.legend(fontsize=8)
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    """What was not measured leaves a gap."""
+    return np.array(values, dtype=float)
 
 
 def _positive(values: Sequence[float]) -> np.ndarray:

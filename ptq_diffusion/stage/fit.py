@@ -10,11 +10,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from ptq_diffusion.correction import Auto, FittedCorrection, MomentCorrection, NoiseStatistics, PathCorrection
+from ptq_diffusion.correction.diagnostics import fit_diagnosed
 from ptq_diffusion.network import OutputLayerTap
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.chunks import chunks, read_chunks, run_chunks
 from ptq_diffusion.stage.draw import DrawImages
 from ptq_diffusion.stage.factory import construct
+from ptq_diffusion.stage.fit_table import build_fit_steps, carried
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint
 from ptq_diffusion.stage.parts import build_model, build_quantized, build_steps
 from ptq_diffusion.stage.runtime import Runtime
@@ -54,7 +56,7 @@ class Fit(ModelStage):
             self._from_moments(correction, cfg, inputs, out)
         elif isinstance(correction, PathCorrection):
             walk = partial(self.walk, cfg, inputs, out / "walk")
-            runtime.launch(partial(follow, walk=walk, out=out, progress=runtime.progress), tasks=1)
+            runtime.launch(partial(follow, walk=walk, cfg=cfg, out=out, progress=runtime.progress), tasks=1)
         else:
             self._choose(correction, cfg, inputs, out, runtime)
 
@@ -62,17 +64,17 @@ class Fit(ModelStage):
         self, correction: MomentCorrection, cfg: DictConfig, inputs: Mapping[str, Path], out: Path
     ) -> None:
         model = build_model(cfg)
-        quantized, steps = build_quantized(cfg, model, inputs[Calibrate.name]), build_steps(cfg, model)
+        quantized, steps = build_quantized(cfg, model, inputs[Calibrate.name]), build_fit_steps(cfg, model)
         statistics = NoiseStatistics.load(inputs[Noise.name] / "noise.safetensors")
         statistics.require(noise_fingerprint(quantized, steps))
-        correction.fit(statistics, steps).save(out)
+        carried(fit_diagnosed(correction, statistics, steps), cfg).save(out)
 
     def walk(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path) -> Walk:
         """The images on their way."""
         model = build_model(cfg)
         quantized = build_quantized(cfg, model, inputs[Calibrate.name])
         wanted = chunks("noise", [cfg.noise.seed], cfg.noise.images, cfg.micro_batch)
-        return Walk(model, quantized, construct(cfg.correction), build_steps(cfg, model), wanted, folder)
+        return Walk(model, quantized, construct(cfg.correction), build_fit_steps(cfg, model), wanted, folder)
 
     def _choose(
         self, correction: Auto, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime
@@ -111,6 +113,6 @@ def with_candidate(cfg: DictConfig, name: str) -> DictConfig:
     return found
 
 
-def follow(fabric: Fabric, walk: partial[Walk], out: Path, progress: bool) -> None:
+def follow(fabric: Fabric, walk: partial[Walk], cfg: DictConfig, out: Path, progress: bool) -> None:
     """Fit step by step and save."""
-    FittedCorrection.save(walk().go(fabric.device, progress), out)
+    carried(walk().go(fabric.device, progress), cfg).save(out)

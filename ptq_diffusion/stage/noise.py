@@ -8,14 +8,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ptq_diffusion.correction import Fingerprint, NoiseStatistics, StepMoments
+from ptq_diffusion.correction import Fingerprint, NoiseStatistics
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network.quantizers import network_fingerprint
 from ptq_diffusion.sampler import Step, sample
 from ptq_diffusion.sampler.step import fingerprint
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.chunks import Chunk, ChunkWork, chunks, read_chunks, run_chunks
-from ptq_diffusion.stage.parts import build_model, build_quantized, build_steps
+from ptq_diffusion.stage.fit_table import build_fit_steps
+from ptq_diffusion.stage.parts import build_model, build_quantized
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.store import ModelStage
 
@@ -30,12 +31,13 @@ class MeasureNoise(ChunkWork):
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
         walk = sample(lambda x, s: self.model.predict(x, s.t), self.steps, chunk.noise(self.model.shape), device=device)
-        measured = []
-        for visit in walk:
-            q = self.quantized.predict(visit.x_t, visit.step.t)
-            # Moments are float64, which not every device has.
-            measured.append(StepMoments.of(*(tensor[: chunk.count].cpu() for tensor in (visit.m, q, visit.x_t))))
-        return NoiseStatistics(self.owner, measured).tensors()
+
+        def kept(tensor: Tensor) -> Tensor:
+            """Without padding, where moments are taken: they are float64, which not every device has."""
+            return tensor[: chunk.count].cpu()
+
+        seen = ((kept(v.m), kept(self.quantized.predict(v.x_t, v.step.t)), kept(v.x_t)) for v in walk)
+        return NoiseStatistics.of(self.owner, seen, chunk.first).tensors()
 
 
 class Noise(ModelStage):
@@ -57,7 +59,7 @@ class Noise(ModelStage):
         """What is done on every device."""
         model = build_model(cfg)
         quantized = build_quantized(cfg, model, inputs[Calibrate.name])
-        return MeasureNoise(model, quantized, build_steps(cfg, model))
+        return MeasureNoise(model, quantized, build_fit_steps(cfg, model))
 
 
 def noise_fingerprint(quantized: Denoiser, steps: Sequence[Step]) -> Fingerprint:

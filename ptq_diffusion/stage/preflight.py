@@ -7,6 +7,7 @@ from ptq_diffusion.model import Denoiser
 from ptq_diffusion.stage.choices import needed
 from ptq_diffusion.stage.chunks import chunks
 from ptq_diffusion.stage.factory import construct
+from ptq_diffusion.stage.fit_table import build_fit_steps
 from ptq_diffusion.stage.parts import build_model, build_quantizers, build_steps
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.store import Stage
@@ -21,11 +22,11 @@ def check(cfg: DictConfig, goal: type[Stage]) -> None:
     used = {key for stage in needed(goal) for key in stage.uses}
     if "sampler" in used:
         model = build_model(cfg)
-        steps = build_steps(cfg, model)
+        build_steps(cfg, model)
         if "quantizer" in used:
             build_quantizers(cfg, model)
         if "correction" in used:
-            construct(cfg.correction).check(steps)
+            construct(cfg.correction).check(build_fit_steps(cfg, model))
         if "images" in used:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
         if "metric" in used:

@@ -35,6 +35,12 @@ class Samples(Options):
     seed: NonNegativeInt
 
 
+class NoiseSamples(Samples):
+    """Samples that the noise is measured on, and how many steps they take."""
+
+    steps: PositiveInt | None
+
+
 class Judging(Options):
     """The group `metric`."""
 
@@ -76,7 +82,7 @@ class Experiment(Options):
     seeds: Annotated[Any, AfterValidator(_list_of_seeds)]
     micro_batch: PositiveInt
     calibration: Samples
-    noise: Samples
+    noise: NoiseSamples
     outputs: Annotated[str, Field(min_length=1)]
     force: bool | str
     runtime: Running
@@ -130,5 +136,10 @@ def _said(found: ErrorDetails) -> str:
 
 
 def _names() -> list[str]:
-    parts: dict[str, type[Options]] = {"calibration": Samples, "noise": Samples, "metric": Judging, "runtime": Running}
+    parts: dict[str, type[Options]] = {
+        "calibration": Samples,
+        "noise": NoiseSamples,
+        "metric": Judging,
+        "runtime": Running,
+    }
     return [*Experiment.model_fields, *(f"{part}.{name}" for part in parts for name in parts[part].model_fields)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ptq_diffusion.correction import Batch, FittedCorrection, PathCorrection, StepCorrection
 from ptq_diffusion.correction import Path as Along
+from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap
 from ptq_diffusion.numeric.seed import SampleNoise
@@ -57,7 +58,7 @@ class Walk:
         for step in track(self.steps[len(self.fitted) :], "fit of the correction", progress):
             for chunk in self.wanted:
                 self._visit(chunk, step, device)
-            self.fitted.append(self.correction.fit_step(StepBatches(self._step(step.i), self.wanted), step))
+            self.fitted.append(self._fit(step))
             self._keep(step)
             shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
         return FittedCorrection(self.steps, self.fitted)
@@ -68,6 +69,10 @@ class Walk:
             if not (folder := self._fitted(step.i)).is_dir():
                 return
             yield FittedCorrection.load(folder).found[0]
+
+    def _fit(self, step: Step) -> StepCorrection:
+        before = (self._batches(step.i - 1), self.fitted[-1]) if step.i > 0 else None
+        return fit_step_diagnosed(self.correction, self._batches(step.i), step, before)
 
     def _keep(self, step: Step) -> None:
         """What was fitted at a step, whole or absent."""
@@ -106,6 +111,9 @@ class Walk:
             return x_t, x_t
         m = found.output(kept["q"], kept["x_t"], kept["features"])
         return x_t, before.mean(kept["x_t"], m) + found.sigma * z
+
+    def _batches(self, i: int) -> "StepBatches":
+        return StepBatches(self._step(i), self.wanted)
 
     def _step(self, i: int) -> Path:
         return self.folder / f"step-{i:04d}"

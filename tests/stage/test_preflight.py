@@ -21,6 +21,7 @@ BAD = {
     "a pattern without a layer": (["bitwidth.patterns=[{name:nowhere,weight:8,activation:8}]"], "matches none"),
     "eta above 1": (["sampler.eta=2"], r"eta in \[0, 1\]"),
     "an option of no scheduler": (["+sampler.scheduler.nothing=1"], "it has beta_end"),
+    "a fit on steps that do not reach": (["noise.steps=1"], "raise noise.steps"),
     "no such term": (["correction.bias=both"], "'intercept', 'total' or 'off'"),
     "no such path": (["correction=matched", "correction.path=quantized"], "path of Regression to be 'float' or"),
     "no such goal": (["goal=nothing"], "samples_corrected"),

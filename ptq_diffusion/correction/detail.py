@@ -1,0 +1,142 @@
+"""Streamed sums from which the residual of any k is diagnosed in closed form."""
+
+from dataclasses import dataclass
+from itertools import product
+from math import factorial
+
+import torch
+from torch import Tensor
+
+GROUPS = 8
+"""Images are told apart by their index modulo this; those of even index are fitted on, the odd ones held out."""
+ORDER = 4
+RESOLVED = 1e-6
+"""A residual of less than this share of the power it is the difference of is told from rounding by no fourth moment."""
+
+
+@dataclass(frozen=True)
+class NoiseDetail:
+    """Sums over the samples of one step, float64; merging adds them, so neither order nor split matters.
+
+    With u = (1, D, m) at a pixel the residual is r = w . u, w = (-mu, 1, -k). So the mean product of two residuals, be
+    they neighbours in space or of successive steps, is w^T (sum u u'^T) w' over their number, and powers of r are sums
+    of those of D and m. Residuals are centred per channel and pooled over channels, samples and pixels.
+
+    Args:
+        powers: (GROUPS, C, 5, 5), sums of D^a m^b over the samples of a group and their pixels.
+        neighbours: (2, C, 3, 3), sums of u u'^T with u' of the pixel to the right, and of the one below.
+        across: (C, 3, 3), sums of u u'^T with u' of the same pixel of the same sample at the step before; 0 at the
+            first step.
+    """
+
+    powers: Tensor
+    neighbours: Tensor
+    across: Tensor
+
+    @classmethod
+    def of(cls, terms: Tensor, before: Tensor | None, first: int) -> "NoiseDetail":
+        """Of a batch.
+
+        Args:
+            terms: u, see `terms`.
+            before: u of the same samples at the step before; None at the first step.
+            first: the index of the first sample.
+        """
+        right = _products(terms[..., :-1], terms[..., 1:])
+        below = _products(terms[..., :-1, :], terms[..., 1:, :])
+        across = torch.zeros_like(right) if before is None else _products(terms, before)
+        return cls(powers(terms, first), torch.stack([right, below]), across)
+
+    def merge(self, other: "NoiseDetail") -> "NoiseDetail":
+        """Of both batches."""
+        return NoiseDetail(self.powers + other.powers, self.neighbours + other.neighbours, self.across + other.across)
+
+    def moment(self, order: int, k: float, mu: Tensor, groups: slice = slice(None)) -> float:
+        """E[(D - k m - mu)^order] over the samples of some groups, averaged over channels, (C,) mu; NaN of none."""
+        sums = self.powers[groups].sum(0)
+        found = torch.zeros_like(mu)
+        for a, b in product(range(order + 1), repeat=2):
+            if (rest := order - a - b) >= 0:
+                ways = factorial(order) // (factorial(a) * factorial(b) * factorial(rest))
+                found += ways * (-k) ** b * (-mu) ** rest * sums[:, a, b]
+        return float((found / sums[:, 0, 0]).mean())
+
+    def centre(self, k: float) -> Tensor:
+        """E[D_c] - k E[m_c], (C,)."""
+        sums = self.powers.sum(0)
+        return (sums[:, 1, 0] - k * sums[:, 0, 1]) / sums[:, 0, 0]
+
+    def deviation(self, k: float) -> float | None:
+        """The standard deviation of r; None where rounding hides it."""
+        variance = self.moment(2, k, self.centre(k))
+        nothing = torch.zeros_like(self.centre(k))
+        power = self.moment(2, 0.0, nothing) + self.moment(2, k, nothing)
+        return float(variance**0.5) if variance > RESOLVED * power else None
+
+    def standardized(self, order: int, k: float) -> float | None:
+        """E[r^order] / E[r^2]^(order / 2): 0 of a normal residual for 3, and 3 for 4; None where rounding hides r."""
+        deviation = self.deviation(k)
+        return None if deviation is None else self.moment(order, k, self.centre(k)) / deviation**order
+
+    def neighbour_correlation(self, k: float) -> float | None:
+        """Of r with r one pixel to the right and one below, their mean; None of images of one pixel or no residual."""
+        deviation, pairs = self.deviation(k), self.neighbours[:, 0, 0, 0]
+        if deviation is None or not pairs.all():
+            return None
+        w = self._weights(k)
+        return float((torch.einsum("ci,pcij,cj->p", w, self.neighbours, w) / len(w) / pairs).mean()) / deviation**2
+
+    def step_correlation(self, k: float, before: "NoiseDetail", k_before: float) -> float | None:
+        """Of r with r of the step before at the same pixel; None at the first step or where there is no residual."""
+        ours, theirs, count = self.deviation(k), before.deviation(k_before), float(self.across[0, 0, 0])
+        if ours is None or theirs is None or count == 0:
+            return None
+        products = torch.einsum("ci,cij,cj->", self._weights(k), self.across, before._weights(k_before))
+        return float(products) / len(self.across) / count / (ours * theirs)
+
+    def _weights(self, k: float) -> Tensor:
+        """w, (C, 3)."""
+        mu = self.centre(k)
+        return torch.stack([-mu, torch.ones_like(mu), torch.full_like(mu, -k)], dim=1)
+
+
+def terms(m: Tensor, q: Tensor) -> Tensor:
+    """u = (1, D, m) at every pixel, (3, B, C, H, W) float64, of outputs (B, C, H, W)."""
+    noise = (q - m).double()
+    return torch.stack([torch.ones_like(noise), noise, m.double()])
+
+
+def powers(terms: Tensor, first: int) -> Tensor:
+    """Sums of D^a m^b by group, (GROUPS, C, 5, 5), where the first sample has this index."""
+    _, noise, m = terms.flatten(3)
+    of_noise, of_m = (torch.stack([x**0, x, x * x, x * x * x, (x * x).square()], dim=2) for x in (noise, m))
+    found = torch.zeros(GROUPS, *of_noise.shape[1:3], ORDER + 1, dtype=torch.float64)
+    return found.index_add_(0, (first + torch.arange(len(m))) % GROUPS, of_noise @ of_m.mT)
+
+
+def reliability(powers: Tensor) -> float | None:
+    """The share of k^2 that is no sampling error, 0 to 1, from the k_g of every group of samples.
+
+    Groups are independent, so the mean of k_g k_h over g != h estimates the square of the true k without bias; over the
+    square of the mean k_g it is the factor that shrinks k best (James and Stein, 1961, positive part). It is 1 where
+    all groups agree. None of fewer than two groups, or where k is 0.
+    """
+    k = group_coefficients(powers)
+    if len(k) < 2 or float(k.sum()) == 0:
+        return None
+    of_pairs = (k.sum().square() - k.square().sum()) / (len(k) * (len(k) - 1))
+    return max(float(of_pairs / k.mean().square()), 0.0)
+
+
+def group_coefficients(powers: Tensor) -> Tensor:
+    """k of every group that has samples whose m varies."""
+    sums = powers[powers[:, 0, 0, 0] > 0]
+    mean = sums / sums[:, :, :1, :1]
+    across = (mean[:, :, 1, 1] - mean[:, :, 1, 0] * mean[:, :, 0, 1]).sum(1)
+    of_m = (mean[:, :, 0, 2] - mean[:, :, 0, 1].square()).sum(1)
+    return across[of_m > 0] / of_m[of_m > 0]
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """Sums of u u'^T over samples and pixels, (C, 3, 3)."""
+    return a.permute(2, 0, 1, 3, 4).flatten(2) @ b.permute(2, 1, 3, 4, 0).flatten(1, 3)

@@ -1,0 +1,182 @@
+"""A correction fitted on one table, carried onto another of the same sampler: its coefficients follow log-SNR."""
+
+import dataclasses
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
+from ptq_diffusion.correction.repair import Repair
+from ptq_diffusion.sampler.step import Step
+
+
+def interpolated(fitted: FittedCorrection, steps: Sequence[Step]) -> FittedCorrection:
+    """The same correction at the steps of another table.
+
+    Statistics of the noise belong to a network at a time and are smooth in log-SNR; b and sigma belong to a table. So
+    k, mu, kernels, matrices and v are interpolated linearly in log-SNR, held beyond the first and the last time, and
+    sigma' is computed anew from them with the new b and sigma. A row that both tables share is taken as it is, bit for
+    bit. The network must be the one that was fitted for. A correction along a path has seen the states that its own
+    table led to; those of the new one are trusted to be like them.
+
+    Args:
+        fitted: on a table of its own.
+        steps: of the same sampler with another number of steps.
+
+    Raises:
+        ValueError: the tables differ in more than their steps, the new one reaches beyond the fitted one, neighbouring
+            steps are repaired in different ways, or sigma' follows no rule that another table could follow.
+    """
+    require_reach(fitted.steps, steps)
+    rule = _rule(fitted)
+    found = []
+    for step in steps:
+        low, high, weight = _place(fitted.steps, step)
+        if low == high and dataclasses.replace(step, i=low) == fitted.steps[low]:
+            found.append(fitted.found[low])
+        else:
+            found.append(_between(fitted.found[low], fitted.found[high], weight, step, rule))
+    return FittedCorrection(steps, found)
+
+
+def require_reach(own: Sequence[Step], steps: Sequence[Step]) -> None:
+    """Refuse a table that what was fitted on `own` cannot serve.
+
+    Raises:
+        ValueError: it is of another sampler, prediction or clip, or has times beyond the own ones by more than the
+            distance to their next.
+    """
+    first, last = (
+        own[0].t + (own[0].t - own[min(1, len(own) - 1)].t),
+        own[-1].t - (own[-min(2, len(own))].t - own[-1].t),
+    )
+    if beyond := [step.t for step in steps if not last <= step.t <= first]:
+        raise ValueError(
+            f"expected times within {last:g} to {first:g}, one spacing beyond those that were fitted, got "
+            f"{', '.join(f'{t:g}' for t in beyond)}; raise noise.steps"
+        )
+    ours, theirs = _family(own), _family(steps)
+    if differing := [name for name in ours if ours[name] != theirs[name]]:
+        raise ValueError(
+            "expected a table that differs from the fitted one in its steps only, got another "
+            + ", ".join(f"{name} ({theirs[name]} in place of {ours[name]})" for name in differing)
+            + "; fit on the sampler's own table: noise.steps=null"
+        )
+    if min(own[0].abar_t, steps[0].abar_t) == 0:
+        raise ValueError(
+            "expected a signal at every step, t = T has none, so no log-SNR to interpolate in; set noise.steps=null"
+        )
+
+
+def _family(steps: Sequence[Step]) -> dict[str, object]:
+    """What two tables must share, by name; the prediction shows where the noise is strongest."""
+    step = max(steps, key=lambda step: 1 - step.abar_t)
+    signal = step.abar_t**0.5
+    distance = {"v_prediction": abs(step.p_x - signal), "sample": abs(step.p_x)}
+    if signal > 0:
+        distance["epsilon"] = abs(step.p_x - 1 / signal)
+    return {
+        "clip": step.clip,
+        "prediction": min(distance, key=lambda name: distance[name]),
+        "sampler": "DDPM" if step.direction is None else "DDIM",
+        "noise of the sampler": any(step.sigma > 0 for step in steps),
+    }
+
+
+def _place(own: Sequence[Step], step: Step) -> tuple[int, int, float]:
+    """The rows on both sides of a step, and how far it is from the first to the second; one row where it meets it."""
+    at, here = [math.log(row.snr) for row in own], math.log(step.snr)
+    high = min(bisect_left(at, here), len(own) - 1)
+    low = high - 1 if high > 0 and here < at[high] else high
+    return low, high, (here - at[low]) / (at[high] - at[low]) if low < high else 0.0
+
+
+@dataclass(frozen=True)
+class NoiseRule:
+    """sigma'^2 = max(sigma^2 + sign b^2 absorbed, 0).
+
+    Args:
+        absorbed: from k and v to the variance of what the repair leaves in the output: v / (1 + k)^2 of PTQD, v where
+            the report states it of the estimate.
+        sign: 0 keeps sigma, -1 takes the residual out of it, 1 adds a sample of it.
+    """
+
+    absorbed: Callable[[float, float], float]
+    sign: int
+
+    def sigma(self, step: Step, k: float, v: float) -> float:
+        """sigma' of a step."""
+        return (
+            max(step.sigma**2 + self.sign * step.gain**2 * self.absorbed(k, v), 0.0) ** 0.5 if self.sign else step.sigma
+        )
+
+    def budget(self, step: Step, k: float, v: float) -> float | None:
+        """The share of sigma^2 that the residual takes."""
+        return step.gain**2 * self.absorbed(k, v) / step.sigma**2 if step.sigma > 0 else None
+
+    def made(self, step: Step, found: StepCorrection) -> bool:
+        """Whether a step's sigma' and budget are this rule's."""
+        told = found.report
+        budget = self.budget(step, told.k, told.variance)
+        return math.isclose(found.sigma, self.sigma(step, told.k, told.variance), rel_tol=1e-6, abs_tol=1e-9) and (
+            budget is None or told.budget is None or math.isclose(budget, told.budget, rel_tol=1e-6, abs_tol=1e-12)
+        )
+
+
+RULES = tuple(
+    NoiseRule(absorbed, sign) for absorbed, sign in product((lambda k, v: v / (1 + k) ** 2, lambda _, v: v), (0, -1, 1))
+)
+
+
+def _rule(fitted: FittedCorrection) -> NoiseRule:
+    """The rule that gave every step its sigma', told by the numbers themselves."""
+    for rule in RULES:
+        if all(rule.made(step, found) for step, found in zip(fitted.steps, fitted.found, strict=True)):
+            return rule
+    raise ValueError(
+        "expected sigma' to be sigma or to follow from k and v, got one that belongs to the fitted table, as with "
+        "variance=rule or direction=reduced; choose variance=original, or fit on the sampler's own table: "
+        "noise.steps=null"
+    )
+
+
+def _between(a: StepCorrection, b: StepCorrection, weight: float, step: Step, rule: NoiseRule) -> StepCorrection:
+    names = [field.name for field in dataclasses.fields(StepReport)]
+    mixed = {name: _mixed(getattr(a.report, name), getattr(b.report, name), weight) for name in names}
+    told = StepReport(**mixed)  # type: ignore[arg-type]
+    sigma = rule.sigma(step, told.k, told.variance)
+    report = dataclasses.replace(
+        told,
+        t=step.t,
+        sigma=step.sigma,
+        sigma_used=sigma,
+        budget=rule.budget(step, told.k, told.variance),
+        snr_f=step.snr,
+        step_correlation=None,
+    )
+    if [type(repair) for repair in a.repairs] != [type(repair) for repair in b.repairs]:
+        raise ValueError(
+            f"expected steps that are repaired in one way around t = {step.t:g}, got {_kinds(a)} and {_kinds(b)}; "
+            "fit on the sampler's own table: noise.steps=null"
+        )
+    repairs = tuple(_mixed_repair(one, two, weight) for one, two in zip(a.repairs, b.repairs, strict=True))
+    return StepCorrection(repairs, sigma, report)
+
+
+def _mixed(a: float | None, b: float | None, weight: float) -> float | None:
+    if a is None or b is None:
+        return None
+    return a if a == b else (1 - weight) * a + weight * b
+
+
+def _mixed_repair(a: Repair, b: Repair, weight: float) -> Repair:
+    of_b = b.tensors()
+    return type(a)(**{name: torch.lerp(tensor, of_b[name], weight) for name, tensor in a.tensors().items()})
+
+
+def _kinds(found: StepCorrection) -> str:
+    return ", ".join(repair.kind for repair in found.repairs) or "nothing"

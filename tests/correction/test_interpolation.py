@@ -1,0 +1,176 @@
+"""A correction on another table: the same on its own, exact where coefficients are linear in log-SNR, refused else."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from omegaconf import OmegaConf
+
+from ptq_diffusion.correction import (
+    PTQD,
+    Batch,
+    Fingerprint,
+    FittedCorrection,
+    NoiseStatistics,
+    PathCorrection,
+    StepCorrection,
+    StepMoments,
+    StepReport,
+)
+from ptq_diffusion.correction.interpolation import interpolated
+from ptq_diffusion.correction.repair import Affine, Filter, Spectral
+from ptq_diffusion.main import CONF
+from ptq_diffusion.model import GaussianDenoiser
+from ptq_diffusion.numeric.seed import generator
+from ptq_diffusion.sampler import DDIM, DDPM
+from ptq_diffusion.sampler.step import fingerprint
+from ptq_diffusion.stage.factory import construct
+
+CONFIG = DDPMScheduler(clip_sample=False).config
+SHAPE = (3, 4, 5)
+CORRECTIONS = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "correction").glob("*.yaml"))}
+
+
+def table(steps, eta=1.0, **options):
+    return DDIM(steps, eta, {}).steps(CONFIG | options)
+
+
+def fitted(name, steps):
+    correction, batches = construct(CORRECTIONS[name]), []
+    for step in steps:
+        m, r, x = torch.randn(3, 30, *SHAPE, generator=torch.Generator().manual_seed(step.i))
+        m = m + x
+        batches.append(Batch(0, m, 0.93 * m + 0.05 * r, x, torch.cat([x * r, r], dim=1), m, x))
+    if isinstance(correction, PathCorrection):
+        return FittedCorrection(steps, [correction.fit_step([b], s) for b, s in zip(batches, steps, strict=True)])
+    moments = [StepMoments.of(b.m, b.q, b.x_t) for b in batches]
+    return correction.fit(NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments), steps)
+
+
+def saved(correction, folder):
+    folder.mkdir()
+    correction.save(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_on_its_own_table_it_is_itself_bit_for_bit(name, eta, tmp_path):
+    """But for a noise scale that no other table could follow, which is refused on every table."""
+    found = fitted(name, table(6, eta))
+    options = CORRECTIONS[name]
+    if eta > 0 and (options.get("variance") == "rule" or options.get("direction") == "reduced"):
+        with pytest.raises(
+            ValueError, match=r"variance=original, or fit on the sampler's own table: noise\.steps=null"
+        ):
+            interpolated(found, found.steps)
+        return
+    again = interpolated(found, table(6, eta))
+    assert saved(found, tmp_path / "a") == saved(again, tmp_path / "b")
+
+
+def line(step, *shape):
+    """Linear in log-SNR, another slope for every entry."""
+    count = math.prod(shape)
+    slope = torch.arange(1, count + 1, dtype=torch.float64).reshape(shape) / count / 50
+    return 0.01 + slope * math.log(step.snr)
+
+
+KINDS = {
+    "affine": lambda step: (Affine(line(step), line(step, 3)),),
+    "filter": lambda step: (
+        Filter(line(step, 3, 3, 3, 3), line(step, 3, 3, 1, 1), line(step, 3, 0, 1, 1), line(step, 3)),
+    ),
+    "spectral": lambda step: (Spectral(line(step, 5, 3, 3), line(step, 5, 3, 3), line(step, 3)),),
+    "two": lambda step: (
+        Affine(line(step), line(step, 3)),
+        Spectral(line(step, 5, 3, 3), line(step, 5, 3, 3), line(step, 3)),
+    ),
+    "none": lambda step: (),
+}
+
+
+def planted(kind, steps, v=0.01):
+    """sigma' of PTQD's rule with k and v on a line."""
+    found = []
+    for step in steps:
+        k = float(line(step))
+        absorbed = step.gain**2 * v / (1 + k) ** 2
+        budget = absorbed / step.sigma**2 if step.sigma > 0 else None
+        sigma = max(step.sigma**2 - absorbed, 0.0) ** 0.5
+        report = StepReport(step.t, k, 0.1, v, step.sigma, sigma, 0.5, budget, 9.0, step.snr)
+        found.append(StepCorrection(KINDS[kind](step), sigma, report))
+    return FittedCorrection(steps, found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("own", "wanted"), [(50, 20), (50, 100), (20, 50)])
+@pytest.mark.parametrize("sampler", [lambda n: table(n), lambda n: table(n, 0.0), lambda n: DDPM(n, {}).steps(CONFIG)])
+def test_what_is_linear_in_log_snr_is_exact(kind, own, wanted, sampler):
+    given, steps = sampler(own), sampler(wanted)
+    found, expected = interpolated(planted(kind, given), steps), planted(kind, steps)
+    assert found.steps == steps
+    for step, ours, theirs in zip(steps, found.found, expected.found, strict=True):
+        if step.t > given[0].t:
+            theirs = planted(kind, [dataclasses.replace(step, abar_t=given[0].abar_t)]).found[0]
+        for a, b in zip(ours.repairs, theirs.repairs, strict=True):
+            assert all(torch.allclose(t, b.tensors()[name], rtol=1e-9, atol=1e-12) for name, t in a.tensors().items())
+        assert ours.sigma == pytest.approx(theirs.sigma, rel=1e-9)
+        assert ours.report.k == pytest.approx(theirs.report.k)
+        assert (ours.report.t, ours.report.sigma, ours.report.snr_f) == (step.t, step.sigma, step.snr)
+        assert ours.report.budget == (None if step.sigma == 0 else pytest.approx(theirs.report.budget))
+
+
+def test_coefficients_that_are_smooth_are_recovered_from_noise():
+    """On the Gaussian toy: k, mu and v planted as functions of log-SNR, measured at 50 steps, used at 20."""
+    model, steps = GaussianDenoiser((2, 4, 4), mean=0.4, std=0.5), table(50)
+    k = lambda step: 0.1 * math.tanh(math.log(step.snr) / 4)  # noqa: E731
+    v = lambda step: 0.02 + 0.01 * k(step)  # noqa: E731
+    moments = []
+    for step in steps:
+        x, r = torch.randn(2, 2000, 2, 4, 4, generator=generator("toy", step.i)).double()
+        m = model.predict(x, step.t)
+        moments.append(StepMoments.of(m, (1 + k(step)) * m + 0.05 + v(step) ** 0.5 * r, x))
+    options = {name: value for name, value in CORRECTIONS["ptqd"].items() if name != "_target_"}
+    statistics = NoiseStatistics(Fingerprint("toy", fingerprint(steps), (2, 4, 4)), moments)
+    found = interpolated(PTQD(**options).fit(statistics, steps), table(20))
+    for own, step in zip(found.found, found.steps, strict=True):
+        assert own.report.k == pytest.approx(k(step), abs=0.01)
+        assert own.report.variance == pytest.approx(v(step), rel=0.03)
+        assert own.repairs[0].bias.tolist() == pytest.approx([0.05, 0.05], abs=0.01)
+        left = step.sigma**2 - step.gain**2 * v(step) / (1 + k(step)) ** 2
+        assert own.sigma**2 == pytest.approx(max(left, 0), abs=0.03 * step.gain**2 * v(step))
+
+
+REFUSED = {
+    "another clip": (table(20, clip_sample=True), r"another clip \(1.0 in place of None\)"),
+    "another prediction": (table(20, prediction_type="v_prediction"), "another prediction"),
+    "another sampler": (DDPM(20, {}).steps(CONFIG), "another sampler"),
+    "no noise": (table(20, 0.0), "another noise of the sampler"),
+    "times beyond": (table(20, timestep_spacing="trailing"), "one spacing beyond .* raise noise.steps"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_another_kind_of_table_is_refused(name):
+    steps, message = REFUSED[name]
+    own = table(5) if name == "times beyond" else table(50)
+    own = own[2:] if name == "times beyond" else own
+    with pytest.raises(ValueError, match=message):
+        interpolated(planted("affine", own), steps)
+
+
+def test_a_step_without_signal_is_refused():
+    steps = table(10, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    assert steps[0].abar_t == 0
+    with pytest.raises(ValueError, match="no log-SNR to interpolate in"):
+        interpolated(planted("none", steps[1:]), steps)
+
+
+def test_neighbours_that_are_repaired_in_different_ways_are_refused():
+    given = planted("affine", table(50))
+    mixed = [found if i % 2 else dataclasses.replace(found, repairs=()) for i, found in enumerate(given.found)]
+    with pytest.raises(ValueError, match="repaired in one way around t = .*noise.steps=null"):
+        interpolated(FittedCorrection(given.steps, mixed), table(40))

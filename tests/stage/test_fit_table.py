@@ -1,0 +1,16 @@
+"""A correction may be fitted on another number of steps than the sampler takes."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ptq_diffusion.correction import FittedCorrection
+
+
+@pytest.mark.parametrize("correction", ["ptqd", "matched"])
+def test_what_is_fitted_on_other_steps_is_carried_to_the_samplers(make, correction):
+    own, other = (make("goal=fit", f"correction={correction}", f"noise.steps={steps}") for steps in ("null", "6"))
+    assert FittedCorrection.load(other).steps == FittedCorrection.load(own).steps
+    ours, others = (load_file(folder / "correction.safetensors") for folder in (own, other))
+    assert ours.keys() == others.keys()
+    assert not torch.equal(ours["report"], others["report"])
