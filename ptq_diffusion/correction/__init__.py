@@ -8,6 +8,7 @@ from ptq_diffusion.correction.ptqd import PTQD
 from ptq_diffusion.correction.regression import Regression
 from ptq_diffusion.correction.scheduler import CorrectedScheduler
 from ptq_diffusion.correction.statistics import Fingerprint, NoiseStatistics, StepMoments
+from ptq_diffusion.correction.stepbaq import StepbaQ
 from ptq_diffusion.correction.tac import TAC
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "StepCorrection",
     "StepMoments",
     "StepReport",
+    "StepbaQ",
 ]
