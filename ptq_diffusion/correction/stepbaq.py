@@ -17,13 +17,13 @@ class StepbaQ(MomentCorrection):
     """x_t with an error of variance s^2 is, divided by sqrt(1 + s^2), a state at tau, abar_tau = abar_t / (1 + s^2).
 
     Chen et al., StepbaQ, NeurIPS 2024, equations 5 to 8. At every row but the first the state is rescaled, the network
-    is told tau, and the sampler steps from tau. Row i leaves s^2 = b_i^2 v_i, with b_i its gain from where it starts and
-    v_i the pooled variance of D about its mean. All of it is a table: row i starts from tau_i, and its coefficients are
-    multiplied by sqrt(abar_tau / abar_t) of row i + 1. At eta = 0 it acts as well.
+    is told tau, and the sampler steps from tau. Row i leaves s^2 = b_i^2 v_i, with b_i its gain from where it starts
+    and v_i the pooled variance of D about its mean. All of it is a table: row i starts from tau_i, and its coefficients
+    are multiplied by sqrt(abar_tau / abar_t) of row i + 1. At eta = 0 it acts as well.
 
-    As in the paper, a stochastic step keeps sigma and the coefficient of epsilon, so that it ends at its own noise level
-    (appendix C). Unlike it, tau is no whole number, so that errors need not add up until they reach the next one, and
-    s^2 comes from noise along float sampling, not along the corrected path.
+    As in the paper, a stochastic step keeps sigma and the coefficient of epsilon, so that it ends at its own noise
+    level (appendix C). Unlike it, tau is no whole number, so that errors need not add up until they reach the next one,
+    and s^2 comes from noise along float sampling, not along the corrected path.
 
     Args:
         bias: subtract the mean of D from the output, per channel, and with it the mean of the error from the state.
@@ -73,8 +73,9 @@ class StepbaQ(MomentCorrection):
 def time_of(abar: float, steps: Sequence[Step]) -> float:
     """The time between those of a table at which the cumulative alpha is `abar`.
 
-    -log abar_t / (t + 1), the mean over the times up to t of -log(1 - beta), is interpolated linearly in t. It is nearly
-    linear for the schedules in use, where log-SNR is not: at 20 steps of a linear one this is off by 0.1 of a time.
+    -log abar_t / (t + 1), the mean over the times up to t of -log(1 - beta), is interpolated linearly in t. It is
+    nearly linear for the schedules in use, where log-SNR is not: at 20 steps of a linear one this is off by 0.1 of a
+    time, log-SNR by 17.
 
     Raises:
         ValueError: the table does not reach so far.
@@ -89,8 +90,8 @@ def time_of(abar: float, steps: Sequence[Step]) -> float:
             constant = at_start - slope * start
             return 2 * depth / (constant + (constant**2 + 4 * slope * depth) ** 0.5) - 1
     raise ValueError(
-        f"expected an error that is less than a step back to the first time, abar = {steps[0].abar_t:.3g}, got one that "
-        f"leaves {abar:.3g}: the quantized output holds too little signal; raise the number of bits"
+        f"expected an error that is less than a step back to the first time, abar = {steps[0].abar_t:.3g}, got one "
+        f"that leaves {abar:.3g}: the quantized output holds too little signal; raise the number of bits"
     )
 
 

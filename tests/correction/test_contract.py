@@ -171,6 +171,7 @@ def test_a_saved_correction_is_the_same_bit_for_bit(name, steps, tmp_path):
     found.save(tmp_path)
     loaded = FittedCorrection.load(tmp_path)
     assert list(loaded.steps) == list(found.steps) and list(loaded.report()) == list(found.report())
+    assert [own.estimates for own in loaded.found] == [own.estimates for own in found.found]
     for step in steps:
         _, q, x = tensors(step)
         assert torch.equal(loaded.output(q, x, features(q), step), found.output(q, x, features(q), step))
