@@ -5,15 +5,19 @@ from ptq_diffusion.correction.correction import Batch, Correction, MomentCorrect
 from ptq_diffusion.correction.d2dpm import D2DPM
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
 from ptq_diffusion.correction.none import NoCorrection
+from ptq_diffusion.correction.predictor import Predictor
 from ptq_diffusion.correction.ptqd import PTQD
+from ptq_diffusion.correction.qncd import QNCD
 from ptq_diffusion.correction.regression import Regression
 from ptq_diffusion.correction.scheduler import CorrectedScheduler
 from ptq_diffusion.correction.statistics import Fingerprint, NoiseStatistics, StepMoments
+from ptq_diffusion.correction.stepbaq import StepbaQ
 from ptq_diffusion.correction.tac import TAC
 
 __all__ = [
     "D2DPM",
     "PTQD",
+    "QNCD",
     "TAC",
     "Auto",
     "Batch",
@@ -27,8 +31,10 @@ __all__ = [
     "NoiseStatistics",
     "Path",
     "PathCorrection",
+    "Predictor",
     "Regression",
     "StepCorrection",
     "StepMoments",
     "StepReport",
+    "StepbaQ",
 ]

@@ -78,11 +78,13 @@ class StepCorrection:
         repairs: applied to the output one after the other; none leaves it as it is.
         sigma: sigma', the standard deviation of the noise to add.
         report: what was found.
+        estimates: ask the network a second time here for the bias of its output, see `Predictor`.
     """
 
     repairs: tuple[Repair, ...]
     sigma: float
     report: StepReport
+    estimates: bool = False
 
     def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:
         """m~, the estimate of the float output from the quantized one, (B, C, H, W); see `Repair.output`."""
@@ -104,7 +106,7 @@ class FittedCorrection:
     found: Sequence[StepCorrection]
 
     def output(self, q: Tensor, x_t: Tensor, features: Tensor, step: Step) -> Tensor:
-        """m~ at a step, (B, C, H, W)."""
+        """m~ at a step, (B, C, H, W), but for what only a `Predictor` knows: a bias that is estimated on the way."""
         return self.found[step.i].output(q, x_t, features)
 
     def sigma(self, step: Step) -> float:
@@ -115,6 +117,11 @@ class FittedCorrection:
     def needs_features(self) -> bool:
         """Whether a step reads the features; a correction that reads none is a function of q and x_t."""
         return any(repair.needs_features for found in self.found for repair in found.repairs)
+
+    @property
+    def evaluations(self) -> int:
+        """How often the network is asked beside once a step; a correction that does so needs a `Predictor`."""
+        return sum(found.estimates for found in self.found)
 
     def report(self) -> Sequence[StepReport]:
         """What was found, one entry for each step."""
@@ -141,8 +148,11 @@ class FittedCorrection:
         tensors["sigma"] = torch.tensor([found.sigma for found in self.found], dtype=torch.float64)
         tensors["report"] = torch.tensor([_numbers(found.report) for found in self.found], dtype=torch.float64)
         save_file(tensors, folder / COEFFICIENTS)
-        steps = [dataclasses.asdict(step) for step in self.steps]
-        (folder / CONFIG).write_text(json.dumps({"steps": steps}, indent=2) + "\n")
+        config = {
+            "steps": [dataclasses.asdict(step) for step in self.steps],
+            "estimates": [found.estimates for found in self.found],
+        }
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "FittedCorrection":
@@ -156,11 +166,14 @@ class FittedCorrection:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"expected {name} in {folder}, a folder that FittedCorrection.save wrote")
         tensors = load_file(folder / COEFFICIENTS)
-        steps = [Step(**row) for row in json.loads((folder / CONFIG).read_text())["steps"]]
-        rows = zip(tensors.pop("sigma").tolist(), tensors.pop("report").tolist(), strict=True)
+        config = json.loads((folder / CONFIG).read_text())
+        rows = zip(tensors.pop("sigma").tolist(), tensors.pop("report").tolist(), config["estimates"], strict=True)
         repairs = _repairs(tensors)
-        found = [StepCorrection(tuple(repairs[i]), sigma, _report(row)) for i, (sigma, row) in enumerate(rows)]
-        return cls(steps, found)
+        found = [
+            StepCorrection(tuple(repairs[i]), sigma, _report(row), estimates)
+            for i, (sigma, row, estimates) in enumerate(rows)
+        ]
+        return cls([Step(**row) for row in config["steps"]], found)
 
 
 def _repairs(tensors: dict[str, Tensor]) -> defaultdict[int, list[Repair]]:

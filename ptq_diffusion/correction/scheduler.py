@@ -31,7 +31,8 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         correction: fitted to one table, a function of q and x_t.
 
     Raises:
-        ValueError: the correction needs the features, or two steps of its table have the same time.
+        ValueError: the correction needs the features or a second evaluation of the network, or two steps of its table
+            have the same time.
     """
 
     order = 1
@@ -44,6 +45,12 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
                 "the network's output layer too, which a pipeline does not hand to its scheduler; draw its images with "
                 "ptq-diffusion (goal=samples_corrected), or fit one without on_features, such as "
                 "correction=wiener_matched"
+            )
+        if correction.evaluations:
+            raise ValueError(
+                "expected a correction that asks the network once a step, got one that estimates a bias on the way by "
+                "asking twice, and a pipeline's scheduler has no network; draw its images with ptq-diffusion "
+                "(goal=samples_corrected), or fit another, such as correction=bias"
             )
         self.correction = correction
         self.timesteps = torch.tensor([step.t for step in correction.steps])

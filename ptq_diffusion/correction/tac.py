@@ -19,7 +19,12 @@ class TAC(PathCorrection):
     relative error of every image n. The bias of the network's input, the mean over images of the state on the
     quantized path less the state of float sampling, is taken out per channel. Subtracting it from the next state is,
     where the step is affine, the same as the offset c of this step's output, which is how it is done here; it acts at
-    eta = 0 too.
+    eta = 0 too. Where x_0 is clipped it is not: at a saturated pixel the offset moves the state by another factor than
+    the gain, of the other sign even. So a channel's offset is kept only if, clip included, it brings the mean nearer.
+
+    This is our reading, and the authors published no code. A summary of the paper and an implementation of others
+    (OptiSys-ZJU/segquant) have a gain for every channel, the relative error per element with those of small |m| left
+    out, the gain drawn towards 1, and the bias subtracted from the state itself, per pixel.
 
     Args:
         relative: the weight of the relative error, 0 or more.
@@ -40,11 +45,18 @@ class TAC(PathCorrection):
         gain = self._gain(batches, step)
         drift = torch.zeros(batches[0].m.shape[1], dtype=torch.float64)
         if self.input_bias and step.gain != 0:
-            ahead = _mean([step.mean(b.x_t, gain * b.q) - step.mean(b.float_x_t, b.float_m) for b in batches])
-            drift = ahead / step.gain
+            ahead = self._ahead(batches, step, gain, drift)
+            offset = ahead / step.gain
+            nearer = self._ahead(batches, step, gain, offset).abs() < ahead.abs()
+            drift = torch.where(nearer, offset, drift)
         # K q - c = (q - mu) / (1 + k).
         repair = Affine(torch.tensor(1 / gain - 1, dtype=torch.float64), drift / gain)
         return StepMeasurement.of(batches, (repair,), step).correction(step.sigma)
+
+    def _ahead(self, batches: Sequence[Batch], step: Step, gain: float, offset: Tensor) -> Tensor:
+        """The mean of the next state less that of float sampling, (C,)."""
+        moved = ((gain * b.q - offset.to(b.q)[:, None, None], b) for b in batches)
+        return _mean([step.mean(b.x_t, m) - step.mean(b.float_x_t, b.float_m) for m, b in moved])
 
     def _gain(self, batches: Sequence[Batch], step: Step) -> float:
         products = [torch.stack([_dot(b.q, b.m), _dot(b.q, b.q), _dot(b.m, b.m)], dim=1) for b in batches]

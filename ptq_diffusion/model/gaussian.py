@@ -35,8 +35,16 @@ class GaussianDenoiser(Denoiser):
         return self
 
     def predict(self, x_t: Tensor, t: float) -> Tensor:
-        abar = float(self._abar[int(t)])
+        abar = self._abar_at(t)
         return (1 - abar) ** 0.5 * (x_t - abar**0.5 * self.mean) / (abar * self.std**2 + 1 - abar)
+
+    def _abar_at(self, t: float) -> float:
+        """Cumulative alpha; between whole times log-SNR is linear."""
+        before, share = int(t), t - int(t)
+        if share == 0:
+            return float(self._abar[before])
+        snr = torch.logit(self._abar[before : before + 2])
+        return float(torch.sigmoid(snr[0] + share * (snr[1] - snr[0])))
 
     def sites(self) -> Sequence[Site]:
         return ()

@@ -75,7 +75,8 @@ class UNetDenoiser(Denoiser):
         return self.unet
 
     def predict(self, x_t: Tensor, t: float) -> Tensor:
-        return self.unet(x_t, t).sample[:, : self.shape[0]]
+        # diffusers would cut a number that is no tensor down to a whole time.
+        return self.unet(x_t, torch.as_tensor(t)).sample[:, : self.shape[0]]
 
     def with_network(self, network: nn.Module) -> "UNetDenoiser":
         return UNetDenoiser(network, self.scheduler_config)

@@ -1,11 +1,12 @@
 """DDIM(eta)."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers import DDIMScheduler
 
-from ptq_diffusion.sampler.sampler import Sampler, clip_of, configured, prediction, times
+from ptq_diffusion.sampler.sampler import Sampler, clip_of, configured, prediction, prediction_type, times
 from ptq_diffusion.sampler.step import Step
 
 
@@ -55,3 +56,20 @@ class DDIM(Sampler):
             abar_t=abar_t,
             direction=direction,
         )
+
+
+def step_from(step: Step, t: float, abar_t: float) -> Step:
+    """The same step, to the same x_s with the same noise added, from a state at another time.
+
+    Raises:
+        ValueError: the step is not of DDIM's form.
+    """
+    if step.direction is None:
+        raise ValueError(
+            "expected a step of DDIM's form, which can start from another time, got one of another sampler; "
+            "use sampler=ddim (eta=1 is DDPM)"
+        )
+    p_x, p_m, e_x, e_m = prediction(prediction_type(step), abar_t)
+    return dataclasses.replace(
+        step, t=t, c_x=step.direction * e_x, c_m=step.direction * e_m, p_x=p_x, p_m=p_m, abar_t=abar_t
+    )

@@ -110,6 +110,18 @@ def prediction(prediction_type: str, abar_t: float) -> tuple[float, float, float
     raise ValueError(f"expected prediction_type epsilon, v_prediction or sample, got {prediction_type!r}")
 
 
+def prediction_type(step: Step) -> str:
+    """What the network of a step's table predicts: epsilon, v_prediction or sample.
+
+    Raises:
+        ValueError: the coefficients of x_0 belong to none.
+    """
+    for kind in ("v_prediction", "sample", "epsilon"):
+        if prediction(kind, step.abar_t)[:2] == (step.p_x, step.p_m):
+            return kind
+    raise ValueError(f"expected a step whose x_0 is that of epsilon, v or x_0 itself, at t = {step.t} it is another")
+
+
 def clip_of(config: Mapping[str, Any]) -> float | None:
     """The radius that a scheduler clips x_0 to, or None.
 

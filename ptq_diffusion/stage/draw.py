@@ -1,11 +1,12 @@
 """Sampling to the end, chunk by chunk."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction import FittedCorrection
+from ptq_diffusion.correction import FittedCorrection, Predictor
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap
 from ptq_diffusion.sampler import Step, sample
@@ -18,7 +19,7 @@ class DrawImages(ChunkWork):
     Args:
         model: what is sampled, float or quantized.
         steps: the table.
-        predict: from (x_t, step) to the output that is used.
+        predictor: for each chunk, from (x_t, step) to the output that is used.
         sigma: the noise scale that is used at a step.
     """
 
@@ -26,29 +27,29 @@ class DrawImages(ChunkWork):
         self,
         model: Denoiser,
         steps: Sequence[Step],
-        predict: Callable[[Tensor, Step], Tensor],
+        predictor: Callable[[Chunk], Callable[[Tensor, Step], Tensor]],
         sigma: Callable[[Step], float],
     ) -> None:
         super().__init__()
-        self.model, self.steps, self.predict, self.sigma = model, steps, predict, sigma
+        self.model, self.steps, self.predictor, self.sigma = model, steps, predictor, sigma
 
     @classmethod
     def of(cls, model: Denoiser, steps: Sequence[Step]) -> "DrawImages":
         """Uncorrected."""
-        return cls(model, steps, lambda x_t, step: model.predict(x_t, step.t), lambda step: step.sigma)
+        return cls(model, steps, lambda _: lambda x_t, step: model.predict(x_t, step.t), lambda step: step.sigma)
 
     @classmethod
     def corrected(cls, model: Denoiser, tap: OutputLayerTap, correction: FittedCorrection) -> "DrawImages":
         """The quantized model behind `tap` with the correction's output, noise scale and table."""
 
-        def predict(x_t: Tensor, step: Step) -> Tensor:
-            q, features = tap.predict(x_t, step.t)
-            return correction.output(q, x_t, features, step)
+        def predictor(chunk: Chunk) -> Predictor:
+            apart = dataclasses.replace(chunk, purpose=f"{chunk.purpose}, noised again")
+            return Predictor(correction, tap.predict, apart.noise(model.shape))
 
-        return cls(model, correction.steps, predict, correction.sigma)
+        return cls(model, correction.steps, predictor, correction.sigma)
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
-        *_, last = sample(self.predict, self.steps, chunk.noise(self.model.shape), self.sigma, device)
+        *_, last = sample(self.predictor(chunk), self.steps, chunk.noise(self.model.shape), self.sigma, device)
         return {"images": to_bytes(self.model.decode(last.x_s))[: chunk.count]}
 
 

@@ -72,16 +72,19 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
 
 
 def _costs(cfg: DictConfig, fitted: FittedCorrection) -> dict[str, dict[str, float]]:
-    """Bits, bit operations and bytes by variant; a correction adds its own operations, in float, and coefficients."""
+    """Bits, bit operations and bytes by variant.
+
+    A correction adds its own operations, in float, its coefficients, and evaluations of the network beside once a step.
+    """
     model = build_model(cfg)
     steps = len(build_steps(cfg, model))
     quantized = build_quantizers(cfg, model).plan
     unquantized = BitwidthPlan(dict.fromkeys(quantized.layers, LayerBits(FLOAT_BITS, FLOAT_BITS)))
     full = cost(model, unquantized, steps).bops_per_image
 
-    def of(plan: BitwidthPlan, macs: int = 0, size: int = 0) -> dict[str, float]:
+    def of(plan: BitwidthPlan, again: int = 0, macs: int = 0, size: int = 0) -> dict[str, float]:
         weight, activation = usual_bits(model, plan)
-        found = cost(model, plan, steps)
+        found = cost(model, plan, steps + again)
         bops = found.bops_per_image + macs * FLOAT_BITS**2
         return {
             "weight_bits": weight,
@@ -94,5 +97,5 @@ def _costs(cfg: DictConfig, fitted: FittedCorrection) -> dict[str, dict[str, flo
     return {
         "full_precision": of(unquantized),
         "quantized": of(quantized),
-        "corrected": of(quantized, fitted.macs(model.shape), fitted.size),
+        "corrected": of(quantized, fitted.evaluations, fitted.macs(model.shape), fitted.size),
     }

@@ -31,6 +31,7 @@ FROM_MOMENTS = [
     for name in CORRECTIONS
     if isinstance(construct(OmegaConf.load(CONF / "correction" / f"{name}.yaml")), MomentCorrection)
 ]
+STEPPING_BACK = {"stepbaq"}
 SHAPE = (3, 4, 5)
 
 every_correction = pytest.mark.parametrize("name", CORRECTIONS)
@@ -135,14 +136,13 @@ def test_outputs_keep_shape_and_precision_and_belong_to_their_sample(name, steps
 @every_correction
 @every_table
 def test_the_table_differs_from_the_samplers_in_coefficients_only(name, steps):
+    """Steps back, to noisier times, are StepbaQ's alone."""
     for own, given in zip(fitted(name, steps).steps, steps, strict=True):
-        assert (own.i, own.t, own.clip, own.abar_t, own.sigma) == (
-            given.i,
-            given.t,
-            given.clip,
-            given.abar_t,
-            given.sigma,
-        )
+        assert (own.i, own.clip) == (given.i, given.clip)
+        if name in STEPPING_BACK:
+            assert own.t >= given.t and own.abar_t <= given.abar_t and own.sigma <= given.sigma
+        else:
+            assert (own.t, own.abar_t, own.sigma) == (given.t, given.abar_t, given.sigma)
 
 
 @every_correction
@@ -175,6 +175,7 @@ def test_a_saved_correction_is_the_same_bit_for_bit(name, steps, tmp_path):
     found.save(tmp_path)
     loaded = FittedCorrection.load(tmp_path)
     assert list(loaded.steps) == list(found.steps) and list(loaded.report()) == list(found.report())
+    assert [own.estimates for own in loaded.found] == [own.estimates for own in found.found]
     for step in steps:
         _, q, x = tensors(step)
         assert torch.equal(loaded.output(q, x, features(q), step), found.output(q, x, features(q), step))

@@ -88,6 +88,21 @@ def test_tac_brings_the_mean_of_the_next_state_back(eta):
     assert (means[1] - expected).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("i", range(8))
+def test_tacs_offset_moves_no_mean_away_where_x_0_is_clipped(i):
+    """At the first steps, where most of x_0 is, the offset of the affine step would."""
+    step = DDIM(8, 0.0, {}).steps(DDPMScheduler(clip_sample=True).config)[i]
+    m, q, x = planted(step)
+    drift = torch.tensor([0.3, -0.2, 0.1]).double().view(3, 1, 1)
+    expected = step.mean(x, m).mean((0, 2, 3))
+    with_bias, without = (TAC(1.0, bias).fit_step(batches(step, drift), step) for bias in (True, False))
+    moved = [(step.mean(x + drift, f.output(q, x + drift, q)).mean((0, 2, 3)) - expected) for f in (with_bias, without)]
+    assert (moved[0].abs() <= moved[1].abs()).all()
+    if i == 0:
+        affine = without.output(q, x + drift, q) - (moved[1] / step.gain).view(3, 1, 1)
+        assert ((step.mean(x + drift, affine).mean((0, 2, 3)) - expected).abs() > moved[1].abs()).any()
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="expected variant to be deterministic or stochastic"):
         D2DPM("mean")

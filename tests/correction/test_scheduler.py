@@ -28,10 +28,13 @@ from ptq_diffusion.stage.parts import build_quantizers
 
 CORRECTIONS = sorted(path.stem for path in (CONF / "correction").glob("*.yaml"))
 WITH_FEATURES = {"readout", "readout_matched"}
+WITH_NETWORK = {"qncd"}
 SEED, BATCH, STEPS = 3, 3, 3
 OURS = {"steps": STEPS, "scheduler": {}}
 
-of_a_pipeline = pytest.mark.parametrize("name", [name for name in CORRECTIONS if name not in WITH_FEATURES])
+of_a_pipeline = pytest.mark.parametrize(
+    "name", [name for name in CORRECTIONS if name not in WITH_FEATURES | WITH_NETWORK]
+)
 every_sampler = pytest.mark.parametrize(
     ("sampler", "clip"),
     [
@@ -200,6 +203,13 @@ def test_one_generator_serves_all_images_and_a_tuple_holds_the_state(pair):
 def test_a_correction_that_needs_features_is_refused(name, pair):
     correction = fitted(name, DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
     with pytest.raises(ValueError, match=r"input of the network's output layer.*goal=samples_corrected"):
+        CorrectedScheduler(correction)
+
+
+@pytest.mark.parametrize("name", sorted(WITH_NETWORK))
+def test_a_correction_that_asks_twice_is_refused(name, pair):
+    correction = fitted(name, DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
+    with pytest.raises(ValueError, match=r"a pipeline's scheduler has no network.*goal=samples_corrected"):
         CorrectedScheduler(correction)
 
 

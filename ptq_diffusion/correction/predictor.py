@@ -1,0 +1,48 @@
+"""What a correction makes of a network along one walk of some images."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ptq_diffusion.correction.fitted import FittedCorrection
+from ptq_diffusion.numeric.seed import SampleNoise
+from ptq_diffusion.sampler.step import Step
+
+Ask = Callable[[Tensor, float], tuple[Tensor, Tensor]]
+"""From (x_t, t) to the quantized output q and the features."""
+
+
+class Predictor:
+    """m~ of (x_t, step), step after step: the correction's repairs of q - d, with d the bias that was estimated last.
+
+    A correction that estimates nothing has d = 0.
+
+    Args:
+        correction: fitted.
+        ask: the quantized network.
+        noise: for the estimates, of the same images as the walk and independent of its noise.
+    """
+
+    def __init__(self, correction: FittedCorrection, ask: Ask, noise: SampleNoise) -> None:
+        self._correction, self._ask, self._noise = correction, ask, noise
+        self._bias: Tensor | float = 0.0
+
+    def __call__(self, x_t: Tensor, step: Step) -> Tensor:
+        q, features = self._ask(x_t, step.t)
+        if self._correction.found[step.i].estimates:
+            self._bias = estimated_bias(self._ask, x_t, q, step, self._noise.draw(x_t.device))
+        return self._correction.output(q - self._bias, x_t, features, step)
+
+
+def estimated_bias(ask: Ask, x_t: Tensor, q: Tensor, step: Step, noise: Tensor) -> Tensor:
+    """d, (B, C, 1, 1): the mean over pixels of what the network says of x_0 with known noise, less what is known.
+
+    x' = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e with the x_0 that q implies, and d = mean(q(x', t) - m(x_0, e)), where m
+    is the native output that gives x_0 at x': e of a network that predicts epsilon.
+    """
+    x_0 = step.predict_x_0(x_t, q)
+    noised = step.abar_t**0.5 * x_0 + (1 - step.abar_t) ** 0.5 * noise
+    known = (x_0 - step.p_x * noised) / step.p_m
+    again, _ = ask(noised, step.t)
+    return torch.mean(again - known, dim=(2, 3), keepdim=True)
