@@ -3,6 +3,7 @@
 from ptq_diffusion.correction.correction import Batch, Correction, MomentCorrection, Path, PathCorrection
 from ptq_diffusion.correction.d2dpm import D2DPM
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
+from ptq_diffusion.correction.network import CorrectedNetwork
 from ptq_diffusion.correction.none import NoCorrection
 from ptq_diffusion.correction.ptqd import PTQD
 from ptq_diffusion.correction.regression import Regression
@@ -15,6 +16,7 @@ __all__ = [
     "PTQD",
     "TAC",
     "Batch",
+    "CorrectedNetwork",
     "CorrectedScheduler",
     "Correction",
     "Fingerprint",
