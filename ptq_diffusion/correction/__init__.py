@@ -3,6 +3,7 @@
 from ptq_diffusion.correction.correction import Batch, Correction, MomentCorrection, Path, PathCorrection
 from ptq_diffusion.correction.d2dpm import D2DPM
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
+from ptq_diffusion.correction.folding import FoldedLayer, fold
 from ptq_diffusion.correction.network import CorrectedNetwork
 from ptq_diffusion.correction.none import NoCorrection
 from ptq_diffusion.correction.ptqd import PTQD
@@ -21,6 +22,7 @@ __all__ = [
     "Correction",
     "Fingerprint",
     "FittedCorrection",
+    "FoldedLayer",
     "MomentCorrection",
     "NoCorrection",
     "NoiseStatistics",
@@ -30,4 +32,5 @@ __all__ = [
     "StepCorrection",
     "StepMoments",
     "StepReport",
+    "fold",
 ]

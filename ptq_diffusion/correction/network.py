@@ -1,5 +1,6 @@
 """A quantized network that repairs its own output, as the unet of a stock diffusers pipeline."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
 from ptq_diffusion.correction.fitted import COEFFICIENTS, CONFIG, FittedCorrection
+from ptq_diffusion.correction.folding import FoldedLayer, fold
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import NetworkQuantizers, OutputLayerTap, load_quantized, quantize, save_quantized
 from ptq_diffusion.network.saved import FILES
@@ -85,6 +87,16 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         self.save_config(folder)
         save_quantized(self.quantized, self.quantizers, folder)
         self.correction.save(folder)
+
+    def output_layers(self) -> Sequence[FoldedLayer]:
+        """One weight set of the output layer for every step, as `fold` makes it.
+
+        Folding rounds differently in the last bit, so this network itself repairs behind its layer.
+
+        Raises:
+            ValueError: a filter does not fold.
+        """
+        return [fold(self._tap.layer, found, self.config.in_channels) for found in self.correction.found]
 
     def forward(
         self, sample: Tensor, timestep: float | Tensor, return_dict: bool = True

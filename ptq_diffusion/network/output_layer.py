@@ -12,6 +12,9 @@ from ptq_diffusion.network.layer import QuantizedLayer
 class OutputLayerTap:
     """Asks a quantized denoiser and hands over the input of its output layer with the output.
 
+    Attributes:
+        layer: the output layer.
+
     Args:
         denoiser: around a network that `quantize` made.
         sites: of the float network.
@@ -25,7 +28,7 @@ class OutputLayerTap:
         layer = denoiser.network.get_submodule(names[0]) if len(names) == 1 else None
         if not isinstance(layer, QuantizedLayer):
             raise ValueError(f"expected a quantized network with one output layer, got the output layers {names}")
-        self._denoiser, self._features = denoiser, Tensor()
+        self.layer, self._denoiser, self._features = layer, denoiser, Tensor()
         layer.activation.register_forward_hook(self._keep)
 
     def predict(self, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:

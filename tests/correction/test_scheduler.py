@@ -294,6 +294,14 @@ def test_it_answers_like_a_unet_at_the_times_of_its_table_only(network, pair):
         network(x, torch.tensor([666, 333]))
 
 
+def test_its_output_layer_folded_for_every_step_says_the_same(network, pair):
+    tap, x = OutputLayerTap(network.quantized, pair[0].sites()), states(pair[0], 0)
+    for step, layer in zip(network.correction.steps, network.output_layers(), strict=True):
+        _, features = tap.predict(x, step.t)
+        assert not torch.equal(layer.weight, tap.layer.weight)
+        assert torch.allclose(layer.output(x, features), network(x, step.t).sample, atol=1e-5)
+
+
 def test_a_folder_that_is_not_whole_makes_no_network(network, tmp_path):
     network.save_pretrained(tmp_path)
     for file in [file for file in tmp_path.rglob("*") if file.is_file()]:
