@@ -1,6 +1,8 @@
 """A corrected model in a stock diffusers pipeline: python experiments/drop_in/draw.py [OVERRIDE ...].
 
-Draws images by the loop of this package, then the same by a DDPMPipeline from what lies in the store, and compares.
+Draws images by the loop of this package, then the same by a DDPMPipeline, and compares: with the network that
+goal=export writes, which repairs itself; and, where the correction reads the output and the state alone, with the
+quantized network and a scheduler that repairs.
 """
 
 import sys
@@ -15,11 +17,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from ptq_diffusion.correction import CorrectedScheduler
+from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
 from ptq_diffusion.main import CONF
 from ptq_diffusion.model.unet import BUNDLED
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.parts import build_model, build_quantized
 from ptq_diffusion.stage.runtime import Runtime
@@ -44,8 +47,31 @@ def difference(a: Tensor, b: Tensor) -> str:
     return f"{int((gap > 0).sum())} of {gap.numel()} bytes differ, by {int(gap.max())} at most"
 
 
+def quiet(pipe: DDPMPipeline) -> DDPMPipeline:
+    """The same without a bar."""
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def with_scheduler(cfg: DictConfig, store: Store, folder: Path) -> DDPMPipeline:
+    """Around the quantized network, by a scheduler that is saved and loaded once."""
+    pipe = quiet(DDPMPipeline.from_pretrained(cfg.model.path or BUNDLED))
+    pipe.unet = build_quantized(cfg, build_model(cfg), store.obtain(Calibrate, cfg)).network
+    CorrectedScheduler.from_pretrained(store.obtain(Fit, cfg)).save_pretrained(folder)
+    pipe.scheduler = CorrectedScheduler.from_pretrained(folder)
+    return pipe
+
+
+def price(network: CorrectedNetwork, cfg: DictConfig) -> str:
+    """What correcting a step costs."""
+    model, correction = build_model(cfg), network.correction
+    macs = sum(site.macs for site in model.sites()) + model.attention_macs()
+    own, steps = correction.macs(model.shape) / len(correction.steps), len(correction.steps)
+    return f"{own:,.0f} of {macs:,} multiplications, {correction.size / steps:,.0f} bytes of coefficients"
+
+
 def main() -> None:
-    """Our images, the pipeline's, and how many of their bytes differ."""
+    """Our images, the pipelines', and how many of their bytes differ."""
     disable_progress_bar()
     say = Console(soft_wrap=True, highlight=False).print
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -53,22 +79,19 @@ def main() -> None:
     store = Store(Path(cfg.outputs) / "store", Runtime("cpu", progress=False))
     ours, uncorrected = (read_images(store.obtain(stage, cfg)) for stage in (CorrectedSamples, QuantizedSamples))
 
-    pipe = DDPMPipeline.from_pretrained(cfg.model.path or BUNDLED)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.unet = build_quantized(cfg, build_model(cfg), store.obtain(Calibrate, cfg)).network
-    pipe.scheduler = CorrectedScheduler.from_pretrained(store.obtain(Fit, cfg))
+    pipe = quiet(DDPMPipeline.from_pretrained(store.obtain(Export, cfg)))
     theirs = draw(pipe, cfg, cfg.micro_batch)
-    say(
-        f"{type(pipe).__name__} with {type(pipe.scheduler).__name__}: {len(theirs)} images of {tuple(theirs.shape[1:])}"
-    )
+    say(f"{type(pipe).__name__} with {type(pipe.unet).__name__} and {type(pipe.scheduler).__name__}:")
+    say(f"{len(theirs)} images of {tuple(theirs.shape[1:])}; a corrected step: {price(pipe.unet, cfg)}")
     say("from our loop's:", difference(theirs, ours))
     say("from the uncorrected ones:", difference(theirs, uncorrected))
     say("from those drawn one by one:", difference(theirs, draw(pipe, cfg, 1)))
-    with TemporaryDirectory() as folder:
-        pipe.scheduler.save_pretrained(folder)
-        say("saved:", ", ".join(sorted(path.name for path in Path(folder).iterdir())))
-        pipe.scheduler = CorrectedScheduler.from_pretrained(folder)
-    say("from those after loading it:", difference(theirs, draw(pipe, cfg, cfg.micro_batch)))
+    if FittedCorrection.load(store.obtain(Fit, cfg)).needs_features:
+        say("with the scheduler alone: no, the correction reads the input of the output layer")
+    else:
+        with TemporaryDirectory() as folder:
+            alone = draw(with_scheduler(cfg, store, Path(folder)), cfg, cfg.micro_batch)
+        say("with the quantized network and the scheduler alone, from our loop's:", difference(alone, ours))
 
 
 if __name__ == "__main__":

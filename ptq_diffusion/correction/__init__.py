@@ -4,6 +4,8 @@ from ptq_diffusion.correction.auto import Auto, Choice
 from ptq_diffusion.correction.correction import Batch, Correction, MomentCorrection, Path, PathCorrection
 from ptq_diffusion.correction.d2dpm import D2DPM
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
+from ptq_diffusion.correction.folding import FoldedLayer, fold
+from ptq_diffusion.correction.network import CorrectedNetwork
 from ptq_diffusion.correction.none import NoCorrection
 from ptq_diffusion.correction.predictor import Predictor
 from ptq_diffusion.correction.ptqd import PTQD
@@ -22,10 +24,12 @@ __all__ = [
     "Auto",
     "Batch",
     "Choice",
+    "CorrectedNetwork",
     "CorrectedScheduler",
     "Correction",
     "Fingerprint",
     "FittedCorrection",
+    "FoldedLayer",
     "MomentCorrection",
     "NoCorrection",
     "NoiseStatistics",
@@ -37,4 +41,5 @@ __all__ = [
     "StepMoments",
     "StepReport",
     "StepbaQ",
+    "fold",
 ]

@@ -123,6 +123,21 @@ class FittedCorrection:
         """How often the network is asked beside once a step; a correction that does so needs a `Predictor`."""
         return sum(found.estimates for found in self.found)
 
+    def rows(self) -> dict[float, Step]:
+        """The step of every time, as the tensor of a pipeline's times holds it.
+
+        Raises:
+            ValueError: two steps have the same time.
+        """
+        times = torch.tensor([step.t for step in self.steps]).tolist()
+        if len(set(times)) < len(times):
+            raise ValueError(f"expected a table whose times differ, got {times}; fit another")
+        return dict(zip(times, self.steps, strict=True))
+
+    def without_repairs(self) -> "FittedCorrection":
+        """The table and sigma' alone, for outputs that are repaired already, such as a `CorrectedNetwork`'s."""
+        return FittedCorrection(self.steps, [dataclasses.replace(found, repairs=()) for found in self.found])
+
     def report(self) -> Sequence[StepReport]:
         """What was found, one entry for each step."""
         return [found.report for found in self.found]

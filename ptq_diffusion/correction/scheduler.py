@@ -21,7 +21,8 @@ BETA_SCHEDULE = (
 class CorrectedScheduler(SchedulerMixin, ConfigMixin):
     """x_s = F(x_t, m~(q, x_t)) + sigma' z: F of the table, m~ and sigma' of the correction, q from the pipeline's UNet.
 
-    It belongs to the quantized network that it was fitted for, as `pipe.unet` of a DDPMPipeline. DDIMPipeline is not
+    It belongs to the quantized network that it was fitted for, as `pipe.unet` of a DDPMPipeline. Beside a
+    `CorrectedNetwork`, which says m~ itself, it is made of the correction without its repairs. DDIMPipeline is not
     supported: it turns its scheduler into a DDIMScheduler and tells it an eta, which a fitted table has already.
 
     Noise is drawn at every step, also where sigma' is 0, as in `sampler.sample`. So a pipeline with the generators
@@ -42,9 +43,9 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         if correction.needs_features:
             raise ValueError(
                 "expected a correction that is a function of the output and the state, got one that needs the input of "
-                "the network's output layer too, which a pipeline does not hand to its scheduler; draw its images with "
-                "ptq-diffusion (goal=samples_corrected), or fit one without on_features, such as "
-                "correction=wiener_matched"
+                "the network's output layer too, which a pipeline does not hand to its scheduler; take the pipeline of "
+                "goal=export, whose unet, a CorrectedNetwork, repairs its own output and leaves the rest to "
+                "CorrectedScheduler(correction.without_repairs())"
             )
         if correction.evaluations:
             raise ValueError(
@@ -54,9 +55,7 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
             )
         self.correction = correction
         self.timesteps = torch.tensor([step.t for step in correction.steps])
-        self._steps = dict(zip(self.timesteps.tolist(), correction.steps, strict=True))
-        if len(self._steps) < len(correction.steps):
-            raise ValueError(f"expected a table whose times differ, got {self.timesteps.tolist()}; fit another")
+        self._steps = correction.rows()
         self.register_to_config(num_inference_steps=len(correction.steps), beta_schedule=BETA_SCHEDULE)
 
     @classmethod

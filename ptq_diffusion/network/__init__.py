@@ -4,6 +4,7 @@ from ptq_diffusion.network.insertion import observing, quantize
 from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ptq_diffusion.network.output_layer import OutputLayerTap
 from ptq_diffusion.network.quantizers import LayerQuantizers, NetworkQuantizers
+from ptq_diffusion.network.saved import load_quantized, save_quantized
 
 __all__ = [
     "LayerQuantizers",
@@ -12,6 +13,8 @@ __all__ = [
     "QuantizedConv2d",
     "QuantizedLayer",
     "QuantizedLinear",
+    "load_quantized",
     "observing",
     "quantize",
+    "save_quantized",
 ]

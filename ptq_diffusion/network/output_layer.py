@@ -12,6 +12,9 @@ from ptq_diffusion.network.layer import QuantizedLayer
 class OutputLayerTap:
     """Asks a quantized denoiser and hands over the input of its output layer with the output.
 
+    Attributes:
+        layer: the output layer.
+
     Args:
         denoiser: around a network that `quantize` made.
         sites: of the float network.
@@ -25,10 +28,10 @@ class OutputLayerTap:
         layer = denoiser.network.get_submodule(names[0]) if len(names) == 1 else None
         if not isinstance(layer, QuantizedLayer):
             raise ValueError(f"expected a quantized network with one output layer, got the output layers {names}")
-        self._denoiser, self._quantizer = denoiser, layer.activation
+        self.layer, self._denoiser = layer, denoiser
 
     def predict(self, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """q (B, C, H, W) and the input of the output layer after its activation quantizer (B, F, H, W)."""
         seen: list[Tensor] = []
-        with self._quantizer.register_forward_hook(lambda *call: seen.append(call[-1])):
+        with self.layer.activation.register_forward_hook(lambda *call: seen.append(call[-1])):
             return self._denoiser.predict(x_t, t), seen[-1]

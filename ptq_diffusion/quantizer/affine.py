@@ -1,5 +1,6 @@
 """Uniform quantization with a scale and a zero point."""
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
@@ -8,7 +9,10 @@ from torch import Tensor
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.numeric.histogram import DyadicHistogram
 from ptq_diffusion.quantizer.quantizer import Quantizer, State
-from ptq_diffusion.quantizer.range_search import Distribution, RangeSearch, affine_parameters
+from ptq_diffusion.quantizer.range_search import Distribution, MinMax, RangeSearch, affine_parameters
+
+UNUSED_BINS = 4
+"""A histogram that sees nothing has as few bins as there may be."""
 
 
 class AffineQuantizer(Quantizer):
@@ -57,6 +61,14 @@ class AffineQuantizer(Quantizer):
 
     def forget(self) -> None:
         self._histogram = self._seen = None
+
+    @property
+    def settings(self) -> Mapping[str, bool]:
+        return {"symmetric": self.grid.symmetric, "per_channel": self.per_channel}
+
+    @classmethod
+    def blank(cls, bits: int, symmetric: bool, per_channel: bool) -> "AffineQuantizer":  # type: ignore[override]
+        return cls(bits, symmetric, per_channel, MinMax(), UNUSED_BINS)
 
     def to_integers(self, x: Tensor) -> Tensor:
         self.require(State.FROZEN)

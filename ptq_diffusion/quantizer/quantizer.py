@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -46,6 +47,21 @@ class Quantizer(nn.Module, ABC):
             setattr(self, name, value.clone())
         self.forget()
         self.state = State.FROZEN
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """What a frozen quantizer is beside its bits and buffers: the options of `blank`, which json can hold."""
+
+    @classmethod
+    @abstractmethod
+    def blank(cls, bits: int, **settings: Any) -> "Quantizer":
+        """One that is only there to adopt the buffers of another of these bits and settings.
+
+        Raises:
+            TypeError: a setting is missing or unknown.
+            ValueError: the bits are out of range.
+        """
 
     @abstractmethod
     def to_integers(self, x: Tensor) -> Tensor:

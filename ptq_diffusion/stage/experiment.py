@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.choices import choices
 from ptq_diffusion.stage.evaluate import Evaluate
+from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.factory import construct, plain
 from ptq_diffusion.stage.files import writable
 from ptq_diffusion.stage.fit import Fit
@@ -39,6 +40,7 @@ STAGES: dict[str, type[Stage]] = {
         FullPrecisionSamples,
         QuantizedSamples,
         CorrectedSamples,
+        Export,
         Evaluate,
     )
 }

@@ -28,8 +28,13 @@ def build_quantizers(cfg: DictConfig, model: Denoiser) -> NetworkQuantizers:
     return NetworkQuantizers(sites, plan, construct(cfg.quantizer.weight), construct(cfg.quantizer.activation))
 
 
-def build_quantized(cfg: DictConfig, model: Denoiser, calibrated: Path) -> Denoiser:
-    """The model around a quantized copy of its network, with the ranges of the calibration artefact."""
+def build_calibrated(cfg: DictConfig, model: Denoiser, calibrated: Path) -> NetworkQuantizers:
+    """The quantizers with the ranges of the calibration artefact, frozen."""
     quantizers = build_quantizers(cfg, model)
     quantizers.restore(calibrated / "quantizers.safetensors")
-    return model.with_network(quantize(model.network, quantizers))
+    return quantizers
+
+
+def build_quantized(cfg: DictConfig, model: Denoiser, calibrated: Path) -> Denoiser:
+    """The model around a quantized copy of its network, with the ranges of the calibration artefact."""
+    return model.with_network(quantize(model.network, build_calibrated(cfg, model, calibrated)))

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from ptq_diffusion.correction import (
     Batch,
+    CorrectedNetwork,
     CorrectedScheduler,
     Fingerprint,
     FittedCorrection,
@@ -47,8 +48,8 @@ every_sampler = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def quantized_copy(composed):
-    """From a float model to its copy with weights of four bits."""
+def calibrated(composed):
+    """From a float model to quantizers with weights of four bits."""
     cfg = composed(
         "+bitwidth=w4a8",
         "+quantizer@quantizer.weight=symmetric_per_channel",
@@ -61,9 +62,15 @@ def quantized_copy(composed):
         with observing(model.network, quantizers):
             model.predict(states(model, 0), 500)
         quantizers.freeze()
-        return model.with_network(quantize(model.network, quantizers))
+        return quantizers
 
     return make
+
+
+@pytest.fixture(scope="module")
+def quantized_copy(calibrated):
+    """From a float model to its quantized copy."""
+    return lambda model: model.with_network(quantize(model.network, calibrated(model)))
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +147,7 @@ def test_a_pipeline_draws_the_images_of_our_loop_bit_for_bit(name, sampler, clip
     pipe.scheduler = CorrectedScheduler(correction)
     ours = our_states(pair, correction)
     assert_equal(ours, pipeline_states(pipe))
-    unrepaired = FittedCorrection(steps, [dataclasses.replace(found, repairs=()) for found in correction.found])
-    pipe.scheduler = CorrectedScheduler(unrepaired)
+    pipe.scheduler = CorrectedScheduler(correction.without_repairs())
     assert (name in ("none", "variance")) == torch.equal(ours[0], pipeline_states(pipe)[0])
 
 
@@ -202,7 +208,7 @@ def test_one_generator_serves_all_images_and_a_tuple_holds_the_state(pair):
 @pytest.mark.parametrize("name", sorted(WITH_FEATURES))
 def test_a_correction_that_needs_features_is_refused(name, pair):
     correction = fitted(name, DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
-    with pytest.raises(ValueError, match=r"input of the network's output layer.*goal=samples_corrected"):
+    with pytest.raises(ValueError, match=r"input of the network's output layer.*goal=export"):
         CorrectedScheduler(correction)
 
 
@@ -256,3 +262,67 @@ def test_a_configuration_or_a_strange_folder_makes_no_scheduler(scheduler, tmp_p
     assert json.loads((tmp_path / "scheduler_config.json").read_text())["num_inference_steps"] == STEPS
     with pytest.raises(NotImplementedError, match="which only itself can follow"):
         DDPMScheduler.from_pretrained(tmp_path)
+
+
+def repairing(model, calibrated, correction):
+    """The pipeline that goal=export writes."""
+    network = CorrectedNetwork(model, calibrated(model), correction)
+    return DDPMPipeline(network, CorrectedScheduler(correction.without_repairs()))
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_a_network_that_repairs_itself_gives_a_saved_pipeline_our_images_bit_for_bit(name, pair, calibrated, tmp_path):
+    correction = fitted(name, DDIM(eta=0.5, **OURS).steps(pair[0].scheduler_config), pair)
+    repairing(pair[0], calibrated, correction).save_pretrained(tmp_path)
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+    loaded = DDPMPipeline.from_pretrained(tmp_path)
+    assert type(loaded.unet) is CorrectedNetwork
+    assert_equal(our_states(pair, correction), pipeline_states(loaded))
+
+
+def test_a_network_that_predicts_a_variance_too_repairs_itself(tiny_model_folder, calibrated):
+    model = UNetDenoiser.from_folder(str(tiny_model_folder(out_channels=6)))
+    pair = model, model.with_network(quantize(model.network, calibrated(model)))
+    correction = fitted("readout", DDPM(**OURS).steps(model.scheduler_config), pair)
+    assert_equal(our_states(pair, correction), pipeline_states(repairing(model, calibrated, correction)))
+
+
+@pytest.fixture(scope="module")
+def network(pair, calibrated):
+    steps = DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config)
+    return repairing(pair[0], calibrated, fitted("readout", steps, pair)).unet
+
+
+def test_it_answers_like_a_unet_at_the_times_of_its_table_only(network, pair):
+    x = states(pair[0], 0)
+    (m,) = network(x, torch.full((len(x),), 333), return_dict=False)
+    assert torch.equal(m, network(x, 333.0).sample)
+    assert not torch.equal(m, network.quantized.predict(x, 333))
+    with pytest.raises(ValueError, match="one of 666, 333, 0, for all images, got 500"):
+        network(x, 500)
+    with pytest.raises(ValueError, match="got 333, 666"):
+        network(x, torch.tensor([666, 333]))
+
+
+def test_its_output_layer_folded_for_every_step_says_the_same(network, pair):
+    tap, x = OutputLayerTap(network.quantized, pair[0].sites()), states(pair[0], 0)
+    for step, layer in zip(network.correction.steps, network.output_layers(), strict=True):
+        _, features = tap.predict(x, step.t)
+        assert not torch.equal(layer.weight, tap.layer.weight)
+        assert torch.allclose(layer.output(x, features), network(x, step.t).sample, atol=1e-5)
+
+
+def test_a_folder_that_is_not_whole_makes_no_network(network, tmp_path):
+    network.save_pretrained(tmp_path)
+    for file in [file for file in tmp_path.rglob("*") if file.is_file()]:
+        kept = file.read_bytes()
+        file.unlink()
+        with pytest.raises(FileNotFoundError, match=f"lacks .*{file.suffix}.*; (write|save) one with"):
+            CorrectedNetwork.from_pretrained(tmp_path)
+        file.write_bytes(kept)
+    for options in ({"torch_dtype": torch.float16}, {"device_map": "auto"}):
+        with pytest.raises(ValueError, match=r"expected torch.float32 and no device_map.*pipe.to"):
+            CorrectedNetwork.from_pretrained(tmp_path, **options)
+    again = CorrectedNetwork.from_pretrained(tmp_path, torch_dtype=torch.float32)
+    x = torch.zeros(2, 3, 8, 8)
+    assert torch.equal(again(x, 0).sample, network(x, 0).sample)

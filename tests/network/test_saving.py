@@ -1,14 +1,20 @@
 """Quantizers come back bit for bit, zero points too; and only to the network and plan that they belong to."""
 
+import itertools
+import json
+
 import pytest
 import torch
+from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
 
+from ptq_diffusion.main import CONF
 from ptq_diffusion.model import UNetDenoiser
-from ptq_diffusion.network import NetworkQuantizers, observing, quantize
+from ptq_diffusion.network import NetworkQuantizers, load_quantized, observing, quantize, save_quantized
 from ptq_diffusion.network.quantizers import network_fingerprint
 from ptq_diffusion.numeric.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, State
+from ptq_diffusion.stage.factory import construct
 
 BITS = LayerBits(4, 6)
 
@@ -157,3 +163,57 @@ def test_fingerprints_tell_networks_apart(denoiser):
     }
     # A float plan computes the float network and shares its fingerprint.
     assert len(fingerprints) == 4
+
+
+PRESETS = sorted(path.stem for path in (CONF / "quantizer").glob("*.yaml"))
+PAIRS = list(itertools.product(PRESETS, [name for name in PRESETS if "per_channel" not in name]))
+
+
+@pytest.mark.parametrize(("weight", "activation"), PAIRS)
+def test_a_network_saved_as_a_folder_comes_back_bit_for_bit(denoiser, composed, tmp_path, weight, activation):
+    chosen = {"weight": weight, "activation": activation}
+    quick = [f"range_search@quantizer.{operand}.range_search=min_max" for operand in chosen]
+    cfg = composed(*(f"+quantizer@quantizer.{operand}={name}" for operand, name in chosen.items()), *quick)
+    made = {operand: construct(node) for operand, node in cfg.quantizer.items()}
+    origin = calibrated(denoiser, conv_in=LayerBits(32, 8), conv_out=LayerBits(8, 32), **made)
+    network = quantize(denoiser.network, origin)
+    save_quantized(denoiser.with_network(network), origin, tmp_path)
+    model, quantizers = load_quantized(tmp_path)
+    again = quantize(model.network, quantizers)
+    assert network_fingerprint(again) == network_fingerprint(network) != network_fingerprint(denoiser.network)
+    outputs = [denoiser.with_network(each).predict(states(denoiser), 40.0) for each in (network, again)]
+    assert torch.equal(*outputs)
+    stock = UNet2DModel.from_pretrained(tmp_path / "model", subfolder="unet").state_dict()
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in stock.items())
+    assert model.scheduler_config == denoiser.scheduler_config
+
+
+def test_a_float_network_is_saved_without_quantizers(denoiser, tmp_path):
+    origin = calibrated(denoiser, bits=LayerBits(32, 32))
+    save_quantized(denoiser.with_network(quantize(denoiser.network, origin)), origin, tmp_path)
+    model, quantizers = load_quantized(tmp_path)
+    assert network_fingerprint(quantize(model.network, quantizers)) == network_fingerprint(denoiser.network)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight": {"kind": "LpSearch", "p": 2, "candidates": 4}}, "got 'LpSearch'"),
+        ({"weight": {"kind": "Quantizer"}}, "got 'Quantizer'"),
+        ({"activation": {"kind": "torch.load", "f": "x"}}, "got 'torch.load'"),
+        ({"activation": {"kind": "__builtins__"}}, "got '__builtins__'"),
+        ({"weight": {"kind": "AffineQuantizer", "symmetric": True}}, "TypeError"),
+        ({"weight": {"kind": "AffineQuantizer", "symmetric": True, "per_channel": True, "path": "x"}}, "TypeError"),
+        ({"weight": {"kind": "AffineQuantizer", "symmetric": False, "per_channel": True}}, "another network or plan"),
+        ({"weight": None}, "4 bits to have a quantizer"),
+        ({"weight": "AffineQuantizer"}, "ValueError"),
+        ({"bits": {"conv_in": [4, 6]}}, "KeyError"),
+        ({"bits": []}, "AttributeError"),
+    ],
+)
+def test_a_folder_constructs_nothing_but_its_own_quantizers(denoiser, origin, tmp_path, changes, message):
+    save_quantized(denoiser.with_network(quantize(denoiser.network, origin)), origin, tmp_path)
+    settings = json.loads((tmp_path / "quantizers.json").read_text())
+    (tmp_path / "quantizers.json").write_text(json.dumps(settings | changes))
+    with pytest.raises(ValueError, match=message):
+        load_quantized(tmp_path)

@@ -1,0 +1,91 @@
+"""What correcting adds to a quantized step: OMP_NUM_THREADS=1 python experiments/speed/corrected_step.py [ROUNDS].
+
+Every correction takes turns with the network alone, in one process and thread; a repair is measured apart too, since it
+is a small difference of large times.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from hydra import compose, initialize_config_dir
+from measure import BATCH, calibrated
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ptq_diffusion.correction import Batch, StepCorrection
+from ptq_diffusion.main import CONF
+from ptq_diffusion.network import OutputLayerTap
+from ptq_diffusion.sampler import Step
+from ptq_diffusion.stage.factory import construct
+from ptq_diffusion.stage.memory import keep_freed_memory
+from ptq_diffusion.stage.parts import build_model, build_steps
+
+NAMES = ("wiener", "matched", "wiener_matched", "readout", "readout_matched")
+ALONE = "quantized, W4A8"
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The default experiment, three steps of it."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", ["sampler.steps=3", *overrides])
+
+
+def fitted(name: str, batch: Batch, step: Step) -> StepCorrection:
+    """One step's repairs; what they cost does not depend on how well they were fitted."""
+    return construct(composed(f"correction={name}").correction).fit_step([batch], step)
+
+
+def alternated(tasks: Mapping[str, Callable[[], object]], rounds: int) -> Mapping[str, Sequence[float]]:
+    """CPU seconds of every task and round; the tasks take turns, every other round backwards."""
+    spent: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in range(rounds + 1):
+        for name in list(tasks)[:: 1 if turn % 2 else -1]:
+            since = time.process_time()
+            tasks[name]()
+            spent[name].append(time.process_time() - since)
+    return {name: own[1:] for name, own in spent.items()}
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Print a row for each correction."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 25
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    cfg = composed()
+    model = build_model(cfg)
+    quantized, step = calibrated(cfg, model), build_steps(cfg, model)[1]
+    tap = OutputLayerTap(quantized, model.sites())
+    x_t = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(0))
+    m, (q, features) = model.predict(x_t, step.t), tap.predict(x_t, step.t)
+    found = {name: fitted(name, Batch(0, m, q, x_t, features, m, x_t), step) for name in NAMES}
+
+    def corrected(own: StepCorrection) -> Tensor:
+        q, features = tap.predict(x_t, step.t)
+        return own.output(q, x_t, features)
+
+    whole = {ALONE: lambda: tap.predict(x_t, step.t)}
+    whole |= {name: lambda own=own: corrected(own) for name, own in found.items()}
+    steps = alternated(whole, rounds)
+    repairs = alternated({name: lambda own=own: own.output(q, x_t, features) for name, own in found.items()}, rounds)
+    macs = sum(site.macs for site in model.sites()) + model.attention_macs()
+    table = Table("", "step / uncorrected", "quartiles", "repair alone", "of the step's MACs")
+    for name, own in found.items():
+        low, ratio, high = statistics.quantiles(
+            [mine / other for mine, other in zip(steps[name], steps[ALONE], strict=True)], n=4
+        )
+        share = statistics.median(repairs[name]) / statistics.median(steps[ALONE])
+        counted = sum(repair.macs(model.shape) for repair in own.repairs) / macs
+        table.add_row(
+            name, f"{ratio:.3f}", f"{low:.3f} .. {high:.3f}", f"{100 * share:.2f} %", f"{100 * counted:.2f} %"
+        )
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Stage: the quantized, corrected model as a pipeline that stock diffusers loads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from diffusers import DDPMPipeline
+from omegaconf import DictConfig
+
+from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
+from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.parts import build_calibrated, build_model
+from ptq_diffusion.stage.runtime import Runtime
+from ptq_diffusion.stage.store import ModelStage
+
+
+class Export(ModelStage):
+    """A folder for `DDPMPipeline.from_pretrained`, which draws the images of `samples_corrected`."""
+
+    name = "export"
+    version = 1
+    needs = (Calibrate, Fit)
+    uses = ("model", "quantizer", "bitwidth")
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
+        model, correction = build_model(cfg), FittedCorrection.load(inputs[Fit.name])
+        network = CorrectedNetwork(model, build_calibrated(cfg, model, inputs[Calibrate.name]), correction)
+        DDPMPipeline(network, CorrectedScheduler(correction.without_repairs())).save_pretrained(out)
