@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ptq_diffusion.correction import CorrectedScheduler
 from ptq_diffusion.main import CONF
-from ptq_diffusion.model.unet import BUNDLED
+from ptq_diffusion.model.unet import MODELS
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.fit import Fit
@@ -53,7 +53,7 @@ def main() -> None:
     store = Store(Path(cfg.outputs) / "store", Runtime("cpu", progress=False))
     ours, uncorrected = (read_images(store.obtain(stage, cfg)) for stage in (CorrectedSamples, QuantizedSamples))
 
-    pipe = DDPMPipeline.from_pretrained(cfg.model.path or BUNDLED)
+    pipe = DDPMPipeline.from_pretrained(MODELS.path(cfg.model.path))
     pipe.set_progress_bar_config(disable=True)
     pipe.unet = build_quantized(cfg, build_model(cfg), store.obtain(Calibrate, cfg)).network
     pipe.scheduler = CorrectedScheduler.from_pretrained(store.obtain(Fit, cfg))

@@ -11,7 +11,7 @@ from ptq_diffusion.metric.bootstrap import (
     paired_parts,
 )
 from ptq_diffusion.metric.classifier_score import paired_classifier_score
-from ptq_diffusion.metric.feature_network import Cifar10Net, FeatureExtractor, Features, bundled
+from ptq_diffusion.metric.feature_network import FEATURE_NETWORKS, FeatureExtractor, Features, ResNet9
 from ptq_diffusion.metric.frechet import FeatureMoments, frechet_distance
 from ptq_diffusion.metric.judgement import Judgement, Settings, compare, judge
 from ptq_diffusion.metric.kid import paired_kid, paired_kid_to
@@ -24,7 +24,7 @@ from ptq_diffusion.metric.reference import FolderReference, NoReference, Referen
 from ptq_diffusion.metric.ssim import ssim
 
 __all__ = [
-    "Cifar10Net",
+    "FEATURE_NETWORKS",
     "Estimate",
     "FeatureExtractor",
     "FeatureMoments",
@@ -39,9 +39,9 @@ __all__ = [
     "Pixels",
     "RealStatistics",
     "Reference",
+    "ResNet9",
     "Settings",
     "StatisticsReference",
-    "bundled",
     "compare",
     "frechet_distance",
     "judge",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptq_diffusion.metric import Cifar10Net, Features, Settings, StatisticsReference, compare, protocol_id
+from ptq_diffusion.metric import Features, ResNet9, Settings, StatisticsReference, compare, protocol_id
 from ptq_diffusion.metric.judgement import TO_REFERENCE
 from ptq_diffusion.stage import samples
 from ptq_diffusion.stage.collect import collect
@@ -220,7 +220,7 @@ def test_any_two_variants_of_any_two_runs_are_compared_by_their_features(report)
     """As the report of one run compares its own."""
     first, folder = report("correction=none", "reference=cifar10")
     second, _ = report("correction=ptqd", "reference=cifar10")
-    extractor = Cifar10Net.from_folder(None)
+    extractor = ResNet9.from_folder("bundled:cifar10net")
     store = folder.parents[1] / "store" / "evaluate"
 
     def features(found, variant):
@@ -228,7 +228,7 @@ def test_any_two_variants_of_any_two_runs_are_compared_by_their_features(report)
         return Features.load(path, extractor.checksum())
 
     settings = Settings(replicates=5, seed=0, neighbours=1, seeds=[0, 1])
-    real = StatisticsReference(None).statistics(extractor)
+    real = StatisticsReference("bundled:cifar10net").statistics(extractor)
     pairs = {pair["metric"]: pair for pair in second["paired"] if (pair["a"], pair["b"]) == ("quantized", "corrected")}
     for metric in TO_REFERENCE:
         found = compare(metric, features(first, "corrected"), features(second, "corrected"), real, settings)
