@@ -19,14 +19,15 @@ from torch import Tensor
 
 from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
 from ptq_diffusion.main import CONF
-from ptq_diffusion.model.unet import BUNDLED
+from ptq_diffusion.model.unet import MODELS
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.export import Export
+from ptq_diffusion.stage.draw import to_bytes
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.parts import build_model, build_quantized
 from ptq_diffusion.stage.runtime import Runtime
-from ptq_diffusion.stage.samples import CorrectedSamples, QuantizedSamples, read_images, to_bytes
+from ptq_diffusion.stage.samples import CorrectedSamples, QuantizedSamples, read_images
 from ptq_diffusion.stage.store import Store
 
 SMALL = ("images=8", "seeds=[0]", "micro_batch=8", "calibration.images=32", "noise.images=64")
@@ -55,7 +56,7 @@ def quiet(pipe: DDPMPipeline) -> DDPMPipeline:
 
 def with_scheduler(cfg: DictConfig, store: Store, folder: Path) -> DDPMPipeline:
     """Around the quantized network, by a scheduler that is saved and loaded once."""
-    pipe = quiet(DDPMPipeline.from_pretrained(cfg.model.path or BUNDLED))
+    pipe = quiet(DDPMPipeline.from_pretrained(MODELS.path(cfg.model.path)))
     pipe.unet = build_quantized(cfg, build_model(cfg), store.obtain(Calibrate, cfg)).network
     CorrectedScheduler.from_pretrained(store.obtain(Fit, cfg)).save_pretrained(folder)
     pipe.scheduler = CorrectedScheduler.from_pretrained(folder)

@@ -1,15 +1,20 @@
-"""What distances in the feature space mean: python experiments/train_feature_network/scale.py FOLDER."""
+"""What distances in a feature space mean: python experiments/train_feature_network/scale.py OVERRIDE ...
+
+The overrides choose data, metric and reference, such as data=cifar10 data.folder=FOLDER; the images are the test split.
+"""
 
 import sys
 from collections.abc import Mapping
 
 import torch
+from hydra import compose, initialize_config_dir
 from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptq_diffusion.data import ParquetImages
-from ptq_diffusion.metric import Cifar10Net, FeatureMoments, bundled, frechet_distance, paired_fid, psnr
+from ptq_diffusion.main import CONF
+from ptq_diffusion.metric import FeatureMoments, frechet_distance, paired_fid, psnr
+from ptq_diffusion.stage.factory import construct
 
 COUNTS = (256, 1024, 3072, 10000)
 SIGMAS = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -32,9 +37,11 @@ def degraded(images: Tensor) -> Mapping[str, Tensor]:
 def main() -> None:
     """Distances of clean test images by their count, then of degraded ones."""
     say = Console(soft_wrap=True, highlight=False).print
-    extractor = Cifar10Net.from_folder(None)
-    reference = FeatureMoments.load(bundled() / "reference.safetensors")
-    images = ParquetImages(sys.argv[1], "test", "img", "label").load().images
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [*sys.argv[1:], "data.split=test"])
+    extractor = construct(cfg.metric.extractor)
+    reference = construct(cfg.reference).statistics(extractor).moments
+    images = construct(cfg.data).load().images
     images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
     for count in COUNTS:
         say(f"{count} {frechet_distance(FeatureMoments.of_images(images[:count], extractor), reference):.3f}")

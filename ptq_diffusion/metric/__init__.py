@@ -9,7 +9,7 @@ from ptq_diffusion.metric.bootstrap import (
     paired_parts,
 )
 from ptq_diffusion.metric.classifier_score import paired_classifier_score
-from ptq_diffusion.metric.feature_network import Cifar10Net, FeatureExtractor, Features, bundled
+from ptq_diffusion.metric.feature_network import FEATURE_NETWORKS, FeatureExtractor, Features, ResNet9
 from ptq_diffusion.metric.fid import paired_fid, paired_fid_to
 from ptq_diffusion.metric.frechet import FeatureMoments, frechet_distance
 from ptq_diffusion.metric.judgement import Judgement, Settings, judge
@@ -24,7 +24,7 @@ from ptq_diffusion.metric.ssim import ssim
 from ptq_diffusion.metric.to_float import DistanceToFloat
 
 __all__ = [
-    "Cifar10Net",
+    "FEATURE_NETWORKS",
     "DistanceToFloat",
     "Estimate",
     "FeatureExtractor",
@@ -40,9 +40,9 @@ __all__ = [
     "Pixels",
     "RealStatistics",
     "Reference",
+    "ResNet9",
     "Settings",
     "StatisticsReference",
-    "bundled",
     "frechet_distance",
     "judge",
     "neighbour_metrics",

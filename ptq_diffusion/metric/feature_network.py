@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,15 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ptq_diffusion.model.bundle import Bundles
+
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 BATCH = 256
 LAST_STAGE = 8
 """Where the trunk's last stage begins, at 4x4 pixels."""
-
-
-def bundled() -> Path:
-    """The folder of the trained `Cifar10Net` that comes with the package, with its `reference.safetensors`."""
-    return Path(__file__).parent / "cifar10net"
+FEATURE_NETWORKS = Bundles(Path(__file__).parent)
+"""The trained networks that come with the package, each with a `reference.safetensors` of what it was trained on."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,11 @@ class FeatureExtractor(nn.Module, ABC):
         return digest.hexdigest()[:16]
 
 
-class Cifar10Net(FeatureExtractor):
-    """A small residual classifier of CIFAR-10, whose pooled last layer is the feature space of `fid_cifar10net`.
+class ResNet9(FeatureExtractor):
+    """A small residual classifier, whose pooled last layer is the feature space of `fid_<name>`.
 
-    It is not the Inception network: its distances compare methods with each other on small natural images and are
-    not comparable with published FID. A grey image is repeated over three channels, and an image of another size
+    It is not the Inception network: its distances compare methods with each other on small images and are not
+    comparable with published FID. A grey image is repeated over three channels, and an image of another size
     than 32x32 is resized bilinearly (antialiased where it shrinks).
 
     Its spatial features are the first D / 16 channels, rounded up, of the 4x4 map before the last stage: D numbers that
@@ -148,18 +148,21 @@ class Cifar10Net(FeatureExtractor):
     The layout follows ResNet-9 (Page, "How to train your ResNet", 2018), narrowed and pooled early.
 
     Args:
+        name: what it is called, of small letters, digits and underscores.
         widths: channels at 32x32, 16x16, 8x8 and 4x4 pixels; the last is the number of features.
         num_classes: the number of classes.
     """
 
-    name = "cifar10net"
     size = 32
 
-    def __init__(self, widths: Sequence[int], num_classes: int) -> None:
+    def __init__(self, name: str, widths: Sequence[int], num_classes: int) -> None:
         super().__init__()
+        if not re.fullmatch("[a-z0-9_]+", name):
+            raise ValueError(f"expected a name of small letters, digits and underscores, as in fid_NAME, got {name!r}")
         if len(widths) != 4:
             raise ValueError(f"expected four widths, for 32, 16, 8 and 4 pixels, got {list(widths)}")
-        self.widths, self.num_classes, self.num_features = tuple(widths), num_classes, widths[-1]
+        self.name, self.widths, self.num_classes = name, tuple(widths), num_classes
+        self.num_features = widths[-1]
         a, b, c, d = widths
         self.trunk = nn.Sequential(
             _convolution(3, a),
@@ -203,19 +206,25 @@ class Cifar10Net(FeatureExtractor):
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `config.json` into a folder, each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"network": self.name, "widths": list(self.widths), "num_classes": self.num_classes}
-        (folder / f"{CONFIG}.tmp").write_text(json.dumps(config | {"checksum": self.checksum()}, indent=2) + "\n")
+        config = {
+            "network": type(self).__name__,
+            "name": self.name,
+            "widths": list(self.widths),
+            "num_classes": self.num_classes,
+            "checksum": self.checksum(),
+        }
+        (folder / f"{CONFIG}.tmp").write_text(json.dumps(config, indent=2) + "\n")
         save_file({key: value.contiguous() for key, value in self.state_dict().items()}, folder / f"{WEIGHTS}.tmp")
         for name in (CONFIG, WEIGHTS):
             os.replace(folder / f"{name}.tmp", folder / name)
 
     @classmethod
-    def from_folder(cls, path: str | None) -> "Cifar10Net":
-        """What a configuration constructs: the network saved in a folder, or the bundled one where `path` is None."""
-        return cls.load(bundled() if path is None else Path(path))
+    def from_folder(cls, path: str) -> "ResNet9":
+        """What a configuration constructs: the network saved in a folder, or the one of `bundled:NAME`; see `load`."""
+        return cls.load(FEATURE_NETWORKS.path(path))
 
     @classmethod
-    def load(cls, folder: Path) -> "Cifar10Net":
+    def load(cls, folder: Path) -> "ResNet9":
         """The network of a folder written by `save`, in evaluation mode, its parameters frozen.
 
         Raises:
@@ -227,13 +236,13 @@ class Cifar10Net(FeatureExtractor):
                 raise FileNotFoundError(f"expected {name} in {folder}; train one with experiment=train_feature_network")
         try:
             config = json.loads((folder / CONFIG).read_text())
-            if config["network"] != cls.name:
+            if config["network"] != cls.__name__:
                 raise ValueError(f"the network is {config['network']!r}")
-            network = cls(config["widths"], config["num_classes"])
+            network = cls(config["name"], config["widths"], config["num_classes"])
             network.load_state_dict(load_file(folder / WEIGHTS))
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ValueError(
-                f"expected a {cls.name} and its weights in {folder}, got another or broken files "
+                f"expected a {cls.__name__} and its weights in {folder}, got another or broken files "
                 f"({' '.join(str(error).split())[:300]}); train one with experiment=train_feature_network"
             ) from error
         if network.checksum() != config["checksum"]:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from ptq_diffusion.data import FolderImages
-from ptq_diffusion.metric.feature_network import FeatureExtractor, bundled
+from ptq_diffusion.metric.feature_network import FEATURE_NETWORKS, FeatureExtractor
 from ptq_diffusion.metric.real import RealStatistics
 
 
@@ -55,11 +55,11 @@ class StatisticsReference(Reference):
     """Statistics that were taken earlier.
 
     Args:
-        path: the file; None is the bundled one of CIFAR-10's training images.
+        path: the file, or `bundled:NAME` of the training images of the feature network of that name.
     """
 
-    def __init__(self, path: str | None) -> None:
-        self.path = bundled() / "reference.safetensors" if path is None else Path(path)
+    def __init__(self, path: str) -> None:
+        self.path = FEATURE_NETWORKS.path(path, "reference.safetensors")
         if not self.path.is_file():
             raise FileNotFoundError(
                 f"expected feature statistics at {self.path}; make them with goal=reference_statistics"

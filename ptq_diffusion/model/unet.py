@@ -12,11 +12,12 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ptq_diffusion.model.bundle import Bundles
 from ptq_diffusion.model.denoiser import Denoiser
 from ptq_diffusion.model.site import Kind, Role, Site
 
-BUNDLED = Path(__file__).parent / "cifar10_ddpm"
-"""The CIFAR-10 DDPM that comes with the package."""
+MODELS = Bundles(Path(__file__).parent)
+"""The models that come with the package."""
 
 
 class UNetDenoiser(Denoiser):
@@ -51,17 +52,18 @@ class UNetDenoiser(Denoiser):
         self.scheduler_config = dict(scheduler_config)
 
     @classmethod
-    def from_folder(cls, path: str | None) -> "UNetDenoiser":
+    def from_folder(cls, path: str) -> "UNetDenoiser":
         """Load what a diffusers pipeline saved: `unet/` (safetensors only) and `scheduler/`; nothing else is read.
 
         Args:
-            path: the folder; None is the bundled model.
+            path: the folder, or `bundled:NAME`.
 
         Raises:
             FileNotFoundError: the folder lacks one of its files.
-            ValueError: the network is not a UNet2DModel, or its files are broken or do not belong together.
+            ValueError: the network is not a UNet2DModel, its files are broken or do not belong together, or no model of
+                this name is bundled.
         """
-        folder = BUNDLED if path is None else Path(path)
+        folder = MODELS.path(path)
         _require_files(folder)
         kind = _read_json(folder / "unet" / "config.json").get("_class_name")
         if kind != "UNet2DModel":
@@ -97,9 +99,9 @@ class UNetDenoiser(Denoiser):
         return counter.get_total_flops() // 2 - sum(_conv_and_linear_macs(self.unet, self.shape).values())
 
 
-def folder_checksum(path: str | None) -> str:
-    """Sixteen hex digits over the weights and configurations of a model folder; None is the bundled model."""
-    folder = BUNDLED if path is None else Path(path)
+def folder_checksum(path: str) -> str:
+    """Sixteen hex digits over the weights and configurations of a model folder, or of `bundled:NAME`."""
+    folder = MODELS.path(path)
     _require_files(folder)
     digest = hashlib.sha256()
     for file in _files(folder):

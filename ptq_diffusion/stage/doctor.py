@@ -24,8 +24,8 @@ EXTRAS = {
     "test": ("pytest", "the tests"),
 }
 MALICIOUS_LIGHTNING = ("2.6.2", "2.6.3")
-MODEL_CHECKSUM = "fcbb897f30d1cc9f"
-"""`folder_checksum` of the bundled denoiser."""
+MODEL_CHECKSUMS = {"bundled:cifar10_ddpm": "fcbb897f30d1cc9f"}
+"""`folder_checksum` of every bundled denoiser."""
 LITTLE_ROOM = 2**30
 
 
@@ -173,17 +173,19 @@ def threads(environment: Mapping[str, str], cores: int) -> Finding:
 
 
 def bundled() -> Finding:
-    """Whether the bundled model, feature network and reference are those that the numbers were taken with."""
-    from ptq_diffusion.metric import Cifar10Net, StatisticsReference
-    from ptq_diffusion.model.unet import folder_checksum
+    """Whether the bundled models, feature networks and references are those that the numbers were taken with."""
+    from ptq_diffusion.metric import FEATURE_NETWORKS, ResNet9, StatisticsReference
+    from ptq_diffusion.model.unet import MODELS, folder_checksum
 
     try:
-        StatisticsReference(None).check(Cifar10Net.from_folder(None), neighbours=1)
-        if (found := folder_checksum(None)) != MODEL_CHECKSUM:
-            raise ValueError(f"expected a model of checksum {MODEL_CHECKSUM}, got {found}")
+        for path in FEATURE_NETWORKS.names():
+            StatisticsReference(path).check(ResNet9.from_folder(path), neighbours=1)
+        found = {path: folder_checksum(path) for path in MODELS.names()}
+        if found != MODEL_CHECKSUMS:
+            raise ValueError(f"expected models of checksums {MODEL_CHECKSUMS}, got {found}")
     except (ValueError, OSError) as error:
         return Finding("bundled files", str(error), "install again, or fetch the files of the repository again", True)
-    return Finding("bundled files", "model, feature network and reference are as published")
+    return Finding("bundled files", "models, feature networks and references are as published")
 
 
 def tracking(environment: Mapping[str, str]) -> Finding:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ptq_diffusion.metric.feature_network import Cifar10Net
+from ptq_diffusion.metric.feature_network import ResNet9
 
 
 class FeatureNetworkTraining(L.LightningModule):
@@ -24,7 +24,7 @@ class FeatureNetworkTraining(L.LightningModule):
 
     def __init__(
         self,
-        network: Cifar10Net,
+        network: ResNet9,
         optimizer: Callable[..., Optimizer],
         rate: Callable[[int], float],
         label_smoothing: float,

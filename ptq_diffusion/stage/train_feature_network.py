@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch.nn import functional as F
 
 from ptq_diffusion.data import LabelledImages
-from ptq_diffusion.metric.feature_network import Cifar10Net
+from ptq_diffusion.metric.feature_network import ResNet9
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.feature_network_training import FeatureNetworkTraining
 from ptq_diffusion.stage.files import write_json
@@ -20,7 +20,7 @@ from ptq_diffusion.stage.store import Stage
 
 
 class TrainFeatureNetwork(Stage):
-    """From labelled images to a `Cifar10Net` folder with its test accuracy; resumes from its own checkpoint."""
+    """From labelled images to a `ResNet9` folder with its test accuracy; resumes from its own checkpoint."""
 
     name = "train_feature_network"
     version = 1
@@ -44,7 +44,7 @@ class TrainFeatureNetwork(Stage):
             require_classes(given, module.network.num_classes)
         start = resumable_fit(module, data, training, out, runtime)
         module.network.save(out)
-        network = Cifar10Net.load(out)
+        network = ResNet9.load(out)
         measured = accuracy_and_loss(network, test)
         facts = {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -85,7 +85,7 @@ def require_classes(data: LabelledImages, num_classes: int) -> None:
 
 
 @torch.inference_mode()
-def accuracy_and_loss(network: Cifar10Net, test: LabelledImages) -> dict[str, float]:
+def accuracy_and_loss(network: ResNet9, test: LabelledImages) -> dict[str, float]:
     """The fraction of images classified rightly and the mean cross entropy in nats, over all images, in float32."""
     assert test.labels is not None
     logits = network.logits(network.features(test.images))

@@ -7,24 +7,28 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ptq_diffusion.metric import Cifar10Net, FeatureMoments, bundled, frechet_distance
+from ptq_diffusion.metric import FEATURE_NETWORKS, FeatureMoments, ResNet9, frechet_distance
 from ptq_diffusion.stage.factory import construct
 
 CONF = Path(__file__).parents[2] / "conf"
+every_bundle = pytest.mark.parametrize("bundle", FEATURE_NETWORKS.names())
 
 
 def network(seed=0):
     torch.manual_seed(seed)
-    return Cifar10Net([4, 8, 8, 16], 10).eval()
+    return ResNet9("tiny", [4, 8, 8, 16], 10).eval()
 
 
 def byte_images(*shape, seed=0):
     return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
-def test_configured_network_has_128_features_and_stays_small():
-    configured = construct(OmegaConf.load(CONF / "training" / "cifar10net.yaml").network)
-    assert configured.num_features == 128
+@every_bundle
+def test_what_is_bundled_is_what_the_training_configures(bundle):
+    found = ResNet9.from_folder(bundle)
+    configured = construct(OmegaConf.load(CONF / "training" / f"{found.name}.yaml").network)
+    assert (configured.name, configured.widths) == (found.name, found.widths)
+    assert FEATURE_NETWORKS.path(bundle).name == found.name
     assert sum(parameter.numel() for parameter in configured.parameters()) <= 900_000
 
 
@@ -32,7 +36,7 @@ def test_folder_round_trip_is_bit_exact_and_overwrites(tmp_path):
     network(1).save(tmp_path)
     saved = network()
     saved.save(tmp_path)
-    loaded = Cifar10Net.load(tmp_path)
+    loaded = ResNet9.load(tmp_path)
     images = byte_images(5, 3, 32, 32)
     assert loaded.checksum() == saved.checksum() != network(1).checksum()
     assert torch.equal(loaded(images), saved(images))
@@ -41,15 +45,23 @@ def test_folder_round_trip_is_bit_exact_and_overwrites(tmp_path):
 
 def test_a_folder_that_lacks_a_file_or_was_changed_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="train_feature_network"):
-        Cifar10Net.load(tmp_path)
+        ResNet9.load(tmp_path)
     network().save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"checksum": "0" * 16}))
     with pytest.raises(ValueError, match="checksum"):
-        Cifar10Net.load(tmp_path)
+        ResNet9.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"network": "inception"}))
-    with pytest.raises(ValueError, match="inception"):
-        Cifar10Net.load(tmp_path)
+    with pytest.raises(ValueError, match="expected a ResNet9 .*'inception'"):
+        ResNet9.load(tmp_path)
+
+
+def test_a_network_keeps_its_name_and_needs_one_that_fits_into_a_metric(tmp_path):
+    ResNet9("other_2", [4, 4, 4, 4], 2).save(tmp_path)
+    assert ResNet9.from_folder(str(tmp_path)).name == "other_2"
+    for name in ("", "Net", "a/b", "fid net"):
+        with pytest.raises(ValueError, match="small letters, digits and underscores"):
+            ResNet9(name, [4, 4, 4, 4], 2)
 
 
 @pytest.mark.parametrize("size", [8, 28, 32, 64])
@@ -86,20 +98,22 @@ def test_integers_that_are_not_bytes_are_refused():
         network()(torch.zeros(2, 3, 32, 32, dtype=torch.long))
 
 
-def test_bundled_network_is_the_one_its_reference_was_taken_with():
-    net = Cifar10Net.from_folder(None)
-    reference = FeatureMoments.load(bundled() / "reference.safetensors")
+@every_bundle
+def test_bundled_network_is_the_one_its_reference_was_taken_with(bundle):
+    net = ResNet9.from_folder(bundle)
+    reference = FeatureMoments.load(FEATURE_NETWORKS.path(bundle, "reference.safetensors"))
     reference.require(net.checksum())
-    assert reference.count == 50_000 and len(reference.mean) == net.num_features == 128
+    assert reference.count >= 50_000 and len(reference.mean) == net.num_features
     assert torch.linalg.eigvalsh(reference.covariance).min() > 0
     assert frechet_distance(reference, reference) < 1e-6
     assert not any(parameter.requires_grad for parameter in net.parameters())
 
 
-def test_bundled_network_is_deterministic_and_noise_is_far_from_its_reference():
+@every_bundle
+def test_bundled_network_is_deterministic_and_noise_is_far_from_its_reference(bundle):
     images = byte_images(256, 3, 32, 32)
-    net, again = Cifar10Net.from_folder(None), Cifar10Net.load(bundled())
+    net, again = ResNet9.from_folder(bundle), ResNet9.load(FEATURE_NETWORKS.path(bundle))
     assert torch.equal(net.features(images), again.features(images))
-    reference = FeatureMoments.load(bundled() / "reference.safetensors")
+    reference = FeatureMoments.load(FEATURE_NETWORKS.path(bundle, "reference.safetensors"))
     noise = FeatureMoments.of_images(images, net)
     assert frechet_distance(noise, reference) > reference.covariance.trace() / 4

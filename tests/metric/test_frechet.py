@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from ptq_diffusion.metric import Cifar10Net, FeatureMoments, frechet_distance
+from ptq_diffusion.metric import FeatureMoments, ResNet9, frechet_distance
 
 
 def features(count, width=6, seed=0, shift=0.0):
@@ -19,7 +19,7 @@ def gaussian(mean, covariance, extractor="x"):
 
 def test_equals_torchmetrics():
     torch.manual_seed(0)
-    net = Cifar10Net([4, 8, 8, 16], 10).eval()
+    net = ResNet9("tiny", [4, 8, 8, 16], 10).eval()
     draw = torch.Generator().manual_seed(1)
     real = torch.randint(256, (300, 3, 16, 16), generator=draw, dtype=torch.uint8)
     fake = torch.randint(30, 200, (260, 3, 16, 16), generator=draw, dtype=torch.uint8)
@@ -84,7 +84,7 @@ def test_file_round_trip_is_bit_exact(tmp_path):
 def test_missing_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="reference_statistics"):
         FeatureMoments.load(tmp_path / "m.safetensors")
-    Cifar10Net([4, 4, 4, 4], 2).save(tmp_path)
+    ResNet9("tiny", [4, 4, 4, 4], 2).save(tmp_path)
     with pytest.raises(ValueError, match="expected mean, covariance"):
         FeatureMoments.load(tmp_path / "model.safetensors")
 

@@ -5,15 +5,15 @@ import torch
 from torch.nn import functional as F
 
 from ptq_diffusion.metric import (
-    Cifar10Net,
+    FEATURE_NETWORKS,
     FeatureMoments,
     Features,
     NoReference,
     Pixels,
     RealStatistics,
     Reference,
+    ResNet9,
     Settings,
-    bundled,
     judge,
     paired_kid,
 )
@@ -50,7 +50,7 @@ class Textures(Reference):
 def judged():
     images = textures(160, seed=0)
     variants = {"full_precision": images, "mild": blurred(images, 4), "strong": blurred(images, 16)}
-    return judge(variants, Cifar10Net.from_folder(None), Textures(), SETTINGS)
+    return judge(variants, ResNet9.from_folder("bundled:cifar10net"), Textures(), SETTINGS)
 
 
 def test_blur_worsens_every_metric(judged):
@@ -74,7 +74,7 @@ def test_every_interval_has_its_error_and_what_it_could_detect(judged):
 def test_without_real_images_the_float_variant_is_the_reference():
     images = textures(40, seed=0)
     variants = {"full_precision": images, "mild": blurred(images, 4)}
-    found = judge(variants, Cifar10Net.from_folder(None), NoReference(), SETTINGS)
+    found = judge(variants, ResNet9.from_folder("bundled:cifar10net"), NoReference(), SETTINGS)
     for row in found.rows.values():
         assert (row["fid"], row["kid"]) == (row["fid_to_fp"], row["kid_to_fp"])
     assert found.rows["full_precision"]["sfid"] == pytest.approx(0, abs=1e-6) and found.rows["mild"]["sfid"] > 0.01
@@ -91,7 +91,7 @@ def test_an_extractor_without_classes_or_maps_has_no_such_numbers():
 
 
 def test_features_of_images_do_not_depend_on_their_batch_and_return_from_a_file(tmp_path):
-    net, images = Cifar10Net.from_folder(None), textures(300, seed=0)
+    net, images = ResNet9.from_folder("bundled:cifar10net"), textures(300, seed=0)
     whole, part = net.extract(images), net.extract(images[290:])
     assert torch.allclose(whole.spatial[290:], part.spatial, rtol=1e-4, atol=1e-5)
     assert torch.allclose(whole.probabilities.sum(1), torch.ones(300))
@@ -106,7 +106,7 @@ def test_features_of_images_do_not_depend_on_their_batch_and_return_from_a_file(
 
 
 def test_real_statistics_return_from_a_file_that_holds_their_moments(tmp_path):
-    net, path = Cifar10Net([4, 8, 8, 16], 10).eval(), tmp_path / "r.safetensors"
+    net, path = ResNet9("tiny", [4, 8, 8, 16], 10).eval(), tmp_path / "r.safetensors"
     found = RealStatistics.of_images(textures(50, seed=0), net)
     found.save(path)
     loaded, moments = RealStatistics.load(path), FeatureMoments.load(path)
@@ -130,7 +130,7 @@ def test_which_vectors_are_kept_is_fixed_spread_and_all_of_few():
 
 def test_bundled_vectors_are_those_of_the_bundled_moments_and_their_precision_does_not_matter():
     """As far as 4,096 of 50,000 can show; rounding moves a distance by far less than its error."""
-    real = RealStatistics.load(bundled() / "reference.safetensors")
+    real = RealStatistics.load(FEATURE_NETWORKS.path("bundled:cifar10net", "reference.safetensors"))
     vectors = real.vectors.double()
     error = real.moments.covariance.diagonal().sqrt() / KEPT**0.5
     assert ((vectors.mean(0) - real.moments.mean).abs() < 5 * error).all()

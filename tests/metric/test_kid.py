@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from ptq_diffusion.metric import Cifar10Net, paired_kid, paired_kid_to
+from ptq_diffusion.metric import ResNet9, paired_kid, paired_kid_to
 from ptq_diffusion.metric.kid import polynomial_kernel
 
 
@@ -15,7 +15,7 @@ def normal(*shape, seed=0):
 
 
 def test_equals_torchmetrics():
-    net = Cifar10Net.from_folder(None)
+    net = ResNet9.from_folder("bundled:cifar10net")
     draw = torch.Generator().manual_seed(1)
     real = torch.randint(256, (60, 3, 16, 16), generator=draw, dtype=torch.uint8)
     fake = torch.randint(30, 200, (60, 3, 16, 16), generator=draw, dtype=torch.uint8)

@@ -106,7 +106,7 @@ WORDS = {
     "a group without its place": ("quantizer=affine_per_tensor", "quantizer@quantizer.weight=NAME"),
     "an experiment that is none": ("experiment=dem", "closest is demo"),
     "bits without a file": ("bitwidth=w5a5", "w4a4, w4a6"),
-    "a metric that is none": ("metric=fid", "cifar10net, pixels"),
+    "a metric that is none": ("metric=fid", "cifar10net, fashionnet, pixels"),
     "no value": ("images", "OPTION=VALUE"),
     "an open bracket": ("seeds=[0", "OPTION=VALUE.*quotes"),
     "a list without brackets": ("seeds=0,1", r"seeds=\[0,1\], a sweep takes -m"),

@@ -8,7 +8,6 @@ import re
 import pytest
 from rich.console import Console
 
-from ptq_diffusion.model.unet import folder_checksum
 from ptq_diffusion.stage import doctor
 
 INSTALLED = dict.fromkeys(doctor.NEEDED, "1.0")
@@ -96,14 +95,16 @@ def test_nothing_is_imported_that_a_broken_torchvision_breaks(monkeypatch, tmp_p
 
 
 def test_this_installation_runs_the_main_job(tmp_path):
-    assert doctor.bundled() == doctor.Finding("bundled files", "model, feature network and reference are as published")
+    assert doctor.bundled() == doctor.Finding(
+        "bundled files", "models, feature networks and references are as published"
+    )
     assert not doctor.writable(tmp_path / "later" / "outputs").breaks
     assert list(tmp_path.iterdir()) == [], "a doctor leaves nothing behind"
 
 
 def test_a_bundled_file_that_changed_is_found(monkeypatch):
-    assert folder_checksum(None) == doctor.MODEL_CHECKSUM
-    monkeypatch.setattr(doctor, "MODEL_CHECKSUM", "another")
+    (path, *_) = doctor.MODEL_CHECKSUMS
+    monkeypatch.setitem(doctor.MODEL_CHECKSUMS, path, "another")
     assert doctor.bundled().breaks
 
 

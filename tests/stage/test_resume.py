@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch.optim import SGD
 
 from ptq_diffusion.correction import FittedCorrection
-from ptq_diffusion.metric import Cifar10Net
+from ptq_diffusion.metric import ResNet9
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.stage.checkpoint import SafetensorsCheckpointIO, present
 from ptq_diffusion.stage.chunks import read_chunks
@@ -148,7 +148,7 @@ def test_a_checkpoint_survives_a_kill_while_the_next_is_saved(tmp_path, monkeypa
 
 def test_no_checkpoint_holds_the_length_of_the_training():
     """Else a training that goes on with more steps would decay at the end of the fewer: LambdaLR keeps objects."""
-    rate, network = WarmupStableDecay(8, 2, 4), Cifar10Net([4, 4, 8, 8], 2)
+    rate, network = WarmupStableDecay(8, 2, 4), ResNet9("tiny", [4, 4, 8, 8], 2)
     scheduler = torch.nn.Identity()
     for module in (
         FeatureNetworkTraining(network, lambda p: SGD(p, 0.1), rate, 0.1),

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ptq_diffusion.data import LabelledImages
-from ptq_diffusion.metric import Cifar10Net, FeatureMoments
+from ptq_diffusion.metric import FeatureMoments, ResNet9
 from ptq_diffusion.stage.feature_network_training import FeatureNetworkTraining
 from ptq_diffusion.stage.reference import ReferenceStatistics
 from ptq_diffusion.stage.resumable_fit import WarmupStableDecay, resumable_fit
@@ -74,7 +74,7 @@ def trained(out, steps, until):
     )
     torch.manual_seed(0)
     module = FeatureNetworkTraining(
-        Cifar10Net([4, 4, 8, 8], 2),
+        ResNet9("tiny", [4, 4, 8, 8], 2),
         lambda parameters: torch.optim.SGD(parameters, 0.05, 0.9, nesterov=True),
         WarmupStableDecay(steps, 2, 4),
         0.1,
@@ -113,7 +113,7 @@ def test_stages_make_a_network_and_its_reference(tmp_path, images_folder):
     metrics = json.loads((made / "metrics.json").read_text())
     assert metrics["steps"] == 6 and metrics["epochs"] == 1.5 and 0 <= metrics["test_accuracy"] <= 1
     assert (made / "log" / "from_0" / "metrics.csv").is_file() and not (made / "checkpoint").exists()
-    network = Cifar10Net.load(made)
+    network = ResNet9.load(made)
     assert metrics["checksum"] == network.checksum()
 
     overrides = [f"data.folder={images_folder}", f"metric.extractor.path={made}"]
