@@ -22,8 +22,8 @@ from ptq_diffusion.main import CONF
 from ptq_diffusion.model.unet import MODELS
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.stage.calibrate import Calibrate
-from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.draw import to_bytes
+from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.parts import build_model, build_quantized
 from ptq_diffusion.stage.runtime import Runtime

@@ -5,6 +5,7 @@ from ptq_diffusion.correction.correction import Batch, Correction, MomentCorrect
 from ptq_diffusion.correction.d2dpm import D2DPM
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
 from ptq_diffusion.correction.folding import FoldedLayer, fold
+from ptq_diffusion.correction.gated import GatedPTQD
 from ptq_diffusion.correction.network import CorrectedNetwork
 from ptq_diffusion.correction.none import NoCorrection
 from ptq_diffusion.correction.predictor import Predictor
@@ -30,6 +31,7 @@ __all__ = [
     "Fingerprint",
     "FittedCorrection",
     "FoldedLayer",
+    "GatedPTQD",
     "MomentCorrection",
     "NoCorrection",
     "NoiseStatistics",

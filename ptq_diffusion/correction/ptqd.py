@@ -65,13 +65,18 @@ class PTQD(MomentCorrection):
 
     def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
         statistics.require_table(steps)
-        found = [self._fit_step(moments, step) for moments, step in zip(statistics.steps, steps, strict=True)]
+        found = [self.fit_step(moments, step) for moments, step in zip(statistics.steps, steps, strict=True)]
         table = list(steps)
         if self.direction == "reduced":
             table = [step.with_direction_of(own.sigma) for step, own in zip(steps, found, strict=True)]
         return FittedCorrection(table, found)
 
-    def _fit_step(self, moments: StepMoments, step: Step) -> StepCorrection:
+    def fit_step(self, moments: StepMoments, step: Step) -> StepCorrection:
+        """The correction of one step from its moments.
+
+        Raises:
+            ValueError: the moments are degenerate.
+        """
         k = self._k(moments, step)
         bias = self._bias(moments, k)
         v = self._variance(moments, k)

@@ -127,6 +127,12 @@ class Regression(PathCorrection):
 
 def _matched(batches: Sequence[Batch], repairs: Sequence[Repair], step: Step) -> tuple[Spectral, ...]:
     """The matching map, or nothing where one half of the images says that what the other half gives is no gain."""
+    images, least = sum(len(batch.m) for batch in batches), 2 * (2 * batches[0].m.shape[1] + 1)
+    if images < least:
+        raise ValueError(
+            f"expected at least {least} images to match the spectrum of {batches[0].m.shape[1]} channels, "
+            f"half of them judging the other, got {images}; raise noise.images"
+        )
     source = _halves((batch.repaired(repairs), batch.x_t, batch.first) for batch in batches)
     target = _halves((batch.float_m, batch.float_x_t, batch.first) for batch in batches)
     maps = [match(*half) for half in zip(source, target, strict=True)]
@@ -145,7 +151,5 @@ def _halves(parts: Iterable[tuple[Tensor, Tensor, int]]) -> tuple[Spectrum, Spec
             images = slice((first + half) % 2, None, 2)
             if len(m[images]):
                 halves[half].append(Spectrum.of(m[images], x_t[images]))
-    if not all(halves):
-        raise ValueError("expected at least 2 images to match a spectrum, got 1; raise noise.images")
     even, odd = (reduce(Spectrum.merge, half) for half in halves)
     return even, odd

@@ -59,6 +59,10 @@ class StepMoments:
             return self if self.joint.count else other
         return StepMoments(self.joint.merge(other.joint), torch.cat([self.per_sample, other.per_sample]))
 
+    def without(self, part: "StepMoments") -> "StepMoments":
+        """The moments of the samples that a part of them leaves; what each sample has for itself is not told apart."""
+        return StepMoments(self.joint.without(part.joint), self.per_sample[:0])
+
     @property
     def channels(self) -> int:
         """C."""

@@ -43,6 +43,16 @@ class Moments:
         scatter = self.scatter + other.scatter + torch.outer(shift, shift) * (self.count * other.count / count)
         return Moments(count, mean, scatter)
 
+    def without(self, part: "Moments") -> "Moments":
+        """The moments of the observations that a part of them leaves; the inverse of `merge`."""
+        count = self.count - part.count
+        if count == 0:
+            return Moments(0, torch.zeros_like(self.mean), torch.zeros_like(self.scatter))
+        shift = part.mean - self.mean
+        mean = self.mean - shift * (part.count / count)
+        scatter = self.scatter - part.scatter - torch.outer(shift, shift) * (part.count * self.count / count)
+        return Moments(count, mean, scatter)
+
     @property
     def covariance(self) -> Tensor:
         """The population covariance, (D, D)."""

@@ -200,5 +200,7 @@ def test_a_chunk_of_one_image_counts_and_one_image_in_all_is_refused():
     assert torch.allclose(a, b, atol=1e-10)
     with pytest.raises(ValueError, match="at least 2 images to choose a ridge"):
         regression.fit_step(chunks[1:], STEP)
-    with pytest.raises(ValueError, match="expected at least 5 images to match the spectrum of 2 channels, got 1"):
+    with pytest.raises(
+        ValueError, match="expected at least 10 images to match the spectrum of 2 channels, half of them .* got 1"
+    ):
         Regression(**OPTIONS | {"on_q": 0, "on_x": 0, "matching": True}).fit_step(chunks[1:], STEP)

@@ -1,0 +1,82 @@
+"""Each of PTQD's terms is used exactly where held-out images gain from it."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from ptq_diffusion.correction import PTQD, Fingerprint, GatedPTQD, NoiseStatistics
+from ptq_diffusion.numeric.moments import Moments
+from ptq_diffusion.sampler import DDIM
+from ptq_diffusion.sampler.step import fingerprint
+
+SHAPE, COUNT = (2, 6, 6), 200
+STEPS = DDIM(4, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config)
+ALL = PTQD(correlated=True, bias="intercept", variance="pooled", centre="channel", k_clamp=False, direction="original")
+
+
+def statistics(k, mu, noise, count=COUNT):
+    def seen():
+        for step in STEPS:
+            m, r, x = torch.randn(3, count, *SHAPE, generator=torch.Generator().manual_seed(step.i))
+            # m depends on no state, so that the residual's variance is what PTQD takes it for.
+            yield m + 0.5, (1 + k) * (m + 0.5) + mu + noise * r, x
+
+    return NoiseStatistics.of(Fingerprint("network", fingerprint(STEPS), SHAPE), seen(), first=0)
+
+
+@pytest.mark.parametrize(("k", "mu"), [(0.2, 0.3), (0.2, 0.0), (0.0, 0.3), (-0.2, 0.3), (0.0, 0.0)])
+def test_planted_terms_are_used_and_others_are_left(k, mu):
+    found = GatedPTQD().fit(statistics(k, mu, noise=0.05), STEPS).found
+    for step in found:
+        (repair,) = step.repairs
+        assert (abs(float(repair.k)) > 0.01) == (k != 0)
+        assert (float(repair.bias.abs().max()) > 0.05) == (mu != 0)
+
+
+def test_with_every_term_it_is_ptqd():
+    measured = statistics(0.2, 0.3, noise=0.3)
+    gated, plain = (correction.fit(measured, STEPS).found for correction in (GatedPTQD(), ALL))
+    for own, other in zip(gated, plain, strict=True):
+        assert torch.equal(own.repairs[0].k, other.repairs[0].k)
+        assert torch.equal(own.repairs[0].bias, other.repairs[0].bias)
+        assert own.sigma == other.sigma
+    assert any(own.sigma < step.sigma for own, step in zip(gated, STEPS, strict=True))
+
+
+def test_the_schedule_is_left_where_the_next_state_varies_too_little_already():
+    """Noise along x_t that takes variance from the next state: PTQD would take more of it away."""
+
+    def seen():
+        for step in STEPS:
+            m, x = torch.randn(2, COUNT, *SHAPE, generator=torch.Generator().manual_seed(step.i))
+            carried = step.c_x + step.c_0 * step.p_x
+            yield m, m - 0.2 * carried / step.gain * x, x
+
+    measured = NoiseStatistics.of(Fingerprint("network", fingerprint(STEPS), SHAPE), seen(), first=0)
+    gated, plain = (correction.fit(measured, STEPS).found for correction in (GatedPTQD(), ALL))
+    assert [own.sigma for own in gated] == [step.sigma for step in STEPS]
+    assert any(other.sigma < step.sigma for other, step in zip(plain, STEPS, strict=True))
+
+
+def test_a_k_that_cannot_be_used_is_not():
+    (first, *_) = found = GatedPTQD().fit(statistics(-1.5, 0.0, noise=0.05), STEPS).found
+    assert len(found) == len(STEPS) and float(first.repairs[0].k) == 0
+    with pytest.raises(ValueError, match="1 \\+ k > 0"):
+        ALL.fit(statistics(-1.5, 0.0, noise=0.05), STEPS)
+
+
+def test_what_a_part_leaves_is_the_rest():
+    rows = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double() + 2
+    rest = Moments.of(rows).without(Moments.of(rows[::2]))
+    expected = Moments.of(rows[1::2])
+    assert rest.count == expected.count
+    assert torch.allclose(rest.mean, expected.mean) and torch.allclose(rest.scatter, expected.scatter)
+    assert Moments.of(rows).without(Moments.of(rows)).count == 0
+
+
+def test_one_image_judges_nothing():
+    with pytest.raises(ValueError, match="at least 2 images"):
+        GatedPTQD().fit(statistics(0.2, 0.3, 0.05, count=1), STEPS)
+    measured = statistics(0.2, 0.3, 0.05)
+    with pytest.raises(ValueError, match="even and odd"):
+        GatedPTQD().fit(NoiseStatistics(measured.fingerprint, measured.steps), STEPS)
