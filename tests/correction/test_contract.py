@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from omegaconf import OmegaConf
 
 from ptq_diffusion.correction import (
     Batch,
@@ -15,23 +14,12 @@ from ptq_diffusion.correction import (
     MomentCorrection,
     NoiseStatistics,
     PathCorrection,
-    StepMoments,
 )
-from ptq_diffusion.main import CONF
 from ptq_diffusion.sampler import DDIM
 from ptq_diffusion.sampler.step import fingerprint
-from ptq_diffusion.stage.factory import construct
+from tests.correction.presets import CORRECTIONS
 
-CORRECTIONS = sorted(
-    path.stem for path in (CONF / "correction").glob("*.yaml") if "defaults" not in OmegaConf.load(path)
-)
-"""All that are fitted; a choice among them is tested in test_auto."""
-FROM_MOMENTS = [
-    name
-    for name in CORRECTIONS
-    if isinstance(construct(OmegaConf.load(CONF / "correction" / f"{name}.yaml")), MomentCorrection)
-]
-STEPPING_BACK = {"stepbaq"}
+FROM_MOMENTS = [name for name, correction in CORRECTIONS.items() if isinstance(correction, MomentCorrection)]
 SHAPE = (3, 4, 5)
 
 every_correction = pytest.mark.parametrize("name", CORRECTIONS)
@@ -58,11 +46,16 @@ def features(q):
 
 
 def fitted(name, steps, noise=1.0):
-    correction = construct(OmegaConf.load(CONF / "correction" / f"{name}.yaml"))
+    correction = CORRECTIONS[name]
     if isinstance(correction, PathCorrection):
         return FittedCorrection(steps, [correction.fit_step(batches(step, noise), step) for step in steps])
-    moments = [StepMoments.of(*tensors(step, noise)) for step in steps]
-    return correction.fit(NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments), steps)
+    return correction.fit(statistics(steps, noise), steps)
+
+
+def statistics(steps, noise=1.0):
+    return NoiseStatistics.of(
+        Fingerprint("network", fingerprint(steps), SHAPE), (tensors(step, noise) for step in steps), first=0
+    )
 
 
 def batches(step, noise):
@@ -88,14 +81,13 @@ def test_without_noise_nothing_changes_bit_for_bit(name, steps):
 @pytest.mark.parametrize("name", FROM_MOMENTS)
 @every_table
 def test_another_table_is_refused(name, steps):
-    moments = [StepMoments.of(*tensors(step)) for step in steps]
-    statistics = NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments)
-    correction = construct(OmegaConf.load(CONF / "correction" / f"{name}.yaml"))
+    measured = statistics(steps)
+    correction = CORRECTIONS[name]
     for other in (steps[:-1], [*steps, steps[-1]], []):
         with pytest.raises(ValueError, match=f"expected statistics of all {len(other)} steps, got {len(steps)}"):
-            correction.fit(statistics, other)
+            correction.fit(measured, other)
     with pytest.raises(ValueError, match="same steps"):
-        correction.fit(statistics, [dataclasses.replace(step, clip=2.0) for step in steps])
+        correction.fit(measured, [dataclasses.replace(step, clip=2.0) for step in steps])
 
 
 @every_correction

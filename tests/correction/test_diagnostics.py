@@ -7,15 +7,13 @@ from functools import reduce
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from omegaconf import OmegaConf
 
 from ptq_diffusion.correction import Batch, Fingerprint, MomentCorrection, NoiseStatistics
 from ptq_diffusion.correction.detail import GROUPS, reliability
 from ptq_diffusion.correction.diagnostics import fit_diagnosed, fit_step_diagnosed
-from ptq_diffusion.main import CONF
 from ptq_diffusion.sampler import DDIM
 from ptq_diffusion.sampler.step import fingerprint
-from ptq_diffusion.stage.factory import construct
+from tests.correction.presets import CORRECTIONS
 
 SHAPE, COUNT = (3, 6, 5), 40
 STEPS = DDIM(4, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config)
@@ -28,7 +26,6 @@ MEASURED = {
     "neighbour_correlation",
     "step_correlation",
 }
-CORRECTIONS = {path.stem: construct(OmegaConf.load(path)) for path in sorted((CONF / "correction").glob("*.yaml"))}
 FROM_MOMENTS = [name for name, correction in CORRECTIONS.items() if isinstance(correction, MomentCorrection)]
 ALONG_PATHS = [name for name in CORRECTIONS if name not in FROM_MOMENTS]
 

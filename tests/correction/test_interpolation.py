@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from omegaconf import OmegaConf
 
 from ptq_diffusion.correction import (
     PTQD,
@@ -21,16 +20,14 @@ from ptq_diffusion.correction import (
 )
 from ptq_diffusion.correction.interpolation import interpolated
 from ptq_diffusion.correction.repair import Affine, Filter, Spectral
-from ptq_diffusion.main import CONF
 from ptq_diffusion.model import GaussianDenoiser
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.sampler import DDIM, DDPM
 from ptq_diffusion.sampler.step import fingerprint
-from ptq_diffusion.stage.factory import construct
+from tests.correction.presets import CORRECTIONS, FILES
 
 CONFIG = DDPMScheduler(clip_sample=False).config
 SHAPE = (3, 4, 5)
-CORRECTIONS = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "correction").glob("*.yaml"))}
 
 
 def table(steps, eta=1.0, **options):
@@ -38,15 +35,15 @@ def table(steps, eta=1.0, **options):
 
 
 def fitted(name, steps):
-    correction, batches = construct(CORRECTIONS[name]), []
+    correction, batches = CORRECTIONS[name], []
     for step in steps:
         m, r, x = torch.randn(3, 30, *SHAPE, generator=torch.Generator().manual_seed(step.i))
         m = m + x
         batches.append(Batch(0, m, 0.93 * m + 0.05 * r, x, torch.cat([x * r, r], dim=1), m, x))
     if isinstance(correction, PathCorrection):
         return FittedCorrection(steps, [correction.fit_step([b], s) for b, s in zip(batches, steps, strict=True)])
-    moments = [StepMoments.of(b.m, b.q, b.x_t) for b in batches]
-    return correction.fit(NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments), steps)
+    owner = Fingerprint("network", fingerprint(steps), SHAPE)
+    return correction.fit(NoiseStatistics.of(owner, ((b.m, b.q, b.x_t) for b in batches), first=0), steps)
 
 
 def saved(correction, folder):
@@ -60,7 +57,7 @@ def saved(correction, folder):
 def test_on_its_own_table_it_is_itself_bit_for_bit(name, eta, tmp_path):
     """But for a noise scale that no other table could follow, which is refused on every table."""
     found = fitted(name, table(6, eta))
-    options = CORRECTIONS[name]
+    options = FILES[name]
     if eta > 0 and (options.get("variance") == "rule" or options.get("direction") == "reduced"):
         with pytest.raises(
             ValueError, match=r"variance=original, or fit on the sampler's own table: noise\.steps=null"
@@ -133,7 +130,7 @@ def test_coefficients_that_are_smooth_are_recovered_from_noise():
         x, r = torch.randn(2, 2000, 2, 4, 4, generator=generator("toy", step.i)).double()
         m = model.predict(x, step.t)
         moments.append(StepMoments.of(m, (1 + k(step)) * m + 0.05 + v(step) ** 0.5 * r, x))
-    options = {name: value for name, value in CORRECTIONS["ptqd"].items() if name != "_target_"}
+    options = {name: value for name, value in FILES["ptqd"].items() if name != "_target_"}
     statistics = NoiseStatistics(Fingerprint("toy", fingerprint(steps), (2, 4, 4)), moments)
     found = interpolated(PTQD(**options).fit(statistics, steps), table(20))
     for own, step in zip(found.found, found.steps, strict=True):

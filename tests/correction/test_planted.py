@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from ptq_diffusion.correction import (
@@ -17,20 +16,17 @@ from ptq_diffusion.correction import (
     NoiseStatistics,
     PathCorrection,
     Regression,
-    StepMoments,
 )
-from ptq_diffusion.main import CONF
 from ptq_diffusion.model import GaussianDenoiser
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.sampler import DDIM
 from ptq_diffusion.sampler.step import fingerprint
-from ptq_diffusion.stage.factory import construct
+from tests.correction.presets import CORRECTIONS
 
 SHAPE = (2, 8, 8)
 MODEL = GaussianDenoiser(SHAPE, mean=0.4, std=0.5)
 STEPS = DDIM(4, 0.5, {}).steps(MODEL.scheduler_config)
 MU = torch.tensor([0.1, -0.15]).view(2, 1, 1)
-CORRECTIONS = {path.stem: construct(OmegaConf.load(path)) for path in sorted((CONF / "correction").glob("*.yaml"))}
 LEAVING_THE_MEAN = {"none", "variance", "correlated", "correlated_variance", "qncd"}
 every_correction = pytest.mark.parametrize("name", CORRECTIONS)
 
@@ -63,8 +59,8 @@ def fit(correction, tensors):
         return FittedCorrection(
             STEPS, [correction.fit_step([batch], step) for batch, step in zip(batches, STEPS, strict=True)]
         )
-    moments = [StepMoments.of(*parts) for parts in tensors]
-    return correction.fit(NoiseStatistics(Fingerprint("planted", fingerprint(STEPS), SHAPE), moments), STEPS)
+    owner = Fingerprint("planted", fingerprint(STEPS), SHAPE)
+    return correction.fit(NoiseStatistics.of(owner, tensors, first=0), STEPS)
 
 
 def draw(noise, count, *seed):

@@ -6,7 +6,6 @@ import json
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
-from omegaconf import OmegaConf
 
 from ptq_diffusion.correction import (
     Batch,
@@ -16,18 +15,15 @@ from ptq_diffusion.correction import (
     FittedCorrection,
     NoiseStatistics,
     PathCorrection,
-    StepMoments,
 )
-from ptq_diffusion.main import CONF
 from ptq_diffusion.model import UNetDenoiser
 from ptq_diffusion.network import OutputLayerTap, observing, quantize
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import DDIM, DDPM, sample
 from ptq_diffusion.sampler.step import fingerprint
-from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.parts import build_quantizers
+from tests.correction.presets import CORRECTIONS
 
-CORRECTIONS = sorted(path.stem for path in (CONF / "correction").glob("*.yaml"))
 WITH_FEATURES = {"readout", "readout_matched"}
 WITH_NETWORK = {"qncd"}
 SEED, BATCH, STEPS = 3, 3, 3
@@ -89,7 +85,7 @@ def fitted(name, steps, pair):
     """On white noise at every step; the path does not matter here."""
     model, quantized = pair
     tap = OutputLayerTap(quantized, model.sites())
-    correction = construct(OmegaConf.load(CONF / "correction" / f"{name}.yaml"))
+    correction = CORRECTIONS[name]
     seen = []
     for step in steps:
         x = states(model, step.i)
@@ -98,8 +94,8 @@ def fitted(name, steps, pair):
         batches = [[Batch(0, m, q, x, features, m, x)] for m, q, features, x in seen]
         found = [correction.fit_step(batch, step) for batch, step in zip(batches, steps, strict=True)]
         return FittedCorrection(steps, found)
-    moments = [StepMoments.of(m, q, x) for m, q, _, x in seen]
-    return correction.fit(NoiseStatistics(Fingerprint("network", fingerprint(steps), model.shape), moments), steps)
+    owner = Fingerprint("network", fingerprint(steps), model.shape)
+    return correction.fit(NoiseStatistics.of(owner, ((m, q, x) for m, q, _, x in seen), first=0), steps)
 
 
 @torch.no_grad()
@@ -270,7 +266,7 @@ def repairing(model, calibrated, correction):
     return DDPMPipeline(network, CorrectedScheduler(correction.without_repairs()))
 
 
-@pytest.mark.parametrize("name", CORRECTIONS)
+@pytest.mark.parametrize("name", [name for name in CORRECTIONS if name not in WITH_NETWORK])
 def test_a_network_that_repairs_itself_gives_a_saved_pipeline_our_images_bit_for_bit(name, pair, calibrated, tmp_path):
     correction = fitted(name, DDIM(eta=0.5, **OURS).steps(pair[0].scheduler_config), pair)
     repairing(pair[0], calibrated, correction).save_pretrained(tmp_path)
