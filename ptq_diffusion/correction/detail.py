@@ -10,6 +10,8 @@ from torch import Tensor
 GROUPS = 8
 """Images are told apart by their index modulo this; those of even index are fitted on, the odd ones held out."""
 ORDER = 4
+EXPONENTS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
+"""Of D and m in the monomials whose products are all powers up to the fourth."""
 RESOLVED = 1e-6
 """A residual of less than this share of the power it is the difference of is told from rounding by no fourth moment."""
 
@@ -83,35 +85,37 @@ class NoiseDetail:
         deviation, pairs = self.deviation(k), self.neighbours[:, 0, 0, 0]
         if deviation is None or not pairs.all():
             return None
-        w = self._weights(k)
+        w = _weights(self.centre(k), k)
         return float((torch.einsum("ci,pcij,cj->p", w, self.neighbours, w) / len(w) / pairs).mean()) / deviation**2
 
-    def step_correlation(self, k: float, before: "NoiseDetail", k_before: float) -> float | None:
+    def step_correlation(self, k: float, k_before: float, deviation_before: float | None) -> float | None:
         """Of r with r of the step before at the same pixel; None at the first step or where there is no residual."""
-        ours, theirs, count = self.deviation(k), before.deviation(k_before), float(self.across[0, 0, 0])
-        if ours is None or theirs is None or count == 0:
+        ours, count = self.deviation(k), float(self.across[0, 0, 0])
+        if not (ours and deviation_before and count):
             return None
-        products = torch.einsum("ci,cij,cj->", self._weights(k), self.across, before._weights(k_before))
-        return float(products) / len(self.across) / count / (ours * theirs)
-
-    def _weights(self, k: float) -> Tensor:
-        """w, (C, 3)."""
-        mu = self.centre(k)
-        return torch.stack([-mu, torch.ones_like(mu), torch.full_like(mu, -k)], dim=1)
+        before = self.across[:, 0] / count
+        w = _weights(before[:, 1] - k_before * before[:, 2], k_before)
+        products = torch.einsum("ci,cij,cj->", _weights(self.centre(k), k), self.across, w)
+        return float(products) / len(self.across) / count / (ours * deviation_before)
 
 
 def terms(m: Tensor, q: Tensor) -> Tensor:
-    """u = (1, D, m) at every pixel, (3, B, C, H, W) float64, of outputs (B, C, H, W)."""
-    noise = (q - m).double()
-    return torch.stack([torch.ones_like(noise), noise, m.double()])
+    """u = (1, D, m) at every pixel, (C, 3, B, H, W) float64, of outputs (B, C, H, W)."""
+    noise, m = (x.transpose(0, 1).double() for x in (q - m, m))
+    return torch.stack([torch.ones_like(noise), noise, m], dim=1)
 
 
 def powers(terms: Tensor, first: int) -> Tensor:
-    """Sums of D^a m^b by group, (GROUPS, C, 5, 5), where the first sample has this index."""
-    _, noise, m = terms.flatten(3)
-    of_noise, of_m = (torch.stack([x**0, x, x * x, x * x * x, (x * x).square()], dim=2) for x in (noise, m))
-    found = torch.zeros(GROUPS, *of_noise.shape[1:3], ORDER + 1, dtype=torch.float64)
-    return found.index_add_(0, (first + torch.arange(len(m))) % GROUPS, of_noise @ of_m.mT)
+    """Sums of D^a m^b by group, (GROUPS, C, 5, 5), those of a + b <= 4, where the first sample has this index."""
+    one, noise, m = terms.flatten(3).unbind(1)
+    monomials = torch.stack([one, noise, m, noise * noise, noise * m, m * m], dim=2)
+    products = (monomials @ monomials.mT).transpose(0, 1)
+    sums = torch.zeros(GROUPS, *products.shape[1:], dtype=torch.float64)
+    sums.index_add_(0, (first + torch.arange(len(products))) % GROUPS, products)
+    found = torch.zeros(*sums.shape[:2], ORDER + 1, ORDER + 1, dtype=torch.float64)
+    for (i, (a, b)), (j, (c, d)) in product(enumerate(EXPONENTS), repeat=2):
+        found[:, :, a + c, b + d] = sums[:, :, i, j]
+    return found
 
 
 def reliability(powers: Tensor) -> float | None:
@@ -137,6 +141,11 @@ def group_coefficients(powers: Tensor) -> Tensor:
     return across[of_m > 0] / of_m[of_m > 0]
 
 
+def _weights(mu: Tensor, k: float) -> Tensor:
+    """w, (C, 3)."""
+    return torch.stack([-mu, torch.ones_like(mu), torch.full_like(mu, -k)], dim=1)
+
+
 def _products(a: Tensor, b: Tensor) -> Tensor:
     """Sums of u u'^T over samples and pixels, (C, 3, 3)."""
-    return a.permute(2, 0, 1, 3, 4).flatten(2) @ b.permute(2, 1, 3, 4, 0).flatten(1, 3)
+    return a.flatten(2) @ b.flatten(2).mT

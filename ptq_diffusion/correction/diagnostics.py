@@ -40,7 +40,7 @@ def fit_diagnosed(correction: MomentCorrection, statistics: NoiseStatistics, ste
         if k_mu_half:
             known["r2_held_out"] = _r2_of_odd(detail, *k_mu_half, correction.residual_scale(k_mu_half[0]))
         found.append(_reported(own, known))
-        before = (detail, k_mu[0]) if k_mu else None
+        before = (k_mu[0], detail.deviation(k_mu[0])) if k_mu else None
     return dataclasses.replace(fitted, found=found)
 
 
@@ -66,8 +66,8 @@ def _r2(left: float, power: float) -> float | None:
     return 1 - left / power if power > 0 else 1.0
 
 
-def _shape(detail: NoiseDetail, k: float, before: tuple[NoiseDetail, float] | None) -> dict[str, float | None]:
-    """The shape of r = D - k m, centred, by the report's names."""
+def _shape(detail: NoiseDetail, k: float, before: tuple[float, float | None] | None) -> dict[str, float | None]:
+    """The shape of r = D - k m, centred, by the report's names; `before` is k and r's deviation one step earlier."""
     kurtosis = detail.standardized(4, k)
     return {
         "skewness": detail.standardized(3, k),
@@ -103,9 +103,9 @@ def fit_step_diagnosed(
         "reliability": reliability(reduce(Tensor.add, (powers(terms(b.m, b.q), b.first) for b in batches))),
         "r2_held_out": _r2_held_out(correction, batches, step),
     }
-    pairs = [_left(batch, found, batches_before) for batch, batches_before in _beside(batches, before)]
-    left, left_before = (reduce(NoiseDetail.merge, parts) for parts in zip(*pairs, strict=True))
-    return _reported(found, known | _shape(left, 0.0, (left_before, 0.0)))
+    left = reduce(NoiseDetail.merge, (_left(batch, found, then) for batch, then in _beside(batches, before)))
+    deviation_before = before[1].report.variance ** 0.5 if before else None
+    return _reported(found, known | _shape(left, 0.0, (0.0, deviation_before)))
 
 
 def _beside(
@@ -116,13 +116,10 @@ def _beside(
         yield batch, (before[0][place], before[1]) if before else None
 
 
-def _left(
-    batch: Batch, found: StepCorrection, before: tuple[Batch, StepCorrection] | None
-) -> tuple[NoiseDetail, NoiseDetail]:
-    """What is left of a batch's noise, m~ - m, and of its noise at the step before."""
-    now = terms(batch.m, batch.repaired(found.repairs))
+def _left(batch: Batch, found: StepCorrection, before: tuple[Batch, StepCorrection] | None) -> NoiseDetail:
+    """What is left of a batch's noise, m~ - m, beside what was left of it at the step before."""
     then = terms(before[0].m, before[0].repaired(before[1].repairs)) if before else None
-    return NoiseDetail.of(now, then, batch.first), NoiseDetail.of(now if then is None else then, None, batch.first)
+    return NoiseDetail.of(terms(batch.m, batch.repaired(found.repairs)), then, batch.first)
 
 
 class Half(Sequence[Batch]):
