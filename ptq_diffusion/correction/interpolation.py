@@ -14,7 +14,7 @@ from ptq_diffusion.correction.repair import Repair
 from ptq_diffusion.sampler.step import Step
 
 
-def interpolated(fitted: FittedCorrection, steps: Sequence[Step]) -> FittedCorrection:
+def interpolated(fitted: FittedCorrection, own: Sequence[Step], steps: Sequence[Step]) -> FittedCorrection:
     """The same correction at the steps of another table.
 
     Statistics of the noise belong to a network at a time and are smooth in log-SNR; b and sigma belong to a table. So
@@ -24,22 +24,31 @@ def interpolated(fitted: FittedCorrection, steps: Sequence[Step]) -> FittedCorre
     table led to; those of the new one are trusted to be like them.
 
     Args:
-        fitted: on a table of its own.
+        fitted: the correction.
+        own: the sampler's table that it was fitted on.
         steps: of the same sampler with another number of steps.
 
     Raises:
-        ValueError: the tables differ in more than their steps, the new one reaches beyond the fitted one, neighbouring
-            steps are repaired in different ways, or sigma' follows no rule that another table could follow.
+        ValueError: the correction made a table of its own, the tables differ in more than their steps, the new one
+            reaches beyond the fitted one, neighbouring steps are repaired in different ways, or sigma' follows no rule
+            that another table could follow.
     """
-    require_reach(fitted.steps, steps)
-    rule = _rule(fitted)
+    require_reach(own, steps)
+    if list(fitted.steps) != list(own):
+        raise ValueError(
+            "expected a correction that samples with the sampler's table, got one that made a table of its own, as "
+            "stepbaq or direction=reduced do; fit on the sampler's own table: noise.steps=null"
+        )
+    rule = _rule(fitted.steps, fitted.found)
     found = []
     for step in steps:
         low, high, weight = _place(fitted.steps, step)
         if low == high and dataclasses.replace(step, i=low) == fitted.steps[low]:
             found.append(fitted.found[low])
         else:
-            found.append(_between(fitted.found[low], fitted.found[high], weight, step, rule))
+            a, b = fitted.found[low], fitted.found[high]
+            between = rule or _rule((fitted.steps[low], fitted.steps[high]), (a, b))
+            found.append(_between(a, b, weight, step, _required(between)))
     return FittedCorrection(steps, found)
 
 
@@ -132,16 +141,20 @@ RULES = tuple(
 )
 
 
-def _rule(fitted: FittedCorrection) -> NoiseRule:
-    """The rule that gave every step its sigma', told by the numbers themselves."""
-    for rule in RULES:
-        if all(rule.made(step, found) for step, found in zip(fitted.steps, fitted.found, strict=True)):
-            return rule
-    raise ValueError(
-        "expected sigma' to be sigma or to follow from k and v, got one that belongs to the fitted table, as with "
-        "variance=rule or direction=reduced; choose variance=original, or fit on the sampler's own table: "
-        "noise.steps=null"
-    )
+def _rule(steps: Sequence[Step], found: Sequence[StepCorrection]) -> NoiseRule | None:
+    """The rule that gave all these steps their sigma', told by the numbers themselves; None where there is no one."""
+    rows = list(zip(steps, found, strict=True))
+    return next((rule for rule in RULES if all(rule.made(*row) for row in rows)), None)
+
+
+def _required(rule: NoiseRule | None) -> NoiseRule:
+    if rule is None:
+        raise ValueError(
+            "expected sigma' to be sigma or to follow from k and v, alike at neighbouring steps, got one that belongs "
+            "to the fitted table, as with variance=rule; choose variance=original, or fit on the sampler's own table: "
+            "noise.steps=null"
+        )
+    return rule
 
 
 def _between(a: StepCorrection, b: StepCorrection, weight: float, step: Step, rule: NoiseRule) -> StepCorrection:

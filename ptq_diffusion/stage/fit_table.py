@@ -33,4 +33,7 @@ def carried(fitted: FittedCorrection, cfg: DictConfig) -> FittedCorrection:
     Raises:
         ValueError: the correction cannot be carried from its table to the sampler's.
     """
-    return fitted if cfg.noise.steps is None else interpolated(fitted, build_steps(cfg, build_model(cfg)))
+    if cfg.noise.steps is None:
+        return fitted
+    model = build_model(cfg)
+    return interpolated(fitted, build_fit_steps(cfg, model), build_steps(cfg, model))

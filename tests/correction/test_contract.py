@@ -19,6 +19,7 @@ from ptq_diffusion.sampler import DDIM
 from ptq_diffusion.sampler.step import fingerprint
 from tests.correction.presets import CORRECTIONS
 
+STEPPING_BACK = {"stepbaq"}
 FROM_MOMENTS = [name for name, correction in CORRECTIONS.items() if isinstance(correction, MomentCorrection)]
 SHAPE = (3, 4, 5)
 

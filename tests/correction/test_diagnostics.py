@@ -120,6 +120,10 @@ def test_diagnostics_along_paths_equal_two_passes(name):
     assert found[0].step_correlation is None
 
 
+JUDGED_ON_HALVES = {"ptqd_gated"}
+"""Their fit holds images out itself, of which half of the images has none."""
+
+
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_diagnostics_change_nothing_that_was_there(name):
     if name in FROM_MOMENTS:
@@ -130,7 +134,8 @@ def test_diagnostics_change_nothing_that_was_there(name):
     nothing = dict.fromkeys(MEASURED)
     assert [dataclasses.replace(own, **nothing) for own in found] == list(plain)
     measured = [dataclasses.asdict(own) for own in found[1:]]
-    assert all(math.isfinite(own[field]) for own in measured for field in MEASURED)
+    known = MEASURED - {"r2_held_out"} if name in JUDGED_ON_HALVES else MEASURED
+    assert all(math.isfinite(own[field]) for own in measured for field in known)
 
 
 @pytest.mark.parametrize("sizes", [[1] * COUNT, [7] * 5 + [5], [39, 1], [20, 20]], ids=len)

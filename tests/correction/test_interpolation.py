@@ -55,17 +55,25 @@ def saved(correction, folder):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_on_its_own_table_it_is_itself_bit_for_bit(name, eta, tmp_path):
-    """But for a noise scale that no other table could follow, which is refused on every table."""
-    found = fitted(name, table(6, eta))
-    options = FILES[name]
-    if eta > 0 and (options.get("variance") == "rule" or options.get("direction") == "reduced"):
-        with pytest.raises(
-            ValueError, match=r"variance=original, or fit on the sampler's own table: noise\.steps=null"
-        ):
-            interpolated(found, found.steps)
+    """But for one that samples with a table that it made itself, which is refused on every table."""
+    own = table(6, eta)
+    found = fitted(name, own)
+    if list(found.steps) != list(own):
+        with pytest.raises(ValueError, match=r"a table of its own.*noise\.steps=null"):
+            interpolated(found, own, own)
         return
-    again = interpolated(found, table(6, eta))
+    again = interpolated(found, own, table(6, eta))
     assert saved(found, tmp_path / "a") == saved(again, tmp_path / "b")
+
+
+def test_a_noise_scale_that_no_other_table_could_follow_is_refused():
+    own, ruled = table(6), [name for name, file in FILES.items() if file.get("variance") == "rule"]
+    for name in ruled:
+        with pytest.raises(
+            ValueError, match=r"variance=original, or fit on .* noise\.steps=null"
+        ):
+            interpolated(fitted(name, own), own, table(5))
+    assert ruled
 
 
 def line(step, *shape):
@@ -107,7 +115,7 @@ def planted(kind, steps, v=0.01):
 @pytest.mark.parametrize("sampler", [lambda n: table(n), lambda n: table(n, 0.0), lambda n: DDPM(n, {}).steps(CONFIG)])
 def test_what_is_linear_in_log_snr_is_exact(kind, own, wanted, sampler):
     given, steps = sampler(own), sampler(wanted)
-    found, expected = interpolated(planted(kind, given), steps), planted(kind, steps)
+    found, expected = interpolated(planted(kind, given), given, steps), planted(kind, steps)
     assert found.steps == steps
     for step, ours, theirs in zip(steps, found.found, expected.found, strict=True):
         if step.t > given[0].t:
@@ -132,7 +140,7 @@ def test_coefficients_that_are_smooth_are_recovered_from_noise():
         moments.append(StepMoments.of(m, (1 + k(step)) * m + 0.05 + v(step) ** 0.5 * r, x))
     options = {name: value for name, value in FILES["ptqd"].items() if name != "_target_"}
     statistics = NoiseStatistics(Fingerprint("toy", fingerprint(steps), (2, 4, 4)), moments)
-    found = interpolated(PTQD(**options).fit(statistics, steps), table(20))
+    found = interpolated(PTQD(**options).fit(statistics, steps), steps, table(20))
     for own, step in zip(found.found, found.steps, strict=True):
         assert own.report.k == pytest.approx(k(step), abs=0.01)
         assert own.report.variance == pytest.approx(v(step), rel=0.03)
@@ -156,18 +164,18 @@ def test_another_kind_of_table_is_refused(name):
     own = table(5) if name == "times beyond" else table(50)
     own = own[2:] if name == "times beyond" else own
     with pytest.raises(ValueError, match=message):
-        interpolated(planted("affine", own), steps)
+        interpolated(planted("affine", own), own, steps)
 
 
 def test_a_step_without_signal_is_refused():
     steps = table(10, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
     assert steps[0].abar_t == 0
     with pytest.raises(ValueError, match="no log-SNR to interpolate in"):
-        interpolated(planted("none", steps[1:]), steps)
+        interpolated(planted("none", steps[1:]), steps[1:], steps)
 
 
 def test_neighbours_that_are_repaired_in_different_ways_are_refused():
     given = planted("affine", table(50))
     mixed = [found if i % 2 else dataclasses.replace(found, repairs=()) for i, found in enumerate(given.found)]
     with pytest.raises(ValueError, match="repaired in one way around t = .*noise.steps=null"):
-        interpolated(FittedCorrection(given.steps, mixed), table(40))
+        interpolated(FittedCorrection(given.steps, mixed), given.steps, table(40))

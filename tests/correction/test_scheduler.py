@@ -77,7 +77,7 @@ def pair(tiny_model_folder, quantized_copy):
 
 
 def states(model, seed):
-    return torch.randn(24, *model.shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(96, *model.shape, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
