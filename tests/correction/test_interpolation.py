@@ -69,9 +69,7 @@ def test_on_its_own_table_it_is_itself_bit_for_bit(name, eta, tmp_path):
 def test_a_noise_scale_that_no_other_table_could_follow_is_refused():
     own, ruled = table(6), [name for name, file in FILES.items() if file.get("variance") == "rule"]
     for name in ruled:
-        with pytest.raises(
-            ValueError, match=r"variance=original, or fit on .* noise\.steps=null"
-        ):
+        with pytest.raises(ValueError, match=r"variance=original, or fit on .* noise\.steps=null"):
             interpolated(fitted(name, own), own, table(5))
     assert ruled
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ptq_diffusion.main import main
 from ptq_diffusion.stage.experiment import run
+from tests.stage.words import quick
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -56,7 +57,7 @@ def make(tiny, capsys):
     """Run one experiment with further overrides; the path that it prints last."""
 
     def run_one(*overrides):
-        run(composed(*tiny, *overrides))
+        run(composed(*quick([*tiny, *overrides])))
         said = capsys.readouterr().out
         sys.stdout.write(said)
         return Path(said.strip().splitlines()[-1])
@@ -82,7 +83,9 @@ def command(tiny, monkeypatch, capsys):
     def run_one(*arguments, tiny=tuple(tiny)):
         flags = [argument for argument in arguments if argument == "-m"]
         overrides = [argument for argument in arguments if argument not in flags]
-        monkeypatch.setattr(sys, "argv", ["ptq-diffusion", *flags, *tiny, *overrides])
+        monkeypatch.setattr(
+            sys, "argv", ["ptq-diffusion", *flags, *(quick([*tiny, *overrides]) if tiny else overrides)]
+        )
         main()
         return capsys.readouterr().out
 

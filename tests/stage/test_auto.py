@@ -22,7 +22,7 @@ def chosen(make):
 
 def test_the_choice_is_one_of_the_candidates_bit_for_bit(make, chosen):
     found = json.loads((chosen / "choice.json").read_text())
-    assert set(found["trials"]) == {"none", "ptqd", "matched"}
+    assert set(found["trials"]) == {"none", "ptqd_gated", "matched"}
     alone = make("goal=fit", *AUTO[4:], f"correction={found['chosen']}")
     for name in ("correction.safetensors", "correction.json"):
         assert (chosen / name).read_bytes() == (alone / name).read_bytes()
@@ -31,7 +31,7 @@ def test_the_choice_is_one_of_the_candidates_bit_for_bit(make, chosen):
 def test_candidates_are_fitted_once_for_all_runs(make, chosen):
     fits = chosen.parent
     before = {folder.name for folder in fits.iterdir()}
-    for candidate in ("none", "ptqd", "matched"):
+    for candidate in ("none", "ptqd_gated", "matched"):
         make("goal=fit", *AUTO[4:], f"correction={candidate}")
     assert {folder.name for folder in fits.iterdir()} == before
     assert make("goal=fit", *AUTO) == chosen

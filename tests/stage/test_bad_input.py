@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from ptq_diffusion.main import main
 from ptq_diffusion.model import UNetDenoiser
 from ptq_diffusion.stage import files
+from tests.stage.words import quick
 
 TINY = [
     "model=diffusers",
@@ -49,7 +50,7 @@ def finished(tmp_path_factory, tiny_model_folder):
     """The outputs of a finished job, and the words that it was started with, but for `outputs`."""
     words, outputs = [*TINY, f"model.path={tiny_model_folder()}"], tmp_path_factory.mktemp("finished") / "outputs"
     before = sys.argv
-    started(*words, f"outputs={outputs}")
+    started(*quick([*words, f"outputs={outputs}"]))
     sys.argv = before
     return words, outputs
 
@@ -81,7 +82,7 @@ def refused(finished, tiny_model_folder, tmp_path, monkeypatch, capfd):
         before = complete(outputs)
         monkeypatch.setattr(sys, "argv", sys.argv)
         with pytest.raises(SystemExit) as stop:
-            started(*([] if alone else [*first, f"outputs={outputs}"]), *words, *more)
+            started(*([*words, *more] if alone else quick([*first, f"outputs={outputs}", *words, *more])))
         monkeypatch.undo()
         assert "Traceback" not in capfd.readouterr().err
         assert complete(outputs).items() >= before.items(), "an artefact is gone or changed"

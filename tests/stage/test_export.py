@@ -4,7 +4,8 @@ import torch
 from diffusers import DDPMPipeline
 
 from ptq_diffusion.numeric.seed import generator
-from ptq_diffusion.stage.samples import read_images, to_bytes
+from ptq_diffusion.stage.draw import to_bytes
+from ptq_diffusion.stage.samples import read_images
 
 
 def test_the_exported_pipeline_draws_the_corrected_images(make, tmp_path):

@@ -58,7 +58,7 @@ def copied(tmp_path, monkeypatch):
 
 def test_an_edit_changes_the_source_of_what_runs_it(copied, tiny):
     root, sources = copied
-    cfg = composed(*tiny)
+    cfg = composed(*tiny, "correction=ptqd")
     before = sources(cfg)
     for file, expected in EDITS.items():
         text = (root / file).read_text()
@@ -81,7 +81,7 @@ def test_a_signature_follows_the_source(tiny, tmp_path, monkeypatch):
 
 def test_a_new_correction_recomputes_no_image_of_another(copied, tiny):
     root, sources = copied
-    cfg = composed(*tiny)
+    cfg = composed(*tiny, "correction=ptqd")
     before = sources(cfg)
     (root / "correction" / "another.py").write_text("class Another:\n    pass\n")
     init = root / "correction" / "__init__.py"
@@ -114,7 +114,7 @@ def test_what_a_stage_calls_lies_in_its_closure(make, monkeypatch):
         for name in ("make", "evidence"):
             monkeypatch.setattr(stage, name, traced(getattr(stage, name), stage))
     make(
-        "images=3", "seeds=[0]", "noise.images=8", "metric=pixels", "metric.neighbours=1", "correction=readout_matched"
+        "images=3", "seeds=[0]", "noise.images=16", "metric=pixels", "metric.neighbours=1", "correction=readout_matched"
     )
     assert {stage.name for stage in entered} >= upstream(STAGES["evaluate"])
     for stage, (cfg, files) in entered.items():
