@@ -9,7 +9,7 @@ from ptq_diffusion.stage.samples import read_images
 
 
 def test_the_exported_pipeline_draws_the_corrected_images(make, tmp_path):
-    chosen = ["correction=readout_matched", "images=4", "seeds=[5]", "noise.images=8"]
+    chosen = ["correction=readout_matched", "images=4", "seeds=[5]", "noise.images=16"]
     folder = make("goal=export", *chosen)
     read = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert read == {".json", ".safetensors", ".yaml"}
