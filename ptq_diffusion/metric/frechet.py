@@ -77,7 +77,7 @@ class FeatureMoments:
         if extractor != self.extractor:
             raise ValueError(
                 f"expected moments of the feature extractor {extractor}, got moments of {self.extractor}; "
-                "take both with one extractor (goal=reference_statistics makes a reference)"
+                "take both with one extractor (goal=reference_statistics makes a reference, reference=none needs none)"
             )
 
     def save(self, path: Path) -> None:

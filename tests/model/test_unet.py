@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ptq_diffusion.model import Kind, Role, UNetDenoiser
-from ptq_diffusion.model.unet import folder_checksum
+from ptq_diffusion.model.unet import MODELS, folder_checksum
 
 CASES = [
     {"prediction_type": "epsilon", "channels": 3, "size": (8, 8)},
@@ -143,9 +143,10 @@ def test_networks_that_do_not_fit_are_refused(options, message):
 # Sites.
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "-".join(str(value) for value in case.values()))
+@pytest.fixture(params=[*CASES, *MODELS.names()], ids=str)
 def denoiser(request, tiny_model_folder):
-    return UNetDenoiser.from_folder(str(tiny_model_folder(**request.param)))
+    case = request.param
+    return UNetDenoiser.from_folder(case if isinstance(case, str) else str(tiny_model_folder(**case)))
 
 
 def test_sites_are_all_convolutions_and_linear_layers_in_order(denoiser):
@@ -199,8 +200,10 @@ def test_macs_by_hand(tiny_model_folder):
     assert macs["mid_block.attentions.0.to_q"] == 8 * 6 * 16 * 16
 
 
-def test_attention_macs_by_hand(denoiser):
+@every_case
+def test_attention_macs_by_hand(tiny_model_folder, case):
     """QK^T and PV: 2 L L C for each of the layers, all at half resolution with 16 channels."""
+    denoiser = UNetDenoiser.from_folder(str(tiny_model_folder(**case)))
     attentions = [name for name, _ in denoiser.network.named_modules() if name.endswith(".to_q")]
     assert len(attentions) == 4
     _, height, width = denoiser.shape
