@@ -48,6 +48,7 @@ def collect_runs(arguments: list[str]) -> None:
     collected = collect(given.folder, given.against)
     console = Console(soft_wrap=True)
     console.print(collected.table)
+    console.print(collected.verdict)
     for path in collected.paths:
         console.print(str(path), markup=False, highlight=False)
 

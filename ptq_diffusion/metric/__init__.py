@@ -14,6 +14,7 @@ from ptq_diffusion.metric.fid import paired_fid, paired_fid_to
 from ptq_diffusion.metric.frechet import FeatureMoments, frechet_distance
 from ptq_diffusion.metric.judgement import Judgement, Settings, judge
 from ptq_diffusion.metric.kid import paired_kid, paired_kid_to
+from ptq_diffusion.metric.multiple import holm, noninferiority
 from ptq_diffusion.metric.neighbours import Neighbourhoods, neighbour_metrics
 from ptq_diffusion.metric.pixels import Pixels
 from ptq_diffusion.metric.protocol import protocol_id, require_one_protocol
@@ -44,8 +45,10 @@ __all__ = [
     "Settings",
     "StatisticsReference",
     "frechet_distance",
+    "holm",
     "judge",
     "neighbour_metrics",
+    "noninferiority",
     "paired_classifier_score",
     "paired_fid",
     "paired_fid_to",

@@ -70,6 +70,11 @@ class Interval:
         return self.difference + QUANTILE * self.standard_error
 
     @property
+    def reversed(self) -> "Interval":
+        """Second minus first; a zero has no sign of its own."""
+        return Interval(0 - self.difference, self.standard_error, self.seed_spread)
+
+    @property
     def detectable(self) -> float:
         """The smallest true difference that so many images show at the two-sided 5 % level with a power of 80 %.
 

@@ -41,8 +41,8 @@ class DistanceToFloat:
         trials = {against: (found.estimates[against].value, 0.0, 0.0, 0.0)}
         for name in variants:
             if name != against:
-                gap = found.differences[against, name]
-                trials[name] = (found.estimates[name].value, -gap.difference, -gap.high, -gap.low)
+                gap = found.differences[against, name].reversed
+                trials[name] = (found.estimates[name].value, gap.difference, gap.low, gap.high)
         return trials
 
     def checksum(self) -> str:

@@ -97,5 +97,4 @@ def _features(run: Run, variant: str, extractor: str) -> Tensor:
 def _minus(paired: Paired, first: str, second: str) -> Interval:
     if (first, second) in paired.differences:
         return paired.differences[first, second]
-    found = paired.differences[second, first]
-    return Interval(0 - found.difference, 0 - found.high, 0 - found.low)
+    return paired.differences[second, first].reversed

@@ -14,6 +14,7 @@ from ptq_diffusion.stage.sweep_figure import against_operations
 from ptq_diffusion.stage.sweep_lines import lines_of
 from ptq_diffusion.stage.sweep_runs import Run, differing, read_runs
 from ptq_diffusion.stage.sweep_table import console, csv_text, level, markdown, shown, titles
+from ptq_diffusion.stage.sweep_verdict import TITLES, cells_of, verdict_table, verdicts
 
 COMMON = ("sampler._target_", "sampler.steps", "sampler.eta", "calibration.images", "noise.images")
 """Options that are named even where no run differs in them."""
@@ -21,9 +22,10 @@ COMMON = ("sampler._target_", "sampler.steps", "sampler.eta", "calibration.image
 
 @dataclass(frozen=True)
 class Collected:
-    """What `collect` made: a table for the console, and the files."""
+    """What `collect` made: a table for the console, another of what it says over all cells, and the files."""
 
     table: Table
+    verdict: Table
     paths: Sequence[Path]
 
 
@@ -52,9 +54,10 @@ def collect(folder: Path, against: str | None = None) -> Collected:
     made = [folder / "collected" / name for name in ("table.csv", "table.md", "figure.png")]
     made[0].parent.mkdir(exist_ok=True)
     write_text(made[0], csv_text(lines, factors))
-    write_text(made[1], f"{title}; {caption}.\n\n{markdown(columns, cells)}\n")
+    said = [cells_of(verdict) for verdict in verdicts(lines)]
+    write_text(made[1], f"{title}; {caption}.\n\n{markdown(columns, cells)}\n\n{markdown(TITLES, said)}\n")
     against_operations(lines, dict(zip(factors, titles(factors), strict=True)), title, made[2])
-    return Collected(console(columns, cells, title, caption), made)
+    return Collected(console(columns, cells, title, caption), verdict_table(said), made)
 
 
 def protocol(report: Mapping[str, Any]) -> Mapping[str, Any]:

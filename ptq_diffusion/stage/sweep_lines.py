@@ -69,7 +69,7 @@ def _gain(run: Run) -> Interval:
     """The report holds quantized - corrected; a reader asks what the correction changed."""
     pairs = run.report["paired"] if run.report else ()
     (pair,) = (p for p in pairs if (p["a"], p["b"], p["metric"]) == ("quantized", "corrected", "fid"))
-    return Interval(0 - pair["difference"], 0 - pair["high"], 0 - pair["low"])
+    return Interval(pair["difference"], pair["standard_error"], pair["seed_spread"]).reversed
 
 
 def _repeats_quantized(line: Line) -> bool:

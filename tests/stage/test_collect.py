@@ -90,7 +90,7 @@ def test_runs_without_a_report_say_why_and_add_no_cells(tmp_path):
     (failed / "failure.json").write_text(json.dumps(failure))
     reasons = {row["sampler.eta"]: row["reason"] for row in table(tmp_path) if row["reason"]}
     assert reasons == {"1": "unfinished: no report.json", "2": "failed: ValueError: expected | less"}
-    lines = (tmp_path / "collected" / "table.md").read_text().splitlines()[2:]
+    lines = (tmp_path / "collected" / "table.md").read_text().split("\n\n")[1].splitlines()
     assert len({line.count("|") for line in lines}) == 1, "a message breaks no line of the table"
 
 
@@ -146,6 +146,15 @@ def test_corrections_are_compared_by_the_features_of_their_images(command, tmp_p
     assert said.splitlines()[-1] == f"{runs}/collected/figure.png"
     with (tmp_path / "outputs/runs/collected/table.csv").open() as file:
         rows = {row["correction"]: row for row in csv.DictReader(file)}
+    reports = {json.loads(path.read_text())["rows"][2]["correction"]: path for path in Path(runs).glob("*/report.json")}
+    for correction in ("ptqd", "bias"):
+        (pair,) = (
+            pair
+            for pair in json.loads(reports[correction].read_text())["paired"]
+            if (pair["a"], pair["b"], pair["metric"]) == ("quantized", "corrected", "fid")
+        )
+        for part, end in (("", "difference"), ("_low", "high"), ("_high", "low")):
+            assert float(rows[correction][f"gain{part}"]) == pytest.approx(-pair[end]), "the report's, turned round"
     for part in ("", "_low", "_high"):
         for correction in ("ptqd", "bias"):
             own, other = rows[correction][f"gain{part}"], rows[correction][f"FID - none, 95 %{part}"]
