@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ptq_diffusion.correction.repair import Affine, Filter, Repair, Spectral
+from ptq_diffusion.correction.repair import Affine, Filter, FilterInt8, Repair, Spectral
 from ptq_diffusion.sampler.step import Step
 
-KINDS: dict[str, type[Repair]] = {kind.kind: kind for kind in (Affine, Filter, Spectral)}
+KINDS: dict[str, type[Repair]] = {kind.kind: kind for kind in (Affine, Filter, FilterInt8, Spectral)}
 CONFIG, COEFFICIENTS = "correction.json", "correction.safetensors"
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ptq_diffusion.correction.fitted import StepCorrection
-from ptq_diffusion.correction.repair import Filter, Repair
+from ptq_diffusion.correction.repair import Filter, FilterInt8, Repair
 from ptq_diffusion.network import QuantizedConv2d, QuantizedLayer
 
 
@@ -53,6 +53,7 @@ def fold(layer: QuantizedLayer, found: StepCorrection, channels: int) -> FoldedL
         raise ValueError(f"expected an output layer that is a convolution and keeps the size, got {layer}")
     bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
     first, *others = found.repairs or (None,)
+    first = first.filter if isinstance(first, FilterInt8) else first
     if not isinstance(first, Filter) or not first.needs_features:
         return FoldedLayer(layer.weight, bias, channels, found.repairs)
     if first.on_q.shape[-1] > 1:

@@ -10,7 +10,7 @@ from itertools import product
 import torch
 
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
-from ptq_diffusion.correction.repair import Repair
+from ptq_diffusion.correction.repair import FilterInt8, Repair
 from ptq_diffusion.sampler.step import Step
 
 
@@ -187,6 +187,11 @@ def _mixed(a: float | None, b: float | None, weight: float) -> float | None:
 
 
 def _mixed_repair(a: Repair, b: Repair, weight: float) -> Repair:
+    if isinstance(a, FilterInt8):
+        raise ValueError(
+            "expected coefficients between which there are others, got a readout in 8 bits; set "
+            "correction.readout_bits=32, or fit on the sampler's own table: noise.steps=null"
+        )
     of_b = b.tensors()
     return type(a)(**{name: torch.lerp(tensor, of_b[name], weight) for name, tensor in a.tensors().items()})
 

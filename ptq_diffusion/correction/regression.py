@@ -11,13 +11,14 @@ from ptq_diffusion.correction.correction import Batch, Path, PathCorrection
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.matching import Spectrum, distance, match
 from ptq_diffusion.correction.measured import StepMeasurement
-from ptq_diffusion.correction.repair import Filter, Repair, Spectral, patches
+from ptq_diffusion.correction.repair import Filter, FilterInt8, Repair, Spectral, patches
 from ptq_diffusion.numeric.moments import Moments
-from ptq_diffusion.numeric.ridge import LinearMap, held_out_ridge
+from ptq_diffusion.numeric.ridge import LinearMap, RidgeFit, held_out_ridge, ridge
 from ptq_diffusion.sampler.step import Step
 
 Variance = Literal["original", "rule"]
 PathName = Literal["float", "corrected"]
+ReadoutBits = Literal[8, 32]
 
 
 class Regression(PathCorrection):
@@ -40,9 +41,11 @@ class Regression(PathCorrection):
             sigma'^2 = max(sigma^2 - [Var F(m~) - Var F(m)], 0) with F the step's mean, where the sampler adds noise.
         path: "float" fits on float trajectories, "corrected" on what the corrected steps before lead to; the spectrum
             that is matched is that of float sampling in both.
+        readout_bits: 32 keeps R as it is fitted; 8 rounds it to integers, one scale for each output channel, and fits
+            K_q, K_x and c anew to what that leaves.
 
     Raises:
-        ValueError: a side is even or negative, there is nothing to do, or no ridge.
+        ValueError: a side is even or negative, there is nothing to do, no ridge, or an option is none of the above.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Regression(PathCorrection):
         matching: bool,
         variance: Variance,
         path: PathName,
+        readout_bits: ReadoutBits,
     ) -> None:
         sides = {"on_q": on_q, "on_x": on_x, "on_features": on_features}
         for name, side in sides.items():
@@ -68,7 +72,9 @@ class Regression(PathCorrection):
             raise ValueError(f"expected variance to be original or rule, got {variance!r}")
         if path not in ("float", "corrected"):
             raise ValueError(f"expected path to be float or corrected, got {path!r}")
-        self.on_q, self.on_x, self.on_features = on_q, on_x, on_features
+        if readout_bits not in (8, 32):
+            raise ValueError(f"expected readout_bits to be 8 or 32, got {readout_bits!r}")
+        self.on_q, self.on_x, self.on_features, self.readout_bits = on_q, on_x, on_features, readout_bits
         self.ridges, self.matching, self.variance, self.path = tuple(ridges), matching, variance, Path(path)
 
     def fit_step(self, batches: Sequence[Batch], step: Step) -> StepCorrection:
@@ -82,7 +88,7 @@ class Regression(PathCorrection):
         measured = StepMeasurement.of(batches, repairs, step)
         return measured.correction(measured.matched_sigma() if self.variance == "rule" else step.sigma)
 
-    def _filter(self, batches: Sequence[Batch]) -> tuple[Filter, ...]:
+    def _filter(self, batches: Sequence[Batch]) -> tuple[Repair, ...]:
         """The regression, or nothing where on held-out images it explains nothing."""
         pairs = [self._moments(batch) for batch in batches]
         # A chunk of one image has no image in one of the halves.
@@ -93,7 +99,25 @@ class Regression(PathCorrection):
         channels, features = batches[0].m.shape[1], batches[0].features.shape[1]
         inputs = len(even.mean) - channels
         found = held_out_ridge(even, odd, inputs, self.ridges)
-        return (self._kernels(found.map, channels, features),) if found.r2 > 0 else ()
+        if found.r2 <= 0:
+            return ()
+        if self.readout_bits == 8 and self.on_features:
+            return (self._rounded(found, even.merge(odd), channels, features),)
+        return (self._kernels(found.map, channels, features),)
+
+    def _rounded(self, found: RidgeFit, moments: Moments, channels: int, features: int) -> FilterInt8:
+        """R on its grid, and the others fitted to m - q - R * h."""
+        others = len(found.map.slope) - features * self.on_features**2
+        scale = found.map.slope[others:].abs().amax(0) / 127
+        integers = (found.map.slope[others:] / torch.where(scale > 0, scale, 1.0)).round()
+        # From (q, x_t, h, m - q) to (q, x_t, m - q - R * h).
+        left = torch.zeros(others + channels, len(moments.mean), dtype=torch.float64)
+        left[:others, :others] = torch.eye(others)
+        left[others:, others:] = torch.cat([-(integers * scale).T, torch.eye(channels)], dim=1)
+        rest = ridge(moments.mapped(left), others, found.strength)
+        whole = LinearMap(torch.cat([rest.slope, integers]), rest.intercept)
+        kernels = self._kernels(whole, channels, features)
+        return FilterInt8(kernels.on_q, kernels.on_x, kernels.on_features.to(torch.int8), scale, kernels.offset)
 
     def _moments(self, batch: Batch) -> tuple[Moments, Moments]:
         """Moments of (regressors, m - q) over the images of even and over those of odd index."""

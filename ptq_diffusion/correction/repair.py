@@ -110,6 +110,41 @@ class Filter(Repair):
 
 
 @dataclass(frozen=True)
+class FilterInt8(Repair):
+    """A `Filter` whose R is stored in 8 bits, R = scale * integers, one scale for each output channel.
+
+    Args:
+        on_q: K_q, (C, C, k, k).
+        on_x: K_x, (C, C, k, k).
+        integers: (C, F, k, k) int8.
+        scale: (C,) float64.
+        offset: c, (C,).
+    """
+
+    kind: ClassVar[str] = "filter_int8"
+    on_q: Tensor
+    on_x: Tensor
+    integers: Tensor
+    scale: Tensor
+    offset: Tensor
+
+    @property
+    def filter(self) -> Filter:
+        """The same with R in float64."""
+        return Filter(self.on_q, self.on_x, self.integers * self.scale[:, None, None, None], self.offset)
+
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:
+        return self.filter.output(q, x_t, features)
+
+    @property
+    def needs_features(self) -> bool:
+        return self.filter.needs_features
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        return self.filter.macs(shape)
+
+
+@dataclass(frozen=True)
 class Spectral(Repair):
     """m~(w) = A_w q(w) + B_w x_t(w) + c, band by band in the cosine transform.
 

@@ -53,6 +53,10 @@ class Moments:
         scatter = self.scatter - part.scatter - torch.outer(shift, shift) * (part.count * self.count / count)
         return Moments(count, mean, scatter)
 
+    def mapped(self, matrix: Tensor) -> "Moments":
+        """The moments of matrix x, for a (E, D) matrix."""
+        return Moments(self.count, matrix @ self.mean, matrix @ self.scatter @ matrix.T)
+
     @property
     def covariance(self) -> Tensor:
         """The population covariance, (D, D)."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ptq_diffusion.correction import Batch, Regression, StepCorrection, fold
-from ptq_diffusion.correction.repair import Filter, Spectral
+from ptq_diffusion.correction.repair import Filter, FilterInt8, Spectral
 from ptq_diffusion.network import LayerQuantizers, QuantizedConv2d, QuantizedLinear
 from ptq_diffusion.quantizer import AffineQuantizer, MinMax
 from ptq_diffusion.sampler import DDIM
@@ -55,6 +55,14 @@ def test_folded_equals_unfolded(sides, outputs, bias):
     assert not torch.allclose(folded, step(*found.repairs[1:]).output(q, x, h), atol=1e-3)
 
 
+def test_a_readout_in_eight_bits_folds_like_any_other():
+    layer, h, x = quantized_layer(), draw(3, F, 9, 8, seed=6), draw(3, C, 9, 8, seed=7)
+    integers = torch.randint(-127, 128, (C, F, 3, 3), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    found = step(FilterInt8(kernel(1, C, 2), kernel(3, C, 3), integers, torch.tensor([0.01, 0.02]).double(), draw(C)))
+    unfolded = found.output(layer.compute(h)[:, :C], x, h)
+    assert torch.allclose(fold(layer, found, C).output(x, h), unfolded, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("on_q", [NOTHING, torch.zeros(C, C, 1, 1)])
 def test_a_refit_of_nothing_is_the_quantized_layer_bit_for_bit(on_q):
     layer, h = quantized_layer(dtype=torch.float32), draw(3, F, 9, 8).float()
@@ -69,6 +77,7 @@ def test_readout_of_features_that_say_nothing_is_wiener():
     batch = Batch(0, m, q, x, torch.zeros(40, F, 9, 8).double(), m, x)
     row = DDIM(8, 1.0, {}).steps({"beta_schedule": "linear", "clip_sample": False})[3]
     options = {"on_q": 1, "on_x": 3, "ridges": [0.01], "matching": False, "variance": "rule", "path": "float"}
+    options |= {"readout_bits": 32}
     readout, wiener = (Regression(on_features=side, **options).fit_step([batch], row) for side in (3, 0))
     assert not readout.repairs[0].on_features.any()
     assert readout.sigma == pytest.approx(wiener.sigma, rel=1e-12)

@@ -5,7 +5,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn import functional as F
 
-from ptq_diffusion.correction import Batch, Regression
+from ptq_diffusion.correction import Batch, FittedCorrection, Regression
+from ptq_diffusion.correction.interpolation import interpolated
 from ptq_diffusion.correction.matching import Spectrum
 from ptq_diffusion.correction.repair import Filter
 from ptq_diffusion.sampler import DDIM
@@ -20,6 +21,7 @@ OPTIONS = {
     "matching": False,
     "variance": "original",
     "path": "float",
+    "readout_bits": 32,
 }
 
 
@@ -95,6 +97,34 @@ def test_the_readout_folds_into_the_output_layer():
     (repair,) = fitted((tensors[0], q, x, features), on_q=0, on_x=0, on_features=3, ridges=[0.01]).repairs
     folded = F.conv2d(features, weight + repair.on_features, repair.offset, padding=1)
     assert torch.allclose(repair.output(q, x, features), folded, atol=1e-12)
+
+
+@pytest.mark.parametrize("sides", [(1, 1, 3), (0, 0, 3), (3, 1, 1)])
+def test_a_readout_in_eight_bits_costs_little_and_is_an_eighth_of_the_bytes(sides):
+    tensors = planted()
+    options = dict(zip(("on_q", "on_x", "on_features"), sides, strict=True)) | {"ridges": [1e-6]}
+    full, rounded = (fitted(tensors, **options, readout_bits=bits) for bits in (32, 8))
+    (own,), (other,) = full.repairs, rounded.repairs
+    assert other.integers.dtype == torch.int8 and other.integers.abs().amax((1, 2, 3)).tolist() == [127] * SHAPE[0]
+    assert other.integers.numel() * 8 == own.on_features.numel() * own.on_features.element_size()
+    assert (other.filter.on_features - own.on_features).abs().max() <= other.scale.max() * 0.5 * (1 + 1e-9)
+    errors = [float((correct(found, tensors) - tensors[0]).square().mean()) for found in (full, rounded)]
+    assert errors[0] * (1 - 1e-9) <= errors[1] < 1.01 * errors[0]
+    residual = correct(rounded, tensors) - tensors[0]
+    assert residual.mean((0, 2, 3)).abs().max() < 1e-9, "c is fitted anew"
+
+
+def test_a_readout_in_eight_bits_is_saved_bit_for_bit_and_not_interpolated(tmp_path):
+    tensors, steps = planted(), DDIM(8, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config)
+    rows = [fitted(planted(seed=step.i), on_features=3, readout_bits=8) for step in steps]
+    found = FittedCorrection(steps, rows)
+    found.save(tmp_path)
+    loaded = FittedCorrection.load(tmp_path)
+    assert loaded.size == found.size and loaded.needs_features
+    for own, other in zip(found.found, loaded.found, strict=True):
+        assert torch.equal(correct(own, tensors), correct(other, tensors))
+    with pytest.raises(ValueError, match="readout_bits=32"):
+        interpolated(found, steps, DDIM(5, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config))
 
 
 def test_a_filter_of_nothing_leaves_the_output():
