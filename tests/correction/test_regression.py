@@ -116,7 +116,8 @@ def test_a_readout_in_eight_bits_costs_little_and_is_an_eighth_of_the_bytes(side
 
 def test_a_readout_in_eight_bits_is_saved_bit_for_bit_and_not_interpolated(tmp_path):
     tensors, steps = planted(), DDIM(8, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config)
-    rows = [fitted(planted(seed=step.i), on_features=3, readout_bits=8) for step in steps]
+    readout = Regression(**OPTIONS | {"on_features": 3, "readout_bits": 8})
+    rows = [readout.fit_step(batches(planted(seed=step.i)), step) for step in steps]
     found = FittedCorrection(steps, rows)
     found.save(tmp_path)
     loaded = FittedCorrection.load(tmp_path)
