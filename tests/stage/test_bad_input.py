@@ -364,7 +364,7 @@ def foreign_fingerprint(place):
 
 
 def started_quietly(place, *words):
-    started(*TINY, f"model.path={place.model}", *words)
+    started(*quick([*TINY, f"model.path={place.model}", *words]))
 
 
 def no_number(place):
@@ -494,7 +494,7 @@ def test_a_programming_error_keeps_its_traceback(finished, tmp_path, monkeypatch
     monkeypatch.setattr(UNetDenoiser, "predict", predict)
     monkeypatch.setattr(sys, "argv", sys.argv)
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
-        started(*finished[0], f"outputs={tmp_path}")
+        started(*quick([*finished[0], f"outputs={tmp_path}"]))
 
 
 def test_an_interruption_says_how_to_go_on(finished, tmp_path, monkeypatch, capsys):
@@ -504,7 +504,7 @@ def test_an_interruption_says_how_to_go_on(finished, tmp_path, monkeypatch, caps
     monkeypatch.setattr("ptq_diffusion.stage.experiment.run", interrupted)
     monkeypatch.setattr(sys, "argv", sys.argv)
     with pytest.raises(SystemExit) as stop:
-        started(*finished[0], f"outputs={tmp_path}")
+        started(*quick([*finished[0], f"outputs={tmp_path}"]))
     assert stop.value.code == 130
     assert "goes on" in capsys.readouterr().err
 
@@ -520,7 +520,7 @@ def test_a_run_shows_its_choices_and_keeps_what_it_said(finished, tmp_path, caps
     shutil.copytree(outputs, tmp_path / "outputs")
     shutil.rmtree(next((tmp_path / "outputs" / "store").glob("evaluate/????????????????")))
     monkeypatch.setattr(sys, "argv", sys.argv)
-    started(*words, f"outputs={tmp_path / 'outputs'}")
+    started(*quick([*words, f"outputs={tmp_path / 'outputs'}"]))
     said = capsys.readouterr().out.splitlines()
     shown = {line.split()[0]: line for line in said if line.strip()}
     assert "steps=3 eta=1.0" in shown["sampler"]

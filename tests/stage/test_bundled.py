@@ -10,6 +10,7 @@ from ptq_diffusion.main import CONF
 from ptq_diffusion.metric import FeatureMoments, frechet_distance
 from ptq_diffusion.model.unet import MODELS
 from ptq_diffusion.stage.doctor import MODEL_CHECKSUMS
+from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.parts import build_model
 from ptq_diffusion.stage.preflight import check
@@ -50,7 +51,7 @@ def test_it_is_the_network_that_its_training_configures(name):
 def test_its_samples_are_far_nearer_to_its_reference_than_noise_is(name, tmp_path):
     few = ("images=16", "seeds=[0]", "micro_batch=16", "sampler.steps=5", "sampler.eta=0")
     cfg = composed(f"model={name}", *few)
-    check(cfg)
+    check(cfg, Evaluate)
     images = read_images(Store(tmp_path, Runtime("cpu", progress=False)).obtain(FullPrecisionSamples, cfg))
     extractor = build_extractor(cfg)
     reference = construct(cfg.reference).statistics(extractor).moments
