@@ -171,13 +171,24 @@ def _between(a: StepCorrection, b: StepCorrection, weight: float, step: Step, ru
         snr_f=step.snr,
         step_correlation=None,
     )
-    if [type(repair) for repair in a.repairs] != [type(repair) for repair in b.repairs]:
-        raise ValueError(
-            f"expected steps that are repaired in one way around t = {step.t:g}, got {_kinds(a)} and {_kinds(b)}; "
-            "fit on the sampler's own table: noise.steps=null"
-        )
-    repairs = tuple(_mixed_repair(one, two, weight) for one, two in zip(a.repairs, b.repairs, strict=True))
+    pairs = zip(_filled(a, b, step), _filled(b, a, step), strict=True)
+    repairs = tuple(_mixed_repair(one, two, weight) for one, two in pairs)
     return StepCorrection(repairs, sigma, report)
+
+
+def _filled(found: StepCorrection, other: StepCorrection, step: Step) -> Sequence[Repair]:
+    """The repairs with one that does nothing in the place of each that only the other step has."""
+    if len(found.repairs) >= len(other.repairs):
+        return found.repairs
+    left, filled = list(found.repairs), []
+    for repair in other.repairs:
+        filled.append(left.pop(0) if left and type(left[0]) is type(repair) else repair.nothing())
+    if left:
+        raise ValueError(
+            f"expected steps that are repaired in one way around t = {step.t:g}, got {_kinds(found)} and "
+            f"{_kinds(other)}; fit on the sampler's own table: noise.steps=null"
+        )
+    return filled
 
 
 def _mixed(a: float | None, b: float | None, weight: float) -> float | None:
@@ -191,6 +202,11 @@ def _mixed_repair(a: Repair, b: Repair, weight: float) -> Repair:
         raise ValueError(
             "expected coefficients between which there are others, got a readout in 8 bits; set "
             "correction.readout_bits=32, or fit on the sampler's own table: noise.steps=null"
+        )
+    if type(a) is not type(b):
+        raise ValueError(
+            f"expected neighbouring steps that are repaired in one way, got {a.kind} and {b.kind}; "
+            "fit on the sampler's own table: noise.steps=null"
         )
     of_b = b.tensors()
     return type(a)(**{name: torch.lerp(tensor, of_b[name], weight) for name, tensor in a.tensors().items()})

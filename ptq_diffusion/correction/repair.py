@@ -36,6 +36,10 @@ class Repair(ABC):
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiplications for one image of shape (C, H, W), those that fold into the output layer left out."""
 
+    def nothing(self) -> "Repair":
+        """The one of the same shapes that leaves the output as it is."""
+        return type(self)(**{name: torch.zeros_like(tensor) for name, tensor in self.tensors().items()})
+
     def tensors(self) -> Mapping[str, Tensor]:
         """Its coefficients by name."""
         return {field.name: getattr(self, field.name).contiguous() for field in fields(self)}  # type: ignore[arg-type]
@@ -163,6 +167,10 @@ class Spectral(Repair):
         bands = radial_bands(*q.shape[-2:], RINGS).to(q.device)
         matrices, spectrum = torch.cat([self.on_q, self.on_x], dim=2), cosine_transform(torch.cat([q, x_t], dim=1))
         return inverse_cosine_transform(banded(matrices.to(q), bands, spectrum)) + self.offset.to(q)[:, None, None]
+
+    def nothing(self) -> "Spectral":
+        eye = torch.eye(len(self.offset), dtype=self.on_q.dtype).expand_as(self.on_q)
+        return Spectral(eye, torch.zeros_like(self.on_x), torch.zeros_like(self.offset))
 
     @property
     def needs_features(self) -> bool:

@@ -19,9 +19,10 @@ from ptq_diffusion.correction import (
     StepReport,
 )
 from ptq_diffusion.correction.interpolation import interpolated
-from ptq_diffusion.correction.repair import Affine, Filter, Spectral
+from ptq_diffusion.correction.repair import RINGS, Affine, Filter, Spectral
 from ptq_diffusion.model import GaussianDenoiser
 from ptq_diffusion.numeric.seed import generator
+from ptq_diffusion.numeric.spectrum import radial_bands
 from ptq_diffusion.sampler import DDIM, DDPM
 from ptq_diffusion.sampler.step import fingerprint
 from tests.correction.presets import CORRECTIONS, FILES
@@ -81,15 +82,16 @@ def line(step, *shape):
     return 0.01 + slope * math.log(step.snr)
 
 
+BANDS = int(radial_bands(8, 8, RINGS).max()) + 1
 KINDS = {
     "affine": lambda step: (Affine(line(step), line(step, 3)),),
     "filter": lambda step: (
         Filter(line(step, 3, 3, 3, 3), line(step, 3, 3, 1, 1), line(step, 3, 0, 1, 1), line(step, 3)),
     ),
-    "spectral": lambda step: (Spectral(line(step, 5, 3, 3), line(step, 5, 3, 3), line(step, 3)),),
+    "spectral": lambda step: (Spectral(line(step, BANDS, 3, 3), line(step, BANDS, 3, 3), line(step, 3)),),
     "two": lambda step: (
         Affine(line(step), line(step, 3)),
-        Spectral(line(step, 5, 3, 3), line(step, 5, 3, 3), line(step, 3)),
+        Spectral(line(step, BANDS, 3, 3), line(step, BANDS, 3, 3), line(step, 3)),
     ),
     "none": lambda step: (),
 }
@@ -172,8 +174,36 @@ def test_a_step_without_signal_is_refused():
         interpolated(planted("none", steps[1:]), steps[1:], steps)
 
 
+@pytest.mark.parametrize("kind", ["affine", "filter", "spectral", "two"])
+def test_a_step_that_was_left_out_is_one_that_does_nothing(kind):
+    """Half-way between a repair and none lies half of it."""
+    given, to = planted(kind, table(50)), table(40)
+    for kept in range(len(given.found[0].repairs)):
+        gaps = [
+            own if i % 2 else dataclasses.replace(own, repairs=own.repairs[:kept]) for i, own in enumerate(given.found)
+        ]
+        full = [
+            dataclasses.replace(own, repairs=(*own.repairs[:kept], *(r.nothing() for r in own.repairs[kept:])))
+            if i % 2 == 0
+            else own
+            for i, own in enumerate(given.found)
+        ]
+        ours, theirs = (interpolated(FittedCorrection(given.steps, f), given.steps, to).found for f in (gaps, full))
+        q, x = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+        for own, other in zip(ours, theirs, strict=True):
+            assert torch.allclose(own.output(q, x, q), other.output(q, x, q), atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["affine", "filter", "spectral"])
+def test_nothing_leaves_the_output(kind):
+    (repair,) = KINDS[kind](table(6)[2])
+    q, x = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    assert torch.allclose(repair.nothing().output(q, x, q), q, atol=1e-12)
+    assert not torch.allclose(repair.output(q, x, q), q, atol=1e-3)
+
+
 def test_neighbours_that_are_repaired_in_different_ways_are_refused():
-    given = planted("affine", table(50))
-    mixed = [found if i % 2 else dataclasses.replace(found, repairs=()) for i, found in enumerate(given.found)]
-    with pytest.raises(ValueError, match="repaired in one way around t = .*noise.steps=null"):
+    given, others = planted("affine", table(50)), planted("spectral", table(50))
+    mixed = [(own, other)[i % 2] for i, (own, other) in enumerate(zip(given.found, others.found, strict=True))]
+    with pytest.raises(ValueError, match="repaired in one way.*noise.steps=null"):
         interpolated(FittedCorrection(given.steps, mixed), given.steps, table(40))
