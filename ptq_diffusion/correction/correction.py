@@ -23,6 +23,13 @@ class Correction(ABC):  # noqa: B024
             ValueError: the table's sampler lacks what the method needs.
         """
 
+    def check_carried(self, steps: Sequence[Step]) -> None:  # noqa: ARG002, B027
+        """Refuse what cannot be interpolated from this table onto another; by default nothing is refused.
+
+        Raises:
+            ValueError: the method makes a table or a noise scale that belongs to this table alone.
+        """
+
 
 class MomentCorrection(Correction):
     """A method that needs no more than the moments of the noise along float sampling."""

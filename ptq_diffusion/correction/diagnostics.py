@@ -29,7 +29,7 @@ def fit_diagnosed(correction: MomentCorrection, statistics: NoiseStatistics, ste
         halves: Sequence[StepCorrection | None] = correction.fit(
             NoiseStatistics(statistics.fingerprint, statistics.even), steps
         ).found
-    except ValueError:  # So few samples that half of them do not determine it.
+    except ValueError:  # Half of the samples does not determine it, or it holds half of them out itself.
         halves = [None] * len(fitted.found)
     found, before = [], None
     for own, half, detail in zip(fitted.found, halves, statistics.details, strict=True):

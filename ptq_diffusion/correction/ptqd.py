@@ -63,6 +63,13 @@ class PTQD(MomentCorrection):
             for step in steps:
                 step.with_direction_of(step.sigma)
 
+    def check_carried(self, steps: Sequence[Step]) -> None:
+        if self.direction == "reduced" and any(step.sigma > 0 for step in steps):
+            raise ValueError(
+                "expected a correction that keeps the sampler's table, direction=reduced makes its own; set "
+                "correction.direction=original or noise.steps=null"
+            )
+
     def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
         statistics.require_table(steps)
         found = [self.fit_step(moments, step) for moments, step in zip(statistics.steps, steps, strict=True)]

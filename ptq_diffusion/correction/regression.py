@@ -74,8 +74,22 @@ class Regression(PathCorrection):
             raise ValueError(f"expected path to be float or corrected, got {path!r}")
         if readout_bits not in (8, 32):
             raise ValueError(f"expected readout_bits to be 8 or 32, got {readout_bits!r}")
+        if readout_bits == 8 and not on_features:
+            raise ValueError("expected a readout to store in 8 bits, got on_features=0; set readout_bits=32")
         self.on_q, self.on_x, self.on_features, self.readout_bits = on_q, on_x, on_features, readout_bits
         self.ridges, self.matching, self.variance, self.path = tuple(ridges), matching, variance, Path(path)
+
+    def check_carried(self, steps: Sequence[Step]) -> None:
+        if self.variance == "rule" and any(step.sigma > 0 for step in steps):
+            raise ValueError(
+                "expected a noise scale that another table can follow, got variance=rule; set "
+                "correction.variance=original or noise.steps=null"
+            )
+        if self.readout_bits == 8:
+            raise ValueError(
+                "expected coefficients between which there are others, got a readout in 8 bits; set "
+                "correction.readout_bits=32 or noise.steps=null"
+            )
 
     def fit_step(self, batches: Sequence[Batch], step: Step) -> StepCorrection:
         if all(torch.equal(batch.q, batch.m) for batch in batches):

@@ -142,10 +142,10 @@ class FilterInt8(Repair):
 
     @property
     def needs_features(self) -> bool:
-        return self.filter.needs_features
+        return self.integers.numel() > 0
 
     def macs(self, shape: tuple[int, ...]) -> int:
-        return self.filter.macs(shape)
+        return (self.on_q.numel() + self.on_x.numel()) * shape[1] * shape[2]
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ class StepbaQ(MomentCorrection):
                 "set sampler.scheduler.rescale_betas_zero_snr to false"
             )
 
+    def check_carried(self, steps: Sequence[Step]) -> None:  # noqa: ARG002
+        raise ValueError(
+            "expected a correction that keeps the sampler's table, stepbaq makes its own; set noise.steps=null"
+        )
+
     def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
         self.check(steps)
         bias_only = PTQD(

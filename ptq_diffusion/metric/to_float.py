@@ -24,8 +24,8 @@ class DistanceToFloat:
 
     def __call__(
         self, full_precision: Tensor, variants: Mapping[str, Tensor], against: str
-    ) -> Mapping[str, tuple[float, float, float, float]]:
-        """The distance of every variant, its difference to that of one of them, and the ends of that's 95 % interval.
+    ) -> Mapping[str, tuple[float, float, float]]:
+        """The distance of every variant, its difference to that of one of them, and the difference's standard error.
 
         Args:
             full_precision: images of the float model, (N, C, H, W) uint8.
@@ -38,11 +38,11 @@ class DistanceToFloat:
         images = {against: variants[against], **variants, FLOAT: full_precision}
         features = {name: self.extractor.features(batch) for name, batch in images.items()}
         found = paired_fid_to(FLOAT, features, self.extractor.checksum(), self.replicates, self.seed)
-        trials = {against: (found.estimates[against].value, 0.0, 0.0, 0.0)}
+        trials = {against: (found.estimates[against].value, 0.0, 0.0)}
         for name in variants:
             if name != against:
                 gap = found.differences[against, name].reversed
-                trials[name] = (found.estimates[name].value, gap.difference, gap.low, gap.high)
+                trials[name] = (found.estimates[name].value, gap.difference, gap.standard_error)
         return trials
 
     def checksum(self) -> str:

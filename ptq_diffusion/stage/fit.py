@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from ptq_diffusion.correction import Auto, FittedCorrection, MomentCorrection, NoiseStatistics, PathCorrection
+from ptq_diffusion.correction.auto import FLOAT
 from ptq_diffusion.correction.diagnostics import fit_diagnosed
 from ptq_diffusion.network import OutputLayerTap
 from ptq_diffusion.stage.calibrate import Calibrate
@@ -22,8 +23,6 @@ from ptq_diffusion.stage.parts import build_model, build_quantized, build_steps
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.store import ModelStage, Need
 from ptq_diffusion.stage.walk import Walk
-
-FLOAT = "full precision"
 
 
 class Fit(ModelStage):
@@ -42,7 +41,10 @@ class Fit(ModelStage):
             return super().inputs(cfg)
         calibrated = {Calibrate.name: Need(Calibrate, cfg)}
         if isinstance(correction, Auto):
-            return calibrated | {name: Need(Fit, with_candidate(cfg, name)) for name in correction.candidates}
+            return calibrated | {
+                name: Need(Fit, with_candidate(cfg, name), f"leave it out with ~correction.candidates.{name}")
+                for name in correction.candidates
+            }
         return calibrated
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:

@@ -26,11 +26,18 @@ def check(cfg: DictConfig, goal: type[Stage]) -> None:
         if "quantizer" in used:
             build_quantizers(cfg, model)
         if "correction" in used:
-            construct(cfg.correction).check(build_fit_steps(cfg, model))
+            _check_correction(cfg, model)
         if "images" in used:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
         if "metric" in used:
             _check_judging(cfg, model)
+
+
+def _check_correction(cfg: DictConfig, model: Denoiser) -> None:
+    correction, steps = construct(cfg.correction), build_fit_steps(cfg, model)
+    correction.check(steps)
+    if cfg.noise.steps is not None:
+        correction.check_carried(steps)
 
 
 def _check_judging(cfg: DictConfig, model: Denoiser) -> None:

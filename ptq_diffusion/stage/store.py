@@ -61,10 +61,17 @@ class Stage(ABC):
 
 @dataclass(frozen=True)
 class Need:
-    """An artefact that a stage is made from: of which stage, and of which configuration."""
+    """An artefact that a stage is made from.
+
+    Args:
+        stage: which makes it.
+        cfg: the configuration that it is made of.
+        remedy: what to do where it cannot be made, beside what the error says.
+    """
 
     stage: type[Stage]
     cfg: DictConfig
+    remedy: str = ""
 
 
 class ModelStage(Stage):
@@ -121,10 +128,18 @@ class Store:
         """
         signature = self.signature(stage, cfg)
         if (stage.name, signature) not in self._obtained:
-            inputs = {name: self.obtain(need.stage, need.cfg) for name, need in stage().inputs(cfg).items()}
+            inputs = {name: self._input(name, need) for name, need in stage().inputs(cfg).items()}
             self._obtained[stage.name, signature] = self._made(stage, signature, cfg, inputs)
             self.signatures[stage.name] = signature
         return self._obtained[stage.name, signature]
+
+    def _input(self, name: str, need: Need) -> Path:
+        try:
+            return self.obtain(need.stage, need.cfg)
+        except ValueError as error:
+            if need.remedy:
+                raise ValueError(f"of {name}: {error}; or {need.remedy}") from error
+            raise
 
     def _made(self, stage: type[Stage], signature: str, cfg: DictConfig, inputs: Mapping[str, Path]) -> Path:
         final = self.root / stage.name / signature

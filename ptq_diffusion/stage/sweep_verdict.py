@@ -22,7 +22,7 @@ class Verdict:
         correction: its name.
         cells: in how many it was measured.
         harmless: in how many its FID is certainly below that of no correction + 2 %, Holm over its cells at 5 %.
-        first: in how many its FID is the lowest of all corrections.
+        first: in how many its FID is the lowest of all corrections; `auto` shares it with the one that it chose.
         recovered: the least and the largest share of the FID lost to quantization that it gives back; None where no
             float model has a line or quantization lost nothing.
     """
@@ -66,7 +66,8 @@ def verdict_table(said: Sequence[Sequence[str]]) -> Table:
 def _verdict(name: str, cells: Sequence[Mapping[str, Line]], full: Sequence[Line]) -> Verdict:
     own = [cell[name] for cell in cells if name in cell]
     p = [noninferiority(_gain(line), MARGIN * _quantized(line)) for line in own]
-    first = sum(min(cell.values(), key=lambda line: line.values["fid"]).correction == name for cell in cells)
+    lowest = [min(line.values["fid"] for line in cell.values()) for cell in cells if name in cell]
+    first = sum(line.values["fid"] == least for line, least in zip(own, lowest, strict=True))
     shares = [share for line in own if (share := _recovered(line, full)) is not None]
     recovered = (min(shares), max(shares)) if shares else None
     return Verdict(name, len(own), sum(value < LEVEL for value in holm(p)), first, recovered)

@@ -35,9 +35,9 @@ def test_the_closest_to_the_float_samples_is_chosen_in_any_order(images):
         choice = auto(*names).choose(images, {name: variants[name] for name in names})
         assert choice.chosen == "nearer" and choice.chosen in choice.reason
         assert choice.trials["nearer"].distance == pytest.approx(0, abs=1e-6)
-        assert choice.trials["far"].low > 0 > choice.trials["near"].high
+        assert choice.trials["far"].difference > 0 > choice.trials["near"].difference
         for trial in choice.trials.values():
-            assert trial.low <= trial.difference <= trial.high
+            assert trial.standard_error >= 0
             assert trial.difference == pytest.approx(trial.distance - choice.trials["none"].distance)
 
 
@@ -55,13 +55,38 @@ def test_a_choice_is_read_as_it_was_saved(images, tmp_path):
     assert Choice.load(tmp_path) == choice
 
 
+def test_the_more_candidates_the_surer_the_closest_must_be():
+    class Told:
+        """Differences in standard errors."""
+
+        def __call__(self, full_precision, variants, against):
+            return {name: (1.0, -2.2 if name != against else 0.0, 1.0) for name in variants}
+
+        def checksum(self):
+            return ""
+
+    image = torch.zeros(2, 1, 1, 1)
+    for others, expected in ((1, "0"), (2, "none"), (5, "none")):
+        names = ["none", *map(str, range(others))]
+        found = Auto(dict.fromkeys(names, NoCorrection()), 2, 0, Told()).choose(image, dict.fromkeys(names, image))
+        assert found.chosen == expected
+
+
+def test_what_is_no_correction_is_no_candidate():
+    choice = Auto({"none": NoCorrection(), "other": NoCorrection()}, 2, 0, JUDGE)
+    for odd in ("ptqd", choice):
+        with pytest.raises(ValueError, match=r"corrections to be fitted, got another in odd.*\+correction@"):
+            Auto({"none": NoCorrection(), "odd": odd}, 2, 0, JUDGE)
+
+
 @pytest.mark.parametrize(
     ("names", "options", "said"),
     [
         (["ptqd", "bias"], {}, "'none' and others"),
         (["none"], {}, "'none' and others"),
-        (["none", "ptqd"], {"images": 1}, "at least 2 images"),
+        (["none", "ptqd"], {"images": 1}, "correction.images of at least 2"),
         (["none", "ptqd"], {"seed": -1}, "seed of at least 0"),
+        (["none", "full_precision"], {}, "the float model's"),
     ],
 )
 def test_a_choice_among_nothing_is_refused(names, options, said):

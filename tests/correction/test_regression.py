@@ -114,6 +114,11 @@ def test_a_readout_in_eight_bits_costs_little_and_is_an_eighth_of_the_bytes(side
     assert residual.mean((0, 2, 3)).abs().max() < 1e-9, "c is fitted anew"
 
 
+def test_eight_bits_of_no_readout_are_refused():
+    with pytest.raises(ValueError, match="a readout to store in 8 bits"):
+        Regression(**OPTIONS | {"readout_bits": 8})
+
+
 def test_a_readout_in_eight_bits_is_saved_bit_for_bit_and_not_interpolated(tmp_path):
     tensors, steps = planted(), DDIM(8, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config)
     readout = Regression(**OPTIONS | {"on_features": 3, "readout_bits": 8})

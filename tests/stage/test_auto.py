@@ -37,6 +37,11 @@ def test_candidates_are_fitted_once_for_all_runs(make, chosen):
     assert make("goal=fit", *AUTO) == chosen
 
 
+def test_a_candidate_that_cannot_be_fitted_is_named(make):
+    with pytest.raises(ValueError, match=r"of matched: expected at least 14 images.*or leave it out with ~correction"):
+        make("goal=fit", *AUTO, "noise.images=5")
+
+
 def test_a_killed_trial_goes_on_where_it_was(make, chosen, monkeypatch, tmp_path):
     forward, done = DrawImages.forward, []
 

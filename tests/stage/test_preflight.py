@@ -22,6 +22,13 @@ BAD = {
     "eta above 1": (["sampler.eta=2"], r"eta in \[0, 1\]"),
     "an option of no scheduler": (["+sampler.scheduler.nothing=1"], "it has beta_end"),
     "a fit on steps that do not reach": (["noise.steps=1"], "raise noise.steps"),
+    "a table of its own, carried": (["correction=stepbaq", "noise.steps=6"], "noise.steps=null"),
+    "a direction of its own, carried": (["correction=ptqd_release", "noise.steps=6"], "correction.direction=original"),
+    "a noise scale of its own, carried": (["correction=readout", "noise.steps=6"], "correction.variance=original"),
+    "eight bits, carried": (
+        ["correction=readout_matched", "correction.readout_bits=8", "noise.steps=6"],
+        "correction.readout_bits=32",
+    ),
     "no such term": (["correction.bias=both"], "'intercept', 'total' or 'off'"),
     "no such path": (["correction=matched", "correction.path=quantized"], "path of Regression to be 'float' or"),
     "no such goal": (["goal=nothing"], "samples_corrected"),

@@ -36,5 +36,11 @@ def test_what_may_cost_two_percent_is_not_called_harmless():
     assert verdicts(lines({"a": [0.12 - 1.75 * 0.05] * 2}, error=0.05))[0].harmless == 0
 
 
+def test_a_tie_is_shared():
+    """As `auto` ties with the candidate that it chose."""
+    found = {v.correction: v.first for v in verdicts(lines({"auto": [-2.0, -1.0], "own": [-2.0, -3.0]}))}
+    assert found == {"auto": 1, "own": 2}
+
+
 def test_nothing_measured_says_nothing():
     assert verdicts([]) == [] and verdicts(lines({})) == []
