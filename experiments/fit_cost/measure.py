@@ -26,12 +26,12 @@ from ptq_diffusion.stage.samples import FullPrecisionSamples, QuantizedSamples
 from ptq_diffusion.stage.store import Stage, Store, select
 
 NAMES = ("ptqd", "ptqd_gated", "tac", "matched", "wiener_matched", "readout_matched")
-SMALL = ("noise.images=128", "images=128", "seeds=[0]", "calibration.images=16", "sampler.steps=10", "bitwidth=w4a8")
-ROUNDS = 2
+SMALL = ("noise.images=64", "images=64", "seeds=[0]", "calibration.images=16", "sampler.steps=5", "bitwidth=w4a8")
+ROUNDS = 3
 
 
 def composed(correction: str) -> DictConfig:
-    """Ten steps of 128 images, which fitting and sampling share."""
+    """A few steps of 64 images, which fitting and sampling share."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", [*SMALL, f"correction={correction}"])
 
