@@ -89,7 +89,7 @@ def table(report: Mapping[str, Any]) -> Table:
     for row in report["rows"]:
         name = row["variant"] if row["variant"] != "corrected" else row["correction"]
         if choice and row["variant"] == "corrected":
-            name = f"{name}: {choice['chosen']}"
+            name = f"{name}:\n{choice['chosen']}"
         shown.add_row(
             name.replace("_", " "),
             f"{row['weight_bits']}/{row['activation_bits']}",

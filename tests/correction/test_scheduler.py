@@ -22,9 +22,9 @@ from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import DDIM, DDPM, sample
 from ptq_diffusion.sampler.step import fingerprint
 from ptq_diffusion.stage.parts import build_quantizers
-from tests.correction.presets import CORRECTIONS
+from tests.correction.presets import CORRECTIONS, FILES
 
-WITH_FEATURES = {"readout", "readout_matched"}
+WITH_FEATURES = {name for name, file in FILES.items() if file.get("on_features")}
 WITH_NETWORK = {"qncd"}
 SEED, BATCH, STEPS = 3, 3, 3
 OURS = {"steps": STEPS, "scheduler": {}}

@@ -22,8 +22,9 @@ def run_like(folder, correction="ptqd", eta=1.0, bits=4, noise=128, **report):
     place = folder / name
     place.mkdir(parents=True)
     text = (EXAMPLE / "config.yaml").read_text()
-    text = text.replace("eta: 1.0", f"eta: {eta}").replace("correction: matched", f"correction: {correction}")
-    text = text.replace("images: 128", f"images: {noise}").replace("weight: 4\n", f"weight: {bits}\n")
+    text = text.replace("eta: 1.0", f"eta: {eta}").replace("correction: auto", f"correction: {correction}")
+    text = text.replace("noise:\n  images: 128\n", f"noise:\n  images: {noise}\n")
+    text = text.replace("weight: 4\n", f"weight: {bits}\n")
     assert f"weight: {bits}\n" in text and f"eta: {eta}" in text and f"images: {noise}" in text
     (place / "config.yaml").write_text(text)
     found = json.loads((EXAMPLE / "report.json").read_text()) | report
