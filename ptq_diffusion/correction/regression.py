@@ -104,12 +104,14 @@ class Regression(PathCorrection):
 
     def _filter(self, batches: Sequence[Batch]) -> tuple[Repair, ...]:
         """The regression, or nothing where on held-out images it explains nothing."""
-        pairs = [self._moments(batch) for batch in batches]
-        # A chunk of one image has no image in one of the halves.
-        halves = [[part for part in parts if part.count] for parts in zip(*pairs, strict=True)]
-        if not all(halves):
+        halves: list[Moments | None] = [None, None]
+        for batch in batches:
+            for half, part in enumerate(self._moments(batch)):
+                if part.count:  # A chunk of one image has no image in one of the halves.
+                    halves[half] = part if (so_far := halves[half]) is None else so_far.merge(part)
+        even, odd = halves
+        if even is None or odd is None:
             raise ValueError("expected at least 2 images to choose a ridge, got 1; raise noise.images")
-        even, odd = (reduce(Moments.merge, parts) for parts in halves)
         channels, features = batches[0].m.shape[1], batches[0].features.shape[1]
         inputs = len(even.mean) - channels
         found = held_out_ridge(even, odd, inputs, self.ridges)

@@ -17,9 +17,7 @@ from ptq_diffusion.metric.psnr import psnr
 from ptq_diffusion.metric.real import RealStatistics
 from ptq_diffusion.metric.reference import Reference
 from ptq_diffusion.metric.ssim import ssim
-
-FLOAT = "full_precision"
-"""The variant that fidelity is measured to."""
+from ptq_diffusion.metric.to_float import FLOAT
 
 LIKENESS = ("psnr_to_fp", "ssim_to_fp")
 """Of an image to itself they say nothing: PSNR would be infinite."""

@@ -8,6 +8,7 @@ from ptq_diffusion.metric.feature_network import FeatureExtractor
 from ptq_diffusion.metric.fid import paired_fid_to
 
 FLOAT = "full_precision"
+"""The variant that fidelity is measured to."""
 
 
 class DistanceToFloat:
