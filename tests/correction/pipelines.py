@@ -1,0 +1,80 @@
+"""A tiny pair of networks, a correction fitted to it, and what our loop and a stock pipeline draw with it."""
+
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler
+
+from ptq_diffusion.correction import (
+    Batch,
+    Fingerprint,
+    FittedCorrection,
+    NoiseStatistics,
+    PathCorrection,
+)
+from ptq_diffusion.network import OutputLayerTap
+from ptq_diffusion.numeric.seed import SampleNoise, generator
+from ptq_diffusion.sampler import sample
+from ptq_diffusion.sampler.step import fingerprint
+from tests.correction.presets import CORRECTIONS, FILES
+
+WITH_FEATURES = {name for name, file in FILES.items() if file.get("on_features")}
+WITH_NETWORK = {"qncd"}
+SEED, BATCH, STEPS = 3, 3, 3
+OURS = {"steps": STEPS, "scheduler": {}}
+
+
+def states(model, seed):
+    return torch.randn(96, *model.shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def fitted(name, steps, pair):
+    """On white noise at every step; the path does not matter here."""
+    model, quantized = pair
+    tap = OutputLayerTap(quantized, model.sites())
+    correction = CORRECTIONS[name]
+    seen = []
+    for step in steps:
+        x = states(model, step.i)
+        seen.append((model.predict(x, step.t), *tap.predict(x, step.t), x))
+    if isinstance(correction, PathCorrection):
+        batches = [[Batch(0, m, q, x, features, m, x)] for m, q, features, x in seen]
+        found = [correction.fit_step(batch, step) for batch, step in zip(batches, steps, strict=True)]
+        return FittedCorrection(steps, found)
+    owner = Fingerprint("network", fingerprint(steps), model.shape)
+    return correction.fit(NoiseStatistics.of(owner, ((m, q, x) for m, q, _, x in seen), first=0), steps)
+
+
+@torch.no_grad()
+def our_states(pair, correction):
+    """x_T and every x_s after it, and the images."""
+    model, quantized = pair
+    tap = OutputLayerTap(quantized, model.sites())
+
+    def predict(x_t, step):
+        q, features = tap.predict(x_t, step.t)
+        return correction.output(q, x_t, features, step)
+
+    noise = SampleNoise(SEED, range(BATCH), model.shape)
+    visits = list(sample(predict, correction.steps, noise, correction.sigma))
+    return torch.stack([visit.x_t for visit in visits]), model.decode(visits[-1].x_s)
+
+
+def pipeline_states(pipe):
+    """The same by a stock pipeline."""
+    seen = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pipe.set_progress_bar_config(disable=True)
+    streams = [generator("images", SEED, index) for index in range(BATCH)]
+    images = pipe(batch_size=BATCH, generator=streams, num_inference_steps=STEPS, output_type="pt").images
+    hook.remove()
+    return torch.stack(seen), images
+
+
+def stock(unet):
+    """Any pipeline around the network, as a user has it."""
+    return DDPMPipeline(unet, DDPMScheduler())
+
+
+def assert_equal(ours, theirs):
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine.view(torch.int32), other.view(torch.int32))

@@ -1,0 +1,79 @@
+"""A network that repairs its own output, in a stock pipeline and alone."""
+
+import pytest
+import torch
+from diffusers import DDPMPipeline
+
+from ptq_diffusion.correction import (
+    CorrectedNetwork,
+    CorrectedScheduler,
+)
+from ptq_diffusion.model import UNetDenoiser
+from ptq_diffusion.network import OutputLayerTap, quantize
+from ptq_diffusion.sampler import DDIM, DDPM
+from tests.correction.pipelines import OURS, WITH_NETWORK, assert_equal, fitted, our_states, pipeline_states, states
+from tests.correction.presets import CORRECTIONS
+
+
+def repairing(model, calibrated, correction):
+    """The pipeline that goal=export writes."""
+    network = CorrectedNetwork(model, calibrated(model), correction)
+    return DDPMPipeline(network, CorrectedScheduler(correction.without_repairs()))
+
+
+@pytest.mark.parametrize("name", [name for name in CORRECTIONS if name not in WITH_NETWORK])
+def test_a_network_that_repairs_itself_gives_a_saved_pipeline_our_images_bit_for_bit(name, pair, calibrated, tmp_path):
+    correction = fitted(name, DDIM(eta=0.5, **OURS).steps(pair[0].scheduler_config), pair)
+    repairing(pair[0], calibrated, correction).save_pretrained(tmp_path)
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+    loaded = DDPMPipeline.from_pretrained(tmp_path)
+    assert type(loaded.unet) is CorrectedNetwork
+    assert_equal(our_states(pair, correction), pipeline_states(loaded))
+
+
+def test_a_network_that_predicts_a_variance_too_repairs_itself(tiny_model_folder, calibrated):
+    model = UNetDenoiser.from_folder(str(tiny_model_folder(out_channels=6)))
+    pair = model, model.with_network(quantize(model.network, calibrated(model)))
+    correction = fitted("readout", DDPM(**OURS).steps(model.scheduler_config), pair)
+    assert_equal(our_states(pair, correction), pipeline_states(repairing(model, calibrated, correction)))
+
+
+@pytest.fixture(scope="module")
+def network(pair, calibrated):
+    steps = DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config)
+    return repairing(pair[0], calibrated, fitted("readout", steps, pair)).unet
+
+
+def test_it_answers_like_a_unet_at_the_times_of_its_table_only(network, pair):
+    x = states(pair[0], 0)
+    (m,) = network(x, torch.full((len(x),), 333), return_dict=False)
+    assert torch.equal(m, network(x, 333.0).sample)
+    assert not torch.equal(m, network.quantized.predict(x, 333))
+    with pytest.raises(ValueError, match="one of 666, 333, 0, for all images, got 500"):
+        network(x, 500)
+    with pytest.raises(ValueError, match="got 333, 666"):
+        network(x, torch.tensor([666, 333]))
+
+
+def test_its_output_layer_folded_for_every_step_says_the_same(network, pair):
+    tap, x = OutputLayerTap(network.quantized, pair[0].sites()), states(pair[0], 0)
+    for step, layer in zip(network.correction.steps, network.output_layers(), strict=True):
+        _, features = tap.predict(x, step.t)
+        assert not torch.equal(layer.weight, tap.layer.weight)
+        assert torch.allclose(layer.output(x, features), network(x, step.t).sample, atol=1e-5)
+
+
+def test_a_folder_that_is_not_whole_makes_no_network(network, tmp_path):
+    network.save_pretrained(tmp_path)
+    for file in [file for file in tmp_path.rglob("*") if file.is_file()]:
+        kept = file.read_bytes()
+        file.unlink()
+        with pytest.raises(FileNotFoundError, match=f"lacks .*{file.suffix}.*; (write|save) one with"):
+            CorrectedNetwork.from_pretrained(tmp_path)
+        file.write_bytes(kept)
+    for options in ({"torch_dtype": torch.float16}, {"device_map": "auto"}):
+        with pytest.raises(ValueError, match=r"expected torch.float32 and no device_map.*pipe.to"):
+            CorrectedNetwork.from_pretrained(tmp_path, **options)
+    again = CorrectedNetwork.from_pretrained(tmp_path, torch_dtype=torch.float32)
+    x = torch.zeros(2, 3, 8, 8)
+    assert torch.equal(again(x, 0).sample, network(x, 0).sample)
