@@ -5,8 +5,9 @@ CPU time of one process and thread; the tasks take turns, so that a busy machine
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import truediv
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,19 +20,20 @@ from rich.table import Table
 from ptq_diffusion.main import CONF
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.memory import keep_freed_memory
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.runtime import Runtime, quiet_libraries
 from ptq_diffusion.stage.samples import FullPrecisionSamples, QuantizedSamples
 from ptq_diffusion.stage.store import Stage, Store, select
 
-NAMES = ("ptqd", "ptqd_gated", "tac", "matched", "wiener_matched", "readout_matched")
-SMALL = ("noise.images=64", "images=64", "seeds=[0]", "calibration.images=16", "sampler.steps=5", "bitwidth=w4a8")
+NAMES = ("ptqd", "ptqd_gated", "d2dpm", "tac", "matched", "wiener_matched", "readout_matched", "readout_wide_matched")
+SMALL = ("noise.images=64", "images=64", "seeds=[0]", "calibration.images=16", "bitwidth=w4a8")
 ROUNDS = 3
 
 
 def composed(correction: str) -> DictConfig:
-    """A few steps of 64 images, which fitting and sampling share."""
+    """20 steps of 64 images, which fitting and sampling share."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", [*SMALL, f"correction={correction}"])
 
@@ -42,14 +44,13 @@ def made(stage: type[Stage], cfg: DictConfig, inputs: dict[str, Path], runtime: 
         stage().make(select(cfg, stage.uses), inputs, Path(folder), runtime)
 
 
-def fitted(cfg: DictConfig, calibrated: Path, runtime: Runtime) -> None:
-    """All that a correction needs beside the calibrated network."""
-    needs = Fit().inputs(cfg)
+def fitted(cfg: DictConfig, shared: Mapping[str, Path], runtime: Runtime) -> None:
+    """What a correction needs beside the calibrated network and the float path."""
     with TemporaryDirectory() as folder:
-        inputs = {Calibrate.name: calibrated}
-        if Noise.name in needs:
+        inputs = dict(shared)
+        if Noise.name in Fit().inputs(cfg):
             Noise().make(select(cfg, Noise.uses), inputs, Path(folder), runtime)
-            inputs |= {Noise.name: Path(folder)}
+            inputs[Noise.name] = Path(folder)
         made(Fit, cfg, inputs, runtime)
 
 
@@ -67,24 +68,21 @@ def main() -> None:
     torch.set_num_threads(1)
     runtime, plain = Runtime("cpu", progress=False), composed("none")
     with TemporaryDirectory() as outputs:
-        inputs = {Calibrate.name: Store(Path(outputs), runtime).obtain(Calibrate, plain)}
+        store = Store(Path(outputs), runtime)
+        shared = {stage.name: store.obtain(stage, plain) for stage in (Calibrate, FloatPath)}
         tasks: dict[str, Callable[[], object]] = {
             "float": partial(made, FullPrecisionSamples, plain, {}, runtime),
-            "quantized": partial(made, QuantizedSamples, plain, inputs, runtime),
-        } | {name: partial(fitted, composed(name), inputs[Calibrate.name], runtime) for name in NAMES}
+            "quantized": partial(made, QuantizedSamples, plain, shared, runtime),
+            "float path": partial(made, FloatPath, plain, {}, runtime),
+        } | {name: partial(fitted, composed(name), shared, runtime) for name in NAMES}
         spent: dict[str, Sequence[float]] = {name: [] for name in tasks}
         for _ in range(ROUNDS):
             spent = {name: [*spent[name], seconds(task)] for name, task in tasks.items()}
-    table = Table("correction", "CPU s", "/ float sampling", "/ quantized sampling")
-    for name in NAMES:
-        ratios = (statistics.median(map(ratio, spent[name], spent[base])) for base in ("float", "quantized"))
+    table = Table("", "CPU s", "/ float sampling", "/ quantized sampling")
+    for name in ("float path", *NAMES):
+        ratios = (statistics.median(map(truediv, spent[name], spent[base])) for base in ("float", "quantized"))
         table.add_row(name, f"{statistics.median(spent[name]):.1f}", *(f"{found:.2f}" for found in ratios))
     Console().print(table)
-
-
-def ratio(own: float, base: float) -> float:
-    """Of two times of one round."""
-    return own / base
 
 
 if __name__ == "__main__":

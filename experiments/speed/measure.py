@@ -22,15 +22,16 @@ from torch import nn
 from ptq_diffusion.correction import FittedCorrection, NoiseStatistics
 from ptq_diffusion.main import CONF
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import QuantizedConv2d, QuantizedLinear, observing, quantize
+from ptq_diffusion.network import OutputLayerTap, QuantizedConv2d, QuantizedLinear, observing, quantize
 from ptq_diffusion.quantizer import AffineQuantizer
 from ptq_diffusion.sampler import DDIM, DDPM, sample
 from ptq_diffusion.stage.chunks import chunks
+from ptq_diffusion.stage.draw import DrawImages
 from ptq_diffusion.stage.factory import construct
+from ptq_diffusion.stage.float_path import RecordOutputs
 from ptq_diffusion.stage.memory import keep_freed_memory
 from ptq_diffusion.stage.noise import MeasureNoise
 from ptq_diffusion.stage.parts import build_model, build_quantizers, build_steps
-from ptq_diffusion.stage.samples import DrawImages
 
 BATCH, STEPS, ROUNDS, FORWARDS = 64, 3, 9, 8
 CPU, WALL = "CPU time", "wall time"
@@ -88,13 +89,14 @@ def main() -> None:
 def variants() -> tuple[Denoiser, Denoiser, FittedCorrection]:
     """The bundled model, its W4A8 copy and PTQD's terms, fitted on few samples: speed does not depend on how well."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[f"sampler.steps={STEPS}"])
+        cfg = compose("config", overrides=[f"sampler.steps={STEPS}", "correction=ptqd"])
     model = build_model(cfg)
     steps = build_steps(cfg, model)
     with torch.no_grad():
         quantized = calibrated(cfg, model)
-        work = MeasureNoise(model, quantized, steps)
         (chunk,) = chunks("noise", [0], 8, 8)
+        m = RecordOutputs(model, steps)(chunk, torch.device("cpu"))["m"]
+        work = MeasureNoise(quantized, steps, lambda _, step: m[step.i])
         statistics_of_noise = NoiseStatistics.of_tensors(work.owner, work(chunk, torch.device("cpu")))
     return model, quantized, construct(cfg.correction).fit(statistics_of_noise, steps)
 
@@ -119,7 +121,7 @@ def contenders(model: Denoiser, quantized: Denoiser, fitted: FittedCorrection) -
         "our DDIM": DrawImages.of(model, ddim),
         "our DDPM": DrawImages.of(model, ddpm),
         "quantized, W4A8": DrawImages.of(quantized, ddim),
-        "corrected, W4A8": DrawImages.corrected(quantized, fitted),
+        "corrected, W4A8": DrawImages.corrected(quantized, OutputLayerTap(quantized, model.sites()), fitted),
         "our DDIM, again": DrawImages.of(model, ddim),
     }
     own = {name: lambda work=work: work(chunk, torch.device("cpu")) for name, work in works.items()}

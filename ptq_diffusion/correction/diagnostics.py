@@ -101,8 +101,9 @@ def fit_step_diagnosed(
     found = correction.fit_step(batches, step)
     known: dict[str, float | None] = {
         "reliability": reliability(reduce(Tensor.add, (powers(terms(b.m, b.q), b.first) for b in batches))),
-        "r2_held_out": _r2_held_out(correction, batches, step),
     }
+    if found.report.r2_held_out is None:
+        known["r2_held_out"] = _r2_held_out(correction, batches, step)
     left = reduce(NoiseDetail.merge, (_left(batch, found, then) for batch, then in _beside(batches, before)))
     deviation_before = before[1].report.variance ** 0.5 if before else None
     return _reported(found, known | _shape(left, 0.0, (0.0, deviation_before)))

@@ -42,7 +42,7 @@ class StepReport:
         snr_q: signal-to-noise ratio of the quantized output.
         snr_f: of the forward process.
         r2_held_out: R^2 on the samples of odd index of a fit on those of even index; well below r2 where there are too
-            few samples.
+            few samples. Of a regression, used or left out, before matching: each half of the samples from the other.
         reliability: of the noise's own k, the share of k^2 that is no sampling error (`detail.reliability`): 1
             where groups of samples agree on k, near 0 where k had better be left alone.
         skewness: E[r^3] / E[r^2]^1.5, 0 of a normal residual.

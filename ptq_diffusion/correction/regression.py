@@ -1,6 +1,7 @@
 """The best linear, shift-invariant estimate of the float output from all that a quantized step knows."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Literal
 
@@ -95,15 +96,17 @@ class Regression(PathCorrection):
         if all(torch.equal(batch.q, batch.m) for batch in batches):
             return StepMeasurement.of(batches, (), step).correction(step.sigma)
         repairs: tuple[Repair, ...] = ()
+        r2_held_out = None
         if self.on_q or self.on_x or self.on_features:
-            repairs = self._filter(batches)
+            repairs, r2_held_out = self._filter(batches)
         if self.matching:
             repairs += _matched(batches, repairs, step)
         measured = StepMeasurement.of(batches, repairs, step)
-        return measured.correction(measured.matched_sigma() if self.variance == "rule" else step.sigma)
+        found = measured.correction(measured.matched_sigma() if self.variance == "rule" else step.sigma)
+        return replace(found, report=replace(found.report, r2_held_out=r2_held_out))
 
-    def _filter(self, batches: Sequence[Batch]) -> tuple[Repair, ...]:
-        """The regression, or nothing where on held-out images it explains nothing."""
+    def _filter(self, batches: Sequence[Batch]) -> tuple[tuple[Repair, ...], float]:
+        """The regression, or nothing where on held-out images it explains nothing; and how much it explains there."""
         halves: list[Moments | None] = [None, None]
         for batch in batches:
             for half, part in enumerate(self._moments(batch)):
@@ -116,10 +119,10 @@ class Regression(PathCorrection):
         inputs = len(even.mean) - channels
         found = held_out_ridge(even, odd, inputs, self.ridges)
         if found.r2 <= 0:
-            return ()
+            return (), found.r2
         if self.readout_bits == 8 and self.on_features:
-            return (self._rounded(found, even.merge(odd), channels, features),)
-        return (self._kernels(found.map, channels, features),)
+            return (self._rounded(found, even.merge(odd), channels, features),), found.r2
+        return (self._kernels(found.map, channels, features),), found.r2
 
     def _rounded(self, found: RidgeFit, moments: Moments, channels: int, features: int) -> FilterInt8:
         """R on its grid, and the others fitted to m - q - R * h."""
@@ -151,7 +154,7 @@ class Regression(PathCorrection):
             if side > 0
         ]
         lacking = patches((batch.m - batch.q)[images], 1, "constant")
-        return Moments.of(torch.cat([*regressors, lacking], dim=1))
+        return Moments.of(torch.cat([*regressors, lacking]).T)
 
     def _kernels(self, found: LinearMap, channels: int, features: int) -> Filter:
         """The rows of a slope as convolution kernels."""

@@ -217,6 +217,6 @@ def padded(x: Tensor, side: int, mode: str) -> Tensor:
 
 
 def patches(x: Tensor, side: int, mode: str) -> Tensor:
-    """The side x side neighbourhood of every pixel: (B, C, H, W) to (B H W, C side^2), in the order of kernels."""
-    columns = x.flatten(2) if side == 1 else F.unfold(padded(x, side, mode), side)
-    return columns.transpose(1, 2).flatten(0, 1)
+    """The side x side neighbourhood of every pixel: (B, C, H, W) to (C side^2, B H W), in the order of kernels."""
+    around = padded(x, side, mode).unfold(2, side, 1).unfold(3, side, 1)
+    return around.permute(1, 4, 5, 0, 2, 3).reshape(x.shape[1] * side**2, -1)

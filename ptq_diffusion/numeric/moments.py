@@ -1,9 +1,13 @@
 """Streaming first and second moments in float64."""
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
+
+TOGETHER = 1024
+"""Observations in float64 at a time, few enough to stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,17 @@ class Moments:
         Raises:
             ValueError: an observation is NaN or infinite.
         """
+        found = reduce(cls.merge, map(cls._of_few, observations.split(TOGETHER)))
+        if not torch.isfinite(found.scatter).all():
+            raise ValueError("expected finite observations, got NaN or infinity; check the network's output")
+        return found
+
+    @classmethod
+    def _of_few(cls, observations: Tensor) -> "Moments":
         rows = observations.double()
         mean = rows.mean(0)
         centred = rows - mean
-        scatter = centred.T @ centred
-        if not torch.isfinite(scatter).all():
-            raise ValueError("expected finite observations, got NaN or infinity; check the network's output")
-        return cls(len(rows), mean, scatter)
+        return cls(len(rows), mean, centred.T @ centred)
 
     def merge(self, other: "Moments") -> "Moments":
         """The moments of both sets of observations."""

@@ -13,6 +13,7 @@ from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.factory import construct, plain
 from ptq_diffusion.stage.files import writable
 from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.memory import keep_freed_memory
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.preflight import check
@@ -35,6 +36,7 @@ STAGES: dict[str, type[Stage]] = {
         ReferenceStatistics,
         Trajectories,
         Calibrate,
+        FloatPath,
         Noise,
         Fit,
         FullPrecisionSamples,

@@ -18,6 +18,7 @@ from ptq_diffusion.stage.chunks import chunks, read_chunks, run_chunks
 from ptq_diffusion.stage.draw import DrawImages
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.fit_table import build_fit_steps, carried
+from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint
 from ptq_diffusion.stage.parts import build_model, build_quantized, build_steps
 from ptq_diffusion.stage.runtime import Runtime
@@ -30,22 +31,22 @@ class Fit(ModelStage):
 
     name = "fit"
     version = 1
-    needs = (Calibrate, Noise)
+    needs = (Calibrate, FloatPath, Noise)
     uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "micro_batch", "correction")
     scratch = ("walk", "trial")
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
-        """Moments need the noise, a choice every candidate fitted, a walk only the quantized network."""
+        """Moments need the noise, a choice every candidate fitted, a walk the float path and the quantized network."""
         correction = construct(cfg.correction)
         if isinstance(correction, MomentCorrection):
-            return super().inputs(cfg)
+            return {need.name: Need(need, cfg) for need in (Calibrate, Noise)}
         calibrated = {Calibrate.name: Need(Calibrate, cfg)}
         if isinstance(correction, Auto):
             return calibrated | {
                 name: Need(Fit, with_candidate(cfg, name), f"leave it out with ~correction.candidates.{name}")
                 for name in correction.candidates
             }
-        return calibrated
+        return calibrated | {FloatPath.name: Need(FloatPath, cfg)}
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         correction = construct(cfg.correction)
@@ -75,8 +76,9 @@ class Fit(ModelStage):
         """The images on their way."""
         model = build_model(cfg)
         quantized = build_quantized(cfg, model, inputs[Calibrate.name])
-        wanted = chunks("noise", [cfg.noise.seed], cfg.noise.images, cfg.micro_batch)
-        return Walk(model, quantized, construct(cfg.correction), build_fit_steps(cfg, model), wanted, folder)
+        beside = FloatOutputs(inputs[FloatPath.name])
+        steps, wanted = build_fit_steps(cfg, model), noise_chunks(cfg)
+        return Walk(model, quantized, construct(cfg.correction), steps, wanted, beside.of, folder)
 
     def _choose(
         self, correction: Auto, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime

@@ -1,6 +1,6 @@
 """Stage: the moments of the quantization noise along float sampling."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from pathlib import Path
 
@@ -14,23 +14,31 @@ from ptq_diffusion.network.quantizers import network_fingerprint
 from ptq_diffusion.sampler import Step, sample
 from ptq_diffusion.sampler.step import fingerprint
 from ptq_diffusion.stage.calibrate import Calibrate
-from ptq_diffusion.stage.chunks import Chunk, ChunkWork, chunks, read_chunks, run_chunks
+from ptq_diffusion.stage.chunks import Chunk, ChunkWork, read_chunks, run_chunks
 from ptq_diffusion.stage.fit_table import build_fit_steps
+from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.parts import build_model, build_quantized
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.store import ModelStage
 
 
 class MeasureNoise(ChunkWork):
-    """Float sampling; at every state the quantized network is asked too, and only moments are kept."""
+    """Float sampling, replayed; at every state the quantized network is asked, and only moments are kept.
 
-    def __init__(self, model: Denoiser, quantized: Denoiser, steps: Sequence[Step]) -> None:
+    Args:
+        quantized: the network.
+        steps: the table.
+        m: the float output of a chunk at a step.
+    """
+
+    def __init__(self, quantized: Denoiser, steps: Sequence[Step], m: Callable[[Chunk, Step], Tensor]) -> None:
         super().__init__()
-        self.model, self.quantized, self.steps = model, quantized, steps
+        self.quantized, self.steps, self.m = quantized, steps, m
         self.owner = noise_fingerprint(quantized, steps)
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
-        walk = sample(lambda x, s: self.model.predict(x, s.t), self.steps, chunk.noise(self.model.shape), device=device)
+        noise = chunk.noise(self.quantized.shape)
+        walk = sample(lambda _, s: self.m(chunk, s).to(device), self.steps, noise, device=device)
 
         def kept(tensor: Tensor) -> Tensor:
             """Without padding, where moments are taken: they are float64, which not every device has."""
@@ -45,12 +53,11 @@ class Noise(ModelStage):
 
     name = "noise"
     version = 1
-    needs = (Calibrate,)
+    needs = (Calibrate, FloatPath)
     uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "micro_batch")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
-        wanted = chunks("noise", [cfg.noise.seed], cfg.noise.images, cfg.micro_batch)
-        run_chunks(partial(self.work, cfg, inputs), wanted, out / "chunks", runtime, "quantization noise")
+        run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", runtime, "quantization noise")
         owner = self.work(cfg, inputs).owner
         parts = (NoiseStatistics.of_tensors(owner, chunk) for chunk in read_chunks(out / "chunks"))
         reduce(NoiseStatistics.merge, parts).save(out / "noise.safetensors")
@@ -59,7 +66,7 @@ class Noise(ModelStage):
         """What is done on every device."""
         model = build_model(cfg)
         quantized = build_quantized(cfg, model, inputs[Calibrate.name])
-        return MeasureNoise(model, quantized, build_fit_steps(cfg, model))
+        return MeasureNoise(quantized, build_fit_steps(cfg, model), FloatOutputs(inputs[FloatPath.name]).of)
 
 
 def noise_fingerprint(quantized: Denoiser, steps: Sequence[Step]) -> Fingerprint:

@@ -1,7 +1,7 @@
 """Images that walk through all steps together, so that each step is fitted on all of them before they go on."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ class Walk:
         correction: what is fitted.
         steps: the table.
         wanted: the images.
+        float_m: the float output of a chunk at a step of float sampling.
         folder: for what is kept on the way.
     """
 
@@ -41,10 +42,12 @@ class Walk:
         correction: PathCorrection,
         steps: Sequence[Step],
         wanted: Sequence[Chunk],
+        float_m: Callable[[Chunk, Step], Tensor],
         folder: Path,
     ) -> None:
         self.model, self.quantized, self.tap = model, quantized, OutputLayerTap(quantized, model.sites())
-        self.correction, self.steps, self.wanted, self.folder = correction, steps, wanted, folder
+        self.correction, self.steps, self.wanted = correction, steps, wanted
+        self.float_m, self.folder = float_m, folder
         self.fitted: list[StepCorrection] = []
         self._noise: dict[Chunk, Drawn] = {}
 
@@ -84,17 +87,17 @@ class Walk:
         beside.rename(self._fitted(step.i))
 
     def _visit(self, chunk: Chunk, step: Step, device: torch.device) -> None:
-        """Bring a chunk to a step, ask both networks there, and keep what they say."""
+        """Bring a chunk to a step, ask the networks there, and keep what they say."""
         self._step(step.i).mkdir(exist_ok=True)
         file = self._step(step.i) / chunk.name
         if holds_tensors(file):
             return
         x_t, y_t = self._states(chunk, step, device)
-        m = self.model.predict(y_t, step.t)
         q, features = self.tap.predict(y_t, step.t)
-        kept = {"m": m, "q": q, "x_t": y_t, "features": features}
+        float_m = self.float_m(chunk, step).to(device)
+        kept = {"m": float_m, "q": q, "x_t": y_t, "features": features}
         if self.correction.path is Along.CORRECTED:
-            kept |= {"float_m": self.model.predict(x_t, step.t), "float_x_t": x_t.clone()}
+            kept |= {"m": self.model.predict(y_t, step.t), "float_m": float_m, "float_x_t": x_t.clone()}
         write_tensors(file, kept)
 
     def _states(self, chunk: Chunk, step: Step, device: torch.device) -> tuple[Tensor, Tensor]:

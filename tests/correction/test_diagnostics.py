@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ptq_diffusion.correction import Batch, Fingerprint, MomentCorrection, NoiseStatistics
+from ptq_diffusion.correction import Batch, Fingerprint, MomentCorrection, NoiseStatistics, Regression
 from ptq_diffusion.correction.detail import GROUPS, reliability
 from ptq_diffusion.correction.diagnostics import fit_diagnosed, fit_step_diagnosed
 from ptq_diffusion.sampler import DDIM
@@ -131,8 +131,8 @@ def test_diagnostics_change_nothing_that_was_there(name):
     else:
         plain = [CORRECTIONS[name].fit_step(batches(step), step).report for step in STEPS]
         found = walked(name)
-    nothing = dict.fromkeys(MEASURED)
-    assert [dataclasses.replace(own, **nothing) for own in found] == list(plain)
+    bare, expected = ([dataclasses.replace(own, **dict.fromkeys(MEASURED)) for own in of] for of in (found, plain))
+    assert bare == expected
     measured = [dataclasses.asdict(own) for own in found[1:]]
     known = MEASURED - {"r2_held_out"} if name in JUDGED_ON_HALVES else MEASURED
     assert all(math.isfinite(own[field]) for own in measured for field in known)
@@ -187,6 +187,19 @@ def test_r2_held_out_is_that_of_a_fit_on_even_images_on_odd_ones():
         left = noise - float(own.repairs[0].k) * m - own.repairs[0].bias[:, None, None]
         expected = 1 - left[1::2].square().mean() / noise[1::2].square().mean()
         assert found[i].r2_held_out == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_r2_held_out_of_a_regression_is_of_each_half_from_the_other():
+    one_ridge = Regression(3, 1, 0, [0.1], False, "original", "float", 32)
+    for step in STEPS:
+        left = power = 0.0
+        for parity in (0, 1):
+            (seen,), (unseen,) = ([b.half(p) for b in batches(step, (COUNT,))] for p in (parity, 1 - parity))
+            repaired = unseen.repaired(one_ridge.fit_step([seen], step).repairs)
+            left += float((repaired - unseen.m).double().square().sum())
+            power += float((unseen.q - unseen.m).double().square().sum())
+        found = one_ridge.fit_step(batches(step), step)
+        assert found.repairs and found.report.r2_held_out == pytest.approx(1 - left / power, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ptqd", "d2dpm", "readout", "tac"])

@@ -80,7 +80,7 @@ def test_the_same_command_recomputes_nothing(report):
 
 
 FORCED = {
-    "true": {"trajectories", "calibrate", "noise", "fit", "evaluate"} | set(VARIANTS.values()),
+    "true": {"trajectories", "calibrate", "float_path", "noise", "fit", "evaluate"} | set(VARIANTS.values()),
     "evaluate": {"evaluate"},
     "noise": {"noise", "fit", "samples_corrected", "evaluate"},
 }

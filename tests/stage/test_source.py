@@ -18,7 +18,7 @@ from ptq_diffusion.stage.source import OURS, Package
 from ptq_diffusion.stage.store import Store, select, source, upstream
 
 EDITS = {
-    "sampler/loop.py": {"trajectories", "calibrate", "noise", "samples_full_precision", "evaluate"},
+    "sampler/loop.py": {"trajectories", "calibrate", "float_path", "noise", "samples_full_precision", "evaluate"},
     "quantizer/affine.py": {"calibrate", "noise", "samples_quantized", "samples_corrected", "evaluate"},
     "quantizer/range_search.py": {"calibrate", "noise", "samples_quantized", "samples_corrected", "evaluate"},
     "correction/ptqd.py": {"fit"},

@@ -1,0 +1,67 @@
+"""Stage: what the float network says along float sampling, once for all that is fitted beside it."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from safetensors import safe_open
+from torch import Tensor
+
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.sampler import Step, sample
+from ptq_diffusion.stage.chunks import Chunk, ChunkWork, chunks, run_chunks
+from ptq_diffusion.stage.fit_table import build_fit_steps
+from ptq_diffusion.stage.parts import build_model
+from ptq_diffusion.stage.runtime import Runtime
+from ptq_diffusion.stage.store import ModelStage
+
+
+class RecordOutputs(ChunkWork):
+    """Float sampling, every output kept, also of the padding: who reads them asks other networks for whole chunks."""
+
+    def __init__(self, model: Denoiser, steps: Sequence[Step]) -> None:
+        super().__init__()
+        self.model, self.steps = model, steps
+
+    def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
+        walk = sample(lambda x, s: self.model.predict(x, s.t), self.steps, chunk.noise(self.model.shape), device=device)
+        return {"m": torch.stack([visit.m for visit in walk])}
+
+
+class FloatOutputs:
+    """The outputs m of every chunk, (steps, B, C, H, W), from which its states follow without the network.
+
+    Args:
+        folder: the artefact.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def of(self, chunk: Chunk, step: Step) -> Tensor:
+        """The output at one step, (B, C, H, W); no other is read."""
+        with safe_open(self.folder / "chunks" / chunk.name, framework="pt") as file:
+            return file.get_slice("m")[step.i]
+
+
+class FloatPath(ModelStage):
+    """A `FloatOutputs` of the images that corrections are fitted on, shared by all quantized networks."""
+
+    name = "float_path"
+    version = 1
+    uses = ("model", "sampler", "noise", "micro_batch")
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
+        run_chunks(partial(self.work, cfg), noise_chunks(cfg), out / "chunks", runtime, "float path")
+
+    def work(self, cfg: DictConfig) -> RecordOutputs:
+        """What is done on every device."""
+        model = build_model(cfg)
+        return RecordOutputs(model, build_fit_steps(cfg, model))
+
+
+def noise_chunks(cfg: DictConfig) -> list[Chunk]:
+    """The images that corrections are fitted on."""
+    return chunks("noise", [cfg.noise.seed], cfg.noise.images, cfg.micro_batch)
