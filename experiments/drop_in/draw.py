@@ -87,8 +87,8 @@ def main() -> None:
     say("from our loop's:", difference(theirs, ours))
     say("from the uncorrected ones:", difference(theirs, uncorrected))
     say("from those drawn one by one:", difference(theirs, draw(pipe, cfg, 1)))
-    if FittedCorrection.load(store.obtain(Fit, cfg)).needs_features:
-        say("with the scheduler alone: no, the correction reads the input of the output layer")
+    if (fitted := FittedCorrection.load(store.obtain(Fit, cfg))).needs_features or fitted.rescales:
+        say("with the scheduler alone: no, the correction reaches into the network")
     else:
         with TemporaryDirectory() as folder:
             alone = draw(with_scheduler(cfg, store, Path(folder)), cfg, cfg.micro_batch)

@@ -12,6 +12,7 @@ from ptq_diffusion.correction.predictor import Predictor
 from ptq_diffusion.correction.ptqd import PTQD
 from ptq_diffusion.correction.qncd import QNCD
 from ptq_diffusion.correction.regression import Regression
+from ptq_diffusion.correction.rescaled import Rescaled, fit_rescalings
 from ptq_diffusion.correction.scheduler import CorrectedScheduler
 from ptq_diffusion.correction.statistics import Fingerprint, NoiseStatistics, StepMoments
 from ptq_diffusion.correction.stepbaq import StepbaQ
@@ -39,9 +40,11 @@ __all__ = [
     "PathCorrection",
     "Predictor",
     "Regression",
+    "Rescaled",
     "StepCorrection",
     "StepMoments",
     "StepReport",
     "StepbaQ",
+    "fit_rescalings",
     "fold",
 ]

@@ -97,9 +97,11 @@ class PathCorrection(Correction):
 
     Attributes:
         path: the path.
+        rescales: whether the network's layers are rescaled before each step is fitted.
     """
 
     path: Path
+    rescales: bool = False
 
     @abstractmethod
     def fit_step(self, batches: Sequence[Batch], step: Step) -> StepCorrection:

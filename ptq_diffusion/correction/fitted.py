@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ptq_diffusion.correction.repair import Affine, Filter, FilterInt8, Repair, Spectral
+from ptq_diffusion.network import Rescaling
 from ptq_diffusion.sampler.step import Step
 
 KINDS: dict[str, type[Repair]] = {kind.kind: kind for kind in (Affine, Filter, FilterInt8, Spectral)}
+RESCALING = "rescaling"
 CONFIG, COEFFICIENTS = "correction.json", "correction.safetensors"
 
 
@@ -79,12 +81,14 @@ class StepCorrection:
         sigma: sigma', the standard deviation of the noise to add.
         report: what was found.
         estimates: ask the network a second time here for the bias of its output, see `Predictor`.
+        rescalings: what layers of the network compute with here, by their names; the others as they are.
     """
 
     repairs: tuple[Repair, ...]
     sigma: float
     report: StepReport
     estimates: bool = False
+    rescalings: Mapping[str, Rescaling] = dataclasses.field(default_factory=dict)
 
     def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:
         """m~, the estimate of the float output from the quantized one, (B, C, H, W); see `Repair.output`."""
@@ -119,6 +123,11 @@ class FittedCorrection:
         return any(repair.needs_features for found in self.found for repair in found.repairs)
 
     @property
+    def rescales(self) -> bool:
+        """Whether a step changes layers of the network."""
+        return any(found.rescalings for found in self.found)
+
+    @property
     def evaluations(self) -> int:
         """How often the network is asked beside once a step; a correction that does so needs a `Predictor`."""
         return sum(found.estimates for found in self.found)
@@ -136,7 +145,8 @@ class FittedCorrection:
 
     def without_repairs(self) -> "FittedCorrection":
         """The table and sigma' alone, for outputs that are repaired already, such as a `CorrectedNetwork`'s."""
-        return FittedCorrection(self.steps, [dataclasses.replace(found, repairs=()) for found in self.found])
+        bare = [dataclasses.replace(found, repairs=(), rescalings={}) for found in self.found]
+        return FittedCorrection(self.steps, bare)
 
     def report(self) -> Sequence[StepReport]:
         """What was found, one entry for each step."""
@@ -149,17 +159,21 @@ class FittedCorrection:
     @property
     def size(self) -> int:
         """Bytes of all coefficients as they are saved."""
-        tensors = (t for found in self.found for repair in found.repairs for t in repair.tensors().values())
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors().values())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Coefficients by step/place/kind/field, those of layers by step/rescaling/layer/field."""
+        tensors: dict[str, Tensor] = {}
+        for i, found in enumerate(self.found):
+            for place, repair in enumerate(found.repairs):
+                tensors |= {f"{i}/{place}/{repair.kind}/{name}": tensor for name, tensor in repair.tensors().items()}
+            for name, layer in found.rescalings.items():
+                tensors |= {f"{i}/{RESCALING}/{name}/gain": layer.gain, f"{i}/{RESCALING}/{name}/offset": layer.offset}
+        return tensors
 
     def save(self, folder: Path) -> None:
         """Write `correction.json` and `correction.safetensors` into an existing folder."""
-        tensors = {
-            f"{i}/{place}/{repair.kind}/{name}": tensor
-            for i, found in enumerate(self.found)
-            for place, repair in enumerate(found.repairs)
-            for name, tensor in repair.tensors().items()
-        }
+        tensors = self._tensors()
         tensors["sigma"] = torch.tensor([found.sigma for found in self.found], dtype=torch.float64)
         tensors["report"] = torch.tensor([_numbers(found.report) for found in self.found], dtype=torch.float64)
         save_file(tensors, folder / COEFFICIENTS)
@@ -183,9 +197,10 @@ class FittedCorrection:
         tensors = load_file(folder / COEFFICIENTS)
         config = json.loads((folder / CONFIG).read_text())
         rows = zip(tensors.pop("sigma").tolist(), tensors.pop("report").tolist(), config["estimates"], strict=True)
+        rescalings = _rescalings({name: tensors.pop(name) for name in list(tensors) if f"/{RESCALING}/" in name})
         repairs = _repairs(tensors)
         found = [
-            StepCorrection(tuple(repairs[i]), sigma, _report(row), estimates)
+            StepCorrection(tuple(repairs[i]), sigma, _report(row), estimates, rescalings[i])
             for i, (sigma, row, estimates) in enumerate(rows)
         ]
         return cls([Step(**row) for row in config["steps"]], found)
@@ -203,6 +218,18 @@ def _repairs(tensors: dict[str, Tensor]) -> defaultdict[int, list[Repair]]:
     found: defaultdict[int, list[Repair]] = defaultdict(list)
     for (step, _, kind), fields in sorted(parts.items(), key=lambda part: part[0]):
         found[step].append(KINDS[kind](**fields))
+    return found
+
+
+def _rescalings(tensors: Mapping[str, Tensor]) -> defaultdict[int, dict[str, Rescaling]]:
+    """Those of every step by layer, from tensors named step/rescaling/layer/field."""
+    parts: defaultdict[tuple[int, str], dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        i, _, layer, field = name.split("/")
+        parts[int(i), layer][field] = tensor
+    found: defaultdict[int, dict[str, Rescaling]] = defaultdict(dict)
+    for (step, layer), fields in parts.items():
+        found[step][layer] = Rescaling(**fields)
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
 from ptq_diffusion.correction.repair import FilterInt8, Repair
+from ptq_diffusion.network import Rescaling
 from ptq_diffusion.sampler.step import Step
 
 
@@ -173,7 +174,17 @@ def _between(a: StepCorrection, b: StepCorrection, weight: float, step: Step, ru
     )
     pairs = zip(_filled(a, b, step), _filled(b, a, step), strict=True)
     repairs = tuple(_mixed_repair(one, two, weight) for one, two in pairs)
-    return StepCorrection(repairs, sigma, report)
+    return StepCorrection(repairs, sigma, report, rescalings=_mixed_rescalings(a, b, weight))
+
+
+def _mixed_rescalings(a: StepCorrection, b: StepCorrection, weight: float) -> dict[str, Rescaling]:
+    """Of every layer that one of the steps rescales; the other then leaves it as it is."""
+    mixed = {}
+    for name in dict.fromkeys((*a.rescalings, *b.rescalings)):
+        known = a.rescalings.get(name) or b.rescalings[name]
+        one, two = (found.rescalings.get(name, known.nothing()) for found in (a, b))
+        mixed[name] = one.lerp(two, weight)
+    return mixed
 
 
 def _filled(found: StepCorrection, other: StepCorrection, step: Step) -> Sequence[Repair]:

@@ -1,16 +1,23 @@
 """What a correction makes of a network along one walk of some images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ptq_diffusion.correction.fitted import FittedCorrection
+from ptq_diffusion.network import Rescaling
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler.step import Step
 
-Ask = Callable[[Tensor, float], tuple[Tensor, Tensor]]
-"""From (x_t, t) to the quantized output q and the features."""
+
+class Ask(Protocol):
+    """A quantized network."""
+
+    def __call__(self, x_t: Tensor, t: float, rescalings: Mapping[str, Rescaling]) -> tuple[Tensor, Tensor]:
+        """The output q and the features of (x_t, t), with layers that compute with other scales."""
 
 
 class Predictor:
@@ -29,13 +36,17 @@ class Predictor:
         self._bias: Tensor | float = 0.0
 
     def __call__(self, x_t: Tensor, step: Step) -> Tensor:
-        q, features = self._ask(x_t, step.t)
-        if self._correction.found[step.i].estimates:
-            self._bias = estimated_bias(self._ask, x_t, q, step, self._noise.draw(x_t.device))
+        found = self._correction.found[step.i]
+        q, features = self._ask(x_t, step.t, found.rescalings)
+        if found.estimates:
+            ask = partial(self._ask, rescalings=found.rescalings)
+            self._bias = estimated_bias(ask, x_t, q, step, self._noise.draw(x_t.device))
         return self._correction.output(q - self._bias, x_t, features, step)
 
 
-def estimated_bias(ask: Ask, x_t: Tensor, q: Tensor, step: Step, noise: Tensor) -> Tensor:
+def estimated_bias(
+    ask: Callable[[Tensor, float], tuple[Tensor, Tensor]], x_t: Tensor, q: Tensor, step: Step, noise: Tensor
+) -> Tensor:
     """d, (B, C, 1, 1): the mean over pixels of what the network says of x_0 with known noise, less what is known.
 
     x' = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e with the x_0 that q implies, and d = mean(q(x', t) - m(x_0, e)), where m

@@ -40,10 +40,11 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
     init_noise_sigma = 1.0
 
     def __init__(self, correction: FittedCorrection) -> None:
-        if correction.needs_features:
+        if correction.needs_features or correction.rescales:
+            reads = "rescales its layers" if correction.rescales else "needs the input of its output layer"
             raise ValueError(
-                "expected a correction that is a function of the output and the state, got one that needs the input of "
-                "the network's output layer too, which a pipeline does not hand to its scheduler; take the pipeline of "
+                "expected a correction that is a function of the output and the state, got one that reaches into the "
+                f"network: it {reads}, and a pipeline's scheduler has no network; take the pipeline of "
                 "goal=export, whose unet, a CorrectedNetwork, repairs its own output and leaves the rest to "
                 "CorrectedScheduler(correction.without_repairs())"
             )

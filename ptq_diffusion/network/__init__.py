@@ -4,6 +4,7 @@ from ptq_diffusion.network.insertion import observing, quantize
 from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ptq_diffusion.network.output_layer import OutputLayerTap
 from ptq_diffusion.network.quantizers import LayerQuantizers, NetworkQuantizers
+from ptq_diffusion.network.rescaling import Rescaling, Spread, rescaled, watching
 from ptq_diffusion.network.saved import load_quantized, save_quantized
 
 __all__ = [
@@ -13,8 +14,12 @@ __all__ = [
     "QuantizedConv2d",
     "QuantizedLayer",
     "QuantizedLinear",
+    "Rescaling",
+    "Spread",
     "load_quantized",
     "observing",
     "quantize",
+    "rescaled",
     "save_quantized",
+    "watching",
 ]

@@ -10,6 +10,11 @@ from ptq_diffusion.network.quantizers import LayerQuantizers
 class QuantizedLayer(nn.Module, ABC):
     """A layer whose weight was quantized once and whose input is quantized at every call; None leaves an operand float.
 
+    Attributes:
+        weight: on its grid.
+        bias: float, or None.
+        instead: a weight and a bias to compute with in place of these, see `rescaled`; None outside of it.
+
     Args:
         layer: the float layer; it is not changed.
         quantizers: frozen.
@@ -23,10 +28,16 @@ class QuantizedLayer(nn.Module, ABC):
         weight, quantizer = layer.weight.detach(), quantizers.weight
         self.register_buffer("weight", weight.clone() if quantizer is None else quantizer(weight))
         self.bias = layer.bias
+        self.instead: tuple[Tensor, Tensor] | None = None
         self.activation = nn.Identity() if quantizers.activation is None else quantizers.activation
 
     def forward(self, x: Tensor) -> Tensor:
         return self.compute(self.activation(x))
+
+    @property
+    def operands(self) -> tuple[Tensor, Tensor | None]:
+        """The weight and the bias in use."""
+        return self.instead or (self.weight, self.bias)
 
     @abstractmethod
     def compute(self, x: Tensor) -> Tensor:
@@ -44,11 +55,12 @@ class QuantizedConv2d(QuantizedLayer):
         self.dilation, self.groups = layer.dilation, layer.groups
 
     def compute(self, x: Tensor) -> Tensor:
-        return nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        weight, bias = self.operands
+        return nn.functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class QuantizedLinear(QuantizedLayer):
     """`nn.Linear` with quantized operands."""
 
     def compute(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight, self.bias)
+        return nn.functional.linear(x, *self.operands)

@@ -1,12 +1,14 @@
 """What a quantized network's output layer sees."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from torch import Tensor
 
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.site import Role, Site
 from ptq_diffusion.network.layer import QuantizedLayer
+from ptq_diffusion.network.rescaling import Rescaling, rescaled
 
 
 class OutputLayerTap:
@@ -14,6 +16,7 @@ class OutputLayerTap:
 
     Attributes:
         layer: the output layer.
+        network: all of it.
 
     Args:
         denoiser: around a network that `quantize` made.
@@ -28,10 +31,19 @@ class OutputLayerTap:
         layer = denoiser.network.get_submodule(names[0]) if len(names) == 1 else None
         if not isinstance(layer, QuantizedLayer):
             raise ValueError(f"expected a quantized network with one output layer, got the output layers {names}")
-        self.layer, self._denoiser = layer, denoiser
+        self.layer, self.network, self._denoiser = layer, denoiser.network, denoiser
 
-    def predict(self, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        """q (B, C, H, W) and the input of the output layer after its activation quantizer (B, F, H, W)."""
+    def predict(
+        self, x_t: Tensor, t: float, rescalings: Mapping[str, Rescaling] = MappingProxyType({})
+    ) -> tuple[Tensor, Tensor]:
+        """q (B, C, H, W) and the input of the output layer after its activation quantizer (B, F, H, W).
+
+        Args:
+            x_t: the state, (B, C, H, W).
+            t: the time.
+            rescalings: of layers by name.
+        """
         seen: list[Tensor] = []
-        with self.layer.activation.register_forward_hook(lambda *call: seen.append(call[-1])):
+        hook = self.layer.activation.register_forward_hook(lambda *call: seen.append(call[-1]))
+        with hook, rescaled(self.network, rescalings):
             return self._denoiser.predict(x_t, t), seen[-1]

@@ -1,18 +1,19 @@
 """Images that walk through all steps together, so that each step is fitted on all of them before they go on."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptq_diffusion.correction import Batch, FittedCorrection, PathCorrection, StepCorrection
+from ptq_diffusion.correction import Batch, FittedCorrection, PathCorrection, StepCorrection, fit_rescalings
 from ptq_diffusion.correction import Path as Along
 from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import OutputLayerTap
+from ptq_diffusion.network import OutputLayerTap, Rescaling
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.chunks import Chunk
@@ -59,9 +60,10 @@ class Walk:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.fitted = list(self._kept())
         for step in track(self.steps[len(self.fitted) :], "fit of the correction", progress):
+            rescalings = self._rescalings(step, device)
             for chunk in self.wanted:
-                self._visit(chunk, step, device)
-            self.fitted.append(self._fit(step))
+                self._visit(chunk, step, rescalings, device)
+            self.fitted.append(replace(self._fit(step), rescalings=rescalings))
             self._keep(step)
             shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
         return FittedCorrection(self.steps, self.fitted)
@@ -72,6 +74,14 @@ class Walk:
             if not (folder := self._fitted(step.i)).is_dir():
                 return
             yield FittedCorrection.load(folder).found[0]
+
+    def _rescalings(self, step: Step, device: torch.device) -> Mapping[str, Rescaling]:
+        """What the layers compute with at a step, from the first chunk's images."""
+        if not self.correction.rescales:
+            return {}
+        first = self.wanted[0]
+        _, y_t = self._states(first, step, device)
+        return fit_rescalings(self.model, self.tap, y_t[: first.count], step.t)
 
     def _fit(self, step: Step) -> StepCorrection:
         before = (self._batches(step.i - 1), self.fitted[-1]) if step.i > 0 else None
@@ -86,14 +96,14 @@ class Walk:
         sync_folder(beside)
         beside.rename(self._fitted(step.i))
 
-    def _visit(self, chunk: Chunk, step: Step, device: torch.device) -> None:
+    def _visit(self, chunk: Chunk, step: Step, rescalings: Mapping[str, Rescaling], device: torch.device) -> None:
         """Bring a chunk to a step, ask the networks there, and keep what they say."""
         self._step(step.i).mkdir(exist_ok=True)
         file = self._step(step.i) / chunk.name
         if holds_tensors(file):
             return
         x_t, y_t = self._states(chunk, step, device)
-        q, features = self.tap.predict(y_t, step.t)
+        q, features = self.tap.predict(y_t, step.t, rescalings)
         float_m = self.float_m(chunk, step).to(device)
         kept = {"m": float_m, "q": q, "x_t": y_t, "features": features}
         if self.correction.path is Along.CORRECTED:
@@ -126,17 +136,17 @@ class Walk:
 
 
 class Drawn:
-    """Noise of which it is known how often it was drawn; a walk that goes on draws once what was drawn before it."""
+    """Noise by step; a walk that goes on after an interruption draws what was drawn before it."""
 
     def __init__(self, noise: SampleNoise) -> None:
-        self._noise, self._times = noise, 0
+        self._noise, self._drawn, self._last = noise, 0, torch.empty(0)
 
     def at(self, i: int, device: torch.device) -> Tensor:
-        """The noise of step `i`, which is later than those asked for before."""
-        for _ in range(self._times, i):
-            self._noise.draw()
-        self._times = i + 1
-        return self._noise.draw(device)
+        """The noise of step `i`, which is none before the last that was asked for."""
+        for _ in range(self._drawn, i + 1):
+            self._last = self._noise.draw()
+        self._drawn = i + 1
+        return self._last.to(device)
 
 
 class StepBatches(Sequence[Batch]):

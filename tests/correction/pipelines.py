@@ -1,5 +1,7 @@
 """A tiny pair of networks, a correction fitted to it, and what our loop and a stock pipeline draw with it."""
 
+from dataclasses import replace
+
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
@@ -9,6 +11,7 @@ from ptq_diffusion.correction import (
     FittedCorrection,
     NoiseStatistics,
     PathCorrection,
+    fit_rescalings,
 )
 from ptq_diffusion.network import OutputLayerTap
 from ptq_diffusion.numeric.seed import SampleNoise, generator
@@ -16,7 +19,8 @@ from ptq_diffusion.sampler import sample
 from ptq_diffusion.sampler.step import fingerprint
 from tests.correction.presets import CORRECTIONS, FILES
 
-WITH_FEATURES = {name for name, file in FILES.items() if file.get("on_features")}
+REACHING_IN = {name for name, file in FILES.items() if file.get("on_features") or "then" in file}
+"""Those that read or change what is inside the network."""
 WITH_NETWORK = {"qncd"}
 SEED, BATCH, STEPS = 3, 3, 3
 OURS = {"steps": STEPS, "scheduler": {}}
@@ -32,16 +36,22 @@ def fitted(name, steps, pair):
     model, quantized = pair
     tap = OutputLayerTap(quantized, model.sites())
     correction = CORRECTIONS[name]
+    if isinstance(correction, PathCorrection):
+        return FittedCorrection(steps, [fitted_step(correction, step, model, tap) for step in steps])
     seen = []
     for step in steps:
         x = states(model, step.i)
         seen.append((model.predict(x, step.t), *tap.predict(x, step.t), x))
-    if isinstance(correction, PathCorrection):
-        batches = [[Batch(0, m, q, x, features, m, x)] for m, q, features, x in seen]
-        found = [correction.fit_step(batch, step) for batch, step in zip(batches, steps, strict=True)]
-        return FittedCorrection(steps, found)
     owner = Fingerprint("network", fingerprint(steps), model.shape)
     return correction.fit(NoiseStatistics.of(owner, ((m, q, x) for m, q, _, x in seen), first=0), steps)
+
+
+def fitted_step(correction, step, model, tap):
+    """One step of a correction along a path."""
+    x = states(model, step.i)
+    rescalings = fit_rescalings(model, tap, x, step.t) if correction.rescales else {}
+    m, (q, features) = model.predict(x, step.t), tap.predict(x, step.t, rescalings)
+    return replace(correction.fit_step([Batch(0, m, q, x, features, m, x)], step), rescalings=rescalings)
 
 
 @torch.no_grad()
@@ -51,7 +61,7 @@ def our_states(pair, correction):
     tap = OutputLayerTap(quantized, model.sites())
 
     def predict(x_t, step):
-        q, features = tap.predict(x_t, step.t)
+        q, features = tap.predict(x_t, step.t, correction.found[step.i].rescalings)
         return correction.output(q, x_t, features, step)
 
     noise = SampleNoise(SEED, range(BATCH), model.shape)

@@ -1,9 +1,13 @@
 """The corrections of conf/correction that are fitted; a choice among them is tested in test_auto."""
 
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
 
 from ptq_diffusion.main import CONF
 from ptq_diffusion.stage.factory import construct
 
-FILES = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "correction").glob("*.yaml"))}
-CORRECTIONS = {name: construct(file) for name, file in FILES.items() if "defaults" not in file}
+with initialize_config_dir(str(CONF), version_base="1.3"):
+    FILES = {
+        path.stem: compose("config", [f"correction={path.stem}"]).correction
+        for path in sorted((CONF / "correction").glob("*.yaml"))
+    }
+CORRECTIONS = {name: construct(file) for name, file in FILES.items() if "candidates" not in file}

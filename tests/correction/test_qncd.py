@@ -22,7 +22,9 @@ MU = torch.tensor([0.1, -0.15]).view(2, 1, 1)
 STEPS = DDIM(12, 0.5, {}).steps(MODEL.scheduler_config)
 
 
-def biased(x, t):
+def biased(x, t, rescalings=None):
+    """Q and features of a network without layers."""
+    assert not rescalings
     return MODEL.predict(x, t) + MU, x
 
 
@@ -35,10 +37,10 @@ def fitted(correction, steps=STEPS):
 def drawn(correction, seed, indices, asked=None):
     """x_0 of these images of the biased network, corrected."""
 
-    def ask(x, t):
+    def ask(x, t, rescalings):
         if asked is not None:
             asked.append((x.clone(), t))
-        return biased(x, t)
+        return biased(x, t, rescalings)
 
     predict = Predictor(correction, ask, SampleNoise(seed, indices, SHAPE, "apart"))
     *_, last = sample(predict, correction.steps, SampleNoise(seed, indices, SHAPE), correction.sigma)
@@ -109,7 +111,9 @@ def test_estimates_shift_no_noise_of_the_walk():
     starts, again = [], []
     for correction in (fitted(NoCorrection()), fitted(QNCD(4))):
         asked = []
-        tap = SimpleNamespace(predict=lambda x, t, asked=asked: asked.append((x.clone(), t)) or biased(x, t))
+        tap = SimpleNamespace(
+            predict=lambda x, t, rescalings, asked=asked: asked.append((x.clone(), t)) or biased(x, t)
+        )
         DrawImages.corrected(MODEL, tap, correction)(chunk, torch.device("cpu"))
         assert len(asked) == len(STEPS) + correction.evaluations
         starts.append(asked[0][0])

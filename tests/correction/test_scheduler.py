@@ -15,8 +15,8 @@ from ptq_diffusion.model import UNetDenoiser
 from ptq_diffusion.sampler import DDIM, DDPM
 from tests.correction.pipelines import (
     OURS,
+    REACHING_IN,
     STEPS,
-    WITH_FEATURES,
     WITH_NETWORK,
     assert_equal,
     fitted,
@@ -28,7 +28,7 @@ from tests.correction.pipelines import (
 from tests.correction.presets import CORRECTIONS
 
 of_a_pipeline = pytest.mark.parametrize(
-    "name", [name for name in CORRECTIONS if name not in WITH_FEATURES | WITH_NETWORK]
+    "name", [name for name in CORRECTIONS if name not in REACHING_IN | WITH_NETWORK]
 )
 every_sampler = pytest.mark.parametrize(
     ("sampler", "clip"),
@@ -108,10 +108,10 @@ def test_one_generator_serves_all_images_and_a_tuple_holds_the_state(pair):
     assert scheduler.scale_model_input(x, steps[1].t) is x
 
 
-@pytest.mark.parametrize("name", sorted(WITH_FEATURES))
-def test_a_correction_that_needs_features_is_refused(name, pair):
+@pytest.mark.parametrize("name", sorted(REACHING_IN))
+def test_a_correction_that_reaches_into_the_network_is_refused(name, pair):
     correction = fitted(name, DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
-    with pytest.raises(ValueError, match=r"input of the network's output layer.*goal=export"):
+    with pytest.raises(ValueError, match=r"(input of its output layer|rescales its layers), .*goal=export"):
         CorrectedScheduler(correction)
 
 

@@ -1,0 +1,121 @@
+"""Scales of quantized weights and biases of their own, such as every step may have."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ptq_diffusion.network.layer import QuantizedLayer
+
+CONSTANT = 1e-4
+"""A channel whose standard deviation is below this share of its root mean square says only its mean."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of a layer's output channels, over images and positions.
+
+    Args:
+        mean: (O,) float64.
+        deviation: (O,) float64, the standard deviation.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, output: Tensor) -> "Spread":
+        """Of an output whose channels are its second dimension, (B, O, H, W), or its last, (B, ..., O)."""
+        channels = output.movedim(1, -1) if output.ndim == 4 else output
+        deviation, mean = torch.std_mean(channels.flatten(0, -2).double(), 0, correction=0)
+        return cls(mean, deviation)
+
+    @property
+    def varies(self) -> Tensor:
+        """Whether a channel is more than its mean, (O,) bool."""
+        return self.deviation > CONSTANT * (self.mean.square() + self.deviation.square()).sqrt()
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """y~ = gain y + offset of the output channels of a quantized layer.
+
+    The gain multiplies the scales of its weight, the offset goes into its bias, so that neither costs an operation.
+
+    Args:
+        gain: (O,) float64.
+        offset: (O,) float64.
+    """
+
+    gain: Tensor
+    offset: Tensor
+
+    @classmethod
+    def between(cls, source: Spread, target: Spread) -> "Rescaling":
+        """The one that gives every channel the target's mean and, where both vary, its standard deviation."""
+        gain = torch.where(source.varies & target.varies, target.deviation / source.deviation, 1.0)
+        return cls(gain, target.mean - gain * source.mean)
+
+    def of(self, output: Tensor) -> Tensor:
+        """y~, of the shape of y; see `Spread.of` for where its channels are."""
+        gain, offset = self.gain.to(output), self.offset.to(output)
+        if output.ndim == 4:
+            return output * gain[:, None, None] + offset[:, None, None]
+        return output * gain + offset
+
+    def operands(self, layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
+        """The layer's weight and bias with this gain and offset."""
+        gain, offset = self.gain.to(layer.weight), self.offset.to(layer.weight)
+        weight = layer.weight * gain.view(-1, *[1] * (layer.weight.ndim - 1))
+        return weight, offset if layer.bias is None else layer.bias * gain + offset
+
+    def lerp(self, other: "Rescaling", weight: float) -> "Rescaling":
+        """From this one at weight 0 to the other at 1."""
+        return Rescaling(torch.lerp(self.gain, other.gain, weight), torch.lerp(self.offset, other.offset, weight))
+
+    def nothing(self) -> "Rescaling":
+        """The one of the same channels that changes nothing."""
+        return Rescaling(torch.ones_like(self.gain), torch.zeros_like(self.offset))
+
+
+@contextmanager
+def rescaled(network: nn.Module, rescalings: Mapping[str, Rescaling]) -> Iterator[None]:
+    """Within this context layers of a quantized network compute with other scales and biases.
+
+    Raises:
+        ValueError: the network has no quantized layer of a name, or one of another number of channels.
+    """
+    layers = {name: _layer(network, name, rescaling) for name, rescaling in rescalings.items()}
+    try:
+        for name, layer in layers.items():
+            layer.instead = rescalings[name].operands(layer)
+        yield
+    finally:
+        for layer in layers.values():
+            layer.instead = None
+
+
+def _layer(network: nn.Module, name: str, rescaling: Rescaling) -> QuantizedLayer:
+    layer = dict(network.named_modules()).get(name)
+    if not isinstance(layer, QuantizedLayer) or len(layer.weight) != len(rescaling.gain):
+        raise ValueError(
+            f"expected a quantized layer {name} of {len(rescaling.gain)} output channels, which the correction was "
+            f"fitted for, got {type(layer).__name__}; fit it for this network"
+        )
+    return layer
+
+
+@contextmanager
+def watching(network: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+    """Within this context the outputs of some layers are shown; what `see` returns takes their place, if any."""
+    hooks = [
+        network.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: see(name, output))
+        for name in names
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

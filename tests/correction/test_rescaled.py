@@ -1,0 +1,188 @@
+"""Layers are given the means and deviations of the float network's, where that brings the output nearer."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from ptq_diffusion.correction import fit_rescalings
+from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
+from ptq_diffusion.correction.interpolation import interpolated
+from ptq_diffusion.model import UNetDenoiser
+from ptq_diffusion.network import (
+    LayerQuantizers,
+    OutputLayerTap,
+    QuantizedLayer,
+    Rescaling,
+    Spread,
+    quantize,
+    rescaled,
+    watching,
+)
+from ptq_diffusion.sampler import DDIM
+from tests.correction.pipelines import OURS, fitted, states
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_folder):
+    return UNetDenoiser.from_folder(str(tiny_model_folder()))
+
+
+@pytest.fixture(scope="module")
+def unquantized(model):
+    """A copy of the quantized kind whose operands are all float."""
+    none = SimpleNamespace(layers={site.name: LayerQuantizers(None, None) for site in model.sites()})
+    return model.with_network(quantize(model.network, none))
+
+
+@pytest.fixture
+def distorted(unquantized):
+    """The copy with another scale and bias of every layer's channels but the output layer's."""
+    network = copy.deepcopy(unquantized.network)
+    draw = torch.Generator().manual_seed(0)
+    for name, layer in layers_of(network).items():
+        if name != "conv_out":
+            shape = (-1, *[1] * (layer.weight.ndim - 1))
+            gain = 1 + 0.3 * torch.rand(len(layer.weight), generator=draw)
+            layer.weight = layer.weight * gain.view(shape)
+            layer.bias = nn.Parameter(layer.bias * gain + 0.2 * torch.randn(len(gain), generator=draw))
+    return unquantized.with_network(network)
+
+
+def layers_of(network):
+    return {name: module for name, module in network.named_modules() if isinstance(module, QuantizedLayer)}
+
+
+def outputs(network, ask, names):
+    """What layers say within a forward."""
+    seen = {}
+    with torch.no_grad(), watching(network, names, seen.__setitem__):
+        ask()
+    return seen
+
+
+def test_distorted_scales_and_biases_of_all_layers_are_found(model, distorted):
+    x, unseen = states(model, 0)[:32], states(model, 1)[:8]
+    tap = OutputLayerTap(distorted, model.sites())
+    with torch.no_grad():
+        found = fit_rescalings(model, tap, x, 300.0)
+        assert found.keys() == layers_of(distorted.network).keys() - {"conv_out"}
+        m, q = model.predict(unseen, 300.0), distorted.predict(unseen, 300.0)
+        repaired, _ = tap.predict(unseen, 300.0, found)
+    assert torch.allclose(repaired, m, atol=1e-5)
+    assert (q - m).abs().max() > 0.1
+
+
+def test_a_network_without_noise_is_left_alone(model, unquantized):
+    with torch.no_grad():
+        found = fit_rescalings(model, OutputLayerTap(unquantized, model.sites()), states(model, 0)[:16], 300.0)
+    assert found == {} or all(torch.allclose(own.gain, torch.ones_like(own.gain)) for own in found.values())
+
+
+def test_rescaled_layers_have_the_means_and_deviations_of_the_float_ones(pair):
+    model, quantized = pair
+    tap, x = OutputLayerTap(quantized, model.sites()), states(model, 0)[:16]
+    with torch.no_grad():
+        found = fit_rescalings(model, tap, x, 300.0)
+    assert found
+    target = outputs(model.network, lambda: model.predict(x, 300.0), found)
+    plain, ours = (outputs(quantized.network, lambda use=use: tap.predict(x, 300.0, use), found) for use in ({}, found))
+    for name, output in target.items():
+        aim, before, after = (Spread.of(of) for of in (output, plain[name], ours[name]))
+        assert torch.allclose(after.mean, aim.mean, atol=1e-3)
+        varying = aim.varies & after.varies
+        assert torch.allclose(after.deviation[varying], aim.deviation[varying], rtol=1e-3)
+        assert torch.equal(before.mean, aim.mean) is False
+
+
+@pytest.mark.parametrize("name", ["down_blocks.0.resnets.0.conv1", "time_embedding.linear_1"])
+def test_a_gain_and_an_offset_fold_into_weight_and_bias(name, pair):
+    _, quantized = pair
+    layer = quantized.network.get_submodule(name)
+    draw = torch.Generator().manual_seed(1)
+    channels = len(layer.weight)
+    own = Rescaling(*(torch.randn(2, channels, generator=draw).double()))
+    shape = (2, layer.weight.shape[1], 6, 6) if layer.weight.ndim == 4 else (2, layer.weight.shape[1])
+    h = torch.randn(shape, generator=draw)
+    with torch.no_grad():
+        plain = layer(h)
+        with rescaled(quantized.network, {name: own}):
+            assert torch.allclose(layer(h), own.of(plain), atol=1e-5)
+        assert torch.equal(layer(h), plain)
+
+
+def test_within_an_error_too_layers_come_back(pair):
+    name = "conv_in"
+    layer = pair[1].network.get_submodule(name)
+    own = Rescaling(torch.full((len(layer.weight),), 2.0).double(), torch.zeros(len(layer.weight)).double())
+    with pytest.raises(RuntimeError, match="on the way"), rescaled(pair[1].network, {name: own}):
+        raise RuntimeError("on the way")
+    assert layer.operands[0] is layer.weight
+
+
+def test_a_step_that_gains_nothing_keeps_its_layers(model, unquantized):
+    """The odd images are of another distribution, whose error a fit to the even ones enlarges."""
+    x = states(model, 0)[:16]
+    calls = []
+
+    def predict(x_t, t, rescalings=()):
+        calls.append(bool(rescalings))
+        q = unquantized.predict(x_t, t)
+        return (q + 1 if rescalings else q + 0.1), x_t
+
+    tap = SimpleNamespace(network=unquantized.network, layer=unquantized.network.conv_out, predict=predict)
+    with torch.no_grad():
+        assert fit_rescalings(model, tap, x, 300.0) == {}
+    assert calls == [False, False, True]
+
+
+def test_one_image_judges_nothing(pair):
+    tap = OutputLayerTap(pair[1], pair[0].sites())
+    with pytest.raises(ValueError, match=r"at least 2 images.*got 1; raise noise\.images"):
+        fit_rescalings(pair[0], tap, states(pair[0], 0)[:1], 300.0)
+
+
+def test_a_channel_that_says_only_its_mean_keeps_its_scale():
+    still, moving = Spread.of(torch.full((4, 1, 2, 2), 3.0)), Spread.of(torch.arange(16.0).view(4, 1, 2, 2))
+    for source, target in ((still, moving), (moving, still)):
+        found = Rescaling.between(source, target)
+        assert found.gain == 1 and found.offset == pytest.approx(float(target.mean - source.mean))
+
+
+@pytest.mark.parametrize("wrong", ["conv_nowhere", "conv_norm_out", "conv_out"])
+def test_a_network_that_lacks_the_layer_is_refused(wrong, pair):
+    with (
+        pytest.raises(ValueError, match=rf"expected a quantized layer {wrong} of 7 output channels.*fit it for this"),
+        rescaled(pair[1].network, {wrong: Rescaling(torch.ones(7), torch.zeros(7))}),
+    ):
+        pass
+
+
+def test_folders_keep_rescalings_bit_for_bit(pair, tmp_path):
+    correction = fitted("rescaled_matched", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
+    correction.save(tmp_path)
+    loaded = FittedCorrection.load(tmp_path)
+    assert loaded.rescales and loaded.size == correction.size
+    for own, again in zip(correction.found, loaded.found, strict=True):
+        assert own.rescalings.keys() == again.rescalings.keys()
+        for name, layer in own.rescalings.items():
+            assert torch.equal(layer.gain, again.rescalings[name].gain)
+            assert torch.equal(layer.offset, again.rescalings[name].offset)
+    assert not loaded.without_repairs().rescales
+
+
+def test_between_steps_a_rescaling_is_between_theirs_and_beside_none_half_of_itself(pair):
+    scheduler = pair[0].scheduler_config
+    few = DDIM(3, 0.0, {}).steps(scheduler)
+    report = fitted("none", few, pair).found[0].report
+    layer = Rescaling(torch.tensor([3.0]).double(), torch.tensor([1.0]).double())
+    found = [StepCorrection((), 0.0, report, rescalings=own) for own in ({"a": layer}, {}, {})]
+    many = interpolated(FittedCorrection(few, found), few, DDIM(12, 0.0, {}).steps(scheduler))
+    gains = [float(own.rescalings["a"].gain) if own.rescalings else 1.0 for own in many.found]
+    assert gains == sorted(gains, reverse=True) and gains[0] == 3 and gains[-1] == 1
+    assert any(1 < gain < 3 for gain in gains)
+    for own in many.found:
+        if own.rescalings:
+            assert float(own.rescalings["a"].offset) == pytest.approx((float(own.rescalings["a"].gain) - 1) / 2)
