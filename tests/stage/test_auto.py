@@ -11,6 +11,7 @@ AUTO = [
     "correction.images=5",
     "correction.judge.replicates=5",
     "~correction.candidates.readout_matched",
+    "~correction.candidates.rescaled_readout_matched",
 ]
 AUTO += ["sampler.steps=2", "noise.images=16", "bitwidth=w4a4"]
 
@@ -22,8 +23,8 @@ def chosen(make):
 
 def test_the_choice_is_one_of_the_candidates_bit_for_bit(make, chosen):
     found = json.loads((chosen / "choice.json").read_text())
-    assert set(found["trials"]) == {"none", "ptqd_gated", "matched"}
-    alone = make("goal=fit", *AUTO[4:], f"correction={found['chosen']}")
+    assert set(found["trials"]) == {"none", "ptqd_gated", "matched", "rescaled_matched"}
+    alone = make("goal=fit", *AUTO[5:], f"correction={found['chosen']}")
     for name in ("correction.safetensors", "correction.json"):
         assert (chosen / name).read_bytes() == (alone / name).read_bytes()
 
@@ -31,8 +32,8 @@ def test_the_choice_is_one_of_the_candidates_bit_for_bit(make, chosen):
 def test_candidates_are_fitted_once_for_all_runs(make, chosen):
     fits = chosen.parent
     before = {folder.name for folder in fits.iterdir()}
-    for candidate in ("none", "ptqd_gated", "matched"):
-        make("goal=fit", *AUTO[4:], f"correction={candidate}")
+    for candidate in ("none", "ptqd_gated", "matched", "rescaled_matched"):
+        make("goal=fit", *AUTO[5:], f"correction={candidate}")
     assert {folder.name for folder in fits.iterdir()} == before
     assert make("goal=fit", *AUTO) == chosen
 

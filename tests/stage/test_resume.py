@@ -71,10 +71,11 @@ def test_a_run_killed_before_a_file_gets_its_name_ends_with_the_same_bytes(make,
     assert [name for name in found if found[name] != whole[name]] == []
 
 
+@pytest.mark.parametrize("correction", ["wiener", "rescaled"])
 @pytest.mark.parametrize("visits", [1, 3, 5])
-def test_a_fit_killed_on_its_way_goes_on_and_ends_with_the_same_bytes(make, tmp_path, monkeypatch, visits):
+def test_a_fit_killed_on_its_way_goes_on_and_ends_with_the_same_bytes(make, tmp_path, monkeypatch, visits, correction):
     """At its first step and at later ones; a step has two chunks."""
-    goal = ["goal=fit", "correction=wiener", "noise.images=7"]
+    goal = ["goal=fit", f"correction={correction}", "noise.images=7"]
     expected = contents(make(*goal, f"outputs={tmp_path / 'whole'}"))
     visit, done = Walk._visit, []
 
@@ -102,10 +103,10 @@ def test_the_work_of_a_fit_grows_with_the_steps_and_not_with_their_square(make, 
     drawn.clear()
     if killed:
 
-        def dies(walk, chunk, step, device):
+        def dies(walk, chunk, step, rescalings, device):
             if step.i == steps - 1:
                 raise Killed
-            visit(walk, chunk, step, device)
+            visit(walk, chunk, step, rescalings, device)
 
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(Walk, "_visit", dies)
