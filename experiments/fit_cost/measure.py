@@ -27,7 +27,10 @@ from ptq_diffusion.stage.runtime import Runtime, quiet_libraries
 from ptq_diffusion.stage.samples import FullPrecisionSamples, QuantizedSamples
 from ptq_diffusion.stage.store import Stage, Store, select
 
-NAMES = ("ptqd", "ptqd_gated", "d2dpm", "tac", "matched", "wiener_matched", "readout_matched", "readout_wide_matched")
+NAMES = (
+    *("ptqd", "ptqd_gated", "d2dpm", "tac", "matched", "wiener_matched", "readout_matched"),
+    *("rescaled_matched", "rescaled_readout_matched"),
+)
 SMALL = ("noise.images=64", "images=64", "seeds=[0]", "calibration.images=16", "bitwidth=w4a8")
 ROUNDS = 3
 

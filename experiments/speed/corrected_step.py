@@ -8,6 +8,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -17,16 +19,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ptq_diffusion.correction import Batch, StepCorrection
+from ptq_diffusion.correction import Batch, StepCorrection, fit_rescalings
 from ptq_diffusion.main import CONF
-from ptq_diffusion.network import OutputLayerTap
+from ptq_diffusion.network import OutputLayerTap, Rescaling, rescaled
 from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.memory import keep_freed_memory
 from ptq_diffusion.stage.parts import build_model, build_steps
 
-NAMES = ("wiener", "matched", "wiener_matched", "readout", "readout_matched")
-ALONE = "quantized, W4A8"
+NAMES = ("wiener", "matched", "wiener_matched", "readout", "readout_matched", "rescaled", "rescaled_matched")
+ALONE, AGAIN = "quantized, W4A8", "quantized, W4A8, again"
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -35,9 +37,10 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", ["sampler.steps=3", *overrides])
 
 
-def fitted(name: str, batch: Batch, step: Step) -> StepCorrection:
+def fitted(name: str, batch: Batch, step: Step, rescalings: Mapping[str, Rescaling]) -> StepCorrection:
     """One step's repairs; what they cost does not depend on how well they were fitted."""
-    return construct(composed(f"correction={name}").correction).fit_step([batch], step)
+    correction = construct(composed(f"correction={name}").correction)
+    return replace(correction.fit_step([batch], step), rescalings=rescalings if correction.rescales else {})
 
 
 def alternated(tasks: Mapping[str, Callable[[], object]], rounds: int) -> Mapping[str, Sequence[float]]:
@@ -63,27 +66,36 @@ def main() -> None:
     tap = OutputLayerTap(quantized, model.sites())
     x_t = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(0))
     m, (q, features) = model.predict(x_t, step.t), tap.predict(x_t, step.t)
-    found = {name: fitted(name, Batch(0, m, q, x_t, features, m, x_t), step) for name in NAMES}
+    layers = fit_rescalings(model, tap, x_t, step.t)
+    found = {name: fitted(name, Batch(0, m, q, x_t, features, m, x_t), step, layers) for name in NAMES}
 
     def corrected(own: StepCorrection) -> Tensor:
-        q, features = tap.predict(x_t, step.t)
+        q, features = tap.predict(x_t, step.t, own.rescalings)
         return own.output(q, x_t, features)
 
-    whole = {ALONE: lambda: tap.predict(x_t, step.t)}
-    whole |= {name: lambda own=own: corrected(own) for name, own in found.items()}
+    def repaired(own: StepCorrection) -> Tensor:
+        with rescaled(tap.network, own.rescalings):
+            return own.output(q, x_t, features)
+
+    whole = {name: lambda: tap.predict(x_t, step.t) for name in (ALONE, AGAIN)}
+    whole |= {name: partial(corrected, own) for name, own in found.items()}
     steps = alternated(whole, rounds)
-    repairs = alternated({name: lambda own=own: own.output(q, x_t, features) for name, own in found.items()}, rounds)
+    repairs = alternated({name: partial(repaired, own) for name, own in found.items()}, rounds)
     macs = sum(site.macs for site in model.sites()) + model.attention_macs()
-    table = Table("", "step / uncorrected", "quartiles", "repair alone", "of the step's MACs")
-    for name, own in found.items():
-        low, ratio, high = statistics.quantiles(
-            [mine / other for mine, other in zip(steps[name], steps[ALONE], strict=True)], n=4
-        )
+
+    def shares(name: str) -> Sequence[str]:
+        """Of the time of a step and of its multiplications."""
+        if name not in found:
+            return ()
         share = statistics.median(repairs[name]) / statistics.median(steps[ALONE])
-        counted = sum(repair.macs(model.shape) for repair in own.repairs) / macs
-        table.add_row(
-            name, f"{ratio:.3f}", f"{low:.3f} .. {high:.3f}", f"{100 * share:.2f} %", f"{100 * counted:.2f} %"
-        )
+        counted = sum(repair.macs(model.shape) for repair in found[name].repairs) / macs
+        return f"{100 * share:.2f} %", f"{100 * counted:.2f} %"
+
+    table = Table("", "step / uncorrected", "quartiles", "repair alone", "of the step's MACs")
+    for name in (*NAMES, AGAIN):
+        ratios = [mine / other for mine, other in zip(steps[name], steps[ALONE], strict=True)]
+        low, ratio, high = statistics.quantiles(ratios, n=4)
+        table.add_row(name, f"{ratio:.3f}", f"{low:.3f} .. {high:.3f}", *shares(name))
     Console(width=120).print(table)
 
 

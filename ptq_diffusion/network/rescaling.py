@@ -87,7 +87,8 @@ def rescaled(network: nn.Module, rescalings: Mapping[str, Rescaling]) -> Iterato
     Raises:
         ValueError: the network has no quantized layer of a name, or one of another number of channels.
     """
-    layers = {name: _layer(network, name, rescaling) for name, rescaling in rescalings.items()}
+    modules = dict(network.named_modules()) if rescalings else {}
+    layers = {name: _layer(modules, name, rescaling) for name, rescaling in rescalings.items()}
     try:
         for name, layer in layers.items():
             layer.instead = rescalings[name].operands(layer)
@@ -97,8 +98,8 @@ def rescaled(network: nn.Module, rescalings: Mapping[str, Rescaling]) -> Iterato
             layer.instead = None
 
 
-def _layer(network: nn.Module, name: str, rescaling: Rescaling) -> QuantizedLayer:
-    layer = dict(network.named_modules()).get(name)
+def _layer(modules: Mapping[str, nn.Module], name: str, rescaling: Rescaling) -> QuantizedLayer:
+    layer = modules.get(name)
     if not isinstance(layer, QuantizedLayer) or len(layer.weight) != len(rescaling.gain):
         raise ValueError(
             f"expected a quantized layer {name} of {len(rescaling.gain)} output channels, which the correction was "
