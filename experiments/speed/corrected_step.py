@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ptq_diffusion.correction import Batch, StepCorrection, fit_rescalings
+from ptq_diffusion.correction import Batch, StepCorrection
 from ptq_diffusion.main import CONF
-from ptq_diffusion.network import OutputLayerTap, Rescaling, rescaled
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.network import OutputLayerTap, rescaled
 from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.memory import keep_freed_memory
@@ -37,10 +38,12 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", ["sampler.steps=3", *overrides])
 
 
-def fitted(name: str, batch: Batch, step: Step, rescalings: Mapping[str, Rescaling]) -> StepCorrection:
+def fitted(name: str, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, step: Step) -> StepCorrection:
     """One step's repairs; what they cost does not depend on how well they were fitted."""
     correction = construct(composed(f"correction={name}").correction)
-    return replace(correction.fit_step([batch], step), rescalings=rescalings if correction.rescales else {})
+    rescalings = correction.rescalings(model, tap, x_t, step.t)
+    m, (q, features) = model.predict(x_t, step.t), tap.predict(x_t, step.t, rescalings)
+    return replace(correction.fit_step([Batch(0, m, q, x_t, features, m, x_t)], step), rescalings=rescalings)
 
 
 def alternated(tasks: Mapping[str, Callable[[], object]], rounds: int) -> Mapping[str, Sequence[float]]:
@@ -65,9 +68,8 @@ def main() -> None:
     quantized, step = calibrated(cfg, model), build_steps(cfg, model)[1]
     tap = OutputLayerTap(quantized, model.sites())
     x_t = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(0))
-    m, (q, features) = model.predict(x_t, step.t), tap.predict(x_t, step.t)
-    layers = fit_rescalings(model, tap, x_t, step.t)
-    found = {name: fitted(name, Batch(0, m, q, x_t, features, m, x_t), step, layers) for name in NAMES}
+    q, features = tap.predict(x_t, step.t)
+    found = {name: fitted(name, model, tap, x_t, step) for name in NAMES}
 
     def corrected(own: StepCorrection) -> Tensor:
         q, features = tap.predict(x_t, step.t, own.rescalings)

@@ -12,7 +12,7 @@ from ptq_diffusion.correction.predictor import Predictor
 from ptq_diffusion.correction.ptqd import PTQD
 from ptq_diffusion.correction.qncd import QNCD
 from ptq_diffusion.correction.regression import Regression
-from ptq_diffusion.correction.rescaled import Rescaled, fit_rescalings
+from ptq_diffusion.correction.rescaled import Rescaled
 from ptq_diffusion.correction.scheduler import CorrectedScheduler
 from ptq_diffusion.correction.statistics import Fingerprint, NoiseStatistics, StepMoments
 from ptq_diffusion.correction.stepbaq import StepbaQ
@@ -45,6 +45,5 @@ __all__ = [
     "StepMoments",
     "StepReport",
     "StepbaQ",
-    "fit_rescalings",
     "fold",
 ]

@@ -123,6 +123,13 @@ class Auto(Correction):
         for candidate in self.candidates.values():
             candidate.check(steps)
 
+    def check_images(self, images: int, channels: int) -> None:
+        for name, candidate in self.candidates.items():
+            try:
+                candidate.check_images(images, channels)
+            except ValueError as error:
+                raise ValueError(f"of {name}: {error}; or leave it out with ~correction.candidates.{name}") from error
+
     def check_carried(self, steps: Sequence[Step]) -> None:
         for candidate in self.candidates.values():
             candidate.check_carried(steps)

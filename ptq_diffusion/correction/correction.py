@@ -1,7 +1,7 @@
 """The contract of a correction."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 
@@ -10,6 +10,8 @@ from torch import Tensor
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
 from ptq_diffusion.correction.repair import Repair
 from ptq_diffusion.correction.statistics import NoiseStatistics
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.network import OutputLayerTap, Rescaling
 from ptq_diffusion.sampler.step import Step
 
 
@@ -21,6 +23,13 @@ class Correction(ABC):  # noqa: B024
 
         Raises:
             ValueError: the table's sampler lacks what the method needs.
+        """
+
+    def check_images(self, images: int, channels: int) -> None:  # noqa: ARG002, B027
+        """Refuse too few images to be fitted on, before anything is measured; by default any number will do.
+
+        Raises:
+            ValueError: the method needs more of them, for images of so many channels.
         """
 
     def check_carried(self, steps: Sequence[Step]) -> None:  # noqa: ARG002, B027
@@ -97,11 +106,22 @@ class PathCorrection(Correction):
 
     Attributes:
         path: the path.
-        rescales: whether the network's layers are rescaled before each step is fitted.
+        together: how many images `rescalings` is given at once; 0 where there are none to find.
     """
 
     path: Path
-    rescales: bool = False
+    together: int = 0
+
+    def rescalings(self, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, t: float) -> Mapping[str, Rescaling]:  # noqa: ARG002
+        """What layers compute with at a step, found before the step is fitted: by default as they are.
+
+        Args:
+            model: the float model.
+            tap: of the quantized one.
+            x_t: states on the path, (B, C, H, W), of the first `together` images.
+            t: the time.
+        """
+        return {}
 
     @abstractmethod
     def fit_step(self, batches: Sequence[Batch], step: Step) -> StepCorrection:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ptq_diffusion.correction.repair import Affine, Filter, FilterInt8, Repair, Spectral
 from ptq_diffusion.network import Rescaling
+from ptq_diffusion.network.rescaling import named, of_named
 from ptq_diffusion.sampler.step import Step
 
 KINDS: dict[str, type[Repair]] = {kind.kind: kind for kind in (Affine, Filter, FilterInt8, Spectral)}
@@ -144,7 +145,7 @@ class FittedCorrection:
         return dict(zip(times, self.steps, strict=True))
 
     def without_repairs(self) -> "FittedCorrection":
-        """The table and sigma' alone, for outputs that are repaired already, such as a `CorrectedNetwork`'s."""
+        """The table and sigma' alone, for a network that repairs its output itself, such as a `CorrectedNetwork`."""
         bare = [dataclasses.replace(found, repairs=(), rescalings={}) for found in self.found]
         return FittedCorrection(self.steps, bare)
 
@@ -167,8 +168,7 @@ class FittedCorrection:
         for i, found in enumerate(self.found):
             for place, repair in enumerate(found.repairs):
                 tensors |= {f"{i}/{place}/{repair.kind}/{name}": tensor for name, tensor in repair.tensors().items()}
-            for name, layer in found.rescalings.items():
-                tensors |= {f"{i}/{RESCALING}/{name}/gain": layer.gain, f"{i}/{RESCALING}/{name}/offset": layer.offset}
+            tensors |= {f"{i}/{RESCALING}/{name}": tensor for name, tensor in named(found.rescalings).items()}
         return tensors
 
     def save(self, folder: Path) -> None:
@@ -189,7 +189,7 @@ class FittedCorrection:
 
         Raises:
             FileNotFoundError: the folder lacks a file.
-            ValueError: the file names a kind of repair that does not exist.
+            ValueError: the coefficients are none that `save` wrote, such as a kind of repair that does not exist.
         """
         for name in (CONFIG, COEFFICIENTS):
             if not (folder / name).is_file():
@@ -197,8 +197,14 @@ class FittedCorrection:
         tensors = load_file(folder / COEFFICIENTS)
         config = json.loads((folder / CONFIG).read_text())
         rows = zip(tensors.pop("sigma").tolist(), tensors.pop("report").tolist(), config["estimates"], strict=True)
-        rescalings = _rescalings({name: tensors.pop(name) for name in list(tensors) if f"/{RESCALING}/" in name})
-        repairs = _repairs(tensors)
+        try:
+            rescalings = _rescalings({name: tensors.pop(name) for name in list(tensors) if f"/{RESCALING}/" in name})
+            repairs = _repairs(tensors)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"expected coefficients that FittedCorrection.save wrote in {folder / COEFFICIENTS}, got others "
+                f"({error}); fit or export it again"
+            ) from error
         found = [
             StepCorrection(tuple(repairs[i]), sigma, _report(row), estimates, rescalings[i])
             for i, (sigma, row, estimates) in enumerate(rows)
@@ -222,15 +228,12 @@ def _repairs(tensors: dict[str, Tensor]) -> defaultdict[int, list[Repair]]:
 
 
 def _rescalings(tensors: Mapping[str, Tensor]) -> defaultdict[int, dict[str, Rescaling]]:
-    """Those of every step by layer, from tensors named step/rescaling/layer/field."""
-    parts: defaultdict[tuple[int, str], dict[str, Tensor]] = defaultdict(dict)
+    """Those of every step, from tensors named step/rescaling/layer/field."""
+    parts: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
-        i, _, layer, field = name.split("/")
-        parts[int(i), layer][field] = tensor
-    found: defaultdict[int, dict[str, Rescaling]] = defaultdict(dict)
-    for (step, layer), fields in parts.items():
-        found[step][layer] = Rescaling(**fields)
-    return found
+        i, _, layer = name.split("/", 2)
+        parts[int(i)][layer] = tensor
+    return defaultdict(dict, {i: of_named(layers) for i, layers in parts.items()})
 
 
 def _numbers(report: StepReport) -> list[float]:

@@ -97,7 +97,8 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
     def output_layers(self) -> Sequence[FoldedLayer]:
         """One weight set of the output layer for every step, as `fold` makes it.
 
-        Folding rounds differently in the last bit, so this network itself repairs behind its layer.
+        Folding rounds differently in the last bit, so this network itself repairs behind its layer. Rescalings of other
+        layers are beside it, in `correction.found`.
 
         Raises:
             ValueError: a filter does not fold.

@@ -80,6 +80,10 @@ class Regression(PathCorrection):
         self.on_q, self.on_x, self.on_features, self.readout_bits = on_q, on_x, on_features, readout_bits
         self.ridges, self.matching, self.variance, self.path = tuple(ridges), matching, variance, Path(path)
 
+    def check_images(self, images: int, channels: int) -> None:
+        if self.matching:
+            require_matchable(images, channels)
+
     def check_carried(self, steps: Sequence[Step]) -> None:
         if self.variance == "rule" and any(step.sigma > 0 for step in steps):
             raise ValueError(
@@ -168,14 +172,22 @@ class Regression(PathCorrection):
         return Filter(on_q, on_x, on_features, found.intercept)
 
 
-def _matched(batches: Sequence[Batch], repairs: Sequence[Repair], step: Step) -> tuple[Spectral, ...]:
-    """The matching map, or nothing where one half of the images says that what the other half gives is no gain."""
-    images, least = sum(len(batch.m) for batch in batches), 2 * (2 * batches[0].m.shape[1] + 1)
-    if images < least:
+def require_matchable(images: int, channels: int) -> None:
+    """Refuse too few images for the spectrum of both halves.
+
+    Raises:
+        ValueError: fewer than 2 (2 C + 1).
+    """
+    if images < (least := 2 * (2 * channels + 1)):
         raise ValueError(
-            f"expected at least {least} images to match the spectrum of {batches[0].m.shape[1]} channels, "
+            f"expected at least {least} images to match the spectrum of {channels} channels, "
             f"half of them judging the other, got {images}; raise noise.images"
         )
+
+
+def _matched(batches: Sequence[Batch], repairs: Sequence[Repair], step: Step) -> tuple[Spectral, ...]:
+    """The matching map, or nothing where one half of the images says that what the other half gives is no gain."""
+    require_matchable(sum(len(batch.m) for batch in batches), batches[0].m.shape[1])
     source = _halves((batch.repaired(repairs), batch.x_t, batch.first) for batch in batches)
     target = _halves((batch.float_m, batch.float_x_t, batch.first) for batch in batches)
     maps = [match(*half) for half in zip(source, target, strict=True)]

@@ -11,6 +11,9 @@ from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap, QuantizedLayer, Rescaling, Spread, watching
 from ptq_diffusion.sampler.step import Step
 
+FEWEST = 8
+"""Images of which the means and deviations of a layer's channels are told."""
+
 
 class Rescaled(PathCorrection):
     """y~ = g y + c of every layer's output channels at every step, with the mean and the deviation of the float layer.
@@ -20,15 +23,24 @@ class Rescaled(PathCorrection):
     step costs what it did. The output layer is left to `then`. Where the rescaling of half of the images does not bring
     the output on the other half nearer to the float one, the step keeps its layers as they are.
 
-    Means and deviations are of the first micro-batch, which this holds at once.
+    Means and deviations are of the first 64 images, all in memory at once. What a report says of the noise, and of
+    the share of it that is explained, is of the rescaled network's.
 
     Args:
         then: what is fitted behind the rescaled network; None leaves its output as it is.
+
+    Raises:
+        ValueError: `then` is not fitted along a path.
     """
 
-    rescales = True
+    together = 64
 
     def __init__(self, then: PathCorrection | None) -> None:
+        if not isinstance(then, PathCorrection | None):
+            raise ValueError(
+                "expected then to be a correction that is fitted along a path, such as matched or readout, or null, "
+                f"got {type(then).__name__}; set correction.then=null to leave the output as it is"
+            )
         self.then = then
         self.path = Path.CORRECTED if then is None else then.path
 
@@ -40,47 +52,40 @@ class Rescaled(PathCorrection):
         if self.then:
             self.then.check_carried(steps)
 
+    def check_images(self, images: int, channels: int) -> None:
+        if images < FEWEST:
+            raise ValueError(
+                f"expected at least {FEWEST} images, half of which judge how layers are rescaled, got {images}; "
+                "raise noise.images"
+            )
+        if self.then:
+            self.then.check_images(images, channels)
+
+    def rescalings(self, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, t: float) -> Mapping[str, Rescaling]:
+        """All layers but the output layer, or none where images of odd place gain nothing from a fit to the others."""
+        names = [name for name, module in tap.network.named_modules() if _rescalable(module, tap)]
+        whole: dict[str, Spread] = {}
+        even: dict[str, Spread] = {}
+
+        def see(name: str, output: Tensor) -> None:
+            whole[name], even[name] = Spread.of(output), Spread.of(output[::2])
+
+        with watching(model.network, names, see):
+            m = model.predict(x_t, t)[1::2]
+        tried = rescalings_towards(even, tap, x_t[::2], t)
+        before, after = (_power(tap.predict(x_t[1::2], t, use)[0] - m) for use in ({}, tried))
+        return rescalings_towards(whole, tap, x_t, t) if after < before else {}
+
     def fit_step(self, batches: Sequence[Batch], step: Step) -> StepCorrection:
         if self.then:
             return self.then.fit_step(batches, step)
         return StepMeasurement.of(batches, (), step).correction(step.sigma)
 
 
-def fit_rescalings(model: Denoiser, tap: OutputLayerTap, x_t: Tensor, t: float) -> Mapping[str, Rescaling]:
-    """What matches every quantized layer but the output layer to the float one, or nothing where that is no gain.
-
-    Args:
-        model: the float model.
-        tap: of the quantized one.
-        x_t: states of that time, (B, C, H, W), of which those of odd place judge what those of even place give.
-        t: the time.
-
-    Raises:
-        ValueError: fewer than 2 images.
-    """
-    if len(x_t) < 2:
-        raise ValueError(
-            f"expected at least 2 images in the first micro-batch to rescale layers, got {len(x_t)}; "
-            "raise noise.images and micro_batch"
-        )
-    names = [name for name, module in tap.network.named_modules() if _rescalable(module, tap)]
-    whole: dict[str, Spread] = {}
-    even: dict[str, Spread] = {}
-
-    def see(name: str, output: Tensor) -> None:
-        # A layer of the time alone may answer once for all images.
-        whole[name] = Spread.of(output)
-        even[name] = Spread.of(output[::2])
-
-    with watching(model.network, names, see):
-        m = model.predict(x_t, t)[1::2]
-    tried = matched(tap, x_t[::2], t, even)
-    before, after = (float((tap.predict(x_t[1::2], t, use)[0] - m).double().square().sum()) for use in ({}, tried))
-    return matched(tap, x_t, t, whole) if after < before else {}
-
-
-def matched(tap: OutputLayerTap, x_t: Tensor, t: float, targets: Mapping[str, Spread]) -> Mapping[str, Rescaling]:
-    """The rescalings that give layers the targets' means and deviations on these states, fitted in one forward."""
+def rescalings_towards(
+    targets: Mapping[str, Spread], tap: OutputLayerTap, x_t: Tensor, t: float
+) -> Mapping[str, Rescaling]:
+    """What gives layers the targets' means and deviations on these states, one after the other in one forward."""
     found: dict[str, Rescaling] = {}
 
     def match(name: str, output: Tensor) -> Tensor:
@@ -90,6 +95,10 @@ def matched(tap: OutputLayerTap, x_t: Tensor, t: float, targets: Mapping[str, Sp
     with watching(tap.network, targets, match):
         tap.predict(x_t, t)
     return found
+
+
+def _power(noise: Tensor) -> float:
+    return float(noise.cpu().double().square().sum())
 
 
 def _rescalable(module: object, tap: OutputLayerTap) -> bool:

@@ -32,8 +32,8 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         correction: fitted to one table, a function of q and x_t.
 
     Raises:
-        ValueError: the correction needs the features or a second evaluation of the network, or two steps of its table
-            have the same time.
+        ValueError: the correction needs the features, other layers or a second evaluation of the network, or two steps
+            of its table have the same time.
     """
 
     order = 1

@@ -1,7 +1,8 @@
 """Scales of quantized weights and biases of their own, such as every step may have."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ from ptq_diffusion.network.layer import QuantizedLayer
 
 CONSTANT = 1e-4
 """A channel whose standard deviation is below this share of its root mean square says only its mean."""
+LARGEST_GAIN = 4.0
+"""Beyond it, or below its inverse, two deviations are not of one channel at two precisions, and are not matched."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,10 @@ class Spread:
     @classmethod
     def of(cls, output: Tensor) -> "Spread":
         """Of an output whose channels are its second dimension, (B, O, H, W), or its last, (B, ..., O)."""
-        channels = output.movedim(1, -1) if output.ndim == 4 else output
-        deviation, mean = torch.std_mean(channels.flatten(0, -2).double(), 0, correction=0)
-        return cls(mean, deviation)
+        channels = (output.movedim(1, -1) if output.ndim == 4 else output).flatten(0, -2)
+        mean = channels.mean(0)
+        deviation = (channels - mean).square().mean(0).sqrt()
+        return cls(mean.cpu().double(), deviation.cpu().double())  # Not every device has float64.
 
     @property
     def varies(self) -> Tensor:
@@ -45,8 +49,8 @@ class Rescaling:
     The gain multiplies the scales of its weight, the offset goes into its bias, so that neither costs an operation.
 
     Args:
-        gain: (O,) float64.
-        offset: (O,) float64.
+        gain: (O,) float32.
+        offset: (O,) float32.
     """
 
     gain: Tensor
@@ -54,9 +58,11 @@ class Rescaling:
 
     @classmethod
     def between(cls, source: Spread, target: Spread) -> "Rescaling":
-        """The one that gives every channel the target's mean and, where both vary, its standard deviation."""
-        gain = torch.where(source.varies & target.varies, target.deviation / source.deviation, 1.0)
-        return cls(gain, target.mean - gain * source.mean)
+        """The one that gives every channel the target's mean and, where both vary alike, its standard deviation."""
+        ratio = target.deviation / source.deviation
+        alike = source.varies & target.varies & (ratio < LARGEST_GAIN) & (ratio > 1 / LARGEST_GAIN)
+        gain = torch.where(alike, ratio, 1.0)
+        return cls(gain.float(), (target.mean - gain * source.mean).float())
 
     def of(self, output: Tensor) -> Tensor:
         """y~, of the shape of y; see `Spread.of` for where its channels are."""
@@ -89,34 +95,57 @@ def rescaled(network: nn.Module, rescalings: Mapping[str, Rescaling]) -> Iterato
     """
     modules = dict(network.named_modules()) if rescalings else {}
     layers = {name: _layer(modules, name, rescaling) for name, rescaling in rescalings.items()}
+    before = {name: layer.instead for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
             layer.instead = rescalings[name].operands(layer)
         yield
     finally:
-        for layer in layers.values():
-            layer.instead = None
+        for name, layer in layers.items():
+            layer.instead = before[name]
 
 
 def _layer(modules: Mapping[str, nn.Module], name: str, rescaling: Rescaling) -> QuantizedLayer:
     layer = modules.get(name)
     if not isinstance(layer, QuantizedLayer) or len(layer.weight) != len(rescaling.gain):
+        found = f"one of {len(layer.weight)}" if isinstance(layer, QuantizedLayer) else "no such layer"
         raise ValueError(
             f"expected a quantized layer {name} of {len(rescaling.gain)} output channels, which the correction was "
-            f"fitted for, got {type(layer).__name__}; fit it for this network"
+            f"fitted for, got {found}; fit it for this network"
         )
     return layer
+
+
+def named(rescalings: Mapping[str, Rescaling]) -> dict[str, Tensor]:
+    """Their tensors by layer/field."""
+    fields = {f"{name}/gain": layer.gain for name, layer in rescalings.items()}
+    return fields | {f"{name}/offset": layer.offset for name, layer in rescalings.items()}
+
+
+def of_named(tensors: Mapping[str, Tensor]) -> dict[str, Rescaling]:
+    """The inverse of `named`.
+
+    Raises:
+        ValueError: a layer lacks its gain or its offset, has something else, or they differ in length.
+    """
+    parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        layer, _, field = name.rpartition("/")
+        parts[layer][field] = tensor
+    for layer, fields in parts.items():
+        if fields.keys() != {"gain", "offset"} or fields["gain"].shape != fields["offset"].shape:
+            raise ValueError(
+                f"expected a gain and an offset of one length for {layer}, got "
+                + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in fields.items())
+            )
+    return {layer: Rescaling(**fields) for layer, fields in parts.items()}
 
 
 @contextmanager
 def watching(network: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
     """Within this context the outputs of some layers are shown; what `see` returns takes their place, if any."""
-    hooks = [
-        network.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: see(name, output))
-        for name in names
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name in names:
+            layer = network.get_submodule(name)
+            hooks.enter_context(layer.register_forward_hook(lambda _, __, output, name=name: see(name, output)))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -63,7 +63,7 @@ class ChunkWork(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
-        """Tensors to keep of this chunk, padding dropped."""
+        """Tensors to keep of this chunk, padding dropped where nothing later asks a network for whole chunks."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class RecordOutputs(ChunkWork):
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
         walk = sample(lambda x, s: self.model.predict(x, s.t), self.steps, chunk.noise(self.model.shape), device=device)
-        return {"m": torch.stack([visit.m for visit in walk])}
+        return {"m": torch.stack([visit.m.cpu() for visit in walk])}
 
 
 class FloatOutputs:
@@ -47,7 +47,10 @@ class FloatOutputs:
 
 
 class FloatPath(ModelStage):
-    """A `FloatOutputs` of the images that corrections are fitted on, shared by all quantized networks."""
+    """A `FloatOutputs` of the images that corrections are fitted on, shared by all quantized networks.
+
+    It takes images x steps x 4 C H W bytes of the store: 63 MB for 256 images of 3x32x32 and 20 steps.
+    """
 
     name = "float_path"
     version = 1

@@ -36,6 +36,7 @@ def check(cfg: DictConfig, goal: type[Stage]) -> None:
 def _check_correction(cfg: DictConfig, model: Denoiser) -> None:
     correction, steps = construct(cfg.correction), build_fit_steps(cfg, model)
     correction.check(steps)
+    correction.check_images(cfg.noise.images, model.shape[0])
     if cfg.noise.steps is not None:
         correction.check_carried(steps)
 

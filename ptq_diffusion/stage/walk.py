@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptq_diffusion.correction import Batch, FittedCorrection, PathCorrection, StepCorrection, fit_rescalings
+from ptq_diffusion.correction import Batch, FittedCorrection, PathCorrection, StepCorrection
 from ptq_diffusion.correction import Path as Along
 from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap, Rescaling
+from ptq_diffusion.network.rescaling import named, of_named
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.chunks import Chunk
@@ -76,12 +77,17 @@ class Walk:
             yield FittedCorrection.load(folder).found[0]
 
     def _rescalings(self, step: Step, device: torch.device) -> Mapping[str, Rescaling]:
-        """What the layers compute with at a step, from the first chunk's images."""
-        if not self.correction.rescales:
+        """What the layers compute with at a step, from the first images; kept for a walk that goes on."""
+        self._step(step.i).mkdir(exist_ok=True)
+        if not self.correction.together:
             return {}
-        first = self.wanted[0]
-        _, y_t = self._states(first, step, device)
-        return fit_rescalings(self.model, self.tap, y_t[: first.count], step.t)
+        file = self._step(step.i) / "rescalings.safetensors"
+        if not holds_tensors(file):
+            first = [chunk for chunk in self.wanted if chunk.first < self.correction.together]
+            y_t = torch.cat([self._states(chunk, step, device)[1][: chunk.count] for chunk in first])
+            found = self.correction.rescalings(self.model, self.tap, y_t[: self.correction.together], step.t)
+            write_tensors(file, named(found))
+        return of_named(load_file(file))
 
     def _fit(self, step: Step) -> StepCorrection:
         before = (self._batches(step.i - 1), self.fitted[-1]) if step.i > 0 else None
@@ -98,7 +104,6 @@ class Walk:
 
     def _visit(self, chunk: Chunk, step: Step, rescalings: Mapping[str, Rescaling], device: torch.device) -> None:
         """Bring a chunk to a step, ask the networks there, and keep what they say."""
-        self._step(step.i).mkdir(exist_ok=True)
         file = self._step(step.i) / chunk.name
         if holds_tensors(file):
             return
@@ -142,7 +147,8 @@ class Drawn:
         self._noise, self._drawn, self._last = noise, 0, torch.empty(0)
 
     def at(self, i: int, device: torch.device) -> Tensor:
-        """The noise of step `i`, which is none before the last that was asked for."""
+        """The noise of step `i`; `i` never decreases."""
+        assert i + 1 >= self._drawn
         for _ in range(self._drawn, i + 1):
             self._last = self._noise.draw()
         self._drawn = i + 1

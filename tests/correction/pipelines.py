@@ -11,7 +11,7 @@ from ptq_diffusion.correction import (
     FittedCorrection,
     NoiseStatistics,
     PathCorrection,
-    fit_rescalings,
+    Predictor,
 )
 from ptq_diffusion.network import OutputLayerTap
 from ptq_diffusion.numeric.seed import SampleNoise, generator
@@ -49,7 +49,7 @@ def fitted(name, steps, pair):
 def fitted_step(correction, step, model, tap):
     """One step of a correction along a path."""
     x = states(model, step.i)
-    rescalings = fit_rescalings(model, tap, x, step.t) if correction.rescales else {}
+    rescalings = correction.rescalings(model, tap, x, step.t)
     m, (q, features) = model.predict(x, step.t), tap.predict(x, step.t, rescalings)
     return replace(correction.fit_step([Batch(0, m, q, x, features, m, x)], step), rescalings=rescalings)
 
@@ -60,11 +60,8 @@ def our_states(pair, correction):
     model, quantized = pair
     tap = OutputLayerTap(quantized, model.sites())
 
-    def predict(x_t, step):
-        q, features = tap.predict(x_t, step.t, correction.found[step.i].rescalings)
-        return correction.output(q, x_t, features, step)
-
     noise = SampleNoise(SEED, range(BATCH), model.shape)
+    predict = Predictor(correction, tap.predict, SampleNoise(SEED, range(BATCH), model.shape, "apart"))
     visits = list(sample(predict, correction.steps, noise, correction.sigma))
     return torch.stack([visit.x_t for visit in visits]), model.decode(visits[-1].x_s)
 

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ptq_diffusion.correction import fit_rescalings
-from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
+from ptq_diffusion.correction import Rescaled
+from ptq_diffusion.correction.fitted import COEFFICIENTS, FittedCorrection, StepCorrection
 from ptq_diffusion.correction.interpolation import interpolated
 from ptq_diffusion.model import UNetDenoiser
 from ptq_diffusion.network import (
@@ -23,6 +24,9 @@ from ptq_diffusion.network import (
 )
 from ptq_diffusion.sampler import DDIM
 from tests.correction.pipelines import OURS, fitted, states
+from tests.correction.presets import CORRECTIONS
+
+ALONE = Rescaled(None)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,7 @@ def test_distorted_scales_and_biases_of_all_layers_are_found(model, distorted):
     x, unseen = states(model, 0)[:32], states(model, 1)[:8]
     tap = OutputLayerTap(distorted, model.sites())
     with torch.no_grad():
-        found = fit_rescalings(model, tap, x, 300.0)
+        found = ALONE.rescalings(model, tap, x, 300.0)
         assert found.keys() == layers_of(distorted.network).keys() - {"conv_out"}
         m, q = model.predict(unseen, 300.0), distorted.predict(unseen, 300.0)
         repaired, _ = tap.predict(unseen, 300.0, found)
@@ -77,15 +81,17 @@ def test_distorted_scales_and_biases_of_all_layers_are_found(model, distorted):
 
 def test_a_network_without_noise_is_left_alone(model, unquantized):
     with torch.no_grad():
-        found = fit_rescalings(model, OutputLayerTap(unquantized, model.sites()), states(model, 0)[:16], 300.0)
-    assert found == {} or all(torch.allclose(own.gain, torch.ones_like(own.gain)) for own in found.values())
+        found = ALONE.rescalings(model, OutputLayerTap(unquantized, model.sites()), states(model, 0)[:16], 300.0)
+    for own in found.values():
+        assert torch.allclose(own.gain, torch.ones_like(own.gain), atol=1e-5)
+        assert torch.allclose(own.offset, torch.zeros_like(own.offset), atol=1e-5)
 
 
 def test_rescaled_layers_have_the_means_and_deviations_of_the_float_ones(pair):
     model, quantized = pair
     tap, x = OutputLayerTap(quantized, model.sites()), states(model, 0)[:16]
     with torch.no_grad():
-        found = fit_rescalings(model, tap, x, 300.0)
+        found = ALONE.rescalings(model, tap, x, 300.0)
     assert found
     target = outputs(model.network, lambda: model.predict(x, 300.0), found)
     plain, ours = (outputs(quantized.network, lambda use=use: tap.predict(x, 300.0, use), found) for use in ({}, found))
@@ -122,26 +128,19 @@ def test_within_an_error_too_layers_come_back(pair):
     assert layer.operands[0] is layer.weight
 
 
-def test_a_step_that_gains_nothing_keeps_its_layers(model, unquantized):
-    """The odd images are of another distribution, whose error a fit to the even ones enlarges."""
-    x = states(model, 0)[:16]
-    calls = []
-
-    def predict(x_t, t, rescalings=()):
-        calls.append(bool(rescalings))
-        q = unquantized.predict(x_t, t)
-        return (q + 1 if rescalings else q + 0.1), x_t
-
-    tap = SimpleNamespace(network=unquantized.network, layer=unquantized.network.conv_out, predict=predict)
+def test_images_that_the_fit_has_not_seen_judge_it(pair):
+    """Layers fitted to the even images, which are far from the odd ones here, harm those."""
+    model, tap, x = pair[0], OutputLayerTap(pair[1], pair[0].sites()), states(pair[0], 0)[:16]
+    apart = x.clone()
+    apart[::2] = 20 * x[::2] + 10
     with torch.no_grad():
-        assert fit_rescalings(model, tap, x, 300.0) == {}
-    assert calls == [False, False, True]
+        assert ALONE.rescalings(model, tap, x, 300.0)
+        assert ALONE.rescalings(model, tap, apart, 300.0) == {}
 
 
-def test_one_image_judges_nothing(pair):
-    tap = OutputLayerTap(pair[1], pair[0].sites())
-    with pytest.raises(ValueError, match=r"at least 2 images.*got 1; raise noise\.images"):
-        fit_rescalings(pair[0], tap, states(pair[0], 0)[:1], 300.0)
+def test_then_is_fitted_along_a_path():
+    with pytest.raises(ValueError, match=r"expected then to be .* fitted along a path.*got PTQD; set"):
+        Rescaled(CORRECTIONS["ptqd"])
 
 
 def test_a_channel_that_says_only_its_mean_keeps_its_scale():
@@ -149,6 +148,32 @@ def test_a_channel_that_says_only_its_mean_keeps_its_scale():
     for source, target in ((still, moving), (moving, still)):
         found = Rescaling.between(source, target)
         assert found.gain == 1 and found.offset == pytest.approx(float(target.mean - source.mean))
+
+
+@pytest.mark.parametrize("flicker", [1e-5, 1e-2])
+def test_a_channel_that_hardly_varies_is_not_blown_up(flicker):
+    hardly = 1 + flicker * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = Rescaling.between(Spread.of(hardly), Spread.of(torch.randn(4, 1, 8, 8)))
+    assert found.gain == 1
+
+
+def test_within_one_another_the_inner_one_holds_and_then_the_outer(pair):
+    layer = pair[1].network.conv_in
+    twice, thrice = (
+        {"conv_in": Rescaling(torch.full((len(layer.weight),), gain), torch.zeros(len(layer.weight)))}
+        for gain in (2, 3)
+    )
+    with rescaled(pair[1].network, twice):
+        with rescaled(pair[1].network, thrice):
+            assert torch.equal(layer.operands[0], layer.weight * 3)
+        assert torch.equal(layer.operands[0], layer.weight * 2)
+
+
+def test_a_name_that_does_not_exist_leaves_no_hook(pair):
+    network = pair[1].network
+    with pytest.raises(AttributeError), watching(network, ["conv_in", "nowhere"], print):
+        pass
+    assert not network.conv_in._forward_hooks
 
 
 @pytest.mark.parametrize("wrong", ["conv_nowhere", "conv_norm_out", "conv_out"])
@@ -173,11 +198,31 @@ def test_folders_keep_rescalings_bit_for_bit(pair, tmp_path):
     assert not loaded.without_repairs().rescales
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop("0/rescaling/conv_in/offset"),
+        lambda tensors: tensors.update({"0/rescaling/conv_in/more": torch.zeros(1)}),
+        lambda tensors: tensors.update({"0/rescaling/conv_in/gain": torch.ones(3)}),
+        lambda tensors: tensors.update({"first/rescaling/conv_in/gain": torch.ones(8)}),
+        lambda tensors: tensors.update({"0/rescaling/x": torch.ones(8)}),
+        lambda tensors: tensors.update({"0/0/affine/k": torch.ones(())}),
+    ],
+)
+def test_a_folder_with_other_coefficients_is_refused(change, pair, tmp_path):
+    fitted("rescaled", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair).save(tmp_path)
+    tensors = load_file(tmp_path / COEFFICIENTS)
+    change(tensors)
+    save_file(tensors, tmp_path / COEFFICIENTS)
+    with pytest.raises(ValueError, match=r"coefficients that FittedCorrection.save wrote.*; fit or export it again"):
+        FittedCorrection.load(tmp_path)
+
+
 def test_between_steps_a_rescaling_is_between_theirs_and_beside_none_half_of_itself(pair):
     scheduler = pair[0].scheduler_config
     few = DDIM(3, 0.0, {}).steps(scheduler)
     report = fitted("none", few, pair).found[0].report
-    layer = Rescaling(torch.tensor([3.0]).double(), torch.tensor([1.0]).double())
+    layer = Rescaling(torch.tensor([3.0]), torch.tensor([1.0]))
     found = [StepCorrection((), 0.0, report, rescalings=own) for own in ({"a": layer}, {}, {})]
     many = interpolated(FittedCorrection(few, found), few, DDIM(12, 0.0, {}).steps(scheduler))
     gains = [float(own.rescalings["a"].gain) if own.rescalings else 1.0 for own in many.found]

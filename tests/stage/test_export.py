@@ -1,5 +1,6 @@
 """goal=export writes a pipeline that stock diffusers loads and that draws the corrected images."""
 
+import pytest
 import torch
 from diffusers import DDPMPipeline
 
@@ -8,8 +9,9 @@ from ptq_diffusion.stage.draw import to_bytes
 from ptq_diffusion.stage.samples import read_images
 
 
-def test_the_exported_pipeline_draws_the_corrected_images(make, tmp_path):
-    chosen = ["correction=readout_matched", "images=4", "seeds=[5]", "noise.images=16"]
+@pytest.mark.parametrize("correction", ["readout_matched", "rescaled_matched"])
+def test_the_exported_pipeline_draws_the_corrected_images(make, correction):
+    chosen = [f"correction={correction}", "images=4", "seeds=[5]", "noise.images=16"]
     folder = make("goal=export", *chosen)
     read = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert read == {".json", ".safetensors", ".yaml"}

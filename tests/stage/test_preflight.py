@@ -26,8 +26,14 @@ BAD = {
     "a direction of its own, carried": (["correction=ptqd_release", "noise.steps=6"], "correction.direction=original"),
     "a noise scale of its own, carried": (["correction=readout", "noise.steps=6"], "correction.variance=original"),
     "eight bits, carried": (
-        ["correction=readout_matched", "correction.readout_bits=8", "noise.steps=6"],
+        ["correction=readout_matched", "correction.readout_bits=8", "noise.steps=6", "noise.images=16"],
         "correction.readout_bits=32",
+    ),
+    "too few images to rescale on": (["correction=rescaled", "noise.images=5"], "8 images.*raise noise.images"),
+    "too few images for a candidate": (["correction=auto"], "14 images.*~correction.candidates.matched"),
+    "nothing that follows a path": (
+        ["correction=rescaled_matched", "correction@correction.then=stepbaq"],
+        "correction.then=null",
     ),
     "no such term": (["correction.bias=both"], "'intercept', 'total' or 'off'"),
     "no such path": (["correction=matched", "correction.path=quantized"], "path of Regression to be 'float' or"),

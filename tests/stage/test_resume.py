@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.optim import SGD
 
-from ptq_diffusion.correction import FittedCorrection
+from ptq_diffusion.correction import FittedCorrection, Rescaled
 from ptq_diffusion.metric import ResNet9
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.stage.checkpoint import SafetensorsCheckpointIO, present
@@ -75,7 +75,7 @@ def test_a_run_killed_before_a_file_gets_its_name_ends_with_the_same_bytes(make,
 @pytest.mark.parametrize("visits", [1, 3, 5])
 def test_a_fit_killed_on_its_way_goes_on_and_ends_with_the_same_bytes(make, tmp_path, monkeypatch, visits, correction):
     """At its first step and at later ones; a step has two chunks."""
-    goal = ["goal=fit", f"correction={correction}", "noise.images=7"]
+    goal = ["goal=fit", f"correction={correction}", "noise.images=8"]
     expected = contents(make(*goal, f"outputs={tmp_path / 'whole'}"))
     visit, done = Walk._visit, []
 
@@ -89,6 +89,27 @@ def test_a_fit_killed_on_its_way_goes_on_and_ends_with_the_same_bytes(make, tmp_
         patch.setattr(Walk, "_visit", dies)
         make(*goal)
     assert contents(make(*goal)) == expected
+
+
+def test_layers_are_rescaled_alike_before_and_after_a_kill(make, tmp_path, monkeypatch):
+    """What is found anew might differ in its last bits, and chunks of the step are kept that were asked before."""
+    goal = ["goal=fit", "correction=rescaled", "noise.images=10"]
+    expected = contents(make(*goal, f"outputs={tmp_path / 'whole'}"))
+    visit, done, given = Walk._visit, [], []
+
+    def dies(self, *arguments):
+        if len(done) == 4:
+            raise Killed
+        done.append(arguments)
+        visit(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Walk, "_visit", dies)
+        make(*goal)
+    find = Rescaled.rescalings
+    monkeypatch.setattr(Rescaled, "rescalings", lambda *words: given.append(len(words[3])) or find(*words))
+    assert contents(make(*goal)) == expected
+    assert given == [10], "at the last step only, and of all images without padding"
 
 
 @pytest.mark.parametrize("killed", [False, True])

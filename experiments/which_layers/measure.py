@@ -1,0 +1,174 @@
+"""Which layers deserve a map of their own at every step, and which map: python experiments/which_layers/measure.py.
+
+Layers, or whole residual and attention blocks, of a quantized network are mapped to what the float network says there,
+one after the other within one forward; then its output layer is refitted and matched, as `readout_matched` does.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from ptq_diffusion.correction import Batch, StepCorrection
+from ptq_diffusion.main import CONF
+from ptq_diffusion.metric import paired_fid, paired_fid_to
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.network import OutputLayerTap, QuantizedLayer, watching
+from ptq_diffusion.sampler import Step
+from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.chunks import chunks
+from ptq_diffusion.stage.draw import to_bytes
+from ptq_diffusion.stage.factory import construct
+from ptq_diffusion.stage.parts import build_model, build_quantized, build_steps
+from ptq_diffusion.stage.runtime import Runtime
+from ptq_diffusion.stage.samples import FullPrecisionSamples, QuantizedSamples, read_images
+from ptq_diffusion.stage.store import Store
+
+CELL = ("model=fashion_ddpm", "bitwidth=w4a4", "sampler.eta=0", "correction=readout_matched", "images=512", "seeds=[0]")
+FITTED_ON, RIDGE = 64, 1e-3
+Linear = tuple[Tensor, Tensor]
+"""A matrix (O, O) and an offset (O,), float64, of output channels."""
+
+
+def offset(y: Tensor, target: Tensor) -> Linear:
+    """The mean."""
+    return torch.eye(len(y), dtype=torch.float64), target.mean(1) - y.mean(1)
+
+
+def least_squares(y: Tensor, target: Tensor) -> Linear:
+    """A gain and an offset of every channel."""
+    apart, aim = y - y.mean(1, keepdim=True), target - target.mean(1, keepdim=True)
+    power = apart.square().sum(1)
+    return _about_means(torch.where(power > 1e-9, (apart * aim).sum(1) / power, 1.0).diag(), y, target)
+
+
+def moments(y: Tensor, target: Tensor) -> Linear:
+    """The mean and the standard deviation of every channel, as `rescaled` does."""
+    own, aim = y.std(1), target.std(1)
+    return _about_means(torch.where((own > 1e-5) & (aim > 1e-5), aim / own, 1.0).diag(), y, target)
+
+
+def mixed(y: Tensor, target: Tensor) -> Linear:
+    """Least squares of all channels on all, drawn towards doing nothing."""
+    apart = y - y.mean(1, keepdim=True)
+    power = apart @ apart.T
+    power += RIDGE * power.diagonal().mean() * torch.eye(len(y), dtype=torch.float64)
+    lacking = torch.linalg.pinv(power, hermitian=True) @ apart @ (target - y).T
+    return _about_means(torch.eye(len(y)) + lacking.T, y, target)
+
+
+def _about_means(matrix: Tensor, y: Tensor, target: Tensor) -> Linear:
+    return matrix, target.mean(1) - matrix @ y.mean(1)
+
+
+MAPS = {"offset": offset, "least squares": least_squares, "moments": moments, "all channels": mixed}
+
+
+def channels_first(y: Tensor) -> Tensor:
+    """(B, O, H, W) or (B, ..., O) to (O, observations), float64."""
+    return (y.transpose(0, 1).flatten(1) if y.ndim == 4 else y.flatten(0, -2).T).double()
+
+
+def applied(y: Tensor, found: Linear) -> Tensor:
+    """The map of a layer's output."""
+    matrix, shift = (part.to(y) for part in found)
+    if y.ndim == 4:
+        return torch.einsum("oc,bchw->bohw", matrix, y) + shift[:, None, None]
+    return y @ matrix.T + shift
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The networks of the cell, its table and what is fitted behind the output."""
+
+    model: Denoiser
+    quantized: Denoiser
+    steps: Sequence[Step]
+    behind: object
+
+    def places(self, kind: str) -> Sequence[str]:
+        """Names of layers but for the output layer, or of blocks."""
+        tap, network = OutputLayerTap(self.quantized, self.model.sites()), self.quantized.network
+        layers = [name for name, m in network.named_modules() if isinstance(m, QuantizedLayer) and m is not tap.layer]
+        blocks = [name for name, m in network.named_modules() if isinstance(m, ResnetBlock2D | Attention)]
+        return {"layers": layers, "blocks": blocks, "nothing": []}[kind]
+
+
+Fitted = Sequence[tuple[StepCorrection, Mapping[str, Linear]]]
+
+
+def fitted(pair: Pair, places: Sequence[str], solve: Callable[[Tensor, Tensor], Linear]) -> Fitted:
+    """Every step, along the path that the steps before lead to."""
+    tap = OutputLayerTap(pair.quantized, pair.model.sites())
+    (chunk,) = chunks("noise", [1000], FITTED_ON, FITTED_ON)
+    noise = chunk.noise(pair.model.shape)
+    x = y = noise.draw("cpu")
+    found = []
+    for step in pair.steps:
+        aims: dict[str, Tensor] = {}
+        maps: dict[str, Linear] = {}
+
+        def see(name: str, output: Tensor, maps: dict[str, Linear] = maps, aims: dict[str, Tensor] = aims) -> Tensor:
+            maps[name] = solve(channels_first(output), channels_first(aims[name]))
+            return applied(output, maps[name])
+
+        float_m = pair.model.predict(x, step.t)
+        with watching(pair.model.network, places, aims.__setitem__):
+            m = pair.model.predict(y, step.t)
+        with watching(pair.quantized.network, places, see):
+            q, features = tap.predict(y, step.t)
+        own = pair.behind.fit_step([Batch(0, m, q, y, features, float_m, x)], step)
+        found.append((own, maps))
+        z = noise.draw("cpu")
+        x, y = step.mean(x, float_m) + step.sigma * z, step.mean(y, own.output(q, y, features)) + own.sigma * z
+    return found
+
+
+def images(pair: Pair, found: Fitted, count: int) -> Tensor:
+    """What the mapped network draws, uint8."""
+    tap, drawn = OutputLayerTap(pair.quantized, pair.model.sites()), []
+    for chunk in chunks("images", [0], count, 64):
+        noise = chunk.noise(pair.model.shape)
+        y = noise.draw("cpu")
+        for step, (own, maps) in zip(pair.steps, found, strict=True):
+            with watching(pair.quantized.network, maps, lambda name, output, maps=maps: applied(output, maps[name])):
+                q, features = tap.predict(y, step.t)
+            y = step.mean(y, own.output(q, y, features)) + own.sigma * noise.draw("cpu")
+        drawn.append(to_bytes(pair.model.decode(y))[: chunk.count])
+    return torch.cat(drawn)
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Print a row for each place and map."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", list(CELL))
+    store = Store(Path("outputs") / "store", Runtime("cpu", progress=False))
+    model = build_model(cfg)
+    quantized = build_quantized(cfg, model, store.obtain(Calibrate, cfg))
+    pair = Pair(model, quantized, build_steps(cfg, model), construct(cfg.correction))
+    drawn = {stage.name: read_images(store.obtain(stage, cfg)) for stage in (FullPrecisionSamples, QuantizedSamples)}
+    tried = [("nothing", "offset"), *((kind, name) for kind in ("layers", "blocks") for name in MAPS)]
+    for kind, name in track(tried, "places and maps"):
+        drawn[f"{kind}, {name}"] = images(pair, fitted(pair, pair.places(kind), MAPS[name]), cfg.images)
+    extractor = construct(cfg.metric.extractor)
+    features = {name: extractor.features(own) for name, own in drawn.items()}
+    reference = construct(cfg.reference).statistics(extractor).moments
+    fid = paired_fid(features, reference, 200, 0, strata=1)
+    to_float = paired_fid_to(FullPrecisionSamples.name, features, extractor.checksum(), 200, 0, strata=1)
+    table = Table("", "FID", "FID to float")
+    for name, own in fid.estimates.items():
+        table.add_row(name, f"{own.value:.2f} ± {own.standard_error:.2f}", f"{to_float.estimates[name].value:.2f}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
