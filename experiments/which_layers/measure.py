@@ -17,11 +17,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from ptq_diffusion.correction import Batch, StepCorrection
+from ptq_diffusion.correction import Batch, PathCorrection, StepCorrection
 from ptq_diffusion.main import CONF
 from ptq_diffusion.metric import paired_fid, paired_fid_to
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import OutputLayerTap, QuantizedLayer, watching
+from ptq_diffusion.network import OutputLayerTap, watching
 from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.chunks import chunks
@@ -92,13 +92,13 @@ class Pair:
     model: Denoiser
     quantized: Denoiser
     steps: Sequence[Step]
-    behind: object
+    behind: PathCorrection
 
     def places(self, kind: str) -> Sequence[str]:
         """Names of layers but for the output layer, or of blocks."""
-        tap, network = OutputLayerTap(self.quantized, self.model.sites()), self.quantized.network
-        layers = [name for name, m in network.named_modules() if isinstance(m, QuantizedLayer) and m is not tap.layer]
-        blocks = [name for name, m in network.named_modules() if isinstance(m, ResnetBlock2D | Attention)]
+        layers = OutputLayerTap(self.quantized, self.model.sites()).other_layers()
+        modules = self.quantized.network.named_modules()
+        blocks = [name for name, module in modules if isinstance(module, ResnetBlock2D | Attention)]
         return {"layers": layers, "blocks": blocks, "nothing": []}[kind]
 
 

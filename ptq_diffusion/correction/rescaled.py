@@ -8,7 +8,7 @@ from ptq_diffusion.correction.correction import Batch, Path, PathCorrection
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measured import StepMeasurement
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import OutputLayerTap, QuantizedLayer, Rescaling, Spread, watching
+from ptq_diffusion.network import OutputLayerTap, Rescaling, Spread, watching
 from ptq_diffusion.sampler.step import Step
 
 FEWEST = 8
@@ -63,14 +63,13 @@ class Rescaled(PathCorrection):
 
     def rescalings(self, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, t: float) -> Mapping[str, Rescaling]:
         """All layers but the output layer, or none where images of odd place gain nothing from a fit to the others."""
-        names = [name for name, module in tap.network.named_modules() if _rescalable(module, tap)]
         whole: dict[str, Spread] = {}
         even: dict[str, Spread] = {}
 
         def see(name: str, output: Tensor) -> None:
             whole[name], even[name] = Spread.of(output), Spread.of(output[::2])
 
-        with watching(model.network, names, see):
+        with watching(model.network, tap.other_layers(), see):
             m = model.predict(x_t, t)[1::2]
         tried = rescalings_towards(even, tap, x_t[::2], t)
         before, after = (_power(tap.predict(x_t[1::2], t, use)[0] - m) for use in ({}, tried))
@@ -99,7 +98,3 @@ def rescalings_towards(
 
 def _power(noise: Tensor) -> float:
     return float(noise.cpu().double().square().sum())
-
-
-def _rescalable(module: object, tap: OutputLayerTap) -> bool:
-    return isinstance(module, QuantizedLayer) and module is not tap.layer

@@ -61,6 +61,7 @@ class Walk:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.fitted = list(self._kept())
         for step in track(self.steps[len(self.fitted) :], "fit of the correction", progress):
+            self._step(step.i).mkdir(exist_ok=True)
             rescalings = self._rescalings(step, device)
             for chunk in self.wanted:
                 self._visit(chunk, step, rescalings, device)
@@ -78,7 +79,6 @@ class Walk:
 
     def _rescalings(self, step: Step, device: torch.device) -> Mapping[str, Rescaling]:
         """What the layers compute with at a step, from the first images; kept for a walk that goes on."""
-        self._step(step.i).mkdir(exist_ok=True)
         if not self.correction.together:
             return {}
         file = self._step(step.i) / "rescalings.safetensors"

@@ -1,7 +1,7 @@
 """Layers are given the means and deviations of the float network's, where that brings the output nearer."""
 
 import copy
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from ptq_diffusion.correction import Rescaled
 from ptq_diffusion.correction.fitted import COEFFICIENTS, FittedCorrection, StepCorrection
 from ptq_diffusion.correction.interpolation import interpolated
+from ptq_diffusion.correction.rescaled import rescalings_towards
 from ptq_diffusion.model import UNetDenoiser
 from ptq_diffusion.network import (
     LayerQuantizers,
@@ -79,12 +80,30 @@ def test_distorted_scales_and_biases_of_all_layers_are_found(model, distorted):
     assert (q - m).abs().max() > 0.1
 
 
-def test_a_network_without_noise_is_left_alone(model, unquantized):
+def test_a_network_without_noise_has_nothing_to_rescale(model, unquantized):
+    tap, x = OutputLayerTap(unquantized, model.sites()), states(model, 0)[:16]
+    said = outputs(model.network, lambda: model.predict(x, 300.0), tap.other_layers())
     with torch.no_grad():
-        found = ALONE.rescalings(model, OutputLayerTap(unquantized, model.sites()), states(model, 0)[:16], 300.0)
+        found = rescalings_towards({name: Spread.of(output) for name, output in said.items()}, tap, x, 300.0)
+    assert found.keys() == said.keys()
     for own in found.values():
         assert torch.allclose(own.gain, torch.ones_like(own.gain), atol=1e-5)
         assert torch.allclose(own.offset, torch.zeros_like(own.offset), atol=1e-5)
+
+
+def test_half_of_the_images_are_fitted_and_the_other_half_judges(pair):
+    tap, x, asked = OutputLayerTap(pair[1], pair[0].sites()), states(pair[0], 0)[:16], []
+
+    def predict(x_t, t, rescalings=MappingProxyType({})):
+        asked.append((x_t, bool(rescalings)))
+        return tap.predict(x_t, t, rescalings)
+
+    recorded = SimpleNamespace(network=tap.network, other_layers=tap.other_layers, predict=predict)
+    with torch.no_grad():
+        assert ALONE.rescalings(pair[0], recorded, x, 300.0)
+    expected = [(x[::2], False), (x[1::2], False), (x[1::2], True), (x, False)]
+    for (given, used), (wanted, rescales) in zip(asked, expected, strict=True):
+        assert torch.equal(given, wanted) and used is rescales
 
 
 def test_rescaled_layers_have_the_means_and_deviations_of_the_float_ones(pair):

@@ -77,6 +77,14 @@ def test_a_fit_killed_on_its_way_goes_on_and_ends_with_the_same_bytes(make, tmp_
     """At its first step and at later ones; a step has two chunks."""
     goal = ["goal=fit", f"correction={correction}", "noise.images=8"]
     expected = contents(make(*goal, f"outputs={tmp_path / 'whole'}"))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Walk, "_visit", dying(visits))
+        make(*goal)
+    assert contents(make(*goal)) == expected
+
+
+def dying(visits):
+    """`Walk._visit` that is killed after so many."""
     visit, done = Walk._visit, []
 
     def dies(self, *arguments):
@@ -85,28 +93,17 @@ def test_a_fit_killed_on_its_way_goes_on_and_ends_with_the_same_bytes(make, tmp_
         done.append(arguments)
         visit(self, *arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Walk, "_visit", dies)
-        make(*goal)
-    assert contents(make(*goal)) == expected
+    return dies
 
 
 def test_layers_are_rescaled_alike_before_and_after_a_kill(make, tmp_path, monkeypatch):
     """What is found anew might differ in its last bits, and chunks of the step are kept that were asked before."""
     goal = ["goal=fit", "correction=rescaled", "noise.images=10"]
     expected = contents(make(*goal, f"outputs={tmp_path / 'whole'}"))
-    visit, done, given = Walk._visit, [], []
-
-    def dies(self, *arguments):
-        if len(done) == 4:
-            raise Killed
-        done.append(arguments)
-        visit(self, *arguments)
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Walk, "_visit", dies)
+        patch.setattr(Walk, "_visit", dying(4))
         make(*goal)
-    find = Rescaled.rescalings
+    find, given = Rescaled.rescalings, []
     monkeypatch.setattr(Rescaled, "rescalings", lambda *words: given.append(len(words[3])) or find(*words))
     assert contents(make(*goal)) == expected
     assert given == [10], "at the last step only, and of all images without padding"
