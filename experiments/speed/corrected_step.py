@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ptq_diffusion.correction import Batch, StepCorrection
+from ptq_diffusion.correction import AskedBatch, StepCorrection
 from ptq_diffusion.main import CONF
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap, rescaled
@@ -41,9 +41,9 @@ def composed(*overrides: str) -> DictConfig:
 def fitted(name: str, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, step: Step) -> StepCorrection:
     """One step's repairs; what they cost does not depend on how well they were fitted."""
     correction = construct(composed(f"correction={name}").correction)
-    rescalings = correction.rescalings(model, tap, x_t, step.t)
-    m, (q, features) = model.predict(x_t, step.t), tap.predict(x_t, step.t, rescalings)
-    return replace(correction.fit_step([Batch(0, m, q, x_t, features, m, x_t)], step), rescalings=rescalings)
+    rescalings, m = correction.rescalings(model, tap, x_t, step.t)
+    q, features = tap.predict(x_t, step.t, rescalings)
+    return replace(correction.fit_step([AskedBatch(0, q, x_t, features, m, x_t, m)], step), rescalings=rescalings)
 
 
 def alternated(tasks: Mapping[str, Callable[[], object]], rounds: int) -> Mapping[str, Sequence[float]]:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
+from typing import Self
 
 from torch import Tensor
 
@@ -62,7 +63,6 @@ class Batch:
 
     Args:
         first: the index of its first image.
-        m: the float output on x_t, (B, C, H, W).
         q: the quantized output on x_t, (B, C, H, W).
         x_t: the states on the path, (B, C, H, W).
         features: the input of the quantized output layer, (B, F, H, W).
@@ -71,18 +71,17 @@ class Batch:
     """
 
     first: int
-    m: Tensor
     q: Tensor
     x_t: Tensor
     features: Tensor
     float_m: Tensor
     float_x_t: Tensor
 
-    def half(self, parity: int) -> "Batch":
+    def half(self, parity: int) -> Self:
         """Its images of even (0) or odd (1) index, of which there may be none, counted anew among their like."""
         offset = (self.first + parity) % 2
         tensors = {field.name: getattr(self, field.name)[offset::2] for field in fields(self) if field.name != "first"}
-        return Batch((self.first + offset) // 2, **tensors)
+        return type(self)((self.first + offset) // 2, **tensors)
 
     def repaired(self, repairs: Sequence[Repair]) -> Tensor:
         """m~ after all repairs, (B, C, H, W)."""
@@ -90,6 +89,17 @@ class Batch:
         for repair in repairs:
             m = repair.output(m, self.x_t, self.features)
         return m
+
+
+@dataclass(frozen=True)
+class AskedBatch(Batch):
+    """Images about which the float network was asked where they are.
+
+    Args:
+        m: the float output on x_t, (B, C, H, W).
+    """
+
+    m: Tensor
 
 
 class Path(Enum):
@@ -106,14 +116,22 @@ class PathCorrection(Correction):
 
     Attributes:
         path: the path.
+        asked: how many images, the first ones, the float network is asked about on the path; None for all.
         together: how many images `rescalings` is given at once; 0 where there are none to find.
     """
 
     path: Path
+    asked: int | None = None
     together: int = 0
 
-    def rescalings(self, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, t: float) -> Mapping[str, Rescaling]:  # noqa: ARG002
-        """What layers compute with at a step, found before the step is fitted: by default as they are.
+    def rescalings(
+        self,
+        model: Denoiser,
+        tap: OutputLayerTap,  # noqa: ARG002
+        x_t: Tensor,
+        t: float,
+    ) -> tuple[Mapping[str, Rescaling], Tensor]:
+        """What layers compute with at a step, found before the step is fitted, by default as they are; and m on x_t.
 
         Args:
             model: the float model.
@@ -121,15 +139,16 @@ class PathCorrection(Correction):
             x_t: states on the path, (B, C, H, W), of the first `together` images.
             t: the time.
         """
-        return {}
+        return {}, model.predict(x_t, t)
 
     @abstractmethod
-    def fit_step(self, batches: Sequence[Batch], step: Step) -> StepCorrection:
+    def fit_step(self, asked: Sequence[AskedBatch], step: Step, others: Sequence[Batch] = ()) -> StepCorrection:
         """The correction of one step.
 
         Args:
-            batches: all images at this step; each may be read from disk when it is asked for.
+            asked: the first images; each batch may be read from disk when it is asked for.
             step: the sampler's row.
+            others: all further images.
 
         Raises:
             ValueError: the images do not determine the correction.

@@ -3,17 +3,19 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.correction import Batch, MomentCorrection, PathCorrection
+from ptq_diffusion.correction.correction import AskedBatch, Batch, MomentCorrection, PathCorrection
 from ptq_diffusion.correction.detail import NoiseDetail, powers, reliability, terms
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
 from ptq_diffusion.correction.repair import Affine, Repair
 from ptq_diffusion.correction.statistics import NoiseStatistics
 from ptq_diffusion.sampler.step import Step
+
+SomeBatch = TypeVar("SomeBatch", bound=Batch)
 
 
 def fit_diagnosed(correction: MomentCorrection, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
@@ -83,65 +85,69 @@ def _reported(found: StepCorrection, known: dict[str, Any]) -> StepCorrection:
 
 def fit_step_diagnosed(
     correction: PathCorrection,
-    batches: Sequence[Batch],
+    asked: Sequence[AskedBatch],
     step: Step,
-    before: tuple[Sequence[Batch], StepCorrection] | None,
+    before: tuple[Sequence[AskedBatch], StepCorrection] | None,
+    others: Sequence[Batch] = (),
 ) -> StepCorrection:
     """A step of a correction along a path, its report complete: the coefficients are those of `correction.fit_step`.
 
     Args:
         correction: the method.
-        batches: all images at this step.
+        asked: the first images at this step, which the report is of.
         step: the sampler's row.
         before: the same images at the step before, and what was done there; None at the first.
+        others: all further images at this step.
 
     Raises:
         ValueError: what `correction.fit_step` refuses.
     """
-    found = correction.fit_step(batches, step)
+    found = correction.fit_step(asked, step, others)
     known: dict[str, float | None] = {
-        "reliability": reliability(reduce(Tensor.add, (powers(terms(b.m, b.q), b.first) for b in batches))),
+        "reliability": reliability(reduce(Tensor.add, (powers(terms(b.m, b.q), b.first) for b in asked))),
     }
     if found.report.r2_held_out is None:
-        known["r2_held_out"] = _r2_held_out(correction, batches, step)
-    left = reduce(NoiseDetail.merge, (_left(batch, found, then) for batch, then in _beside(batches, before)))
+        known["r2_held_out"] = _r2_held_out(correction, asked, step, others)
+    left = reduce(NoiseDetail.merge, (_left(batch, found, then) for batch, then in _beside(asked, before)))
     deviation_before = before[1].report.variance ** 0.5 if before else None
     return _reported(found, known | _shape(left, 0.0, (0.0, deviation_before)))
 
 
 def _beside(
-    batches: Sequence[Batch], before: tuple[Sequence[Batch], StepCorrection] | None
-) -> Iterator[tuple[Batch, tuple[Batch, StepCorrection] | None]]:
+    batches: Sequence[AskedBatch], before: tuple[Sequence[AskedBatch], StepCorrection] | None
+) -> Iterator[tuple[AskedBatch, tuple[AskedBatch, StepCorrection] | None]]:
     """Every batch with itself at the step before, one pair at a time."""
     for place, batch in enumerate(batches):
         yield batch, (before[0][place], before[1]) if before else None
 
 
-def _left(batch: Batch, found: StepCorrection, before: tuple[Batch, StepCorrection] | None) -> NoiseDetail:
+def _left(batch: AskedBatch, found: StepCorrection, before: tuple[AskedBatch, StepCorrection] | None) -> NoiseDetail:
     """What is left of a batch's noise, m~ - m, beside what was left of it at the step before."""
     then = terms(before[0].m, before[0].repaired(before[1].repairs)) if before else None
     return NoiseDetail.of(terms(batch.m, batch.repaired(found.repairs)), then, batch.first)
 
 
-class Half(Sequence[Batch]):
+class Half(Sequence[SomeBatch]):
     """The images of even (0) or odd (1) index, batches that have none left out."""
 
-    def __init__(self, batches: Sequence[Batch], parity: int) -> None:
+    def __init__(self, batches: Sequence[SomeBatch], parity: int) -> None:
         self._batches, self._parity = batches, parity
-        self._places = [place for place, batch in enumerate(batches) if len(batch.half(parity).m)]
+        self._places = [place for place, batch in enumerate(batches) if len(batch.half(parity).q)]
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, place: int) -> Batch:  # type: ignore[override]
+    def __getitem__(self, place: int) -> SomeBatch:  # type: ignore[override]
         return self._batches[self._places[place]].half(self._parity)
 
 
-def _r2_held_out(correction: PathCorrection, batches: Sequence[Batch], step: Step) -> float | None:
+def _r2_held_out(
+    correction: PathCorrection, asked: Sequence[AskedBatch], step: Step, others: Sequence[Batch]
+) -> float | None:
     """Of a fit on the images of even index, on those of odd index; None where so few images do not determine it."""
-    even, odd = Half(batches, 0), Half(batches, 1)
+    even, odd = Half(asked, 0), Half(asked, 1)
     try:
-        repairs = correction.fit_step(even, step).repairs
+        repairs = correction.fit_step(even, step, Half(others, 0)).repairs
     except ValueError:
         return None
     left = sum(float((b.repaired(repairs) - b.m).double().square().sum()) for b in odd)

@@ -6,7 +6,7 @@ from functools import reduce
 
 import torch
 
-from ptq_diffusion.correction.correction import Batch
+from ptq_diffusion.correction.correction import AskedBatch
 from ptq_diffusion.correction.fitted import StepCorrection, StepReport
 from ptq_diffusion.correction.repair import Repair
 from ptq_diffusion.correction.statistics import StepMoments
@@ -33,7 +33,7 @@ class StepMeasurement:
     spread: float
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], repairs: tuple[Repair, ...], step: Step) -> "StepMeasurement":
+    def of(cls, batches: Sequence[AskedBatch], repairs: tuple[Repair, ...], step: Step) -> "StepMeasurement":
         """Measure the repairs on the images of a step."""
         before, after, means = [], [], []
         for batch in batches:

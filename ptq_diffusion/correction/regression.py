@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
+from itertools import chain
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.correction import Batch, Path, PathCorrection
+from ptq_diffusion.correction.correction import AskedBatch, Batch, Path, PathCorrection
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.matching import Spectrum, distance, match
 from ptq_diffusion.correction.measured import StepMeasurement
@@ -42,11 +43,14 @@ class Regression(PathCorrection):
             sigma'^2 = max(sigma^2 - [Var F(m~) - Var F(m)], 0) with F the step's mean, where the sampler adds noise.
         path: "float" fits on float trajectories, "corrected" on what the corrected steps before lead to; the spectrum
             that is matched is that of float sampling in both.
+        images: how many images, the first ones, the regression and what is reported are of, all if there are fewer: the
+            float network is asked about these alone, and the matching, which needs no m on the path, is of all.
         readout_bits: 32 keeps R as it is fitted; 8 rounds it to integers, one scale for each output channel, and fits
             K_q, K_x and c anew to what that leaves.
 
     Raises:
-        ValueError: a side is even or negative, there is nothing to do, no ridge, or an option is none of the above.
+        ValueError: a side is even or negative, there is nothing to do, no ridge, fewer than 2 images, or an option is
+            none of the above.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Regression(PathCorrection):
         matching: bool,
         variance: Variance,
         path: PathName,
+        images: int,
         readout_bits: ReadoutBits,
     ) -> None:
         sides = {"on_q": on_q, "on_x": on_x, "on_features": on_features}
@@ -73,11 +78,14 @@ class Regression(PathCorrection):
             raise ValueError(f"expected variance to be original or rule, got {variance!r}")
         if path not in ("float", "corrected"):
             raise ValueError(f"expected path to be float or corrected, got {path!r}")
+        if images < 2:
+            raise ValueError(f"expected at least 2 images, one of which chooses the other's ridge, got images={images}")
         if readout_bits not in (8, 32):
             raise ValueError(f"expected readout_bits to be 8 or 32, got {readout_bits!r}")
         if readout_bits == 8 and not on_features:
             raise ValueError("expected a readout to store in 8 bits, got on_features=0; set readout_bits=32")
         self.on_q, self.on_x, self.on_features, self.readout_bits = on_q, on_x, on_features, readout_bits
+        self.asked = images
         self.ridges, self.matching, self.variance, self.path = tuple(ridges), matching, variance, Path(path)
 
     def check_images(self, images: int, channels: int) -> None:
@@ -96,20 +104,20 @@ class Regression(PathCorrection):
                 "correction.readout_bits=32 or noise.steps=null"
             )
 
-    def fit_step(self, batches: Sequence[Batch], step: Step) -> StepCorrection:
-        if all(torch.equal(batch.q, batch.m) for batch in batches):
-            return StepMeasurement.of(batches, (), step).correction(step.sigma)
+    def fit_step(self, asked: Sequence[AskedBatch], step: Step, others: Sequence[Batch] = ()) -> StepCorrection:
+        if all(torch.equal(batch.q, batch.m) for batch in asked):
+            return StepMeasurement.of(asked, (), step).correction(step.sigma)
         repairs: tuple[Repair, ...] = ()
         r2_held_out = None
         if self.on_q or self.on_x or self.on_features:
-            repairs, r2_held_out = self._filter(batches)
+            repairs, r2_held_out = self._filter(asked)
         if self.matching:
-            repairs += _matched(batches, repairs, step)
-        measured = StepMeasurement.of(batches, repairs, step)
+            repairs += _matched((asked, others), repairs, step)
+        measured = StepMeasurement.of(asked, repairs, step)
         found = measured.correction(measured.matched_sigma() if self.variance == "rule" else step.sigma)
         return replace(found, report=replace(found.report, r2_held_out=r2_held_out))
 
-    def _filter(self, batches: Sequence[Batch]) -> tuple[tuple[Repair, ...], float]:
+    def _filter(self, batches: Sequence[AskedBatch]) -> tuple[tuple[Repair, ...], float]:
         """The regression, or nothing where on held-out images it explains nothing; and how much it explains there."""
         halves: list[Moments | None] = [None, None]
         for batch in batches:
@@ -142,12 +150,12 @@ class Regression(PathCorrection):
         kernels = self._kernels(whole, channels, features)
         return FilterInt8(kernels.on_q, kernels.on_x, kernels.on_features.to(torch.int8), scale, kernels.offset)
 
-    def _moments(self, batch: Batch) -> tuple[Moments, Moments]:
+    def _moments(self, batch: AskedBatch) -> tuple[Moments, Moments]:
         """Moments of (regressors, m - q) over the images of even and over those of odd index."""
         even = batch.first % 2
         return self._half(batch, slice(even, None, 2)), self._half(batch, slice(1 - even, None, 2))
 
-    def _half(self, batch: Batch, images: slice) -> Moments:
+    def _half(self, batch: AskedBatch, images: slice) -> Moments:
         regressors = [
             patches(source[images], side, mode)
             for source, side, mode in (
@@ -185,11 +193,13 @@ def require_matchable(images: int, channels: int) -> None:
         )
 
 
-def _matched(batches: Sequence[Batch], repairs: Sequence[Repair], step: Step) -> tuple[Spectral, ...]:
+def _matched(batches: Sequence[Sequence[Batch]], repairs: Sequence[Repair], step: Step) -> tuple[Spectral, ...]:
     """The matching map, or nothing where one half of the images says that what the other half gives is no gain."""
-    require_matchable(sum(len(batch.m) for batch in batches), batches[0].m.shape[1])
-    source = _halves((batch.repaired(repairs), batch.x_t, batch.first) for batch in batches)
-    target = _halves((batch.float_m, batch.float_x_t, batch.first) for batch in batches)
+    everyone = partial(chain.from_iterable, batches)
+    channels, images = batches[0][0].q.shape[1], sum(len(batch.q) for batch in everyone())
+    require_matchable(images, channels)
+    source = _halves((batch.repaired(repairs), batch.x_t, batch.first) for batch in everyone())
+    target = _halves((batch.float_m, batch.float_x_t, batch.first) for batch in everyone())
     maps = [match(*half) for half in zip(source, target, strict=True)]
     before, after = 0.0, 0.0
     for found, own, aim in zip(reversed(maps), source, target, strict=True):

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.correction import Batch, Path, PathCorrection
+from ptq_diffusion.correction.correction import AskedBatch, Batch, Path, PathCorrection
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measured import StepMeasurement
 from ptq_diffusion.model import Denoiser
@@ -20,29 +21,29 @@ class Rescaled(PathCorrection):
 
     Layers are matched one after the other within one forward, each on what the rescaled ones before it say, so that no
     layer inherits an error of mean or scale. g multiplies the scales of the quantized weight and c joins the bias: a
-    step costs what it did. The output layer is left to `then`. Where the rescaling of half of the images does not bring
-    the output on the other half nearer to the float one, the step keeps its layers as they are.
+    step costs what it did. The output layer is left to `then`. Three of four images are fitted; where that does not
+    bring the output on every fourth nearer to the float one, the step keeps its layers as they are.
 
-    Means and deviations are of the first 64 images, all in memory at once. What a report says of the noise, and of
-    the share of it that is explained, is of the rescaled network's.
+    What a report says of the noise, and of the share of it that is explained, is of the rescaled network's.
 
     Args:
         then: what is fitted behind the rescaled network; None leaves its output as it is.
+        images: how many images, the first ones, layers are rescaled on, all in memory at once; all if there are fewer.
 
     Raises:
-        ValueError: `then` is not fitted along a path.
+        ValueError: `then` is not fitted along a path, or there are fewer than 8 images.
     """
 
-    together = 64
-
-    def __init__(self, then: PathCorrection | None) -> None:
+    def __init__(self, then: PathCorrection | None, images: int) -> None:
         if not isinstance(then, PathCorrection | None):
             raise ValueError(
                 "expected then to be a correction that is fitted along a path, such as matched or readout, or null, "
                 f"got {type(then).__name__}; set correction.then=null to leave the output as it is"
             )
-        self.then = then
-        self.path = Path.CORRECTED if then is None else then.path
+        if images < FEWEST:
+            raise ValueError(f"expected at least {FEWEST} images to rescale layers on, got {images}")
+        self.then, self.together = then, images
+        self.path, self.asked = (then.path, then.asked) if then else (Path.CORRECTED, images)
 
     def check(self, steps: Sequence[Step]) -> None:
         if self.then:
@@ -55,30 +56,32 @@ class Rescaled(PathCorrection):
     def check_images(self, images: int, channels: int) -> None:
         if images < FEWEST:
             raise ValueError(
-                f"expected at least {FEWEST} images, half of which judge how layers are rescaled, got {images}; "
+                f"expected at least {FEWEST} images to rescale layers on, every fourth to judge it, got {images}; "
                 "raise noise.images"
             )
         if self.then:
             self.then.check_images(images, channels)
 
-    def rescalings(self, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, t: float) -> Mapping[str, Rescaling]:
-        """All layers but the output layer, or none where images of odd place gain nothing from a fit to the others."""
-        whole: dict[str, Spread] = {}
-        even: dict[str, Spread] = {}
+    def rescalings(
+        self, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, t: float
+    ) -> tuple[Mapping[str, Rescaling], Tensor]:
+        """All layers but the output layer, or none where every fourth image gains nothing from a fit to the others."""
+        judging = torch.arange(len(x_t)) % 4 == 3
+        targets: dict[str, Spread] = {}
 
         def see(name: str, output: Tensor) -> None:
-            whole[name], even[name] = Spread.of(output), Spread.of(output[::2])
+            targets[name] = Spread.of(output[~judging])
 
         with watching(model.network, tap.other_layers(), see):
-            m = model.predict(x_t, t)[1::2]
-        tried = rescalings_towards(even, tap, x_t[::2], t)
-        before, after = (_power(tap.predict(x_t[1::2], t, use)[0] - m) for use in ({}, tried))
-        return rescalings_towards(whole, tap, x_t, t) if after < before else {}
+            m = model.predict(x_t, t)
+        found = rescalings_towards(targets, tap, x_t[~judging], t)
+        before, after = (_power(tap.predict(x_t[judging], t, use)[0] - m[judging]) for use in ({}, found))
+        return (found if after < before else {}), m
 
-    def fit_step(self, batches: Sequence[Batch], step: Step) -> StepCorrection:
+    def fit_step(self, asked: Sequence[AskedBatch], step: Step, others: Sequence[Batch] = ()) -> StepCorrection:
         if self.then:
-            return self.then.fit_step(batches, step)
-        return StepMeasurement.of(batches, (), step).correction(step.sigma)
+            return self.then.fit_step(asked, step, others)
+        return StepMeasurement.of(asked, (), step).correction(step.sigma)
 
 
 def rescalings_towards(

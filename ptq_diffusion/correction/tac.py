@@ -1,11 +1,12 @@
 """TAC: a gain for every step, and the drift of the states' mean taken out."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.correction import Batch, Path, PathCorrection
+from ptq_diffusion.correction.correction import AskedBatch, Batch, Path, PathCorrection
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measured import StepMeasurement
 from ptq_diffusion.correction.repair import Affine
@@ -41,25 +42,26 @@ class TAC(PathCorrection):
             raise ValueError(f"expected relative to be at least 0, got {relative}")
         self.relative, self.input_bias = relative, input_bias
 
-    def fit_step(self, batches: Sequence[Batch], step: Step) -> StepCorrection:
-        gain = self._gain(batches, step)
-        drift = torch.zeros(batches[0].m.shape[1], dtype=torch.float64)
+    def fit_step(self, asked: Sequence[AskedBatch], step: Step, others: Sequence[Batch] = ()) -> StepCorrection:
+        gain = self._gain(asked, step)
+        drift = torch.zeros(asked[0].m.shape[1], dtype=torch.float64)
         if self.input_bias and step.gain != 0:
-            ahead = self._ahead(batches, step, gain, drift)
+            everyone = (asked, others)
+            ahead = self._ahead(everyone, step, gain, drift)
             offset = ahead / step.gain
-            nearer = self._ahead(batches, step, gain, offset).abs() < ahead.abs()
+            nearer = self._ahead(everyone, step, gain, offset).abs() < ahead.abs()
             drift = torch.where(nearer, offset, drift)
         # K q - c = (q - mu) / (1 + k).
         repair = Affine(torch.tensor(1 / gain - 1, dtype=torch.float64), drift / gain)
-        return StepMeasurement.of(batches, (repair,), step).correction(step.sigma)
+        return StepMeasurement.of(asked, (repair,), step).correction(step.sigma)
 
-    def _ahead(self, batches: Sequence[Batch], step: Step, gain: float, offset: Tensor) -> Tensor:
+    def _ahead(self, batches: Sequence[Sequence[Batch]], step: Step, gain: float, offset: Tensor) -> Tensor:
         """The mean of the next state less that of float sampling, (C,)."""
-        moved = ((gain * b.q - offset.to(b.q)[:, None, None], b) for b in batches)
+        moved = ((gain * b.q - offset.to(b.q)[:, None, None], b) for b in chain.from_iterable(batches))
         return _mean([step.mean(b.x_t, m) - step.mean(b.float_x_t, b.float_m) for m, b in moved])
 
-    def _gain(self, batches: Sequence[Batch], step: Step) -> float:
-        products = [torch.stack([_dot(b.q, b.m), _dot(b.q, b.q), _dot(b.m, b.m)], dim=1) for b in batches]
+    def _gain(self, asked: Sequence[AskedBatch], step: Step) -> float:
+        products = [torch.stack([_dot(b.q, b.m), _dot(b.q, b.q), _dot(b.m, b.m)], dim=1) for b in asked]
         of_both, of_q, of_m = torch.cat(products).unbind(1)
         if not of_m.all():
             raise ValueError(

@@ -31,9 +31,10 @@ class Spread:
     @classmethod
     def of(cls, output: Tensor) -> "Spread":
         """Of an output whose channels are its second dimension, (B, O, H, W), or its last, (B, ..., O)."""
-        channels = (output.movedim(1, -1) if output.ndim == 4 else output).flatten(0, -2)
-        mean = channels.mean(0)
-        deviation = (channels - mean).square().mean(0).sqrt()
+        # (B, O, N): along rows means are several times faster than over all other dimensions at once.
+        rows = output.flatten(2) if output.ndim == 4 else output.flatten(0, -2).T[None]
+        mean = rows.mean(-1).mean(0)
+        deviation = (rows - mean[:, None]).square_().mean(-1).mean(0).sqrt()
         return cls(mean.cpu().double(), deviation.cpu().double())  # Not every device has float64.
 
     @property

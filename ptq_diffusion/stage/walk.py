@@ -2,14 +2,15 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptq_diffusion.correction import Batch, FittedCorrection, PathCorrection, StepCorrection
+from ptq_diffusion.correction import AskedBatch, Batch, FittedCorrection, PathCorrection, StepCorrection
 from ptq_diffusion.correction import Path as Along
 from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
 from ptq_diffusion.model import Denoiser
@@ -20,6 +21,8 @@ from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.chunks import Chunk
 from ptq_diffusion.stage.files import holds_tensors, sync_folder, write_tensors
 from ptq_diffusion.stage.runtime import track
+
+SomeBatch = TypeVar("SomeBatch", bound=Batch)
 
 
 class Walk:
@@ -62,9 +65,9 @@ class Walk:
         self.fitted = list(self._kept())
         for step in track(self.steps[len(self.fitted) :], "fit of the correction", progress):
             self._step(step.i).mkdir(exist_ok=True)
-            rescalings = self._rescalings(step, device)
+            rescalings, m = self._together(step, device)
             for chunk in self.wanted:
-                self._visit(chunk, step, rescalings, device)
+                self._visit(chunk, step, rescalings, m, device)
             self.fitted.append(replace(self._fit(step), rescalings=rescalings))
             self._keep(step)
             shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
@@ -77,21 +80,24 @@ class Walk:
                 return
             yield FittedCorrection.load(folder).found[0]
 
-    def _rescalings(self, step: Step, device: torch.device) -> Mapping[str, Rescaling]:
-        """What the layers compute with at a step, from the first images; kept for a walk that goes on."""
-        if not self.correction.together:
-            return {}
-        file = self._step(step.i) / "rescalings.safetensors"
+    def _together(self, step: Step, device: torch.device) -> tuple[Mapping[str, Rescaling], Tensor]:
+        """What the layers compute with at a step, and m of the images that say so; kept for a walk that goes on."""
+        if not (together := self.correction.together):
+            return {}, torch.empty(0, *self.model.shape)
+        file = self._step(step.i) / "together.safetensors"
         if not holds_tensors(file):
-            first = [chunk for chunk in self.wanted if chunk.first < self.correction.together]
-            y_t = torch.cat([self._states(chunk, step, device)[1][: chunk.count] for chunk in first])
-            found = self.correction.rescalings(self.model, self.tap, y_t[: self.correction.together], step.t)
-            write_tensors(file, named(found))
-        return of_named(load_file(file))
+            first = [chunk for chunk in self.wanted if chunk.first < together]
+            y_t = torch.cat([self._states(chunk, step, device)[1][: chunk.count] for chunk in first])[:together]
+            rescalings, m = self.correction.rescalings(self.model, self.tap, y_t, step.t)
+            write_tensors(file, named(rescalings) | {"m": m})
+        kept = load_file(file)
+        return of_named({name: kept[name] for name in kept.keys() - {"m"}}), kept["m"]
 
     def _fit(self, step: Step) -> StepCorrection:
-        before = (self._batches(step.i - 1), self.fitted[-1]) if step.i > 0 else None
-        return fit_step_diagnosed(self.correction, self._batches(step.i), step, before)
+        before = (self._asked(step.i - 1), self.fitted[-1]) if step.i > 0 else None
+        rest = [(chunk, slice(self._among_asked(chunk), chunk.count)) for chunk in self.wanted]
+        others = StepBatches(Batch, self._step(step.i), rest)
+        return fit_step_diagnosed(self.correction, self._asked(step.i), step, before, others)
 
     def _keep(self, step: Step) -> None:
         """What was fitted at a step, whole or absent."""
@@ -102,8 +108,10 @@ class Walk:
         sync_folder(beside)
         beside.rename(self._fitted(step.i))
 
-    def _visit(self, chunk: Chunk, step: Step, rescalings: Mapping[str, Rescaling], device: torch.device) -> None:
-        """Bring a chunk to a step, ask the networks there, and keep what they say."""
+    def _visit(
+        self, chunk: Chunk, step: Step, rescalings: Mapping[str, Rescaling], m: Tensor, device: torch.device
+    ) -> None:
+        """Bring a chunk to a step, ask the networks there, and keep what they say; `m` is known of the first images."""
         file = self._step(step.i) / chunk.name
         if holds_tensors(file):
             return
@@ -112,7 +120,11 @@ class Walk:
         float_m = self.float_m(chunk, step).to(device)
         kept = {"m": float_m, "q": q, "x_t": y_t, "features": features}
         if self.correction.path is Along.CORRECTED:
-            kept |= {"m": self.model.predict(y_t, step.t), "float_m": float_m, "float_x_t": x_t.clone()}
+            asked = self._among_asked(chunk)
+            known = m[chunk.first : chunk.first + asked].to(device)
+            if len(known) < asked:
+                known = torch.cat([known, self.model.predict(y_t[len(known) : asked], step.t)])
+            kept |= {"m": known, "float_m": float_m, "float_x_t": x_t.clone()}
         write_tensors(file, kept)
 
     def _states(self, chunk: Chunk, step: Step, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -130,8 +142,14 @@ class Walk:
         m = found.output(kept["q"], kept["x_t"], kept["features"])
         return x_t, before.mean(kept["x_t"], m) + found.sigma * z
 
-    def _batches(self, i: int) -> "StepBatches":
-        return StepBatches(self._step(i), self.wanted)
+    def _asked(self, i: int) -> "StepBatches[AskedBatch]":
+        rows = [(chunk, slice(0, self._among_asked(chunk))) for chunk in self.wanted]
+        return StepBatches(AskedBatch, self._step(i), rows)
+
+    def _among_asked(self, chunk: Chunk) -> int:
+        """How many images of a chunk, the first ones, the float network is asked about on the path."""
+        asked = self.correction.asked
+        return chunk.count if asked is None else min(max(asked - chunk.first, 0), chunk.count)
 
     def _step(self, i: int) -> Path:
         return self.folder / f"step-{i:04d}"
@@ -155,19 +173,27 @@ class Drawn:
         return self._last.to(device)
 
 
-class StepBatches(Sequence[Batch]):
-    """The chunks of one step, each read when it is asked for, padding dropped."""
+class StepBatches(Sequence[SomeBatch]):
+    """Images of the chunks of one step, each chunk read when it is asked for.
 
-    def __init__(self, folder: Path, wanted: Sequence[Chunk]) -> None:
-        self._folder, self._wanted = folder, wanted
+    Args:
+        kind: with m or without.
+        folder: of the step.
+        rows: which images of every chunk; a chunk of which there are none is left out.
+    """
+
+    def __init__(self, kind: type[SomeBatch], folder: Path, rows: Sequence[tuple[Chunk, slice]]) -> None:
+        self._kind, self._folder = kind, folder
+        self._rows = [(chunk, images) for chunk, images in rows if images.start < images.stop]
 
     def __len__(self) -> int:
-        return len(self._wanted)
+        return len(self._rows)
 
-    def __getitem__(self, place: int) -> Batch:  # type: ignore[override]
-        chunk = self._wanted[place]
-        kept = {name: tensor[: chunk.count] for name, tensor in _read(self._folder / chunk.name).items()}
-        return Batch(chunk.first, **kept)
+    def __getitem__(self, place: int) -> SomeBatch:  # type: ignore[override]
+        chunk, images = self._rows[place]
+        kept = _read(self._folder / chunk.name)
+        names = [field.name for field in fields(self._kind) if field.name != "first"]
+        return self._kind(chunk.first + images.start, **{name: kept[name][images] for name in names})
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from ptq_diffusion.correction import (
-    Batch,
+    AskedBatch,
     Fingerprint,
     FittedCorrection,
     NoiseStatistics,
@@ -49,9 +49,9 @@ def fitted(name, steps, pair):
 def fitted_step(correction, step, model, tap):
     """One step of a correction along a path."""
     x = states(model, step.i)
-    rescalings = correction.rescalings(model, tap, x, step.t)
-    m, (q, features) = model.predict(x, step.t), tap.predict(x, step.t, rescalings)
-    return replace(correction.fit_step([Batch(0, m, q, x, features, m, x)], step), rescalings=rescalings)
+    rescalings, m = correction.rescalings(model, tap, x, step.t)
+    q, features = tap.predict(x, step.t, rescalings)
+    return replace(correction.fit_step([AskedBatch(0, q, x, features, m, x, m)], step), rescalings=rescalings)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from ptq_diffusion.correction import (
-    Batch,
+    AskedBatch,
     Fingerprint,
     FittedCorrection,
     MomentCorrection,
@@ -62,7 +62,7 @@ def statistics(steps, noise=1.0):
 def batches(step, noise):
     m, q, x = tensors(step, noise)
     return [
-        Batch(first, m[part], q[part], x[part], features(q[part]), m[part], x[part])
+        AskedBatch(first, q[part], x[part], features(q[part]), m[part], x[part], m[part])
         for first, part in ((0, slice(7)), (7, slice(7, None)))
     ]
 

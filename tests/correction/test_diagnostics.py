@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ptq_diffusion.correction import Batch, Fingerprint, MomentCorrection, NoiseStatistics, Regression
+from ptq_diffusion.correction import AskedBatch, Fingerprint, MomentCorrection, NoiseStatistics, Regression
 from ptq_diffusion.correction.detail import GROUPS, reliability
 from ptq_diffusion.correction.diagnostics import fit_diagnosed, fit_step_diagnosed
 from ptq_diffusion.sampler import DDIM
@@ -64,7 +64,7 @@ def batches(step, sizes=(13, 1, 26), **noise):
     ends = torch.tensor(sizes).cumsum(0).tolist()
     parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
     features = torch.cat([q, q.square()], dim=1)
-    return [Batch(p.start, m[p], q[p], x[p], features[p], m[p], x[p]) for p in parts]
+    return [AskedBatch(p.start, q[p], x[p], features[p], m[p], x[p], m[p]) for p in parts]
 
 
 def walked(name, sizes=(13, 1, 26), **noise):
@@ -190,7 +190,7 @@ def test_r2_held_out_is_that_of_a_fit_on_even_images_on_odd_ones():
 
 
 def test_r2_held_out_of_a_regression_is_of_each_half_from_the_other():
-    one_ridge = Regression(3, 1, 0, [0.1], False, "original", "float", 32)
+    one_ridge = Regression(3, 1, 0, [0.1], False, "original", "float", 64, 32)
     for step in STEPS:
         left = power = 0.0
         for parity in (0, 1):
@@ -242,7 +242,7 @@ def test_without_noise_there_is_no_residual_to_speak_of(name):
         found = fit_diagnosed(CORRECTIONS[name], NoiseStatistics.of(OWNER, seen, 0), STEPS).report()
     else:
         m = clean[1]
-        found = [fit_step_diagnosed(CORRECTIONS[name], [Batch(0, m, m, m, m, m, m)], STEPS[1], None).report]
+        found = [fit_step_diagnosed(CORRECTIONS[name], [AskedBatch(0, m, m, m, m, m, m)], STEPS[1], None).report]
     for own in found:
         assert own.r2_held_out == 1
         assert {getattr(own, field) for field in MEASURED - {"r2_held_out"}} == {None}

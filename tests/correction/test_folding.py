@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ptq_diffusion.correction import Batch, Regression, StepCorrection, fold
+from ptq_diffusion.correction import AskedBatch, Regression, StepCorrection, fold
 from ptq_diffusion.correction.repair import Filter, FilterInt8, Spectral
 from ptq_diffusion.network import LayerQuantizers, QuantizedConv2d, QuantizedLinear
 from ptq_diffusion.quantizer import AffineQuantizer, MinMax
@@ -74,10 +74,10 @@ def test_a_refit_of_nothing_is_the_quantized_layer_bit_for_bit(on_q):
 
 def test_readout_of_features_that_say_nothing_is_wiener():
     q, x, m = (draw(40, C, 9, 8, seed=seed) for seed in range(3))
-    batch = Batch(0, m, q, x, torch.zeros(40, F, 9, 8).double(), m, x)
+    batch = AskedBatch(0, q, x, torch.zeros(40, F, 9, 8).double(), m, x, m)
     row = DDIM(8, 1.0, {}).steps({"beta_schedule": "linear", "clip_sample": False})[3]
     options = {"on_q": 1, "on_x": 3, "ridges": [0.01], "matching": False, "variance": "rule", "path": "float"}
-    options |= {"readout_bits": 32}
+    options |= {"images": 64, "readout_bits": 32}
     readout, wiener = (Regression(on_features=side, **options).fit_step([batch], row) for side in (3, 0))
     assert not readout.repairs[0].on_features.any()
     assert readout.sigma == pytest.approx(wiener.sigma, rel=1e-12)

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 
 from ptq_diffusion.correction import (
     PTQD,
-    Batch,
+    AskedBatch,
     Fingerprint,
     FittedCorrection,
     NoiseStatistics,
@@ -40,7 +40,7 @@ def fitted(name, steps):
     for step in steps:
         m, r, x = torch.randn(3, 30, *SHAPE, generator=torch.Generator().manual_seed(step.i))
         m = m + x
-        batches.append(Batch(0, m, 0.93 * m + 0.05 * r, x, torch.cat([x * r, r], dim=1), m, x))
+        batches.append(AskedBatch(0, 0.93 * m + 0.05 * r, x, torch.cat([x * r, r], dim=1), m, x, m))
     if isinstance(correction, PathCorrection):
         return FittedCorrection(steps, [correction.fit_step([b], s) for b, s in zip(batches, steps, strict=True)])
     owner = Fingerprint("network", fingerprint(steps), SHAPE)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from ptq_diffusion.correction import (
-    Batch,
+    AskedBatch,
     Fingerprint,
     FittedCorrection,
     NoiseStatistics,
@@ -56,7 +56,7 @@ def features(q):
 def fit(correction, tensors):
     """Of (m, q, x_t) at every step."""
     if isinstance(correction, PathCorrection):
-        batches = [Batch(0, m, q, x, features(q), m, x) for m, q, x in tensors]
+        batches = [AskedBatch(0, q, x, features(q), m, x, m) for m, q, x in tensors]
         return FittedCorrection(
             STEPS, [correction.fit_step([batch], step) for batch, step in zip(batches, STEPS, strict=True)]
         )

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn import functional as F
 
-from ptq_diffusion.correction import Batch, FittedCorrection, Regression
+from ptq_diffusion.correction import AskedBatch, Batch, FittedCorrection, Regression
 from ptq_diffusion.correction.interpolation import interpolated
 from ptq_diffusion.correction.matching import Spectrum
 from ptq_diffusion.correction.repair import Filter
@@ -21,6 +21,7 @@ OPTIONS = {
     "matching": False,
     "variance": "original",
     "path": "float",
+    "images": 64,
     "readout_bits": 32,
 }
 
@@ -42,7 +43,7 @@ def planted(noise=0.3, count=COUNT, seed=0):
 def batches(tensors):
     m, q, x, features = tensors
     parts = [slice(0, 61), slice(61, 64), slice(64, None)]
-    return [Batch(p.start, m[p], q[p], x[p], features[p], m[p], x[p]) for p in parts]
+    return [AskedBatch(p.start, q[p], x[p], features[p], m[p], x[p], m[p]) for p in parts]
 
 
 def fitted(tensors, **options):
@@ -169,7 +170,7 @@ def test_what_matching_costs_is_less_than_the_error_itself(noise):
 def test_matching_aims_at_float_sampling_where_the_path_has_left_it():
     m, q, x, features = planted()
     drifted = [
-        Batch(b.first, b.m, b.q, b.x_t, b.features, 2 * b.m + 1, 0.5 * b.x_t) for b in batches((m, q, x, features))
+        AskedBatch(b.first, b.q, b.x_t, b.features, 2 * b.m + 1, 0.5 * b.x_t, b.m) for b in batches((m, q, x, features))
     ]
     found = Regression(**OPTIONS | {"matching": True, "path": "corrected"}).fit_step(drifted, STEP)
     output = found.output(q, x, features)
@@ -202,16 +203,56 @@ def test_the_variance_rule_adds_what_the_estimate_lacks(eta):
 
 def test_the_split_into_even_and_odd_images_does_not_depend_on_the_batches():
     m, q, x, features = planted(count=30)
-    one = [Batch(0, m, q, x, features, m, x)]
-    many = [Batch(i, *(t[i : i + 3] for t in (m, q, x, features, m, x))) for i in range(0, 30, 3)]
+    one = [AskedBatch(0, q, x, features, m, x, m)]
+    many = [AskedBatch(i, *(t[i : i + 3] for t in (q, x, features, m, x, m))) for i in range(0, 30, 3)]
     regression = Regression(**OPTIONS | {"ridges": [1e-3, 1e-1]})
     a, b = (regression.fit_step(parts, STEP).output(q, x, features) for parts in (one, many))
     assert torch.allclose(a, b, atol=1e-10)
 
 
+def split(whole, asked):
+    """The first images with m, the others without."""
+    first, rest = [], []
+    for batch in whole:
+        here = min(max(asked - batch.first, 0), len(batch.q))
+        if here > 0:
+            first.append(AskedBatch(batch.first, *(t[:here] for t in fields_of(batch)), batch.m[:here]))
+        if here < len(batch.q):
+            rest.append(Batch(batch.first + here, *(t[here:] for t in fields_of(batch))))
+    return first, rest
+
+
+def fields_of(batch):
+    return batch.q, batch.x_t, batch.features, batch.float_m, batch.float_x_t
+
+
+@pytest.mark.parametrize("asked", [20, 33, 77, COUNT])
+def test_matching_needs_no_float_output_on_the_path_and_is_of_all_images(asked):
+    matching = Regression(**OPTIONS | {"on_q": 0, "on_x": 0, "matching": True, "path": "corrected"})
+    tensors = planted()
+    whole = matching.fit_step(batches(tensors), STEP)
+    first, rest = split(batches(tensors), asked)
+    assert [sum(len(b.q) for b in part) for part in (first, rest)] == [asked, COUNT - asked]
+    part = matching.fit_step(first, STEP, rest)
+    for own, other in zip(whole.repairs[0].tensors().values(), part.repairs[0].tensors().values(), strict=True):
+        assert torch.allclose(own, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_regression_is_of_the_images_that_were_asked_about_alone():
+    regression = Regression(**OPTIONS | {"ridges": [1e-3, 1e-1]})
+    first, rest = split(batches(planted()), 60)
+    own = regression.fit_step(first, STEP)
+    for beside in (rest, [Batch(b.first, *(100 * t for t in fields_of(b))) for b in rest]):
+        other = regression.fit_step(first, STEP, beside)
+        assert other.report == own.report
+        for a, b in zip(own.repairs[0].tensors().values(), other.repairs[0].tensors().values(), strict=True):
+            assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"images": 1}, "expected at least 2 images.*got images=1"),
         ({"on_q": 2}, "expected on_q to be 0 or an odd side"),
         ({"on_x": -1}, "expected on_x to be 0 or an odd side"),
         ({"on_q": 0, "on_x": 0}, "expected a regressor or matching"),
@@ -229,8 +270,8 @@ def test_options_that_make_no_sense_are_refused(options, message):
 def test_a_chunk_of_one_image_counts_and_one_image_in_all_is_refused():
     m, q, x, features = planted(count=9)
     parts = [slice(0, 8), slice(8, 9)]
-    chunks = [Batch(p.start, m[p], q[p], x[p], features[p], m[p], x[p]) for p in parts]
-    whole = [Batch(0, m, q, x, features, m, x)]
+    chunks = [AskedBatch(p.start, q[p], x[p], features[p], m[p], x[p], m[p]) for p in parts]
+    whole = [AskedBatch(0, q, x, features, m, x, m)]
     regression = Regression(**OPTIONS | {"ridges": [1e-3]})
     a, b = (regression.fit_step(batches, STEP).output(q, x, features) for batches in (chunks, whole))
     assert torch.allclose(a, b, atol=1e-10)

@@ -27,7 +27,7 @@ from ptq_diffusion.sampler import DDIM
 from tests.correction.pipelines import OURS, fitted, states
 from tests.correction.presets import CORRECTIONS
 
-ALONE = Rescaled(None)
+ALONE = Rescaled(None, 64)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,10 @@ def layers_of(network):
     return {name: module for name, module in network.named_modules() if isinstance(module, QuantizedLayer)}
 
 
+def three_of_four(x):
+    return x.unflatten(0, (-1, 4))[:, :3].flatten(0, 1)
+
+
 def outputs(network, ask, names):
     """What layers say within a forward."""
     seen = {}
@@ -72,7 +76,7 @@ def test_distorted_scales_and_biases_of_all_layers_are_found(model, distorted):
     x, unseen = states(model, 0)[:32], states(model, 1)[:8]
     tap = OutputLayerTap(distorted, model.sites())
     with torch.no_grad():
-        found = ALONE.rescalings(model, tap, x, 300.0)
+        found, _ = ALONE.rescalings(model, tap, x, 300.0)
         assert found.keys() == layers_of(distorted.network).keys() - {"conv_out"}
         m, q = model.predict(unseen, 300.0), distorted.predict(unseen, 300.0)
         repaired, _ = tap.predict(unseen, 300.0, found)
@@ -91,7 +95,7 @@ def test_a_network_without_noise_has_nothing_to_rescale(model, unquantized):
         assert torch.allclose(own.offset, torch.zeros_like(own.offset), atol=1e-5)
 
 
-def test_half_of_the_images_are_fitted_and_the_other_half_judges(pair):
+def test_three_of_four_images_are_fitted_and_the_fourth_judges(pair):
     tap, x, asked = OutputLayerTap(pair[1], pair[0].sites()), states(pair[0], 0)[:16], []
 
     def predict(x_t, t, rescalings=MappingProxyType({})):
@@ -100,8 +104,9 @@ def test_half_of_the_images_are_fitted_and_the_other_half_judges(pair):
 
     recorded = SimpleNamespace(network=tap.network, other_layers=tap.other_layers, predict=predict)
     with torch.no_grad():
-        assert ALONE.rescalings(pair[0], recorded, x, 300.0)
-    expected = [(x[::2], False), (x[1::2], False), (x[1::2], True), (x, False)]
+        found, m = ALONE.rescalings(pair[0], recorded, x, 300.0)
+        assert found and torch.equal(m, pair[0].predict(x, 300.0))
+    expected = [(three_of_four(x), False), (x[3::4], False), (x[3::4], True)]
     for (given, used), (wanted, rescales) in zip(asked, expected, strict=True):
         assert torch.equal(given, wanted) and used is rescales
 
@@ -110,8 +115,9 @@ def test_rescaled_layers_have_the_means_and_deviations_of_the_float_ones(pair):
     model, quantized = pair
     tap, x = OutputLayerTap(quantized, model.sites()), states(model, 0)[:16]
     with torch.no_grad():
-        found = ALONE.rescalings(model, tap, x, 300.0)
+        found, _ = ALONE.rescalings(model, tap, x, 300.0)
     assert found
+    x = three_of_four(x)
     target = outputs(model.network, lambda: model.predict(x, 300.0), found)
     plain, ours = (outputs(quantized.network, lambda use=use: tap.predict(x, 300.0, use), found) for use in ({}, found))
     for name, output in target.items():
@@ -148,18 +154,23 @@ def test_within_an_error_too_layers_come_back(pair):
 
 
 def test_images_that_the_fit_has_not_seen_judge_it(pair):
-    """Layers fitted to the even images, which are far from the odd ones here, harm those."""
+    """Layers fitted to three of four images, which are far from the fourth here, harm that."""
     model, tap, x = pair[0], OutputLayerTap(pair[1], pair[0].sites()), states(pair[0], 0)[:16]
-    apart = x.clone()
-    apart[::2] = 20 * x[::2] + 10
+    apart = 20 * x + 10
+    apart[3::4] = x[3::4]
     with torch.no_grad():
-        assert ALONE.rescalings(model, tap, x, 300.0)
-        assert ALONE.rescalings(model, tap, apart, 300.0) == {}
+        assert ALONE.rescalings(model, tap, x, 300.0)[0]
+        assert ALONE.rescalings(model, tap, apart, 300.0)[0] == {}
+
+
+def test_too_few_images_to_rescale_on_are_refused():
+    with pytest.raises(ValueError, match="expected at least 8 images to rescale layers on, got 7"):
+        Rescaled(None, 7)
 
 
 def test_then_is_fitted_along_a_path():
     with pytest.raises(ValueError, match=r"expected then to be .* fitted along a path.*got PTQD; set"):
-        Rescaled(CORRECTIONS["ptqd"])
+        Rescaled(CORRECTIONS["ptqd"], 64)
 
 
 def test_a_channel_that_says_only_its_mean_keeps_its_scale():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ptq_diffusion.correction import D2DPM, TAC, Batch, Fingerprint, NoiseStatistics, StepMoments
+from ptq_diffusion.correction import D2DPM, TAC, AskedBatch, Fingerprint, NoiseStatistics, StepMoments
 from ptq_diffusion.sampler import DDIM
 from ptq_diffusion.sampler.step import fingerprint
 
@@ -58,7 +58,7 @@ def test_a_sample_of_the_noise_adds_the_variance_that_its_mean_takes_off():
 def batches(step, drift):
     m, q, x = planted(step)
     parts = [slice(0, 17), slice(17, None)]
-    return [Batch(p.start, m[p], q[p], x[p] + drift, q[p], m[p], x[p]) for p in parts]
+    return [AskedBatch(p.start, q[p], x[p] + drift, q[p], m[p], x[p], m[p]) for p in parts]
 
 
 @pytest.mark.parametrize("relative", [0.0, 1.0, 10.0])
@@ -109,7 +109,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="relative to be at least 0"):
         TAC(-1.0, True)
     m, _, x = planted(STEPS[0])
-    opposite = [Batch(0, m, -m, x, x, m, x)]
+    opposite = [AskedBatch(0, -m, x, x, m, x, m)]
     with pytest.raises(ValueError, match="expected a positive gain, at t = 875"):
         TAC(1.0, True).fit_step(opposite, STEPS[0])
     with pytest.raises(ValueError, match="expected beta < 1, at t = 875"):
@@ -124,4 +124,4 @@ def test_more_bits_are_no_remedy_for_a_float_output_without_signal(level):
         D2DPM("deterministic").fit(constant, STEPS[:1])
     if level == 0:
         with pytest.raises(ValueError, match="not zero, at t = 875 it is zero for 6 of 6 images.*correction=none"):
-            TAC(1.0, True).fit_step([Batch(0, m, m + x, x, x, m, x)], STEPS[0])
+            TAC(1.0, True).fit_step([AskedBatch(0, m + x, x, x, m, x, m)], STEPS[0])

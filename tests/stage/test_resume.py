@@ -121,10 +121,10 @@ def test_the_work_of_a_fit_grows_with_the_steps_and_not_with_their_square(make, 
     drawn.clear()
     if killed:
 
-        def dies(walk, chunk, step, rescalings, device):
+        def dies(walk, chunk, step, *known):
             if step.i == steps - 1:
                 raise Killed
-            visit(walk, chunk, step, rescalings, device)
+            visit(walk, chunk, step, *known)
 
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(Walk, "_visit", dies)
