@@ -194,22 +194,28 @@ class FittedCorrection:
         for name in (CONFIG, COEFFICIENTS):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"expected {name} in {folder}, a folder that FittedCorrection.save wrote")
-        tensors = load_file(folder / COEFFICIENTS)
-        config = json.loads((folder / CONFIG).read_text())
-        rows = zip(tensors.pop("sigma").tolist(), tensors.pop("report").tolist(), config["estimates"], strict=True)
+        tensors, config = load_file(folder / COEFFICIENTS), json.loads((folder / CONFIG).read_text())
         try:
-            rescalings = _rescalings({name: tensors.pop(name) for name in list(tensors) if f"/{RESCALING}/" in name})
-            repairs = _repairs(tensors)
-        except (TypeError, ValueError) as error:
+            steps = [Step(**row) for row in config["steps"]]
+            return cls(steps, _found(tensors, steps, config["estimates"]))
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"expected coefficients that FittedCorrection.save wrote in {folder / COEFFICIENTS}, got others "
                 f"({error}); fit or export it again"
             ) from error
-        found = [
-            StepCorrection(tuple(repairs[i]), sigma, _report(row), estimates, rescalings[i])
-            for i, (sigma, row, estimates) in enumerate(rows)
-        ]
-        return cls([Step(**row) for row in config["steps"]], found)
+
+
+def _found(tensors: dict[str, Tensor], steps: Sequence[Step], estimates: Sequence[bool]) -> list[StepCorrection]:
+    """Every step's, from tensors as `save` names them."""
+    rows = zip(steps, tensors.pop("sigma").tolist(), tensors.pop("report").tolist(), estimates, strict=True)
+    rescalings = _rescalings({name: tensors.pop(name) for name in list(tensors) if f"/{RESCALING}/" in name})
+    repairs = _repairs(tensors)
+    if beyond := {i for i in repairs.keys() | rescalings.keys() if not 0 <= i < len(steps)}:
+        raise ValueError(f"expected those of {len(steps)} steps, got some of step {min(beyond)}")
+    return [
+        StepCorrection(tuple(repairs[i]), sigma, _report(row), estimated, rescalings[i])
+        for i, (_, sigma, row, estimated) in enumerate(rows)
+    ]
 
 
 def _repairs(tensors: dict[str, Tensor]) -> defaultdict[int, list[Repair]]:

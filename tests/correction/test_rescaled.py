@@ -24,10 +24,11 @@ from ptq_diffusion.network import (
     watching,
 )
 from ptq_diffusion.sampler import DDIM
-from tests.correction.pipelines import OURS, fitted, states
+from tests.correction.pipelines import OURS, STEPS, fitted, states
 from tests.correction.presets import CORRECTIONS
 
 ALONE = Rescaled(None, 64)
+RESCALING = ("gain", "offset")
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +238,10 @@ def test_folders_keep_rescalings_bit_for_bit(pair, tmp_path):
         lambda tensors: tensors.update({"first/rescaling/conv_in/gain": torch.ones(8)}),
         lambda tensors: tensors.update({"0/rescaling/x": torch.ones(8)}),
         lambda tensors: tensors.update({"0/0/affine/k": torch.ones(())}),
+        lambda tensors: tensors.update({f"{STEPS}/rescaling/conv_in/{name}": torch.ones(8) for name in RESCALING}),
+        lambda tensors: tensors.update({f"-1/0/affine/{name}": torch.ones(()) for name in ("k", "bias")}),
+        lambda tensors: tensors.pop("sigma"),
+        lambda tensors: tensors.update(sigma=torch.ones(STEPS + 1)),
     ],
 )
 def test_a_folder_with_other_coefficients_is_refused(change, pair, tmp_path):
