@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from ptq_diffusion.main import main
 from ptq_diffusion.stage.experiment import run
+from tests.stage.job import TINY, Place, complete, started
 from tests.stage.words import quick
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -113,3 +115,36 @@ def images_folder(tmp_path):
         images = torch.randint(60, (count, 3, 16, 16), generator=draw) + 150 * labels[:, None, None, None]
         write_parquet(folder, split, images.byte(), labels)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, tiny_model_folder):
+    """The outputs of a finished job, and the words that it was started with, but for `outputs`."""
+    words, outputs = [*TINY, f"model.path={tiny_model_folder()}"], tmp_path_factory.mktemp("finished") / "outputs"
+    before = sys.argv
+    started(*quick([*words, f"outputs={outputs}"]))
+    sys.argv = before
+    return words, outputs
+
+
+@pytest.fixture
+def refused(finished, tiny_model_folder, tmp_path, monkeypatch, capfd):
+    """From words and a way to break something to the message that the command ends with."""
+
+    def run_one(words, prepare=lambda place: []):
+        first, outputs = finished[0], tmp_path / "outputs"
+        shutil.copytree(finished[1], outputs)
+        model = tmp_path / "model"
+        shutil.copytree(tiny_model_folder(), model)
+        more = prepare(Place(outputs, tmp_path, model, monkeypatch))
+        alone = words[:1] in (["collect"], ["doctor"])
+        before = complete(outputs)
+        monkeypatch.setattr(sys, "argv", sys.argv)
+        with pytest.raises(SystemExit) as stop:
+            started(*([*words, *more] if alone else quick([*first, f"outputs={outputs}", *words, *more])))
+        monkeypatch.undo()
+        assert "Traceback" not in capfd.readouterr().err
+        assert complete(outputs).items() >= before.items(), "an artefact is gone or changed"
+        return stop.value.code
+
+    return run_one
