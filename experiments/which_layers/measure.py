@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from ptq_diffusion.correction import Batch, PathCorrection, StepCorrection
+from ptq_diffusion.correction import AskedBatch, PathCorrection, StepCorrection
 from ptq_diffusion.main import CONF
 from ptq_diffusion.metric import paired_fid, paired_fid_to
 from ptq_diffusion.model import Denoiser
@@ -99,7 +99,7 @@ class Pair:
         layers = OutputLayerTap(self.quantized, self.model.sites()).other_layers()
         modules = self.quantized.network.named_modules()
         blocks = [name for name, module in modules if isinstance(module, ResnetBlock2D | Attention)]
-        return {"layers": layers, "blocks": blocks, "nothing": []}[kind]
+        return {"layers": list(layers), "blocks": blocks, "nothing": []}[kind]
 
 
 Fitted = Sequence[tuple[StepCorrection, Mapping[str, Linear]]]
@@ -125,7 +125,7 @@ def fitted(pair: Pair, places: Sequence[str], solve: Callable[[Tensor, Tensor], 
             m = pair.model.predict(y, step.t)
         with watching(pair.quantized.network, places, see):
             q, features = tap.predict(y, step.t)
-        own = pair.behind.fit_step([Batch(0, m, q, y, features, float_m, x)], step)
+        own = pair.behind.fit_step([AskedBatch(0, q, y, features, float_m, x, m)], step)
         found.append((own, maps))
         z = noise.draw("cpu")
         x, y = step.mean(x, float_m) + step.sigma * z, step.mean(y, own.output(q, y, features)) + own.sigma * z

@@ -31,7 +31,8 @@ class Rescaled(PathCorrection):
         images: how many images, the first ones, layers are rescaled on, all in memory at once; all if there are fewer.
 
     Raises:
-        ValueError: `then` is not fitted along a path, or there are fewer than 8 images.
+        ValueError: `then` is not fitted along a path, or there are fewer than 8 images; when it is fitted, the network
+            computes a layer several times.
     """
 
     def __init__(self, then: PathCorrection | None, images: int) -> None:
@@ -67,12 +68,14 @@ class Rescaled(PathCorrection):
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
         """All layers but the output layer, or none where every fourth image gains nothing from a fit to the others."""
         judging = torch.arange(len(x_t)) % 4 == 3
+        layers = tap.other_layers()
         targets: dict[str, Spread] = {}
 
         def see(name: str, output: Tensor) -> None:
-            targets[name] = Spread.of(output[~judging])
+            _require_once(name, targets)
+            targets[name] = Spread.of(output[~judging], layers[name].channels)
 
-        with watching(model.network, tap.other_layers(), see):
+        with watching(model.network, layers, see):
             m = model.predict(x_t, t)
         found = rescalings_towards(targets, tap, x_t[~judging], t)
         before, after = (_power(tap.predict(x_t[judging], t, use)[0] - m[judging]) for use in ({}, found))
@@ -88,15 +91,25 @@ def rescalings_towards(
     targets: Mapping[str, Spread], tap: OutputLayerTap, x_t: Tensor, t: float
 ) -> Mapping[str, Rescaling]:
     """What gives layers the targets' means and deviations on these states, one after the other in one forward."""
+    layers = tap.other_layers()
     found: dict[str, Rescaling] = {}
 
     def match(name: str, output: Tensor) -> Tensor:
-        found[name] = Rescaling.between(Spread.of(output), targets[name])
-        return found[name].of(output)
+        channels = layers[name].channels
+        found[name] = Rescaling.between(Spread.of(output, channels), targets[name])
+        return found[name].of(output, channels)
 
     with watching(tap.network, targets, match):
         tap.predict(x_t, t)
     return found
+
+
+def _require_once(name: str, seen: Mapping[str, Spread]) -> None:
+    if name in seen:
+        raise ValueError(
+            f"expected a network that computes every layer once, this one computes {name} several times, which one "
+            "scale does not serve; choose a correction without rescaled layers, such as correction=matched"
+        )
 
 
 def _power(noise: Tensor) -> float:

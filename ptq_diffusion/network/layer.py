@@ -1,6 +1,7 @@
 """Layers that compute with quantized operands."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ class QuantizedLayer(nn.Module, ABC):
         weight: on its grid.
         bias: float, or None.
         instead: a weight and a bias to compute with in place of these, see `rescaled`; None outside of it.
+        channels: the dimension of its output that channels are.
 
     Args:
         layer: the float layer; it is not changed.
@@ -22,6 +24,7 @@ class QuantizedLayer(nn.Module, ABC):
 
     weight: Tensor
     bias: Tensor | None
+    channels: ClassVar[int]
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, quantizers: LayerQuantizers) -> None:
         super().__init__()
@@ -47,6 +50,8 @@ class QuantizedLayer(nn.Module, ABC):
 class QuantizedConv2d(QuantizedLayer):
     """`nn.Conv2d` with quantized operands."""
 
+    channels = 1
+
     def __init__(self, layer: nn.Conv2d, quantizers: LayerQuantizers) -> None:
         super().__init__(layer, quantizers)
         if layer.padding_mode != "zeros":
@@ -61,6 +66,8 @@ class QuantizedConv2d(QuantizedLayer):
 
 class QuantizedLinear(QuantizedLayer):
     """`nn.Linear` with quantized operands."""
+
+    channels = -1
 
     def compute(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, *self.operands)

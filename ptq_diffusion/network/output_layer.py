@@ -33,10 +33,10 @@ class OutputLayerTap:
             raise ValueError(f"expected a quantized network with one output layer, got the output layers {names}")
         self.layer, self.network, self._denoiser = layer, denoiser.network, denoiser
 
-    def other_layers(self) -> Sequence[str]:
-        """The names of all quantized layers but the output layer."""
+    def other_layers(self) -> Mapping[str, QuantizedLayer]:
+        """All quantized layers but the output layer, by name."""
         modules = self.network.named_modules()
-        return [name for name, m in modules if isinstance(m, QuantizedLayer) and m is not self.layer]
+        return {name: m for name, m in modules if isinstance(m, QuantizedLayer) and m is not self.layer}
 
     def predict(
         self, x_t: Tensor, t: float, rescalings: Mapping[str, Rescaling] = MappingProxyType({})

@@ -29,10 +29,11 @@ class Spread:
     deviation: Tensor
 
     @classmethod
-    def of(cls, output: Tensor) -> "Spread":
-        """Of an output whose channels are its second dimension, (B, O, H, W), or its last, (B, ..., O)."""
+    def of(cls, output: Tensor, channels: int) -> "Spread":
+        """Of an output, (B, ...), whose channels are one of its other dimensions."""
         # (B, O, N): along rows means are several times faster than over all other dimensions at once.
-        rows = output.flatten(2) if output.ndim == 4 else output.flatten(0, -2).T[None]
+        rows = output.movedim(channels, 1)
+        rows = rows.reshape(*rows.shape[:2], -1)
         mean = rows.mean(-1).mean(0)
         deviation = (rows - mean[:, None]).square_().mean(-1).mean(0).sqrt()
         return cls(mean.cpu().double(), deviation.cpu().double())  # Not every device has float64.
@@ -65,12 +66,11 @@ class Rescaling:
         gain = torch.where(alike, ratio, 1.0)
         return cls(gain.float(), (target.mean - gain * source.mean).float())
 
-    def of(self, output: Tensor) -> Tensor:
-        """y~, of the shape of y; see `Spread.of` for where its channels are."""
-        gain, offset = self.gain.to(output), self.offset.to(output)
-        if output.ndim == 4:
-            return output * gain[:, None, None] + offset[:, None, None]
-        return output * gain + offset
+    def of(self, output: Tensor, channels: int) -> Tensor:
+        """y~, of the shape of y, whose channels are one of its dimensions."""
+        shape = [1] * output.ndim
+        shape[channels] = -1
+        return output * self.gain.to(output).view(shape) + self.offset.to(output).view(shape)
 
     def operands(self, layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
         """The layer's weight and bias with this gain and offset."""

@@ -61,6 +61,10 @@ def layers_of(network):
     return {name: module for name, module in network.named_modules() if isinstance(module, QuantizedLayer)}
 
 
+def spread(tap, name, output):
+    return Spread.of(output, tap.other_layers()[name].channels)
+
+
 def three_of_four(x):
     return x.unflatten(0, (-1, 4))[:, :3].flatten(0, 1)
 
@@ -89,7 +93,7 @@ def test_a_network_without_noise_has_nothing_to_rescale(model, unquantized):
     tap, x = OutputLayerTap(unquantized, model.sites()), states(model, 0)[:16]
     said = outputs(model.network, lambda: model.predict(x, 300.0), tap.other_layers())
     with torch.no_grad():
-        found = rescalings_towards({name: Spread.of(output) for name, output in said.items()}, tap, x, 300.0)
+        found = rescalings_towards({name: spread(tap, name, output) for name, output in said.items()}, tap, x, 300.0)
     assert found.keys() == said.keys()
     for own in found.values():
         assert torch.allclose(own.gain, torch.ones_like(own.gain), atol=1e-5)
@@ -122,7 +126,7 @@ def test_rescaled_layers_have_the_means_and_deviations_of_the_float_ones(pair):
     target = outputs(model.network, lambda: model.predict(x, 300.0), found)
     plain, ours = (outputs(quantized.network, lambda use=use: tap.predict(x, 300.0, use), found) for use in ({}, found))
     for name, output in target.items():
-        aim, before, after = (Spread.of(of) for of in (output, plain[name], ours[name]))
+        aim, before, after = (spread(tap, name, of) for of in (output, plain[name], ours[name]))
         assert torch.allclose(after.mean, aim.mean, atol=1e-3)
         varying = aim.varies & after.varies
         assert torch.allclose(after.deviation[varying], aim.deviation[varying], rtol=1e-3)
@@ -141,8 +145,36 @@ def test_a_gain_and_an_offset_fold_into_weight_and_bias(name, pair):
     with torch.no_grad():
         plain = layer(h)
         with rescaled(quantized.network, {name: own}):
-            assert torch.allclose(layer(h), own.of(plain), atol=1e-5)
+            assert torch.allclose(layer(h), own.of(plain, layer.channels), atol=1e-5)
         assert torch.equal(layer(h), plain)
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((4, 3, 5, 6), 1), ((4, 3), -1), ((4, 5, 3), -1), ((4, 2, 5, 3), -1)])
+def test_a_spread_is_of_channels_wherever_they_are_and_a_rescaling_gives_it(shape, channels):
+    draw = torch.Generator().manual_seed(0)
+    output = torch.randn(shape, generator=draw) * 3 + 1
+    own = Spread.of(output, channels)
+    for c in range(3):
+        channel = output.select(channels, c)
+        assert own.mean[c] == pytest.approx(float(channel.mean()), abs=1e-6)
+        assert own.deviation[c] == pytest.approx(float(channel.std(correction=0)), rel=1e-6)
+    aim = Spread(torch.arange(3).double(), own.deviation * torch.tensor([0.5, 1, 2]).double())
+    moved = Spread.of(Rescaling.between(own, aim).of(output, channels), channels)
+    assert torch.allclose(moved.mean, aim.mean, atol=1e-5)
+    assert torch.allclose(moved.deviation, aim.deviation, rtol=1e-5)
+
+
+def test_a_layer_that_is_computed_twice_is_refused(pair, monkeypatch):
+    model, x = pair[0], states(pair[0], 0)[:16]
+    block = model.network.mid_block
+    monkeypatch.setattr(block, "forward", calling(model.network.conv_in, x, block.forward))
+    with torch.no_grad(), pytest.raises(ValueError, match="computes conv_in several times.*correction=matched"):
+        ALONE.rescalings(model, OutputLayerTap(pair[1], model.sites()), x, 300.0)
+
+
+def calling(layer, x, forward):
+    """The forward of a block that computes another layer too."""
+    return lambda *words, **named: (layer(x), forward(*words, **named))[1]
 
 
 def test_within_an_error_too_layers_come_back(pair):
@@ -175,7 +207,7 @@ def test_then_is_fitted_along_a_path():
 
 
 def test_a_channel_that_says_only_its_mean_keeps_its_scale():
-    still, moving = Spread.of(torch.full((4, 1, 2, 2), 3.0)), Spread.of(torch.arange(16.0).view(4, 1, 2, 2))
+    still, moving = (Spread.of(y, 1) for y in (torch.full((4, 1, 2, 2), 3.0), torch.arange(16.0).view(4, 1, 2, 2)))
     for source, target in ((still, moving), (moving, still)):
         found = Rescaling.between(source, target)
         assert found.gain == 1 and found.offset == pytest.approx(float(target.mean - source.mean))
@@ -184,7 +216,7 @@ def test_a_channel_that_says_only_its_mean_keeps_its_scale():
 @pytest.mark.parametrize("flicker", [1e-5, 1e-2])
 def test_a_channel_that_hardly_varies_is_not_blown_up(flicker):
     hardly = 1 + flicker * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = Rescaling.between(Spread.of(hardly), Spread.of(torch.randn(4, 1, 8, 8)))
+    found = Rescaling.between(Spread.of(hardly, 1), Spread.of(torch.randn(4, 1, 8, 8), 1))
     assert found.gain == 1
 
 
