@@ -1,9 +1,10 @@
-"""What fitting a correction costs beside sampling its images: OMP_NUM_THREADS=1 python experiments/fit_cost/measure.py.
+"""What fitting costs beside sampling as many images: OMP_NUM_THREADS=1 python experiments/fit_cost/measure.py IMAGES.
 
 CPU time of one process and thread; the tasks take turns, so that a busy machine slows all alike.
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -31,14 +32,14 @@ NAMES = (
     *("ptqd", "ptqd_gated", "d2dpm", "tac", "matched", "wiener_matched", "readout_matched"),
     *("rescaled_matched", "rescaled_readout_matched"),
 )
-SMALL = ("noise.images=64", "images=64", "seeds=[0]", "calibration.images=16", "bitwidth=w4a8")
+SMALL = ("sampler.steps=5", "seeds=[0]", "calibration.images=16", "bitwidth=w4a8")
 ROUNDS = 3
 
 
-def composed(correction: str) -> DictConfig:
-    """20 steps of 64 images, which fitting and sampling share."""
+def composed(images: int, correction: str) -> DictConfig:
+    """A few steps of so many images, which fitting and sampling share."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [*SMALL, f"correction={correction}"])
+        return compose("config", [*SMALL, f"noise.images={images}", f"images={images}", f"correction={correction}"])
 
 
 def made(stage: type[Stage], cfg: DictConfig, inputs: dict[str, Path], runtime: Runtime) -> None:
@@ -64,12 +65,12 @@ def seconds(task: Callable[[], object]) -> float:
     return time.process_time() - since
 
 
-def main() -> None:
+def main(images: int) -> None:
     """Print a row for each correction."""
     quiet_libraries()
     keep_freed_memory()
     torch.set_num_threads(1)
-    runtime, plain = Runtime("cpu", progress=False), composed("none")
+    runtime, plain = Runtime("cpu", progress=False), composed(images, "none")
     with TemporaryDirectory() as outputs:
         store = Store(Path(outputs), runtime)
         shared = {stage.name: store.obtain(stage, plain) for stage in (Calibrate, FloatPath)}
@@ -77,7 +78,9 @@ def main() -> None:
             "float": partial(made, FullPrecisionSamples, plain, {}, runtime),
             "quantized": partial(made, QuantizedSamples, plain, shared, runtime),
             "float path": partial(made, FloatPath, plain, {}, runtime),
-        } | {name: partial(fitted, composed(name), shared, runtime) for name in NAMES}
+        }
+        for name in NAMES:
+            tasks[name] = partial(fitted, composed(images, name), shared, runtime)
         spent: dict[str, Sequence[float]] = {name: [] for name in tasks}
         for _ in range(ROUNDS):
             spent = {name: [*spent[name], seconds(task)] for name, task in tasks.items()}
@@ -89,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pyarrow
@@ -45,7 +46,7 @@ SEED = 0
 def prepare(folder: Path) -> None:
     """A tiny DDPM with random weights, and 64 images of noise in two classes."""
     torch.manual_seed(SEED)
-    blocks = {"block_out_channels": (8, 16), "down_block_types": ("DownBlock2D", "AttnDownBlock2D")}
+    blocks: dict[str, object] = {"block_out_channels": (8, 16), "down_block_types": ("DownBlock2D", "AttnDownBlock2D")}
     blocks |= {"up_block_types": ("AttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 8, "norm_num_groups": 4}
     unet = UNet2DModel(sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, **blocks)
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "model")
@@ -154,7 +155,7 @@ def main() -> None:
         writer = csv.DictWriter(file, ["kill", "job", "seconds", "during", "files", "identical"], lineterminator="\n")
         writer.writeheader()
         for number, job in enumerate(draw.sample(jobs, len(jobs))[:kills], 1):
-            found = trial(cfgs[job], folder, lambda last=lasts[job]: draw.uniform(0, last), expected[job])
+            found = trial(cfgs[job], folder, partial(draw.uniform, 0, lasts[job]), expected[job])
             writer.writerow({"kill": number, "job": job, **found})
             say(f"{number} {job}: killed in {found['during']}, identical: {found['identical']}")
 

@@ -79,8 +79,9 @@ def main() -> None:
         with rescaled(tap.network, own.rescalings):
             return own.output(q, x_t, features)
 
-    whole = {name: lambda: tap.predict(x_t, step.t) for name in (ALONE, AGAIN)}
-    whole |= {name: partial(corrected, own) for name, own in found.items()}
+    whole: dict[str, Callable[[], object]] = {name: lambda: tap.predict(x_t, step.t) for name in (ALONE, AGAIN)}
+    for name, own in found.items():
+        whole[name] = partial(corrected, own)
     steps = alternated(whole, rounds)
     repairs = alternated({name: partial(repaired, own) for name, own in found.items()}, rounds)
     macs = sum(site.macs for site in model.sites()) + model.attention_macs()

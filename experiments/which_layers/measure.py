@@ -6,6 +6,7 @@ one after the other within one forward; then its output layer is refitted and ma
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -132,6 +133,11 @@ def fitted(pair: Pair, places: Sequence[str], solve: Callable[[Tensor, Tensor], 
     return found
 
 
+def mapped(maps: Mapping[str, Linear], name: str, output: Tensor) -> Tensor:
+    """A layer's output with its own map."""
+    return applied(output, maps[name])
+
+
 def images(pair: Pair, found: Fitted, count: int) -> Tensor:
     """What the mapped network draws, uint8."""
     tap, drawn = OutputLayerTap(pair.quantized, pair.model.sites()), []
@@ -139,7 +145,7 @@ def images(pair: Pair, found: Fitted, count: int) -> Tensor:
         noise = chunk.noise(pair.model.shape)
         y = noise.draw("cpu")
         for step, (own, maps) in zip(pair.steps, found, strict=True):
-            with watching(pair.quantized.network, maps, lambda name, output, maps=maps: applied(output, maps[name])):
+            with watching(pair.quantized.network, maps, partial(mapped, maps)):
                 q, features = tap.predict(y, step.t)
             y = step.mean(y, own.output(q, y, features)) + own.sigma * noise.draw("cpu")
         drawn.append(to_bytes(pair.model.decode(y))[: chunk.count])
