@@ -78,7 +78,7 @@ def table(report: Mapping[str, Any]) -> Table:
         pad_edge=False,
     )
     for title in ("", "W/A", "FID ± se", "to float", "PSNR", "SSIM", "GBOPs", "saving", "MB"):
-        shown.add_column(title, justify="right" if title else "left", no_wrap=True)
+        shown.add_column(title, justify="right" if title else "left", no_wrap=bool(title))
     (gain,) = (p for p in report["paired"] if (p["a"], p["b"], p["metric"]) == ("quantized", "corrected", "fid"))
     low, high = 0 - gain["high"], 0 - gain["low"]
     shown.caption = (

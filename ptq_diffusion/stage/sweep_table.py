@@ -42,13 +42,10 @@ def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 
 def console(columns: Sequence[str], cells: Sequence[Sequence[str]], title: str, caption: str) -> Table:
-    """The table for the console, without the runs' names, which the files hold."""
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in columns[:-1]:
-        # What may be long is why there is no number, which stands in place of a difference.
-        table.add_column(column, no_wrap=not column.endswith("95 %"), min_width=23 if column.endswith("95 %") else None)
+    """The table for the console, without the runs' names, which the files hold; whole on 80 columns."""
+    table = Table(*columns[:-1], title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in cells:
-        table.add_row(*row[:-1])
+        table.add_row(*(cell.replace("_", " ") for cell in row[:-1]))
     return table
 
 

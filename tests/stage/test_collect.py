@@ -1,6 +1,7 @@
 """One table of many runs: a line for each float model, quantized model and correction, and for what is missing."""
 
 import csv
+import io
 import json
 import shutil
 from collections import Counter
@@ -8,8 +9,10 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from ptq_diffusion.stage.collect import collect
+from ptq_diffusion.stage.report import table as report_table
 from ptq_diffusion.stage.sweep_figure import against_operations
 from ptq_diffusion.stage.sweep_runs import read_config
 
@@ -54,6 +57,29 @@ def test_what_runs_share_is_one_line(tmp_path):
         ("0", "1.0"),
         ("1", "2.0"),
     }, "a float model has only the levels that it depends on"
+
+
+def printed(shown, width=80):
+    """What a console of so many columns shows, its words alone."""
+    screen = io.StringIO()
+    Console(file=screen, width=width).print(shown)
+    assert max(map(len, screen.getvalue().splitlines())) <= width
+    return screen.getvalue()
+
+
+def words_of(shown):
+    """All words of a table's cells and heads."""
+    return {word for column in shown.columns for cell in (column.header, *column.cells) for word in str(cell).split()}
+
+
+def test_tables_are_whole_on_a_narrow_screen(tmp_path):
+    for correction, eta in product(("none", "rescaled_readout_matched"), (0.0, 1.0)):
+        run_like(tmp_path, correction, eta)
+    collected = collect(tmp_path)
+    for shown in (collected.table, collected.verdict, report_table(json.loads((EXAMPLE / "report.json").read_text()))):
+        text = printed(shown)
+        assert "…" not in text
+        assert words_of(shown) <= set(text.split())
 
 
 def test_the_cells_that_no_run_has_are_those_of_the_full_product(tmp_path):
