@@ -1,14 +1,25 @@
 """What is particular to QNCD: the bias is found while sampling, from what the network says of known noise."""
 
+import operator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ptq_diffusion.correction import QNCD, Fingerprint, NoCorrection, NoiseStatistics, Predictor, StepMoments
+from ptq_diffusion.correction import (
+    QNCD,
+    Fingerprint,
+    FittedCorrection,
+    NoCorrection,
+    NoiseStatistics,
+    Predictor,
+    StepMoments,
+)
 from ptq_diffusion.correction.predictor import estimated_bias
 from ptq_diffusion.model import GaussianDenoiser
+from ptq_diffusion.network import Rescaling
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import DDIM, sample
 from ptq_diffusion.sampler.step import fingerprint
@@ -146,3 +157,21 @@ def test_what_is_asked_again_costs(composed, tiny_model_folder):
 def test_options_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="every to be at least 1, got 0"):
         QNCD(0)
+
+
+def test_the_bias_of_a_rescaled_network_is_that_of_the_rescaled_one():
+    plain = fitted(QNCD(3))
+    layers = [{"layer": Rescaling(torch.full((1,), 1.0 + step.i), torch.zeros(1))} for step in STEPS]
+    found = [replace(own, rescalings=use) for own, use in zip(plain.found, layers, strict=True)]
+    asked = []
+
+    def ask(x, t, rescalings):
+        asked.append(rescalings)
+        return MODEL.predict(x, t) + MU, x
+
+    predict = Predictor(FittedCorrection(STEPS, found), ask, SampleNoise(0, range(2), SHAPE, "apart"))
+    for _ in sample(predict, STEPS, SampleNoise(0, range(2), SHAPE), plain.sigma):
+        pass
+    expected = [use for own, use in zip(plain.found, layers, strict=True) for _ in range(1 + own.estimates)]
+    assert any(own.estimates for own in plain.found)
+    assert len(asked) == len(expected) and all(map(operator.is_, asked, expected))
