@@ -1,6 +1,8 @@
 """Every layer's scales and bias anew for each step, and what is left repaired behind the network."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,7 +11,8 @@ from ptq_diffusion.correction.correction import AskedBatch, Batch, Path, PathCor
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measured import StepMeasurement
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import OutputLayerTap, Rescaling, Spread, watching
+from ptq_diffusion.network import InputGrid, OutputLayerTap, Rescaling, Spread, regridding, watching
+from ptq_diffusion.quantizer import RangeSearch
 from ptq_diffusion.sampler.step import Step
 
 FEWEST = 8
@@ -28,6 +31,8 @@ class Rescaled(PathCorrection):
 
     Args:
         then: what is fitted behind the rescaled network; None leaves its output as it is.
+        range_search: chooses the interval that the grid of a layer's input covers at a step; None leaves the grids as
+            they were calibrated.
         images: how many images, the first ones, layers are rescaled on, all in memory at once; all if there are fewer.
 
     Raises:
@@ -35,7 +40,7 @@ class Rescaled(PathCorrection):
             computes a layer several times.
     """
 
-    def __init__(self, then: PathCorrection | None, images: int) -> None:
+    def __init__(self, then: PathCorrection | None, range_search: RangeSearch | None, images: int) -> None:
         if not isinstance(then, PathCorrection | None):
             raise ValueError(
                 "expected then to be a correction that is fitted along a path, such as matched or readout, or null, "
@@ -43,7 +48,7 @@ class Rescaled(PathCorrection):
             )
         if images < FEWEST:
             raise ValueError(f"expected at least {FEWEST} images to rescale layers on, got {images}")
-        self.then, self.together = then, images
+        self.then, self.range_search, self.together = then, range_search, images
         self.path, self.asked = (then.path, then.asked) if then else (Path.CORRECTED, images)
 
     def check(self, steps: Sequence[Step]) -> None:
@@ -77,7 +82,7 @@ class Rescaled(PathCorrection):
 
         with watching(model.network, layers, see):
             m = model.predict(x_t, t)
-        found = rescalings_towards(targets, tap, x_t[~judging], t)
+        found = rescalings_towards(targets, tap, x_t[~judging], t, self.range_search)
         before, after = (_power(tap.predict(x_t[judging], t, use)[0] - m[judging]) for use in ({}, found))
         return (found if after < before else {}), m
 
@@ -88,20 +93,27 @@ class Rescaled(PathCorrection):
 
 
 def rescalings_towards(
-    targets: Mapping[str, Spread], tap: OutputLayerTap, x_t: Tensor, t: float
+    targets: Mapping[str, Spread], tap: OutputLayerTap, x_t: Tensor, t: float, range_search: RangeSearch | None
 ) -> Mapping[str, Rescaling]:
-    """What gives layers the targets' means and deviations on these states, one after the other in one forward."""
+    """What gives layers the targets' means and deviations on these states, one after the other in one forward.
+
+    The input of each is first given a grid of its own, if there is a range search.
+    """
     layers = tap.other_layers()
     found: dict[str, Rescaling] = {}
+    grids: dict[str, InputGrid] = {}
 
     def match(name: str, output: Tensor) -> Tensor:
         channels = layers[name].channels
         found[name] = Rescaling.between(Spread.of(output, channels), targets[name])
         return found[name].of(output, channels)
 
-    with watching(tap.network, targets, match):
+    with ExitStack() as stack:
+        if range_search:
+            stack.enter_context(regridding(layers, range_search, grids))
+        stack.enter_context(watching(tap.network, targets, match))
         tap.predict(x_t, t)
-    return found
+    return {name: replace(own, input_grid=grids.get(name)) for name, own in found.items()}
 
 
 def _require_once(name: str, seen: Mapping[str, Spread]) -> None:

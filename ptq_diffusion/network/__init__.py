@@ -1,5 +1,6 @@
 """Floor 2: quantizers inside a network."""
 
+from ptq_diffusion.network.input_grid import InputGrid, regridding
 from ptq_diffusion.network.insertion import observing, quantize
 from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ptq_diffusion.network.output_layer import OutputLayerTap
@@ -8,6 +9,7 @@ from ptq_diffusion.network.rescaling import Rescaling, Spread, rescaled, watchin
 from ptq_diffusion.network.saved import load_quantized, save_quantized
 
 __all__ = [
+    "InputGrid",
     "LayerQuantizers",
     "NetworkQuantizers",
     "OutputLayerTap",
@@ -19,6 +21,7 @@ __all__ = [
     "load_quantized",
     "observing",
     "quantize",
+    "regridding",
     "rescaled",
     "save_quantized",
     "watching",

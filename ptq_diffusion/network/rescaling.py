@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ptq_diffusion.network.input_grid import InputGrid
 from ptq_diffusion.network.layer import QuantizedLayer
+from ptq_diffusion.quantizer import AffineQuantizer
 
 CONSTANT = 1e-4
 """A channel whose standard deviation is below this share of its root mean square says only its mean."""
@@ -46,17 +48,19 @@ class Spread:
 
 @dataclass(frozen=True)
 class Rescaling:
-    """y~ = gain y + offset of the output channels of a quantized layer.
+    """y~ = gain y + offset of the output channels of a quantized layer, whose input may have another grid too.
 
     The gain multiplies the scales of its weight, the offset goes into its bias, so that neither costs an operation.
 
     Args:
         gain: (O,) float32.
         offset: (O,) float32.
+        input_grid: None leaves the input's as it was calibrated.
     """
 
     gain: Tensor
     offset: Tensor
+    input_grid: InputGrid | None = None
 
     @classmethod
     def between(cls, source: Spread, target: Spread) -> "Rescaling":
@@ -79,31 +83,57 @@ class Rescaling:
         return weight, offset if layer.bias is None else layer.bias * gain + offset
 
     def lerp(self, other: "Rescaling", weight: float) -> "Rescaling":
-        """From this one at weight 0 to the other at 1."""
-        return Rescaling(torch.lerp(self.gain, other.gain, weight), torch.lerp(self.offset, other.offset, weight))
+        """From this one at weight 0 to the other at 1; where only one has a grid, with that."""
+        grids = self.input_grid, other.input_grid
+        both = grids[0].lerp(grids[1], weight) if grids[0] and grids[1] else grids[0] or grids[1]
+        return Rescaling(torch.lerp(self.gain, other.gain, weight), torch.lerp(self.offset, other.offset, weight), both)
 
     def nothing(self) -> "Rescaling":
         """The one of the same channels that changes nothing."""
         return Rescaling(torch.ones_like(self.gain), torch.zeros_like(self.offset))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """By field."""
+        grid = {} if self.input_grid is None else vars(self.input_grid)
+        return {"gain": self.gain, "offset": self.offset, **grid}
+
+    @classmethod
+    def of_tensors(cls, fields: Mapping[str, Tensor]) -> "Rescaling":
+        """The inverse of `tensors`.
+
+        Raises:
+            ValueError: a field is missing, unknown or of another shape.
+        """
+        shapes = {name: tuple(tensor.shape) for name, tensor in fields.items()}
+        length = shapes.get("gain", ())
+        without = {"gain": length, "offset": length}
+        if len(length) != 1 or shapes not in (without, without | {"scale": (1,), "zero_point": (1,)}):
+            raise ValueError(
+                "expected a gain and an offset of one length, and a scale and a zero_point of one number or none, got "
+                + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            )
+        grid = InputGrid(fields["scale"], fields["zero_point"]) if "scale" in fields else None
+        return cls(fields["gain"], fields["offset"], grid)
+
 
 @contextmanager
 def rescaled(network: nn.Module, rescalings: Mapping[str, Rescaling]) -> Iterator[None]:
-    """Within this context layers of a quantized network compute with other scales and biases.
+    """Within this context layers of a quantized network compute with other scales, biases and grids of their inputs.
 
     Raises:
-        ValueError: the network has no quantized layer of a name, or one of another number of channels.
+        ValueError: the network has no quantized layer of a name, or one of another number of channels or another input.
     """
     modules = dict(network.named_modules()) if rescalings else {}
     layers = {name: _layer(modules, name, rescaling) for name, rescaling in rescalings.items()}
-    before = {name: layer.instead for name, layer in layers.items()}
-    try:
+    with ExitStack() as stack:
         for name, layer in layers.items():
+            stack.callback(setattr, layer, "instead", layer.instead)
             layer.instead = rescalings[name].operands(layer)
+            if grid := rescalings[name].input_grid:
+                quantizer = _quantizer(layer, name)
+                stack.callback(setattr, quantizer, "instead", quantizer.instead)
+                quantizer.instead = grid.numbers(quantizer)
         yield
-    finally:
-        for name, layer in layers.items():
-            layer.instead = before[name]
 
 
 def _layer(modules: Mapping[str, nn.Module], name: str, rescaling: Rescaling) -> QuantizedLayer:
@@ -117,29 +147,31 @@ def _layer(modules: Mapping[str, nn.Module], name: str, rescaling: Rescaling) ->
     return layer
 
 
+def _quantizer(layer: QuantizedLayer, name: str) -> AffineQuantizer:
+    if not isinstance(layer.activation, AffineQuantizer):
+        raise ValueError(
+            f"expected {name} to quantize its input by an AffineQuantizer, which the correction was fitted for, got "
+            f"{type(layer.activation).__name__}; fit it for this network"
+        )
+    return layer.activation
+
+
 def named(rescalings: Mapping[str, Rescaling]) -> dict[str, Tensor]:
     """Their tensors by layer/field."""
-    fields = {f"{name}/gain": layer.gain for name, layer in rescalings.items()}
-    return fields | {f"{name}/offset": layer.offset for name, layer in rescalings.items()}
+    return {f"{name}/{field}": tensor for name, own in rescalings.items() for field, tensor in own.tensors().items()}
 
 
 def of_named(tensors: Mapping[str, Tensor]) -> dict[str, Rescaling]:
     """The inverse of `named`.
 
     Raises:
-        ValueError: a layer lacks its gain or its offset, has something else, or they differ in length.
+        ValueError: a field is missing, unknown or of another shape.
     """
     parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         layer, _, field = name.rpartition("/")
         parts[layer][field] = tensor
-    for layer, fields in parts.items():
-        if fields.keys() != {"gain", "offset"} or fields["gain"].shape != fields["offset"].shape:
-            raise ValueError(
-                f"expected a gain and an offset of one length for {layer}, got "
-                + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in fields.items())
-            )
-    return {layer: Rescaling(**fields) for layer, fields in parts.items()}
+    return {layer: Rescaling.of_tensors(fields) for layer, fields in parts.items()}
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from ptq_diffusion.sampler import DDIM
 from tests.correction.pipelines import OURS, STEPS, fitted, states
 from tests.correction.presets import CORRECTIONS
 
-ALONE = Rescaled(None, 64)
+ALONE = Rescaled(None, None, 64)
 RESCALING = ("gain", "offset")
 
 
@@ -93,7 +93,9 @@ def test_a_network_without_noise_has_nothing_to_rescale(model, unquantized):
     tap, x = OutputLayerTap(unquantized, model.sites()), states(model, 0)[:16]
     said = outputs(model.network, lambda: model.predict(x, 300.0), tap.other_layers())
     with torch.no_grad():
-        found = rescalings_towards({name: spread(tap, name, output) for name, output in said.items()}, tap, x, 300.0)
+        found = rescalings_towards(
+            {name: spread(tap, name, output) for name, output in said.items()}, tap, x, 300.0, None
+        )
     assert found.keys() == said.keys()
     for own in found.values():
         assert torch.allclose(own.gain, torch.ones_like(own.gain), atol=1e-5)
@@ -198,12 +200,12 @@ def test_images_that_the_fit_has_not_seen_judge_it(pair):
 
 def test_too_few_images_to_rescale_on_are_refused():
     with pytest.raises(ValueError, match="expected at least 8 images to rescale layers on, got 7"):
-        Rescaled(None, 7)
+        Rescaled(None, None, 7)
 
 
 def test_then_is_fitted_along_a_path():
     with pytest.raises(ValueError, match=r"expected then to be .* fitted along a path.*got PTQD; set"):
-        Rescaled(CORRECTIONS["ptqd"], 64)
+        Rescaled(CORRECTIONS["ptqd"], None, 64)
 
 
 def test_a_channel_that_says_only_its_mean_keeps_its_scale():
