@@ -123,14 +123,16 @@ class LpSearch(RangeSearch):
 
     def _best(self, seen: Distribution, grid: Grid, intervals: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """The interval of least error in every group; the first of equals."""
-        errors = torch.stack([self.error(seen, low, high, grid) for low, high in intervals])
+        lows, highs = (torch.stack(ends) for ends in zip(*intervals, strict=True))
+        if lows.shape[1] == 1:  # All intervals of a single group at once: it has no more values than a histogram bins.
+            errors = self.error(seen, lows[:, 0], highs[:, 0], grid)[:, None]
+        else:
+            errors = torch.stack([self.error(seen, low, high, grid) for low, high in intervals])
         choice = errors.argmin(0, keepdim=True)
-        lows = torch.stack([low for low, _ in intervals]).gather(0, choice)
-        highs = torch.stack([high for _, high in intervals]).gather(0, choice)
-        return lows[0], highs[0]
+        return lows.gather(0, choice)[0], highs.gather(0, choice)[0]
 
     def error(self, seen: Distribution, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
-        """The count-weighted sum of |x - x_hat|^p of every group, (G,)."""
+        """The count-weighted sum of |x - x_hat|^p of every group, (G,); of one group, for every interval."""
         scale, zero_point = affine_parameters(low, high, grid)
         scale, zero_point = scale[:, None], zero_point[:, None]
         rounded = ((seen.values * (1 / scale)).round() + zero_point).clamp(grid.low, grid.high)
