@@ -11,8 +11,8 @@ from ptq_diffusion.network.layer import QuantizedLayer
 from ptq_diffusion.quantizer import AffineQuantizer, RangeSearch
 from ptq_diffusion.quantizer.affine import Numbers
 
-BINS, OF = 256, 4
-"""Of the histogram of a layer's input; and of how many images one goes into it, which costs as much as the layer."""
+BINS = 1024
+"""Of the histogram of a layer's input."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class InputGrid:
         """What the quantizer would be if it had seen this input alone, under another range search."""
         grid = quantizer.grid
         own = AffineQuantizer(grid.bits, grid.symmetric, False, range_search, BINS)
-        own.observe(x[::OF])
+        own.observe(x)
         own.freeze()
         return cls(own.scale.cpu(), own.zero_point.cpu())
 

@@ -23,6 +23,7 @@ from ptq_diffusion.network import (
     rescaled,
     watching,
 )
+from ptq_diffusion.quantizer import LpSearch
 from ptq_diffusion.sampler import DDIM
 from tests.correction.pipelines import OURS, STEPS, fitted, states
 from tests.correction.presets import CORRECTIONS
@@ -166,6 +167,15 @@ def test_a_spread_is_of_channels_wherever_they_are_and_a_rescaling_gives_it(shap
     assert torch.allclose(moved.deviation, aim.deviation, rtol=1e-5)
 
 
+def test_a_range_search_gives_every_quantized_input_a_grid_and_none_leaves_them(pair):
+    tap, x = OutputLayerTap(pair[1], pair[0].sites()), states(pair[0], 0)[:16]
+    with torch.no_grad():
+        plain, _ = ALONE.rescalings(pair[0], tap, x, 300.0)
+        found, _ = Rescaled(None, LpSearch(2.0, 80), 64).rescalings(pair[0], tap, x, 300.0)
+    assert all(own.input_grid is None for own in plain.values())
+    assert found.keys() == plain.keys() and all(own.input_grid is not None for own in found.values())
+
+
 def test_a_layer_that_is_computed_twice_is_refused(pair, monkeypatch):
     model, x = pair[0], states(pair[0], 0)[:16]
     block = model.network.mid_block
@@ -260,6 +270,9 @@ def test_folders_keep_rescalings_bit_for_bit(pair, tmp_path):
         for name, layer in own.rescalings.items():
             assert torch.equal(layer.gain, again.rescalings[name].gain)
             assert torch.equal(layer.offset, again.rescalings[name].offset)
+            assert layer.input_grid and layer.tensors().keys() == again.rescalings[name].tensors().keys()
+            assert torch.equal(layer.input_grid.scale, again.rescalings[name].input_grid.scale)
+            assert torch.equal(layer.input_grid.zero_point, again.rescalings[name].input_grid.zero_point)
     assert not loaded.without_repairs().rescales
 
 
