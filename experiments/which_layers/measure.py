@@ -1,10 +1,12 @@
 """Which layers deserve a map of their own at every step, and which map: python experiments/which_layers/measure.py.
 
 Layers, or whole residual and attention blocks, of a quantized network are mapped to what the float network says there,
-one after the other within one forward; then its output layer is refitted and matched, as `readout_matched` does.
+one after the other within one forward, each on a grid of its input of its own if so wanted; then its output layer is
+refitted and matched, as `readout_matched` does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,13 +18,14 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptq_diffusion.correction import AskedBatch, PathCorrection, StepCorrection
 from ptq_diffusion.main import CONF
 from ptq_diffusion.metric import paired_fid, paired_fid_to
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import OutputLayerTap, watching
+from ptq_diffusion.network import InputGrid, OutputLayerTap, Rescaling, regridding, rescaled, watching
+from ptq_diffusion.quantizer import LpSearch
 from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.chunks import chunks
@@ -34,7 +37,7 @@ from ptq_diffusion.stage.samples import FullPrecisionSamples, QuantizedSamples, 
 from ptq_diffusion.stage.store import Store
 
 CELL = ("model=fashion_ddpm", "bitwidth=w4a4", "sampler.eta=0", "correction=readout_matched", "images=512", "seeds=[0]")
-FITTED_ON, RIDGE = 64, 1e-3
+FITTED_ON, RIDGE, MSE = 64, 1e-3, LpSearch(2.0, 80)
 Linear = tuple[Tensor, Tensor]
 """A matrix (O, O) and an offset (O,), float64, of output channels."""
 
@@ -103,10 +106,36 @@ class Pair:
         return {"layers": list(layers), "blocks": blocks, "nothing": []}[kind]
 
 
-Fitted = Sequence[tuple[StepCorrection, Mapping[str, Linear]]]
+@dataclass(frozen=True)
+class Fitted:
+    """What is done at a step.
+
+    Args:
+        behind: the output.
+        maps: of places by name.
+        grids: of layers' inputs by name.
+    """
+
+    behind: StepCorrection
+    maps: Mapping[str, Linear]
+    grids: Mapping[str, InputGrid]
+
+    def regridded(self, network: nn.Module) -> AbstractContextManager[None]:
+        """The network on these grids."""
+        modules = dict(network.named_modules())
+        width = {name: len(modules[name].weight) for name in self.grids}
+        return rescaled(
+            network,
+            {
+                name: Rescaling(torch.ones(width[name]), torch.zeros(width[name]), own)
+                for name, own in self.grids.items()
+            },
+        )
 
 
-def fitted(pair: Pair, places: Sequence[str], solve: Callable[[Tensor, Tensor], Linear]) -> Fitted:
+def fitted(
+    pair: Pair, places: Sequence[str], solve: Callable[[Tensor, Tensor], Linear], regrids: bool
+) -> Sequence[Fitted]:
     """Every step, along the path that the steps before lead to."""
     tap = OutputLayerTap(pair.quantized, pair.model.sites())
     (chunk,) = chunks("noise", [1000], FITTED_ON, FITTED_ON)
@@ -116,6 +145,7 @@ def fitted(pair: Pair, places: Sequence[str], solve: Callable[[Tensor, Tensor], 
     for step in pair.steps:
         aims: dict[str, Tensor] = {}
         maps: dict[str, Linear] = {}
+        grids: dict[str, InputGrid] = {}
 
         def see(name: str, output: Tensor, maps: dict[str, Linear] = maps, aims: dict[str, Tensor] = aims) -> Tensor:
             maps[name] = solve(channels_first(output), channels_first(aims[name]))
@@ -124,10 +154,10 @@ def fitted(pair: Pair, places: Sequence[str], solve: Callable[[Tensor, Tensor], 
         float_m = pair.model.predict(x, step.t)
         with watching(pair.model.network, places, aims.__setitem__):
             m = pair.model.predict(y, step.t)
-        with watching(pair.quantized.network, places, see):
+        with regridding(tap.other_layers() if regrids else {}, MSE, grids), watching(tap.network, places, see):
             q, features = tap.predict(y, step.t)
         own = pair.behind.fit_step([AskedBatch(0, q, y, features, float_m, x, m)], step)
-        found.append((own, maps))
+        found.append(Fitted(own, maps, grids))
         z = noise.draw("cpu")
         x, y = step.mean(x, float_m) + step.sigma * z, step.mean(y, own.output(q, y, features)) + own.sigma * z
     return found
@@ -138,16 +168,16 @@ def mapped(maps: Mapping[str, Linear], name: str, output: Tensor) -> Tensor:
     return applied(output, maps[name])
 
 
-def images(pair: Pair, found: Fitted, count: int) -> Tensor:
+def images(pair: Pair, found: Sequence[Fitted], count: int) -> Tensor:
     """What the mapped network draws, uint8."""
     tap, drawn = OutputLayerTap(pair.quantized, pair.model.sites()), []
     for chunk in chunks("images", [0], count, 64):
         noise = chunk.noise(pair.model.shape)
         y = noise.draw("cpu")
-        for step, (own, maps) in zip(pair.steps, found, strict=True):
-            with watching(pair.quantized.network, maps, partial(mapped, maps)):
+        for step, own in zip(pair.steps, found, strict=True):
+            with own.regridded(tap.network), watching(tap.network, own.maps, partial(mapped, own.maps)):
                 q, features = tap.predict(y, step.t)
-            y = step.mean(y, own.output(q, y, features)) + own.sigma * noise.draw("cpu")
+            y = step.mean(y, own.behind.output(q, y, features)) + own.behind.sigma * noise.draw("cpu")
         drawn.append(to_bytes(pair.model.decode(y))[: chunk.count])
     return torch.cat(drawn)
 
@@ -162,9 +192,11 @@ def main() -> None:
     quantized = build_quantized(cfg, model, store.obtain(Calibrate, cfg))
     pair = Pair(model, quantized, build_steps(cfg, model), construct(cfg.correction))
     drawn = {stage.name: read_images(store.obtain(stage, cfg)) for stage in (FullPrecisionSamples, QuantizedSamples)}
-    tried = [("nothing", "offset"), *((kind, name) for kind in ("layers", "blocks") for name in MAPS)]
-    for kind, name in track(tried, "places and maps"):
-        drawn[f"{kind}, {name}"] = images(pair, fitted(pair, pair.places(kind), MAPS[name]), cfg.images)
+    tried = [("nothing", "offset", False), *((kind, name, False) for kind in ("layers", "blocks") for name in MAPS)]
+    tried += [("nothing", "offset", True), ("layers", "moments", True), ("layers", "all channels", True)]
+    for kind, name, regrids in track(tried, "places and maps"):
+        label = f"{kind}, {name}" + ", input grids" * regrids
+        drawn[label] = images(pair, fitted(pair, pair.places(kind), MAPS[name], regrids), cfg.images)
     extractor = construct(cfg.metric.extractor)
     features = {name: extractor.features(own) for name, own in drawn.items()}
     reference = construct(cfg.reference).statistics(extractor).moments
