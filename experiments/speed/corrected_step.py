@@ -85,21 +85,28 @@ def main() -> None:
     steps = alternated(whole, rounds)
     repairs = alternated({name: partial(repaired, own) for name, own in found.items()}, rounds)
     macs = sum(site.macs for site in model.sites()) + model.attention_macs()
+    counted = {name: sum(one.macs(model.shape) for one in own.repairs) / macs for name, own in found.items()}
+    Console(width=120).print(table(steps, repairs, counted))
+
+
+def table(
+    steps: Mapping[str, Sequence[float]], repairs: Mapping[str, Sequence[float]], counted: Mapping[str, float]
+) -> Table:
+    """A row for each correction, and one for a step against itself."""
 
     def shares(name: str) -> Sequence[str]:
         """Of the time of a step and of its multiplications."""
-        if name not in found:
+        if name not in counted:
             return ()
         share = statistics.median(repairs[name]) / statistics.median(steps[ALONE])
-        counted = sum(repair.macs(model.shape) for repair in found[name].repairs) / macs
-        return f"{100 * share:.2f} %", f"{100 * counted:.2f} %"
+        return f"{100 * share:.2f} %", f"{100 * counted[name]:.2f} %"
 
-    table = Table("", "step / uncorrected", "quartiles", "repair alone", "of the step's MACs")
+    shown = Table("", "step / uncorrected", "quartiles", "repair alone", "of the step's MACs")
     for name in (*NAMES, AGAIN):
         ratios = [mine / other for mine, other in zip(steps[name], steps[ALONE], strict=True)]
         low, ratio, high = statistics.quantiles(ratios, n=4)
-        table.add_row(name, f"{ratio:.3f}", f"{low:.3f} .. {high:.3f}", *shares(name))
-    Console(width=120).print(table)
+        shown.add_row(name, f"{ratio:.3f}", f"{low:.3f} .. {high:.3f}", *shares(name))
+    return shown
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ def interpolated(fitted: FittedCorrection, own: Sequence[Step], steps: Sequence[
     """The same correction at the steps of another table.
 
     Statistics of the noise belong to a network at a time and are smooth in log-SNR; b and sigma belong to a table. So
-    k, mu, kernels, matrices, layers' gains and offsets, and v are interpolated linearly in log-SNR, held beyond the
-    first and the last time, and sigma' is computed anew from them with the new b and sigma. A row that both tables
-    share is taken as it is, bit for bit. The network must be the one that was fitted for. A correction along a path has
-    seen the states that its own table led to; those of the new one are trusted to be like them.
+    k, mu, kernels, matrices, layers' gains, offsets and input grids, and v are interpolated linearly in log-SNR, held
+    beyond the first and the last time, and sigma' is computed anew from them with the new b and sigma. A row that both
+    tables share is taken as it is, bit for bit. The network must be the one that was fitted for. A correction along a
+    path has seen the states that its own table led to; those of the new one are trusted to be like them.
 
     Args:
         fitted: the correction.
@@ -178,7 +178,7 @@ def _between(a: StepCorrection, b: StepCorrection, weight: float, step: Step, ru
 
 
 def _mixed_rescalings(a: StepCorrection, b: StepCorrection, weight: float) -> dict[str, Rescaling]:
-    """Of every layer that one of the steps rescales; the other then leaves it as it is."""
+    """Of every layer that one of the steps rescales: the other has its grid and else leaves it as it is."""
     mixed = {}
     for name in dict.fromkeys((*a.rescalings, *b.rescalings)):
         known = a.rescalings.get(name) or b.rescalings[name]

@@ -1,4 +1,4 @@
-"""What is reported of a step, measured on the images that it was fitted on."""
+"""What is reported of a step, measured on the images whose float output is known."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

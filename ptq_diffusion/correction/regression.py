@@ -43,8 +43,9 @@ class Regression(PathCorrection):
             sigma'^2 = max(sigma^2 - [Var F(m~) - Var F(m)], 0) with F the step's mean, where the sampler adds noise.
         path: "float" fits on float trajectories, "corrected" on what the corrected steps before lead to; the spectrum
             that is matched is that of float sampling in both.
-        images: how many images, the first ones, the regression and what is reported are of, all if there are fewer: the
-            float network is asked about these alone, and the matching, which needs no m on the path, is of all.
+        images: along the corrected path the float network is asked about so many images, the first ones, all if there
+            are fewer; the regression and what is reported are of these, the matching, which needs no m there, of all.
+            Along float sampling m is known of all.
         readout_bits: 32 keeps R as it is fitted; 8 rounds it to integers, one scale for each output channel, and fits
             K_q, K_x and c anew to what that leaves.
 
@@ -79,14 +80,16 @@ class Regression(PathCorrection):
         if path not in ("float", "corrected"):
             raise ValueError(f"expected path to be float or corrected, got {path!r}")
         if images < 2:
-            raise ValueError(f"expected at least 2 images, one of which chooses the other's ridge, got images={images}")
+            raise ValueError(
+                f"expected at least 2 images to ask about, one for each half, got {images}; raise correction.images"
+            )
         if readout_bits not in (8, 32):
             raise ValueError(f"expected readout_bits to be 8 or 32, got {readout_bits!r}")
         if readout_bits == 8 and not on_features:
             raise ValueError("expected a readout to store in 8 bits, got on_features=0; set readout_bits=32")
         self.on_q, self.on_x, self.on_features, self.readout_bits = on_q, on_x, on_features, readout_bits
-        self.asked = images
         self.ridges, self.matching, self.variance, self.path = tuple(ridges), matching, variance, Path(path)
+        self.asked = images if self.path is Path.CORRECTED else None
 
     def check_images(self, images: int, channels: int) -> None:
         if self.matching:

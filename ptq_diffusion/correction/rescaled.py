@@ -1,4 +1,4 @@
-"""Every layer's scales and bias anew for each step, and what is left repaired behind the network."""
+"""Every layer's input grid, scales and bias anew for each step, and what is left repaired behind the network."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -47,7 +47,9 @@ class Rescaled(PathCorrection):
                 f"got {type(then).__name__}; set correction.then=null to leave the output as it is"
             )
         if images < FEWEST:
-            raise ValueError(f"expected at least {FEWEST} images to rescale layers on, got {images}")
+            raise ValueError(
+                f"expected at least {FEWEST} images to rescale layers on, got {images}; raise correction.images"
+            )
         self.then, self.range_search, self.together = then, range_search, images
         self.path, self.asked = (then.path, then.asked) if then else (Path.CORRECTED, images)
 
@@ -71,7 +73,7 @@ class Rescaled(PathCorrection):
     def rescalings(
         self, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, t: float
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
-        """All layers but the output layer, or none where every fourth image gains nothing from a fit to the others."""
+        """All layers but the output layer, or none where every fourth image gains nothing from a fit to the rest; m."""
         judging = torch.arange(len(x_t)) % 4 == 3
         layers = tap.other_layers()
         targets: dict[str, Spread] = {}

@@ -1,7 +1,6 @@
 """TAC: a gain for every step, and the drift of the states' mean taken out."""
 
 from collections.abc import Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -42,22 +41,21 @@ class TAC(PathCorrection):
             raise ValueError(f"expected relative to be at least 0, got {relative}")
         self.relative, self.input_bias = relative, input_bias
 
-    def fit_step(self, asked: Sequence[AskedBatch], step: Step, others: Sequence[Batch] = ()) -> StepCorrection:
+    def fit_step(self, asked: Sequence[AskedBatch], step: Step, others: Sequence[Batch] = ()) -> StepCorrection:  # noqa: ARG002
         gain = self._gain(asked, step)
         drift = torch.zeros(asked[0].m.shape[1], dtype=torch.float64)
         if self.input_bias and step.gain != 0:
-            everyone = (asked, others)
-            ahead = self._ahead(everyone, step, gain, drift)
+            ahead = self._ahead(asked, step, gain, drift)
             offset = ahead / step.gain
-            nearer = self._ahead(everyone, step, gain, offset).abs() < ahead.abs()
+            nearer = self._ahead(asked, step, gain, offset).abs() < ahead.abs()
             drift = torch.where(nearer, offset, drift)
         # K q - c = (q - mu) / (1 + k).
         repair = Affine(torch.tensor(1 / gain - 1, dtype=torch.float64), drift / gain)
         return StepMeasurement.of(asked, (repair,), step).correction(step.sigma)
 
-    def _ahead(self, batches: Sequence[Sequence[Batch]], step: Step, gain: float, offset: Tensor) -> Tensor:
+    def _ahead(self, batches: Sequence[Batch], step: Step, gain: float, offset: Tensor) -> Tensor:
         """The mean of the next state less that of float sampling, (C,)."""
-        moved = ((gain * b.q - offset.to(b.q)[:, None, None], b) for b in chain.from_iterable(batches))
+        moved = ((gain * b.q - offset.to(b.q)[:, None, None], b) for b in batches)
         return _mean([step.mean(b.x_t, m) - step.mean(b.float_x_t, b.float_m) for m, b in moved])
 
     def _gain(self, asked: Sequence[AskedBatch], step: Step) -> float:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.network.layer import QuantizedLayer
-from ptq_diffusion.quantizer import AffineQuantizer, RangeSearch
-from ptq_diffusion.quantizer.affine import Numbers
+from ptq_diffusion.quantizer import AffineQuantizer, Numbers, RangeSearch
 
 BINS = 1024
 """Of the histogram of a layer's input."""
@@ -50,15 +49,22 @@ class InputGrid:
 def regridding(
     layers: Mapping[str, QuantizedLayer], range_search: RangeSearch, found: dict[str, InputGrid]
 ) -> Iterator[None]:
-    """Within this context every quantized input gets a grid for what it is at its first call, kept in `found`."""
+    """Within this context every quantized input gets a grid for what it is at its first call, kept in `found`.
+
+    Args:
+        layers: by name; those with a float input are left out.
+        range_search: chooses the interval that a grid covers.
+        found: receives the grids by name.
+    """
     with ExitStack() as stack:
         for name, layer in layers.items():
             if isinstance(quantizer := layer.activation, AffineQuantizer):
                 stack.callback(setattr, quantizer, "instead", quantizer.instead)
 
                 def choose(own: AffineQuantizer, inputs: tuple[Tensor], name: str = name) -> None:
-                    found[name] = InputGrid.of(inputs[0], own, range_search)
-                    own.instead = found[name].numbers(own)
+                    if name not in found:
+                        found[name] = InputGrid.of(inputs[0], own, range_search)
+                        own.instead = found[name].numbers(own)
 
                 stack.enter_context(quantizer.register_forward_pre_hook(choose))
         yield

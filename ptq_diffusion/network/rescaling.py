@@ -1,4 +1,4 @@
-"""Scales of quantized weights and biases of their own, such as every step may have."""
+"""Scales of quantized weights, biases and input grids of their own, such as every step may have."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping

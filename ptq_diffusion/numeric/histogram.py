@@ -7,13 +7,10 @@ from torch import Tensor
 
 SMALLEST = -148
 """The exponent of a range that holds no value but zero: below that of every other float32."""
-
 MOST_BINS = 2**20
 """More bins than this would cost memory and no error."""
-
-
 TOGETHER = 2**15
-"""Values counted at a time, few enough to stay in a processor's cache."""
+"""Values counted at a time on a CPU, few enough to stay in its cache."""
 
 
 class DyadicHistogram:
@@ -52,7 +49,7 @@ class DyadicHistogram:
         # In float64 a product with a power of two is exact, so no value is rounded over the edge of its bin.
         factor = math.ldexp(self.bins, -self._exponent - 1)
         counts = torch.zeros(self.bins, dtype=torch.int64, device=values.device)
-        for few in values.split(TOGETHER):
+        for few in values.split(TOGETHER if values.device.type == "cpu" else max(len(values), 1)):
             counts += torch.bincount((few.double() * factor).floor_().long() + self.bins // 2, minlength=self.bins)
         self.counts += counts.cpu()
 

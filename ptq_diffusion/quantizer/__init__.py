@@ -1,7 +1,7 @@
 """Floor 1: how one tensor is quantized."""
 
-from ptq_diffusion.quantizer.affine import AffineQuantizer
+from ptq_diffusion.quantizer.affine import AffineQuantizer, Numbers
 from ptq_diffusion.quantizer.quantizer import Quantizer, State
 from ptq_diffusion.quantizer.range_search import LpSearch, MinMax, Percentile, RangeSearch
 
-__all__ = ["AffineQuantizer", "LpSearch", "MinMax", "Percentile", "Quantizer", "RangeSearch", "State"]
+__all__ = ["AffineQuantizer", "LpSearch", "MinMax", "Numbers", "Percentile", "Quantizer", "RangeSearch", "State"]

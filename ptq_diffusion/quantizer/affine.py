@@ -113,7 +113,7 @@ class AffineQuantizer(Quantizer):
         return torch.add(torch.zeros(()), integers, alpha=scale, out=integers)
 
     @cached_property
-    def _numbers(self) -> "Numbers":
+    def _numbers(self) -> Numbers:
         """Of a frozen grid for a whole tensor."""
         return Numbers.of(self.scale, self.zero_point, self.grid)
 

@@ -124,7 +124,7 @@ class LpSearch(RangeSearch):
     def _best(self, seen: Distribution, grid: Grid, intervals: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """The interval of least error in every group; the first of equals."""
         lows, highs = (torch.stack(ends) for ends in zip(*intervals, strict=True))
-        if lows.shape[1] == 1:  # All intervals of a single group at once: it has no more values than a histogram bins.
+        if lows.shape[1] == 1:  # All intervals at once: a single group is small, nearly always the bins of a histogram.
             errors = self.error(seen, lows[:, 0], highs[:, 0], grid)[:, None]
         else:
             errors = torch.stack([self.error(seen, low, high, grid) for low, high in intervals])

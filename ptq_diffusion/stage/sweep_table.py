@@ -43,9 +43,13 @@ def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 def console(columns: Sequence[str], cells: Sequence[Sequence[str]], title: str, caption: str) -> Table:
     """The table for the console, without the runs' names, which the files hold; whole on 80 columns."""
-    table = Table(*columns[:-1], title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in columns[:-1]:
+        table.add_column(column, overflow="fold")
+    name = columns.index("correction")
     for row in cells:
-        table.add_row(*(cell.replace("_", " ") for cell in row[:-1]))
+        # A name of several words may break between them; the files hold it as it is written.
+        table.add_row(*row[:name], row[name].replace("_", " "), *row[name + 1 : -1])
     return table
 
 

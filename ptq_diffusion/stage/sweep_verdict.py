@@ -59,7 +59,7 @@ def verdict_table(said: Sequence[Sequence[str]]) -> Table:
     """For the console, whole on 80 columns."""
     table = Table(*TITLES, title="over all cells", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in said:
-        table.add_row(*(cell.replace("_", " ") for cell in row))
+        table.add_row(row[0].replace("_", " "), *row[1:])
     return table
 
 

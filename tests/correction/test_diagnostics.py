@@ -13,6 +13,7 @@ from ptq_diffusion.correction.detail import GROUPS, reliability
 from ptq_diffusion.correction.diagnostics import fit_diagnosed, fit_step_diagnosed
 from ptq_diffusion.sampler import DDIM
 from ptq_diffusion.sampler.step import fingerprint
+from tests.correction.batches import split
 from tests.correction.presets import CORRECTIONS
 
 SHAPE, COUNT = (3, 6, 5), 40
@@ -75,6 +76,21 @@ def walked(name, sizes=(13, 1, 26), **noise):
         found.append(fit_step_diagnosed(CORRECTIONS[name], seen, step, before))
         before = (seen, found[-1])
     return [own.report for own in found]
+
+
+def test_the_held_out_share_is_told_from_images_that_the_fit_has_not_seen():
+    """Of seven asked, too few to be matched, only with the others of the same half."""
+    step, matched = STEPS[2], CORRECTIONS["matched"]
+    asked, others = split(batches(step, k=-0.5), 7)
+    found = fit_step_diagnosed(matched, asked, step, None, others).report.r2_held_out
+    halves = [[batch.half(parity) for batch in part] for part in (asked, others) for parity in (0, 1)]
+    even, odd, rest = halves[0], halves[1], [batch for batch in halves[2] if len(batch.q)]
+    repairs = matched.fit_step(even, step, rest).repairs
+    left, power = (
+        sum(float((of - batch.m).square().sum()) for of, batch in zip(outputs, odd, strict=True))
+        for outputs in ([batch.repaired(repairs) for batch in odd], [batch.q for batch in odd])
+    )
+    assert repairs and found == pytest.approx(1 - left / power)
 
 
 def by_hand(r, before):

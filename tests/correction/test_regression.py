@@ -10,6 +10,7 @@ from ptq_diffusion.correction.interpolation import interpolated
 from ptq_diffusion.correction.matching import Spectrum
 from ptq_diffusion.correction.repair import Filter
 from ptq_diffusion.sampler import DDIM
+from tests.correction.batches import fields_of, split
 
 STEP = DDIM(8, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config)[3]
 SHAPE, COUNT = (2, 9, 8), 200
@@ -210,22 +211,6 @@ def test_the_split_into_even_and_odd_images_does_not_depend_on_the_batches():
     assert torch.allclose(a, b, atol=1e-10)
 
 
-def split(whole, asked):
-    """The first images with m, the others without."""
-    first, rest = [], []
-    for batch in whole:
-        here = min(max(asked - batch.first, 0), len(batch.q))
-        if here > 0:
-            first.append(AskedBatch(batch.first, *(t[:here] for t in fields_of(batch)), batch.m[:here]))
-        if here < len(batch.q):
-            rest.append(Batch(batch.first + here, *(t[here:] for t in fields_of(batch))))
-    return first, rest
-
-
-def fields_of(batch):
-    return batch.q, batch.x_t, batch.features, batch.float_m, batch.float_x_t
-
-
 @pytest.mark.parametrize("asked", [20, 33, 77, COUNT])
 def test_matching_needs_no_float_output_on_the_path_and_is_of_all_images(asked):
     matching = Regression(**OPTIONS | {"on_q": 0, "on_x": 0, "matching": True, "path": "corrected"})
@@ -239,7 +224,7 @@ def test_matching_needs_no_float_output_on_the_path_and_is_of_all_images(asked):
 
 
 def test_a_regression_is_of_the_images_that_were_asked_about_alone():
-    regression = Regression(**OPTIONS | {"ridges": [1e-3, 1e-1]})
+    regression = Regression(**OPTIONS | {"ridges": [1e-3, 1e-1], "path": "corrected"})
     first, rest = split(batches(planted()), 60)
     own = regression.fit_step(first, STEP)
     for beside in (rest, [Batch(b.first, *(100 * t for t in fields_of(b))) for b in rest]):
@@ -252,7 +237,7 @@ def test_a_regression_is_of_the_images_that_were_asked_about_alone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": 1}, "expected at least 2 images.*got images=1"),
+        ({"images": 1}, "expected at least 2 images.*got 1; raise correction.images"),
         ({"on_q": 2}, "expected on_q to be 0 or an odd side"),
         ({"on_x": -1}, "expected on_x to be 0 or an odd side"),
         ({"on_q": 0, "on_x": 0}, "expected a regressor or matching"),

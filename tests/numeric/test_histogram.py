@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ptq_diffusion.numeric.histogram import DyadicHistogram
+from ptq_diffusion.numeric.histogram import TOGETHER, DyadicHistogram
 
 
 def heavy_tailed(count, seed=0):
@@ -100,3 +100,10 @@ def test_bins_must_be_a_power_of_two(bins):
 def test_an_empty_histogram_has_no_bins():
     with pytest.raises(ValueError, match="seen no value"):
         DyadicHistogram(8).centres()
+
+
+def test_more_values_than_are_counted_at_a_time_are_all_counted():
+    values = heavy_tailed(2 * TOGETHER + 5)
+    whole = counted(values, len(values))
+    assert int(whole.counts.sum()) == len(values)
+    assert same(whole, counted(values, 1000))

@@ -15,6 +15,7 @@ from ptq_diffusion.stage.collect import collect
 from ptq_diffusion.stage.report import table as report_table
 from ptq_diffusion.stage.sweep_figure import against_operations
 from ptq_diffusion.stage.sweep_runs import read_config
+from ptq_diffusion.stage.sweep_table import console
 
 EXAMPLE = Path(__file__).parents[2] / "experiments" / "demo"
 
@@ -67,19 +68,36 @@ def printed(shown, width=80):
     return screen.getvalue()
 
 
-def words_of(shown):
-    """All words of a table's cells and heads."""
-    return {word for column in shown.columns for cell in (column.header, *column.cells) for word in str(cell).split()}
+def characters_of(shown):
+    """How often each stands in a table's cells and heads."""
+    cells = (str(cell) for column in shown.columns for cell in (column.header, *column.cells))
+    return Counter("".join(cells).replace(" ", "").replace("\n", ""))
+
+
+FOUND = "-0.780 [-0.870, -0.690]"
+AGAINST = (
+    ["bits W/A", "eta", "correction", "FID ± se", "FID - quantized, 95 %", "FID - rescaled_matched, 95 %"]
+    + ["FID to float - rescaled_matched, 95 %", "to float", "PSNR", "run"],
+    [
+        ["4/8", "1.0", "rescaled_readout_matched", "3.523 ± 0.053", FOUND, FOUND, FOUND, "0.015", "31.13", "a"],
+        ["4/8", "0.0", "none", "failed", "ValueError: set correction.readout_bits=32", "", "", "", "", "b"],
+    ],
+)
+"""What `collect --against` shows at its widest."""
 
 
 def test_tables_are_whole_on_a_narrow_screen(tmp_path):
     for correction, eta in product(("none", "rescaled_readout_matched"), (0.0, 1.0)):
         run_like(tmp_path, correction, eta)
-    collected = collect(tmp_path)
-    for shown in (collected.table, collected.verdict, report_table(json.loads((EXAMPLE / "report.json").read_text()))):
+    collected, report = collect(tmp_path), json.loads((EXAMPLE / "report.json").read_text())
+    for shown in (console(*AGAINST, "title", "caption"), collected.table, collected.verdict, report_table(report)):
         text = printed(shown)
-        assert "…" not in text
-        assert words_of(shown) <= set(text.split())
+        assert "…" not in text and Counter(text) >= characters_of(shown)
+
+
+def test_why_a_run_failed_stands_as_it_was_said():
+    text = printed(console(*AGAINST, "title", "caption"), width=200)
+    assert "ValueError: set correction.readout_bits=32" in text
 
 
 def test_the_cells_that_no_run_has_are_those_of_the_full_product(tmp_path):

@@ -1,9 +1,12 @@
 """The walk asks the float network about as many images as the correction says, each once a step."""
 
 import pytest
+import torch
 
 from ptq_diffusion.model import UNetDenoiser
 from ptq_diffusion.network import QuantizedLayer
+from ptq_diffusion.numeric.seed import SampleNoise
+from ptq_diffusion.stage import walk
 from ptq_diffusion.stage.walk import Walk
 
 STEPS, IMAGES = 2, 15
@@ -44,6 +47,47 @@ def test_the_float_network_is_asked_once_about_each_of_the_first_images(
     make, monkeypatch, words, expected, micro_batch
 ):
     assert sum(rows_asked(make, monkeypatch, *words, f"micro_batch={micro_batch}")) == STEPS * expected
+
+
+@pytest.mark.parametrize("micro_batch", [4, 16])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["correction=matched", "correction.images=6"], 6),
+        (["correction=rescaled_matched", "correction.images=9", "correction.then.images=6"], 6),
+        (["correction=rescaled_matched", "correction.images=9", "correction.then.images=13"], 13),
+        (["correction=tac"], IMAGES),
+        (["correction=wiener", "correction.images=6"], IMAGES),  # along float sampling, where m is known of all
+    ],
+)
+def test_every_image_is_seen_once_with_what_the_float_network_says_of_it(
+    make, monkeypatch, words, expected, micro_batch
+):
+    seen, walks, diagnosed, go = [], [], walk.fit_step_diagnosed, Walk.go
+
+    def recorded(correction, asked, step, before, others):
+        seen.append((step, list(asked), list(others)))
+        return diagnosed(correction, asked, step, before, others)
+
+    monkeypatch.setattr(walk, "fit_step_diagnosed", recorded)
+    monkeypatch.setattr(Walk, "go", lambda own, *words: walks.append(own) or go(own, *words))
+    make("goal=fit", f"noise.images={IMAGES}", f"sampler.steps={STEPS}", f"micro_batch={micro_batch}", *words)
+    (own,) = walks
+    model, seed = own.model, own.wanted[0].seed
+    for step, asked, others in seen:
+        assert indices(asked) == list(range(expected)) and indices(others) == list(range(expected, IMAGES))
+        for batch in asked:
+            assert torch.allclose(batch.m, model.predict(batch.x_t, step.t), atol=1e-5)
+        for batch in (*asked, *others):
+            assert torch.allclose(batch.float_m, model.predict(batch.float_x_t, step.t), atol=1e-5)
+            if step.i == 0:
+                drawn = SampleNoise(seed, indices([batch]), model.shape, "noise").draw()
+                assert torch.equal(batch.x_t, drawn) and torch.equal(batch.float_x_t, drawn)
+    assert [step.i for step, *_ in seen] == list(range(STEPS))
+
+
+def indices(batches):
+    return [batch.first + place for batch in batches for place in range(len(batch.q))]
 
 
 @pytest.mark.parametrize("correction", ["wiener", "readout"])
