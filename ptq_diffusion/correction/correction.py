@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Self
+from typing import Self, TypeVar
 
 from torch import Tensor
 
@@ -100,6 +100,10 @@ class AskedBatch(Batch):
     """
 
     m: Tensor
+
+
+SomeBatch = TypeVar("SomeBatch", bound=Batch)
+"""Batches of one of the two kinds."""
 
 
 class Path(Enum):

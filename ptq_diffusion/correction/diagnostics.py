@@ -3,19 +3,17 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.correction import AskedBatch, Batch, MomentCorrection, PathCorrection
+from ptq_diffusion.correction.correction import AskedBatch, Batch, MomentCorrection, PathCorrection, SomeBatch
 from ptq_diffusion.correction.detail import NoiseDetail, powers, reliability, terms
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
 from ptq_diffusion.correction.repair import Affine, Repair
 from ptq_diffusion.correction.statistics import NoiseStatistics
 from ptq_diffusion.sampler.step import Step
-
-SomeBatch = TypeVar("SomeBatch", bound=Batch)
 
 
 def fit_diagnosed(correction: MomentCorrection, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:

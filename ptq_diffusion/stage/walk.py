@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ptq_diffusion.correction import AskedBatch, Batch, FittedCorrection, PathCorrection, StepCorrection
 from ptq_diffusion.correction import Path as Along
+from ptq_diffusion.correction.correction import SomeBatch
 from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap, Rescaling
@@ -21,8 +21,6 @@ from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.chunks import Chunk
 from ptq_diffusion.stage.files import holds_tensors, sync_folder, write_tensors
 from ptq_diffusion.stage.runtime import track
-
-SomeBatch = TypeVar("SomeBatch", bound=Batch)
 
 
 class Walk:
