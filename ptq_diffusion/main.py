@@ -1,4 +1,4 @@
-"""The command line: compose a configuration and make its goal, collect the reports of many, or examine the machine."""
+"""The command line: compose a configuration and make its goal, collect many reports, list options, or examine."""
 
 import sys
 from argparse import ArgumentParser
@@ -54,7 +54,7 @@ def collect_runs(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """`ptq-diffusion [OVERRIDES]` runs experiments; `collect FOLDER` prints a table of reports; `doctor` examines.
+    """`ptq-diffusion [OVERRIDES]` runs experiments; `collect`, `options` and `doctor` are commands of their own.
 
     What the user can mend is said in one message; any other error keeps its traceback, and HYDRA_FULL_ERROR=1 shows
     that of every error.
@@ -78,10 +78,14 @@ def command(words: list[str]) -> None:
     """Do what the words of the command line ask for.
 
     Raises:
-        ValueError: the words do not fit `collect` or `doctor`, or ask for a pickled configuration.
+        ValueError: the words do not fit their command, or ask for a pickled configuration.
     """
     if words[:1] == ["collect"]:
         collect_runs(words[1:])
+    elif words[:1] == ["options"]:
+        from ptq_diffusion.stage.options import print_options
+
+        print_options(words[1:], CONF)
     elif words[:1] == ["doctor"]:
         from ptq_diffusion.stage.doctor import examine
 

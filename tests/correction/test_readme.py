@@ -1,0 +1,33 @@
+"""The folder's README names every correction, and its example is one."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+import ptq_diffusion.correction
+from ptq_diffusion.correction import AskedBatch, PathCorrection
+from ptq_diffusion.sampler import DDIM
+from tests.correction.presets import FILES
+
+README = (Path(ptq_diffusion.correction.__file__).parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_correction_has_a_row(name):
+    rows = [line.split("|")[1] for line in README.splitlines() if line.startswith("| `")]
+    assert sum(f"`{name}`" in row for row in rows) == 1
+
+
+def test_the_example_subtracts_half_of_the_bias():
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    namespace: dict[str, type[PathCorrection]] = {}
+    exec(code, namespace)
+    step = DDIM(4, 1.0, {}).steps(DDPMScheduler().config)[1]
+    m, noise = torch.randn(2, 40, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    q = m + 0.1 * noise + torch.tensor([0.3, -0.2, 0.0])[:, None, None]
+    found = namespace["Halved"]().fit_step([AskedBatch(0, q, m, q, m, m, m)], step)
+    expected = q - (q - m).mean((0, 2, 3))[:, None, None] / 2
+    torch.testing.assert_close(found.output(q, m, q), expected)
