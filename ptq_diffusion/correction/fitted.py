@@ -176,7 +176,8 @@ class FittedCorrection:
         tensors = self._tensors()
         tensors["sigma"] = torch.tensor([found.sigma for found in self.found], dtype=torch.float64)
         tensors["report"] = torch.tensor([_numbers(found.report) for found in self.found], dtype=torch.float64)
-        save_file(tensors, folder / COEFFICIENTS)
+        # Steps may share a tensor, as interpolated ones do; a file holds each on its own.
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / COEFFICIENTS)
         config = {
             "steps": [dataclasses.asdict(step) for step in self.steps],
             "estimates": [found.estimates for found in self.found],

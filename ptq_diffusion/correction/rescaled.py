@@ -36,8 +36,8 @@ class Rescaled(PathCorrection):
         images: how many images, the first ones, layers are rescaled on, all in memory at once; all if there are fewer.
 
     Raises:
-        ValueError: `then` is not fitted along a path, or there are fewer than 8 images; when it is fitted, the network
-            computes a layer several times.
+        ValueError: `then` is not fitted along a path or rescales layers itself, or there are fewer than 8 images; when
+            it is fitted, the network computes a layer several times.
     """
 
     def __init__(self, then: PathCorrection | None, range_search: RangeSearch | None, images: int) -> None:
@@ -45,6 +45,11 @@ class Rescaled(PathCorrection):
             raise ValueError(
                 "expected then to be a correction that is fitted along a path, such as matched or readout, or null, "
                 f"got {type(then).__name__}; set correction.then=null to leave the output as it is"
+            )
+        if then and then.together:
+            raise ValueError(
+                "expected then to repair what rescaled layers leave, got one that rescales them again; "
+                "set correction.then to what comes behind it, or to null"
             )
         if images < FEWEST:
             raise ValueError(

@@ -80,3 +80,10 @@ def test_one_image_judges_nothing():
     measured = statistics(0.2, 0.3, 0.05)
     with pytest.raises(ValueError, match="even and odd"):
         GatedPTQD().fit(NoiseStatistics(measured.fingerprint, measured.steps), STEPS)
+
+
+def test_k_is_left_where_dividing_by_it_would_raise_the_residual_more_than_it_removes():
+    """E|m~ - m|^2 with 1 + k = 1/2 is 4 E[r^2]; without it k^2 E[m^2] + E[r^2] is less."""
+    measured = statistics(-0.5, 0.0, noise=1.0)
+    assert all(float(step.repairs[0].k) == 0 for step in GatedPTQD().fit(measured, STEPS).found)
+    assert all(float(step.repairs[0].k) < -0.4 for step in ALL.fit(measured, STEPS).found)

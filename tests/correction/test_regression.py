@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from ptq_diffusion.correction import AskedBatch, Batch, FittedCorrection, Regression
 from ptq_diffusion.correction.interpolation import interpolated
@@ -266,3 +267,54 @@ def test_a_chunk_of_one_image_counts_and_one_image_in_all_is_refused():
         ValueError, match="expected at least 10 images to match the spectrum of 2 channels, half of them .* got 1"
     ):
         Regression(**OPTIONS | {"on_q": 0, "on_x": 0, "matching": True}).fit_step(chunks[1:], STEP)
+
+
+def contradicting(even, odd):
+    """q is m times one factor in images of even index and times another in those of odd index."""
+    m, _, x, features = planted(noise=0.0)
+    factor = torch.where(torch.arange(COUNT) % 2 == 0, even, odd)[:, None, None, None]
+    return m, factor * m, x, features
+
+
+def test_a_regression_that_the_other_half_refutes_is_left_out():
+    refuted = fitted(contradicting(0.8, 1.25), on_x=0)
+    assert refuted.repairs == () and refuted.report.r2_held_out <= 0
+    agreed = fitted(contradicting(0.8, 0.8), on_x=0)
+    assert [repair.kind for repair in agreed.repairs] == ["filter"] and agreed.report.r2_held_out > 0.99
+
+
+def test_matching_that_the_other_half_refutes_is_left_out():
+    options = {"on_q": 0, "on_x": 0, "matching": True}
+    assert fitted(contradicting(0.5, 2.0), **options).repairs == ()
+    assert [repair.kind for repair in fitted(contradicting(0.5, 0.5), **options).repairs] == ["spectral"]
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_next_state_of_a_spectrum_is_the_spectrum_of_the_next_states(eta):
+    m, _, x, _ = planted()
+    for step in DDIM(5, eta, {}).steps(DDPMScheduler(clip_sample=False).config):
+        mean, covariances = Spectrum.of(m, x).next_state(step)
+        expected = Spectrum.of(step.mean(x, m), x)
+        channels = SHAPE[0]
+        torch.testing.assert_close(mean, expected.mean[:channels])
+        torch.testing.assert_close(covariances, expected.power[:, :channels, :channels])
+
+
+def test_the_bias_that_is_reported_is_what_k_leaves_of_the_mean_error():
+    m, _, x, features = planted()
+    m = m + 3.0  # so that k E[m] is no small part of E[D]
+    mu = torch.tensor([0.3, -0.4], dtype=torch.float64)
+    q = 0.8 * m + mu[:, None, None]
+    report = fitted((m, q, x, features)).report
+    assert report.k == pytest.approx(-0.2, abs=1e-9)
+    assert report.bias == pytest.approx(float(mu.square().mean().sqrt()), abs=1e-9)
+
+
+def test_the_multiplications_of_a_spectral_repair_are_those_of_its_transforms_and_matrices():
+    """torch counts those of the transforms, which are matrix products; the others are two numbers for each output."""
+    m, q, x, features = planted(count=40)
+    (repair,) = fitted((m, q, x, features), on_q=0, on_x=0, matching=True).repairs
+    with FlopCounterMode(display=False) as counted:
+        repair.output(q[:1], x[:1], features[:1])
+    channels, height, width = SHAPE
+    assert repair.macs(SHAPE) == counted.get_total_flops() / 2 + 2 * channels**2 * height * width

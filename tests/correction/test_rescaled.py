@@ -208,6 +208,12 @@ def test_too_few_images_to_rescale_on_are_refused():
         Rescaled(None, None, 7)
 
 
+def test_then_does_not_rescale_layers_again():
+    inner = Rescaled(None, None, 8)
+    with pytest.raises(ValueError, match=r"expected then to repair what rescaled layers leave.*set correction\.then"):
+        Rescaled(inner, None, 64)
+
+
 def test_then_is_fitted_along_a_path():
     with pytest.raises(ValueError, match=r"expected then to be .* fitted along a path.*got PTQD; set"):
         Rescaled(CORRECTIONS["ptqd"], None, 64)

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from ptq_diffusion.correction.fitted import COEFFICIENTS, FittedCorrection, StepCorrection
 from ptq_diffusion.correction.interpolation import interpolated
-from ptq_diffusion.network import Rescaling
+from ptq_diffusion.network import InputGrid, Rescaling
 from ptq_diffusion.sampler import DDIM
 from tests.correction.pipelines import OURS, STEPS, fitted
 
@@ -53,11 +53,12 @@ def test_a_folder_with_other_coefficients_is_refused(change, pair, tmp_path):
         FittedCorrection.load(tmp_path)
 
 
-def test_between_steps_a_rescaling_is_between_theirs_and_beside_none_half_of_itself(pair):
+def test_between_steps_a_rescaling_is_between_theirs_and_beside_none_half_of_itself(pair, tmp_path):
     scheduler = pair[0].scheduler_config
     few = DDIM(3, 0.0, {}).steps(scheduler)
     report = fitted("none", few, pair).found[0].report
-    layer = Rescaling(torch.tensor([3.0]), torch.tensor([1.0]))
+    grid = InputGrid(torch.tensor([0.1]), torch.tensor([3], dtype=torch.int32))
+    layer = Rescaling(torch.tensor([3.0]), torch.tensor([1.0]), grid)
     found = [StepCorrection((), 0.0, report, rescalings=own) for own in ({"a": layer}, {}, {})]
     many = interpolated(FittedCorrection(few, found), few, DDIM(12, 0.0, {}).steps(scheduler))
     gains = [float(own.rescalings["a"].gain) if own.rescalings else 1.0 for own in many.found]
@@ -66,3 +67,6 @@ def test_between_steps_a_rescaling_is_between_theirs_and_beside_none_half_of_its
     for own in many.found:
         if own.rescalings:
             assert float(own.rescalings["a"].offset) == pytest.approx((float(own.rescalings["a"].gain) - 1) / 2)
+    many.save(tmp_path)  # the grid, which beside none is the one that there is, is the same tensor at several steps
+    again = FittedCorrection.load(tmp_path).found
+    assert [float(own.rescalings["a"].gain) if own.rescalings else 1.0 for own in again] == gains

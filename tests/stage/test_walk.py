@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ptq_diffusion.correction import Path
 from ptq_diffusion.model import UNetDenoiser
 from ptq_diffusion.network import QuantizedLayer
 from ptq_diffusion.numeric.seed import SampleNoise
@@ -84,6 +85,48 @@ def test_every_image_is_seen_once_with_what_the_float_network_says_of_it(
                 drawn = SampleNoise(seed, indices([batch]), model.shape, "noise").draw()
                 assert torch.equal(batch.x_t, drawn) and torch.equal(batch.float_x_t, drawn)
     assert [step.i for step, *_ in seen] == list(range(STEPS))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["correction=readout_matched", "correction.variance=rule"],
+        ["correction=rescaled_matched"],
+        ["correction=wiener"],
+    ],
+    ids=" ".join,
+)
+def test_a_path_goes_on_from_what_was_fitted_with_the_noise_of_its_images(make, monkeypatch, words):
+    """On a corrected path the next state is the step's mean of m~, and sigma' times the image's own noise."""
+    seen, walks, diagnosed, go = [], [], walk.fit_step_diagnosed, Walk.go
+
+    def recorded(correction, asked, step, before, others):
+        seen.append([*asked, *others])
+        return diagnosed(correction, asked, step, before, others)
+
+    monkeypatch.setattr(walk, "fit_step_diagnosed", recorded)
+    monkeypatch.setattr(Walk, "go", lambda own, *words: walks.append(own) or go(own, *words))
+    make("goal=fit", f"noise.images={IMAGES}", f"sampler.steps={STEPS}", "correction.images=10", *words)
+    (own,) = walks
+    noise = SampleNoise(own.wanted[0].seed, range(IMAGES), own.model.shape, "noise")
+    first, second = ({name: joined(batches, name) for name in NAMES} for batches in seen)
+    assert torch.equal(first["x_t"], noise.draw())
+    z, step, found = noise.draw(), own.steps[0], own.fitted[0]
+    float_next = step.mean(first["float_x_t"], first["float_m"]) + step.sigma * z
+    assert torch.allclose(second["float_x_t"], float_next, atol=1e-5)
+    m = found.output(first["q"], first["x_t"], first["features"])
+    corrected = step.mean(first["x_t"], m) + found.sigma * z
+    along = own.correction.path is Path.CORRECTED
+    assert torch.allclose(second["x_t"], corrected if along else float_next, atol=1e-5)
+    assert step.sigma > 0 and not torch.allclose(corrected, float_next, atol=1e-3)
+
+
+NAMES = ("q", "x_t", "features", "float_m", "float_x_t")
+
+
+def joined(batches, name):
+    """One field of all images in their order."""
+    return torch.cat([getattr(batch, name) for batch in sorted(batches, key=lambda batch: batch.first)])
 
 
 def indices(batches):
