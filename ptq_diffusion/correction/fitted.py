@@ -26,11 +26,12 @@ CONFIG, COEFFICIENTS = "correction.json", "correction.safetensors"
 class StepReport:
     """What was found at one step.
 
-    The residual is r = D - k m - mu of a correction from moments and m~ - m of one along a path, on the states that it
-    was fitted on and whose float output is known. PTQD adds it to the sampler's noise, as if it were normal, white and
-    fresh at every step: the last four say how far it is. They are of r centred per channel and pooled over channels,
-    samples and pixels, and tell of the whole pool: samples or channels of unequal variance are heavy tails too. None
-    stands for what does not apply, and where there is no residual or it was not measured.
+    The residual is r = D - k m - mu of a correction from moments, times its `residual_scale`, with which D2-DPM's is m~
+    - m, and m~ - m of one along a path, on the states that it was fitted on and whose float output is known. PTQD adds
+    it to the sampler's noise, as if it were normal, white and fresh at every step: the last four say how far it is.
+    They are of r centred per channel and pooled over channels, samples and pixels, and tell of the whole pool: samples
+    or channels of unequal variance are heavy tails too. None stands for what does not apply, and where there is no
+    residual or it was not measured.
 
     Args:
         t: the time.
