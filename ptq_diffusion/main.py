@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from ptq_diffusion import __version__
 from ptq_diffusion.stage.refusal import PastHydra, full_errors_asked_for, handed_on, refusal
 
 HERE = Path(__file__).parent
@@ -78,7 +79,7 @@ def command(words: list[str]) -> None:
     """Do what the words of the command line ask for.
 
     Raises:
-        ValueError: the words do not fit their command, or ask for a pickled configuration.
+        ValueError: the words do not fit their command, or ask for a pickled configuration, or the first is no command.
     """
     if words[:1] == ["collect"]:
         collect_runs(words[1:])
@@ -92,5 +93,21 @@ def command(words: list[str]) -> None:
         sys.exit(examine(words[1:]))
     elif any(word.startswith("--e") for word in words):
         raise ValueError("expected no --experimental-rerun, which reads a pickled file; give the overrides again")
+    elif words[:1] == ["--version"]:
+        sys.stdout.write(f"ptq-diffusion {__version__}\n")
+    elif words and words[0].isalpha():
+        raise ValueError(
+            f"expected collect, options, doctor or OPTION=VALUE, got {words[0]!r}; ptq-diffusion --help lists all"
+        )
+    elif _amid_overrides("-m", words) or _amid_overrides("--multirun", words):
+        raise ValueError("expected -m in front of all overrides of a sweep, got it among them; move it to the front")
     else:
         experiment()
+
+
+def _amid_overrides(flag: str, words: list[str]) -> bool:
+    """Whether there are overrides on both sides of it, which argparse cannot read."""
+    if flag not in words:
+        return False
+    place = words.index(flag)
+    return all(any("=" in word for word in side) for side in (words[:place], words[place + 1 :]))

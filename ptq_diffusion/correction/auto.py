@@ -115,7 +115,7 @@ class Auto(Correction):
             )
         if images < 2 or seed < 0:
             raise ValueError(
-                f"expected correction.images of at least 2 and correction.seed of at least 0, got {images} and {seed}"
+                f"expected trial.images of at least 2 and trial.seed of at least 0, got {images} and {seed}"
             )
         self.candidates, self.images, self.seed, self.judge = dict(candidates), images, seed, judge
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from torch import Tensor
 
@@ -17,7 +17,13 @@ from ptq_diffusion.sampler.step import Step
 
 
 class Correction(ABC):  # noqa: B024
-    """A method of repair, before it has seen noise: from moments at once, or step by step from what each will see."""
+    """A method of repair, before it has seen noise: from moments at once, or step by step from what each will see.
+
+    Attributes:
+        asks_again: whether a step asks the network more than once, for which a stock pipeline has no place.
+    """
+
+    asks_again: ClassVar[bool] = False
 
     def check(self, steps: Sequence[Step]) -> None:  # noqa: ARG002, B027
         """Refuse a table that this method cannot correct, before anything is measured; by default none is refused.

@@ -27,6 +27,10 @@ class GatedPTQD(MomentCorrection):
         ValueError: the statistics do not tell the halves apart, or one of them is empty.
     """
 
+    def check_images(self, images: int, channels: int) -> None:  # noqa: ARG002
+        if images < 2:
+            raise ValueError(f"expected at least 2 images to judge the terms on, got {images}; raise noise.images")
+
     def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
         statistics.require_table(steps)
         if not statistics.even:

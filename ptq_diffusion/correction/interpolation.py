@@ -30,9 +30,9 @@ def interpolated(fitted: FittedCorrection, own: Sequence[Step], steps: Sequence[
         steps: of the same sampler with another number of steps.
 
     Raises:
-        ValueError: the correction made a table of its own, the tables differ in more than their steps, the new one
-            reaches beyond the fitted one, neighbouring steps are repaired in different ways, or sigma' follows no rule
-            that another table could follow.
+        ValueError: the correction made a table of its own or estimates on the way, the tables differ in more than their
+            steps, the new one reaches beyond the fitted one, neighbouring steps are repaired in different ways, or
+            sigma' follows no rule that another table could follow.
     """
     require_reach(own, steps)
     if list(fitted.steps) != list(own):
@@ -46,6 +46,11 @@ def interpolated(fitted: FittedCorrection, own: Sequence[Step], steps: Sequence[
         low, high, weight = _place(fitted.steps, step)
         if low == high and dataclasses.replace(step, i=low) == fitted.steps[low]:
             found.append(fitted.found[low])
+        elif fitted.evaluations:
+            raise ValueError(
+                "expected a correction with coefficients to carry onto another table, got one that estimates on the "
+                "way; set noise.steps=null"
+            )
         else:
             a, b = fitted.found[low], fitted.found[high]
             between = rule or _rule((fitted.steps[low], fitted.steps[high]), (a, b))

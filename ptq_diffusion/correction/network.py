@@ -41,7 +41,7 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         if correction.evaluations:
             raise ValueError(
                 "expected a correction that asks the network once a step, got one that estimates a bias on the way; "
-                "sample it with ptq-diffusion"
+                "draw its images with goal=samples_corrected"
             )
         self.quantized = model.with_network(quantize(model.network, quantizers))
         self.quantizers, self.correction = quantizers, correction
@@ -116,8 +116,10 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
             return_dict: which of the two.
 
         Raises:
-            ValueError: a time that the table does not have, or several.
+            ValueError: a time that the table does not have, or several, or states in another type than float32.
         """
+        if sample.dtype != torch.float32:
+            raise ValueError(f"expected states in float32, in which the ranges hold, got {sample.dtype}")
         times = torch.as_tensor(timestep).unique().tolist()
         if len(times) != 1 or times[0] not in self._rows:
             raise ValueError(

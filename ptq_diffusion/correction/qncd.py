@@ -31,10 +31,18 @@ class QNCD(MomentCorrection):
         ValueError: every is below 1.
     """
 
+    asks_again = True
+
     def __init__(self, every: int) -> None:
         if every < 1:
             raise ValueError(f"expected every to be at least 1, got {every}")
         self.every = every
+
+    def check_carried(self, steps: Sequence[Step]) -> None:  # noqa: ARG002
+        raise ValueError(
+            "expected a correction with coefficients to carry onto another table, qncd has none: it estimates on the "
+            "way; set noise.steps=null"
+        )
 
     def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
         found = NoCorrection().fit(statistics, steps).found

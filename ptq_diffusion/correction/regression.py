@@ -92,6 +92,8 @@ class Regression(PathCorrection):
         self.asked = images if self.path is Path.CORRECTED else None
 
     def check_images(self, images: int, channels: int) -> None:
+        if (self.on_q or self.on_x or self.on_features) and images < 2:
+            raise ValueError(f"expected at least 2 images to choose a ridge, got {images}; raise noise.images")
         if self.matching:
             require_matchable(images, channels)
 

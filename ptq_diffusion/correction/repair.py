@@ -58,11 +58,6 @@ class Affine(Repair):
     k: Tensor
     bias: Tensor
 
-    @classmethod
-    def identity(cls, channels: int) -> "Affine":
-        """m~ = q, bit for bit."""
-        return cls(torch.zeros((), dtype=torch.float64), torch.zeros(channels, dtype=torch.float64))
-
     def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:  # noqa: ARG002
         return (q - self.bias.to(q)[:, None, None]) / (1 + float(self.k))
 

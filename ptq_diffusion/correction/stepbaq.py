@@ -38,7 +38,7 @@ class StepbaQ(MomentCorrection):
         if steps and steps[0].abar_t == 0:
             raise ValueError(
                 "expected abar_t > 0 at every time, got 0 at the first, from which no time before it can be told; "
-                "set sampler.scheduler.rescale_betas_zero_snr to false"
+                "set +sampler.scheduler.rescale_betas_zero_snr=false"
             )
 
     def check_carried(self, steps: Sequence[Step]) -> None:  # noqa: ARG002

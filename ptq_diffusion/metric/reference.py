@@ -62,7 +62,8 @@ class StatisticsReference(Reference):
         self.path = FEATURE_NETWORKS.path(path, "reference.safetensors")
         if not self.path.is_file():
             raise FileNotFoundError(
-                f"expected feature statistics at {self.path}; make them with goal=reference_statistics"
+                f"expected a file of feature statistics, got {self.path}; goal=reference_statistics makes one, "
+                "reference.safetensors in the folder that it prints"
             )
 
     def statistics(self, extractor: FeatureExtractor) -> RealStatistics | None:

@@ -59,7 +59,8 @@ class AffineQuantizer(Quantizer):
         super().__init__(per_channel)
         self.grid = Grid(bits, symmetric)
         self.range_search = range_search
-        self._histogram: DyadicHistogram | None = None if per_channel else DyadicHistogram(bins)
+        histogram = DyadicHistogram(bins)
+        self._histogram: DyadicHistogram | None = None if per_channel else histogram
         self._seen: Distribution | None = None
         self.instead: Numbers | None = None
         self.register_buffer("scale", torch.ones(1))

@@ -60,5 +60,5 @@ def _variance(variance_type: str, abar_t: float, abar_s: float) -> float:
         return beta
     raise ValueError(
         f"expected variance_type fixed_small, fixed_small_log or fixed_large, got {variance_type!r}; "
-        "set sampler.scheduler.variance_type to one of these"
+        "set +sampler.scheduler.variance_type to one of these"
     )

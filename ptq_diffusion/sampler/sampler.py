@@ -76,7 +76,7 @@ def times(scheduler: Any, count: int) -> Sequence[int]:  # noqa: ANN401
     except ValueError as error:
         raise ValueError(
             f"expected steps and a timestep_spacing that diffusers takes, got others ({' '.join(str(error).split())}); "
-            "change sampler.steps or sampler.scheduler.timestep_spacing"
+            "change sampler.steps or +sampler.scheduler.timestep_spacing"
         ) from error
     found = [int(t) for t in scheduler.timesteps]
     if len(found) != count or found[0] > last or found[-1] < 0:
@@ -100,7 +100,7 @@ def prediction(prediction_type: str, abar_t: float) -> tuple[float, float, float
         if signal == 0:
             raise ValueError(
                 "expected abar_t > 0 of a model that predicts epsilon, which says nothing of x_0 where it is 0; "
-                "set rescale_betas_zero_snr to false"
+                "set +sampler.scheduler.rescale_betas_zero_snr=false"
             )
         return 1 / signal, -noise / signal, 0.0, 1.0
     if prediction_type == "v_prediction":
@@ -130,6 +130,6 @@ def clip_of(config: Mapping[str, Any]) -> float | None:
     """
     if config.get("thresholding"):
         raise ValueError(
-            "expected a scheduler without dynamic thresholding; set thresholding to false to go on without"
+            "expected a scheduler without dynamic thresholding; to go on without: +sampler.scheduler.thresholding=false"
         )
     return float(config["clip_sample_range"]) if config["clip_sample"] else None

@@ -12,11 +12,12 @@ from hydra.conf import HydraConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.experiment import STAGES
 from ptq_diffusion.stage.files import write_json
-from ptq_diffusion.stage.report import run_folder
+from ptq_diffusion.stage.report import run_folder, run_path
 from ptq_diffusion.stage.runtime import Runtime
 from ptq_diffusion.stage.store import Store
 from ptq_diffusion.stage.sweep import FAILED, FAILURE
@@ -28,7 +29,7 @@ def recorded(cfg: DictConfig, hydra: HydraConf) -> Iterator[None]:
 
     The job of a sweep ends there, so that it cannot take the others with it: launchers that work in several processes
     would have to pickle its exception. `ListFailures` makes the sweep's exit code. The exception of a single run, and
-    an interruption, pass through.
+    an interruption, pass through; a single run that was refused before it began leaves nothing.
 
     Args:
         cfg: the job's configuration.
@@ -40,6 +41,8 @@ def recorded(cfg: DictConfig, hydra: HydraConf) -> Iterator[None]:
         yield
     except Exception as error:
         sweep = str(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
+        if sweep is None and not _begun(cfg):
+            raise
         path = _folder(cfg, nameless) / FAILURE
         found = describe(error, list(hydra.overrides.task), cfg, sweep)
         write_json(path, found)
@@ -47,7 +50,8 @@ def recorded(cfg: DictConfig, hydra: HydraConf) -> Iterator[None]:
             raise
         told = {"path": str(path), "error": found["error"], "message": found["message"]}
         write_json(Path(sweep) / FAILED.replace("*", f"{hydra.job.num:04d}"), told)
-        Runtime(cfg.runtime.accelerator, False).say(f"failed: {told['error']}: {error}\n{path}")
+        text = f"failed: {told['error']}: {error}\n{path}"
+        Console().print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def describe(error: Exception, overrides: list[str], cfg: DictConfig, sweep: str | None) -> dict[str, Any]:
@@ -62,15 +66,25 @@ def describe(error: Exception, overrides: list[str], cfg: DictConfig, sweep: str
     }
 
 
+def _begun(cfg: DictConfig) -> bool:
+    """Whether the run has a folder."""
+    try:
+        return run_path(_store(cfg), STAGES.get(cfg.goal, Evaluate), cfg).is_dir()
+    except Exception:
+        return False
+
+
 def _folder(cfg: DictConfig, nameless: Path) -> Path:
     """The run's folder; where the failure is that it cannot be told, one by the hash of the configuration."""
-    stage = STAGES.get(cfg.goal, Evaluate)
     try:
-        store = Store(Path(cfg.outputs) / "store", Runtime(cfg.runtime.accelerator, False))
-        return run_folder(store, stage, cfg)
+        return run_folder(_store(cfg), STAGES.get(cfg.goal, Evaluate), cfg)
     except Exception:
         nameless.mkdir(parents=True, exist_ok=True)
         return nameless
+
+
+def _store(cfg: DictConfig) -> Store:
+    return Store(Path(cfg.outputs) / "store", Runtime(cfg.runtime.accelerator, False))
 
 
 def _nameless_folder(cfg: DictConfig) -> Path:

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.stage.choices import needed
 from ptq_diffusion.stage.chunks import chunks
+from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.fit_table import build_fit_steps
 from ptq_diffusion.stage.parts import build_model, build_quantizers, build_steps
@@ -27,6 +28,8 @@ def check(cfg: DictConfig, goal: type[Stage]) -> None:
             build_quantizers(cfg, model)
         if "correction" in used:
             _check_correction(cfg, model)
+        if goal is Export:
+            _check_export(cfg)
         if "images" in used:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
         if "metric" in used:
@@ -39,6 +42,14 @@ def _check_correction(cfg: DictConfig, model: Denoiser) -> None:
     correction.check_images(cfg.noise.images, model.shape[0])
     if cfg.noise.steps is not None:
         correction.check_carried(steps)
+
+
+def _check_export(cfg: DictConfig) -> None:
+    if construct(cfg.correction).asks_again:
+        raise ValueError(
+            "expected a correction that asks the network once a step, for a pipeline does not ask again, got "
+            f"{cfg.labels.correction}; draw its images with goal=samples_corrected"
+        )
 
 
 def _check_judging(cfg: DictConfig, model: Denoiser) -> None:

@@ -58,9 +58,14 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
     return report
 
 
+def run_path(store: Store, stage: type[Stage], cfg: DictConfig) -> Path:
+    """outputs/runs/<name>-<signature of the stage>."""
+    return Path(cfg.outputs) / "runs" / f"{cfg.name}-{store.signature(stage, cfg)}"
+
+
 def run_folder(store: Store, stage: type[Stage], cfg: DictConfig) -> Path:
-    """outputs/runs/<name>-<signature of the stage>, made now: the resolved configuration, no earlier failure."""
-    folder = Path(cfg.outputs) / "runs" / f"{cfg.name}-{store.signature(stage, cfg)}"
+    """The folder of a run, made now: the resolved configuration, no earlier failure."""
+    folder = run_path(store, stage, cfg)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FAILURE).unlink(missing_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))

@@ -59,7 +59,10 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.accelerator not in ACCELERATORS:
             raise ValueError(f"expected runtime.accelerator {', '.join(ACCELERATORS)}, got {self.accelerator!r}")
-        if self.accelerator not in ("auto", "cpu") and torch.accelerator.current_accelerator() is None:
+        if (
+            self.accelerator not in ("auto", "cpu")
+            and torch.accelerator.current_accelerator(check_available=True) is None
+        ):
             raise ValueError(
                 f"expected a machine with an accelerator, found none for runtime.accelerator={self.accelerator}; "
                 "use auto or cpu"
@@ -68,7 +71,7 @@ class Runtime:
     @property
     def device_type(self) -> str:
         """The device type that `accelerator` comes to: cpu, cuda, mps."""
-        found = None if self.accelerator == "cpu" else torch.accelerator.current_accelerator()
+        found = None if self.accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
         return "cpu" if found is None else found.type
 
     def say(self, text: str) -> None:

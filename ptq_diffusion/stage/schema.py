@@ -83,6 +83,7 @@ class Experiment(Options):
     micro_batch: PositiveInt
     calibration: Samples
     noise: NoiseSamples
+    trial: Samples
     outputs: Annotated[str, Field(min_length=1)]
     force: bool | str
     runtime: Running
@@ -139,6 +140,7 @@ def _names() -> list[str]:
     parts: dict[str, type[Options]] = {
         "calibration": Samples,
         "noise": NoiseSamples,
+        "trial": Samples,
         "metric": Judging,
         "runtime": Running,
     }

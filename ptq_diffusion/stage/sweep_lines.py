@@ -1,5 +1,6 @@
 """A sweep as lines: one for each float model, each quantized model, and each correction of it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -121,4 +122,7 @@ def _natural(factor: str, level: str) -> list[tuple[float, str]]:
 
 
 def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).replace("-", "", 1).isdigit()
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

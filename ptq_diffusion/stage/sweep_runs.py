@@ -108,7 +108,19 @@ def depth(key: str) -> int:
     return next((i for i, stage in enumerate(stages) if named.startswith(_given(stage))), len(stages) - 1)
 
 
-UNCOUNTED = ("name", "labels.", "goal", "images", "seeds", "outputs", "force", "runtime.", "logger.", "reference.")
+UNCOUNTED = (
+    "name",
+    "labels.",
+    "goal",
+    "images",
+    "seeds",
+    "outputs",
+    "force",
+    "runtime.",
+    "logger.",
+    "reference.",
+    "trial.",
+)
 
 
 def _given(stage: type[Stage]) -> tuple[str, ...]:

@@ -13,17 +13,24 @@ from ptq_diffusion.stage.sweep_lines import Line
 from ptq_diffusion.stage.sweep_runs import BITS
 
 TITLES = {BITS: BITS, "quantizer.weight.per_channel": "weights per channel"}
+FAILED_CELL = "failed"
+SEVERAL = ("images", "seed", "steps")
+"""Of a run, of a calibration, of what a correction is fitted on: named by more than their last part."""
 MEASURED = ("fid", "fid_se", "fid_to_fp", "psnr_to_fp", "bops_per_image", "bops_saving", "weight_bytes")
 
 
 def titles(factors: Sequence[str]) -> list[str]:
-    """The shortest ending of each dotted key that no other has."""
+    """The shortest ending of each dotted key that no other has, and that does not stand for several things."""
 
     def shortest(key: str) -> str:
         parts = key.split(".")
         endings = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
         clashes = [other for other in factors if other != key]
-        return next(end for end in endings if not any(f".{other}".endswith(f".{end}") for other in clashes))
+        return next(
+            end
+            for end in endings
+            if end == key or end not in SEVERAL and not any(f".{other}".endswith(f".{end}") for other in clashes)
+        )
 
     return [TITLES.get(key) or shortest(key).replace("_target_", "class") for key in factors]
 
@@ -42,14 +49,21 @@ def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 
 def console(columns: Sequence[str], cells: Sequence[Sequence[str]], title: str, caption: str) -> Table:
-    """The table for the console, without the runs' names, which the files hold; whole on 80 columns."""
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    """The table for the console, without the runs' names, which the files hold; whole on 80 columns.
+
+    Why a run failed, which no cell has room for, is said below.
+    """
+    gain = columns.index("FID - quantized, 95 %")
+    failed = [row for row in cells if row[gain - 1] == FAILED_CELL]
+    reasons = "".join(f"\nfailed: {row[-1]}: {row[gain]}" for row in failed)
+    table = Table(title=title, caption=caption + reasons, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in columns[:-1]:
         table.add_column(column, overflow="fold")
     name = columns.index("correction")
     for row in cells:
         # A name of several words may break between them; the files hold it as it is written.
-        table.add_row(*row[:name], row[name].replace("_", " "), *row[name + 1 : -1])
+        shown = ["" if at == gain and row in failed else cell for at, cell in enumerate(row)]
+        table.add_row(*shown[:name], shown[name].replace("_", " "), *shown[name + 1 : -1])
     return table
 
 

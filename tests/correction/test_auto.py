@@ -84,7 +84,7 @@ def test_what_is_no_correction_is_no_candidate():
     [
         (["ptqd", "bias"], {}, "'none' and others"),
         (["none"], {}, "'none' and others"),
-        (["none", "ptqd"], {"images": 1}, "correction.images of at least 2"),
+        (["none", "ptqd"], {"images": 1}, "trial.images of at least 2"),
         (["none", "ptqd"], {"seed": -1}, "seed of at least 0"),
         (["none", "full_precision"], {}, "the float model's"),
     ],

@@ -207,3 +207,11 @@ def test_neighbours_that_are_repaired_in_different_ways_are_refused():
     mixed = [(own, other)[i % 2] for i, (own, other) in enumerate(zip(given.found, others.found, strict=True))]
     with pytest.raises(ValueError, match="repaired in one way.*noise.steps=null"):
         interpolated(FittedCorrection(given.steps, mixed), given.steps, table(40))
+
+
+def test_what_estimates_on_the_way_is_not_carried():
+    own, new = table(50), table(20)
+    with pytest.raises(ValueError, match=r"qncd has none.*noise\.steps=null"):
+        CORRECTIONS["qncd"].check_carried(own)
+    with pytest.raises(ValueError, match=r"estimates on the way.*noise\.steps=null"):
+        interpolated(fitted("qncd", own), own, new)

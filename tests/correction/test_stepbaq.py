@@ -129,7 +129,7 @@ def test_a_network_is_told_what_lies_between_two_times(tiny_model_folder):
 def test_samplers_and_errors_without_a_time_are_refused():
     with pytest.raises(ValueError, match="DDIM's form.*use sampler=ddim"):
         StepbaQ(True).check(DDPM(8, {}).steps(CONFIG))
-    with pytest.raises(ValueError, match="rescale_betas_zero_snr to false"):
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr=false"):
         StepbaQ(True).check(
             DDIM(8, 0.0, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}).steps(
                 DDPMScheduler(prediction_type="v_prediction").config

@@ -155,9 +155,9 @@ def test_fingerprints_tell_tables_apart(name):
 @pytest.mark.parametrize(
     ("options", "remedy"),
     [
-        ({"thresholding": True}, "set thresholding to false"),
+        ({"thresholding": True}, "thresholding=false"),
         ({"prediction_type": "flow"}, "expected prediction_type epsilon, v_prediction or sample"),
-        ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "set rescale_betas_zero_snr to false"),
+        ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "set .sampler.scheduler.rescale_betas_zero_snr=false"),
         ({"steps_offset": 60}, "steps_offset"),
     ],
     ids=["thresholding", "prediction", "zero terminal signal", "offset"],
@@ -169,7 +169,7 @@ def test_options_that_are_not_reproduced_are_refused(name, options, remedy):
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range", "fixed_large_log"])
 def test_variances_that_are_not_reproduced_are_refused(variance):
-    with pytest.raises(ValueError, match=f"got '{variance}'; set sampler.scheduler.variance_type"):
+    with pytest.raises(ValueError, match=f"got '{variance}'; set .sampler.scheduler.variance_type"):
         DDPM(20, {}).steps(config_of(variance_type=variance))
     assert DDPM(20, {"variance_type": "fixed_small"}).steps(config_of(variance_type=variance))
     assert DDIM(20, 1.0, {}).steps(config_of(variance_type=variance)) == DDIM(20, 1.0, {}).steps(config_of())

@@ -8,7 +8,7 @@ from ptq_diffusion.stage.draw import DrawImages
 
 AUTO = [
     "correction=auto",
-    "correction.images=5",
+    "trial.images=5",
     "correction.judge.replicates=5",
     "~correction.candidates.readout_matched",
     "~correction.candidates.rescaled_readout_matched",

@@ -235,3 +235,12 @@ def test_the_files_of_others_are_no_runs(tmp_path, text):
     (tmp_path / "runs" / "other").mkdir()
     (tmp_path / "runs" / "other" / "config.yaml").write_text(text)
     assert table(tmp_path / "runs") == before
+
+
+def test_levels_that_only_look_like_numbers_are_text(tmp_path):
+    folders = ("runs/2024-05/model", "runs/2024-06/model", "\u00b2")
+    for place, folder in enumerate(folders):
+        run = run_like(tmp_path, eta=place / 4)
+        text = (run / "config.yaml").read_text()
+        (run / "config.yaml").write_text(text.replace("path: bundled:cifar10_ddpm", f"path: {folder}", 1))
+    assert {row["model.path"] for row in table(tmp_path) if row["run"]} == set(folders)

@@ -1,6 +1,9 @@
 """The number of devices changes no byte: two processes on the CPU against one."""
 
 import pytest
+import torch
+
+from ptq_diffusion.stage.runtime import Runtime
 
 SMALL = ["goal=samples_corrected", "images=6", "seeds=[0,1]", "noise.images=4"]
 
@@ -27,3 +30,15 @@ def test_two_devices_leave_the_bytes_of_one(make, tmp_path, capsys):
 def test_devices_are_counted(make):
     with pytest.raises(ValueError, match=r"runtime\.devices to be greater than 0"):
         make("goal=trajectories", "runtime.devices=0")
+
+
+def test_a_build_for_an_accelerator_on_a_machine_without_one_runs_on_the_processor(monkeypatch):
+    """torch names the accelerator that it was built for, unless asked what there is."""
+
+    def built_for(check_available=False):
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", built_for)
+    assert Runtime("auto", False).device_type == "cpu"
+    with pytest.raises(ValueError, match="found none for runtime.accelerator=gpu"):
+        Runtime("gpu", False)

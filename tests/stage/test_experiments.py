@@ -34,7 +34,7 @@ FEW_STEPS = [
 def of(experiment, images_folder):
     data = [f"data.folder={images_folder}"] if experiment.startswith(("train", "reference")) else []
     training = [*TINY_TRAINING[experiment], *FEW_STEPS] if experiment in TINY_TRAINING else []
-    enough = ["noise.images=16", "correction.images=4"] if experiment == "demo" else []  # for every candidate of auto
+    enough = ["noise.images=16", "trial.images=4"] if experiment == "demo" else []  # for every candidate of auto
     return [f"experiment={experiment}", *data, *training, *enough]
 
 

@@ -66,10 +66,21 @@ def test_a_job_that_failed_is_made_again_and_its_failure_forgotten(failed, comma
     assert said.count("calibrate: making") == 0 and said.count("fit: making") == 1
 
 
-def test_the_failure_of_a_single_run_is_recorded_and_told_once(command, tmp_path, capsys):
+def test_a_single_run_that_is_refused_before_it_begins_leaves_nothing(command, tmp_path, capsys):
     with pytest.raises(SystemExit, match=r"^error: expected eta in \[0, 1\]"):
         command("sampler.eta=2")
     assert capsys.readouterr().err == "", "the message is what the exit says, Hydra adds nothing"
+    assert not list(tmp_path.glob("outputs/runs/*"))
+
+
+def test_the_failure_of_a_single_run_on_its_way_is_recorded_and_told_once(command, tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise ValueError("expected another day")
+
+    monkeypatch.setattr(Fit, "make", refuse)
+    with pytest.raises(SystemExit, match=r"expected another day"):
+        command("correction=ptqd")
+    assert "expected another day" not in capsys.readouterr().err
     assert [failure["sweep"] for failure in failures(tmp_path).values()] == [None]
 
 
