@@ -157,7 +157,10 @@ def test_fingerprints_tell_tables_apart(name):
     [
         ({"thresholding": True}, "thresholding=false"),
         ({"prediction_type": "flow"}, "expected prediction_type epsilon, v_prediction or sample"),
-        ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "set .sampler.scheduler.rescale_betas_zero_snr=false"),
+        (
+            {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+            "set .sampler.scheduler.rescale_betas_zero_snr=false",
+        ),
         ({"steps_offset": 60}, "steps_offset"),
     ],
     ids=["thresholding", "prediction", "zero terminal signal", "offset"],
