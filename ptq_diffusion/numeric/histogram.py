@@ -13,6 +13,16 @@ TOGETHER = 2**15
 """Values counted at a time on a CPU, few enough to stay in its cache."""
 
 
+def require_bins(bins: int) -> None:
+    """Refuse a number of bins that no histogram has.
+
+    Raises:
+        ValueError: it is no power of two, or too few or too many.
+    """
+    if not 4 <= bins <= MOST_BINS or bins & (bins - 1):
+        raise ValueError(f"expected a power of two of 4 to {MOST_BINS} bins, got {bins}")
+
+
 class DyadicHistogram:
     """Counts of a stream of values in equal bins over [-R, R), R a power of two that grows as needed.
 
@@ -24,8 +34,7 @@ class DyadicHistogram:
     """
 
     def __init__(self, bins: int) -> None:
-        if not 4 <= bins <= MOST_BINS or bins & (bins - 1):
-            raise ValueError(f"expected a power of two of 4 to {MOST_BINS} bins, got {bins}")
+        require_bins(bins)
         self.bins = bins
         self.exponent: int | None = None
         self.counts = torch.zeros(bins, dtype=torch.int64)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.numeric.grid import Grid
-from ptq_diffusion.numeric.histogram import DyadicHistogram
+from ptq_diffusion.numeric.histogram import DyadicHistogram, require_bins
 from ptq_diffusion.quantizer.quantizer import Quantizer, State
 from ptq_diffusion.quantizer.range_search import Distribution, MinMax, RangeSearch, affine_parameters
 
@@ -59,8 +59,8 @@ class AffineQuantizer(Quantizer):
         super().__init__(per_channel)
         self.grid = Grid(bits, symmetric)
         self.range_search = range_search
-        histogram = DyadicHistogram(bins)
-        self._histogram: DyadicHistogram | None = None if per_channel else histogram
+        require_bins(bins)
+        self._histogram: DyadicHistogram | None = None if per_channel else DyadicHistogram(bins)
         self._seen: Distribution | None = None
         self.instead: Numbers | None = None
         self.register_buffer("scale", torch.ones(1))

@@ -13,7 +13,7 @@ from ptq_diffusion.stage.files import write_text
 from ptq_diffusion.stage.sweep_figure import against_operations
 from ptq_diffusion.stage.sweep_lines import lines_of
 from ptq_diffusion.stage.sweep_runs import Run, differing, read_runs
-from ptq_diffusion.stage.sweep_table import console, csv_text, level, markdown, shown, titles
+from ptq_diffusion.stage.sweep_table import console, csv_text, failures_apart, level, markdown, shown, titles
 from ptq_diffusion.stage.sweep_verdict import TITLES, cells_of, verdict_table, verdicts
 
 COMMON = ("sampler._target_", "sampler.steps", "sampler.eta", "calibration.images", "noise.images")
@@ -57,7 +57,8 @@ def collect(folder: Path, against: str | None = None) -> Collected:
     said = [cells_of(verdict) for verdict in verdicts(lines)]
     write_text(made[1], f"{title}; {caption}.\n\n{markdown(columns, cells)}\n\n{markdown(TITLES, said)}\n")
     against_operations(lines, dict(zip(factors, titles(factors), strict=True)), title, made[2])
-    return Collected(console(columns, cells, title, caption), verdict_table(said), made)
+    brief, why = failures_apart(lines)
+    return Collected(console(*shown(brief, factors), title, caption + why), verdict_table(said), made)
 
 
 def protocol(report: Mapping[str, Any]) -> Mapping[str, Any]:

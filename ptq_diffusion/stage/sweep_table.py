@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,7 +14,7 @@ from ptq_diffusion.stage.sweep_lines import Line
 from ptq_diffusion.stage.sweep_runs import BITS
 
 TITLES = {BITS: BITS, "quantizer.weight.per_channel": "weights per channel"}
-FAILED_CELL = "failed"
+FAILED = "failed"
 SEVERAL = ("images", "seed", "steps")
 """Of a run, of a calibration, of what a correction is fitted on: named by more than their last part."""
 MEASURED = ("fid", "fid_se", "fid_to_fp", "psnr_to_fp", "bops_per_image", "bops_saving", "weight_bytes")
@@ -26,11 +27,8 @@ def titles(factors: Sequence[str]) -> list[str]:
         parts = key.split(".")
         endings = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
         clashes = [other for other in factors if other != key]
-        return next(
-            end
-            for end in endings
-            if end == key or end not in SEVERAL and not any(f".{other}".endswith(f".{end}") for other in clashes)
-        )
+        taken = {end for end in endings if any(f".{other}".endswith(f".{end}") for other in clashes)}
+        return next((end for end in endings if end not in taken.union(SEVERAL)), key)
 
     return [TITLES.get(key) or shortest(key).replace("_target_", "class") for key in factors]
 
@@ -42,6 +40,15 @@ def shown(lines: Sequence[Line], factors: Sequence[str]) -> tuple[list[str], lis
     return [*titles(factors), *fixed], [_cells(line, factors, others) for line in lines]
 
 
+def failures_apart(lines: Sequence[Line]) -> tuple[list[Line], str]:
+    """Lines that say only that they failed, and below them why, for which no cell of a console has room."""
+    failed = [line.reason.startswith(f"{FAILED}: ") for line in lines]
+    pairs = list(zip(lines, failed, strict=True))
+    brief = [replace(line, reason=FAILED) if has else line for line, has in pairs]
+    told = [f"\n{FAILED}: {line.run}{line.reason.removeprefix(FAILED)}" for line, has in pairs if has]
+    return brief, "".join(told)
+
+
 def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """The table in Markdown; what would end a cell or a line is escaped."""
     rows = [columns, ["---"] * len(columns), *cells]
@@ -49,21 +56,14 @@ def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 
 def console(columns: Sequence[str], cells: Sequence[Sequence[str]], title: str, caption: str) -> Table:
-    """The table for the console, without the runs' names, which the files hold; whole on 80 columns.
-
-    Why a run failed, which no cell has room for, is said below.
-    """
-    gain = columns.index("FID - quantized, 95 %")
-    failed = [row for row in cells if row[gain - 1] == FAILED_CELL]
-    reasons = "".join(f"\nfailed: {row[-1]}: {row[gain]}" for row in failed)
-    table = Table(title=title, caption=caption + reasons, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    """The table for the console, without the runs' names, which the files hold; whole on 80 columns."""
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in columns[:-1]:
         table.add_column(column, overflow="fold")
     name = columns.index("correction")
     for row in cells:
         # A name of several words may break between them; the files hold it as it is written.
-        shown = ["" if at == gain and row in failed else cell for at, cell in enumerate(row)]
-        table.add_row(*shown[:name], shown[name].replace("_", " "), *shown[name + 1 : -1])
+        table.add_row(*row[:name], row[name].replace("_", " "), *row[name + 1 : -1])
     return table
 
 

@@ -1,60 +1,16 @@
-"""What regression removes, what matching gives back, and that both are what their docstrings say."""
+"""What regression removes and leaves, and that it is what its docstring says."""
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from ptq_diffusion.correction import AskedBatch, Batch, FittedCorrection, Regression
 from ptq_diffusion.correction.interpolation import interpolated
-from ptq_diffusion.correction.matching import Spectrum
 from ptq_diffusion.correction.repair import Filter
 from ptq_diffusion.sampler import DDIM
 from tests.correction.batches import fields_of, split
-
-STEP = DDIM(8, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config)[3]
-SHAPE, COUNT = (2, 9, 8), 200
-OPTIONS = {
-    "on_q": 1,
-    "on_x": 1,
-    "on_features": 0,
-    "ridges": [0.0],
-    "matching": False,
-    "variance": "original",
-    "path": "float",
-    "images": 64,
-    "readout_bits": 32,
-}
-
-
-def blurred(x):
-    kernel = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]).double() / 16
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), kernel.repeat(x.shape[1], 1, 1, 1), groups=x.shape[1])
-
-
-def planted(noise=0.3, count=COUNT, seed=0):
-    """m smooth and related to x_t; q lacks a blurred part of x_t, which PTQD cannot see, and has white noise."""
-    x, e, r = torch.randn(3, count, *SHAPE, generator=torch.Generator().manual_seed(seed)).double()
-    m = 0.6 * x + blurred(e) + 0.4
-    q = m - 0.5 * blurred(x) + noise * r - 0.1
-    features = torch.cat([x * r, q.square()], dim=1)
-    return m, q, x, features
-
-
-def batches(tensors):
-    m, q, x, features = tensors
-    parts = [slice(0, 61), slice(61, 64), slice(64, None)]
-    return [AskedBatch(p.start, q[p], x[p], features[p], m[p], x[p], m[p]) for p in parts]
-
-
-def fitted(tensors, **options):
-    return Regression(**OPTIONS | options).fit_step(batches(tensors), STEP)
-
-
-def correct(found, tensors):
-    _, q, x, features = tensors
-    return found.output(q, x, features)
+from tests.correction.filtered import OPTIONS, SHAPE, STEP, batches, contradicting, correct, fitted, planted
 
 
 def test_noise_that_is_a_filter_of_the_state_is_removed_and_one_pixel_does_not_see_it():
@@ -142,55 +98,6 @@ def test_a_filter_of_nothing_leaves_the_output():
     assert torch.equal(Filter(empty, empty, empty, torch.zeros(2)).output(q, x, features), q)
 
 
-@pytest.mark.parametrize("noise", [0.1, 0.3, 1.0])
-def test_matching_gives_back_the_spectrum_that_least_squares_takes(noise):
-    tensors = planted(noise, count=400)
-    m, _, x, _ = tensors
-    plain, matched = (correct(fitted(tensors, matching=matching), tensors) for matching in (False, True))
-    target = Spectrum.of(m, x).power
-    assert plain.var() < m.var()
-    assert close_to(Spectrum.of(matched, x).power, target) and not close_to(Spectrum.of(plain, x).power, target)
-    assert matched.mean((0, 2, 3)).tolist() == pytest.approx(m.mean((0, 2, 3)).tolist(), abs=1e-9)
-
-
-def close_to(found, expected):
-    """Within 2 % of the largest entry of every band: the shrinkage towards white noise is 0.1 % before its gain."""
-    return bool(((found - expected).abs().amax((1, 2)) < 0.02 * expected.abs().amax((1, 2))).all())
-
-
-@pytest.mark.parametrize("noise", [0.1, 0.3, 1.0])
-def test_what_matching_costs_is_less_than_the_error_itself(noise):
-    """The optimal transport of a best estimate costs at most the variance that it lacks."""
-    tensors = planted(noise)
-    plain, matched = (
-        float((correct(fitted(tensors, matching=matching), tensors) - tensors[0]).square().mean())
-        for matching in (False, True)
-    )
-    assert matched < 2 * plain
-
-
-def test_matching_aims_at_float_sampling_where_the_path_has_left_it():
-    m, q, x, features = planted()
-    drifted = [
-        AskedBatch(b.first, b.q, b.x_t, b.features, 2 * b.m + 1, 0.5 * b.x_t, b.m) for b in batches((m, q, x, features))
-    ]
-    found = Regression(**OPTIONS | {"matching": True, "path": "corrected"}).fit_step(drifted, STEP)
-    output = found.output(q, x, features)
-    assert torch.allclose(output.mean((0, 2, 3)), (2 * m + 1).mean((0, 2, 3)), atol=1e-9)
-    on_half = Spectrum.of(2 * m + 1, 0.5 * x)
-    rest = Spectrum.of(output, x).rest
-    assert close_to(rest, on_half.rest)
-    assert torch.allclose(Spectrum.of(output, x).linear, on_half.linear, rtol=1e-2, atol=1e-2)
-
-
-def test_spectra_do_not_depend_on_the_split():
-    m, _, x, _ = planted()
-    whole = Spectrum.of(m, x)
-    merged = Spectrum.of(m[:7], x[:7]).merge(Spectrum.of(m[7:], x[7:]))
-    assert merged.count == whole.count
-    assert torch.allclose(merged.mean, whole.mean) and torch.allclose(merged.power, whole.power)
-
-
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_variance_rule_adds_what_the_estimate_lacks(eta):
     step = DDIM(8, eta, {}).steps(DDPMScheduler(clip_sample=False).config)[3]
@@ -210,18 +117,6 @@ def test_the_split_into_even_and_odd_images_does_not_depend_on_the_batches():
     regression = Regression(**OPTIONS | {"ridges": [1e-3, 1e-1]})
     a, b = (regression.fit_step(parts, STEP).output(q, x, features) for parts in (one, many))
     assert torch.allclose(a, b, atol=1e-10)
-
-
-@pytest.mark.parametrize("asked", [20, 33, 77, COUNT])
-def test_matching_needs_no_float_output_on_the_path_and_is_of_all_images(asked):
-    matching = Regression(**OPTIONS | {"on_q": 0, "on_x": 0, "matching": True, "path": "corrected"})
-    tensors = planted()
-    whole = matching.fit_step(batches(tensors), STEP)
-    first, rest = split(batches(tensors), asked)
-    assert [sum(len(b.q) for b in part) for part in (first, rest)] == [asked, COUNT - asked]
-    part = matching.fit_step(first, STEP, rest)
-    for own, other in zip(whole.repairs[0].tensors().values(), part.repairs[0].tensors().values(), strict=True):
-        assert torch.allclose(own, other, rtol=1e-9, atol=1e-12)
 
 
 def test_a_regression_is_of_the_images_that_were_asked_about_alone():
@@ -269,35 +164,11 @@ def test_a_chunk_of_one_image_counts_and_one_image_in_all_is_refused():
         Regression(**OPTIONS | {"on_q": 0, "on_x": 0, "matching": True}).fit_step(chunks[1:], STEP)
 
 
-def contradicting(even, odd):
-    """q is m times one factor in images of even index and times another in those of odd index."""
-    m, _, x, features = planted(noise=0.0)
-    factor = torch.where(torch.arange(COUNT) % 2 == 0, even, odd)[:, None, None, None]
-    return m, factor * m, x, features
-
-
 def test_a_regression_that_the_other_half_refutes_is_left_out():
     refuted = fitted(contradicting(0.8, 1.25), on_x=0)
     assert refuted.repairs == () and refuted.report.r2_held_out <= 0
     agreed = fitted(contradicting(0.8, 0.8), on_x=0)
     assert [repair.kind for repair in agreed.repairs] == ["filter"] and agreed.report.r2_held_out > 0.99
-
-
-def test_matching_that_the_other_half_refutes_is_left_out():
-    options = {"on_q": 0, "on_x": 0, "matching": True}
-    assert fitted(contradicting(0.5, 2.0), **options).repairs == ()
-    assert [repair.kind for repair in fitted(contradicting(0.5, 0.5), **options).repairs] == ["spectral"]
-
-
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_the_next_state_of_a_spectrum_is_the_spectrum_of_the_next_states(eta):
-    m, _, x, _ = planted()
-    for step in DDIM(5, eta, {}).steps(DDPMScheduler(clip_sample=False).config):
-        mean, covariances = Spectrum.of(m, x).next_state(step)
-        expected = Spectrum.of(step.mean(x, m), x)
-        channels = SHAPE[0]
-        torch.testing.assert_close(mean, expected.mean[:channels])
-        torch.testing.assert_close(covariances, expected.power[:, :channels, :channels])
 
 
 def test_the_bias_that_is_reported_is_what_k_leaves_of_the_mean_error():
@@ -308,13 +179,3 @@ def test_the_bias_that_is_reported_is_what_k_leaves_of_the_mean_error():
     report = fitted((m, q, x, features)).report
     assert report.k == pytest.approx(-0.2, abs=1e-9)
     assert report.bias == pytest.approx(float(mu.square().mean().sqrt()), abs=1e-9)
-
-
-def test_the_multiplications_of_a_spectral_repair_are_those_of_its_transforms_and_matrices():
-    """torch counts those of the transforms, which are matrix products; the others are two numbers for each output."""
-    m, q, x, features = planted(count=40)
-    (repair,) = fitted((m, q, x, features), on_q=0, on_x=0, matching=True).repairs
-    with FlopCounterMode(display=False) as counted:
-        repair.output(q[:1], x[:1], features[:1])
-    channels, height, width = SHAPE
-    assert repair.macs(SHAPE) == counted.get_total_flops() / 2 + 2 * channels**2 * height * width

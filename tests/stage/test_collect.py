@@ -137,6 +137,11 @@ def test_runs_without_a_report_say_why_and_add_no_cells(tmp_path):
     assert reasons == {"1": "unfinished: no report.json", "2": "failed: ValueError: expected | less"}
     lines = (tmp_path / "collected" / "table.md").read_text().split("\n\n")[1].splitlines()
     assert len({line.count("|") for line in lines}) == 1, "a message breaks no line of the table"
+    said = collect(tmp_path).table
+    assert f"failed: {failed.name}: ValueError: expected | less" in said.caption, "on the console, below the table"
+    assert "failed" in printed(said) and "ValueError" not in "".join(
+        str(cell) for column in said.columns for cell in column.cells
+    )
 
 
 def test_nothing_but_failures_is_a_table_too(tmp_path):

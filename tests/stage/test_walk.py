@@ -32,6 +32,21 @@ def rows_asked(make, monkeypatch, *words):
     return asked
 
 
+def followed(make, monkeypatch, *words):
+    """The walk of a fit, and of every step (step, batches that were asked about, others)."""
+    seen, walks, diagnosed, go = [], [], walk.fit_step_diagnosed, Walk.go
+
+    def recorded(correction, asked, step, before, others):
+        seen.append((step, list(asked), list(others)))
+        return diagnosed(correction, asked, step, before, others)
+
+    monkeypatch.setattr(walk, "fit_step_diagnosed", recorded)
+    monkeypatch.setattr(Walk, "go", lambda own, *words: walks.append(own) or go(own, *words))
+    make("goal=fit", f"noise.images={IMAGES}", f"sampler.steps={STEPS}", *words)
+    (own,) = walks
+    return own, seen
+
+
 @pytest.mark.parametrize("micro_batch", [4, 16])
 @pytest.mark.parametrize(
     ("words", "expected"),
@@ -64,16 +79,7 @@ def test_the_float_network_is_asked_once_about_each_of_the_first_images(
 def test_every_image_is_seen_once_with_what_the_float_network_says_of_it(
     make, monkeypatch, words, expected, micro_batch
 ):
-    seen, walks, diagnosed, go = [], [], walk.fit_step_diagnosed, Walk.go
-
-    def recorded(correction, asked, step, before, others):
-        seen.append((step, list(asked), list(others)))
-        return diagnosed(correction, asked, step, before, others)
-
-    monkeypatch.setattr(walk, "fit_step_diagnosed", recorded)
-    monkeypatch.setattr(Walk, "go", lambda own, *words: walks.append(own) or go(own, *words))
-    make("goal=fit", f"noise.images={IMAGES}", f"sampler.steps={STEPS}", f"micro_batch={micro_batch}", *words)
-    (own,) = walks
+    own, seen = followed(make, monkeypatch, f"micro_batch={micro_batch}", *words)
     model, seed = own.model, own.wanted[0].seed
     for step, asked, others in seen:
         assert indices(asked) == list(range(expected)) and indices(others) == list(range(expected, IMAGES))
@@ -98,18 +104,9 @@ def test_every_image_is_seen_once_with_what_the_float_network_says_of_it(
 )
 def test_a_path_goes_on_from_what_was_fitted_with_the_noise_of_its_images(make, monkeypatch, words):
     """On a corrected path the next state is the step's mean of m~, and sigma' times the image's own noise."""
-    seen, walks, diagnosed, go = [], [], walk.fit_step_diagnosed, Walk.go
-
-    def recorded(correction, asked, step, before, others):
-        seen.append([*asked, *others])
-        return diagnosed(correction, asked, step, before, others)
-
-    monkeypatch.setattr(walk, "fit_step_diagnosed", recorded)
-    monkeypatch.setattr(Walk, "go", lambda own, *words: walks.append(own) or go(own, *words))
-    make("goal=fit", f"noise.images={IMAGES}", f"sampler.steps={STEPS}", "correction.images=10", *words)
-    (own,) = walks
+    own, seen = followed(make, monkeypatch, "correction.images=10", *words)
     noise = SampleNoise(own.wanted[0].seed, range(IMAGES), own.model.shape, "noise")
-    first, second = ({name: joined(batches, name) for name in NAMES} for batches in seen)
+    first, second = ({name: joined([*asked, *others], name) for name in NAMES} for _, asked, others in seen)
     assert torch.equal(first["x_t"], noise.draw())
     z, step, found = noise.draw(), own.steps[0], own.fitted[0]
     float_next = step.mean(first["float_x_t"], first["float_m"]) + step.sigma * z
