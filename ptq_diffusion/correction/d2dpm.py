@@ -8,6 +8,7 @@ import torch
 from ptq_diffusion.correction.correction import MomentCorrection
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
 from ptq_diffusion.correction.repair import Affine
+from ptq_diffusion.correction.residual import Residual
 from ptq_diffusion.correction.statistics import NoiseStatistics, StepMoments
 from ptq_diffusion.sampler.step import Step
 
@@ -65,9 +66,8 @@ class D2DPM(MomentCorrection):
         # (q - mu) / (1 + k) with 1 / (1 + k) = 1 - beta.
         k = beta / (1 - beta)
         bias = (moments.mean_noise - beta * (moments.mean_m + moments.mean_noise)) / (1 - beta)
-        absorbed = step.gain**2 * left
-        variance = step.sigma**2 + (absorbed if self.variant == "stochastic" else -absorbed)
-        sigma = max(variance, 0.0) ** 0.5
+        residual = Residual(left, absorbed=-1 if self.variant == "stochastic" else 1)
+        sigma = residual.sigma(step)
         power = of_noise + float(moments.mean_noise.square().mean())
         report = StepReport(
             t=step.t,
@@ -77,8 +77,9 @@ class D2DPM(MomentCorrection):
             sigma=step.sigma,
             sigma_used=sigma,
             r2=1 - left / power if power > 0 else 1.0,
-            budget=absorbed / step.sigma**2 if step.sigma > 0 else None,
+            budget=residual.budget(step),
             snr_q=moments.snr,
             snr_f=step.snr,
         )
-        return StepCorrection((Affine(torch.tensor(k, dtype=torch.float64), bias),), sigma, report)
+        repair = Affine(torch.tensor(k, dtype=torch.float64), bias)
+        return StepCorrection((repair,), sigma, report, residual=residual)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ptq_diffusion.correction.repair import Affine, Filter, FilterInt8, Repair, Spectral
+from ptq_diffusion.correction.residual import Residual
 from ptq_diffusion.network import Rescaling
 from ptq_diffusion.network.rescaling import named, of_named
 from ptq_diffusion.sampler.step import Step
@@ -20,6 +21,7 @@ from ptq_diffusion.sampler.step import Step
 KINDS: dict[str, type[Repair]] = {kind.kind: kind for kind in (Affine, Filter, FilterInt8, Spectral)}
 RESCALING = "rescaling"
 CONFIG, COEFFICIENTS = "correction.json", "correction.safetensors"
+NO_RESIDUAL = (math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class StepCorrection:
         report: what was found.
         estimates: ask the network a second time here for the bias of its output, see `Predictor`.
         rescalings: what layers of the network compute with here, by their names; the others as they are.
+        residual: what sigma' follows from; None where it belongs to this table alone.
     """
 
     repairs: tuple[Repair, ...]
@@ -91,6 +94,7 @@ class StepCorrection:
     report: StepReport
     estimates: bool = False
     rescalings: Mapping[str, Rescaling] = dataclasses.field(default_factory=dict)
+    residual: Residual | None = None
 
     def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:
         """m~, the estimate of the float output from the quantized one, (B, C, H, W); see `Repair.output`."""
@@ -177,6 +181,8 @@ class FittedCorrection:
         tensors = self._tensors()
         tensors["sigma"] = torch.tensor([found.sigma for found in self.found], dtype=torch.float64)
         tensors["report"] = torch.tensor([_numbers(found.report) for found in self.found], dtype=torch.float64)
+        left = [dataclasses.astuple(found.residual) if found.residual else NO_RESIDUAL for found in self.found]
+        tensors["residual"] = torch.tensor(left, dtype=torch.float64)
         # Steps may share a tensor, as interpolated ones do; a file holds each on its own.
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / COEFFICIENTS)
         config = {
@@ -209,14 +215,14 @@ class FittedCorrection:
 
 def _found(tensors: dict[str, Tensor], steps: Sequence[Step], estimates: Sequence[bool]) -> list[StepCorrection]:
     """Every step's, from tensors as `save` names them."""
-    rows = zip(steps, tensors.pop("sigma").tolist(), tensors.pop("report").tolist(), estimates, strict=True)
+    numbers = [tensors.pop(name).tolist() for name in ("sigma", "report", "residual")]
     rescalings = _rescalings({name: tensors.pop(name) for name in list(tensors) if f"/{RESCALING}/" in name})
     repairs = _repairs(tensors)
     if beyond := {i for i in repairs.keys() | rescalings.keys() if not 0 <= i < len(steps)}:
         raise ValueError(f"expected those of {len(steps)} steps, got some of step {min(beyond)}")
     return [
-        StepCorrection(tuple(repairs[i]), sigma, _report(row), estimated, rescalings[i])
-        for i, (_, sigma, row, estimated) in enumerate(rows)
+        StepCorrection(tuple(repairs[i]), sigma, _report(told), estimated, rescalings[i], _residual(left))
+        for i, (_, sigma, told, left, estimated) in enumerate(zip(steps, *numbers, estimates, strict=True))
     ]
 
 
@@ -253,3 +259,7 @@ def _report(numbers: Sequence[float]) -> StepReport:
     names = [field.name for field in dataclasses.fields(StepReport)]
     values = {name: None if math.isnan(x) else x for name, x in zip(names, numbers, strict=True)}
     return StepReport(**values)  # type: ignore[arg-type]
+
+
+def _residual(numbers: Sequence[float]) -> Residual | None:
+    return None if any(map(math.isnan, numbers)) else Residual(*numbers)

@@ -3,9 +3,7 @@
 import dataclasses
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Sequence
 
 import torch
 
@@ -19,10 +17,10 @@ def interpolated(fitted: FittedCorrection, own: Sequence[Step], steps: Sequence[
     """The same correction at the steps of another table.
 
     Statistics of the noise belong to a network at a time and are smooth in log-SNR; b and sigma belong to a table. So
-    k, mu, kernels, matrices, layers' gains, offsets and input grids, and v are interpolated linearly in log-SNR, held
-    beyond the first and the last time, and sigma' is computed anew from them with the new b and sigma. A row that both
-    tables share is taken as it is, bit for bit. The network must be the one that was fitted for. A correction along a
-    path has seen the states that its own table led to; those of the new one are trusted to be like them.
+    k, mu, kernels, matrices, layers' gains, offsets and input grids, and the residual are interpolated linearly in
+    log-SNR, held beyond the first and the last time, and sigma' follows from them with the new b and sigma. A row that
+    both tables share is taken as it is, bit for bit. The network must be the one that was fitted for. A correction
+    along a path has seen the states that its own table led to; those of the new one are trusted to be like them.
 
     Args:
         fitted: the correction.
@@ -32,7 +30,7 @@ def interpolated(fitted: FittedCorrection, own: Sequence[Step], steps: Sequence[
     Raises:
         ValueError: the correction made a table of its own or estimates on the way, the tables differ in more than their
             steps, the new one reaches beyond the fitted one, neighbouring steps are repaired in different ways, or
-            sigma' follows no rule that another table could follow.
+            sigma' belongs to the fitted table alone.
     """
     require_reach(own, steps)
     if list(fitted.steps) != list(own):
@@ -40,7 +38,6 @@ def interpolated(fitted: FittedCorrection, own: Sequence[Step], steps: Sequence[
             "expected a correction that samples with the sampler's table, got one that made a table of its own, as "
             "stepbaq or direction=reduced do; fit on the sampler's own table: noise.steps=null"
         )
-    rule = _rule(fitted.steps, fitted.found)
     found = []
     for step in steps:
         low, high, weight = _place(fitted.steps, step)
@@ -52,9 +49,7 @@ def interpolated(fitted: FittedCorrection, own: Sequence[Step], steps: Sequence[
                 "way; set noise.steps=null"
             )
         else:
-            a, b = fitted.found[low], fitted.found[high]
-            between = rule or _rule((fitted.steps[low], fitted.steps[high]), (a, b))
-            found.append(_between(a, b, weight, step, _required(between)))
+            found.append(_between(fitted.found[low], fitted.found[high], weight, step))
     return FittedCorrection(steps, found)
 
 
@@ -110,76 +105,29 @@ def _place(own: Sequence[Step], step: Step) -> tuple[int, int, float]:
     return low, high, (here - at[low]) / (at[high] - at[low]) if low < high else 0.0
 
 
-@dataclass(frozen=True)
-class NoiseRule:
-    """sigma'^2 = max(sigma^2 + sign b^2 absorbed, 0).
-
-    Args:
-        absorbed: from k and v to the variance of what the repair leaves in the output: v / (1 + k)^2 of PTQD, v where
-            the report states it of the estimate.
-        sign: 0 keeps sigma, -1 takes the residual out of it, 1 adds a sample of it.
-    """
-
-    absorbed: Callable[[float, float], float]
-    sign: int
-
-    def sigma(self, step: Step, k: float, v: float) -> float:
-        """sigma' of a step."""
-        return (
-            max(step.sigma**2 + self.sign * step.gain**2 * self.absorbed(k, v), 0.0) ** 0.5 if self.sign else step.sigma
-        )
-
-    def budget(self, step: Step, k: float, v: float) -> float | None:
-        """The share of sigma^2 that the residual takes."""
-        return step.gain**2 * self.absorbed(k, v) / step.sigma**2 if step.sigma > 0 else None
-
-    def made(self, step: Step, found: StepCorrection) -> bool:
-        """Whether a step's sigma' and budget are this rule's."""
-        told = found.report
-        budget = self.budget(step, told.k, told.variance)
-        return math.isclose(found.sigma, self.sigma(step, told.k, told.variance), rel_tol=1e-6, abs_tol=1e-9) and (
-            budget is None or told.budget is None or math.isclose(budget, told.budget, rel_tol=1e-6, abs_tol=1e-12)
-        )
-
-
-RULES = tuple(
-    NoiseRule(absorbed, sign) for absorbed, sign in product((lambda k, v: v / (1 + k) ** 2, lambda _, v: v), (0, -1, 1))
-)
-
-
-def _rule(steps: Sequence[Step], found: Sequence[StepCorrection]) -> NoiseRule | None:
-    """The rule that gave all these steps their sigma', told by the numbers themselves; None where there is no one."""
-    rows = list(zip(steps, found, strict=True))
-    return next((rule for rule in RULES if all(rule.made(*row) for row in rows)), None)
-
-
-def _required(rule: NoiseRule | None) -> NoiseRule:
-    if rule is None:
+def _between(a: StepCorrection, b: StepCorrection, weight: float, step: Step) -> StepCorrection:
+    if a.residual is None or b.residual is None:
         raise ValueError(
-            "expected sigma' to be sigma or to follow from k and v, alike at neighbouring steps, got one that belongs "
-            "to the fitted table, as with variance=rule; choose variance=original, or fit on the sampler's own table: "
-            "noise.steps=null"
+            "expected sigma' to be sigma or to absorb the residual, got one that belongs to the fitted table, as with "
+            "variance=rule; choose variance=original, or fit on the sampler's own table: noise.steps=null"
         )
-    return rule
-
-
-def _between(a: StepCorrection, b: StepCorrection, weight: float, step: Step, rule: NoiseRule) -> StepCorrection:
+    residual = a.residual.lerp(b.residual, weight)
     names = [field.name for field in dataclasses.fields(StepReport)]
     mixed = {name: _mixed(getattr(a.report, name), getattr(b.report, name), weight) for name in names}
     told = StepReport(**mixed)  # type: ignore[arg-type]
-    sigma = rule.sigma(step, told.k, told.variance)
+    sigma = residual.sigma(step)
     report = dataclasses.replace(
         told,
         t=step.t,
         sigma=step.sigma,
         sigma_used=sigma,
-        budget=rule.budget(step, told.k, told.variance),
+        budget=residual.budget(step),
         snr_f=step.snr,
         step_correlation=None,
     )
     pairs = zip(_filled(a, b, step), _filled(b, a, step), strict=True)
     repairs = tuple(_mixed_repair(one, two, weight) for one, two in pairs)
-    return StepCorrection(repairs, sigma, report, rescalings=_mixed_rescalings(a, b, weight))
+    return StepCorrection(repairs, sigma, report, rescalings=_mixed_rescalings(a, b, weight), residual=residual)
 
 
 def _mixed_rescalings(a: StepCorrection, b: StepCorrection, weight: float) -> dict[str, Rescaling]:

@@ -34,13 +34,13 @@ class Spectrum:
         """Of a batch, each (B, C, H, W)."""
         pair = torch.cat([m, x_t], dim=1).double()
         mean = pair.mean((0, 2, 3))
-        spectrum = cosine_transform(pair - mean[:, None, None])
-        products = torch.einsum("bchw,bdhw->hwcd", spectrum, spectrum) / len(m)
-        bands = radial_bands(*m.shape[-2:], RINGS)
-        sizes = bands.flatten().bincount()
-        power = torch.zeros(len(sizes), *products.shape[-2:], dtype=torch.float64)
-        power.index_add_(0, bands.flatten(), products.flatten(0, 1))
-        return cls(len(m), mean, power / sizes[:, None, None], sizes)
+        bands = radial_bands(*m.shape[-2:], RINGS).flatten()
+        sizes = bands.bincount()
+        spectrum = cosine_transform(pair - mean[:, None, None]).transpose(0, 1).flatten(2)
+        # One product for each band is several times faster than one for each coefficient.
+        parts = spectrum[..., bands.argsort(stable=True)].split(sizes.tolist(), dim=-1)
+        power = torch.stack([(rows := part.flatten(1)) @ rows.T for part in parts])
+        return cls(len(m), mean, power / (len(m) * sizes[:, None, None]), sizes)
 
     def merge(self, other: "Spectrum") -> "Spectrum":
         """The moments of both batches."""

@@ -9,6 +9,7 @@ import torch
 from ptq_diffusion.correction.correction import AskedBatch
 from ptq_diffusion.correction.fitted import StepCorrection, StepReport
 from ptq_diffusion.correction.repair import Repair
+from ptq_diffusion.correction.residual import Residual
 from ptq_diffusion.correction.statistics import StepMoments
 from ptq_diffusion.numeric.moments import Moments
 from ptq_diffusion.sampler.step import Step
@@ -54,23 +55,24 @@ class StepMeasurement:
         return max(self.step.sigma**2 - self.spread, 0.0) ** 0.5
 
     def correction(self, sigma: float) -> StepCorrection:
-        """The repairs with their report."""
-        return StepCorrection(self.repairs, sigma, self._report(sigma))
+        """The repairs with their report; another sigma' than the step's own belongs to its table alone."""
+        residual = Residual(self.after.pooled()[0], absorbed=0)
+        report = self._report(sigma, residual)
+        return StepCorrection(self.repairs, sigma, report, residual=residual if sigma == self.step.sigma else None)
 
-    def _report(self, sigma: float) -> StepReport:
+    def _report(self, sigma: float, residual: Residual) -> StepReport:
         _, across, of_m = self.before.pooled()
         k = across / of_m if of_m > 0 else 0.0
         left, power = _power(self.after), _power(self.before)
-        variance = self.after.pooled()[0]
         return StepReport(
             t=self.step.t,
             k=k,
             bias=float((self.before.mean_noise - k * self.before.mean_m).square().mean().sqrt()),
-            variance=variance,
+            variance=residual.variance,
             sigma=self.step.sigma,
             sigma_used=sigma,
             r2=1 - left / power if power > 0 else 1.0,
-            budget=self.step.gain**2 * variance / self.step.sigma**2 if self.step.sigma > 0 else None,
+            budget=residual.budget(self.step),
             snr_q=self.before.snr,
             snr_f=self.step.snr,
         )

@@ -9,6 +9,7 @@ from torch import Tensor
 from ptq_diffusion.correction.correction import MomentCorrection
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
 from ptq_diffusion.correction.repair import Affine
+from ptq_diffusion.correction.residual import Residual
 from ptq_diffusion.correction.statistics import NoiseStatistics, StepMoments
 from ptq_diffusion.sampler.step import Step
 
@@ -87,13 +88,11 @@ class PTQD(MomentCorrection):
         k = self._k(moments, step)
         bias = self._bias(moments, k)
         v = self._variance(moments, k)
-        unabsorbed = step.gain**2 * v / (1 + k) ** 2
-        budget = unabsorbed / step.sigma**2 if step.sigma > 0 else None
-        sigma = step.sigma
-        if self.variance != "off" and budget is not None:
-            sigma *= max(1 - budget, 0.0) ** 0.5
+        residual = Residual(v / (1 + k) ** 2, absorbed=0 if self.variance == "off" else 1)
+        sigma = residual.sigma(step)
         repair = Affine(torch.tensor(k, dtype=torch.float64), bias)
-        return StepCorrection((repair,), sigma, _report(moments, step, k, bias, v, budget, sigma))
+        report = _report(moments, step, k, bias, v, residual.budget(step), sigma)
+        return StepCorrection((repair,), sigma, report, residual=residual)
 
     def _k(self, moments: StepMoments, step: Step) -> float:
         if not self.correlated:

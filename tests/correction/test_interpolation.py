@@ -14,12 +14,14 @@ from ptq_diffusion.correction import (
     FittedCorrection,
     NoiseStatistics,
     PathCorrection,
+    Regression,
     StepCorrection,
     StepMoments,
     StepReport,
 )
 from ptq_diffusion.correction.interpolation import interpolated
 from ptq_diffusion.correction.repair import RINGS, Affine, Filter, Spectral
+from ptq_diffusion.correction.residual import Residual
 from ptq_diffusion.model import GaussianDenoiser
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.numeric.spectrum import radial_bands
@@ -36,7 +38,11 @@ def table(steps, eta=1.0, **options):
 
 
 def fitted(name, steps):
-    correction, batches = CORRECTIONS[name], []
+    return fitted_by(CORRECTIONS[name], steps)
+
+
+def fitted_by(correction, steps):
+    batches = []
     for step in steps:
         m, r, x = torch.randn(3, 30, *SHAPE, generator=torch.Generator().manual_seed(step.i))
         m = m + x
@@ -67,12 +73,35 @@ def test_on_its_own_table_it_is_itself_bit_for_bit(name, eta, tmp_path):
     assert saved(found, tmp_path / "a") == saved(again, tmp_path / "b")
 
 
-def test_a_noise_scale_that_no_other_table_could_follow_is_refused():
-    own, ruled = table(6), [name for name, file in FILES.items() if file.get("variance") == "rule"]
-    for name in ruled:
-        with pytest.raises(ValueError, match=r"variance=original, or fit on .* noise\.steps=null"):
-            interpolated(fitted(name, own), own, table(5))
-    assert ruled
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_what_is_not_refused_before_it_is_fitted_is_carried(name, eta):
+    """And nothing else is."""
+    own, new = table(6, eta), table(5, eta)
+    try:
+        CORRECTIONS[name].check_carried(own)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"noise\.steps=null"):
+            interpolated(fitted(name, own), own, new)
+    else:
+        found = fitted(name, own)
+        for step, one in zip(own, found.found, strict=True):
+            assert one.sigma == one.residual.sigma(step)
+        assert interpolated(found, own, new).steps == new
+
+
+def test_where_one_of_two_steps_absorbs_half_of_the_residual_is_absorbed_half_way():
+    step, ends = table(6)[3], (Residual(0.01, absorbed=0), Residual(0.03, absorbed=1))
+    assert [ends[0].lerp(ends[1], weight) for weight in (0, 1)] == list(ends)
+    assert ends[0].lerp(ends[1], 0.5).sigma(step) ** 2 == pytest.approx(step.sigma**2 - step.gain**2 * 0.02 / 2)
+    assert Residual(0.03, absorbed=-1).sigma(step) > step.sigma == ends[0].sigma(step) > ends[1].sigma(step)
+
+
+def test_a_noise_scale_of_its_own_table_is_refused():
+    own, options = table(6), {name: value for name, value in FILES["readout"].items() if name != "_target_"}
+    ruled = Regression(**options | {"variance": "rule"})
+    with pytest.raises(ValueError, match=r"variance=original, or fit on .* noise\.steps=null"):
+        interpolated(fitted_by(ruled, own), own, table(5))
 
 
 def line(step, *shape):
@@ -97,16 +126,17 @@ KINDS = {
 }
 
 
-def planted(kind, steps, v=0.01):
-    """sigma' of PTQD's rule with k and v on a line."""
+def planted(kind, steps):
+    """sigma' of PTQD's rule with k and what is left on a line."""
     found = []
     for step in steps:
         k = float(line(step))
-        absorbed = step.gain**2 * v / (1 + k) ** 2
+        residual = Residual(0.01 + k / 10, absorbed=1)
+        absorbed = step.gain**2 * residual.variance
         budget = absorbed / step.sigma**2 if step.sigma > 0 else None
         sigma = max(step.sigma**2 - absorbed, 0.0) ** 0.5
-        report = StepReport(step.t, k, 0.1, v, step.sigma, sigma, 0.5, budget, 9.0, step.snr)
-        found.append(StepCorrection(KINDS[kind](step), sigma, report))
+        report = StepReport(step.t, k, 0.1, residual.variance, step.sigma, sigma, 0.5, budget, 9.0, step.snr)
+        found.append(StepCorrection(KINDS[kind](step), sigma, report, residual=residual))
     return FittedCorrection(steps, found)
 
 

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from ptq_diffusion.correction.fitted import COEFFICIENTS, FittedCorrection, StepCorrection
 from ptq_diffusion.correction.interpolation import interpolated
+from ptq_diffusion.correction.residual import Residual
 from ptq_diffusion.network import InputGrid, Rescaling
 from ptq_diffusion.sampler import DDIM
 from tests.correction.pipelines import OURS, STEPS, fitted
@@ -59,7 +60,8 @@ def test_between_steps_a_rescaling_is_between_theirs_and_beside_none_half_of_its
     report = fitted("none", few, pair).found[0].report
     grid = InputGrid(torch.tensor([0.1]), torch.tensor([3], dtype=torch.int32))
     layer = Rescaling(torch.tensor([3.0]), torch.tensor([1.0]), grid)
-    found = [StepCorrection((), 0.0, report, rescalings=own) for own in ({"a": layer}, {}, {})]
+    left = Residual(0.0, absorbed=0)
+    found = [StepCorrection((), 0.0, report, rescalings=own, residual=left) for own in ({"a": layer}, {}, {})]
     many = interpolated(FittedCorrection(few, found), few, DDIM(12, 0.0, {}).steps(scheduler))
     gains = [float(own.rescalings["a"].gain) if own.rescalings else 1.0 for own in many.found]
     assert gains == sorted(gains, reverse=True) and gains[0] == 3 and gains[-1] == 1
