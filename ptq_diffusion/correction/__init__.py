@@ -1,7 +1,7 @@
 """Floor 3: repair of the quantization noise."""
 
 from ptq_diffusion.correction.auto import Auto, Choice
-from ptq_diffusion.correction.correction import AskedBatch, Batch, Correction, MomentCorrection, Path, PathCorrection
+from ptq_diffusion.correction.correction import AskedBatch, Batch, Correction, FitPath, MomentCorrection, PathCorrection
 from ptq_diffusion.correction.d2dpm import D2DPM
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
 from ptq_diffusion.correction.folding import FoldedLayer, fold
@@ -37,7 +37,7 @@ __all__ = [
     "MomentCorrection",
     "NoCorrection",
     "NoiseStatistics",
-    "Path",
+    "FitPath",
     "PathCorrection",
     "Predictor",
     "Regression",

@@ -112,7 +112,7 @@ SomeBatch = TypeVar("SomeBatch", bound=Batch)
 """Batches of one of the two kinds."""
 
 
-class Path(Enum):
+class FitPath(Enum):
     """Which states a correction is fitted on."""
 
     FLOAT = "float"
@@ -130,7 +130,7 @@ class PathCorrection(Correction):
         together: how many images `rescalings` is given at once; 0 where there are none to find.
     """
 
-    path: Path
+    path: FitPath
     asked: int | None = None
     together: int = 0
 

@@ -66,14 +66,7 @@ def _fit_step(whole: StepMoments, even: StepMoments, step: Step) -> StepCorrecti
 
 
 def _fitted(moments: StepMoments, step: Step, correlated: bool, bias: bool, variance: bool) -> StepCorrection:
-    terms = PTQD(
-        correlated=correlated,
-        bias="intercept" if bias else "off",
-        variance="pooled" if variance else "off",
-        centre="channel",
-        k_clamp=False,
-        direction="original",
-    )
+    terms = PTQD.of_terms(correlated, "intercept" if bias else "off", "pooled" if variance else "off")
     return terms.fit_step(moments, step)
 
 

@@ -14,8 +14,5 @@ class NoCorrection(MomentCorrection):
     """m~ = q and sigma' = sigma. Its report still shows what PTQD would find with all its terms off."""
 
     def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
-        terms_off = PTQD(
-            correlated=False, bias="off", variance="off", centre="channel", k_clamp=False, direction="original"
-        )
-        fitted = terms_off.fit(statistics, steps)
+        fitted = PTQD.of_terms().fit(statistics, steps)
         return FittedCorrection(steps, [dataclasses.replace(found, repairs=()) for found in fitted.found])

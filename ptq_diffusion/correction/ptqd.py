@@ -59,6 +59,11 @@ class PTQD(MomentCorrection):
         self.correlated, self.bias, self.variance = correlated, bias, variance
         self.centre, self.k_clamp, self.direction = centre, k_clamp, direction
 
+    @classmethod
+    def of_terms(cls, correlated: bool = False, bias: Bias = "off", variance: Variance = "off") -> "PTQD":
+        """The paper's, of these terms alone."""
+        return cls(correlated, bias, variance, centre="channel", k_clamp=False, direction="original")
+
     def check(self, steps: Sequence[Step]) -> None:
         if self.direction == "reduced":
             for step in steps:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.correction import AskedBatch, Batch, Path, PathCorrection
+from ptq_diffusion.correction.correction import AskedBatch, Batch, FitPath, PathCorrection
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.matching import Spectrum, distance, match
 from ptq_diffusion.correction.measured import StepMeasurement
@@ -88,8 +88,8 @@ class Regression(PathCorrection):
         if readout_bits == 8 and not on_features:
             raise ValueError("expected a readout to store in 8 bits, got on_features=0; set readout_bits=32")
         self.on_q, self.on_x, self.on_features, self.readout_bits = on_q, on_x, on_features, readout_bits
-        self.ridges, self.matching, self.variance, self.path = tuple(ridges), matching, variance, Path(path)
-        self.asked = images if self.path is Path.CORRECTED else None
+        self.ridges, self.matching, self.variance, self.path = tuple(ridges), matching, variance, FitPath(path)
+        self.asked = images if self.path is FitPath.CORRECTED else None
 
     def check_images(self, images: int, channels: int) -> None:
         if (self.on_q or self.on_x or self.on_features) and images < 2:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.correction import AskedBatch, Batch, Path, PathCorrection
+from ptq_diffusion.correction.correction import AskedBatch, Batch, FitPath, PathCorrection
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measured import StepMeasurement
 from ptq_diffusion.model import Denoiser
@@ -56,7 +56,7 @@ class Rescaled(PathCorrection):
                 f"expected at least {FEWEST} images to rescale layers on, got {images}; raise correction.images"
             )
         self.then, self.range_search, self.together = then, range_search, images
-        self.path, self.asked = (then.path, then.asked) if then else (Path.CORRECTED, images)
+        self.path, self.asked = (then.path, then.asked) if then else (FitPath.CORRECTED, images)
 
     def check(self, steps: Sequence[Step]) -> None:
         if self.then:

@@ -48,15 +48,7 @@ class StepbaQ(MomentCorrection):
 
     def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
         self.check(steps)
-        bias_only = PTQD(
-            correlated=False,
-            bias="total" if self.bias else "off",
-            variance="off",
-            centre="channel",
-            k_clamp=False,
-            direction="original",
-        )
-        measured = bias_only.fit(statistics, steps).found
+        measured = PTQD.of_terms(bias="total" if self.bias else "off").fit(statistics, steps).found
         table: list[Step] = []
         variance = 0.0
         for step, own in zip(steps, measured, strict=True):

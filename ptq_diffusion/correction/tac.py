@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.correction import AskedBatch, Batch, Path, PathCorrection
+from ptq_diffusion.correction.correction import AskedBatch, Batch, FitPath, PathCorrection
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measured import StepMeasurement
 from ptq_diffusion.correction.repair import Affine
@@ -34,7 +34,7 @@ class TAC(PathCorrection):
         ValueError: the weight is negative.
     """
 
-    path = Path.CORRECTED
+    path = FitPath.CORRECTED
 
     def __init__(self, relative: float, input_bias: bool) -> None:
         if relative < 0:

@@ -119,8 +119,13 @@ class Store:
             self._signatures[asked] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return self._signatures[asked]
 
-    def obtain(self, stage: type[Stage], cfg: DictConfig) -> Path:
+    def obtain(self, stage: type[Stage], cfg: DictConfig, role: str = "") -> Path:
         """The folder of the stage's artefact, made now if the store lacks it.
+
+        Args:
+            stage: which makes it.
+            cfg: the whole configuration.
+            role: what it is to be called beside its stage, such as the candidate that a fit is of.
 
         Raises:
             ValueError: a file of the artefact is missing or has another size than when it was made.
@@ -129,31 +134,35 @@ class Store:
         signature = self.signature(stage, cfg)
         if (stage.name, signature) not in self._obtained:
             inputs = {name: self._input(name, need) for name, need in stage().inputs(cfg).items()}
-            self._obtained[stage.name, signature] = self._made(stage, signature, cfg, inputs)
+            title = f"{stage.name} of {role}" if role else stage.name
+            self._obtained[stage.name, signature] = self._made(stage, signature, cfg, inputs, title)
             self.signatures[stage.name] = signature
         return self._obtained[stage.name, signature]
 
     def _input(self, name: str, need: Need) -> Path:
         try:
-            return self.obtain(need.stage, need.cfg)
+            return self.obtain(need.stage, need.cfg, role="" if name == need.stage.name else name)
         except ValueError as error:
             if need.remedy:
                 raise ValueError(f"of {name}: {error}; or {need.remedy}") from error
             raise
 
-    def _made(self, stage: type[Stage], signature: str, cfg: DictConfig, inputs: Mapping[str, Path]) -> Path:
+    def _made(
+        self, stage: type[Stage], signature: str, cfg: DictConfig, inputs: Mapping[str, Path], title: str
+    ) -> Path:
         final = self.root / stage.name / signature
         partial = final.with_suffix(".partial")
         forced = stage.name in self.forced
         with writable(final.parent), FileLock(final.with_suffix(".lock")):
             if final.is_dir() and not forced:
                 check_whole(final)
-                self.runtime.say(f"{stage.name}: reused {signature}")
+                self.runtime.say(f"{title}: reused {signature}")
                 return final
             if forced:
                 shutil.rmtree(partial, ignore_errors=True)
+            begun = partial.is_dir() and any(partial.iterdir())
             partial.mkdir(exist_ok=True)
-            self.runtime.say(f"{stage.name}: making {signature}")
+            self.runtime.say(f"{title}: {'going on with' if begun else 'making'} {signature}")
             self._fill(stage, partial, cfg, inputs)
             replace(partial, final)
         return final

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptq_diffusion.correction import AskedBatch, Batch, FittedCorrection, PathCorrection, StepCorrection
-from ptq_diffusion.correction import Path as Along
+from ptq_diffusion.correction import AskedBatch, Batch, FitPath, FittedCorrection, PathCorrection, StepCorrection
 from ptq_diffusion.correction.correction import SomeBatch
 from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
 from ptq_diffusion.model import Denoiser
@@ -117,7 +116,7 @@ class Walk:
         q, features = self.tap.predict(y_t, step.t, rescalings)
         float_m = self.float_m(chunk, step).to(device)
         kept = {"m": float_m, "q": q, "x_t": y_t, "features": features}
-        if self.correction.path is Along.CORRECTED:
+        if self.correction.path is FitPath.CORRECTED:
             asked = self._among_asked(chunk)
             known = m[chunk.first : chunk.first + asked].to(device)
             if len(known) < asked:
@@ -135,7 +134,7 @@ class Walk:
         before, found = self.steps[step.i - 1], self.fitted[step.i - 1]
         kept = {name: tensor.to(device) for name, tensor in _read(self._step(before.i) / chunk.name).items()}
         x_t = before.mean(kept["float_x_t"], kept["float_m"]) + before.sigma * z
-        if self.correction.path is Along.FLOAT:
+        if self.correction.path is FitPath.FLOAT:
             return x_t, x_t
         m = found.output(kept["q"], kept["x_t"], kept["features"])
         return x_t, before.mean(kept["x_t"], m) + found.sigma * z

@@ -14,7 +14,7 @@ from ptq_diffusion.stage import store as store_module
 from ptq_diffusion.stage.factory import construct
 from ptq_diffusion.stage.files import holds_tensors, write_tensors
 from ptq_diffusion.stage.runtime import Runtime
-from ptq_diffusion.stage.store import Stage, Store, select
+from ptq_diffusion.stage.store import Need, Stage, Store, select
 
 
 class Digits(Stage):
@@ -88,6 +88,27 @@ def test_an_artefact_is_made_of_its_needs(store):
     assert (store.obtain(Doubled, CFG) / "number").read_text() == "8"
 
 
+class Sum(Stage):
+    """Needs two numbers of one kind, told apart by their roles."""
+
+    name = "sum"
+    version = 1
+    needs = (Digits,)
+    uses = ()
+
+    def inputs(self, cfg):
+        return {name: Need(Digits, changed("a.number", int(name))) for name in ("3", "4")}
+
+    def make(self, cfg, inputs, out, runtime):
+        (out / "number").write_text(str(sum(int((folder / "number").read_text()) for folder in inputs.values())))
+
+
+def test_a_user_reads_which_of_several_artefacts_of_a_stage_is_made(store, capsys):
+    assert (store.obtain(Sum, CFG) / "number").read_text() == "7"
+    said = [line.rpartition(" ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert said == ["digits of 3: making", "digits of 4: making", "sum: making"]
+
+
 def test_a_signature_follows_what_is_declared_and_nothing_else(store):
     own = store.signature(Doubled, CFG)
     assert store.signature(Doubled, changed("a.other", 9)) == own
@@ -116,7 +137,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_failed_stage_leaves_no_artefact_and_what_it_finished(store, tmp_path, monkeypatch):
+def test_a_failed_stage_leaves_no_artefact_and_what_it_finished(store, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Failing, "error", KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         store.obtain(Failing, CFG)
@@ -124,6 +145,7 @@ def test_a_failed_stage_leaves_no_artefact_and_what_it_finished(store, tmp_path,
     monkeypatch.setattr(Failing, "error", None)
     made = store.obtain(Failing, CFG)
     assert (made / "number").read_text() == "1", "the second attempt finds what the first left"
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["making", "going"]
     assert names(made) == ["config.yaml", "files.json", "number"], "neither scratch nor half-written files stay"
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ptq_diffusion.correction import Path
+from ptq_diffusion.correction import FitPath
 from ptq_diffusion.model import UNetDenoiser
 from ptq_diffusion.network import QuantizedLayer
 from ptq_diffusion.numeric.seed import SampleNoise
@@ -113,7 +113,7 @@ def test_a_path_goes_on_from_what_was_fitted_with_the_noise_of_its_images(make, 
     assert torch.allclose(second["float_x_t"], float_next, atol=1e-5)
     m = found.output(first["q"], first["x_t"], first["features"])
     corrected = step.mean(first["x_t"], m) + found.sigma * z
-    along = own.correction.path is Path.CORRECTED
+    along = own.correction.path is FitPath.CORRECTED
     assert torch.allclose(second["x_t"], corrected if along else float_next, atol=1e-5)
     assert step.sigma > 0 and not torch.allclose(corrected, float_next, atol=1e-3)
 
