@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ptq_diffusion.correction import AskedBatch, StepCorrection
+from ptq_diffusion.correction import AskedBatch, FoldedLayer, StepCorrection, fold
 from ptq_diffusion.main import CONF
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap, rescaled
@@ -29,6 +29,7 @@ from ptq_diffusion.stage.memory import keep_freed_memory
 from ptq_diffusion.stage.parts import build_model, build_steps
 
 NAMES = ("wiener", "matched", "wiener_matched", "readout", "readout_matched", "rescaled", "rescaled_matched")
+FOLDED = ("readout", "readout_matched")
 ALONE, AGAIN = "quantized, W4A8", "quantized, W4A8, again"
 
 
@@ -75,6 +76,15 @@ def main() -> None:
         q, features = tap.predict(x_t, step.t, own.rescalings)
         return own.output(q, x_t, features)
 
+    def folded(layer: FoldedLayer) -> Tensor:
+        """The step with the filter within its output layer."""
+        tap.layer.instead = layer.weight, layer.bias
+        m, features = tap.predict(x_t, step.t)
+        tap.layer.instead = None
+        for repair in layer.repairs:
+            m = repair.output(m, x_t, features)
+        return m
+
     def repaired(own: StepCorrection) -> Tensor:
         with rescaled(tap.network, own.rescalings):
             return own.output(q, x_t, features)
@@ -82,6 +92,8 @@ def main() -> None:
     whole: dict[str, Callable[[], object]] = {name: lambda: tap.predict(x_t, step.t) for name in (ALONE, AGAIN)}
     for name, own in found.items():
         whole[name] = partial(corrected, own)
+    for name in FOLDED:
+        whole[f"{name}, folded"] = partial(folded, fold(tap.layer, found[name], model.shape[0]))
     steps = alternated(whole, rounds)
     repairs = alternated({name: partial(repaired, own) for name, own in found.items()}, rounds)
     macs = sum(site.macs for site in model.sites()) + model.attention_macs()
@@ -92,7 +104,7 @@ def main() -> None:
 def table(
     steps: Mapping[str, Sequence[float]], repairs: Mapping[str, Sequence[float]], counted: Mapping[str, float]
 ) -> Table:
-    """A row for each correction, and one for a step against itself."""
+    """A row for a step against itself, one for each correction and one for each that is folded."""
 
     def shares(name: str) -> Sequence[str]:
         """Of the time of a step and of its multiplications."""
@@ -102,7 +114,7 @@ def table(
         return f"{100 * share:.2f} %", f"{100 * counted[name]:.2f} %"
 
     shown = Table("", "step / uncorrected", "quartiles", "repair alone", "of the step's MACs")
-    for name in (*NAMES, AGAIN):
+    for name in [name for name in steps if name != ALONE]:
         ratios = [mine / other for mine, other in zip(steps[name], steps[ALONE], strict=True)]
         low, ratio, high = statistics.quantiles(ratios, n=4)
         shown.add_row(name, f"{ratio:.3f}", f"{low:.3f} .. {high:.3f}", *shares(name))
