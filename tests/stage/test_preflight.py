@@ -24,7 +24,10 @@ BAD = {
     "a fit on steps that do not reach": (["noise.steps=1"], "raise noise.steps"),
     "a table of its own, carried": (["correction=stepbaq", "noise.steps=6"], "noise.steps=null"),
     "a direction of its own, carried": (["correction=ptqd_release", "noise.steps=6"], "correction.direction=original"),
-    "a noise scale of its own, carried": (["correction=readout", "noise.steps=6"], "correction.variance=original"),
+    "a noise scale of its own, carried": (
+        ["correction=readout", "correction.variance=rule", "noise.steps=6"],
+        "correction.variance=original",
+    ),
     "eight bits, carried": (
         ["correction=readout_matched", "correction.readout_bits=8", "noise.steps=6", "noise.images=16"],
         "correction.readout_bits=32",
