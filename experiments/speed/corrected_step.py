@@ -71,6 +71,22 @@ def main() -> None:
     x_t = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(0))
     q, features = tap.predict(x_t, step.t)
     found = {name: fitted(name, model, tap, x_t, step) for name in NAMES}
+    steps = alternated(whole_steps(found, model, tap, x_t, step), rounds)
+
+    def repaired(own: StepCorrection) -> Tensor:
+        with rescaled(tap.network, own.rescalings):
+            return own.output(q, x_t, features)
+
+    repairs = alternated({name: partial(repaired, own) for name, own in found.items()}, rounds)
+    macs = sum(site.macs for site in model.sites()) + model.attention_macs()
+    counted = {name: sum(one.macs(model.shape) for one in own.repairs) / macs for name, own in found.items()}
+    Console(width=120).print(table(steps, repairs, counted))
+
+
+def whole_steps(
+    found: Mapping[str, StepCorrection], model: Denoiser, tap: OutputLayerTap, x_t: Tensor, step: Step
+) -> Mapping[str, Callable[[], object]]:
+    """The network alone, twice, with each correction, and with what folds within its output layer."""
 
     def corrected(own: StepCorrection) -> Tensor:
         q, features = tap.predict(x_t, step.t, own.rescalings)
@@ -85,20 +101,12 @@ def main() -> None:
             m = repair.output(m, x_t, features)
         return m
 
-    def repaired(own: StepCorrection) -> Tensor:
-        with rescaled(tap.network, own.rescalings):
-            return own.output(q, x_t, features)
-
     whole: dict[str, Callable[[], object]] = {name: lambda: tap.predict(x_t, step.t) for name in (ALONE, AGAIN)}
     for name, own in found.items():
         whole[name] = partial(corrected, own)
     for name in FOLDED:
         whole[f"{name}, folded"] = partial(folded, fold(tap.layer, found[name], model.shape[0]))
-    steps = alternated(whole, rounds)
-    repairs = alternated({name: partial(repaired, own) for name, own in found.items()}, rounds)
-    macs = sum(site.macs for site in model.sites()) + model.attention_macs()
-    counted = {name: sum(one.macs(model.shape) for one in own.repairs) / macs for name, own in found.items()}
-    Console(width=120).print(table(steps, repairs, counted))
+    return whole
 
 
 def table(

@@ -45,41 +45,45 @@ class D2DPM(MomentCorrection):
         return 1 / (1 + k)
 
     def _fit_step(self, moments: StepMoments, step: Step) -> StepCorrection:
-        of_noise, across, of_m = moments.pooled()
-        if of_m <= 0:
-            raise ValueError(
-                f"expected a float output that varies, at t = {step.t} it is constant, so nothing tells it from noise; "
-                "measure more samples or use correction=none"
-            )
-        of_q, with_q = of_m + 2 * across + of_noise, of_noise + across
-        if of_q <= 0:
-            raise ValueError(
-                f"expected a quantized output that varies, at t = {step.t} it is constant; raise the number of bits"
-            )
-        beta = with_q / of_q
-        left = max(of_noise - beta * with_q, 0.0)
-        if beta >= 1:
-            raise ValueError(
-                f"expected beta < 1, at t = {step.t} it is {beta:.3f}: the quantized output holds no signal; "
-                "raise the number of bits"
-            )
+        beta, left = _regression_on_q(moments, step)
         # (q - mu) / (1 + k) with 1 / (1 + k) = 1 - beta.
         k = beta / (1 - beta)
         bias = (moments.mean_noise - beta * (moments.mean_m + moments.mean_noise)) / (1 - beta)
         residual = Residual(left, absorbed=-1 if self.variant == "stochastic" else 1)
-        sigma = residual.sigma(step)
-        power = of_noise + float(moments.mean_noise.square().mean())
+        power = moments.pooled()[0] + float(moments.mean_noise.square().mean())
         report = StepReport(
             t=step.t,
             k=k,
             bias=float(bias.square().mean().sqrt()),
             variance=left,
             sigma=step.sigma,
-            sigma_used=sigma,
+            sigma_used=residual.sigma(step),
             r2=1 - left / power if power > 0 else 1.0,
             budget=residual.budget(step),
             snr_q=moments.snr,
             snr_f=step.snr,
         )
         repair = Affine(torch.tensor(k, dtype=torch.float64), bias)
-        return StepCorrection((repair,), sigma, report, residual=residual)
+        return StepCorrection((repair,), residual.sigma(step), report, residual=residual)
+
+
+def _regression_on_q(moments: StepMoments, step: Step) -> tuple[float, float]:
+    """beta and V."""
+    of_noise, across, of_m = moments.pooled()
+    if of_m <= 0:
+        raise ValueError(
+            f"expected a float output that varies, at t = {step.t} it is constant, so nothing tells it from noise; "
+            "measure more samples or use correction=none"
+        )
+    of_q, with_q = of_m + 2 * across + of_noise, of_noise + across
+    if of_q <= 0:
+        raise ValueError(
+            f"expected a quantized output that varies, at t = {step.t} it is constant; raise the number of bits"
+        )
+    beta = with_q / of_q
+    if beta >= 1:
+        raise ValueError(
+            f"expected beta < 1, at t = {step.t} it is {beta:.3f}: the quantized output holds no signal; "
+            "raise the number of bits"
+        )
+    return beta, max(of_noise - beta * with_q, 0.0)
