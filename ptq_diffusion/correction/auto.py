@@ -1,7 +1,7 @@
 """The correction that a short sampling run chooses."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -120,19 +120,20 @@ class Auto(Correction):
         self.candidates, self.images, self.seed, self.judge = dict(candidates), images, seed, judge
 
     def check(self, steps: Sequence[Step]) -> None:
-        for candidate in self.candidates.values():
-            candidate.check(steps)
+        self._check_all(lambda candidate: candidate.check(steps))
 
     def check_images(self, images: int, channels: int) -> None:
-        for name, candidate in self.candidates.items():
-            try:
-                candidate.check_images(images, channels)
-            except ValueError as error:
-                raise ValueError(f"of {name}: {error}; or leave it out with ~correction.candidates.{name}") from error
+        self._check_all(lambda candidate: candidate.check_images(images, channels))
 
     def check_carried(self, steps: Sequence[Step]) -> None:
-        for candidate in self.candidates.values():
-            candidate.check_carried(steps)
+        self._check_all(lambda candidate: candidate.check_carried(steps))
+
+    def _check_all(self, check: Callable[[Correction], None]) -> None:
+        for name, candidate in self.candidates.items():
+            try:
+                check(candidate)
+            except ValueError as error:
+                raise ValueError(f"of {name}: {error}; or leave it out with ~correction.candidates.{name}") from error
 
     def choose(self, full_precision: Tensor, variants: Mapping[str, Tensor]) -> Choice:
         """The choice from images of the float model and of every candidate; see `Judge`."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -197,19 +198,19 @@ class FittedCorrection:
 
         Raises:
             FileNotFoundError: the folder lacks a file.
-            ValueError: the coefficients are none that `save` wrote, such as a kind of repair that does not exist.
+            ValueError: the files are broken or none that `save` wrote, such as of a kind of repair that does not exist.
         """
         for name in (CONFIG, COEFFICIENTS):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"expected {name} in {folder}, a folder that FittedCorrection.save wrote")
-        tensors, config = load_file(folder / COEFFICIENTS), json.loads((folder / CONFIG).read_text())
         try:
+            tensors, config = load_file(folder / COEFFICIENTS), json.loads((folder / CONFIG).read_text())
             steps = [Step(**row) for row in config["steps"]]
             return cls(steps, _found(tensors, steps, config["estimates"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ValueError(
-                f"expected coefficients that FittedCorrection.save wrote in {folder / COEFFICIENTS}, got others "
-                f"({error}); fit or export it again"
+                f"expected coefficients that FittedCorrection.save wrote in {folder}, got others ({error}); "
+                "fit or export it again"
             ) from error
 
 

@@ -62,7 +62,7 @@ def fold(layer: QuantizedLayer, found: StepCorrection, channels: int) -> FoldedL
             "fit the correction with on_q=1 or 0"
         )
     side = max(layer.weight.shape[-1], first.on_features.shape[-1])
-    weight, bias = _widened(layer.weight, side).double(), bias.double()
+    weight, bias = _widened(layer.weight, side).cpu().double(), bias.cpu().double()
     mix = torch.eye(channels, dtype=torch.float64) + (first.on_q[:, :, 0, 0] if first.on_q.numel() else 0)
     refitted = torch.einsum("oc,cfij->ofij", mix, weight[:channels]) + _widened(first.on_features, side)
     weight = torch.cat([refitted, weight[channels:]])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, StepReport
+from ptq_diffusion.correction.fitted import KINDS, FittedCorrection, StepCorrection, StepReport
 from ptq_diffusion.correction.repair import FilterInt8, Repair
 from ptq_diffusion.network import Rescaling
 from ptq_diffusion.sampler.step import Step
@@ -28,9 +28,9 @@ def interpolated(fitted: FittedCorrection, own: Sequence[Step], steps: Sequence[
         steps: of the same sampler with another number of steps.
 
     Raises:
-        ValueError: the correction made a table of its own or estimates on the way, the tables differ in more than their
-            steps, the new one reaches beyond the fitted one, neighbouring steps are repaired in different ways, or
-            sigma' belongs to the fitted table alone.
+        ValueError: the correction made a table of its own or estimates on the way, the tables are of another sampler,
+            prediction or clip or only one of them adds noise, the new one reaches beyond the fitted one, neighbouring
+            steps are repaired in different orders, or sigma' belongs to the fitted table alone.
     """
     require_reach(own, steps)
     if list(fitted.steps) != list(own):
@@ -125,8 +125,7 @@ def _between(a: StepCorrection, b: StepCorrection, weight: float, step: Step) ->
         snr_f=step.snr,
         step_correlation=None,
     )
-    pairs = zip(_filled(a, b, step), _filled(b, a, step), strict=True)
-    repairs = tuple(_mixed_repair(one, two, weight) for one, two in pairs)
+    repairs = tuple(_mixed_repair(one, two, weight) for one, two in _aligned(a, b, step))
     return StepCorrection(repairs, sigma, report, rescalings=_mixed_rescalings(a, b, weight), residual=residual)
 
 
@@ -140,19 +139,23 @@ def _mixed_rescalings(a: StepCorrection, b: StepCorrection, weight: float) -> di
     return mixed
 
 
-def _filled(found: StepCorrection, other: StepCorrection, step: Step) -> Sequence[Repair]:
-    """The repairs with one that does nothing in the place of each that only the other step has."""
-    if len(found.repairs) >= len(other.repairs):
-        return found.repairs
-    left, filled = list(found.repairs), []
-    for repair in other.repairs:
-        filled.append(left.pop(0) if left and type(left[0]) is type(repair) else repair.nothing())
-    if left:
-        raise ValueError(
-            f"expected steps that are repaired in one way around t = {step.t:g}, got {_kinds(found)} and "
-            f"{_kinds(other)}; fit on the sampler's own table: noise.steps=null"
-        )
-    return filled
+def _aligned(a: StepCorrection, b: StepCorrection, step: Step) -> Sequence[tuple[Repair, Repair]]:
+    """The repairs of both, with one that does nothing in the place of each that only the other step has."""
+    kinds = [kind for kind in KINDS if any(repair.kind == kind for repair in (*a.repairs, *b.repairs))]
+    pairs = []
+    for kind in kinds:
+        one, two = (next((own for own in found.repairs if own.kind == kind), None) for found in (a, b))
+        known = one or two
+        assert known is not None
+        pairs.append((one or known.nothing(), two or known.nothing()))
+    for found in (a, b):
+        own = [repair.kind for repair in found.repairs]
+        if own != [kind for kind in kinds if kind in own]:
+            raise ValueError(
+                f"expected steps that are repaired in one order around t = {step.t:g}, got {_kinds(a)} and "
+                f"{_kinds(b)}; fit on the sampler's own table: noise.steps=null"
+            )
+    return pairs
 
 
 def _mixed(a: float | None, b: float | None, weight: float) -> float | None:
@@ -166,11 +169,6 @@ def _mixed_repair(a: Repair, b: Repair, weight: float) -> Repair:
         raise ValueError(
             "expected coefficients between which there are others, got a readout in 8 bits; set "
             "correction.readout_bits=32, or fit on the sampler's own table: noise.steps=null"
-        )
-    if type(a) is not type(b):
-        raise ValueError(
-            f"expected neighbouring steps that are repaired in one way, got {a.kind} and {b.kind}; "
-            "fit on the sampler's own table: noise.steps=null"
         )
     of_b = b.tensors()
     return type(a)(**{name: torch.lerp(tensor, of_b[name], weight) for name, tensor in a.tensors().items()})

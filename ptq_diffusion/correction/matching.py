@@ -82,13 +82,13 @@ class Spectrum:
 
 
 def match(source: Spectrum, target: Spectrum) -> Spectral:
-    """The map of (m^, x_t) that has the second moments of (m, x_t) in every band and moves m^ the least.
+    """The map of (m^, x_t) that has the moments of m given x_t in every band and moves m^ the least.
 
     Split m and m^ into what is linear in x_t and a rest, m = L x_t + e and m^ = L^ x_t + e^. Then m~ = L x_t + A e^
     with the optimal transport A = S^-1/2 (S^1/2 T S^1/2)^1/2 S^-1/2 from covariance S = Cov e^ to T = Cov e (Dowson and
-    Landau, 1982). The next state, affine in (m~, x_t), then has the spectrum of the float model's, at every eta and
-    without a change of sigma. A least-squares estimate lacks the variance that it cannot explain, which over the steps
-    becomes blur; PTQD's has too much.
+    Landau, 1982). Where x_t has the spectrum of float sampling, so has the next state, affine in (m~, x_t), at every
+    eta and without a change of sigma; a drift of x_t itself stays. A least-squares estimate lacks the variance that it
+    cannot explain, which over the steps becomes blur; PTQD's has too much.
 
     Args:
         source: of the estimate m^ and the states that it was made on.

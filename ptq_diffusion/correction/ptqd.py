@@ -109,12 +109,14 @@ class PTQD(MomentCorrection):
                 "measure more samples or use correction=none"
             )
         k = covariance / variance
+        if self.k_clamp:
+            k = max(k, 0.0)
         if k <= -1:
             raise ValueError(
                 f"expected 1 + k > 0, at t = {step.t} k = {k:.3f}: "
                 "the quantized output points away from the float one; raise the number of bits"
             )
-        return max(k, 0.0) if self.k_clamp else k
+        return k
 
     def _bias(self, moments: StepMoments, k: float) -> Tensor:
         if self.bias == "off":

@@ -136,7 +136,7 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
                 f"expected no other options, got {', '.join(options)}: the fitted table has its own; "
                 "use DDPMPipeline, which passes none, with a correction fitted for the eta that is wanted"
             )
-        t = float(timestep)
+        t = torch.as_tensor(timestep, dtype=torch.float32).item()
         if t not in self._steps:
             raise ValueError(f"expected a time of the table, one of {', '.join(map(str, self._steps))}, got {t}")
         step, q = self._steps[t], model_output[:, : sample.shape[1]]

@@ -61,7 +61,9 @@ class StepbaQ(MomentCorrection):
             table.append(step)
             variance = step.gain**2 * own.report.variance
         found = [
-            dataclasses.replace(own, sigma=step.sigma, report=dataclasses.replace(own.report, sigma_used=step.sigma))
+            dataclasses.replace(
+                own, sigma=step.sigma, report=dataclasses.replace(own.report, sigma_used=step.sigma), residual=None
+            )
             for own, step in zip(measured, table, strict=True)
         ]
         return FittedCorrection(table, found)

@@ -1,6 +1,6 @@
 """TAC: a gain for every step, and the drift of the states' mean taken out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class TAC(PathCorrection):
     def _ahead(self, batches: Sequence[Batch], step: Step, gain: float, offset: Tensor) -> Tensor:
         """The mean of the next state less that of float sampling, (C,)."""
         moved = ((gain * b.q - offset.to(b.q)[:, None, None], b) for b in batches)
-        return _mean([step.mean(b.x_t, m) - step.mean(b.float_x_t, b.float_m) for m, b in moved])
+        return _mean(step.mean(b.x_t, m) - step.mean(b.float_x_t, b.float_m) for m, b in moved)
 
     def _gain(self, asked: Sequence[AskedBatch], step: Step) -> float:
         products = [torch.stack([_dot(b.q, b.m), _dot(b.q, b.q), _dot(b.m, b.m)], dim=1) for b in asked]
@@ -81,7 +81,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() * b.double()).flatten(1).sum(1)
 
 
-def _mean(parts: Sequence[Tensor]) -> Tensor:
-    """The mean of every channel over the images of all batches, (C,) float64."""
-    count = sum(len(part) for part in parts)
-    return torch.stack([part.double().mean((2, 3)).sum(0) for part in parts]).sum(0) / count
+def _mean(parts: Iterable[Tensor]) -> Tensor:
+    """The mean of every channel over the images of all batches, (C,) float64; one batch is held at a time."""
+    sums, counts = zip(*((part.double().mean((2, 3)).sum(0), len(part)) for part in parts), strict=True)
+    return torch.stack(sums).sum(0) / sum(counts)

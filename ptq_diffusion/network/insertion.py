@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
@@ -13,18 +13,14 @@ from ptq_diffusion.network.quantizers import LayerQuantizers, NetworkQuantizers
 @contextmanager
 def observing(network: nn.Module, quantizers: NetworkQuantizers) -> Iterator[None]:
     """Within this context a forward of the float network shows its layers' inputs to their activation quantizers."""
-    hooks = [
-        network.get_submodule(name).register_forward_pre_hook(
-            lambda _, inputs, quantizer=layer.activation: quantizer.observe(inputs[0])
-        )
-        for name, layer in quantizers.layers.items()
-        if layer.activation is not None
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in quantizers.layers.items():
+            if layer.activation is not None:
+                hook = network.get_submodule(name).register_forward_pre_hook(
+                    lambda _, inputs, quantizer=layer.activation: quantizer.observe(inputs[0])
+                )
+                hooks.enter_context(hook)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def quantize(network: nn.Module, quantizers: NetworkQuantizers) -> nn.Module:

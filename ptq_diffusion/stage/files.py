@@ -20,8 +20,8 @@ LOCKED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: beside it first, brought to the disk, then renamed."""
-    beside = path.with_name(path.name + ".tmp")
+    """Write a file whole or not at all: beside it first, brought to the disk, then renamed; the last process wins."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     beside.write_bytes(content)
     _sync(beside)
     os.replace(beside, path)

@@ -1,6 +1,6 @@
 """What a sweep says of every correction over all its cells."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -20,7 +20,7 @@ class Verdict:
 
     Args:
         correction: its name.
-        cells: in how many it was measured.
+        cells: in how many it was measured; one that was run twice, as by two versions, counts twice.
         harmless: in how many its FID is certainly below that of no correction + 2 %, Holm over its cells at 5 %.
         first: in how many its FID is the lowest of all corrections; `auto` shares it with the one that it chose.
         recovered: the least and the largest share of the FID lost to quantization that it gives back; None where no
@@ -36,11 +36,11 @@ class Verdict:
 
 def verdicts(lines: Sequence[Line]) -> list[Verdict]:
     """One for every correction with measured lines, the one that is first most often first."""
-    cells: dict[tuple[tuple[str, str], ...], dict[str, Line]] = {}
+    cells: dict[tuple[tuple[str, str], ...], list[Line]] = {}
     for line in lines:
         if line.gain:
-            cells.setdefault(tuple(line.levels.items()), {})[line.correction] = line
-    names = sorted({name for cell in cells.values() for name in cell})
+            cells.setdefault(tuple(line.levels.items()), []).append(line)
+    names = sorted({line.correction for cell in cells.values() for line in cell})
     found = [_verdict(name, list(cells.values()), _float_models(lines)) for name in names]
     return sorted(found, key=lambda verdict: (-verdict.first, -verdict.cells, verdict.correction))
 
@@ -63,11 +63,12 @@ def verdict_table(said: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def _verdict(name: str, cells: Sequence[Mapping[str, Line]], full: Sequence[Line]) -> Verdict:
-    own = [cell[name] for cell in cells if name in cell]
+def _verdict(name: str, cells: Sequence[Sequence[Line]], full: Sequence[Line]) -> Verdict:
+    rows = [(line, min(other.values["fid"] for other in cell)) for cell in cells for line in cell]
+    rows = [(line, least) for line, least in rows if line.correction == name]
+    own = [line for line, _ in rows]
     p = [noninferiority(_gain(line), MARGIN * _quantized(line)) for line in own]
-    lowest = [min(line.values["fid"] for line in cell.values()) for cell in cells if name in cell]
-    first = sum(line.values["fid"] == least for line, least in zip(own, lowest, strict=True))
+    first = sum(line.values["fid"] == least for line, least in rows)
     shares = [share for line in own if (share := _recovered(line, full)) is not None]
     recovered = (min(shares), max(shares)) if shares else None
     return Verdict(name, len(own), sum(value < LEVEL for value in holm(p)), first, recovered)

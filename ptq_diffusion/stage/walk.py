@@ -23,8 +23,9 @@ from ptq_diffusion.stage.runtime import track
 
 
 class Walk:
-    """What both networks say at a step is kept on the disk until the step after it, so that memory holds one chunk.
+    """What both networks say at a step is kept on the disk until the step after it.
 
+    Memory holds one chunk, the images that layers are rescaled on, and of every image the state of its noise (5 kB).
     A killed walk goes on at the chunk where it was.
 
     Args:
@@ -52,6 +53,7 @@ class Walk:
         self.float_m, self.folder = float_m, folder
         self.fitted: list[StepCorrection] = []
         self._noise: dict[Chunk, Drawn] = {}
+        self._ahead: dict[Chunk, tuple[Tensor, Tensor]] = {}
 
     @torch.inference_mode()
     def go(self, device: torch.device, progress: bool) -> FittedCorrection:
@@ -84,7 +86,8 @@ class Walk:
         file = self._step(step.i) / "together.safetensors"
         if not holds_tensors(file):
             first = [chunk for chunk in self.wanted if chunk.first < together]
-            y_t = torch.cat([self._states(chunk, step, device)[1][: chunk.count] for chunk in first])[:together]
+            self._ahead = {chunk: self._states(chunk, step, device) for chunk in first}
+            y_t = torch.cat([self._ahead[chunk][1][: chunk.count] for chunk in first])[:together]
             rescalings, m = self.correction.rescalings(self.model, self.tap, y_t, step.t)
             write_tensors(file, named(rescalings) | {"m": m})
         kept = load_file(file)
@@ -112,7 +115,7 @@ class Walk:
         file = self._step(step.i) / chunk.name
         if holds_tensors(file):
             return
-        x_t, y_t = self._states(chunk, step, device)
+        x_t, y_t = self._ahead.pop(chunk) if chunk in self._ahead else self._states(chunk, step, device)
         q, features = self.tap.predict(y_t, step.t, rescalings)
         float_m = self.float_m(chunk, step).to(device)
         kept = {"m": float_m, "q": q, "x_t": y_t, "features": features}
@@ -159,15 +162,16 @@ class Drawn:
     """Noise by step; a walk that goes on after an interruption draws what was drawn before it."""
 
     def __init__(self, noise: SampleNoise) -> None:
-        self._noise, self._drawn, self._last = noise, 0, torch.empty(0)
+        self._noise, self._drawn = noise, 0
 
     def at(self, i: int, device: torch.device) -> Tensor:
-        """The noise of step `i`; `i` never decreases."""
-        assert i + 1 >= self._drawn
-        for _ in range(self._drawn, i + 1):
-            self._last = self._noise.draw()
-        self._drawn = i + 1
-        return self._last.to(device)
+        """The noise of step `i`, which is asked for once and after all steps before it, or without them."""
+        assert i >= self._drawn
+        while self._drawn < i:
+            self._noise.draw()
+            self._drawn += 1
+        self._drawn += 1
+        return self._noise.draw(device)
 
 
 class StepBatches(Sequence[SomeBatch]):

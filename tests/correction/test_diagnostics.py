@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ptq_diffusion.correction import AskedBatch, Fingerprint, MomentCorrection, NoiseStatistics, Regression
+from ptq_diffusion.correction import AskedBatch, Batch, Fingerprint, MomentCorrection, NoiseStatistics, Regression
 from ptq_diffusion.correction.detail import GROUPS, reliability
 from ptq_diffusion.correction.diagnostics import fit_diagnosed, fit_step_diagnosed
 from ptq_diffusion.sampler import DDIM
@@ -269,3 +269,22 @@ def test_one_image_has_no_half(name):
     found = report(name, count=1) if name == "ptqd" else walked(name, (1,), count=1)
     assert {(own.r2_held_out, own.reliability) for own in found} == {(None, None)}
     assert all(math.isfinite(own.kurtosis) for own in found)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_halves_of_halves_do_not_depend_on_the_batches(cut):
+    q = torch.arange(11.0).view(-1, 1, 1, 1)
+    whole = Batch(0, q, q, q, q, q)
+    parts = [Batch(first, *[q[first : first + cut]] * 5) for first in range(0, 11, cut)]
+    for parity in (0, 1):
+        for again in (0, 1):
+            found = torch.cat([part.half(parity).half(again).q for part in parts])
+            assert torch.equal(found, q[parity::2][again::2])
+            assert torch.equal(whole.half(parity).half(again).q, found)
+
+
+def test_what_rounding_leaves_is_not_described():
+    """q = 0.9 m up to the last bit of float32."""
+    seen = ((m, 0.9 * m, x) for m, _, x in map(tensors, STEPS))
+    found = fit_diagnosed(CORRECTIONS["ptqd"], NoiseStatistics.of(OWNER, seen, 0), STEPS).report()
+    assert [(own.skewness, own.kurtosis) for own in found] == [(None, None)] * len(STEPS)

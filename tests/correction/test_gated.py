@@ -8,6 +8,7 @@ from ptq_diffusion.correction import PTQD, Fingerprint, GatedPTQD, NoiseStatisti
 from ptq_diffusion.numeric.moments import Moments
 from ptq_diffusion.sampler import DDIM
 from ptq_diffusion.sampler.step import fingerprint
+from tests.correction.presets import CORRECTIONS
 
 SHAPE, COUNT = (2, 6, 6), 200
 STEPS = DDIM(4, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config)
@@ -31,6 +32,40 @@ def test_planted_terms_are_used_and_others_are_left(k, mu):
         (repair,) = step.repairs
         assert (abs(float(repair.k)) > 0.01) == (k != 0)
         assert (float(repair.bias.abs().max()) > 0.05) == (mu != 0)
+
+
+def halves(even, odd):
+    """Images of even and of odd index whose noise is (k, mu, the deviation of what is left)."""
+    rows = torch.tensor([even, odd] * (COUNT // 2)).T.reshape(3, COUNT, 1, 1, 1)
+
+    def seen():
+        for step in STEPS:
+            m, r, x = torch.randn(3, COUNT, *SHAPE, generator=torch.Generator().manual_seed(step.i))
+            yield m, (1 + rows[0]) * m + rows[1] + rows[2] * r, x
+
+    return NoiseStatistics.of(Fingerprint("network", fingerprint(STEPS), SHAPE), seen(), first=0)
+
+
+CONTRADICTING = {
+    "k": ((0.2, 0.0, 0.05), (-0.2, 0.0, 0.05)),
+    "k that one half alone gains from": ((-0.1, 0.0, 0.05), (-0.4, 0.0, 0.05)),
+    "mu": ((0.0, 0.3, 0.05), (0.0, -0.3, 0.05)),
+    "mu that one half alone gains from": ((0.0, 0.1, 0.05), (0.0, 0.4, 0.05)),
+    "variance": ((0.0, 0.0, 0.1), (0.0, 0.0, 0.01)),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTING)
+def test_what_each_half_finds_and_the_other_does_not_is_left(name):
+    found = GatedPTQD().fit(halves(*CONTRADICTING[name]), STEPS).found
+    for own, step in zip(found, STEPS, strict=True):
+        (repair,) = own.repairs
+        if name.startswith("k"):
+            assert float(repair.k) == 0
+        elif name.startswith("mu"):
+            assert float(repair.bias.abs().max()) == 0
+        elif step.sigma**2 > 0.01 * step.gain**2:  # elsewhere no variance is left to absorb either half's residual
+            assert own.sigma == step.sigma
 
 
 def test_with_every_term_it_is_ptqd():
@@ -63,6 +98,8 @@ def test_a_k_that_cannot_be_used_is_not():
     assert len(found) == len(STEPS) and float(first.repairs[0].k) == 0
     with pytest.raises(ValueError, match="1 \\+ k > 0"):
         ALL.fit(statistics(-1.5, 0.0, noise=0.05), STEPS)
+    (first, *_) = CORRECTIONS["ptqd_release"].fit(statistics(-1.5, 0.0, noise=0.05), STEPS).found
+    assert float(first.repairs[0].k) == 0, "raised to 0 before it is judged"
 
 
 def test_what_a_part_leaves_is_the_rest():

@@ -232,10 +232,24 @@ def test_nothing_leaves_the_output(kind):
     assert not torch.allclose(repair.output(q, x, q), q, atol=1e-3)
 
 
-def test_neighbours_that_are_repaired_in_different_ways_are_refused():
-    given, others = planted("affine", table(50)), planted("spectral", table(50))
-    mixed = [(own, other)[i % 2] for i, (own, other) in enumerate(zip(given.found, others.found, strict=True))]
-    with pytest.raises(ValueError, match="repaired in one way.*noise.steps=null"):
+def test_between_one_repair_and_another_lies_half_of_each():
+    """As where gates leave out the regression at one step and the matching at the next."""
+    given, to = planted("two", table(50)), table(40)
+    alone = [dataclasses.replace(own, repairs=own.repairs[i % 2 : i % 2 + 1]) for i, own in enumerate(given.found)]
+    filled = [
+        dataclasses.replace(own, repairs=tuple(r if j == i % 2 else r.nothing() for j, r in enumerate(own.repairs)))
+        for i, own in enumerate(given.found)
+    ]
+    ours, theirs = (interpolated(FittedCorrection(given.steps, f), given.steps, to).found for f in (alone, filled))
+    q, x = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    for own, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(own.output(q, x, q), other.output(q, x, q), atol=1e-9)
+
+
+def test_neighbours_that_are_repaired_in_different_orders_are_refused():
+    given = planted("two", table(50))
+    mixed = [dataclasses.replace(own, repairs=own.repairs[:: 1 - i % 2 * 2]) for i, own in enumerate(given.found)]
+    with pytest.raises(ValueError, match="repaired in one order.*noise.steps=null"):
         interpolated(FittedCorrection(given.steps, mixed), given.steps, table(40))
 
 

@@ -1,12 +1,14 @@
 """What matching gives back, what it aims at, and what it costs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 from ptq_diffusion.correction import AskedBatch, Regression
-from ptq_diffusion.correction.matching import Spectrum
+from ptq_diffusion.correction.matching import SHRINKAGE, Spectrum, distance, match
 from ptq_diffusion.sampler import DDIM
 from tests.correction.batches import split
 from tests.correction.filtered import COUNT, OPTIONS, SHAPE, STEP, batches, contradicting, correct, fitted, planted
@@ -98,3 +100,31 @@ def test_the_multiplications_of_a_spectral_repair_are_those_of_its_transforms_an
         repair.output(q[:1], x[:1], features[:1])
     channels, height, width = SHAPE
     assert repair.macs(SHAPE) == counted.get_total_flops() / 2 + 2 * channels**2 * height * width
+
+
+def test_the_distance_is_that_of_gaussians_per_pixel():
+    """One channel, a band of one coefficient and one of three: sum of (sqrt s - sqrt t)^2, and the means'."""
+    sizes = torch.tensor([1, 3])
+    source, target = (
+        Spectrum(50, torch.tensor(mean).double(), torch.stack([torch.diag(torch.tensor(p)) for p in power]), sizes)
+        for mean, power in (
+            ([0.5, 0.0], [[1.0, 2.0], [4.0, 0.5]]),
+            ([0.2, 0.1], [[3.0, 2.0], [1.0, 0.7]]),
+        )
+    )
+    source, target = (replace(own, power=own.power.double()) for own in (source, target))
+    b, a = STEP.gain, STEP.c_x + STEP.c_0 * STEP.p_x
+    deviations = [[(b**2 * m + a**2 * x) ** 0.5 for m, x in rows] for rows in (((1, 2), (4, 0.5)), ((3, 2), (1, 0.7)))]
+    gaps = [(s - t) ** 2 for s, t in zip(*deviations, strict=True)]
+    expected = (b * 0.3 - a * 0.1) ** 2 + (gaps[0] + 3 * gaps[1]) / 4
+    assert distance(source, target, STEP) == pytest.approx(expected)
+    assert distance(source, source, STEP) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_channel_that_says_nothing_is_not_blown_up():
+    """Its rest has a millionth of the variance that it should have; white noise of a thousandth bounds the gain."""
+    m, _, x, _ = planted()
+    estimate = m.clone()
+    estimate[:, 0] = 1e-3 * m[:, 0]
+    found = match(Spectrum.of(estimate, x), Spectrum.of(m, x))
+    assert 1 < float(found.on_q.abs().max()) < 1.1 * SHRINKAGE**-0.5

@@ -55,6 +55,17 @@ def test_it_answers_like_a_unet_at_the_times_of_its_table_only(network, pair):
         network(x, torch.tensor([666, 333]))
 
 
+def test_it_answers_states_in_float32_only(network, pair):
+    with pytest.raises(ValueError, match="expected states in float32"):
+        network(states(pair[0], 0).double(), 333)
+
+
+def test_a_correction_that_asks_twice_is_refused(pair, calibrated):
+    correction = fitted("qncd", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
+    with pytest.raises(ValueError, match=r"asks the network once a step.*goal=samples_corrected"):
+        CorrectedNetwork(pair[0], calibrated(pair[0]), correction)
+
+
 def test_its_output_layer_folded_for_every_step_says_the_same(network, pair):
     tap, x = OutputLayerTap(network.quantized, pair[0].sites()), states(pair[0], 0)
     for step, layer in zip(network.correction.steps, network.output_layers(), strict=True):

@@ -233,6 +233,13 @@ def test_a_channel_that_hardly_varies_is_not_blown_up(flicker):
     assert found.gain == 1
 
 
+def test_a_channel_that_should_hardly_vary_is_not_made_to_vanish():
+    draw = torch.Generator().manual_seed(0)
+    loud, quiet = torch.randn(4, 1, 8, 8, generator=draw), 0.1 * torch.randn(4, 1, 8, 8, generator=draw)
+    assert Rescaling.between(Spread.of(loud, 1), Spread.of(quiet, 1)).gain == 1
+    assert Rescaling.between(Spread.of(loud, 1), Spread.of(5 * quiet, 1)).gain == pytest.approx(0.5, rel=0.2)
+
+
 def test_within_one_another_the_inner_one_holds_and_then_the_outer(pair):
     layer = pair[1].network.conv_in
     twice, thrice = (

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ptq_diffusion.correction.fitted import COEFFICIENTS, FittedCorrection, StepCorrection
+from ptq_diffusion.correction.fitted import COEFFICIENTS, CONFIG, FittedCorrection, StepCorrection
 from ptq_diffusion.correction.interpolation import interpolated
 from ptq_diffusion.correction.residual import Residual
 from ptq_diffusion.network import InputGrid, Rescaling
@@ -51,6 +51,14 @@ def test_a_folder_with_other_coefficients_is_refused(change, pair, tmp_path):
     change(tensors)
     save_file(tensors, tmp_path / COEFFICIENTS)
     with pytest.raises(ValueError, match=r"coefficients that FittedCorrection.save wrote.*; fit or export it again"):
+        FittedCorrection.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", [CONFIG, COEFFICIENTS])
+def test_a_broken_file_is_refused(file, pair, tmp_path):
+    fitted("rescaled", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair).save(tmp_path)
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-9])
+    with pytest.raises(ValueError, match=rf"FittedCorrection.save wrote in {tmp_path}.*; fit or export it again"):
         FittedCorrection.load(tmp_path)
 
 

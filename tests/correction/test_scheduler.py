@@ -108,6 +108,18 @@ def test_one_generator_serves_all_images_and_a_tuple_holds_the_state(pair):
     assert scheduler.scale_model_input(x, steps[1].t) is x
 
 
+def test_it_knows_its_own_times_whole_or_not(pair):
+    correction = fitted("stepbaq", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
+    scheduler, x = CorrectedScheduler(correction), states(pair[0], 0)
+    assert any(step.t != round(step.t) for step in correction.steps)
+    for step in correction.steps:
+        one, other = (
+            scheduler.step(x, t, x, torch.Generator().manual_seed(5), return_dict=False)
+            for t in (step.t, torch.tensor(step.t))
+        )
+        assert torch.equal(*one, *other)
+
+
 @pytest.mark.parametrize("name", sorted(REACHING_IN))
 def test_a_correction_that_reaches_into_the_network_is_refused(name, pair):
     correction = fitted(name, DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)

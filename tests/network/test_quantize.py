@@ -1,6 +1,7 @@
 """A quantized copy computes layer by layer what torch's own operators do, and the float network stays as it was."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -222,6 +223,10 @@ def test_a_tap_sees_the_input_of_the_output_layer_and_leaves_no_hook(denoiser):
 
 def test_hooks_are_gone_after_an_exception(denoiser):
     quantizers = fresh(denoiser, LayerBits(8, 8))
+    nowhere = SimpleNamespace(layers=quantizers.layers | {"nowhere": next(iter(quantizers.layers.values()))})
+    with pytest.raises(AttributeError), observing(denoiser.network, nowhere):
+        pass
+    assert without_hooks(denoiser.network)
     with pytest.raises(KeyboardInterrupt), observing(denoiser.network, quantizers):
         raise KeyboardInterrupt
     assert without_hooks(denoiser.network)

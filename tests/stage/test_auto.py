@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ptq_diffusion.metric import DistanceToFloat
 from ptq_diffusion.stage.draw import DrawImages
 
 AUTO = [
@@ -41,6 +42,19 @@ def test_candidates_are_fitted_once_for_all_runs(make, chosen):
 def test_a_candidate_that_cannot_be_fitted_is_named(make):
     with pytest.raises(ValueError, match=r"of matched: expected at least 14 images.*or leave it out with ~correction"):
         make("goal=fit", *AUTO, "noise.images=5")
+
+
+def test_another_judge_chooses_anew_and_trials_are_of_images_of_their_own(make, chosen, monkeypatch):
+    forward, purposes = DrawImages.forward, set()
+
+    def noted(self, chunk, device):
+        purposes.add(chunk.purpose)
+        return forward(self, chunk, device)
+
+    monkeypatch.setattr(DrawImages, "forward", noted)
+    monkeypatch.setattr(DistanceToFloat, "checksum", lambda self: "another")
+    assert make("goal=fit", *AUTO) != chosen
+    assert purposes == {"trial"}
 
 
 def test_a_killed_trial_goes_on_where_it_was(make, chosen, monkeypatch, tmp_path):

@@ -28,6 +28,16 @@ BAD = {
         ["correction=readout", "correction.variance=rule", "noise.steps=6"],
         "correction.variance=original",
     ),
+    "a noise scale of its own behind rescaled layers, carried": (
+        ["correction=rescaled_readout_matched", "correction.then.variance=rule", "noise.steps=6", "noise.images=16"],
+        "correction.variance=original",
+    ),
+    "an export that asks twice": (["goal=export", "correction=qncd"], "got qncd; draw its images with"),
+    "a candidate that needs DDIM": (
+        ["sampler=ddpm", "sampler.steps=3", "noise.images=16", "correction=auto"]
+        + ["+correction@correction.candidates.stepbaq=stepbaq"],
+        "of stepbaq: .*~correction.candidates.stepbaq",
+    ),
     "eight bits, carried": (
         ["correction=readout_matched", "correction.readout_bits=8", "noise.steps=6", "noise.images=16"],
         "correction.readout_bits=32",

@@ -133,6 +133,28 @@ def test_a_signature_follows_the_libraries_that_make_the_numbers(store, monkeypa
     assert store.signature(Digits, CFG) != own
 
 
+def test_a_signature_follows_the_kind_of_device(store, monkeypatch):
+    own = store.signature(Digits, CFG)
+    monkeypatch.setattr(Runtime, "device_type", "cuda")
+    assert Store(store.root, Runtime("cpu", False)).signature(Digits, CFG) != own
+
+
+def test_two_processes_that_write_one_file_leave_one_of_the_two(tmp_path, monkeypatch):
+    """The other writes all of it while the first has written beside it."""
+    path, sync = tmp_path / "file", files._sync
+
+    def other(written):
+        monkeypatch.setattr(files, "_sync", sync)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        files.write_text(path, "other")
+        assert path.read_text() == "other"
+        sync(written)
+
+    monkeypatch.setattr(files, "_sync", other)
+    files.write_text(path, "first")
+    assert path.read_text() == "first" and names(tmp_path) == ["file"]
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 

@@ -42,5 +42,12 @@ def test_a_tie_is_shared():
     assert found == {"auto": 1, "own": 2}
 
 
+def test_a_cell_that_was_run_twice_counts_twice_in_any_order():
+    own, other = (lines({"own": [gain]})[1] for gain in (-3.0, 2.0))
+    for rows in ([own, other], [other, own]):
+        (found,) = verdicts(rows)
+        assert (found.cells, found.first, found.harmless) == (2, 1, 1)
+
+
 def test_nothing_measured_says_nothing():
     assert verdicts([]) == [] and verdicts(lines({})) == []

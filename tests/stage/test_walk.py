@@ -118,6 +118,18 @@ def test_a_path_goes_on_from_what_was_fitted_with_the_noise_of_its_images(make, 
     assert step.sigma > 0 and not torch.allclose(corrected, float_next, atol=1e-3)
 
 
+def test_no_more_than_two_steps_lie_on_the_disk(make, monkeypatch):
+    lying, fit = [], Walk._fit
+
+    def counted(own, step):
+        lying.append(len(list(own.folder.glob("step-*"))))
+        return fit(own, step)
+
+    monkeypatch.setattr(Walk, "_fit", counted)
+    make("goal=fit", "correction=matched", f"noise.images={IMAGES}", "sampler.steps=4")
+    assert lying == [1, 2, 2, 2]
+
+
 NAMES = ("q", "x_t", "features", "float_m", "float_x_t")
 
 
