@@ -37,8 +37,8 @@ class Regression(PathCorrection):
         on_x: the side of K_x, odd; 0 leaves x_t out.
         on_features: the side of R, odd; 0 leaves h out.
         ridges: candidates, relative to the variance of each input.
-        matching: follow the estimate, or q where there is no regressor, by `match`, which gives it the second moments
-            of m in every band of frequencies.
+        matching: follow the estimate, or q where there is no regressor, by `match`, which gives it the moments that m
+            has given x_t in every band of frequencies.
         variance: "original" keeps sigma; "rule" adds what the estimate's variance lacks,
             sigma'^2 = max(sigma^2 - [Var F(m~) - Var F(m)], 0) with F the step's mean, where the sampler adds noise.
         path: "float" fits on float trajectories, "corrected" on what the corrected steps before lead to; the spectrum
