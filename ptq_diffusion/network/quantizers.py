@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -90,10 +90,16 @@ class NetworkQuantizers:
         """Freeze with what `save` wrote.
 
         Raises:
-            ValueError: the file holds quantizers of other layers, bits, grids or weights.
+            ValueError: the file is broken, or holds quantizers of other layers, bits, grids or weights.
         """
-        with safe_open(path, framework="pt") as file:
-            recorded = json.loads((file.metadata() or {}).get("owners", "{}"))
+        try:
+            with safe_open(path, framework="pt") as file:
+                recorded = json.loads((file.metadata() or {}).get("owners", "{}"))
+        except SafetensorError as error:
+            raise ValueError(
+                f"expected quantizers that NetworkQuantizers.save wrote in {path}, got a broken file ({error}); "
+                "calibrate or export again"
+            ) from error
         owners = self._owners()
         if recorded != owners:
             odd = sorted(name for name in owners.keys() | recorded.keys() if owners.get(name) != recorded.get(name))

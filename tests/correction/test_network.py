@@ -74,6 +74,14 @@ def test_its_output_layer_folded_for_every_step_says_the_same(network, pair):
         assert torch.allclose(layer.output(x, features), network(x, step.t).sample, atol=1e-5)
 
 
+def test_a_broken_file_of_quantizers_makes_no_network(network, tmp_path):
+    network.save_pretrained(tmp_path)
+    (file,) = tmp_path.rglob("quantizers.safetensors")
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(ValueError, match=rf"{file}, got a broken file .*; calibrate or export again"):
+        CorrectedNetwork.from_pretrained(tmp_path)
+
+
 def test_a_folder_that_is_not_whole_makes_no_network(network, tmp_path):
     network.save_pretrained(tmp_path)
     for file in [file for file in tmp_path.rglob("*") if file.is_file()]:

@@ -1,9 +1,16 @@
 """goal=export writes a pipeline that stock diffusers loads and that draws the corrected images."""
 
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import DDPMPipeline
 
+import ptq_diffusion.correction
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.stage.draw import to_bytes
 from ptq_diffusion.stage.samples import read_images
@@ -20,3 +27,15 @@ def test_the_exported_pipeline_draws_the_corrected_images(make, correction):
     streams = [generator("images", 5, index) for index in range(4)]
     images = pipe(4, generator=streams, num_inference_steps=3, output_type="pt").images
     assert torch.equal(to_bytes(images), read_images(make("goal=samples_corrected", *chosen)))
+
+
+def test_the_folder_loads_as_the_readme_says(make):
+    """In a process that has imported nothing else."""
+    folder = make("goal=export", "correction=wiener_matched", "images=4", "seeds=[5]", "noise.images=16")
+    readme = (Path(ptq_diffusion.correction.__file__).parent / "README.md").read_text()
+    lines = re.search(r"(    import ptq_diffusion.*?images = [^\n]*)", readme, re.DOTALL)[1]
+    code = textwrap.dedent(lines).replace("outputs/store/export/SIGNATURE", str(folder)).replace("=20", "=3")
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{code}\nassert len(images) == 8"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
