@@ -50,7 +50,7 @@ class D2DPM(MomentCorrection):
         k = beta / (1 - beta)
         bias = (moments.mean_noise - beta * (moments.mean_m + moments.mean_noise)) / (1 - beta)
         residual = Residual(left, absorbed=-1 if self.variant == "stochastic" else 1)
-        power = moments.pooled()[0] + float(moments.mean_noise.square().mean())
+        power = moments.noise_power
         report = StepReport(
             t=step.t,
             k=k,

@@ -141,21 +141,17 @@ def _mixed_rescalings(a: StepCorrection, b: StepCorrection, weight: float) -> di
 
 def _aligned(a: StepCorrection, b: StepCorrection, step: Step) -> Sequence[tuple[Repair, Repair]]:
     """The repairs of both, with one that does nothing in the place of each that only the other step has."""
-    kinds = [kind for kind in KINDS if any(repair.kind == kind for repair in (*a.repairs, *b.repairs))]
-    pairs = []
-    for kind in kinds:
-        one, two = (next((own for own in found.repairs if own.kind == kind), None) for found in (a, b))
-        known = one or two
-        assert known is not None
-        pairs.append((one or known.nothing(), two or known.nothing()))
-    for found in (a, b):
-        own = [repair.kind for repair in found.repairs]
-        if own != [kind for kind in kinds if kind in own]:
+    of_a, of_b = ({repair.kind: repair for repair in found.repairs} for found in (a, b))
+    known = of_a | of_b
+    kinds = [kind for kind in KINDS if kind in known]
+    for found, own in ((a, of_a), (b, of_b)):
+        if [repair.kind for repair in found.repairs] != [kind for kind in kinds if kind in own]:
             raise ValueError(
                 f"expected steps that are repaired in one order around t = {step.t:g}, got {_kinds(a)} and "
                 f"{_kinds(b)}; fit on the sampler's own table: noise.steps=null"
             )
-    return pairs
+    nothing = {kind: known[kind].nothing() for kind in kinds}
+    return [(of_a.get(kind, nothing[kind]), of_b.get(kind, nothing[kind])) for kind in kinds]
 
 
 def _mixed(a: float | None, b: float | None, weight: float) -> float | None:

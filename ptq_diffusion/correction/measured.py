@@ -63,7 +63,7 @@ class StepMeasurement:
     def _report(self, sigma: float, residual: Residual) -> StepReport:
         _, across, of_m = self.before.pooled()
         k = across / of_m if of_m > 0 else 0.0
-        left, power = _power(self.after), _power(self.before)
+        left, power = self.after.noise_power, self.before.noise_power
         return StepReport(
             t=self.step.t,
             k=k,
@@ -76,8 +76,3 @@ class StepMeasurement:
             snr_q=self.before.snr,
             snr_f=self.step.snr,
         )
-
-
-def _power(moments: StepMoments) -> float:
-    """E|D|^2, averaged over channels."""
-    return moments.pooled()[0] + float(moments.mean_noise.square().mean())

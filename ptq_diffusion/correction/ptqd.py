@@ -142,7 +142,7 @@ def _residual_variance(moments: StepMoments, k: float) -> float:
 def _report(
     moments: StepMoments, step: Step, k: float, bias: Tensor, v: float, budget: float | None, sigma_used: float
 ) -> StepReport:
-    power = moments.pooled()[0] + float(moments.mean_noise.square().mean())
+    power = moments.noise_power
     left = moments.mean_noise - k * moments.mean_m - bias
     unexplained = _residual_variance(moments, k) + float(left.square().mean())
     return StepReport(

@@ -95,10 +95,15 @@ class StepMoments:
         )
 
     @property
+    def noise_power(self) -> float:
+        """E|D|^2, averaged over channels."""
+        return self.pooled()[0] + float(self.mean_noise.square().mean())
+
+    @property
     def snr(self) -> float:
         """SNR_Q = E|m|^2 / E|D|^2; infinite where there is no noise."""
-        var_noise, _, var_m = self.pooled()
-        power = var_noise + float(self.mean_noise.square().mean())
+        _, _, var_m = self.pooled()
+        power = self.noise_power
         return (var_m + float(self.mean_m.square().mean())) / power if power > 0 else float("inf")
 
 

@@ -25,7 +25,7 @@ from ptq_diffusion.stage.runtime import track
 class Walk:
     """What both networks say at a step is kept on the disk until the step after it.
 
-    Memory holds one chunk, the images that layers are rescaled on, and of every image the state of its noise (5 kB).
+    Memory holds one chunk, the images that layers are rescaled on, and of every image the state of its noise (3 kB).
     A killed walk goes on at the chunk where it was.
 
     Args:
