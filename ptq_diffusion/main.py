@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ptq_diffusion import __version__
-from ptq_diffusion.stage.refusal import PastHydra, full_errors_asked_for, handed_on, refusal
+from ptq_diffusion.command.refusal import PastHydra, full_errors_asked_for, handed_on, refusal
 
 HERE = Path(__file__).parent
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())
@@ -19,8 +19,8 @@ CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def experiment(cfg: DictConfig) -> None:
     """Make the goal of one composed experiment."""
-    from ptq_diffusion.stage.experiment import run
-    from ptq_diffusion.stage.failure import recorded
+    from ptq_diffusion.command.experiment import run
+    from ptq_diffusion.command.failure import recorded
 
     asked = HydraConfig.get()
     try:
@@ -36,7 +36,7 @@ def collect_runs(arguments: list[str]) -> None:
     """`ptq-diffusion collect FOLDER [--against CORRECTION]`."""
     from rich.console import Console
 
-    from ptq_diffusion.stage.collect import collect
+    from ptq_diffusion.report.sweep.collect import collect
 
     parser = ArgumentParser("ptq-diffusion collect", description="One table and one figure of many runs.")
     parser.add_argument("folder", type=Path, help="where runs lie, such as outputs/runs")
@@ -84,11 +84,11 @@ def command(words: list[str]) -> None:
     if words[:1] == ["collect"]:
         collect_runs(words[1:])
     elif words[:1] == ["options"]:
-        from ptq_diffusion.stage.options import print_options
+        from ptq_diffusion.command.options import print_options
 
         print_options(words[1:], CONF)
     elif words[:1] == ["doctor"]:
-        from ptq_diffusion.stage.doctor import examine
+        from ptq_diffusion.command.doctor import examine
 
         sys.exit(examine(words[1:]))
     elif any(word.startswith("--e") for word in words):

@@ -18,17 +18,19 @@ from rich.console import Console
 from torch import Tensor
 
 from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.store import Store
+from ptq_diffusion.engine.workshop import build_model, build_quantized
 from ptq_diffusion.main import CONF
 from ptq_diffusion.model.unet import MODELS
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.stage.calibrate import Calibrate
-from ptq_diffusion.stage.draw import to_bytes
+from ptq_diffusion.stage.draw_images import to_bytes
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
-from ptq_diffusion.stage.parts import build_model, build_quantized
-from ptq_diffusion.stage.runtime import Runtime
-from ptq_diffusion.stage.samples import CorrectedSamples, QuantizedSamples, read_images
-from ptq_diffusion.stage.store import Store
+from ptq_diffusion.stage.samples import read_images
+from ptq_diffusion.stage.samples_corrected import CorrectedSamples
+from ptq_diffusion.stage.samples_quantized import QuantizedSamples
 
 SMALL = ("images=8", "seeds=[0]", "micro_batch=8", "calibration.images=32", "noise.images=64")
 

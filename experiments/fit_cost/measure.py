@@ -18,15 +18,17 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from ptq_diffusion.engine.allocator import keep_freed_memory
+from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
+from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.engine.store import Store, select
 from ptq_diffusion.main import CONF
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
-from ptq_diffusion.stage.memory import keep_freed_memory
 from ptq_diffusion.stage.noise import Noise
-from ptq_diffusion.stage.runtime import Runtime, quiet_libraries
-from ptq_diffusion.stage.samples import FullPrecisionSamples, QuantizedSamples
-from ptq_diffusion.stage.store import Stage, Store, select
+from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
+from ptq_diffusion.stage.samples_quantized import QuantizedSamples
 
 NAMES = (
     *("ptqd", "ptqd_gated", "d2dpm", "tac", "matched", "wiener_matched", "readout_matched"),

@@ -20,13 +20,13 @@ from rich.table import Table
 from torch import Tensor
 
 from ptq_diffusion.correction import AskedBatch, FoldedLayer, StepCorrection, fold
+from ptq_diffusion.engine.allocator import keep_freed_memory
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.workshop import build_model, build_steps
 from ptq_diffusion.main import CONF
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap, rescaled
 from ptq_diffusion.sampler import Step
-from ptq_diffusion.stage.factory import construct
-from ptq_diffusion.stage.memory import keep_freed_memory
-from ptq_diffusion.stage.parts import build_model, build_steps
 
 NAMES = ("wiener", "matched", "wiener_matched", "readout", "readout_matched", "rescaled", "rescaled_matched")
 FOLDED = ("readout", "readout_matched")

@@ -20,18 +20,19 @@ from rich.table import Table
 from torch import nn
 
 from ptq_diffusion.correction import FittedCorrection, NoiseStatistics
+from ptq_diffusion.engine.allocator import keep_freed_memory
+from ptq_diffusion.engine.chunks import chunks
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.workshop import build_model, build_quantizers, build_steps
 from ptq_diffusion.main import CONF
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap, QuantizedConv2d, QuantizedLinear, observing, quantize
 from ptq_diffusion.quantizer import AffineQuantizer
 from ptq_diffusion.sampler import DDIM, DDPM, sample
-from ptq_diffusion.stage.chunks import chunks
-from ptq_diffusion.stage.draw import DrawImages
-from ptq_diffusion.stage.factory import construct
+from ptq_diffusion.stage.draw_corrected import draw_corrected
+from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.float_path import RecordOutputs
-from ptq_diffusion.stage.memory import keep_freed_memory
 from ptq_diffusion.stage.noise import MeasureNoise
-from ptq_diffusion.stage.parts import build_model, build_quantizers, build_steps
 
 BATCH, STEPS, ROUNDS, FORWARDS = 64, 3, 9, 8
 CPU, WALL = "CPU time", "wall time"
@@ -121,7 +122,7 @@ def contenders(model: Denoiser, quantized: Denoiser, fitted: FittedCorrection) -
         "our DDIM": DrawImages.of(model, ddim),
         "our DDPM": DrawImages.of(model, ddpm),
         "quantized, W4A8": DrawImages.of(quantized, ddim),
-        "corrected, W4A8": DrawImages.corrected(quantized, OutputLayerTap(quantized, model.sites()), fitted),
+        "corrected, W4A8": draw_corrected(quantized, OutputLayerTap(quantized, model.sites()), fitted),
         "our DDIM, again": DrawImages.of(model, ddim),
     }
     own = {name: lambda work=work: work(chunk, torch.device("cpu")) for name, work in works.items()}

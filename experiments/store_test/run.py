@@ -33,7 +33,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 from ptq_diffusion.main import CONF
-from ptq_diffusion.stage.experiment import run
+from ptq_diffusion.command.experiment import run
 with initialize_config_dir(str(CONF), version_base="1.3"):
     for line in sys.stdin:
         cfg = compose("config", line.split(), return_hydra_config=True)

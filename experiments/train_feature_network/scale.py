@@ -12,9 +12,9 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
 from ptq_diffusion.metric import FeatureMoments, frechet_distance, paired_fid, psnr
-from ptq_diffusion.stage.factory import construct
 
 COUNTS = (256, 1024, 3072, 10000)
 SIGMAS = (0.01, 0.02, 0.05, 0.1, 0.2)

@@ -21,6 +21,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ptq_diffusion.correction import AskedBatch, PathCorrection, StepCorrection
+from ptq_diffusion.engine.chunks import chunks
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.store import Store
+from ptq_diffusion.engine.workshop import build_model, build_quantized, build_steps
 from ptq_diffusion.main import CONF
 from ptq_diffusion.metric import paired_fid, paired_fid_to
 from ptq_diffusion.model import Denoiser
@@ -28,13 +33,10 @@ from ptq_diffusion.network import InputGrid, OutputLayerTap, Rescaling, regriddi
 from ptq_diffusion.quantizer import LpSearch
 from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.calibrate import Calibrate
-from ptq_diffusion.stage.chunks import chunks
-from ptq_diffusion.stage.draw import to_bytes
-from ptq_diffusion.stage.factory import construct
-from ptq_diffusion.stage.parts import build_model, build_quantized, build_steps
-from ptq_diffusion.stage.runtime import Runtime
-from ptq_diffusion.stage.samples import FullPrecisionSamples, QuantizedSamples, read_images
-from ptq_diffusion.stage.store import Store
+from ptq_diffusion.stage.draw_images import to_bytes
+from ptq_diffusion.stage.samples import read_images
+from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
+from ptq_diffusion.stage.samples_quantized import QuantizedSamples
 
 CELL = ("model=fashion_ddpm", "bitwidth=w4a4", "sampler.eta=0", "correction=readout_matched", "images=512", "seeds=[0]")
 FITTED_ON, RIDGE, MSE = 64, 1e-3, LpSearch(2.0, 80)

@@ -5,8 +5,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
+from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.model.site import Role, Site
-from ptq_diffusion.numeric.plan import BitwidthPlan, LayerBits
 
 
 class ByRole(BitwidthPolicy):

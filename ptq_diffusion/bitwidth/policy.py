@@ -3,8 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.model.site import Site
-from ptq_diffusion.numeric.plan import BitwidthPlan
 
 
 class BitwidthPolicy(ABC):

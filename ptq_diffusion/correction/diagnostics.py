@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.correction import AskedBatch, Batch, MomentCorrection, PathCorrection, SomeBatch
-from ptq_diffusion.correction.detail import NoiseDetail, powers, reliability, terms
+from ptq_diffusion.correction.contract import AskedBatch, Batch, MomentCorrection, PathCorrection, SomeBatch
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
-from ptq_diffusion.correction.repair import Affine, Repair
-from ptq_diffusion.correction.statistics import NoiseStatistics
+from ptq_diffusion.correction.noise.higher_moments import NoiseDetail, powers, reliability, terms
+from ptq_diffusion.correction.noise.statistics import NoiseStatistics
+from ptq_diffusion.correction.repair.affine import Affine
+from ptq_diffusion.correction.repair.repair import Repair
 from ptq_diffusion.sampler.step import Step
 
 

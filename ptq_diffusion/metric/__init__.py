@@ -1,6 +1,17 @@
 """Floor 3: what images and features are judged by. Distances of distributions, and paired distances per image."""
 
-from ptq_diffusion.metric.bootstrap import (
+from ptq_diffusion.metric.distance.classifier_score import paired_classifier_score
+from ptq_diffusion.metric.distance.fid import paired_fid, paired_fid_to
+from ptq_diffusion.metric.distance.frechet import FeatureMoments, frechet_distance
+from ptq_diffusion.metric.distance.kid import paired_kid, paired_kid_to
+from ptq_diffusion.metric.distance.neighbours import Neighbourhoods, neighbour_metrics
+from ptq_diffusion.metric.distance.psnr import psnr
+from ptq_diffusion.metric.distance.ssim import ssim
+from ptq_diffusion.metric.distance_to_float import DistanceToFloat
+from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
+from ptq_diffusion.metric.feature.pixels import Pixels
+from ptq_diffusion.metric.feature.resnet9 import FEATURE_NETWORKS, ResNet9
+from ptq_diffusion.metric.inference.bootstrap import (
     Estimate,
     Interval,
     Paired,
@@ -8,21 +19,11 @@ from ptq_diffusion.metric.bootstrap import (
     paired_mean,
     paired_parts,
 )
-from ptq_diffusion.metric.classifier_score import paired_classifier_score
-from ptq_diffusion.metric.feature_network import FEATURE_NETWORKS, FeatureExtractor, Features, ResNet9
-from ptq_diffusion.metric.fid import paired_fid, paired_fid_to
-from ptq_diffusion.metric.frechet import FeatureMoments, frechet_distance
+from ptq_diffusion.metric.inference.hypothesis_tests import holm, noninferiority
 from ptq_diffusion.metric.judgement import Judgement, Settings, judge
-from ptq_diffusion.metric.kid import paired_kid, paired_kid_to
-from ptq_diffusion.metric.multiple import holm, noninferiority
-from ptq_diffusion.metric.neighbours import Neighbourhoods, neighbour_metrics
-from ptq_diffusion.metric.pixels import Pixels
 from ptq_diffusion.metric.protocol import protocol_id, require_one_protocol
-from ptq_diffusion.metric.psnr import psnr
-from ptq_diffusion.metric.real import RealStatistics
+from ptq_diffusion.metric.real_statistics import RealStatistics
 from ptq_diffusion.metric.reference import FolderReference, NoReference, Reference, StatisticsReference
-from ptq_diffusion.metric.ssim import ssim
-from ptq_diffusion.metric.to_float import DistanceToFloat
 
 __all__ = [
     "FEATURE_NETWORKS",

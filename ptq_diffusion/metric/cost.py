@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from ptq_diffusion.model.denoiser import Denoiser
+from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.numeric.plan import BitwidthPlan
 
 
 @dataclass(frozen=True)

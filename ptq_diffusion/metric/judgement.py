@@ -6,18 +6,18 @@ from typing import Any
 
 from torch import Tensor
 
-from ptq_diffusion.metric.bootstrap import Paired, Track, paired_mean, paired_parts
-from ptq_diffusion.metric.classifier_score import paired_classifier_score
-from ptq_diffusion.metric.feature_network import FeatureExtractor, Features
-from ptq_diffusion.metric.fid import paired_fid, paired_fid_to
-from ptq_diffusion.metric.kid import paired_kid, paired_kid_to
-from ptq_diffusion.metric.neighbours import NAMES, Neighbourhoods, neighbour_metrics
+from ptq_diffusion.metric.distance.classifier_score import paired_classifier_score
+from ptq_diffusion.metric.distance.fid import paired_fid, paired_fid_to
+from ptq_diffusion.metric.distance.kid import paired_kid, paired_kid_to
+from ptq_diffusion.metric.distance.neighbours import NAMES, Neighbourhoods, neighbour_metrics
+from ptq_diffusion.metric.distance.psnr import psnr
+from ptq_diffusion.metric.distance.ssim import ssim
+from ptq_diffusion.metric.distance_to_float import FLOAT
+from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
+from ptq_diffusion.metric.inference.bootstrap import Paired, Track, paired_mean, paired_parts
 from ptq_diffusion.metric.protocol import FORMULAS, IMAGE_ROUTE, NOISE_PURPOSE, protocol_id
-from ptq_diffusion.metric.psnr import psnr
-from ptq_diffusion.metric.real import RealStatistics
+from ptq_diffusion.metric.real_statistics import RealStatistics
 from ptq_diffusion.metric.reference import Reference
-from ptq_diffusion.metric.ssim import ssim
-from ptq_diffusion.metric.to_float import FLOAT
 
 LIKENESS = ("psnr_to_fp", "ssim_to_fp")
 """Of an image to itself they say nothing: PSNR would be infinite."""

@@ -5,8 +5,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from ptq_diffusion.data import FolderImages
-from ptq_diffusion.metric.feature_network import FEATURE_NETWORKS, FeatureExtractor
-from ptq_diffusion.metric.real import RealStatistics
+from ptq_diffusion.metric.feature.feature import FeatureExtractor
+from ptq_diffusion.metric.feature.resnet9 import FEATURE_NETWORKS
+from ptq_diffusion.metric.real_statistics import RealStatistics
 
 
 class Reference(ABC):

@@ -12,7 +12,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ptq_diffusion.model.bundle import Bundles
+from ptq_diffusion.artefact.bundle import Bundles
 from ptq_diffusion.model.denoiser import Denoiser
 from ptq_diffusion.model.site import Kind, Role, Site
 

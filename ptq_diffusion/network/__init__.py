@@ -6,7 +6,7 @@ from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, Quantiz
 from ptq_diffusion.network.output_layer import OutputLayerTap
 from ptq_diffusion.network.quantizers import LayerQuantizers, NetworkQuantizers
 from ptq_diffusion.network.rescaling import Rescaling, Spread, rescaled, watching
-from ptq_diffusion.network.saved import load_quantized, save_quantized
+from ptq_diffusion.network.saving import load_quantized, save_quantized
 
 __all__ = [
     "InputGrid",

@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.model.site import Site
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.numeric.plan import BitwidthPlan
 from ptq_diffusion.quantizer import Quantizer
 
 

@@ -8,13 +8,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from ptq_diffusion.engine.chunks import read_chunks
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.workshop import build_model, build_quantizers, build_steps
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import NetworkQuantizers, observing
 from ptq_diffusion.sampler import Step
-from ptq_diffusion.stage.chunks import read_chunks
-from ptq_diffusion.stage.parts import build_model, build_quantizers, build_steps
-from ptq_diffusion.stage.runtime import Runtime
-from ptq_diffusion.stage.store import ModelStage
 from ptq_diffusion.stage.trajectories import Trajectories
 
 

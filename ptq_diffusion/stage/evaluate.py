@@ -7,26 +7,22 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ptq_diffusion.artefact.files import write_json
 from ptq_diffusion.correction import FittedCorrection
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.workshop import build_model, build_quantizers, build_steps
 from ptq_diffusion.metric.cost import cost, usual_bits
 from ptq_diffusion.metric.judgement import Settings, judge
+from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.numeric.plan import BitwidthPlan, LayerBits
-from ptq_diffusion.stage.factory import construct
-from ptq_diffusion.stage.files import write_json
 from ptq_diffusion.stage.fit import Fit
-from ptq_diffusion.stage.parts import build_model, build_quantizers, build_steps
 from ptq_diffusion.stage.reference import build_extractor
-from ptq_diffusion.stage.runtime import Runtime
-from ptq_diffusion.stage.samples import (
-    QUANTIZING,
-    SAMPLING,
-    CorrectedSamples,
-    FullPrecisionSamples,
-    QuantizedSamples,
-    read_images,
-)
-from ptq_diffusion.stage.store import ModelStage
+from ptq_diffusion.stage.samples import QUANTIZING, SAMPLING, read_images
+from ptq_diffusion.stage.samples_corrected import CorrectedSamples
+from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
+from ptq_diffusion.stage.samples_quantized import QuantizedSamples
 
 VARIANTS = {
     "full_precision": FullPrecisionSamples.name,

@@ -7,11 +7,11 @@ from diffusers import DDPMPipeline
 from omegaconf import DictConfig
 
 from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.workshop import build_calibrated, build_model
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.fit import Fit
-from ptq_diffusion.stage.parts import build_calibrated, build_model
-from ptq_diffusion.stage.runtime import Runtime
-from ptq_diffusion.stage.store import ModelStage
 
 
 class Export(ModelStage):

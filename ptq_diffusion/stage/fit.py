@@ -10,20 +10,21 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from ptq_diffusion.correction import Auto, FittedCorrection, MomentCorrection, NoiseStatistics, PathCorrection
-from ptq_diffusion.correction.auto import FLOAT
 from ptq_diffusion.correction.diagnostics import fit_diagnosed
+from ptq_diffusion.correction.method.auto import FLOAT
+from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.stage import ModelStage, Need
+from ptq_diffusion.engine.workshop import build_model, build_quantized, build_steps
 from ptq_diffusion.network import OutputLayerTap
 from ptq_diffusion.stage.calibrate import Calibrate
-from ptq_diffusion.stage.chunks import chunks, read_chunks, run_chunks
-from ptq_diffusion.stage.draw import DrawImages
-from ptq_diffusion.stage.factory import construct
+from ptq_diffusion.stage.draw_corrected import draw_corrected
+from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.fit_table import build_fit_steps, carried
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint
-from ptq_diffusion.stage.parts import build_model, build_quantized, build_steps
-from ptq_diffusion.stage.runtime import Runtime
-from ptq_diffusion.stage.store import ModelStage, Need
-from ptq_diffusion.stage.walk import Walk
+from ptq_diffusion.stage.path_fit import Walk
 
 
 class Fit(ModelStage):
@@ -104,9 +105,7 @@ class Fit(ModelStage):
         if name == FLOAT:
             return DrawImages.of(model, build_steps(cfg, model))
         quantized = build_quantized(cfg, model, inputs[Calibrate.name])
-        return DrawImages.corrected(
-            quantized, OutputLayerTap(quantized, model.sites()), FittedCorrection.load(inputs[name])
-        )
+        return draw_corrected(quantized, OutputLayerTap(quantized, model.sites()), FittedCorrection.load(inputs[name]))
 
 
 def with_candidate(cfg: DictConfig, name: str) -> DictConfig:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from ptq_diffusion.correction import FittedCorrection
-from ptq_diffusion.correction.interpolation import interpolated, require_reach
+from ptq_diffusion.correction.transfer import interpolated, require_reach
+from ptq_diffusion.engine.workshop import build_model, build_steps
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.sampler import Step
-from ptq_diffusion.stage.parts import build_model, build_steps
 
 
 def build_fit_steps(cfg: DictConfig, model: Denoiser) -> Sequence[Step]:

@@ -9,17 +9,17 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ptq_diffusion.correction import Fingerprint, NoiseStatistics
+from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunks
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.workshop import build_model, build_quantized
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network.quantizers import network_fingerprint
 from ptq_diffusion.sampler import Step, sample
 from ptq_diffusion.sampler.step import fingerprint
 from ptq_diffusion.stage.calibrate import Calibrate
-from ptq_diffusion.stage.chunks import Chunk, ChunkWork, read_chunks, run_chunks
 from ptq_diffusion.stage.fit_table import build_fit_steps
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
-from ptq_diffusion.stage.parts import build_model, build_quantized
-from ptq_diffusion.stage.runtime import Runtime
-from ptq_diffusion.stage.store import ModelStage
 
 
 class MeasureNoise(ChunkWork):

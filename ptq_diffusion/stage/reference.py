@@ -5,12 +5,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ptq_diffusion.metric.feature_network import FeatureExtractor
-from ptq_diffusion.metric.real import RealStatistics
-from ptq_diffusion.stage.factory import construct
-from ptq_diffusion.stage.files import write_json
-from ptq_diffusion.stage.runtime import Runtime
-from ptq_diffusion.stage.store import Stage
+from ptq_diffusion.artefact.files import write_json
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.metric.feature.feature import FeatureExtractor
+from ptq_diffusion.metric.real_statistics import RealStatistics
 
 
 class ReferenceStatistics(Stage):

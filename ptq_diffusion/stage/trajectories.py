@@ -8,12 +8,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ptq_diffusion.engine.chunks import Chunk, ChunkWork, chunks, run_chunks
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.workshop import build_model, build_steps
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.sampler import Step, sample
-from ptq_diffusion.stage.chunks import Chunk, ChunkWork, chunks, run_chunks
-from ptq_diffusion.stage.parts import build_model, build_steps
-from ptq_diffusion.stage.runtime import Runtime
-from ptq_diffusion.stage.store import ModelStage
 
 
 class RecordStates(ChunkWork):

@@ -4,11 +4,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from ptq_diffusion.bitwidth import ByRole
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
 from ptq_diffusion.model import Kind, Role, Site, UNetDenoiser
+from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.numeric.plan import LayerBits
-from ptq_diffusion.stage.factory import construct
 
 POLICIES = sorted(path.stem for path in (CONF / "bitwidth").glob("*.yaml"))
 every_policy = pytest.mark.parametrize("name", POLICIES)

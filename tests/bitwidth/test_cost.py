@@ -8,7 +8,7 @@ import torch
 
 from ptq_diffusion.metric.cost import cost, usual_bits
 from ptq_diffusion.model import Denoiser, Kind, Role, Site, UNetDenoiser
-from ptq_diffusion.numeric.plan import BitwidthPlan, LayerBits
+from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 
 FLOAT = LayerBits(32, 32)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from ptq_diffusion.engine.workshop import build_quantizers
 from ptq_diffusion.model import UNetDenoiser
 from ptq_diffusion.network import observing, quantize
-from ptq_diffusion.stage.parts import build_quantizers
 from tests.correction.pipelines import states
 
 

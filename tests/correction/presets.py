@@ -2,8 +2,8 @@
 
 from hydra import compose, initialize_config_dir
 
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
-from ptq_diffusion.stage.factory import construct
 
 with initialize_config_dir(str(CONF), version_base="1.3"):
     FILES = {

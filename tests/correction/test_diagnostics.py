@@ -9,8 +9,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from ptq_diffusion.correction import AskedBatch, Batch, Fingerprint, MomentCorrection, NoiseStatistics, Regression
-from ptq_diffusion.correction.detail import GROUPS, reliability
 from ptq_diffusion.correction.diagnostics import fit_diagnosed, fit_step_diagnosed
+from ptq_diffusion.correction.noise.higher_moments import GROUPS, reliability
 from ptq_diffusion.sampler import DDIM
 from ptq_diffusion.sampler.step import fingerprint
 from tests.correction.batches import split

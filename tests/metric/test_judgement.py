@@ -17,7 +17,7 @@ from ptq_diffusion.metric import (
     judge,
     paired_kid,
 )
-from ptq_diffusion.metric.real import KEPT, kept
+from ptq_diffusion.metric.real_statistics import KEPT, kept
 
 SETTINGS = Settings(replicates=20, seed=0, neighbours=3, seeds=[0, 1])
 

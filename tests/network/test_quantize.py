@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ptq_diffusion.model import UNetDenoiser
+from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.model.site import Role
 from ptq_diffusion.network import (
     NetworkQuantizers,
@@ -18,7 +19,6 @@ from ptq_diffusion.network import (
     quantize,
 )
 from ptq_diffusion.network.quantizers import network_fingerprint
-from ptq_diffusion.numeric.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax
 
 TIMES = (20.0, 500.0, 900.0)

@@ -8,13 +8,13 @@ import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
 
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
 from ptq_diffusion.model import UNetDenoiser
+from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import NetworkQuantizers, load_quantized, observing, quantize, save_quantized
 from ptq_diffusion.network.quantizers import network_fingerprint
-from ptq_diffusion.numeric.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, State
-from ptq_diffusion.stage.factory import construct
 
 BITS = LayerBits(4, 6)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.numeric.grid import FLOAT_BITS, Grid
-from ptq_diffusion.numeric.plan import BitwidthPlan, LayerBits
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

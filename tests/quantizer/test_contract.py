@@ -7,9 +7,9 @@ from functools import cache
 import pytest
 import torch
 
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
 from ptq_diffusion.quantizer import State
-from ptq_diffusion.stage.factory import construct
 
 QUANTIZERS = sorted(path.stem for path in (CONF / "quantizer").glob("*.yaml"))
 SEARCHES = sorted(path.stem for path in (CONF / "range_search").glob("*.yaml"))

@@ -8,10 +8,10 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, ScoreSdeVeScheduler
 from omegaconf import OmegaConf
 
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
 from ptq_diffusion.sampler import DDIM, DDPM
 from ptq_diffusion.sampler.step import fingerprint
-from ptq_diffusion.stage.factory import construct
 
 SAMPLERS = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]

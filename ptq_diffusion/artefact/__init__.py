@@ -1,0 +1,1 @@
+"""Floor 0: files that are whole or absent."""

@@ -1,0 +1,217 @@
+"""`ptq-diffusion doctor`: what is installed, what would break the main job, and what to do about it.
+
+Nothing that may be broken is imported before it was probed, so that this works where nothing else does.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+
+NEEDED = ("torch", "lightning", "diffusers", "hydra-core", "omegaconf", "safetensors", "numpy", "wandb", "pydantic")
+EXTRAS = {
+    "data": ("pyarrow", "reading parquet data sets"),
+    "parallel": ("hydra-joblib-launcher", "sweeps in several processes"),
+    "slurm": ("hydra-submitit-launcher", "sweeps on Slurm"),
+    "test": ("pytest", "the tests"),
+}
+MALICIOUS_LIGHTNING = ("2.6.2", "2.6.3")
+MODEL_CHECKSUMS = {"bundled:cifar10_ddpm": "fcbb897f30d1cc9f", "bundled:fashion_ddpm": "4296a986c3f3639e"}
+"""`folder_checksum` of every bundled denoiser."""
+LITTLE_ROOM = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Args:
+        name: what.
+        found: how it is.
+        remedy: what to do, where there is something to do.
+        breaks: whether the main job would fail.
+    """
+
+    name: str
+    found: str
+    remedy: str = ""
+    breaks: bool = False
+
+
+def examine(words: Sequence[str], console: Console | None = None) -> int:
+    """Print every finding; the exit code, 1 where one of them would break the main job.
+
+    Raises:
+        ValueError: more than one folder is named.
+    """
+    if len(words) > 1 or any(word.startswith("-") for word in words):
+        raise ValueError(
+            f"expected at most the folder for outputs, got {' '.join(words)}: ptq-diffusion doctor [FOLDER]"
+        )
+    console = console or Console()
+    found = list(findings(Path(*words) if words else Path("outputs")))
+    for finding in found:
+        mark = "breaks" if finding.breaks else "mind" if finding.remedy else "fine"
+        console.print(f"{mark:<7}{finding.name:<15}{finding.found}", highlight=False, markup=False, soft_wrap=True)
+        if finding.remedy:
+            console.print(f"{'':<22}-> {finding.remedy}", highlight=False, markup=False, soft_wrap=True)
+    broken = [finding.name for finding in found if finding.breaks]
+    verdict = f"the main job would break on {', '.join(broken)}" if broken else "the main job would run"
+    console.print(verdict, highlight=False, markup=False)
+    return 1 if broken else 0
+
+
+def findings(outputs: Path) -> Iterator[Finding]:
+    """Everything that is looked at; what builds on something broken is left out."""
+    installed = {name: _version(name) for name in NEEDED}
+    yield python(sys.version_info[:3])
+    yield from libraries(installed)
+    yield from extras({name: _version(package) for name, (package, _) in EXTRAS.items()})
+    safe = lightning(installed["lightning"])
+    vision = torchvision(find_spec("torchvision") is not None, lambda: import_module("torchvision"))
+    yield from (safe, vision)
+    if None not in installed.values() and not safe.breaks and not vision.breaks:
+        yield imports(lambda: import_module("ptq_diffusion.command.experiment"))
+        yield accelerator()
+        yield threads(os.environ, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+        yield bundled()
+    yield tracking(os.environ)
+    yield writable(outputs)
+
+
+def python(found: tuple[int, ...]) -> Finding:
+    """The interpreter."""
+    shown = ".".join(str(part) for part in found)
+    if found < (3, 11):
+        return Finding("python", shown, "install Python 3.11 or newer", breaks=True)
+    return Finding("python", shown)
+
+
+def libraries(installed: Mapping[str, str | None]) -> Iterator[Finding]:
+    """The versions of what is always needed."""
+    present = [f"{name} {found}" for name, found in installed.items() if found is not None]
+    yield Finding("libraries", ", ".join(present) or "none")
+    if missing := [name for name, found in installed.items() if found is None]:
+        yield Finding("libraries", f"without {', '.join(missing)}", "pip install -c constraints.txt .", breaks=True)
+
+
+def extras(installed: Mapping[str, str | None]) -> Iterator[Finding]:
+    """What only some jobs need."""
+    for name, found in installed.items():
+        package, purpose = EXTRAS[name]
+        if found is None:
+            yield Finding(
+                name, f"without {package}, for {purpose}", f"pip install 'ptq-diffusion[{name}]' if you want it"
+            )
+        else:
+            yield Finding(name, f"{package} {found}")
+
+
+def lightning(found: str | None) -> Finding:
+    """Two releases of Lightning were malicious (GHSA-w37p-236h-pfx3)."""
+    if found in MALICIOUS_LIGHTNING:
+        remedy = (
+            "uninstall it now, take this machine's credentials for stolen, then pip install 'lightning!=2.6.2,!=2.6.3'"
+        )
+        return Finding("lightning", f"{found}, a malicious release (GHSA-w37p-236h-pfx3)", remedy, breaks=True)
+    return Finding("lightning", f"{found} is none of the malicious releases")
+
+
+def torchvision(present: bool, load: Callable[[], object]) -> Finding:
+    """It is not needed, but Lightning, diffusers and torchmetrics import it where it is, and fail with it."""
+    if not present:
+        return Finding("torchvision", "not installed, and not needed")
+    try:
+        load()
+    except Exception as error:
+        said = f"installed, cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
+        return Finding("torchvision", said, "pip uninstall torchvision, or install the build that matches torch", True)
+    return Finding("torchvision", "can be imported")
+
+
+def imports(load: Callable[[], object]) -> Finding:
+    """Whether the main job's modules import."""
+    try:
+        load()
+    except Exception as error:
+        said = f"cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
+        return Finding("package", said, "make a fresh environment: pip install -c constraints.txt .", breaks=True)
+    return Finding("package", "can be imported")
+
+
+def accelerator() -> Finding:
+    """The build of torch and the device that it sees."""
+    import torch
+
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None and torch.version.cuda is not None:
+        remedy = "nvidia-smi shows whether the driver sees a GPU; on the CPU, the smaller build of torch does as well"
+        return Finding("accelerator", f"torch {torch.__version__} is built for CUDA and sees no GPU", remedy)
+    return Finding("accelerator", f"torch {torch.__version__}, {'the CPU only' if device is None else device.type}")
+
+
+def threads(environment: Mapping[str, str], cores: int) -> Finding:
+    """How many threads one process takes; several processes with as many each are slower than one."""
+    asked = environment.get("OMP_NUM_THREADS", "")
+    shown = f"{cores} cores, OMP_NUM_THREADS={asked or 'unset'}"
+    if asked and not (asked.isdigit() and int(asked) > 0):
+        return Finding("threads", shown, "export OMP_NUM_THREADS=1, or another whole number")
+    if asked and int(asked) > cores:
+        return Finding("threads", shown, f"more threads than cores is slower: export OMP_NUM_THREADS={cores} or fewer")
+    if not asked and cores > 1:
+        remedy = "one job takes them all; before several jobs at a time: export OMP_NUM_THREADS=1"
+        return Finding("threads", shown, remedy)
+    return Finding("threads", shown)
+
+
+def bundled() -> Finding:
+    """Whether the bundled models, feature networks and references are those that the numbers were taken with."""
+    from ptq_diffusion.metric import FEATURE_NETWORKS, ResNet9, StatisticsReference
+    from ptq_diffusion.model.unet import MODELS, folder_checksum
+
+    try:
+        for path in FEATURE_NETWORKS.names():
+            StatisticsReference(path).check(ResNet9.from_folder(path), neighbours=1)
+        found = {path: folder_checksum(path) for path in MODELS.names()}
+        if found != MODEL_CHECKSUMS:
+            raise ValueError(f"expected models of checksums {MODEL_CHECKSUMS}, got {found}")
+    except (ValueError, OSError) as error:
+        return Finding("bundled files", str(error), "install again, or fetch the files of the repository again", True)
+    return Finding("bundled files", "models, feature networks and references are as published")
+
+
+def tracking(environment: Mapping[str, str]) -> Finding:
+    """Where Weights & Biases would log to."""
+    mode = environment.get("WANDB_MODE")
+    if mode in (None, "offline"):
+        return Finding("wandb", "offline, into the run's folder; logger.mode=online uploads")
+    return Finding("wandb", f"WANDB_MODE={mode}", "unset WANDB_MODE to let logger.mode decide")
+
+
+def writable(outputs: Path) -> Finding:
+    """Whether results can be written, and how much room there is."""
+    place = outputs.absolute()
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            free = shutil.disk_usage(place).free
+    except OSError as error:
+        return Finding("outputs", f"{outputs}: {error.strerror}", "choose another folder: outputs=FOLDER", breaks=True)
+    shown = f"{outputs} can be written, {free / 2**30:.1f} GiB are free"
+    return Finding("outputs", shown, "free some room" if free < LITTLE_ROOM else "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,114 @@
+"""One experiment from its configuration: a report, or the artefact of any one stage."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ptq_diffusion.artefact.files import writable
+from ptq_diffusion.command.preamble import choices
+from ptq_diffusion.command.preflight import check
+from ptq_diffusion.command.schema import require_schema
+from ptq_diffusion.engine.allocator import keep_freed_memory
+from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.run_folder import run_folder
+from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
+from ptq_diffusion.engine.stage import Stage, upstream
+from ptq_diffusion.engine.store import Store
+from ptq_diffusion.engine.tracking import Tracker
+from ptq_diffusion.report.report import make_report, table
+from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.evaluate import Evaluate
+from ptq_diffusion.stage.export import Export
+from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.float_path import FloatPath
+from ptq_diffusion.stage.noise import Noise
+from ptq_diffusion.stage.reference import ReferenceStatistics
+from ptq_diffusion.stage.samples_corrected import CorrectedSamples
+from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
+from ptq_diffusion.stage.samples_quantized import QuantizedSamples
+from ptq_diffusion.stage.training.train_denoiser import TrainDenoiser
+from ptq_diffusion.stage.training.train_feature_network import TrainFeatureNetwork
+from ptq_diffusion.stage.trajectories import Trajectories
+
+STAGES: dict[str, type[Stage]] = {
+    stage.name: stage
+    for stage in (
+        TrainDenoiser,
+        TrainFeatureNetwork,
+        ReferenceStatistics,
+        Trajectories,
+        Calibrate,
+        FloatPath,
+        Noise,
+        Fit,
+        FullPrecisionSamples,
+        QuantizedSamples,
+        CorrectedSamples,
+        Export,
+        Evaluate,
+    )
+}
+
+
+def run(cfg: DictConfig) -> None:
+    """Make what `cfg.goal` names and print its path last.
+
+    Raises:
+        ValueError: the goal is neither report nor a stage, does not need what is forced, or an option is unknown or of
+            another type.
+        OSError: the outputs cannot be written; what was finished is kept.
+    """
+    require_schema(cfg)
+    if cfg.goal != "report" and cfg.goal not in STAGES:
+        raise ValueError(f"expected goal to be report or one of {', '.join(STAGES)}, got {cfg.goal!r}")
+    stage = STAGES.get(cfg.goal, Evaluate)
+    runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices)
+    store = Store(Path(cfg.outputs) / "store", runtime, forced_stages(cfg.force, stage))
+    check(cfg, stage)
+    quiet_libraries()
+    keep_freed_memory()
+    with writable(Path(cfg.outputs) / "runs"):
+        _run(cfg, stage, store)
+
+
+def _run(cfg: DictConfig, stage: type[Stage], store: Store) -> None:
+    folder, runtime = run_folder(store, stage, cfg), store.runtime
+    runtime.log = folder / "log.txt"
+    for line in choices(cfg, store, stage):
+        runtime.say(line)
+    with tracking(construct(cfg.logger), cfg, folder, runtime) as tracker:
+        made = store.obtain(stage, cfg)
+        if cfg.goal == "report":
+            report = make_report(store, cfg, folder)
+            tracker.report(report["rows"], [folder / figure for figure in report["figures"]])
+            runtime.console.print(table(report))
+            made = folder / "report.json"
+    runtime.say(str(made))
+
+
+@contextmanager
+def tracking(tracker: Tracker, cfg: DictConfig, folder: Path, runtime: Runtime) -> Iterator[Tracker]:
+    """A log that is open within the context and says whether it ended well."""
+    success = False
+    try:
+        runtime.loggers = tracker.start(folder.name, folder, plain(cfg))
+        yield tracker
+        success = True
+    finally:
+        tracker.finish(success)
+
+
+def forced_stages(force: bool | str, goal: type[Stage]) -> frozenset[str]:
+    """The stages that are made again: none, all that the goal is made of, or one and what is made of it.
+
+    Raises:
+        ValueError: `force` names no stage that the goal is made of.
+    """
+    stages = upstream(goal)
+    if isinstance(force, bool):
+        return stages if force else frozenset()
+    if force not in stages:
+        raise ValueError(f"expected force to be false, true or one of {', '.join(sorted(stages))}, got {force!r}")
+    return frozenset(name for name in stages if force in upstream(STAGES[name]))

@@ -1,0 +1,147 @@
+"""The options of an experiment that name no class: which there are and of what type."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic_core import ErrorDetails
+
+from ptq_diffusion.command.refusal import closest
+from ptq_diffusion.engine.factory import plain
+
+FOLDER = r"[^/\\]*[^/\\.][^/\\]*"
+"""A name of a folder: no slashes, and not only dots."""
+Part = Mapping[str, Any]
+"""What a group's file holds; `construct` checks those that name a class."""
+
+
+def _list_of_seeds(seeds: object) -> object:
+    if not isinstance(seeds, list):
+        raise ValueError(f"expected a list of seeds, such as seeds=[0,1,2], got seeds={seeds}")
+    return seeds
+
+
+class Options(BaseModel):
+    """Options by name; another name or another type is refused, and nothing is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Samples(Options):
+    """Samples of one seed."""
+
+    images: PositiveInt
+    seed: NonNegativeInt
+
+
+class NoiseSamples(Samples):
+    """Samples that the noise is measured on, and how many steps they take."""
+
+    steps: PositiveInt | None
+
+
+class Judging(Options):
+    """The group `metric`."""
+
+    extractor: Part
+    replicates: int
+    neighbours: int
+    seed: int
+
+
+class Running(Options):
+    """What changes no number."""
+
+    accelerator: str
+    devices: PositiveInt
+    progress: bool
+
+
+class Training(BaseModel):
+    """What every training has; its own options are the stage's."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    seed: NonNegativeInt
+    steps: PositiveInt
+    batch_size: PositiveInt
+    warmup: PositiveInt
+    cooldown: PositiveInt
+    precision: str
+    checkpoint_every: PositiveInt
+
+
+class Experiment(Options):
+    """The whole configuration."""
+
+    goal: str
+    name: Annotated[str, Field(pattern=rf"^{FOLDER}(/{FOLDER})*$", max_length=200)]
+    labels: Mapping[str, str | None]
+    images: PositiveInt
+    seeds: Annotated[Any, AfterValidator(_list_of_seeds)]
+    micro_batch: PositiveInt
+    calibration: Samples
+    noise: NoiseSamples
+    trial: Samples
+    outputs: Annotated[str, Field(min_length=1)]
+    force: bool | str
+    runtime: Running
+    model: Part
+    sampler: Part
+    quantizer: Mapping[str, Part]
+    bitwidth: Part
+    correction: Part
+    metric: Judging
+    reference: Part
+    logger: Part
+    data: Part | None = None
+    test_data: Part | None = None
+    training: Training | None = None
+
+
+def require_schema(cfg: DictConfig) -> None:
+    """Refuse options that do not exist or are of another type.
+
+    Raises:
+        ValueError: an option is missing, unknown or of another type; the message names it. Interpolations to nothing
+            and options without a value (`???`) are omegaconf's errors.
+    """
+    required = {name for name, field in Experiment.model_fields.items() if field.is_required()}
+    if removed := sorted(required - set(cfg.keys())):
+        raise ValueError(f"expected the option {removed[0]}, got none; leave out what removes or replaces it")
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ValueError(
+            f"expected a value of {', '.join(missing)}, which {'has' if len(missing) == 1 else 'have'} none; "
+            f"give {' '.join(f'{key}=VALUE' for key in missing)}"
+        )
+    try:
+        Experiment.model_validate(plain(cfg))
+    except ValidationError as error:
+        raise ValueError(_said(error.errors()[0])) from None
+
+
+def _said(found: ErrorDetails) -> str:
+    """One of pydantic's findings in the words of this project."""
+    key = ".".join(str(part) for part in found["loc"])
+    if found["type"] == "value_error":
+        return str(found["ctx"]["error"])
+    if found["type"] == "missing":
+        return f"expected the option {key}, got none; leave out what removes or replaces it"
+    if found["type"] == "extra_forbidden":
+        return f"expected options of this experiment, got {key!r}, which nothing reads; {closest(key, _names())}"
+    if found["type"] == "string_pattern_mismatch":
+        return f"expected {key} to be the name of a folder below outputs/runs, got {found['input']!r}"
+    wanted = found["msg"].replace("Input should be ", "to be ").replace("String should", "to")
+    return f"expected {key} {wanted}, got {found['input']!r}; give another value: {key}=VALUE"
+
+
+def _names() -> list[str]:
+    parts: dict[str, type[Options]] = {
+        "calibration": Samples,
+        "noise": NoiseSamples,
+        "trial": Samples,
+        "metric": Judging,
+        "runtime": Running,
+    }
+    return [*Experiment.model_fields, *(f"{part}.{name}" for part in parts for name in parts[part].model_fields)]

@@ -1,0 +1,1 @@
+"""Correction methods, one file each."""

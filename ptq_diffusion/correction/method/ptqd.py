@@ -1,0 +1,166 @@
+"""PTQD: correlated noise divided out, bias subtracted, the residual absorbed by the sampler's variance."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ptq_diffusion.correction.contract import MomentCorrection
+from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
+from ptq_diffusion.correction.noise.moments import StepMoments
+from ptq_diffusion.correction.noise.residual import Residual
+from ptq_diffusion.correction.noise.statistics import NoiseStatistics
+from ptq_diffusion.correction.repair.affine import Affine
+from ptq_diffusion.correction.step_report import StepReport
+from ptq_diffusion.sampler.step import Step
+
+Bias = Literal["intercept", "total", "off"]
+Variance = Literal["pooled", "mean_std", "off"]
+Direction = Literal["original", "reduced"]
+Centre = Literal["channel", "global"]
+
+
+class PTQD(MomentCorrection):
+    """m~ = (q - mu) / (1 + k),  sigma'^2 = max(sigma^2 - b^2 v / (1 + k)^2, 0).
+
+    D = k m + mu + r splits the quantization noise into a part along the float output, a bias per channel and a residual
+    of variance v (He et al., NeurIPS 2023, arXiv 2305.10657, sections 4.1 to 4.3). b is the step's gain. With all terms
+    off this is no correction; at sigma = 0 the variance term does nothing.
+
+    Args:
+        correlated: divide by 1 + k; otherwise k = 0 throughout.
+        bias: "intercept" is the paper's mu_c = E[D_c] - k E[m_c]; "total" subtracts E[D_c], as the release does; "off"
+            subtracts nothing.
+        variance: "pooled" takes v over all samples and pixels, centred per channel; "mean_std" squares the mean of
+            per-sample standard deviations, as the release does, which is smaller but for the spread of the residual's
+            mean over channels, which it includes; "off" keeps sigma.
+        centre: "channel" centres m and D by channel before k is taken, "global" by one mean over all channels, as the
+            release does, which mixes differences between channels into k.
+        k_clamp: raise negative k to 0, as the release does.
+        direction: "original" keeps the step's coefficients; "reduced" recomputes DDIM's direction coefficient with
+            sigma', as the release does.
+
+    Raises:
+        ValueError: an option is none of the above.
+    """
+
+    def __init__(
+        self,
+        correlated: bool,
+        bias: Bias,
+        variance: Variance,
+        centre: Centre,
+        k_clamp: bool,
+        direction: Direction,
+    ) -> None:
+        _require_one_of("bias", bias, ("intercept", "total", "off"))
+        _require_one_of("variance", variance, ("pooled", "mean_std", "off"))
+        _require_one_of("centre", centre, ("channel", "global"))
+        _require_one_of("direction", direction, ("original", "reduced"))
+        self.correlated, self.bias, self.variance = correlated, bias, variance
+        self.centre, self.k_clamp, self.direction = centre, k_clamp, direction
+
+    @classmethod
+    def of_terms(cls, correlated: bool = False, bias: Bias = "off", variance: Variance = "off") -> "PTQD":
+        """The paper's, of these terms alone."""
+        return cls(correlated, bias, variance, centre="channel", k_clamp=False, direction="original")
+
+    def check(self, steps: Sequence[Step]) -> None:
+        if self.direction == "reduced":
+            for step in steps:
+                step.with_direction_of(step.sigma)
+
+    def check_carried(self, steps: Sequence[Step]) -> None:
+        if self.direction == "reduced" and any(step.sigma > 0 for step in steps):
+            raise ValueError(
+                "expected a correction that keeps the sampler's table, direction=reduced makes its own; set "
+                "correction.direction=original or noise.steps=null"
+            )
+
+    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
+        statistics.require_table(steps)
+        found = [self.fit_step(moments, step) for moments, step in zip(statistics.steps, steps, strict=True)]
+        table = list(steps)
+        if self.direction == "reduced":
+            table = [step.with_direction_of(own.sigma) for step, own in zip(steps, found, strict=True)]
+        return FittedCorrection(table, found)
+
+    def fit_step(self, moments: StepMoments, step: Step) -> StepCorrection:
+        """The correction of one step from its moments.
+
+        Raises:
+            ValueError: the moments are degenerate.
+        """
+        k = self._k(moments, step)
+        bias = self._bias(moments, k)
+        v = self._variance(moments, k)
+        residual = Residual(v / (1 + k) ** 2, absorbed=0 if self.variance == "off" else 1)
+        sigma = residual.sigma(step)
+        repair = Affine(torch.tensor(k, dtype=torch.float64), bias)
+        report = _report(moments, step, k, bias, v, residual.budget(step), sigma)
+        return StepCorrection((repair,), sigma, report, residual=residual)
+
+    def _k(self, moments: StepMoments, step: Step) -> float:
+        if not self.correlated:
+            return 0.0
+        _, covariance, variance = moments.pooled() if self.centre == "channel" else moments.pooled_globally()
+        if variance <= 0:
+            raise ValueError(
+                f"expected a float output that varies, at t = {step.t} it is constant, so k is undefined; "
+                "measure more samples or use correction=none"
+            )
+        k = covariance / variance
+        if self.k_clamp:
+            k = max(k, 0.0)
+        if k <= -1:
+            raise ValueError(
+                f"expected 1 + k > 0, at t = {step.t} k = {k:.3f}: "
+                "the quantized output points away from the float one; raise the number of bits"
+            )
+        return k
+
+    def _bias(self, moments: StepMoments, k: float) -> Tensor:
+        if self.bias == "off":
+            return torch.zeros_like(moments.mean_noise)
+        if self.bias == "total":
+            return moments.mean_noise
+        return moments.mean_noise - k * moments.mean_m
+
+    def _variance(self, moments: StepMoments, k: float) -> float:
+        if self.variance == "mean_std":
+            of_noise, across, of_m = moments.per_sample.unbind(1)
+            stds = (of_noise - 2 * k * across + k**2 * of_m).clamp(min=0).sqrt()
+            return float(stds.mean().square())
+        return _residual_variance(moments, k)
+
+
+def _residual_variance(moments: StepMoments, k: float) -> float:
+    """Var(D - k m), centred per channel and averaged over channels."""
+    of_noise, across, of_m = moments.pooled()
+    return max(of_noise - 2 * k * across + k**2 * of_m, 0.0)
+
+
+def _report(
+    moments: StepMoments, step: Step, k: float, bias: Tensor, v: float, budget: float | None, sigma_used: float
+) -> StepReport:
+    power = moments.noise_power
+    left = moments.mean_noise - k * moments.mean_m - bias
+    unexplained = _residual_variance(moments, k) + float(left.square().mean())
+    return StepReport(
+        t=step.t,
+        k=k,
+        bias=float(bias.square().mean().sqrt()),
+        variance=v,
+        sigma=step.sigma,
+        sigma_used=sigma_used,
+        r2=1 - unexplained / power if power > 0 else 1.0,
+        budget=budget,
+        snr_q=moments.snr,
+        snr_f=step.snr,
+    )
+
+
+def _require_one_of(name: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise ValueError(f"expected {name} to be one of {', '.join(options)}, got {value!r}")

@@ -1,0 +1,52 @@
+"""QNCD: the bias of the output, estimated while sampling."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from ptq_diffusion.correction.contract import MomentCorrection
+from ptq_diffusion.correction.fitted import FittedCorrection
+from ptq_diffusion.correction.method.none import NoCorrection
+from ptq_diffusion.correction.noise.statistics import NoiseStatistics
+from ptq_diffusion.sampler.step import Step
+
+
+class QNCD(MomentCorrection):
+    """m~ = q - d with d the mean of q's error, found every few steps by noising x_0 again with known noise.
+
+    Chu et al., QNCD, ACM MM 2024, arXiv 2403.19140, its estimation at run time; its smoothing of embeddings is another
+    matter. d is of every image and channel, see `estimated_bias`, and is taken off until the next estimate. Nothing is
+    fitted: the statistics are only reported.
+
+    The authors' release (huanpengchu/QNCD, plms.py) noises the next state by one step, averages over the whole batch,
+    and begins half an interval later. An image must not depend on its batch here, and the mean of one image's own noise
+    is no error; so all noise is known. What is known is not all that there is to see, though: the x_0 that a biased q
+    implies is biased, which hides of the bias the more the less of x_t is signal (on Gaussian data of variance s^2 d
+    finds the share abar s^2 / (abar s^2 + 1 - abar) of it), and how the network answers an x_0 that has drifted from
+    the data counts as its bias.
+
+    Args:
+        every: steps from an estimate to the next, which each cost an evaluation of the network.
+
+    Raises:
+        ValueError: every is below 1.
+    """
+
+    asks_again = True
+
+    def __init__(self, every: int) -> None:
+        if every < 1:
+            raise ValueError(f"expected every to be at least 1, got {every}")
+        self.every = every
+
+    def check_carried(self, steps: Sequence[Step]) -> None:  # noqa: ARG002
+        raise ValueError(
+            "expected a correction with coefficients to carry onto another table, qncd has none: it estimates on the "
+            "way; set noise.steps=null"
+        )
+
+    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
+        found = NoCorrection().fit(statistics, steps).found
+        estimating = [
+            dataclasses.replace(own, estimates=step.i % self.every == 0) for own, step in zip(found, steps, strict=True)
+        ]
+        return FittedCorrection(steps, estimating)

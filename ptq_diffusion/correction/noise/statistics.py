@@ -1,0 +1,163 @@
+"""What is measured of the quantization noise D = q - m, step by step, and kept instead of trajectories."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ptq_diffusion.correction.noise.higher_moments import NoiseDetail, terms
+from ptq_diffusion.correction.noise.moments import StepMoments
+from ptq_diffusion.numeric.moments import Moments
+from ptq_diffusion.sampler.step import Step, fingerprint
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What statistics belong to.
+
+    Args:
+        network: of the quantized network, `network_fingerprint`.
+        steps: of the sampler's table, `sampler.step.fingerprint`.
+        shape: of one latent, (C, H, W).
+    """
+
+    network: str
+    steps: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NoiseStatistics:
+    """The moments of every step of a table, and what they belong to.
+
+    Args:
+        fingerprint: the owner.
+        steps: of all samples.
+        even: of the samples of even index, to fit on what is not judged on; empty where they were not told apart.
+        details: what the residual is diagnosed from; empty likewise.
+    """
+
+    fingerprint: Fingerprint
+    steps: Sequence[StepMoments]
+    even: Sequence[StepMoments] = ()
+    details: Sequence[NoiseDetail] = ()
+
+    @classmethod
+    def of(
+        cls, fingerprint: Fingerprint, seen: Iterable[tuple[Tensor, Tensor, Tensor]], first: int
+    ) -> "NoiseStatistics":
+        """Of one batch on its way through all steps; no more than two of them are held.
+
+        Args:
+            fingerprint: the owner.
+            seen: m, q and x_t at every step, each (B, C, H, W).
+            first: the index of the first sample.
+        """
+        steps, even, details, before = [], [], [], None
+        for m, q, x_t in seen:
+            steps.append(StepMoments.of(m, q, x_t))
+            even.append(StepMoments.of(*(tensor[first % 2 :: 2] for tensor in (m, q, x_t))))
+            now = terms(m, q)
+            details.append(NoiseDetail.of(now, before, first))
+            before = now
+        return cls(fingerprint, steps, even, details)
+
+    def require(self, fingerprint: Fingerprint) -> None:
+        """Refuse to serve another network, step table or resolution.
+
+        Raises:
+            ValueError: a part of the fingerprint differs; the message names it.
+        """
+        for field in dataclasses.fields(Fingerprint):
+            ours, theirs = getattr(self.fingerprint, field.name), getattr(fingerprint, field.name)
+            if ours != theirs:
+                raise ValueError(
+                    f"expected noise statistics of the same {field.name}: they were measured for {ours}, "
+                    f"this run has {theirs}; measure them again for this run"
+                )
+
+    def require_table(self, steps: Sequence[Step]) -> None:
+        """Refuse to serve another step table, or one that the moments do not cover.
+
+        Raises:
+            ValueError: the table is not the one that was measured on.
+        """
+        if len(self.steps) != len(steps):
+            raise ValueError(
+                f"expected statistics of all {len(steps)} steps, got {len(self.steps)}; measure them for this table"
+            )
+        self.require(dataclasses.replace(self.fingerprint, steps=fingerprint(steps)))
+
+    def merge(self, other: "NoiseStatistics") -> "NoiseStatistics":
+        """The statistics of both sets of samples."""
+        self.require(other.fingerprint)
+        return NoiseStatistics(
+            self.fingerprint,
+            [a.merge(b) for a, b in zip(self.steps, other.steps, strict=True)],
+            [a.merge(b) for a, b in zip(self.even, other.even, strict=True)],
+            [a.merge(b) for a, b in zip(self.details, other.details, strict=True)],
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All moments by `step/name`, to be kept as safetensors."""
+        named: dict[str, Tensor] = {}
+        for i, step in enumerate(self.steps):
+            named |= _named(f"{i}/", step)
+        for i, step in enumerate(self.even):
+            named |= _named(f"{i}/even_", step)
+        for i, detail in enumerate(self.details):
+            named |= {f"{i}/{field.name}": getattr(detail, field.name) for field in dataclasses.fields(NoiseDetail)}
+        return named
+
+    @classmethod
+    def of_tensors(cls, fingerprint: Fingerprint, named: Mapping[str, Tensor]) -> "NoiseStatistics":
+        """The inverse of `tensors`."""
+        names = [field.name for field in dataclasses.fields(NoiseDetail)]
+        steps, even, details = (
+            range(sum(name.endswith(f"/{last}") for name in named)) for last in ("count", "even_count", names[0])
+        )
+        return cls(
+            fingerprint,
+            [_step(f"{i}/", named) for i in steps],
+            [_step(f"{i}/even_", named) for i in even],
+            [NoiseDetail(**{name: named[f"{i}/{name}"] for name in names}) for i in details],
+        )
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file; the fingerprint lies in its metadata."""
+        save_file(self.tensors(), path, metadata={"fingerprint": json.dumps(dataclasses.asdict(self.fingerprint))})
+
+    @classmethod
+    def load(cls, path: Path) -> "NoiseStatistics":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file holds no fingerprint.
+        """
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if "fingerprint" not in metadata:
+            raise ValueError(f"{path} holds no noise statistics: its metadata has no fingerprint")
+        recorded = json.loads(metadata["fingerprint"])
+        owner = Fingerprint(recorded["network"], recorded["steps"], tuple(recorded["shape"]))
+        return cls.of_tensors(owner, load_file(path))
+
+
+def _named(prefix: str, step: StepMoments) -> dict[str, Tensor]:
+    return {
+        f"{prefix}count": torch.tensor(step.joint.count),
+        f"{prefix}mean": step.joint.mean,
+        f"{prefix}scatter": step.joint.scatter,
+        f"{prefix}per_sample": step.per_sample,
+    }
+
+
+def _step(prefix: str, named: Mapping[str, Tensor]) -> StepMoments:
+    joint = Moments(int(named[f"{prefix}count"]), named[f"{prefix}mean"], named[f"{prefix}scatter"])
+    return StepMoments(joint, named[f"{prefix}per_sample"])

@@ -1,0 +1,1 @@
+"""Corrected networks and schedulers that stock diffusers pipelines load."""

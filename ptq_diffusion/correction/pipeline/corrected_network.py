@@ -1,0 +1,132 @@
+"""A quantized network that repairs its own output, as the unet of a stock diffusers pipeline."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor
+
+from ptq_diffusion.correction.fitted import COEFFICIENTS, CONFIG, FittedCorrection
+from ptq_diffusion.correction.pipeline.folding import FoldedLayer, fold
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.network import NetworkQuantizers, OutputLayerTap, load_quantized, quantize, save_quantized
+from ptq_diffusion.network.saving import FILES
+
+FOLDER = ("config.json", CONFIG, COEFFICIENTS, *FILES)
+"""What a saved one holds beside the network's weights."""
+
+
+class CorrectedNetwork(ModelMixin, ConfigMixin):
+    """m~(x_t, t): q and the features of a quantized UNet2DModel through all repairs of the step whose time is t.
+
+    With `CorrectedScheduler(correction.without_repairs())`, which does the table and sigma', a stock DDPMPipeline draws
+    the images of `sampler.sample`, whatever the correction reads. It answers at the times of its table only.
+
+    Args:
+        model: around the float network; it is not changed.
+        quantizers: frozen.
+        correction: fitted to the quantized network.
+
+    Raises:
+        ValueError: the network has not exactly one output layer, two steps of the table have the same time, or the
+            correction asks the network more than once a step.
+    """
+
+    config_name = "config.json"
+
+    def __init__(self, model: Denoiser, quantizers: NetworkQuantizers, correction: FittedCorrection) -> None:
+        super().__init__()
+        if correction.evaluations:
+            raise ValueError(
+                "expected a correction that asks the network once a step, got one that estimates a bias on the way; "
+                "draw its images with goal=samples_corrected"
+            )
+        self.quantized = model.with_network(quantize(model.network, quantizers))
+        self.quantizers, self.correction = quantizers, correction
+        self._rows = correction.rows()
+        self._tap = OutputLayerTap(self.quantized, model.sites())
+        channels, *size = model.shape
+        self.register_to_config(in_channels=channels, out_channels=channels, sample_size=size)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override, unused-ignore]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        subfolder: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        device_map: object = None,
+        **options: object,  # noqa: ARG003
+    ) -> "CorrectedNetwork":
+        """Load what `save_pretrained` wrote; json and safetensors are read, nothing else, and no code is.
+
+        Args:
+            pretrained_model_name_or_path: the folder.
+            subfolder: where in it, `unet` in that of a pipeline.
+            torch_dtype: float32, in which the ranges hold.
+            device_map: none; move the pipeline with `pipe.to`.
+            options: how a pipeline has the files of other networks fetched and read.
+
+        Raises:
+            FileNotFoundError: the folder lacks a file.
+            ValueError: the files are broken, do not belong together or name what does not exist, or another type or
+                device is asked for.
+        """
+        folder = Path(pretrained_model_name_or_path) / (subfolder or "")
+        if missing := [name for name in FOLDER if not (folder / name).is_file()]:
+            raise FileNotFoundError(
+                f"expected a folder that CorrectedNetwork.save_pretrained wrote, {folder} lacks {', '.join(missing)}; "
+                "write one with goal=export"
+            )
+        if torch_dtype not in (None, torch.float32) or device_map is not None:
+            raise ValueError(
+                f"expected torch.float32 and no device_map, got {torch_dtype} and {device_map}; "
+                "load it without and move the pipeline with pipe.to(device)"
+            )
+        return cls(*load_quantized(folder), FittedCorrection.load(folder))
+
+    def save_pretrained(self, save_directory: str | Path) -> None:  # type: ignore[override, unused-ignore]
+        """Write `config.json`, the quantized network (`model/`, `quantizers.*`) and the correction."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save_config(folder)
+        save_quantized(self.quantized, self.quantizers, folder)
+        self.correction.save(folder)
+
+    def output_layers(self) -> Sequence[FoldedLayer]:
+        """One weight set of the output layer for every step, as `fold` makes it.
+
+        Folding rounds differently in the last bit, so this network itself repairs behind its layer. Rescalings of other
+        layers are beside it, in `correction.found`.
+
+        Raises:
+            ValueError: a filter does not fold.
+        """
+        return [fold(self._tap.layer, found, self.config.in_channels) for found in self.correction.found]
+
+    def forward(
+        self, sample: Tensor, timestep: float | Tensor, return_dict: bool = True
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """m~, (B, C, H, W), as `.sample` or else in a tuple.
+
+        Args:
+            sample: x_t, (B, C, H, W).
+            timestep: t, one for all.
+            return_dict: which of the two.
+
+        Raises:
+            ValueError: a time that the table does not have, or several, or states in another type than float32.
+        """
+        if sample.dtype != torch.float32:
+            raise ValueError(f"expected states in float32, in which the ranges hold, got {sample.dtype}")
+        times = torch.as_tensor(timestep).unique().tolist()
+        if len(times) != 1 or times[0] not in self._rows:
+            raise ValueError(
+                f"expected a time of the table, one of {', '.join(map(str, self._rows))}, for all images, "
+                f"got {', '.join(map(str, times))}; draw with the scheduler and the steps that it was fitted for"
+            )
+        step = self._rows[times[0]]
+        q, features = self._tap.predict(sample, step.t, self.correction.found[step.i].rescalings)
+        m = self.correction.output(q, sample, features, step)
+        return UNet2DOutput(sample=m) if return_dict else (m,)

@@ -1,0 +1,32 @@
+"""PTQD's affine repair."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ptq_diffusion.correction.repair.repair import Repair
+
+
+@dataclass(frozen=True)
+class Affine(Repair):
+    """m~ = (q - mu) / (1 + k), the same at every pixel: PTQD's form.
+
+    Args:
+        k: () float64.
+        bias: mu, (C,).
+    """
+
+    kind: ClassVar[str] = "affine"
+    k: Tensor
+    bias: Tensor
+
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:  # noqa: ARG002
+        return (q - self.bias.to(q)[:, None, None]) / (1 + float(self.k))
+
+    @property
+    def needs_features(self) -> bool:
+        return False
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        return shape[0] * shape[1] * shape[2]

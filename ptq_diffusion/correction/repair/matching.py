@@ -1,0 +1,139 @@
+"""Second moments restored: what least squares takes from the spectrum of an estimate, given back."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ptq_diffusion.correction.repair.spectral import RINGS, Spectral
+from ptq_diffusion.numeric.spectrum import cosine_transform, radial_bands
+from ptq_diffusion.sampler.step import Step
+
+SHRINKAGE = 1e-3
+"""White noise added to both covariances, relative to the variance of m given x_t: few images fill a low band."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Second moments of an output and its state, (m, x_t), in every band of the cosine transform, streamed.
+
+    Args:
+        count: images N.
+        mean: (2C,) float64, the mean of every channel.
+        power: (bands, 2C, 2C) float64, about the mean, averaged over images and the coefficients of a band.
+        sizes: (bands,) int64, the coefficients of every band, as many in all as an image has pixels.
+    """
+
+    count: int
+    mean: Tensor
+    power: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, m: Tensor, x_t: Tensor) -> "Spectrum":
+        """Of a batch, each (B, C, H, W)."""
+        pair = torch.cat([m, x_t], dim=1).double()
+        mean = pair.mean((0, 2, 3))
+        bands = radial_bands(*m.shape[-2:], RINGS).flatten()
+        sizes = bands.bincount()
+        spectrum = cosine_transform(pair - mean[:, None, None]).transpose(0, 1).flatten(2)
+        # One product for each band is several times faster than one for each coefficient.
+        parts = spectrum[..., bands.argsort(stable=True)].split(sizes.tolist(), dim=-1)
+        power = torch.stack([(rows := part.flatten(1)) @ rows.T for part in parts])
+        return cls(len(m), mean, power / (len(m) * sizes[:, None, None]), sizes)
+
+    def merge(self, other: "Spectrum") -> "Spectrum":
+        """The moments of both batches."""
+        count = self.count + other.count
+        share = other.count / count
+        shift = other.mean - self.mean
+        power = self.power * (1 - share) + other.power * share
+        power[0] += torch.outer(shift, shift) * share * (1 - share) * self.sizes.sum()
+        return Spectrum(count, self.mean + shift * share, power, self.sizes)
+
+    def repaired(self, repair: Spectral) -> "Spectrum":
+        """The moments of (m~, x_t) with m~ = A m + B x_t + c."""
+        c = len(self.mean) // 2
+        rows = torch.zeros_like(self.power)
+        rows[:, :c, :c], rows[:, :c, c:] = repair.on_q, repair.on_x
+        rows[:, c:, c:] = torch.eye(c, dtype=torch.float64)
+        mean = rows[0] @ self.mean
+        mean[:c] += repair.offset
+        return Spectrum(self.count, mean, rows @ self.power @ rows.mT, self.sizes)
+
+    def next_state(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Mean (C,) and covariances (bands, C, C) of b m + a x_t, what a step without its clip makes of them."""
+        c = len(self.mean) // 2
+        eye = torch.eye(c, dtype=torch.float64)
+        row = torch.cat([step.gain * eye, (step.c_x + step.c_0 * step.p_x) * eye], dim=1)
+        return row @ self.mean, row @ self.power @ row.T
+
+    @property
+    def linear(self) -> Tensor:
+        """L, (bands, C, C): the regression of m on x_t."""
+        c = len(self.mean) // 2
+        return torch.linalg.lstsq(self.power[:, c:, c:], self.power[:, c:, :c]).solution.mT
+
+    @property
+    def rest(self) -> Tensor:
+        """Cov(m - L x_t), (bands, C, C)."""
+        c = len(self.mean) // 2
+        return self.power[:, :c, :c] - self.linear @ self.power[:, c:, :c]
+
+
+def match(source: Spectrum, target: Spectrum) -> Spectral:
+    """The map of (m^, x_t) that has the moments of m given x_t in every band and moves m^ the least.
+
+    Split m and m^ into what is linear in x_t and a rest, m = L x_t + e and m^ = L^ x_t + e^. Then m~ = L x_t + A e^
+    with the optimal transport A = S^-1/2 (S^1/2 T S^1/2)^1/2 S^-1/2 from covariance S = Cov e^ to T = Cov e (Dowson and
+    Landau, 1982). Where x_t has the spectrum of float sampling, so has the next state, affine in (m~, x_t), at every
+    eta and without a change of sigma; a drift of x_t itself stays. A least-squares estimate lacks the variance that it
+    cannot explain, which over the steps becomes blur; PTQD's has too much.
+
+    Args:
+        source: of the estimate m^ and the states that it was made on.
+        target: of the float output and the states of float sampling.
+
+    Raises:
+        ValueError: so few images that the covariances of the lowest band are singular.
+    """
+    c = len(source.mean) // 2
+    if source.count < 2 * c + 1:
+        raise ValueError(
+            f"expected at least {2 * c + 1} images to match the spectrum of {c} channels, got {source.count}; "
+            "raise noise.images"
+        )
+    white = SHRINKAGE * torch.eye(c, dtype=torch.float64) * _mean_variance(target.rest)
+    gain = _transport(source.rest + white, target.rest + white)
+    on_x = target.linear - gain @ source.linear
+    return Spectral(gain, on_x, target.mean[:c] - gain[0] @ source.mean[:c] - on_x[0] @ source.mean[c:])
+
+
+def distance(source: Spectrum, target: Spectrum, step: Step) -> float:
+    """How far the next state is from where it should be: the squared Wasserstein distance of Gaussians, per pixel.
+
+    Args:
+        source: of the output in use and the states that it was made on.
+        target: of the float output and the states of float sampling.
+        step: what makes the next state of them.
+    """
+    (mean, s), (aim, t) = source.next_state(step), target.next_state(step)
+    root = _root(s)
+    gaps = (s + t - 2 * _root(root @ t @ root)).diagonal(dim1=-2, dim2=-1).sum(-1)
+    return float((mean - aim).square().sum() + (gaps * source.sizes).sum() / source.sizes.sum())
+
+
+def _mean_variance(covariance: Tensor) -> Tensor:
+    return covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=0)[..., None, None]
+
+
+def _transport(source: Tensor, target: Tensor) -> Tensor:
+    """The symmetric optimal transport map from N(0, source) to N(0, target), both (..., C, C)."""
+    root = _root(source)
+    inverse = torch.linalg.pinv(root, hermitian=True)
+    return inverse @ _root(root @ target @ root) @ inverse
+
+
+def _root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    return (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT

@@ -1,0 +1,42 @@
+"""What a fitted correction does with the output at one step: m~ from q, x_t and the output layer's input."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+class Repair(ABC):
+    """An estimate of the float output at one step. Its fields are tensors, saved by their names."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:
+        """m~, (B, C, H, W).
+
+        Args:
+            q: the quantized network's output, (B, C, H, W).
+            x_t: the state that it was asked about, (B, C, H, W).
+            features: the input of its output layer after that layer's activation quantizer, (B, F, H, W).
+        """
+
+    @property
+    @abstractmethod
+    def needs_features(self) -> bool:
+        """Whether m~ depends on the features; otherwise any tensor may stand for them."""
+
+    @abstractmethod
+    def macs(self, shape: tuple[int, ...]) -> int:
+        """Multiplications for one image of shape (C, H, W), those that fold into the output layer left out."""
+
+    def nothing(self) -> "Repair":
+        """The one of the same shapes that leaves the output as it is."""
+        return type(self)(**{name: torch.zeros_like(tensor) for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Its coefficients by name."""
+        return {field.name: getattr(self, field.name).contiguous() for field in fields(self)}  # type: ignore[arg-type]

@@ -1,0 +1,60 @@
+"""Repairs of frequencies."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ptq_diffusion.correction.repair.repair import Repair
+from ptq_diffusion.numeric.spectrum import cosine_transform, inverse_cosine_transform, radial_bands
+
+
+@dataclass(frozen=True)
+class Spectral(Repair):
+    """m~(w) = A_w q(w) + B_w x_t(w) + c, band by band in the cosine transform.
+
+    Args:
+        on_q: A, (bands, C, C).
+        on_x: B, (bands, C, C).
+        offset: c, (C,), which moves the mean of every channel.
+    """
+
+    kind: ClassVar[str] = "spectral"
+    on_q: Tensor
+    on_x: Tensor
+    offset: Tensor
+
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:  # noqa: ARG002
+        bands = radial_bands(*q.shape[-2:], RINGS).to(q.device)
+        matrices, spectrum = torch.cat([self.on_q, self.on_x], dim=2), cosine_transform(torch.cat([q, x_t], dim=1))
+        return inverse_cosine_transform(banded(matrices.to(q), bands, spectrum)) + self.offset.to(q)[:, None, None]
+
+    def nothing(self) -> "Spectral":
+        eye = torch.eye(len(self.offset), dtype=self.on_q.dtype).expand_as(self.on_q)
+        return Spectral(eye, torch.zeros_like(self.on_x), torch.zeros_like(self.offset))
+
+    @property
+    def needs_features(self) -> bool:
+        return False
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        channels, height, width = shape
+        transforms = 3 * channels * height * width * (height + width)
+        return transforms + 2 * channels**2 * height * width
+
+
+RINGS = 16
+"""How many rings of frequencies a spectral repair tells apart; radial_bands leaves out those that a size lacks."""
+
+
+def banded(matrices: Tensor, bands: Tensor, spectrum: Tensor) -> Tensor:
+    """Every coefficient's channels times the matrix of its band: (bands, O, I) and (B, I, H, W) to (B, O, H, W).
+
+    One channel after the other, as planes: matrices so small cost more than they compute.
+    """
+    planes = matrices[bands].permute(3, 2, 0, 1).contiguous()
+    found = planes[0] * spectrum[:, :1]
+    for plane, channel in zip(planes[1:], spectrum[:, 1:].split(1, dim=1), strict=True):
+        found.addcmul_(plane, channel)
+    return found

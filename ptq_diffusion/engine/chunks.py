@@ -1,0 +1,129 @@
+"""Work on samples, chunk by chunk, on any number of devices: what is behind trajectories, noise and images."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning import Fabric
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ptq_diffusion.artefact.files import holds_tensors, write_tensors
+from ptq_diffusion.engine.runtime import Runtime, quiet_libraries, track
+from ptq_diffusion.numeric.seed import SampleNoise
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A micro-batch of samples of one run seed.
+
+    Every chunk is computed at the full size, so that the last one is bit-identical whatever the number of images; the
+    first `count` samples are wanted, the others are padding.
+    """
+
+    purpose: str
+    seed: int
+    first: int
+    size: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """The name of its file; files sort by seed and sample."""
+        return f"{self.seed:010d}-{self.first:010d}.safetensors"
+
+    def noise(self, shape: Sequence[int]) -> SampleNoise:
+        """The noise of its samples, padding included."""
+        return SampleNoise(self.seed, range(self.first, self.first + self.size), shape, self.purpose)
+
+
+def chunks(purpose: str, seeds: Sequence[int], images: int, micro_batch: int) -> list[Chunk]:
+    """The chunks of `images` samples for every seed.
+
+    Raises:
+        ValueError: no seed, image or batch, or a seed named twice.
+    """
+    if images < 1 or micro_batch < 1:
+        raise ValueError(f"expected at least 1 image and a micro_batch of at least 1, got {images} and {micro_batch}")
+    if any(type(seed) is not int for seed in seeds):
+        raise ValueError(f"expected whole numbers as seeds, such as seeds=[0,1], got {list(seeds)}")
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ValueError(f"expected seeds that are distinct and not negative, at least one, got {list(seeds)}")
+    starts = range(0, images, micro_batch)
+    return [
+        Chunk(purpose, seed, first, micro_batch, min(micro_batch, images - first)) for seed in seeds for first in starts
+    ]
+
+
+class ChunkWork(nn.Module, ABC):
+    """What is done with a chunk. Networks that it holds are moved to the device."""
+
+    @abstractmethod
+    def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
+        """Tensors to keep of this chunk, padding dropped where nothing later asks a network for whole chunks."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What all devices need to know of the chunks that are still to be done.
+
+    Args:
+        chunks: they are.
+        folder: where their files go.
+        title: what the progress bar calls them.
+        progress: whether there is a bar.
+        threads: of torch in every process, on which the last bits of a result on the CPU depend.
+    """
+
+    chunks: Sequence[Chunk]
+    folder: Path
+    title: str
+    progress: bool
+    threads: int
+
+
+def do_share(fabric: Fabric, build: Callable[[], ChunkWork], missing: Missing) -> None:
+    """Do this device's share, every n-th of the missing chunks of n devices."""
+    quiet_libraries()
+    torch.set_num_threads(missing.threads)
+    work = build().eval().to(fabric.device)
+    share = missing.chunks[fabric.global_rank :: fabric.world_size]
+    with torch.inference_mode():
+        for chunk in track(share, missing.title, missing.progress and fabric.is_global_zero):
+            write_tensors(missing.folder / chunk.name, work(chunk, fabric.device))
+
+
+def run_chunks(
+    build: Callable[[], ChunkWork], wanted: Sequence[Chunk], folder: Path, runtime: Runtime, title: str
+) -> None:
+    """Do the chunks whose files `folder` lacks, shared by all devices; no chunk depends on another.
+
+    Args:
+        build: makes the work. Each device calls it in a process of its own, so it is what can be pickled and its result
+            need not be: a bound method of a stage with its configuration, never a lambda.
+        wanted: all chunks.
+        folder: receives a file for each; a file cut short by a power cut counts as missing.
+        runtime: the devices.
+        title: what the progress bar calls the work.
+    """
+    folder.mkdir(exist_ok=True)
+    missing = [chunk for chunk in wanted if not holds_tensors(folder / chunk.name)]
+    if missing:
+        told = Missing(missing, folder, title, runtime.progress, torch.get_num_threads())
+        runtime.launch(partial(do_share, build=build, missing=told), len(missing))
+
+
+def read_chunks(folder: Path) -> Iterator[dict[str, Tensor]]:
+    """The tensors of every chunk in the order of seeds and samples.
+
+    Raises:
+        FileNotFoundError: the folder holds no chunk.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"expected chunk files in {folder}, found none; remove its parent to make it again")
+    for file in files:
+        yield load_file(file)

@@ -1,0 +1,76 @@
+"""The contract of a stage."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from omegaconf import DictConfig
+
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.model.unet import folder_checksum
+
+
+class Stage(ABC):
+    """One step of the story: from a part of the configuration and earlier artefacts to a folder of files.
+
+    Class attributes:
+        name: the folder in the store, and what an experiment's `goal` names.
+        version: raised when the meaning of the result changes.
+        needs: the stages whose artefacts `make` may receive; see `inputs`.
+        uses: dotted keys of the configuration that `make` is given; it can read no other.
+        scratch: what `make` leaves in its folder only to go on from after an interruption; removed at the end.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    needs: ClassVar[tuple[type["Stage"], ...]] = ()
+    uses: ClassVar[tuple[str, ...]]
+    scratch: ClassVar[tuple[str, ...]] = ()
+
+    def inputs(self, cfg: DictConfig) -> Mapping[str, "Need"]:
+        """What `make` receives for a whole configuration, by name: by default the artefacts of all of `needs`."""
+        return {need.name: Need(need, cfg) for need in self.needs}
+
+    @abstractmethod
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+        """Fill the folder `out`, which may hold what an interrupted attempt left.
+
+        Args:
+            cfg: the part of the configuration named by `uses`.
+            inputs: the artefact folder of each need, by the name that `inputs` gives it.
+            out: an existing folder, renamed into the store when this method returns.
+            runtime: devices, progress and loggers: what cannot change the numbers.
+        """
+
+    def evidence(self, cfg: DictConfig) -> dict[str, str]:  # noqa: ARG002
+        """Checksums of the files outside the store that the stage reads, such as the model's weights."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Need:
+    """An artefact that a stage is made from.
+
+    Args:
+        stage: which makes it.
+        cfg: the configuration that it is made of.
+        remedy: what to do where it cannot be made, beside what the error says.
+    """
+
+    stage: type[Stage]
+    cfg: DictConfig
+    remedy: str = ""
+
+
+class ModelStage(Stage):
+    """A stage that reads the model's folder, whose contents are part of its signature."""
+
+    def evidence(self, cfg: DictConfig) -> dict[str, str]:
+        return {"model": folder_checksum(cfg.model.path)}
+
+
+def upstream(stage: type[Stage]) -> frozenset[str]:
+    """The names of a stage and of all stages that it is made of."""
+    return frozenset((stage.name,)).union(*(upstream(need) for need in stage.needs))

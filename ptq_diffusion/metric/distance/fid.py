@@ -1,0 +1,116 @@
+"""The Fréchet distance of variants of the same noise, to real images or to one of them, with bootstrap errors."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ptq_diffusion.metric.distance.frechet import FeatureMoments, distance_to, frechet_distance
+from ptq_diffusion.metric.inference.bootstrap import Paired, Track, count_of, require_pairs, resample
+
+
+def paired_fid(
+    features: Mapping[str, Tensor],
+    reference: FeatureMoments,
+    replicates: int,
+    seed: int,
+    track: Track = lambda items: items,
+    strata: int = 1,
+) -> Paired:
+    """The Fréchet distance of every variant to a reference, with errors.
+
+    Args:
+        features: by variant, (N, D); row i of every variant comes from the same noise.
+        reference: moments of the features of real images, of the same extractor.
+        replicates: the number of resampled sets, R.
+        seed: of the resampling; equal seeds give equal results.
+        track: wraps the loop over replicates, to draw its progress.
+        strata: the number of seeds, whose images follow each other, equally many of each.
+
+    Returns:
+        Distances in squared units of the features.
+
+    Raises:
+        ValueError: the variants differ in shape or their D is not the reference's, N < 2 or R < 2.
+    """
+    require_pairs(features, 2)
+    width = len(reference.mean)
+    found = {variant: tuple(rows.shape) for variant, rows in features.items()}
+    if any(shape[1] != width for shape in found.values()):
+        raise ValueError(f"expected (N, {width}) features as in the reference, got {found}")
+    return _paired_distance(features, lambda _: reference, reference.extractor, replicates, seed, track, strata)
+
+
+def paired_fid_to(
+    variant: str,
+    features: Mapping[str, Tensor],
+    extractor: str,
+    replicates: int,
+    seed: int,
+    track: Track = lambda items: items,
+    strata: int = 1,
+) -> Paired:
+    """The Fréchet distance of every variant to one of them, with errors.
+
+    That one is resampled with the others: what it shares with them cancels, and its own distance is exactly 0 +- 0.
+
+    Args:
+        variant: the one that the others are compared with.
+        features: by variant, (N, D); row i of every variant comes from the same noise.
+        extractor: the checksum of the extractor.
+        replicates: the number of resampled sets, R.
+        seed: of the resampling.
+        track: wraps the loop over replicates, to draw its progress.
+        strata: the number of seeds.
+
+    Returns:
+        Distances in squared units of the features.
+
+    Raises:
+        ValueError: the variants differ in shape, N < 2 or R < 2.
+    """
+    require_pairs(features, 2)
+    rows = features[variant].double()
+
+    def reference(weights: Tensor) -> FeatureMoments:
+        mean, covariance = _weighted_moments(weights, rows - rows.mean(0))
+        return FeatureMoments(len(rows), mean + rows.mean(0), covariance, extractor)
+
+    return _paired_distance(features, reference, extractor, replicates, seed, track, strata)
+
+
+def _paired_distance(
+    features: Mapping[str, Tensor],
+    reference: Callable[[Tensor], FeatureMoments],
+    extractor: str,
+    replicates: int,
+    seed: int,
+    track: Track,
+    strata: int,
+) -> Paired:
+    """Distances to a reference that may itself depend on the resampling weights."""
+    count = count_of(features)
+    whole = reference(torch.ones(count, dtype=torch.float64))
+    values = {name: frechet_distance(FeatureMoments.of(rows, extractor), whole) for name, rows in features.items()}
+    # centred once, so that weighted second moments lose no digits
+    centres = {name: rows.double().mean(0) for name, rows in features.items()}
+    centred = {name: rows.double() - centres[name] for name, rows in features.items()}
+
+    def statistic(weights: Tensor) -> Mapping[str, Tensor]:
+        distances = torch.empty(len(weights), len(features), dtype=torch.float64)
+        for row in track(range(len(weights))):
+            drawn = reference(weights[row])
+            for column, (name, rows) in enumerate(centred.items()):
+                mean, covariance = _weighted_moments(weights[row], rows)
+                distances[row, column] = distance_to(mean + centres[name], covariance, drawn)
+        return dict(zip(features, distances.T, strict=True))
+
+    return resample(values, statistic, count, replicates, seed, strata)
+
+
+def _weighted_moments(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and unbiased covariance (D, D) of rows (N, D) repeated by whole-number weights (N,)."""
+    total = weights.sum()
+    mean = weights @ rows / total
+    scaled = rows * weights.sqrt()[:, None]
+    return mean, (scaled.T @ scaled - total * torch.outer(mean, mean)) / (total - 1)

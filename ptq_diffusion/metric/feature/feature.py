@@ -1,0 +1,128 @@
+"""The contract of a feature space, and the features of images in it."""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor sees in N images, row i in image i.
+
+    Args:
+        vectors: (N, D) float32, the space of FID, KID and the neighbours.
+        spatial: (N, S) float32, a coarse map of an earlier layer, flattened; None where the extractor has none.
+        probabilities: (N, K) float32, of the extractor's own classes; None where it is no classifier.
+    """
+
+    vectors: Tensor
+    spatial: Tensor | None = None
+    probabilities: Tensor | None = None
+
+    @classmethod
+    def cat(cls, parts: Sequence["Features"]) -> "Features":
+        """The features of several batches of one extractor, in their order."""
+        spatial = [part.spatial for part in parts if part.spatial is not None]
+        probabilities = [part.probabilities for part in parts if part.probabilities is not None]
+        vectors = torch.cat([part.vectors for part in parts])
+        return cls(
+            vectors, torch.cat(spatial) if spatial else None, torch.cat(probabilities) if probabilities else None
+        )
+
+    def save(self, path: Path, extractor: str) -> None:
+        """Write a safetensors file, whole or not at all, with the extractor's checksum."""
+        tensors = {"vectors": self.vectors, "spatial": self.spatial, "probabilities": self.probabilities}
+        beside = path.with_name(path.name + ".tmp")
+        save_file(
+            {key: x.contiguous() for key, x in tensors.items() if x is not None}, beside, {"extractor": extractor}
+        )
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: Path, extractor: str) -> "Features":
+        """Features that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds something else, or features of another extractor than that of this checksum.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"expected features at {path}; evaluate the run again (goal=evaluate)")
+        with safe_open(path, "pt") as file:
+            found, names = (file.metadata() or {}).get("extractor"), set(file.keys())
+            if not {"vectors"} <= names <= {"vectors", "spatial", "probabilities"} or found != extractor:
+                raise ValueError(
+                    f"expected features of the extractor {extractor} in {path}, got {sorted(names)} of {found}; "
+                    "evaluate both runs with one extractor"
+                )
+            return cls(**{name: file.get_tensor(name) for name in names})
+
+
+class FeatureExtractor(nn.Module, ABC):
+    """Images to feature vectors, without any rounding of its own.
+
+    Attributes:
+        name: what a metric in this space is called after, as in `fid_<name>`.
+        num_features: the length D of a feature vector; torchmetrics reads it too.
+    """
+
+    name: str
+    num_features: int
+
+    @abstractmethod
+    def describe(self, images: Tensor) -> Features:
+        """The features of one batch.
+
+        Args:
+            images: (N, C, H, W), uint8 in 0..255 or floating point in [0, 1]; bytes and bytes / 255 give the same.
+
+        Raises:
+            ValueError: the images are not of such a shape or type.
+        """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The feature vectors alone, (N, D) float32; see `describe`."""
+        return self.describe(images).vectors
+
+    @torch.no_grad()
+    def batches(self, images: Tensor) -> Iterator[Features]:
+        """Features of (N, C, H, W) images on the CPU, `BATCH` images at a time, of the extractor's evaluation mode."""
+        device = next(iter(self.state_dict().values())).device
+        training = self.training
+        self.eval()
+        try:
+            for batch in images.split(BATCH):
+                found = self.describe(batch.to(device))
+                yield Features(found.vectors.cpu(), _on_cpu(found.spatial), _on_cpu(found.probabilities))
+        finally:
+            self.train(training)
+
+    def extract(self, images: Tensor) -> Features:
+        """The features of all images, (N, C, H, W), on the CPU; see `describe`."""
+        return Features.cat(list(self.batches(images)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The feature vectors of all images, (N, C, H, W) to (N, D) float32 on the CPU."""
+        return self.extract(images).vectors
+
+    def checksum(self) -> str:
+        """Sixteen hex digits over the names, shapes and values of all parameters and buffers."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.state_dict().items()):
+            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _on_cpu(rows: Tensor | None) -> Tensor | None:
+    return None if rows is None else rows.cpu()

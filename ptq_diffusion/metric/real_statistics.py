@@ -1,0 +1,87 @@
+"""What is kept of real images: the moments of their features, and some of the features themselves."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ptq_diffusion.metric.distance.frechet import FeatureMoments
+from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
+from ptq_diffusion.numeric.seed import generator
+
+KEPT = 4096
+"""How many feature vectors are kept. Kernels and neighbours need vectors, and few enough for all their distances."""
+
+
+@dataclass(frozen=True)
+class RealStatistics:
+    """Features of real images, as far as metrics need them.
+
+    Args:
+        moments: of the feature vectors, for FID.
+        spatial: of the spatial features, for sFID; None where the extractor has none.
+        vectors: (M, D) float16, of `KEPT` images or all if there are fewer, for KID and neighbours. Half precision is
+            exact to 2^-11 of a feature, far below the distances of different images.
+    """
+
+    moments: FeatureMoments
+    spatial: FeatureMoments | None
+    vectors: Tensor
+
+    @classmethod
+    def of_images(cls, images: Tensor, extractor: FeatureExtractor) -> "RealStatistics":
+        """Statistics of (N, C, H, W) images, uint8 or in [0, 1].
+
+        Raises:
+            ValueError: fewer than two images, or a feature is NaN or infinite.
+        """
+        batches, checksum = list(extractor.batches(images)), extractor.checksum()
+        found = Features.cat(batches)
+        spatial = None if found.spatial is None else _moments((b.spatial for b in batches), checksum)
+        moments = FeatureMoments.of_batches((batch.vectors for batch in batches), checksum)
+        return cls(moments, spatial, found.vectors[kept(len(images))].half())
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, whole or not at all, that `FeatureMoments.load` reads too."""
+        tensors = {"mean": self.moments.mean, "covariance": self.moments.covariance, "vectors": self.vectors}
+        if self.spatial is not None:
+            tensors |= {"spatial_mean": self.spatial.mean, "spatial_covariance": self.spatial.covariance}
+        beside = path.with_name(path.name + ".tmp")
+        save_file(tensors, beside, {"count": str(self.moments.count), "extractor": self.moments.extractor})
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "RealStatistics":
+        """Statistics that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds something else, such as moments alone.
+        """
+        moments = FeatureMoments.load(path)
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+            if "vectors" not in names:
+                raise ValueError(
+                    f"expected feature vectors beside the moments in {path}, got {sorted(names)}; "
+                    "make the statistics again with goal=reference_statistics"
+                )
+            spatial = None
+            if "spatial_mean" in names:
+                mean, covariance = file.get_tensor("spatial_mean"), file.get_tensor("spatial_covariance")
+                spatial = FeatureMoments(moments.count, mean, covariance, moments.extractor)
+            return cls(moments, spatial, file.get_tensor("vectors"))
+
+
+def kept(count: int) -> Tensor:
+    """Which of `count` images keep their vectors: the first `KEPT` of one fixed permutation, in ascending order."""
+    return torch.randperm(count, generator=generator("reference", count))[:KEPT].sort().values
+
+
+def _moments(batches: Iterable[Tensor | None], extractor: str) -> FeatureMoments:
+    return FeatureMoments.of_batches((batch for batch in batches if batch is not None), extractor)

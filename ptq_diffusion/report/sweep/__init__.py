@@ -1,0 +1,1 @@
+"""Many reports as one table, one figure and one verdict."""

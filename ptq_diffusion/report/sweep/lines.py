@@ -1,0 +1,130 @@
+"""A sweep as lines: one for each float model, each quantized model, and each correction of it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.metric import Interval
+from ptq_diffusion.report.sweep.runs import ABSENT, BITS, Run, depth
+from ptq_diffusion.stage.samples_corrected import CorrectedSamples
+from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
+from ptq_diffusion.stage.samples_quantized import QuantizedSamples
+
+NOT_RUN = "not run"
+FULL_PRECISION = "full precision"
+NONE = "none"
+STAGES: tuple[type[Stage], ...] = (FullPrecisionSamples, QuantizedSamples, CorrectedSamples)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table.
+
+    Args:
+        levels: level by factor, only of the factors that it depends on.
+        correction: `FULL_PRECISION`, `NONE` or a correction's name.
+        run: the name of the run that it was read from, the first of those that share it; empty if there is none.
+        values: the variant's row of the report, or nothing.
+        gain: FID corrected - quantized, of a correction's line.
+        reason: why there are no values.
+        against: differences to another correction by metric, where they were asked for.
+    """
+
+    levels: Mapping[str, str]
+    correction: str
+    run: str
+    values: Mapping[str, Any]
+    gain: Interval | None = None
+    reason: str = ""
+    against: Mapping[str, Interval | str] = field(default_factory=dict)
+
+
+def lines_of(runs: Sequence[Run], factors: Sequence[str]) -> list[Line]:
+    """Lines in the order of the factors' levels: a float model, its quantized models, the corrections of each.
+
+    Samples that runs share are one line. The grid is taken to be the full product of the levels and corrections of the
+    runs that did not fail. A cell of it without a run is a line that says so; where these would outnumber the runs,
+    several sweeps lie together, and one line counts them.
+    """
+    drawn: dict[tuple[object, ...], Line] = {}
+    for run in runs:
+        for rank, variant in enumerate(run.report["rows"] if run.report else ()):
+            line = _line(run, rank, variant, factors)
+            drawn.setdefault((rank, run.signature(STAGES[rank]), tuple(line.levels.items()), line.correction), line)
+    without = [Line(_levels(run, factors), run.correction, run.name, {}, None, run.reason) for run in runs]
+    absent = [Line(levels, name, "", {}, None, NOT_RUN) for levels, name in _not_run(runs, factors)]
+    if len(absent) > len(runs):
+        absent = [Line({}, "", "", {}, None, f"{len(absent)} more cells of the product of all levels: {NOT_RUN}")]
+    found = [line for line in drawn.values() if not _repeats_quantized(line)]
+    return sorted([*found, *(line for line in without if line.reason), *absent], key=_order(factors))
+
+
+def _line(run: Run, rank: int, variant: Mapping[str, Any], factors: Sequence[str]) -> Line:
+    name = (FULL_PRECISION, NONE, run.correction)[rank]
+    levels = {key: run.level(key) for key in factors if depth(key) <= rank}
+    return Line(levels, name, run.name, variant, _gain(run) if rank == 2 else None)
+
+
+def _gain(run: Run) -> Interval:
+    """The report holds quantized - corrected; a reader asks what the correction changed."""
+    pairs = run.report["paired"] if run.report else ()
+    (pair,) = (p for p in pairs if (p["a"], p["b"], p["metric"]) == ("quantized", "corrected", "fid"))
+    return Interval(pair["difference"], pair["standard_error"], pair["seed_spread"]).reversed
+
+
+def _repeats_quantized(line: Line) -> bool:
+    """Without a correction the corrected images are the quantized ones, which have a line."""
+    return line.correction == NONE and line.gain is not None
+
+
+def _levels(run: Run, factors: Sequence[str]) -> dict[str, str]:
+    return {key: run.level(key) for key in factors}
+
+
+def _not_run(runs: Sequence[Run], factors: Sequence[str]) -> list[tuple[dict[str, str], str]]:
+    """Cells of the product that no run has. Options that exclude each other, as DDPM and eta do, are not crossed."""
+    cells = {(tuple(_levels(run, factors).values()), run.correction) for run in runs}
+    alive = [run for run in runs if not run.reason.startswith("failed")]
+    observed = [sorted({run.level(key) for run in alive}) for key in factors]
+    kinds = {_kind(_levels(run, factors)) for run in alive}
+    names = sorted({run.correction for run in alive} - {NONE})
+    grid = [(dict(zip(factors, levels, strict=True)), name) for levels in product(*observed) for name in names]
+    return [
+        (levels, name)
+        for levels, name in grid
+        if _kind(levels) in kinds and (tuple(levels.values()), name) not in cells
+    ]
+
+
+def _kind(levels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Which classes are chosen and which options they lack."""
+    return tuple((key, level) for key, level in levels.items() if key.endswith("_target_") or level == ABSENT)
+
+
+def _order(factors: Sequence[str]) -> Callable[[Line], list[Any]]:
+    """Level by level of what is shared, the shared line first; more bits before fewer."""
+
+    def key(line: Line) -> list[Any]:
+        rank = {FULL_PRECISION: 0, NONE: 1}.get(line.correction, 2)
+        found: list[Any] = []
+        for level in range(3):
+            found.append(rank >= level)
+            found += [_natural(factor, line.levels.get(factor, "")) for factor in factors if depth(factor) == level]
+        return [*found, line.correction, line.run]
+
+    return key
+
+
+def _natural(factor: str, level: str) -> list[tuple[float, str]]:
+    sign = -1 if factor == BITS else 1
+    return [(sign * float(part), "") if _is_number(part) else (0.0, part) for part in level.split("/")]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,0 +1,156 @@
+"""The runs of a sweep as their folders tell it, and the options in which they differ."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from ptq_diffusion.engine.run_files import FAILURE
+from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.stage.samples_corrected import CorrectedSamples
+from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
+from ptq_diffusion.stage.samples_quantized import QuantizedSamples
+
+BITS = "W/A"
+"""The factor that stands for a policy's inner bits."""
+ABSENT = "-"
+"""The level of an option that a run does not have, such as eta without DDIM."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run whose goal was a report.
+
+    Args:
+        folder: where it lies.
+        name: its path below the folder of all runs, by which it is told from the others.
+        config: level by dotted key of its configuration, as text; its inner bits are the key `BITS`.
+        correction: the name of its correction.
+        report: what report.json holds, or None.
+        reason: why there is no report; empty where there is one.
+    """
+
+    folder: Path
+    name: str
+    config: Mapping[str, str]
+    correction: str
+    report: Mapping[str, Any] | None
+    reason: str
+
+    def level(self, key: str) -> str:
+        """The level of a factor."""
+        return self.config.get(key, ABSENT)
+
+    def signature(self, stage: type[Stage]) -> str:
+        """What the run was made of, by the stage; empty where it has no report."""
+        return self.report["signatures"][stage.name] if self.report else ""
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Every run below a folder whose goal is a report: complete, failed, or neither, which is unfinished.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    places = {path.parent for name in ("config.yaml", FAILURE) for path in folder.rglob(name)}
+    runs = [run for place in sorted(places) if (run := _read(place, folder)) is not None]
+    if not runs:
+        raise FileNotFoundError(f"expected runs with a report.json below {folder}, found none; run experiments first")
+    return runs
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's configuration, which was resolved when it was written."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+
+
+def _read(folder: Path, above: Path) -> Run | None:
+    """The run in a folder below that of all; None where its goal is another, or the files are somebody else's.
+
+    Raises:
+        ValueError: a file is cut off or broken.
+    """
+    try:
+        failure, report = (_json(folder / name) for name in (FAILURE, "report.json"))
+        config = read_config(folder) if failure is None else failure["config"]
+    except (ValueError, KeyError, OSError, YAMLError) as error:
+        raise ValueError(
+            f"expected the files of a run in {folder}, got one that cannot be read ({error}); "
+            "remove the folder or run its command again"
+        ) from error
+    if not isinstance(config, dict) or config.get("goal") != "report" or "labels" not in config:
+        return None
+    flat = _flat(config)
+    flat[BITS] = "/".join(flat.pop(f"bitwidth.inner.{operand}", ABSENT) for operand in ("weight", "activation"))
+    reason = "" if report else "unfinished: no report.json"
+    if failure is not None:
+        report, reason = None, f"failed: {failure['error']}: {failure['message']}"
+    return Run(folder, folder.relative_to(above).as_posix(), flat, flat["labels.correction"], report, reason)
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The keys in which runs differ, what the float samples depend on first; the bits are always among them.
+
+    An option of a correction counts where runs of one correction differ in it. What changes no number, and what the
+    protocol compares, does not count.
+    """
+    keys = {key for run in runs for key in run.config if not key.startswith(UNCOUNTED)} - {BITS}
+    chosen = [key for key in sorted(keys) if _differs(key, runs)]
+    return sorted([*chosen, BITS], key=depth)
+
+
+def depth(key: str) -> int:
+    """0 for what float samples depend on, 1 for what only quantized ones do, 2 for what only corrected ones do."""
+    stages: tuple[type[Stage], ...] = (FullPrecisionSamples, QuantizedSamples, CorrectedSamples)
+    named = "bitwidth" if key == BITS else key
+    return next((i for i, stage in enumerate(stages) if named.startswith(_given(stage))), len(stages) - 1)
+
+
+UNCOUNTED = (
+    "name",
+    "labels.",
+    "goal",
+    "images",
+    "seeds",
+    "outputs",
+    "force",
+    "runtime.",
+    "logger.",
+    "reference.",
+    "trial.",
+)
+
+
+def _given(stage: type[Stage]) -> tuple[str, ...]:
+    """Every part of the configuration that an artefact depends on."""
+    return (*stage.uses, *(part for need in stage.needs for part in _given(need)))
+
+
+def _differs(key: str, runs: Sequence[Run]) -> bool:
+    if not key.startswith("correction."):
+        return len({run.level(key) for run in runs}) > 1
+    return len({(run.correction, run.level(key)) for run in runs}) > len({run.correction for run in runs})
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = _level(value)
+    return found
+
+
+def _level(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _json(path: Path) -> Any:  # noqa: ANN401
+    return json.loads(path.read_text()) if path.is_file() else None

@@ -1,0 +1,33 @@
+"""Stage: images of the quantized model, corrected."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ptq_diffusion.correction import FittedCorrection
+from ptq_diffusion.engine.workshop import build_model, build_quantized
+from ptq_diffusion.network import OutputLayerTap
+from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.draw_corrected import draw_corrected
+from ptq_diffusion.stage.draw_images import DrawImages
+from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.samples import QUANTIZING, SAMPLING, Samples
+
+
+class CorrectedSamples(Samples):
+    """Images of the quantized model, corrected."""
+
+    name = "samples_corrected"
+    version = 1
+    needs = (Calibrate, Fit)
+    uses = (*SAMPLING, *QUANTIZING)
+
+    title = "corrected images"
+
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:
+        model = build_model(cfg)
+        quantized = build_quantized(cfg, model, inputs[Calibrate.name])
+        return draw_corrected(
+            quantized, OutputLayerTap(quantized, model.sites()), FittedCorrection.load(inputs[Fit.name])
+        )

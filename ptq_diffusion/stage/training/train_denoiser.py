@@ -1,0 +1,58 @@
+"""Stage: train a denoiser from scratch and save it as a diffusers pipeline."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDPMPipeline
+from lightning import seed_everything
+from omegaconf import DictConfig
+
+from ptq_diffusion.data import LabelledImages
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
+from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay, resumable_fit
+
+
+class TrainDenoiser(Stage):
+    """From images to a `DDPMPipeline` folder that holds the averaged weights; resumes from its own checkpoint."""
+
+    name = "train_denoiser"
+    version = 1
+    uses = ("data", "training")
+    scratch = ("checkpoint",)
+
+    def evidence(self, cfg: DictConfig) -> dict[str, str]:
+        return {"data": construct(cfg.data).checksum()}
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
+        training, data = cfg.training, construct(cfg.data).load()
+        seed_everything(training.seed)
+        module = DenoiserTraining(
+            network=construct(training.network),
+            scheduler=construct(training.scheduler),
+            optimizer=construct(training.optimizer),
+            rate=WarmupStableDecay(training.steps, training.warmup, training.cooldown),
+            ema_decay=training.ema_decay,
+            snr_gamma=training.snr_gamma,
+        )
+        require_size(module.network.config, data)
+        resumable_fit(module, data, training, out, runtime)
+        DDPMPipeline(module.average.module.eval(), module.scheduler).save_pretrained(out, safe_serialization=True)
+
+
+def require_size(config: Mapping[str, Any], data: LabelledImages) -> None:
+    """Refuse images of another size than the network's, which would be trained on and never sampled.
+
+    Raises:
+        ValueError: channels, height or width differ.
+    """
+    size = config["sample_size"]
+    expected = (config["in_channels"], *((size, size) if isinstance(size, int) else size))
+    if tuple(data.images.shape[1:]) != expected:
+        raise ValueError(
+            f"expected images {expected} as the network has it, got {tuple(data.images.shape[1:])}; resize them or set "
+            "training.network.sample_size, in_channels and out_channels"
+        )

@@ -1,0 +1,71 @@
+"""Every bundled model is one word: with it come the reference and the feature space of its own images."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from ptq_diffusion.command.doctor import MODEL_CHECKSUMS
+from ptq_diffusion.command.preflight import check
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.store import Store
+from ptq_diffusion.engine.workshop import build_model
+from ptq_diffusion.main import CONF
+from ptq_diffusion.metric import FeatureMoments, frechet_distance
+from ptq_diffusion.model.unet import MODELS
+from ptq_diffusion.stage.evaluate import Evaluate
+from ptq_diffusion.stage.reference import build_extractor
+from ptq_diffusion.stage.samples import read_images
+from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
+
+NAMES = [MODELS.path(path).name for path in MODELS.names()]
+every_model = pytest.mark.parametrize("name", NAMES)
+
+
+def composed(*overrides):
+    """With what the command line alone knows, the names that were chosen."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    return cfg
+
+
+def test_every_one_has_a_configuration_and_a_checksum():
+    assert list(MODEL_CHECKSUMS) == MODELS.names()
+    chosen = {name: OmegaConf.load(CONF / "model" / f"{name}.yaml").path for name in NAMES}
+    assert list(chosen.values()) == MODELS.names()
+
+
+@every_model
+def test_it_is_the_network_that_its_training_configures(name):
+    training, model = OmegaConf.load(CONF / "training" / f"{name}.yaml"), build_model(composed(f"model={name}"))
+    asked, found = dict(construct(training.network).config), dict(model.network.config)
+    assert {key: found[key] for key in asked if not key.startswith("_")} == {
+        key: value for key, value in asked.items() if not key.startswith("_")
+    }
+    assert model.scheduler_config.items() >= {k: v for k, v in training.scheduler.items() if k != "_target_"}.items()
+
+
+@every_model
+def test_its_samples_are_far_nearer_to_its_reference_than_noise_is(name, tmp_path):
+    few = ("images=16", "seeds=[0]", "micro_batch=16", "sampler.steps=5", "sampler.eta=0")
+    cfg = composed(f"model={name}", *few)
+    check(cfg, Evaluate)
+    images = read_images(Store(tmp_path, Runtime("cpu", progress=False)).obtain(FullPrecisionSamples, cfg))
+    extractor = build_extractor(cfg)
+    reference = construct(cfg.reference).statistics(extractor).moments
+    noise = torch.randint(256, images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    near, far = (frechet_distance(FeatureMoments.of_images(x, extractor), reference) for x in (images, noise))
+    assert near < 0.6 * far
+
+
+@every_model
+def test_what_comes_with_it_is_replaced_by_what_is_asked_for(name):
+    own = composed(f"model={name}")
+    assert own.labels.metric == build_extractor(own).name
+    words = [f"model={name}", "metric=pixels", "reference=none"]
+    for asked in (composed(*words), composed(*reversed(words))):
+        assert (asked.labels.metric, asked.model) == ("pixels", own.model)
+        assert asked.reference == OmegaConf.load(CONF / "reference" / "none.yaml")

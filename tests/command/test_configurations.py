@@ -1,0 +1,68 @@
+"""Every configuration composes, and everything that it names can be built and run."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from ptq_diffusion.engine.factory import construct
+
+CONF = Path(__file__).parents[2] / "conf"
+GROUPS = {
+    "model": "model",
+    "sampler": "sampler",
+    "bitwidth": "bitwidth",
+    "correction": "correction",
+    "metric": "metric",
+    "reference": "reference",
+    "logger": "logger",
+    "quantizer": "quantizer@quantizer.weight",
+    "range_search": "range_search@quantizer.activation.range_search",
+    "data": "data",
+    "training": "training",
+}
+OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "experiment"]
+EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def test_every_group_is_known():
+    assert {group for group, _ in OPTIONS} == set(GROUPS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes(experiment):
+    cfg = composed(f"experiment={experiment}")
+    assert cfg.goal
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_builds(group, option, tiny_model_folder):
+    cfg = composed(f"{GROUPS[group]}={option}")
+    for key in ("model", "reference", "data"):
+        node = cfg.get(key)
+        for name in ("path", "folder"):
+            if node is not None and OmegaConf.is_missing(node, name):
+                node[name] = str(tiny_model_folder() if key == "model" else Path(__file__))
+    if group == "quantizer":
+        assert construct(cfg.quantizer.weight)(4).grid.bits == 4
+    elif group == "range_search":
+        assert construct(cfg.quantizer.activation.range_search)
+    elif group == "training":
+        assert construct(cfg.training.network)
+        assert construct(cfg.training.augmentation)
+    elif group == "metric":
+        assert construct(cfg.metric.extractor).num_features <= 256
+    else:
+        assert construct(cfg[group])
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_file_opens_with_the_words_that_choose_it(path):
+    words = [line for line in path.read_text().splitlines() if line.startswith("#")][:2]
+    assert any("=" in line and path.stem in line for line in words), "say what it is and how it is chosen"

@@ -1,0 +1,177 @@
+"""What is particular to QNCD: the bias is found while sampling, from what the network says of known noise."""
+
+import operator
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from ptq_diffusion.correction import (
+    QNCD,
+    Fingerprint,
+    FittedCorrection,
+    NoCorrection,
+    NoiseStatistics,
+    Predictor,
+    StepMoments,
+)
+from ptq_diffusion.correction.corrected_denoiser import estimated_bias
+from ptq_diffusion.engine.chunks import Chunk
+from ptq_diffusion.model import GaussianDenoiser
+from ptq_diffusion.network import Rescaling
+from ptq_diffusion.numeric.seed import SampleNoise, generator
+from ptq_diffusion.sampler import DDIM, sample
+from ptq_diffusion.sampler.step import fingerprint
+from ptq_diffusion.stage.draw_corrected import draw_corrected
+from ptq_diffusion.stage.evaluate import _costs
+
+SHAPE, COUNT = (2, 4, 4), 4000
+MODEL = GaussianDenoiser(SHAPE, mean=0.4, std=0.5)
+MU = torch.tensor([0.1, -0.15]).view(2, 1, 1)
+STEPS = DDIM(12, 0.5, {}).steps(MODEL.scheduler_config)
+
+
+def biased(x, t, rescalings=None):
+    """Q and features of a network without layers."""
+    assert not rescalings
+    return MODEL.predict(x, t) + MU, x
+
+
+def fitted(correction, steps=STEPS):
+    x = torch.randn(20, *SHAPE, generator=generator("x"))
+    moments = [StepMoments.of(MODEL.predict(x, step.t), biased(x, step.t)[0], x) for step in steps]
+    return correction.fit(NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments), steps)
+
+
+def drawn(correction, seed, indices, asked=None):
+    """x_0 of these images of the biased network, corrected."""
+
+    def ask(x, t, rescalings):
+        if asked is not None:
+            asked.append((x.clone(), t))
+        return biased(x, t, rescalings)
+
+    predict = Predictor(correction, ask, SampleNoise(seed, indices, SHAPE, "apart"))
+    *_, last = sample(predict, correction.steps, SampleNoise(seed, indices, SHAPE), correction.sigma)
+    return last.x_s
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_a_planted_bias_is_found_within_its_standard_errors(kind):
+    """Up to the share that the x_0 implied by a biased output hides, which is nothing towards the end."""
+    steps = DDIM(12, 0.0, {"prediction_type": kind}).steps(DDPMScheduler(clip_sample=False).config)
+    for step in steps:
+        abar = step.abar_t
+        x, e = torch.randn(2, COUNT, *SHAPE, generator=generator("x", step.i)).double()
+        x = abar**0.5 * (0.4 + 0.5 * x) + (1 - abar) ** 0.5 * torch.randn(x.shape, generator=generator("z", step.i))
+
+        def ask(x, t, step=step, abar=abar):
+            epsilon = MODEL.predict(x, t)
+            x_0 = (x - (1 - abar) ** 0.5 * epsilon) / abar**0.5
+            return (x_0 - step.p_x * x) / step.p_m + MU, x
+
+        found = estimated_bias(ask, x, ask(x, step.t)[0], step, e)
+        assert found.shape == (COUNT, 2, 1, 1)
+        share = abar * 0.25 / (abar * 0.25 + 1 - abar)
+        error = found.std(0) / COUNT**0.5
+        assert ((found.mean(0) - share * MU).abs() < 3 * error + 1e-6).all()
+    assert share > 0.999
+
+
+def test_the_estimate_is_taken_off_until_the_next():
+    correction = fitted(QNCD(5))
+    assert [own.estimates for own in correction.found] == [
+        i % 5 == 0 for i in range(12)
+    ] and correction.evaluations == 3
+    predict = Predictor(correction, biased, SampleNoise(3, range(6), SHAPE, "apart"))
+    noise, x = SampleNoise(3, range(6), SHAPE, "apart"), torch.randn(6, *SHAPE, generator=generator("x"))
+    for step in STEPS:
+        q, _ = biased(x, step.t)
+        if step.i % 5 == 0:
+            bias = estimated_bias(biased, x, q, step, noise.draw())
+        assert torch.equal(predict(x, step), q - bias)
+
+
+def test_a_drift_of_the_state_is_taken_for_a_bias_of_the_network():
+    """Which is this estimate's weakness: how an exact network answers a state that is off counts as its error."""
+    for step in STEPS[:-1]:
+        x, e = torch.randn(2, COUNT, *SHAPE, generator=generator("x", step.i))
+        x = step.abar_t**0.5 * (0.4 + 0.5 * x) + (1 - step.abar_t) ** 0.5 * e.flip(0)
+        found = []
+        for drift in (0.0, -0.5):
+            q = MODEL.predict(x + drift, step.t)
+            found.append(estimated_bias(lambda x, t: (MODEL.predict(x, t), x), x + drift, q, step, e))
+        assert abs(float(found[0].mean())) < 4 * float(found[0].std()) / (2 * COUNT) ** 0.5
+        assert (found[1] < found[0]).all()
+
+
+def test_images_do_not_depend_on_their_batch():
+    correction = fitted(QNCD(3))
+    together = drawn(correction, 5, range(7))
+    alone = torch.cat([drawn(correction, 5, [index]) for index in range(7)])
+    assert torch.allclose(together, alone, rtol=0, atol=1e-5)
+    other = drawn(correction, 6, range(7))
+    assert not torch.allclose(together, other, atol=0.1)
+
+
+def test_estimates_shift_no_noise_of_the_walk():
+    """Chunks draw their own noise as ever; what is noised again has another."""
+    chunk = Chunk("images", 7, 0, 4, 4)
+    starts, again = [], []
+    for correction in (fitted(NoCorrection()), fitted(QNCD(4))):
+        asked = []
+        tap = SimpleNamespace(
+            predict=lambda x, t, rescalings, asked=asked: asked.append((x.clone(), t)) or biased(x, t)
+        )
+        draw_corrected(MODEL, tap, correction)(chunk, torch.device("cpu"))
+        assert len(asked) == len(STEPS) + correction.evaluations
+        starts.append(asked[0][0])
+        again.append(asked[1])
+    assert torch.equal(*starts)
+    noised, t = again[1]
+    assert t == STEPS[0].t
+    x_0 = STEPS[0].predict_x_0(starts[0], biased(starts[0], t)[0])
+    e = (noised - STEPS[0].abar_t ** 0.5 * x_0) / (1 - STEPS[0].abar_t) ** 0.5
+    assert abs(float((e * starts[0]).mean())) < 0.3 and not torch.allclose(e, starts[0], atol=0.5)
+
+
+def test_what_is_asked_again_costs(composed, tiny_model_folder):
+    cfg = composed(
+        *(
+            "+model=diffusers",
+            f"model.path={tiny_model_folder()}",
+            "+sampler=ddim",
+            "sampler.steps=12",
+            "+bitwidth=w4a8",
+        ),
+        *("+quantizer@quantizer.weight=symmetric_per_channel", "+quantizer@quantizer.activation=affine_per_tensor"),
+    )
+    found = _costs(cfg, fitted(QNCD(5)))
+    ratio = found["corrected"]["bops_per_image"] / found["quantized"]["bops_per_image"]
+    assert ratio == pytest.approx(15 / 12)
+    assert found["corrected"]["weight_bytes"] == found["quantized"]["weight_bytes"]
+
+
+def test_options_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="every to be at least 1, got 0"):
+        QNCD(0)
+
+
+def test_the_bias_of_a_rescaled_network_is_that_of_the_rescaled_one():
+    plain = fitted(QNCD(3))
+    layers = [{"layer": Rescaling(torch.full((1,), 1.0 + step.i), torch.zeros(1))} for step in STEPS]
+    found = [replace(own, rescalings=use) for own, use in zip(plain.found, layers, strict=True)]
+    asked = []
+
+    def ask(x, t, rescalings):
+        asked.append(rescalings)
+        return MODEL.predict(x, t) + MU, x
+
+    predict = Predictor(FittedCorrection(STEPS, found), ask, SampleNoise(0, range(2), SHAPE, "apart"))
+    for _ in sample(predict, STEPS, SampleNoise(0, range(2), SHAPE), plain.sigma):
+        pass
+    expected = [use for own, use in zip(plain.found, layers, strict=True) for _ in range(1 + own.estimates)]
+    assert any(own.estimates for own in plain.found)
+    assert len(asked) == len(expected) and all(map(operator.is_, asked, expected))

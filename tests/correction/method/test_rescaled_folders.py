@@ -1,0 +1,82 @@
+"""Rescaled layers in folders, and between the steps of another table."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ptq_diffusion.correction.fitted import COEFFICIENTS, CONFIG, FittedCorrection, StepCorrection
+from ptq_diffusion.correction.noise.residual import Residual
+from ptq_diffusion.correction.transfer import interpolated
+from ptq_diffusion.network import InputGrid, Rescaling
+from ptq_diffusion.sampler import DDIM
+from tests.correction.pipelines import OURS, STEPS, fitted
+
+RESCALING = ("gain", "offset")
+
+
+def test_folders_keep_rescalings_bit_for_bit(pair, tmp_path):
+    correction = fitted("rescaled_matched", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
+    correction.save(tmp_path)
+    loaded = FittedCorrection.load(tmp_path)
+    assert loaded.rescales and loaded.size == correction.size
+    for own, again in zip(correction.found, loaded.found, strict=True):
+        assert own.rescalings.keys() == again.rescalings.keys()
+        for name, layer in own.rescalings.items():
+            assert torch.equal(layer.gain, again.rescalings[name].gain)
+            assert torch.equal(layer.offset, again.rescalings[name].offset)
+            assert layer.input_grid and layer.tensors().keys() == again.rescalings[name].tensors().keys()
+            assert torch.equal(layer.input_grid.scale, again.rescalings[name].input_grid.scale)
+            assert torch.equal(layer.input_grid.zero_point, again.rescalings[name].input_grid.zero_point)
+    assert not loaded.without_repairs().rescales
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop("0/rescaling/conv_in/offset"),
+        lambda tensors: tensors.update({"0/rescaling/conv_in/more": torch.zeros(1)}),
+        lambda tensors: tensors.update({"0/rescaling/conv_in/gain": torch.ones(3)}),
+        lambda tensors: tensors.update({"first/rescaling/conv_in/gain": torch.ones(8)}),
+        lambda tensors: tensors.update({"0/rescaling/x": torch.ones(8)}),
+        lambda tensors: tensors.update({"0/0/affine/k": torch.ones(())}),
+        lambda tensors: tensors.update({f"{STEPS}/rescaling/conv_in/{name}": torch.ones(8) for name in RESCALING}),
+        lambda tensors: tensors.update({f"-1/0/affine/{name}": torch.ones(()) for name in ("k", "bias")}),
+        lambda tensors: tensors.pop("sigma"),
+        lambda tensors: tensors.update(sigma=torch.ones(STEPS + 1)),
+    ],
+)
+def test_a_folder_with_other_coefficients_is_refused(change, pair, tmp_path):
+    fitted("rescaled", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair).save(tmp_path)
+    tensors = load_file(tmp_path / COEFFICIENTS)
+    change(tensors)
+    save_file(tensors, tmp_path / COEFFICIENTS)
+    with pytest.raises(ValueError, match=r"coefficients that FittedCorrection.save wrote.*; fit or export it again"):
+        FittedCorrection.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", [CONFIG, COEFFICIENTS])
+def test_a_broken_file_is_refused(file, pair, tmp_path):
+    fitted("rescaled", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair).save(tmp_path)
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-9])
+    with pytest.raises(ValueError, match=rf"FittedCorrection.save wrote in {tmp_path}.*; fit or export it again"):
+        FittedCorrection.load(tmp_path)
+
+
+def test_between_steps_a_rescaling_is_between_theirs_and_beside_none_half_of_itself(pair, tmp_path):
+    scheduler = pair[0].scheduler_config
+    few = DDIM(3, 0.0, {}).steps(scheduler)
+    report = fitted("none", few, pair).found[0].report
+    grid = InputGrid(torch.tensor([0.1]), torch.tensor([3], dtype=torch.int32))
+    layer = Rescaling(torch.tensor([3.0]), torch.tensor([1.0]), grid)
+    left = Residual(0.0, absorbed=0)
+    found = [StepCorrection((), 0.0, report, rescalings=own, residual=left) for own in ({"a": layer}, {}, {})]
+    many = interpolated(FittedCorrection(few, found), few, DDIM(12, 0.0, {}).steps(scheduler))
+    gains = [float(own.rescalings["a"].gain) if own.rescalings else 1.0 for own in many.found]
+    assert gains == sorted(gains, reverse=True) and gains[0] == 3 and gains[-1] == 1
+    assert any(1 < gain < 3 for gain in gains)
+    for own in many.found:
+        if own.rescalings:
+            assert float(own.rescalings["a"].offset) == pytest.approx((float(own.rescalings["a"].gain) - 1) / 2)
+    many.save(tmp_path)  # the grid, which beside none is the one that there is, is the same tensor at several steps
+    again = FittedCorrection.load(tmp_path).found
+    assert [float(own.rescalings["a"].gain) if own.rescalings else 1.0 for own in again] == gains

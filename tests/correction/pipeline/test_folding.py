@@ -1,0 +1,97 @@
+"""A filter folded into the output layer says what the layer and the filter behind it say."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from ptq_diffusion.correction import AskedBatch, Regression, StepCorrection, fold
+from ptq_diffusion.correction.repair.filter import Filter, FilterInt8
+from ptq_diffusion.correction.repair.spectral import Spectral
+from ptq_diffusion.network import LayerQuantizers, QuantizedConv2d, QuantizedLinear
+from ptq_diffusion.quantizer import AffineQuantizer, MinMax
+from ptq_diffusion.sampler import DDIM
+
+C, F = 2, 5
+NOTHING = torch.zeros(C, 0, 1, 1)
+SIDES = [(q, x, r) for q, x, r in itertools.product((0, 1), (0, 1, 3), (1, 3, 5))]
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def quantized_layer(outputs=C, bias=True, dtype=torch.float64, **options):
+    layer = nn.Conv2d(F, outputs, 3, **{"padding": 1} | options, bias=bias).requires_grad_(False)
+    layer.weight.copy_(draw(*layer.weight.shape, seed=1))
+    weight = AffineQuantizer(4, True, True, MinMax(), 4)
+    weight.observe(layer.weight)
+    weight.freeze()
+    return QuantizedConv2d(layer, LayerQuantizers(weight, None)).to(dtype)
+
+
+def kernel(side, inputs, seed):
+    return 0.3 * draw(C, inputs, side, side, seed=seed) if side else NOTHING.double()
+
+
+def a_filter(on_q, on_x, on_features):
+    kernels = kernel(on_q, C, 2), kernel(on_x, C, 3), kernel(on_features, F, 4)
+    return Filter(*kernels, draw(C, seed=5))
+
+
+def step(*repairs):
+    return StepCorrection(repairs, 0.0, None)
+
+
+@pytest.mark.parametrize("sides", SIDES)
+@pytest.mark.parametrize(("outputs", "bias"), [(C, True), (2 * C, True), (C, False)])
+def test_folded_equals_unfolded(sides, outputs, bias):
+    layer, h, x = quantized_layer(outputs, bias), draw(3, F, 9, 8, seed=6), draw(3, C, 9, 8, seed=7)
+    found = step(a_filter(*sides), Spectral(draw(17, C, C), draw(17, C, C, seed=8), draw(C)))
+    q = layer.compute(h)[:, :C]
+    folded, unfolded = fold(layer, found, C).output(x, h), found.output(q, x, h)
+    assert torch.allclose(folded, unfolded, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(folded, step(*found.repairs[1:]).output(q, x, h), atol=1e-3)
+
+
+def test_a_readout_in_eight_bits_folds_like_any_other():
+    layer, h, x = quantized_layer(), draw(3, F, 9, 8, seed=6), draw(3, C, 9, 8, seed=7)
+    integers = torch.randint(-127, 128, (C, F, 3, 3), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    found = step(FilterInt8(kernel(1, C, 2), kernel(3, C, 3), integers, torch.tensor([0.01, 0.02]).double(), draw(C)))
+    unfolded = found.output(layer.compute(h)[:, :C], x, h)
+    assert torch.allclose(fold(layer, found, C).output(x, h), unfolded, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("on_q", [NOTHING, torch.zeros(C, C, 1, 1)])
+def test_a_refit_of_nothing_is_the_quantized_layer_bit_for_bit(on_q):
+    layer, h = quantized_layer(dtype=torch.float32), draw(3, F, 9, 8).float()
+    folded = fold(layer, step(Filter(on_q, NOTHING, torch.zeros(C, F, 3, 3), torch.zeros(C))), C)
+    assert torch.equal(folded.output(h, h), layer.compute(h))
+    assert torch.equal(folded.weight, layer.weight) and torch.equal(folded.bias, layer.bias)
+    assert torch.equal(fold(layer, step(), C).output(h, h), layer.compute(h))
+
+
+def test_readout_of_features_that_say_nothing_is_wiener():
+    q, x, m = (draw(40, C, 9, 8, seed=seed) for seed in range(3))
+    batch = AskedBatch(0, q, x, torch.zeros(40, F, 9, 8).double(), m, x, m)
+    row = DDIM(8, 1.0, {}).steps({"beta_schedule": "linear", "clip_sample": False})[3]
+    options = {"on_q": 1, "on_x": 3, "ridges": [0.01], "matching": False, "variance": "rule", "path": "float"}
+    options |= {"images": 64, "readout_bits": 32}
+    readout, wiener = (Regression(on_features=side, **options).fit_step([batch], row) for side in (3, 0))
+    assert not readout.repairs[0].on_features.any()
+    assert readout.sigma == pytest.approx(wiener.sigma, rel=1e-12)
+    ours, theirs = (found.output(q, x, batch.features) for found in (readout, wiener))
+    assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    without = dataclasses.replace(readout.repairs[0], on_features=NOTHING.double())
+    assert torch.equal(ours, without.output(q, x, batch.features))
+
+
+def test_what_does_not_fold_is_refused():
+    with pytest.raises(ValueError, match="K_q of one pixel, got 3 x 3; fit the correction with on_q=1 or 0"):
+        fold(quantized_layer(), step(a_filter(3, 1, 3)), C)
+    linear = QuantizedLinear(nn.Linear(F, C), LayerQuantizers(None, None))
+    for layer in (linear, quantized_layer(padding=0), quantized_layer(stride=2)):
+        with pytest.raises(ValueError, match="a convolution and keeps the size"):
+            fold(layer, step(a_filter(1, 1, 3)), C)

@@ -1,0 +1,44 @@
+"""The number of devices changes no byte: two processes on the CPU against one."""
+
+import pytest
+import torch
+
+from ptq_diffusion.engine.runtime import Runtime
+
+SMALL = ["goal=samples_corrected", "images=6", "seeds=[0,1]", "noise.images=4"]
+
+
+def contents(outputs):
+    """Every file of the store but locks, by its path."""
+    paths = [path for path in outputs.glob("store/**/*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(outputs)): path.read_bytes() for path in paths}
+
+
+def test_two_devices_leave_the_bytes_of_one(make, tmp_path, capsys):
+    """The images have four chunks, which are shared; the stages before have one and run in this process."""
+    path = make(*SMALL, f"outputs={tmp_path / 'two'}", "runtime.devices=2")
+    said = capsys.readouterr().out
+    assert make(*SMALL, f"outputs={tmp_path / 'one'}").name == path.name, "the number is in no signature"
+    single, shared = (contents(tmp_path / name) for name in ("one", "two"))
+    assert shared.keys() == single.keys()
+    assert [name for name in single if single[name] != shared[name]] == []
+    assert len(list(path.glob("chunks/*.safetensors"))) == 4
+    told = [line for line in said.splitlines() if ": making" in line]
+    assert len(told) == len(set(told)) == len(list(path.parents[1].glob("*/*/config.yaml"))), "of every stage, once"
+
+
+def test_devices_are_counted(make):
+    with pytest.raises(ValueError, match=r"runtime\.devices to be greater than 0"):
+        make("goal=trajectories", "runtime.devices=0")
+
+
+def test_a_build_for_an_accelerator_on_a_machine_without_one_runs_on_the_processor(monkeypatch):
+    """torch names the accelerator that it was built for, unless asked what there is."""
+
+    def built_for(check_available=False):
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", built_for)
+    assert Runtime("auto", False).device_type == "cpu"
+    with pytest.raises(ValueError, match="found none for runtime.accelerator=gpu"):
+        Runtime("gpu", False)

@@ -1,0 +1,177 @@
+"""Whatever interrupts a run, the same command goes on and ends with the same bytes."""
+
+import os
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.optim import SGD
+
+from ptq_diffusion.correction import FittedCorrection, Rescaled
+from ptq_diffusion.engine.chunks import read_chunks
+from ptq_diffusion.metric import ResNet9
+from ptq_diffusion.numeric.seed import SampleNoise
+from ptq_diffusion.stage.path_fit import Walk
+from ptq_diffusion.stage.training.checkpoint import SafetensorsCheckpointIO, present
+from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
+from ptq_diffusion.stage.training.feature_network_training import FeatureNetworkTraining
+from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay
+
+SMALL = ["images=3", "seeds=[0]", "noise.images=5"]
+
+
+class Killed(BaseException):
+    """What no code catches."""
+
+
+def contents(outputs):
+    """Every file of the store and the report by its path, but locks and what was said when."""
+    paths = [path for path in outputs.rglob("*") if path.is_file()]
+    paths = [path for path in paths if path.suffix != ".lock" and path.name != "log.txt"]
+    return {str(path.relative_to(outputs)): path.read_bytes() for path in paths}
+
+
+def killed_at(monkeypatch, count):
+    """Die at the `count`-th renaming: the file is written beside its place and not yet in it."""
+    done, replace = [], os.replace
+
+    def dies(*paths):
+        if len(done) == count:
+            raise Killed
+        done.append(paths)
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", dies)
+    return done
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The bytes of a run without interruption, once for all tests."""
+    return {}
+
+
+@pytest.mark.parametrize("kill", range(4))
+def test_a_run_killed_before_a_file_gets_its_name_ends_with_the_same_bytes(make, whole, tmp_path, monkeypatch, kill):
+    # The folder's name is in no artefact, but it is in the run's own configuration, so every run has the same one.
+    monkeypatch.chdir(tmp_path)
+    if not whole:
+        with monkeypatch.context() as patch:
+            done = killed_at(patch, None)
+            make(*SMALL, "outputs=outputs")
+        whole.update(contents(tmp_path / "outputs"), renamings=len(done))
+        (tmp_path / "outputs").rename(tmp_path / "first")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_at(patch, random.Random(kill).randrange(whole["renamings"]))
+        make(*SMALL, "outputs=outputs")
+    make(*SMALL, "outputs=outputs")
+    found = contents(tmp_path / "outputs")
+    assert found.keys() == whole.keys() - {"renamings"}
+    assert [name for name in found if found[name] != whole[name]] == []
+
+
+@pytest.mark.parametrize("correction", ["wiener", "rescaled"])
+@pytest.mark.parametrize("visits", [1, 3, 5])
+def test_a_fit_killed_on_its_way_goes_on_and_ends_with_the_same_bytes(make, tmp_path, monkeypatch, visits, correction):
+    """At its first step and at later ones; a step has two chunks."""
+    goal = ["goal=fit", f"correction={correction}", "noise.images=8"]
+    expected = contents(make(*goal, f"outputs={tmp_path / 'whole'}"))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Walk, "_visit", dying(visits))
+        make(*goal)
+    assert contents(make(*goal)) == expected
+
+
+def dying(visits):
+    """`Walk._visit` that is killed after so many."""
+    visit, done = Walk._visit, []
+
+    def dies(self, *arguments):
+        if len(done) == visits:
+            raise Killed
+        done.append(arguments)
+        visit(self, *arguments)
+
+    return dies
+
+
+def test_layers_are_rescaled_alike_before_and_after_a_kill(make, tmp_path, monkeypatch):
+    """What is found anew might differ in its last bits, and chunks of the step are kept that were asked before."""
+    goal = ["goal=fit", "correction=rescaled", "noise.images=10"]
+    expected = contents(make(*goal, f"outputs={tmp_path / 'whole'}"))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Walk, "_visit", dying(4))
+        make(*goal)
+    find, given = Rescaled.rescalings, []
+    monkeypatch.setattr(Rescaled, "rescalings", lambda *words: given.append(len(words[3])) or find(*words))
+    assert contents(make(*goal)) == expected
+    assert given == [10], "at the last step only, and of all images without padding"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_work_of_a_fit_grows_with_the_steps_and_not_with_their_square(make, monkeypatch, killed):
+    """Every noise is drawn and every step written once, and twice at most what was before a kill."""
+    steps, drawn, saved = 6, [], []
+    draw, save, visit = SampleNoise.draw, FittedCorrection.save, Walk._visit
+    monkeypatch.setattr(SampleNoise, "draw", lambda *given: drawn.append(1) or draw(*given))
+    monkeypatch.setattr(FittedCorrection, "save", lambda own, folder: saved.extend(own.found) or save(own, folder))
+    goal = ["goal=fit", "correction=wiener", f"sampler.steps={steps}", "noise.images=7"]
+    make("goal=noise", *goal[1:])
+    drawn.clear()
+    if killed:
+
+        def dies(walk, chunk, step, *known):
+            if step.i == steps - 1:
+                raise Killed
+            visit(walk, chunk, step, *known)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Walk, "_visit", dies)
+            make(*goal)
+    make(*goal)
+    chunks = 2
+    assert len(drawn) == chunks * steps + killed * chunks * (steps - 1)
+    assert len(saved) == steps + steps, "once on the way and once at the end"
+
+
+def test_chunks_that_a_power_cut_emptied_are_done_again(make, tmp_path, monkeypatch):
+    folder = make("goal=trajectories", "calibration.images=8")
+    # A copy: what is read lies in the mapped file, which is cut below.
+    expected = [chunk["states"].clone() for chunk in read_chunks(folder / "chunks")]
+    partial = folder.rename(folder.with_suffix(".partial"))
+    (partial / "files.json").unlink()
+    emptied, cut = sorted((partial / "chunks").iterdir())
+    emptied.write_bytes(b"")
+    cut.write_bytes(cut.read_bytes()[:-1])
+    again = make("goal=trajectories", "calibration.images=8")
+    assert all(map(torch.equal, expected, (chunk["states"] for chunk in read_chunks(again / "chunks"))))
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_a_checkpoint_survives_a_kill_while_the_next_is_saved(tmp_path, monkeypatch, moment):
+    io, path = SafetensorsCheckpointIO(), tmp_path / "last.ckpt"
+    for step in (1, 2):
+        io.save_checkpoint({"step": step, "x": torch.full((3,), step)}, path)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_at(patch, moment)
+        for step in (3, 4):
+            io.save_checkpoint({"step": step, "x": torch.full((3,), step)}, path)
+    found = io.load_checkpoint(path)
+    assert found["step"] in (2, 3) and found["x"].tolist() == [found["step"]] * 3
+    io.save_checkpoint({"step": 5, "x": torch.zeros(1)}, path)
+    assert io.load_checkpoint(path)["step"] == 5
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert present(path) == path and load_file(path / "tensors.safetensors").keys() == {"/x"}
+
+
+def test_no_checkpoint_holds_the_length_of_the_training():
+    """Else a training that goes on with more steps would decay at the end of the fewer: LambdaLR keeps objects."""
+    rate, network = WarmupStableDecay(8, 2, 4), ResNet9("tiny", [4, 4, 8, 8], 2)
+    scheduler = torch.nn.Identity()
+    for module in (
+        FeatureNetworkTraining(network, lambda p: SGD(p, 0.1), rate, 0.1),
+        DenoiserTraining(network, scheduler, lambda p: SGD(p, 0.1), rate, 0.9, 5.0),
+    ):
+        schedule = module.configure_optimizers()["lr_scheduler"]["scheduler"]
+        assert schedule.state_dict()["lr_lambdas"] == [None]

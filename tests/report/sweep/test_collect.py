@@ -1,0 +1,251 @@
+"""One table of many runs: a line for each float model, quantized model and correction, and for what is missing."""
+
+import csv
+import io
+import json
+import shutil
+from collections import Counter
+from itertools import product
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ptq_diffusion.report.report import table as report_table
+from ptq_diffusion.report.sweep.collect import collect
+from ptq_diffusion.report.sweep.figure import against_operations
+from ptq_diffusion.report.sweep.runs import read_config
+from ptq_diffusion.report.sweep.table import console
+
+EXAMPLE = Path(__file__).parents[3] / "experiments" / "demo"
+
+
+def run_like(folder, correction="ptqd", eta=1.0, bits=4, noise=128, **report):
+    """A finished run below `folder`, made of the demonstration's; what is made of the same has one signature."""
+    name = f"{correction}-{eta}-{bits}-{noise}"
+    place = folder / name
+    place.mkdir(parents=True)
+    text = (EXAMPLE / "config.yaml").read_text()
+    text = text.replace("eta: 1.0", f"eta: {eta}").replace("correction: auto", f"correction: {correction}")
+    text = text.replace("noise:\n  images: 128\n", f"noise:\n  images: {noise}\n")
+    text = text.replace("weight: 4\n", f"weight: {bits}\n")
+    assert f"weight: {bits}\n" in text and f"eta: {eta}" in text and f"images: {noise}" in text
+    (place / "config.yaml").write_text(text)
+    found = json.loads((EXAMPLE / "report.json").read_text()) | report
+    made_of = {"samples_full_precision": f"{eta}", "samples_quantized": f"{eta}{bits}", "samples_corrected": name}
+    found["rows"][0]["fid"] = 1 + eta
+    (place / "report.json").write_text(json.dumps(found | {"signatures": made_of}))
+    return place
+
+
+def table(folder):
+    collect(folder)
+    with (folder / "collected" / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def kinds(rows):
+    return Counter(row["correction"] for row in rows)
+
+
+def test_what_runs_share_is_one_line(tmp_path):
+    for correction, eta, bits, noise in product(("none", "ptqd", "bias"), (0.0, 1.0), (4, 8), (128, 256)):
+        run_like(tmp_path, correction, eta, bits, noise)
+    rows = table(tmp_path)
+    assert kinds(rows) == {"full precision": 2, "none": 4, "ptqd": 8, "bias": 8}
+    assert not any(row["reason"] for row in rows)
+    assert {(row["sampler.eta"], row["fid"]) for row in rows if row["correction"] == "full precision"} == {
+        ("0", "1.0"),
+        ("1", "2.0"),
+    }, "a float model has only the levels that it depends on"
+
+
+def printed(shown, width=80):
+    """What a console of so many columns shows, its words alone."""
+    screen = io.StringIO()
+    Console(file=screen, width=width).print(shown)
+    assert max(map(len, screen.getvalue().splitlines())) <= width
+    return screen.getvalue()
+
+
+def characters_of(shown):
+    """How often each stands in a table's cells and heads."""
+    cells = (str(cell) for column in shown.columns for cell in (column.header, *column.cells))
+    return Counter("".join(cells).replace(" ", "").replace("\n", ""))
+
+
+FOUND = "-0.780 [-0.870, -0.690]"
+AGAINST = (
+    ["bits W/A", "eta", "correction", "FID ± se", "FID - quantized, 95 %", "FID - rescaled_matched, 95 %"]
+    + ["FID to float - rescaled_matched, 95 %", "to float", "PSNR", "run"],
+    [
+        ["4/8", "1.0", "rescaled_readout_matched", "3.523 ± 0.053", FOUND, FOUND, FOUND, "0.015", "31.13", "a"],
+        ["4/8", "0.0", "none", "failed", "ValueError: set correction.readout_bits=32", "", "", "", "", "b"],
+    ],
+)
+"""What `collect --against` shows at its widest."""
+
+
+def test_tables_are_whole_on_a_narrow_screen(tmp_path):
+    for correction, eta in product(("none", "rescaled_readout_matched"), (0.0, 1.0)):
+        run_like(tmp_path, correction, eta)
+    collected, report = collect(tmp_path), json.loads((EXAMPLE / "report.json").read_text())
+    for shown in (console(*AGAINST, "title", "caption"), collected.table, collected.verdict, report_table(report)):
+        text = printed(shown)
+        assert "…" not in text and Counter(text) >= characters_of(shown)
+
+
+def test_why_a_run_failed_stands_as_it_was_said():
+    text = printed(console(*AGAINST, "title", "caption"), width=200)
+    assert "ValueError: set correction.readout_bits=32" in text
+
+
+def test_the_cells_that_no_run_has_are_those_of_the_full_product(tmp_path):
+    cells = list(product(("ptqd", "bias"), (0.0, 1.0), (4, 8)))
+    for cell in cells[1:-1]:
+        run_like(tmp_path, *cell)
+    absent = [row for row in table(tmp_path) if row["reason"] == "not run"]
+    assert [(row["correction"], row["sampler.eta"], row["W/A"]) for row in absent] == [
+        ("ptqd", "0", "4/8"),
+        ("bias", "1", "8/8"),
+    ]
+
+
+def test_levels_that_exclude_each_other_are_not_crossed(tmp_path):
+    for eta in (0.0, 1.0):
+        run_like(tmp_path, eta=eta)
+    ancestral = run_like(tmp_path, eta=0.5)
+    text = (ancestral / "config.yaml").read_text()
+    (ancestral / "config.yaml").write_text(text.replace("  eta: 0.5\n", "").replace("sampler.DDIM", "sampler.DDPM"))
+    assert not [row for row in table(tmp_path) if row["reason"]]
+
+
+def test_sweeps_that_lie_together_are_no_grid(tmp_path):
+    for place in range(4):
+        run_like(tmp_path, eta=place / 4, bits=4 + place, noise=100 + place)
+    (line,) = (row for row in table(tmp_path) if row["reason"])
+    assert line["reason"].startswith(f"{4**3 - 4} more cells")
+
+
+def test_runs_without_a_report_say_why_and_add_no_cells(tmp_path):
+    run_like(tmp_path, eta=0.0)
+    (run_like(tmp_path, eta=1.0) / "report.json").unlink()
+    failed = run_like(tmp_path, eta=2.0)
+    failure = {"error": "ValueError", "message": "expected | less", "config": read_config(failed)}
+    (failed / "failure.json").write_text(json.dumps(failure))
+    reasons = {row["sampler.eta"]: row["reason"] for row in table(tmp_path) if row["reason"]}
+    assert reasons == {"1": "unfinished: no report.json", "2": "failed: ValueError: expected | less"}
+    lines = (tmp_path / "collected" / "table.md").read_text().split("\n\n")[1].splitlines()
+    assert len({line.count("|") for line in lines}) == 1, "a message breaks no line of the table"
+    said = collect(tmp_path).table
+    assert f"failed: {failed.name}: ValueError: expected | less" in said.caption, "on the console, below the table"
+    assert "failed" in printed(said) and "ValueError" not in "".join(
+        str(cell) for column in said.columns for cell in column.cells
+    )
+
+
+def test_nothing_but_failures_is_a_table_too(tmp_path):
+    (run_like(tmp_path) / "report.json").unlink()
+    assert [row["reason"] for row in table(tmp_path)] == ["unfinished: no report.json"]
+
+
+def test_protocols_are_not_mixed(tmp_path):
+    run_like(tmp_path, eta=0.0)
+    protocol = json.loads((EXAMPLE / "report.json").read_text())["protocol"]
+    run_like(tmp_path, eta=1.0, protocol=protocol | {"reference_checksum": "another"})
+    with pytest.raises(ValueError, match="one protocol"):
+        collect(tmp_path)
+
+
+def test_runs_of_one_name_below_different_folders_are_two(tmp_path):
+    """Neither takes the other's place: not in the table, and not where protocols are compared."""
+    for place, eta in (("a", 0.0), ("b", 1.0)):
+        run_like(tmp_path / place, eta=eta).rename(tmp_path / place / "same")
+    assert {row["run"] for row in table(tmp_path)} == {"a/same", "b/same"}
+    path = tmp_path / "a" / "same" / "report.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"protocol": found["protocol"] | {"reference_checksum": "another"}}))
+    with pytest.raises(ValueError, match="one protocol"):
+        collect(tmp_path)
+
+
+def test_a_folder_without_runs_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run experiments first"):
+        collect(tmp_path)
+
+
+def test_the_figure_shows_every_line_with_values(tmp_path, monkeypatch):
+    for bits, correction in product((4, 8), ("none", "ptqd")):
+        run_like(tmp_path, correction, bits=bits)
+    seen = []
+    monkeypatch.setattr(
+        "ptq_diffusion.report.sweep.collect.against_operations",
+        lambda *given: seen.append(given) or against_operations(*given),
+    )
+    paths = collect(tmp_path).paths
+    assert [path.name for path in paths] == ["table.csv", "table.md", "figure.png"]
+    assert all(path.is_file() for path in paths) and len(seen[0][0]) == 5
+
+
+def test_corrections_are_compared_by_the_features_of_their_images(command, tmp_path):
+    command("-m", "correction=ptqd,none,bias")
+    for images in tmp_path.glob("outputs/store/samples_*"):
+        shutil.rmtree(images)
+    runs = str(tmp_path / "outputs" / "runs")
+    said = command("collect", runs, "--against", "none", tiny=())
+    assert said.splitlines()[-1] == f"{runs}/collected/figure.png"
+    with (tmp_path / "outputs/runs/collected/table.csv").open() as file:
+        rows = {row["correction"]: row for row in csv.DictReader(file)}
+    reports = {json.loads(path.read_text())["rows"][2]["correction"]: path for path in Path(runs).glob("*/report.json")}
+    for correction in ("ptqd", "bias"):
+        (pair,) = (
+            pair
+            for pair in json.loads(reports[correction].read_text())["paired"]
+            if (pair["a"], pair["b"], pair["metric"]) == ("quantized", "corrected", "fid")
+        )
+        for part, end in (("", "difference"), ("_low", "high"), ("_high", "low")):
+            assert float(rows[correction][f"gain{part}"]) == pytest.approx(-pair[end]), "the report's, turned round"
+    for part in ("", "_low", "_high"):
+        for correction in ("ptqd", "bias"):
+            own, other = rows[correction][f"gain{part}"], rows[correction][f"FID - none, 95 %{part}"]
+            assert float(own) == pytest.approx(float(other), abs=1e-6), "none is the quantized model"
+    best = min(rows.values(), key=lambda row: float(row["fid"]) if row["gain"] else 1e9)["correction"]
+    command("collect", runs, "--against", "best", tiny=())
+    with (tmp_path / "outputs/runs/collected/table.csv").open() as file:
+        found = {row["correction"]: row["FID - best, 95 %"] for row in csv.DictReader(file)}
+    assert found[best] == "" and all(float(found[name]) >= 0 for name in ("ptqd", "bias") if name != best)
+    with pytest.raises(ValueError, match="bias, none, ptqd"):
+        collect(Path(runs), "nothing")
+    shutil.rmtree(tmp_path / "outputs" / "store" / "evaluate")
+    with pytest.raises(FileNotFoundError, match="run its command again"):
+        collect(Path(runs), "ptqd")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("config.yaml", "a: [1"), ("report.json", '{"rows": ['), ("failure.json", "{}"), ("failure.json", "")],
+)
+def test_a_broken_file_of_a_run_is_named(tmp_path, name, text):
+    run_like(tmp_path)
+    broken = run_like(tmp_path, correction="bias")
+    (broken / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"(?s)expected the files of a run in {broken}, .*run its command again"):
+        collect(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["- a list", "goal: report", "goal: noise", "a word"])
+def test_the_files_of_others_are_no_runs(tmp_path, text):
+    run_like(tmp_path / "runs")
+    before = table(tmp_path / "runs")
+    (tmp_path / "runs" / "other").mkdir()
+    (tmp_path / "runs" / "other" / "config.yaml").write_text(text)
+    assert table(tmp_path / "runs") == before
+
+
+def test_levels_that_only_look_like_numbers_are_text(tmp_path):
+    folders = ("runs/2024-05/model", "runs/2024-06/model", "\u00b2")
+    for place, folder in enumerate(folders):
+        run = run_like(tmp_path, eta=place / 4)
+        text = (run / "config.yaml").read_text()
+        (run / "config.yaml").write_text(text.replace("path: bundled:cifar10_ddpm", f"path: {folder}", 1))
+    assert {row["model.path"] for row in table(tmp_path) if row["run"]} == set(folders)

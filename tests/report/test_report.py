@@ -1,0 +1,223 @@
+"""The main job: what a run leaves, what it shares with the next, and that nothing but its inputs changes it."""
+
+import csv
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ptq_diffusion.metric import protocol_id
+from ptq_diffusion.report.sweep.collect import collect
+from ptq_diffusion.stage import samples
+from ptq_diffusion.stage.evaluate import VARIANTS
+from ptq_diffusion.stage.samples import read_images
+
+METRICS = {
+    "fid",
+    "sfid",
+    "kid",
+    "classifier_score",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "fid_to_fp",
+    "kid_to_fp",
+    "feature_distance_to_fp",
+    "psnr_to_fp",
+    "ssim_to_fp",
+}
+ROW = METRICS | {f"{metric}_se" for metric in METRICS}
+ROW |= {"variant", "correction", "weight_bits", "activation_bits", "bops_per_image", "bops_saving", "weight_bytes"}
+ROW |= {"images", "seeds"}
+
+
+def artefacts(folder):
+    """Every artefact of the store, with when its folder last changed."""
+    store = folder.parents[1] / "store"
+    return {path: path.stat().st_mtime_ns for path in store.glob("*/*") if path.is_dir()}
+
+
+def images_of(report, folder, stage):
+    return read_images(folder.parents[1] / "store" / stage / report["signatures"][stage])
+
+
+def test_a_report_holds_what_it_promises(report):
+    found, folder = report()
+    assert [row["variant"] for row in found["rows"]] == ["full_precision", "quantized", "corrected"]
+    assert all(set(row) == ROW for row in found["rows"])
+    assert {(pair["a"], pair["b"]) for pair in found["paired"]} >= {
+        ("full_precision", "quantized"),
+        ("full_precision", "corrected"),
+        ("quantized", "corrected"),
+    }
+    assert all(pair["low"] <= pair["difference"] <= pair["high"] for pair in found["paired"])
+    assert {pair["metric"] for pair in found["paired"]} == METRICS
+    assert all(row[f"{metric}_se"] >= 0 for row in found["rows"][1:] for metric in METRICS)
+    assert {name for name, value in found["rows"][0].items() if value is None} == {
+        "psnr_to_fp",
+        "psnr_to_fp_se",
+        "ssim_to_fp",
+        "ssim_to_fp_se",
+    }
+    assert all((folder / figure).stat().st_size > 10_000 for figure in found["figures"])
+    assert len(found["figures"]) == 2
+    with (folder / "table.csv").open() as file:
+        assert [row["fid"] for row in csv.DictReader(file)] == [str(row["fid"]) for row in found["rows"]]
+
+
+def test_the_path_of_the_report_is_printed_last(report, capsys):
+    _, folder = report()
+    assert capsys.readouterr().out.strip().splitlines()[-1].endswith(f"{folder.name}/report.json")
+
+
+def test_the_same_command_recomputes_nothing(report):
+    first, folder = report()
+    before = artefacts(folder)
+    second, again = report()
+    assert (second, again) == (first, folder)
+    assert artefacts(folder) == before
+
+
+FORCED = {
+    "true": {"trajectories", "calibrate", "float_path", "noise", "fit", "evaluate"} | set(VARIANTS.values()),
+    "evaluate": {"evaluate"},
+    "noise": {"noise", "fit", "samples_corrected", "evaluate"},
+}
+
+
+@pytest.mark.parametrize("force", FORCED)
+def test_force_makes_again_what_it_names_and_ends_with_the_same_numbers(report, force):
+    first, folder = report()
+    before = artefacts(folder)
+    second, _ = report(f"force={force}")
+    assert second == first
+    now = artefacts(folder)
+    assert set(now) == set(before)
+    assert {path.parent.name for path, when in now.items() if before[path] != when} == FORCED[force]
+
+
+def test_force_names_what_the_goal_is_made_of(report):
+    with pytest.raises(ValueError, match=r"force to be false, true or one of calibrate, .*got 'train_denoiser'"):
+        report("force=train_denoiser")
+
+
+def test_a_sweep_over_corrections_calibrates_once(report):
+    first, folder = report("correction=ptqd")
+    before = set(artefacts(folder))
+    second, _ = report("correction=ptqd_release")
+    made = {path.parent.name for path in set(artefacts(folder)) - before}
+    assert made == {"fit", "samples_corrected", "evaluate"}
+    assert second["rows"][:2] == first["rows"][:2]
+
+
+def test_no_correction_draws_the_images_of_the_quantized_model(report):
+    found, folder = report("correction=none", "bitwidth=w4a4")
+    corrected = images_of(found, folder, "samples_corrected")
+    assert torch.equal(corrected, images_of(found, folder, "samples_quantized"))
+    assert not torch.equal(corrected, images_of(found, folder, "samples_full_precision"))
+
+
+def test_float_bits_change_nothing(report):
+    found, folder = report("bitwidth=float")
+    full_precision = images_of(found, folder, "samples_full_precision")
+    for stage in ("samples_quantized", "samples_corrected"):
+        assert torch.equal(full_precision, images_of(found, folder, stage))
+    assert {row["bops_saving"] for row in found["rows"][:2]} == {1.0}
+    assert 0.99 < found["rows"][2]["bops_saving"] < 1, "the correction's own operations count"
+
+
+def test_eight_bits_stay_closer_to_float_than_four(report):
+    psnr = {bits: report(f"bitwidth={bits}")[0]["rows"][1]["psnr_to_fp"] for bits in ("w8a8", "w4a4")}
+    assert psnr["w8a8"] > psnr["w4a4"]
+
+
+def test_an_image_depends_on_its_seed_and_place_alone(report):
+    few, folder = report("images=3", "seeds=[1]")
+    many, _ = report("images=7", "seeds=[2,1]")
+    for stage in ("samples_full_precision", "samples_corrected"):
+        assert torch.equal(images_of(few, folder, stage), images_of(many, folder, stage)[:3])
+
+
+def test_an_interrupted_run_goes_on_and_ends_bit_identical(report, tiny, monkeypatch, tmp_path):
+    whole, folder = report()
+    expected = {stage: images_of(whole, folder, stage) for stage in ("samples_quantized", "samples_corrected")}
+    tiny[-1] = f"outputs={tmp_path / 'second'}"
+    done = []
+    forward = samples.DrawImages.forward
+
+    def killed_at_the_seventh_chunk(self, chunk, device):
+        if len(done) == 7:
+            raise KeyboardInterrupt
+        done.append(chunk)
+        return forward(self, chunk, device)
+
+    monkeypatch.setattr(samples.DrawImages, "forward", killed_at_the_seventh_chunk)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        report()
+    monkeypatch.setattr(samples.DrawImages, "forward", lambda *args: done.append(args[1]) or forward(*args))
+    again, folder = report()
+    assert again == whole
+    assert len(done) == 12, "a chunk that was finished before the interruption was drawn again"
+    for stage, images in expected.items():
+        assert torch.equal(images, images_of(again, folder, stage))
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "channels", "size", "metric"),
+    [
+        ("epsilon", 1, (8, 8), ["metric=cifar10net"]),
+        ("v_prediction", 3, (16, 12), ["metric=cifar10net"]),
+        ("sample", 2, (8, 8), ["metric=pixels", "metric.extractor.channels=2"]),
+    ],
+)
+def test_any_unconditional_model_runs(report, tiny_model_folder, prediction_type, channels, size, metric):
+    folder = tiny_model_folder(prediction_type=prediction_type, channels=channels, size=size)
+    found, run = report(f"model.path={folder}", "sampler=ddpm", "sampler.steps=3", *metric)
+    assert images_of(found, run, "samples_corrected").shape == (10, channels, *size)
+    assert [row["fid"] == row["fid_to_fp"] for row in found["rows"]] == [True] * 3, "no reference but the float samples"
+    assert [row["kid"] == row["kid_to_fp"] for row in found["rows"]] == [True] * 3
+    known = {metric for metric in METRICS if found["rows"][2][metric] is not None}
+    lacking = {"sfid", "classifier_score"} if channels == 2 else set()
+    assert known == METRICS - lacking
+    assert found["rows"][0]["precision"] == found["rows"][0]["recall"] == 1
+
+
+def test_a_reference_folder_is_what_fid_is_measured_against(report, tmp_path):
+    found, folder = report()
+    images = images_of(found, folder, "samples_full_precision")
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    from PIL import Image
+
+    for i, image in enumerate(images):
+        pixels = image.permute(1, 2, 0).numpy()
+        Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).save(reference / f"{i:03}.png")
+    judged, _ = report("reference=folder", f"reference.path={reference}")
+    assert judged["rows"][0]["fid"] == pytest.approx(0, abs=1e-6)
+    assert [row["fid"] for row in judged["rows"]] == pytest.approx([row["fid"] for row in found["rows"]], abs=1e-6)
+    assert judged["protocol"]["reference_checksum"] != found["protocol"]["reference_checksum"]
+
+
+def test_signatures_of_the_report_name_artefacts(report):
+    found, folder = report()
+    for stage, signature in found["signatures"].items():
+        assert (folder.parents[1] / "store" / stage / signature / "config.yaml").is_file()
+
+
+def test_noise_statistics_are_moments_and_not_trajectories(report):
+    few, folder = report("noise.images=4", "images=2")
+    many, _ = report("noise.images=16", "images=2")
+    store = folder.parents[1] / "store" / "noise"
+    small, large = (load_file(store / r["signatures"]["noise"] / "noise.safetensors") for r in (few, many))
+    assert {name: value.shape for name, value in small.items() if "per_sample" not in name} == {
+        name: value.shape for name, value in large.items() if "per_sample" not in name
+    }
+
+
+def test_reports_of_other_protocols_are_not_collected(report):
+    first, folder = report()
+    other, _ = report("metric.replicates=6", "images=6")
+    assert first["protocol_id"] == protocol_id(first["protocol"]) != other["protocol_id"]
+    with pytest.raises(ValueError, match="of one protocol.*images: .*bootstrap: "):
+        collect(folder.parent)

@@ -1,0 +1,147 @@
+"""The walk asks the float network about as many images as the correction says, each once a step."""
+
+import pytest
+import torch
+
+from ptq_diffusion.correction import FitPath
+from ptq_diffusion.model import UNetDenoiser
+from ptq_diffusion.network import QuantizedLayer
+from ptq_diffusion.numeric.seed import SampleNoise
+from ptq_diffusion.stage import path_fit as walk
+from ptq_diffusion.stage.path_fit import Walk
+
+STEPS, IMAGES = 2, 15
+
+
+def rows_asked(make, monkeypatch, *words):
+    """Of the float network along the corrected path."""
+    asked, go, predict = [], Walk.go, UNetDenoiser.predict
+
+    def recorded(denoiser, x_t, t):
+        if not any(isinstance(module, QuantizedLayer) for module in denoiser.network.modules()):
+            asked.append(len(x_t))
+        return predict(denoiser, x_t, t)
+
+    def going(walk, *words):
+        with monkeypatch.context() as patch:
+            patch.setattr(UNetDenoiser, "predict", recorded)
+            return go(walk, *words)
+
+    monkeypatch.setattr(Walk, "go", going)
+    make("goal=fit", f"noise.images={IMAGES}", f"sampler.steps={STEPS}", *words)
+    return asked
+
+
+def followed(make, monkeypatch, *words):
+    """The walk of a fit, and of every step (step, batches that were asked about, others)."""
+    seen, walks, diagnosed, go = [], [], walk.fit_step_diagnosed, Walk.go
+
+    def recorded(correction, asked, step, before, others):
+        seen.append((step, list(asked), list(others)))
+        return diagnosed(correction, asked, step, before, others)
+
+    monkeypatch.setattr(walk, "fit_step_diagnosed", recorded)
+    monkeypatch.setattr(Walk, "go", lambda own, *words: walks.append(own) or go(own, *words))
+    make("goal=fit", f"noise.images={IMAGES}", f"sampler.steps={STEPS}", *words)
+    (own,) = walks
+    return own, seen
+
+
+@pytest.mark.parametrize("micro_batch", [4, 16])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["correction=matched", "correction.images=6"], 6),
+        (["correction=readout_matched", "correction.images=64"], IMAGES),
+        (["correction=rescaled_matched", "correction.images=9", "correction.then.images=6"], 9),
+        (["correction=rescaled_matched", "correction.images=9", "correction.then.images=13"], 13),
+        (["correction=rescaled", "correction.images=9"], 9),
+        (["correction=tac"], IMAGES),
+    ],
+)
+def test_the_float_network_is_asked_once_about_each_of_the_first_images(
+    make, monkeypatch, words, expected, micro_batch
+):
+    assert sum(rows_asked(make, monkeypatch, *words, f"micro_batch={micro_batch}")) == STEPS * expected
+
+
+@pytest.mark.parametrize("micro_batch", [4, 16])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["correction=matched", "correction.images=6"], 6),
+        (["correction=rescaled_matched", "correction.images=9", "correction.then.images=6"], 6),
+        (["correction=rescaled_matched", "correction.images=9", "correction.then.images=13"], 13),
+        (["correction=tac"], IMAGES),
+        (["correction=wiener", "correction.images=6"], IMAGES),  # along float sampling, where m is known of all
+    ],
+)
+def test_every_image_is_seen_once_with_what_the_float_network_says_of_it(
+    make, monkeypatch, words, expected, micro_batch
+):
+    own, seen = followed(make, monkeypatch, f"micro_batch={micro_batch}", *words)
+    model, seed = own.model, own.wanted[0].seed
+    for step, asked, others in seen:
+        assert indices(asked) == list(range(expected)) and indices(others) == list(range(expected, IMAGES))
+        for batch in asked:
+            assert torch.allclose(batch.m, model.predict(batch.x_t, step.t), atol=1e-5)
+        for batch in (*asked, *others):
+            assert torch.allclose(batch.float_m, model.predict(batch.float_x_t, step.t), atol=1e-5)
+            if step.i == 0:
+                drawn = SampleNoise(seed, indices([batch]), model.shape, "noise").draw()
+                assert torch.equal(batch.x_t, drawn) and torch.equal(batch.float_x_t, drawn)
+    assert [step.i for step, *_ in seen] == list(range(STEPS))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["correction=readout_matched", "correction.variance=rule"],
+        ["correction=rescaled_matched"],
+        ["correction=wiener"],
+    ],
+    ids=" ".join,
+)
+def test_a_path_goes_on_from_what_was_fitted_with_the_noise_of_its_images(make, monkeypatch, words):
+    """On a corrected path the next state is the step's mean of m~, and sigma' times the image's own noise."""
+    own, seen = followed(make, monkeypatch, "correction.images=10", *words)
+    noise = SampleNoise(own.wanted[0].seed, range(IMAGES), own.model.shape, "noise")
+    first, second = ({name: joined([*asked, *others], name) for name in NAMES} for _, asked, others in seen)
+    assert torch.equal(first["x_t"], noise.draw())
+    z, step, found = noise.draw(), own.steps[0], own.fitted[0]
+    float_next = step.mean(first["float_x_t"], first["float_m"]) + step.sigma * z
+    assert torch.allclose(second["float_x_t"], float_next, atol=1e-5)
+    m = found.output(first["q"], first["x_t"], first["features"])
+    corrected = step.mean(first["x_t"], m) + found.sigma * z
+    along = own.correction.path is FitPath.CORRECTED
+    assert torch.allclose(second["x_t"], corrected if along else float_next, atol=1e-5)
+    assert step.sigma > 0 and not torch.allclose(corrected, float_next, atol=1e-3)
+
+
+def test_no_more_than_two_steps_lie_on_the_disk(make, monkeypatch):
+    lying, fit = [], Walk._fit
+
+    def counted(own, step):
+        lying.append(len(list(own.folder.glob("step-*"))))
+        return fit(own, step)
+
+    monkeypatch.setattr(Walk, "_fit", counted)
+    make("goal=fit", "correction=matched", f"noise.images={IMAGES}", "sampler.steps=4")
+    assert lying == [1, 2, 2, 2]
+
+
+NAMES = ("q", "x_t", "features", "float_m", "float_x_t")
+
+
+def joined(batches, name):
+    """One field of all images in their order."""
+    return torch.cat([getattr(batch, name) for batch in sorted(batches, key=lambda batch: batch.first)])
+
+
+def indices(batches):
+    return [batch.first + place for batch in batches for place in range(len(batch.q))]
+
+
+@pytest.mark.parametrize("correction", ["wiener", "readout"])
+def test_along_float_sampling_it_is_not_asked_again(make, monkeypatch, correction):
+    assert rows_asked(make, monkeypatch, f"correction={correction}", "correction.path=float") == []
