@@ -22,7 +22,7 @@ from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import build_model, build_quantized
 from ptq_diffusion.main import CONF
-from ptq_diffusion.model.unet import MODELS
+from ptq_diffusion.model.loading import MODELS
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.draw_images import to_bytes

@@ -42,8 +42,9 @@ def composed(*overrides: str) -> DictConfig:
 def fitted(name: str, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, step: Step) -> StepCorrection:
     """One step's repairs; what they cost does not depend on how well they were fitted."""
     correction = construct(composed(f"correction={name}").correction)
-    rescalings, m = correction.rescalings(model, tap, x_t, step.t)
-    q, features = tap.predict(x_t, step.t, rescalings)
+    rescalings, m = correction.rescalings(model, tap, x_t, step)
+    q, features = tap.predict(x_t, step, rescalings)
+    assert features is not None
     return replace(correction.fit_step([AskedBatch(0, q, x_t, features, m, x_t, m)], step), rescalings=rescalings)
 
 
@@ -69,7 +70,8 @@ def main() -> None:
     quantized, step = calibrated(cfg, model), build_steps(cfg, model)[1]
     tap = OutputLayerTap(quantized, model.sites())
     x_t = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(0))
-    q, features = tap.predict(x_t, step.t)
+    q, features = tap.predict(x_t, step)
+    assert features is not None
     found = {name: fitted(name, model, tap, x_t, step) for name in NAMES}
     steps = alternated(whole_steps(found, model, tap, x_t, step), rounds)
 
@@ -89,19 +91,19 @@ def whole_steps(
     """The network alone, twice, with each correction, and with what folds within its output layer."""
 
     def corrected(own: StepCorrection) -> Tensor:
-        q, features = tap.predict(x_t, step.t, own.rescalings)
+        q, features = tap.predict(x_t, step, own.rescalings)
         return own.output(q, x_t, features)
 
     def folded(layer: FoldedLayer) -> Tensor:
         """The step with the filter within its output layer."""
         tap.layer.instead = layer.weight, layer.bias
-        m, features = tap.predict(x_t, step.t)
+        m, features = tap.predict(x_t, step)
         tap.layer.instead = None
         for repair in layer.repairs:
             m = repair.output(m, x_t, features)
         return m
 
-    whole: dict[str, Callable[[], object]] = {name: lambda: tap.predict(x_t, step.t) for name in (ALONE, AGAIN)}
+    whole: dict[str, Callable[[], object]] = {name: lambda: tap.predict(x_t, step) for name in (ALONE, AGAIN)}
     for name, own in found.items():
         whole[name] = partial(corrected, own)
     for name in FOLDED:

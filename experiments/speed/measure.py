@@ -108,7 +108,7 @@ def calibrated(cfg: DictConfig, model: Denoiser) -> Denoiser:
     quantizers.observe_weights(model.network)
     (chunk,) = chunks("calibration", [0], 8, 8)
     with observing(model.network, quantizers):
-        for _ in sample(lambda x, s: model.predict(x, s.t), build_steps(cfg, model), chunk.noise(model.shape)):
+        for _ in sample(lambda x, s: model.predict(x, s).m, build_steps(cfg, model), chunk.noise(model.shape)):
             pass
     quantizers.freeze()
     return model.with_network(quantize(model.network, quantizers))
@@ -163,9 +163,10 @@ def shares(model: Denoiser) -> dict[str, float]:
     """The share of a forward's CPU time that modules of a kind take, less what the modules within them take."""
     spent: dict[str, float] = defaultdict(float)
     x = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(0))
+    step = DDIM(20, 0, {}).steps(model.scheduler_config)[10]
     with clocked(model.network, spent):
         for _ in range(FORWARDS):
-            model.predict(x, 500.0)
+            model.predict(x, step)
     return {kind: spent[kind] / sum(spent.values()) for kind in (*KINDS, "all else") if kind in spent}
 
 

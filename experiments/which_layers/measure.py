@@ -153,11 +153,12 @@ def fitted(
             maps[name] = solve(channels_first(output), channels_first(aims[name]))
             return applied(output, maps[name])
 
-        float_m = pair.model.predict(x, step.t)
+        float_m = pair.model.predict(x, step).m
         with watching(pair.model.network, places, aims.__setitem__):
-            m = pair.model.predict(y, step.t)
+            m = pair.model.predict(y, step).m
         with regridding(tap.other_layers() if regrids else {}, MSE, grids), watching(tap.network, places, see):
-            q, features = tap.predict(y, step.t)
+            q, features = tap.predict(y, step)
+        assert features is not None
         own = pair.behind.fit_step([AskedBatch(0, q, y, features, float_m, x, m)], step)
         found.append(Fitted(own, maps, grids))
         z = noise.draw("cpu")
@@ -178,7 +179,7 @@ def images(pair: Pair, found: Sequence[Fitted], count: int) -> Tensor:
         y = noise.draw("cpu")
         for step, own in zip(pair.steps, found, strict=True):
             with own.regridded(tap.network), watching(tap.network, own.maps, partial(mapped, own.maps)):
-                q, features = tap.predict(y, step.t)
+                q, features = tap.predict(y, step)
             y = step.mean(y, own.behind.output(q, y, features)) + own.behind.sigma * noise.draw("cpu")
         drawn.append(to_bytes(pair.model.decode(y))[: chunk.count])
     return torch.cat(drawn)

@@ -175,7 +175,7 @@ def threads(environment: Mapping[str, str], cores: int) -> Finding:
 def bundled() -> Finding:
     """Whether the bundled models, feature networks and references are those that the numbers were taken with."""
     from ptq_diffusion.metric import FEATURE_NETWORKS, ResNet9, StatisticsReference
-    from ptq_diffusion.model.unet import MODELS, folder_checksum
+    from ptq_diffusion.model.loading import MODELS, folder_checksum
 
     try:
         for path in FEATURE_NETWORKS.names():

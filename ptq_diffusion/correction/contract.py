@@ -139,7 +139,7 @@ class PathCorrection(Correction):
         model: Denoiser,
         tap: OutputLayerTap,  # noqa: ARG002
         x_t: Tensor,
-        t: float,
+        step: Step,
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
         """What layers compute with at a step, found before the step is fitted, by default as they are; and m on x_t.
 
@@ -147,9 +147,9 @@ class PathCorrection(Correction):
             model: the float model.
             tap: of the quantized one.
             x_t: states on the path, (B, C, H, W), of the first `together` images.
-            t: the time.
+            step: the row of the table.
         """
-        return {}, model.predict(x_t, t)
+        return {}, model.predict(x_t, step).m
 
     @abstractmethod
     def fit_step(self, asked: Sequence[AskedBatch], step: Step, others: Sequence[Batch] = ()) -> StepCorrection:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.correction.fitted import FittedCorrection
+from ptq_diffusion.model import Output
 from ptq_diffusion.network import Rescaling
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler.step import Step
@@ -16,8 +17,8 @@ from ptq_diffusion.sampler.step import Step
 class Ask(Protocol):
     """A quantized network."""
 
-    def __call__(self, x_t: Tensor, t: float, rescalings: Mapping[str, Rescaling]) -> tuple[Tensor, Tensor]:
-        """The output q and the features of (x_t, t), with layers that compute with other scales."""
+    def __call__(self, x_t: Tensor, step: Step, rescalings: Mapping[str, Rescaling]) -> Output:
+        """The output q and the features of states at a step, with layers that compute with other scales."""
 
 
 class Predictor:
@@ -37,16 +38,14 @@ class Predictor:
 
     def __call__(self, x_t: Tensor, step: Step) -> Tensor:
         found = self._correction.found[step.i]
-        q, features = self._ask(x_t, step.t, found.rescalings)
+        q, features = self._ask(x_t, step, found.rescalings)
         if found.estimates:
             ask = partial(self._ask, rescalings=found.rescalings)
             self._bias = estimated_bias(ask, x_t, q, step, self._noise.draw(x_t.device))
         return self._correction.output(q - self._bias, x_t, features, step)
 
 
-def estimated_bias(
-    ask: Callable[[Tensor, float], tuple[Tensor, Tensor]], x_t: Tensor, q: Tensor, step: Step, noise: Tensor
-) -> Tensor:
+def estimated_bias(ask: Callable[[Tensor, Step], Output], x_t: Tensor, q: Tensor, step: Step, noise: Tensor) -> Tensor:
     """d, (B, C, 1, 1): the mean over pixels of what the network says of x_0 with known noise, less what is known.
 
     x' = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e with the x_0 that q implies, and d = mean(q(x', t) - m(x_0, e)), where m
@@ -55,5 +54,5 @@ def estimated_bias(
     x_0 = step.predict_x_0(x_t, q)
     noised = step.abar_t**0.5 * x_0 + (1 - step.abar_t) ** 0.5 * noise
     known = (x_0 - step.p_x * noised) / step.p_m
-    again, _ = ask(noised, step.t)
+    again, _ = ask(noised, step)
     return torch.mean(again - known, dim=(2, 3), keepdim=True)

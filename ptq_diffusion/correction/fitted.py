@@ -49,7 +49,7 @@ class StepCorrection:
     rescalings: Mapping[str, Rescaling] = dataclasses.field(default_factory=dict)
     residual: Residual | None = None
 
-    def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor | None) -> Tensor:
         """m~, the estimate of the float output from the quantized one, (B, C, H, W); see `Repair.output`."""
         for repair in self.repairs:
             q = repair.output(q, x_t, features)
@@ -68,7 +68,7 @@ class FittedCorrection:
     steps: Sequence[Step]
     found: Sequence[StepCorrection]
 
-    def output(self, q: Tensor, x_t: Tensor, features: Tensor, step: Step) -> Tensor:
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor | None, step: Step) -> Tensor:
         """m~ at a step, (B, C, H, W), but for what only a `Predictor` knows: a bias that is estimated on the way."""
         return self.found[step.i].output(q, x_t, features)
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from omegaconf import DictConfig
 
 from ptq_diffusion.engine.runtime import Runtime
-from ptq_diffusion.model.unet import folder_checksum
+from ptq_diffusion.model.loading import folder_checksum
 
 
 class Stage(ABC):

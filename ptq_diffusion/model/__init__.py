@@ -1,8 +1,19 @@
 """Floor 1: what is denoised."""
 
-from ptq_diffusion.model.denoiser import Denoiser
+from ptq_diffusion.model.condition import Condition
+from ptq_diffusion.model.denoiser import Denoiser, Output, Timestep
+from ptq_diffusion.model.diffusers_denoiser import DiffusersDenoiser
 from ptq_diffusion.model.gaussian import GaussianDenoiser
 from ptq_diffusion.model.site import Kind, Role, Site
-from ptq_diffusion.model.unet import UNetDenoiser
 
-__all__ = ["Denoiser", "GaussianDenoiser", "Kind", "Role", "Site", "UNetDenoiser"]
+__all__ = [
+    "Condition",
+    "Denoiser",
+    "DiffusersDenoiser",
+    "GaussianDenoiser",
+    "Kind",
+    "Output",
+    "Role",
+    "Site",
+    "Timestep",
+]

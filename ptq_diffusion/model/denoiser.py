@@ -1,12 +1,38 @@
-"""The contract of a model."""
+"""The contract of a model: a network that is asked (x_t, step, condition) and answers with its output."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from ptq_diffusion.model.condition import Condition
 from ptq_diffusion.model.site import Site
+
+
+class Timestep(Protocol):
+    """A row of a sampler's table, as far as a network needs it."""
+
+    @property
+    def i(self) -> int:
+        """The row's index, 0 at t = T: a quantized network has settings for every row."""
+
+    @property
+    def t(self) -> float:
+        """The time that the network is told."""
+
+
+class Output(NamedTuple):
+    """The answer of a denoiser.
+
+    Attributes:
+        m: the native output (epsilon, v or x0), (B, C, H, W).
+        features: the input of the output layer after its activation quantizer, (B, F, H, W), of a quantized network;
+            None of a float one.
+    """
+
+    m: Tensor
+    features: Tensor | None = None
 
 
 class Denoiser(nn.Module, ABC):
@@ -22,8 +48,14 @@ class Denoiser(nn.Module, ABC):
     scheduler_config: Mapping[str, Any]
 
     @abstractmethod
-    def predict(self, x_t: Tensor, t: float) -> Tensor:
-        """The native output m (epsilon, v or x0), (B, C, H, W), of states (B, C, H, W) that all are at time t."""
+    def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
+        """The output on states (B, C, H, W) that all are at one step of a table.
+
+        Args:
+            x_t: the states.
+            step: the row of the table.
+            condition: of the B samples; None of an unconditional model.
+        """
 
     @property
     @abstractmethod
@@ -40,7 +72,7 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def with_network(self, network: nn.Module) -> "Denoiser":
-        """The same model around another network, such as a quantized copy; this one stays as it is."""
+        """The same model around another network of its class, such as a quantized copy; neither is changed."""
 
     def decode(self, x_0: Tensor) -> Tensor:
         """Images in [0, 1] from latents in [-1, 1]."""

@@ -7,7 +7,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from ptq_diffusion.model.denoiser import Denoiser
+from ptq_diffusion.model.condition import Condition
+from ptq_diffusion.model.denoiser import Denoiser, Output, Timestep
 from ptq_diffusion.model.site import Site
 
 
@@ -34,9 +35,9 @@ class GaussianDenoiser(Denoiser):
     def network(self) -> nn.Module:
         return self
 
-    def predict(self, x_t: Tensor, t: float) -> Tensor:
-        abar = self._abar_at(t)
-        return (1 - abar) ** 0.5 * (x_t - abar**0.5 * self.mean) / (abar * self.std**2 + 1 - abar)
+    def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:  # noqa: ARG002
+        abar = self._abar_at(step.t)
+        return Output((1 - abar) ** 0.5 * (x_t - abar**0.5 * self.mean) / (abar * self.std**2 + 1 - abar))
 
     def _abar_at(self, t: float) -> float:
         """Cumulative alpha; between whole times log-SNR is linear."""

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model import Denoiser, Output, Timestep
 from ptq_diffusion.model.site import Role, Site
 from ptq_diffusion.network.layer import QuantizedLayer
 from ptq_diffusion.network.rescaling import Rescaling, rescaled
@@ -39,16 +39,19 @@ class OutputLayerTap:
         return {name: m for name, m in modules if isinstance(m, QuantizedLayer) and m is not self.layer}
 
     def predict(
-        self, x_t: Tensor, t: float, rescalings: Mapping[str, Rescaling] = MappingProxyType({})
-    ) -> tuple[Tensor, Tensor]:
-        """q (B, C, H, W) and the input of the output layer after its activation quantizer (B, F, H, W).
+        self, x_t: Tensor, step: Timestep, rescalings: Mapping[str, Rescaling] = MappingProxyType({})
+    ) -> Output:
+        """The output q, (B, C, H, W), with the features, (B, F, H, W).
 
         Args:
             x_t: the state, (B, C, H, W).
-            t: the time.
+            step: the row of the table.
             rescalings: of layers by name.
         """
         seen: list[Tensor] = []
         hook = self.layer.activation.register_forward_hook(lambda *call: seen.append(call[-1]))
         with hook, rescaled(self.network, rescalings):
-            return self._denoiser.predict(x_t, t), seen[-1]
+            q = self._denoiser.predict(x_t, step).m
+        if len(seen) != 1:
+            raise ValueError(f"expected an output layer that is computed once, got {len(seen)} times")
+        return Output(q, seen[0])

@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DModel
 
 from ptq_diffusion import quantizer
-from ptq_diffusion.model import Denoiser, UNetDenoiser
+from ptq_diffusion.model import Denoiser, DiffusersDenoiser
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.model.site import Site
 from ptq_diffusion.network.quantizers import NetworkQuantizers
@@ -43,14 +43,14 @@ def save_quantized(model: Denoiser, quantizers: NetworkQuantizers, folder: Path)
     quantizers.save(folder / RANGES)
 
 
-def load_quantized(folder: Path) -> tuple[UNetDenoiser, NetworkQuantizers]:
+def load_quantized(folder: Path) -> tuple[DiffusersDenoiser, NetworkQuantizers]:
     """The network before its quantizers, which bring its weights back as they were, and these, frozen.
 
     Raises:
         FileNotFoundError: the folder lacks a file.
         ValueError: the files are broken, do not belong together, or name a quantizer that is none of this package.
     """
-    model = UNetDenoiser.from_folder(str(folder / MODEL))
+    model = DiffusersDenoiser.from_folder(str(folder / MODEL))
     quantizers = _blank(model.sites(), folder / SETTINGS)
     quantizers.restore(folder / RANGES)
     return model, quantizers

@@ -18,8 +18,8 @@ from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.trajectories import Trajectories
 
 
-class States(IterableDataset[tuple[float, Tensor]]):
-    """(t, x_t) of every chunk and step; one chunk is in memory at a time."""
+class States(IterableDataset[tuple[int, Tensor]]):
+    """(i, x_t), the index of a step and its states, of every chunk and step; one chunk is in memory at a time."""
 
     def __init__(self, folder: Path, steps: Sequence[Step]) -> None:
         self.folder, self.table = folder, steps
@@ -27,22 +27,22 @@ class States(IterableDataset[tuple[float, Tensor]]):
     def __len__(self) -> int:
         return len(list(self.folder.glob("*.safetensors"))) * len(self.table)
 
-    def __iter__(self) -> Iterator[tuple[float, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         for chunk in read_chunks(self.folder):
-            yield from ((step.t, x_t) for step, x_t in zip(self.table, chunk["states"], strict=True))
+            yield from enumerate(chunk["states"])
 
 
 class Calibration(L.LightningModule):
     """Float forwards under observation."""
 
-    def __init__(self, model: Denoiser, quantizers: NetworkQuantizers) -> None:
+    def __init__(self, model: Denoiser, quantizers: NetworkQuantizers, table: Sequence[Step]) -> None:
         super().__init__()
-        self.model, self.quantizers = model, quantizers
+        self.model, self.quantizers, self.table = model, quantizers, table
 
-    def predict_step(self, batch: tuple[float, Tensor], _: int) -> None:
-        t, x_t = batch
+    def predict_step(self, batch: tuple[int, Tensor], _: int) -> None:
+        i, x_t = batch
         with observing(self.model.network, self.quantizers):
-            self.model.predict(x_t, t)
+            self.model.predict(x_t, self.table[i])
 
 
 class Calibrate(ModelStage):
@@ -57,8 +57,11 @@ class Calibrate(ModelStage):
         model = build_model(cfg)
         quantizers = build_quantizers(cfg, model)
         quantizers.observe_weights(model.network)
-        states = States(inputs[Trajectories.name] / "chunks", build_steps(cfg, model))
+        table = build_steps(cfg, model)
+        states = States(inputs[Trajectories.name] / "chunks", table)
         trainer = runtime.trainer(out, "calibration")
-        trainer.predict(Calibration(model, quantizers), DataLoader(states, batch_size=None), return_predictions=False)
+        trainer.predict(
+            Calibration(model, quantizers, table), DataLoader(states, batch_size=None), return_predictions=False
+        )
         quantizers.freeze()
         quantizers.save(out / "quantizers.safetensors")

@@ -33,7 +33,7 @@ class DrawImages(ChunkWork):
     @classmethod
     def of(cls, model: Denoiser, steps: Sequence[Step]) -> "DrawImages":
         """Uncorrected."""
-        return cls(model, steps, lambda _: lambda x_t, step: model.predict(x_t, step.t), lambda step: step.sigma)
+        return cls(model, steps, lambda _: lambda x_t, step: model.predict(x_t, step).m, lambda step: step.sigma)
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
         *_, last = sample(self.predictor(chunk), self.steps, chunk.noise(self.model.shape), self.sigma, device)

@@ -26,7 +26,7 @@ class RecordOutputs(ChunkWork):
         self.model, self.steps = model, steps
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
-        walk = sample(lambda x, s: self.model.predict(x, s.t), self.steps, chunk.noise(self.model.shape), device=device)
+        walk = sample(lambda x, s: self.model.predict(x, s).m, self.steps, chunk.noise(self.model.shape), device=device)
         return {"m": torch.stack([visit.m.cpu() for visit in walk])}
 
 

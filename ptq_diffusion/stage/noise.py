@@ -44,7 +44,7 @@ class MeasureNoise(ChunkWork):
             """Without padding, where moments are taken: they are float64, which not every device has."""
             return tensor[: chunk.count].cpu()
 
-        seen = ((kept(v.m), kept(self.quantized.predict(v.x_t, v.step.t)), kept(v.x_t)) for v in walk)
+        seen = ((kept(v.m), kept(self.quantized.predict(v.x_t, v.step).m), kept(v.x_t)) for v in walk)
         return NoiseStatistics.of(self.owner, seen, chunk.first).tensors()
 
 

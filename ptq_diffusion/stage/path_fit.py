@@ -88,7 +88,7 @@ class Walk:
             first = [chunk for chunk in self.wanted if chunk.first < together]
             self._ahead = {chunk: self._states(chunk, step, device) for chunk in first}
             y_t = torch.cat([self._ahead[chunk][1][: chunk.count] for chunk in first])[:together]
-            rescalings, m = self.correction.rescalings(self.model, self.tap, y_t, step.t)
+            rescalings, m = self.correction.rescalings(self.model, self.tap, y_t, step)
             write_tensors(file, named(rescalings) | {"m": m})
         kept = load_file(file)
         return of_named({name: kept[name] for name in kept.keys() - {"m"}}), kept["m"]
@@ -116,14 +116,15 @@ class Walk:
         if holds_tensors(file):
             return
         x_t, y_t = self._ahead.pop(chunk) if chunk in self._ahead else self._states(chunk, step, device)
-        q, features = self.tap.predict(y_t, step.t, rescalings)
+        q, features = self.tap.predict(y_t, step, rescalings)
+        assert features is not None, "a tap hands over features"
         float_m = self.float_m(chunk, step).to(device)
         kept = {"m": float_m, "q": q, "x_t": y_t, "features": features}
         if self.correction.path is FitPath.CORRECTED:
             asked = self._among_asked(chunk)
             known = m[chunk.first : chunk.first + asked].to(device)
             if len(known) < asked:
-                known = torch.cat([known, self.model.predict(y_t[len(known) : asked], step.t)])
+                known = torch.cat([known, self.model.predict(y_t[len(known) : asked], step).m])
             kept |= {"m": known, "float_m": float_m, "float_x_t": x_t.clone()}
         write_tensors(file, kept)
 

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from ptq_diffusion.bitwidth import ByRole
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
-from ptq_diffusion.model import Kind, Role, Site, UNetDenoiser
+from ptq_diffusion.model import DiffusersDenoiser, Kind, Role, Site
 from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 
@@ -33,7 +33,7 @@ def policy(name):
 
 @every_policy
 def test_every_site_has_bits(name, tiny_model_folder):
-    for sites in (UNetDenoiser.from_folder(str(tiny_model_folder())).sites(), LINE, [site("alone")], []):
+    for sites in (DiffusersDenoiser.from_folder(str(tiny_model_folder())).sites(), LINE, [site("alone")], []):
         found = policy(name).plan(sites)
         assert list(found.layers) == [site.name for site in sites]
         for site_ in sites:

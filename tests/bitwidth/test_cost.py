@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ptq_diffusion.metric.cost import cost, usual_bits
-from ptq_diffusion.model import Denoiser, Kind, Role, Site, UNetDenoiser
+from ptq_diffusion.model import Denoiser, DiffusersDenoiser, Kind, Role, Site
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 
 FLOAT = LayerBits(32, 32)
@@ -36,7 +36,7 @@ class TwoLayers(Denoiser):
     def attention_macs(self):
         return 11
 
-    def predict(self, x_t, t):
+    def predict(self, x_t, step, condition=None):
         raise NotImplementedError
 
     def with_network(self, network):
@@ -63,7 +63,7 @@ def test_bytes_by_hand():
 
 @pytest.fixture(scope="module")
 def denoiser(tiny_model_folder):
-    return UNetDenoiser.from_folder(str(tiny_model_folder()))
+    return DiffusersDenoiser.from_folder(str(tiny_model_folder()))
 
 
 def everywhere(denoiser, bits):

@@ -14,7 +14,7 @@ from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import build_model
 from ptq_diffusion.main import CONF
 from ptq_diffusion.metric import FeatureMoments, frechet_distance
-from ptq_diffusion.model.unet import MODELS
+from ptq_diffusion.model.loading import MODELS
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.samples import read_images

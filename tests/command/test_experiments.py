@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from ptq_diffusion.model import UNetDenoiser
+from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -68,7 +68,7 @@ def test_training_goes_on_after_an_interruption_and_ends_bit_identical(make, ima
 
 def test_a_trained_denoiser_is_a_model(make, images_folder):
     folder = make(*of("train_denoiser", images_folder))
-    assert UNetDenoiser.from_folder(str(folder)).shape == (3, 16, 16)
+    assert DiffusersDenoiser.from_folder(str(folder)).shape == (3, 16, 16)
 
 
 def test_a_sweep_runs_every_job_of_an_ablation_with_what_is_shared_made_once(command, tmp_path):

@@ -3,9 +3,10 @@
 import pytest
 
 from ptq_diffusion.engine.workshop import build_quantizers
-from ptq_diffusion.model import UNetDenoiser
+from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.network import observing, quantize
 from tests.correction.pipelines import states
+from tests.steps import at
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def calibrated(composed):
         quantizers = build_quantizers(cfg, model)
         quantizers.observe_weights(model.network)
         with observing(model.network, quantizers):
-            model.predict(states(model, 0), 500)
+            model.predict(states(model, 0), at(500))
         quantizers.freeze()
         return quantizers
 
@@ -37,5 +38,5 @@ def quantized_copy(calibrated):
 @pytest.fixture(scope="module")
 def pair(tiny_model_folder, quantized_copy):
     """A float model and its quantized copy."""
-    model = UNetDenoiser.from_folder(str(tiny_model_folder()))
+    model = DiffusersDenoiser.from_folder(str(tiny_model_folder()))
     return model, quantized_copy(model)

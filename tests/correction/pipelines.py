@@ -41,7 +41,7 @@ def fitted(name, steps, pair):
     seen = []
     for step in steps:
         x = states(model, step.i)
-        seen.append((model.predict(x, step.t), *tap.predict(x, step.t), x))
+        seen.append((model.predict(x, step).m, *tap.predict(x, step), x))
     owner = Fingerprint("network", fingerprint(steps), model.shape)
     return correction.fit(NoiseStatistics.of(owner, ((m, q, x) for m, q, _, x in seen), first=0), steps)
 
@@ -49,8 +49,8 @@ def fitted(name, steps, pair):
 def fitted_step(correction, step, model, tap):
     """One step of a correction along a path."""
     x = states(model, step.i)
-    rescalings, m = correction.rescalings(model, tap, x, step.t)
-    q, features = tap.predict(x, step.t, rescalings)
+    rescalings, m = correction.rescalings(model, tap, x, step)
+    q, features = tap.predict(x, step, rescalings)
     return replace(correction.fit_step([AskedBatch(0, q, x, features, m, x, m)], step), rescalings=rescalings)
 
 

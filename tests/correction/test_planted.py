@@ -67,7 +67,7 @@ def fit(correction, tensors):
 def draw(noise, count, *seed):
     for step in STEPS:
         x = states(step, count, *seed)
-        m = MODEL.predict(x, step.t)
+        m = MODEL.predict(x, step).m
         yield m, noise(m, x), x
 
 

@@ -168,7 +168,7 @@ def test_coefficients_that_are_smooth_are_recovered_from_noise():
     moments = []
     for step in steps:
         x, r = torch.randn(2, 2000, 2, 4, 4, generator=generator("toy", step.i)).double()
-        m = model.predict(x, step.t)
+        m = model.predict(x, step).m
         moments.append(StepMoments.of(m, (1 + k(step)) * m + 0.05 + v(step) ** 0.5 * r, x))
     options = {name: value for name, value in FILES["ptqd"].items() if name != "_target_"}
     statistics = NoiseStatistics(Fingerprint("toy", fingerprint(steps), (2, 4, 4)), moments)

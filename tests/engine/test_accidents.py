@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ptq_diffusion.artefact import files
-from ptq_diffusion.model import UNetDenoiser
+from ptq_diffusion.model import DiffusersDenoiser, Output
 from tests.job import NOWHERE, TINY, assert_clear, started
 from tests.words import quick
 
@@ -50,7 +50,7 @@ def started_quietly(place, *words):
 
 
 def no_number(place):
-    place.patch.setattr(UNetDenoiser, "predict", lambda self, x_t, t: x_t * torch.nan)
+    place.patch.setattr(DiffusersDenoiser, "predict", lambda self, x_t, step: Output(x_t * torch.nan))
     return ["seeds=[7]"]
 
 
@@ -66,10 +66,10 @@ def failing_save(error):
 
 
 def no_memory(place):
-    def predict(self, x_t, t):
+    def predict(self, x_t, step):
         raise torch.OutOfMemoryError("tried to allocate 2 TiB")
 
-    place.patch.setattr(UNetDenoiser, "predict", predict)
+    place.patch.setattr(DiffusersDenoiser, "predict", predict)
     return ["seeds=[7]"]
 
 
@@ -138,10 +138,10 @@ def test_everything_is_shown_to_those_who_ask(tmp_path):
 
 
 def test_a_programming_error_keeps_its_traceback(finished, tmp_path, monkeypatch):
-    def predict(self, x_t, t):
+    def predict(self, x_t, step):
         return x_t.nothing_of_the_kind
 
-    monkeypatch.setattr(UNetDenoiser, "predict", predict)
+    monkeypatch.setattr(DiffusersDenoiser, "predict", predict)
     monkeypatch.setattr(sys, "argv", sys.argv)
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         started(*quick([*finished[0], f"outputs={tmp_path}"]))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ptq_diffusion.model import UNetDenoiser
+from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.model.site import Role
 from ptq_diffusion.network import (
@@ -20,6 +20,7 @@ from ptq_diffusion.network import (
 )
 from ptq_diffusion.network.quantizers import network_fingerprint
 from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax
+from tests.steps import at
 
 TIMES = (20.0, 500.0, 900.0)
 
@@ -46,7 +47,7 @@ def observe(denoiser, quantizers):
     quantizers.observe_weights(denoiser.network)
     with observing(denoiser.network, quantizers):
         for t in TIMES:
-            denoiser.predict(states(denoiser), t)
+            denoiser.predict(states(denoiser), at(t))
 
 
 def calibrated(denoiser, bits, **options):
@@ -61,7 +62,7 @@ def quantized(denoiser, bits, **options):
 
 
 def outputs(denoiser):
-    return torch.stack([denoiser.predict(states(denoiser), t) for t in TIMES])
+    return torch.stack([denoiser.predict(states(denoiser), at(t)).m for t in TIMES])
 
 
 def without_hooks(network):
@@ -70,7 +71,7 @@ def without_hooks(network):
 
 @pytest.fixture(scope="module")
 def denoiser(tiny_model_folder):
-    return UNetDenoiser.from_folder(str(tiny_model_folder(size=(16, 12))))
+    return DiffusersDenoiser.from_folder(str(tiny_model_folder(size=(16, 12))))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_the_float_network_stays_bit_identical(denoiser):
     before, expected = network_fingerprint(denoiser.network), outputs(denoiser)
     kinds = [type(module) for module in denoiser.network.modules()]
     copied = quantized(denoiser, LayerBits(2, 2))
-    copied.predict(states(denoiser), 1.0)
+    copied.predict(states(denoiser), at(1.0))
     for buffer in itertools.chain(copied.network.buffers(), copied.network.parameters()):
         buffer.zero_()
     assert network_fingerprint(denoiser.network) == before
@@ -102,7 +103,7 @@ def test_every_layer_is_replaced_once_and_used(denoiser, w4a6):
     used = set()
     for name, layer in layers.items():
         layer.register_forward_hook(lambda *_, name=name: used.add(name))
-    denoiser.with_network(network).predict(states(denoiser), 5.0)
+    denoiser.with_network(network).predict(states(denoiser), at(5.0))
     assert used == set(layers)
 
 
@@ -118,7 +119,7 @@ def test_every_layer_equals_torchs_operators(denoiser, weight, weight_bits, acti
         network.get_submodule(name).register_forward_hook(
             lambda _, inputs, output, name=name: caught.update({name: (inputs[0], output)})
         )
-    denoiser.with_network(network).predict(states(denoiser), 500.0)
+    denoiser.with_network(network).predict(states(denoiser), at(500.0))
     assert len(caught) == len(quantizers.layers)
     for name, (x, output) in caught.items():
         original, own = denoiser.network.get_submodule(name), quantizers.layers[name]
@@ -196,7 +197,7 @@ def test_a_quantized_model_belongs_to_the_same_family(denoiser, w4a6):
     assert model.shape == denoiser.shape and model.scheduler_config == denoiser.scheduler_config
     assert not any(parameter.requires_grad for parameter in model.parameters())
     x = states(denoiser)
-    assert torch.equal(model.predict(x, 9.0)[1:2], model.predict(x[1:2].repeat(3, 1, 1, 1), 9.0)[:1])
+    assert torch.equal(model.predict(x, at(9.0)).m[1:2], model.predict(x[1:2].repeat(3, 1, 1, 1), at(9.0)).m[:1])
 
 
 # Observation.
@@ -214,9 +215,9 @@ def test_observing_changes_no_output_and_leaves_no_hook(denoiser):
 def test_a_tap_sees_the_input_of_the_output_layer_and_leaves_no_hook(denoiser):
     asked = quantized(denoiser, LayerBits(4, 6))
     tap = OutputLayerTap(asked, denoiser.sites())
-    q, features = tap.predict(states(denoiser), 300.0)
+    q, features = tap.predict(states(denoiser), at(300.0))
     last = asked.network.get_submodule(next(s.name for s in denoiser.sites() if s.role is Role.LAST))
-    assert torch.equal(q, asked.predict(states(denoiser), 300.0))
+    assert torch.equal(q, asked.predict(states(denoiser), at(300.0)).m)
     assert torch.equal(features, last.activation(features)) and features.shape[1] == last.weight.shape[1]
     assert without_hooks(asked.network) and without_hooks(last.activation)
 
@@ -233,7 +234,7 @@ def test_hooks_are_gone_after_an_exception(denoiser):
     observe(denoiser, quantizers)
     quantizers.freeze()
     with pytest.raises(RuntimeError, match="observing"), observing(denoiser.network, quantizers):
-        denoiser.predict(states(denoiser), 1.0)
+        denoiser.predict(states(denoiser), at(1.0))
     assert without_hooks(denoiser.network)
 
 

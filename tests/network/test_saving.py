@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
-from ptq_diffusion.model import UNetDenoiser
+from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import NetworkQuantizers, load_quantized, observing, quantize, save_quantized
 from ptq_diffusion.network.quantizers import network_fingerprint
 from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, State
+from tests.steps import at
 
 BITS = LayerBits(4, 6)
 
@@ -40,14 +41,14 @@ def calibrated(denoiser, **options):
     quantizers = fresh(denoiser, **options)
     quantizers.observe_weights(denoiser.network)
     with observing(denoiser.network, quantizers):
-        denoiser.predict(states(denoiser), 300.0)
+        denoiser.predict(states(denoiser), at(300.0))
     quantizers.freeze()
     return quantizers
 
 
 @pytest.fixture(scope="module")
 def denoiser(tiny_model_folder):
-    return UNetDenoiser.from_folder(str(tiny_model_folder()))
+    return DiffusersDenoiser.from_folder(str(tiny_model_folder()))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_restored_quantizers_are_bit_exact(denoiser, tmp_path, weight):
         assert layer.weight.state is layer.activation.state is State.FROZEN
     networks = [quantize(denoiser.network, quantizers) for quantizers in (origin, heir)]
     assert network_fingerprint(networks[0]) == network_fingerprint(networks[1])
-    outputs = [denoiser.with_network(network).predict(states(denoiser), 40.0) for network in networks]
+    outputs = [denoiser.with_network(network).predict(states(denoiser), at(40.0)).m for network in networks]
     assert torch.equal(*outputs)
 
 
@@ -121,7 +122,7 @@ def test_another_plan_is_refused(denoiser, saved, options, odd):
 
 
 def test_another_network_is_refused(tiny_model_folder, saved):
-    other = UNetDenoiser.from_folder(str(tiny_model_folder(channels=1)))
+    other = DiffusersDenoiser.from_folder(str(tiny_model_folder(channels=1)))
     with pytest.raises(
         ValueError, match=r"conv_in/activation is .* of \(8, 3, 3, 3\) there and .* of \(8, 1, 3, 3\) here"
     ):
@@ -181,7 +182,7 @@ def test_a_network_saved_as_a_folder_comes_back_bit_for_bit(denoiser, composed, 
     model, quantizers = load_quantized(tmp_path)
     again = quantize(model.network, quantizers)
     assert network_fingerprint(again) == network_fingerprint(network) != network_fingerprint(denoiser.network)
-    outputs = [denoiser.with_network(each).predict(states(denoiser), 40.0) for each in (network, again)]
+    outputs = [denoiser.with_network(each).predict(states(denoiser), at(40.0)).m for each in (network, again)]
     assert torch.equal(*outputs)
     stock = UNet2DModel.from_pretrained(tmp_path / "model", subfolder="unet").state_dict()
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in stock.items())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ptq_diffusion.correction import FitPath
-from ptq_diffusion.model import UNetDenoiser
+from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.network import QuantizedLayer
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.stage import path_fit as walk
@@ -15,16 +15,16 @@ STEPS, IMAGES = 2, 15
 
 def rows_asked(make, monkeypatch, *words):
     """Of the float network along the corrected path."""
-    asked, go, predict = [], Walk.go, UNetDenoiser.predict
+    asked, go, predict = [], Walk.go, DiffusersDenoiser.predict
 
-    def recorded(denoiser, x_t, t):
+    def recorded(denoiser, x_t, step):
         if not any(isinstance(module, QuantizedLayer) for module in denoiser.network.modules()):
             asked.append(len(x_t))
-        return predict(denoiser, x_t, t)
+        return predict(denoiser, x_t, step)
 
     def going(walk, *words):
         with monkeypatch.context() as patch:
-            patch.setattr(UNetDenoiser, "predict", recorded)
+            patch.setattr(DiffusersDenoiser, "predict", recorded)
             return go(walk, *words)
 
     monkeypatch.setattr(Walk, "go", going)
@@ -84,9 +84,9 @@ def test_every_image_is_seen_once_with_what_the_float_network_says_of_it(
     for step, asked, others in seen:
         assert indices(asked) == list(range(expected)) and indices(others) == list(range(expected, IMAGES))
         for batch in asked:
-            assert torch.allclose(batch.m, model.predict(batch.x_t, step.t), atol=1e-5)
+            assert torch.allclose(batch.m, model.predict(batch.x_t, step).m, atol=1e-5)
         for batch in (*asked, *others):
-            assert torch.allclose(batch.float_m, model.predict(batch.float_x_t, step.t), atol=1e-5)
+            assert torch.allclose(batch.float_m, model.predict(batch.float_x_t, step).m, atol=1e-5)
             if step.i == 0:
                 drawn = SampleNoise(seed, indices([batch]), model.shape, "noise").draw()
                 assert torch.equal(batch.x_t, drawn) and torch.equal(batch.float_x_t, drawn)

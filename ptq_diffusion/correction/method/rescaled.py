@@ -76,7 +76,7 @@ class Rescaled(PathCorrection):
             self.then.check_images(images, channels)
 
     def rescalings(
-        self, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, t: float
+        self, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, step: Step
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
         """All layers but the output layer, or none where every fourth image gains nothing from a fit to the rest; m."""
         judging = torch.arange(len(x_t)) % 4 == 3
@@ -88,9 +88,9 @@ class Rescaled(PathCorrection):
             targets[name] = Spread.of(output[~judging], layers[name].channels)
 
         with watching(model.network, layers, see):
-            m = model.predict(x_t, t)
-        found = rescalings_towards(targets, tap, x_t[~judging], t, self.range_search)
-        before, after = (_power(tap.predict(x_t[judging], t, use)[0] - m[judging]) for use in ({}, found))
+            m = model.predict(x_t, step).m
+        found = rescalings_towards(targets, tap, x_t[~judging], step, self.range_search)
+        before, after = (_power(tap.predict(x_t[judging], step, use).m - m[judging]) for use in ({}, found))
         return (found if after < before else {}), m
 
     def fit_step(self, asked: Sequence[AskedBatch], step: Step, others: Sequence[Batch] = ()) -> StepCorrection:
@@ -100,7 +100,7 @@ class Rescaled(PathCorrection):
 
 
 def rescalings_towards(
-    targets: Mapping[str, Spread], tap: OutputLayerTap, x_t: Tensor, t: float, range_search: RangeSearch | None
+    targets: Mapping[str, Spread], tap: OutputLayerTap, x_t: Tensor, step: Step, range_search: RangeSearch | None
 ) -> Mapping[str, Rescaling]:
     """What gives layers the targets' means and deviations on these states, one after the other in one forward.
 
@@ -119,7 +119,7 @@ def rescalings_towards(
         if range_search:
             stack.enter_context(regridding(layers, range_search, grids))
         stack.enter_context(watching(tap.network, targets, match))
-        tap.predict(x_t, t)
+        tap.predict(x_t, step)
     return {name: replace(own, input_grid=grids.get(name)) for name, own in found.items()}
 
 

@@ -127,6 +127,6 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
                 f"got {', '.join(map(str, times))}; draw with the scheduler and the steps that it was fitted for"
             )
         step = self._rows[times[0]]
-        q, features = self._tap.predict(sample, step.t, self.correction.found[step.i].rescalings)
+        q, features = self._tap.predict(sample, step, self.correction.found[step.i].rescalings)
         m = self.correction.output(q, sample, features, step)
         return UNet2DOutput(sample=m) if return_dict else (m,)

@@ -140,7 +140,7 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         if t not in self._steps:
             raise ValueError(f"expected a time of the table, one of {', '.join(map(str, self._steps))}, got {t}")
         step, q = self._steps[t], model_output[:, : sample.shape[1]]
-        m = self.correction.output(q, sample, sample.new_empty(0), step)
+        m = self.correction.output(q, sample, None, step)
         z = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
         x_s = step.mean(sample, m) + self.correction.sigma(step) * z
         if not torch.isfinite(x_s).all():

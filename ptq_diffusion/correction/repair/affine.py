@@ -21,7 +21,7 @@ class Affine(Repair):
     k: Tensor
     bias: Tensor
 
-    def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:  # noqa: ARG002
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor | None) -> Tensor:  # noqa: ARG002
         return (q - self.bias.to(q)[:, None, None]) / (1 + float(self.k))
 
     @property

@@ -29,7 +29,7 @@ class Filter(Repair):
     on_features: Tensor
     offset: Tensor
 
-    def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor | None) -> Tensor:
         m = q + self.offset.to(q)[:, None, None]
         for kernel, source, mode in (
             (self.on_q, q, "reflect"),
@@ -37,6 +37,7 @@ class Filter(Repair):
             (self.on_features, features, "constant"),
         ):
             if kernel.numel() > 0:
+                assert source is not None, "a filter of features is given them"
                 m += convolved(source, kernel.to(q), mode)
         return m
 
@@ -72,7 +73,7 @@ class FilterInt8(Repair):
         """The same with R in float64."""
         return Filter(self.on_q, self.on_x, self.integers * self.scale[:, None, None, None], self.offset)
 
-    def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor | None) -> Tensor:
         return self.filter.output(q, x_t, features)
 
     @property

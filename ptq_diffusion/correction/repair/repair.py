@@ -15,13 +15,14 @@ class Repair(ABC):
     kind: ClassVar[str]
 
     @abstractmethod
-    def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor | None) -> Tensor:
         """m~, (B, C, H, W).
 
         Args:
             q: the quantized network's output, (B, C, H, W).
             x_t: the state that it was asked about, (B, C, H, W).
-            features: the input of its output layer after that layer's activation quantizer, (B, F, H, W).
+            features: the input of its output layer after that layer's activation quantizer, (B, F, H, W); None will
+                do where they are not needed.
         """
 
     @property

@@ -25,7 +25,7 @@ class Spectral(Repair):
     on_x: Tensor
     offset: Tensor
 
-    def output(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:  # noqa: ARG002
+    def output(self, q: Tensor, x_t: Tensor, features: Tensor | None) -> Tensor:  # noqa: ARG002
         bands = radial_bands(*q.shape[-2:], RINGS).to(q.device)
         matrices, spectrum = torch.cat([self.on_q, self.on_x], dim=2), cosine_transform(torch.cat([q, x_t], dim=1))
         return inverse_cosine_transform(banded(matrices.to(q), bands, spectrum)) + self.offset.to(q)[:, None, None]

@@ -19,7 +19,7 @@ from ptq_diffusion.correction import (
 )
 from ptq_diffusion.correction.corrected_denoiser import estimated_bias
 from ptq_diffusion.engine.chunks import Chunk
-from ptq_diffusion.model import GaussianDenoiser
+from ptq_diffusion.model import GaussianDenoiser, Output
 from ptq_diffusion.network import Rescaling
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import DDIM, sample
@@ -33,25 +33,25 @@ MU = torch.tensor([0.1, -0.15]).view(2, 1, 1)
 STEPS = DDIM(12, 0.5, {}).steps(MODEL.scheduler_config)
 
 
-def biased(x, t, rescalings=None):
+def biased(x, step, rescalings=None):
     """Q and features of a network without layers."""
     assert not rescalings
-    return MODEL.predict(x, t) + MU, x
+    return Output(MODEL.predict(x, step).m + MU, x)
 
 
 def fitted(correction, steps=STEPS):
     x = torch.randn(20, *SHAPE, generator=generator("x"))
-    moments = [StepMoments.of(MODEL.predict(x, step.t), biased(x, step.t)[0], x) for step in steps]
+    moments = [StepMoments.of(MODEL.predict(x, step).m, biased(x, step)[0], x) for step in steps]
     return correction.fit(NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments), steps)
 
 
 def drawn(correction, seed, indices, asked=None):
     """x_0 of these images of the biased network, corrected."""
 
-    def ask(x, t, rescalings):
+    def ask(x, step, rescalings):
         if asked is not None:
-            asked.append((x.clone(), t))
-        return biased(x, t, rescalings)
+            asked.append((x.clone(), step))
+        return biased(x, step, rescalings)
 
     predict = Predictor(correction, ask, SampleNoise(seed, indices, SHAPE, "apart"))
     *_, last = sample(predict, correction.steps, SampleNoise(seed, indices, SHAPE), correction.sigma)
@@ -67,12 +67,12 @@ def test_a_planted_bias_is_found_within_its_standard_errors(kind):
         x, e = torch.randn(2, COUNT, *SHAPE, generator=generator("x", step.i)).double()
         x = abar**0.5 * (0.4 + 0.5 * x) + (1 - abar) ** 0.5 * torch.randn(x.shape, generator=generator("z", step.i))
 
-        def ask(x, t, step=step, abar=abar):
-            epsilon = MODEL.predict(x, t)
+        def ask(x, step, abar=abar):
+            epsilon = MODEL.predict(x, step).m
             x_0 = (x - (1 - abar) ** 0.5 * epsilon) / abar**0.5
-            return (x_0 - step.p_x * x) / step.p_m + MU, x
+            return Output((x_0 - step.p_x * x) / step.p_m + MU, x)
 
-        found = estimated_bias(ask, x, ask(x, step.t)[0], step, e)
+        found = estimated_bias(ask, x, ask(x, step)[0], step, e)
         assert found.shape == (COUNT, 2, 1, 1)
         share = abar * 0.25 / (abar * 0.25 + 1 - abar)
         error = found.std(0) / COUNT**0.5
@@ -88,7 +88,7 @@ def test_the_estimate_is_taken_off_until_the_next():
     predict = Predictor(correction, biased, SampleNoise(3, range(6), SHAPE, "apart"))
     noise, x = SampleNoise(3, range(6), SHAPE, "apart"), torch.randn(6, *SHAPE, generator=generator("x"))
     for step in STEPS:
-        q, _ = biased(x, step.t)
+        q, _ = biased(x, step)
         if step.i % 5 == 0:
             bias = estimated_bias(biased, x, q, step, noise.draw())
         assert torch.equal(predict(x, step), q - bias)
@@ -101,8 +101,8 @@ def test_a_drift_of_the_state_is_taken_for_a_bias_of_the_network():
         x = step.abar_t**0.5 * (0.4 + 0.5 * x) + (1 - step.abar_t) ** 0.5 * e.flip(0)
         found = []
         for drift in (0.0, -0.5):
-            q = MODEL.predict(x + drift, step.t)
-            found.append(estimated_bias(lambda x, t: (MODEL.predict(x, t), x), x + drift, q, step, e))
+            q = MODEL.predict(x + drift, step).m
+            found.append(estimated_bias(MODEL.predict, x + drift, q, step, e))
         assert abs(float(found[0].mean())) < 4 * float(found[0].std()) / (2 * COUNT) ** 0.5
         assert (found[1] < found[0]).all()
 
@@ -123,16 +123,16 @@ def test_estimates_shift_no_noise_of_the_walk():
     for correction in (fitted(NoCorrection()), fitted(QNCD(4))):
         asked = []
         tap = SimpleNamespace(
-            predict=lambda x, t, rescalings, asked=asked: asked.append((x.clone(), t)) or biased(x, t)
+            predict=lambda x, step, rescalings, asked=asked: asked.append((x.clone(), step)) or biased(x, step)
         )
         draw_corrected(MODEL, tap, correction)(chunk, torch.device("cpu"))
         assert len(asked) == len(STEPS) + correction.evaluations
         starts.append(asked[0][0])
         again.append(asked[1])
     assert torch.equal(*starts)
-    noised, t = again[1]
-    assert t == STEPS[0].t
-    x_0 = STEPS[0].predict_x_0(starts[0], biased(starts[0], t)[0])
+    noised, step = again[1]
+    assert step == STEPS[0]
+    x_0 = STEPS[0].predict_x_0(starts[0], biased(starts[0], step)[0])
     e = (noised - STEPS[0].abar_t ** 0.5 * x_0) / (1 - STEPS[0].abar_t) ** 0.5
     assert abs(float((e * starts[0]).mean())) < 0.3 and not torch.allclose(e, starts[0], atol=0.5)
 
@@ -165,9 +165,9 @@ def test_the_bias_of_a_rescaled_network_is_that_of_the_rescaled_one():
     found = [replace(own, rescalings=use) for own, use in zip(plain.found, layers, strict=True)]
     asked = []
 
-    def ask(x, t, rescalings):
+    def ask(x, step, rescalings):
         asked.append(rescalings)
-        return MODEL.predict(x, t) + MU, x
+        return Output(MODEL.predict(x, step).m + MU, x)
 
     predict = Predictor(FittedCorrection(STEPS, found), ask, SampleNoise(0, range(2), SHAPE, "apart"))
     for _ in sample(predict, STEPS, SampleNoise(0, range(2), SHAPE), plain.sigma):

@@ -9,7 +9,7 @@ from torch import nn
 
 from ptq_diffusion.correction import Rescaled
 from ptq_diffusion.correction.method.rescaled import rescalings_towards
-from ptq_diffusion.model import UNetDenoiser
+from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.network import (
     LayerQuantizers,
     OutputLayerTap,
@@ -23,13 +23,14 @@ from ptq_diffusion.network import (
 from ptq_diffusion.quantizer import LpSearch
 from tests.correction.pipelines import states
 from tests.correction.presets import CORRECTIONS
+from tests.steps import at
 
 ALONE = Rescaled(None, None, 64)
 
 
 @pytest.fixture(scope="module")
 def model(tiny_model_folder):
-    return UNetDenoiser.from_folder(str(tiny_model_folder()))
+    return DiffusersDenoiser.from_folder(str(tiny_model_folder()))
 
 
 @pytest.fixture(scope="module")
@@ -77,20 +78,20 @@ def test_distorted_scales_and_biases_of_all_layers_are_found(model, distorted):
     x, unseen = states(model, 0)[:32], states(model, 1)[:8]
     tap = OutputLayerTap(distorted, model.sites())
     with torch.no_grad():
-        found, _ = ALONE.rescalings(model, tap, x, 300.0)
+        found, _ = ALONE.rescalings(model, tap, x, at(300.0))
         assert found.keys() == layers_of(distorted.network).keys() - {"conv_out"}
-        m, q = model.predict(unseen, 300.0), distorted.predict(unseen, 300.0)
-        repaired, _ = tap.predict(unseen, 300.0, found)
+        m, q = model.predict(unseen, at(300.0)).m, distorted.predict(unseen, at(300.0)).m
+        repaired, _ = tap.predict(unseen, at(300.0), found)
     assert torch.allclose(repaired, m, atol=1e-5)
     assert (q - m).abs().max() > 0.1
 
 
 def test_a_network_without_noise_has_nothing_to_rescale(model, unquantized):
     tap, x = OutputLayerTap(unquantized, model.sites()), states(model, 0)[:16]
-    said = outputs(model.network, lambda: model.predict(x, 300.0), tap.other_layers())
+    said = outputs(model.network, lambda: model.predict(x, at(300.0)).m, tap.other_layers())
     with torch.no_grad():
         found = rescalings_towards(
-            {name: spread(tap, name, output) for name, output in said.items()}, tap, x, 300.0, None
+            {name: spread(tap, name, output) for name, output in said.items()}, tap, x, at(300.0), None
         )
     assert found.keys() == said.keys()
     for own in found.values():
@@ -101,14 +102,14 @@ def test_a_network_without_noise_has_nothing_to_rescale(model, unquantized):
 def test_three_of_four_images_are_fitted_and_the_fourth_judges(pair):
     tap, x, asked = OutputLayerTap(pair[1], pair[0].sites()), states(pair[0], 0)[:16], []
 
-    def predict(x_t, t, rescalings=MappingProxyType({})):
+    def predict(x_t, step, rescalings=MappingProxyType({})):
         asked.append((x_t, bool(rescalings)))
-        return tap.predict(x_t, t, rescalings)
+        return tap.predict(x_t, step, rescalings)
 
     recorded = SimpleNamespace(network=tap.network, other_layers=tap.other_layers, predict=predict)
     with torch.no_grad():
-        found, m = ALONE.rescalings(pair[0], recorded, x, 300.0)
-        assert found and torch.equal(m, pair[0].predict(x, 300.0))
+        found, m = ALONE.rescalings(pair[0], recorded, x, at(300.0))
+        assert found and torch.equal(m, pair[0].predict(x, at(300.0)).m)
     expected = [(three_of_four(x), False), (x[3::4], False), (x[3::4], True)]
     for (given, used), (wanted, rescales) in zip(asked, expected, strict=True):
         assert torch.equal(given, wanted) and used is rescales
@@ -118,11 +119,13 @@ def test_rescaled_layers_have_the_means_and_deviations_of_the_float_ones(pair):
     model, quantized = pair
     tap, x = OutputLayerTap(quantized, model.sites()), states(model, 0)[:16]
     with torch.no_grad():
-        found, _ = ALONE.rescalings(model, tap, x, 300.0)
+        found, _ = ALONE.rescalings(model, tap, x, at(300.0))
     assert found
     x = three_of_four(x)
-    target = outputs(model.network, lambda: model.predict(x, 300.0), found)
-    plain, ours = (outputs(quantized.network, lambda use=use: tap.predict(x, 300.0, use), found) for use in ({}, found))
+    target = outputs(model.network, lambda: model.predict(x, at(300.0)).m, found)
+    plain, ours = (
+        outputs(quantized.network, lambda use=use: tap.predict(x, at(300.0), use), found) for use in ({}, found)
+    )
     for name, output in target.items():
         aim, before, after = (spread(tap, name, of) for of in (output, plain[name], ours[name]))
         assert torch.allclose(after.mean, aim.mean, atol=1e-3)
@@ -165,8 +168,8 @@ def test_a_spread_is_of_channels_wherever_they_are_and_a_rescaling_gives_it(shap
 def test_a_range_search_gives_every_quantized_input_a_grid_and_none_leaves_them(pair):
     tap, x = OutputLayerTap(pair[1], pair[0].sites()), states(pair[0], 0)[:16]
     with torch.no_grad():
-        plain, _ = ALONE.rescalings(pair[0], tap, x, 300.0)
-        found, _ = Rescaled(None, LpSearch(2.0, 80), 64).rescalings(pair[0], tap, x, 300.0)
+        plain, _ = ALONE.rescalings(pair[0], tap, x, at(300.0))
+        found, _ = Rescaled(None, LpSearch(2.0, 80), 64).rescalings(pair[0], tap, x, at(300.0))
     assert all(own.input_grid is None for own in plain.values())
     assert found.keys() == plain.keys() and all(own.input_grid is not None for own in found.values())
 
@@ -176,7 +179,7 @@ def test_a_layer_that_is_computed_twice_is_refused(pair, monkeypatch):
     block = model.network.mid_block
     monkeypatch.setattr(block, "forward", calling(model.network.conv_in, x, block.forward))
     with torch.no_grad(), pytest.raises(ValueError, match="computes conv_in several times.*correction=matched"):
-        ALONE.rescalings(model, OutputLayerTap(pair[1], model.sites()), x, 300.0)
+        ALONE.rescalings(model, OutputLayerTap(pair[1], model.sites()), x, at(300.0))
 
 
 def calling(layer, x, forward):
@@ -199,8 +202,8 @@ def test_images_that_the_fit_has_not_seen_judge_it(pair):
     apart = 20 * x + 10
     apart[3::4] = x[3::4]
     with torch.no_grad():
-        assert ALONE.rescalings(model, tap, x, 300.0)[0]
-        assert ALONE.rescalings(model, tap, apart, 300.0)[0] == {}
+        assert ALONE.rescalings(model, tap, x, at(300.0))[0]
+        assert ALONE.rescalings(model, tap, apart, at(300.0))[0] == {}
 
 
 def test_too_few_images_to_rescale_on_are_refused():

@@ -8,11 +8,12 @@ from diffusers import DDPMScheduler
 
 from ptq_diffusion.correction import Fingerprint, NoiseStatistics, StepbaQ, StepMoments
 from ptq_diffusion.correction.method.stepbaq import time_of
-from ptq_diffusion.model import GaussianDenoiser, UNetDenoiser
+from ptq_diffusion.model import DiffusersDenoiser, GaussianDenoiser
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.sampler import DDIM, DDPM, sample
 from ptq_diffusion.sampler.ddim import step_from
 from ptq_diffusion.sampler.step import fingerprint
+from tests.steps import at
 
 SHAPE, COUNT = (2, 4, 4), 2000
 MODEL = GaussianDenoiser(SHAPE, mean=0.4, std=0.5)
@@ -25,13 +26,13 @@ every_eta = pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 
 def noisy(x, step, v, *seed):
     r = torch.randn(x.shape, generator=generator("residual", step.i, *seed))
-    return MODEL.predict(x, step.t) + MU + v**0.5 * r
+    return MODEL.predict(x, step).m + MU + v**0.5 * r
 
 
 def fitted(steps, v, bias=True):
     draws = [torch.randn(COUNT, *SHAPE, generator=generator("states", step.i)) for step in steps]
     moments = [
-        StepMoments.of(MODEL.predict(x, step.t), noisy(x, step, v), x) for x, step in zip(draws, steps, strict=True)
+        StepMoments.of(MODEL.predict(x, step).m, noisy(x, step, v), x) for x, step in zip(draws, steps, strict=True)
     ]
     return StepbaQ(bias).fit(NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments), steps)
 
@@ -41,7 +42,7 @@ def with_noise(law, steps, v):
     _, std = law(MODEL, steps)
     variance = 0.0
     for step in steps:
-        at_zero, at_one = (float(MODEL.predict(torch.tensor(x).double(), step.t)) for x in (0.0, 1.0))
+        at_zero, at_one = (float(MODEL.predict(torch.tensor(x).double(), step).m) for x in (0.0, 1.0))
         slope = step.c_x + step.c_0 * step.p_x + step.gain * (at_one - at_zero)
         variance = slope**2 * variance + step.gain**2 * v
     return (std**2 + variance) ** 0.5
@@ -118,10 +119,10 @@ def test_times_are_those_of_the_training(schedule):
 
 
 def test_a_network_is_told_what_lies_between_two_times(tiny_model_folder):
-    model = UNetDenoiser.from_folder(str(tiny_model_folder()))
+    model = DiffusersDenoiser.from_folder(str(tiny_model_folder()))
     x = torch.randn(2, *model.shape, generator=generator("x"))
-    whole, between, after = (model.predict(x, t) for t in (500, 500.5, 501))
-    assert torch.equal(whole, model.predict(x, 500.0)) and torch.equal(whole, model.unet(x, 500).sample)
+    whole, between, after = (model.predict(x, at(t)).m for t in (500, 500.5, 501))
+    assert torch.equal(whole, model.predict(x, at(500.0)).m) and torch.equal(whole, model.network(x, 500).sample)
     assert 0 < (between - whole).norm() < (after - whole).norm()
     assert 0 < (after - between).norm() < (after - whole).norm()
 

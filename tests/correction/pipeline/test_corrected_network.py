@@ -8,11 +8,12 @@ from ptq_diffusion.correction import (
     CorrectedNetwork,
     CorrectedScheduler,
 )
-from ptq_diffusion.model import UNetDenoiser
+from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.network import OutputLayerTap, quantize
 from ptq_diffusion.sampler import DDIM, DDPM
 from tests.correction.pipelines import OURS, WITH_NETWORK, assert_equal, fitted, our_states, pipeline_states, states
 from tests.correction.presets import CORRECTIONS
+from tests.steps import at
 
 
 def repairing(model, calibrated, correction):
@@ -32,7 +33,7 @@ def test_a_network_that_repairs_itself_gives_a_saved_pipeline_our_images_bit_for
 
 
 def test_a_network_that_predicts_a_variance_too_repairs_itself(tiny_model_folder, calibrated):
-    model = UNetDenoiser.from_folder(str(tiny_model_folder(out_channels=6)))
+    model = DiffusersDenoiser.from_folder(str(tiny_model_folder(out_channels=6)))
     pair = model, model.with_network(quantize(model.network, calibrated(model)))
     correction = fitted("readout", DDPM(**OURS).steps(model.scheduler_config), pair)
     assert_equal(our_states(pair, correction), pipeline_states(repairing(model, calibrated, correction)))
@@ -48,7 +49,7 @@ def test_it_answers_like_a_unet_at_the_times_of_its_table_only(network, pair):
     x = states(pair[0], 0)
     (m,) = network(x, torch.full((len(x),), 333), return_dict=False)
     assert torch.equal(m, network(x, 333.0).sample)
-    assert not torch.equal(m, network.quantized.predict(x, 333))
+    assert not torch.equal(m, network.quantized.predict(x, at(333)).m)
     with pytest.raises(ValueError, match="one of 666, 333, 0, for all images, got 500"):
         network(x, 500)
     with pytest.raises(ValueError, match="got 333, 666"):
@@ -69,7 +70,7 @@ def test_a_correction_that_asks_twice_is_refused(pair, calibrated):
 def test_its_output_layer_folded_for_every_step_says_the_same(network, pair):
     tap, x = OutputLayerTap(network.quantized, pair[0].sites()), states(pair[0], 0)
     for step, layer in zip(network.correction.steps, network.output_layers(), strict=True):
-        _, features = tap.predict(x, step.t)
+        _, features = tap.predict(x, step)
         assert not torch.equal(layer.weight, tap.layer.weight)
         assert torch.allclose(layer.output(x, features), network(x, step.t).sample, atol=1e-5)
 

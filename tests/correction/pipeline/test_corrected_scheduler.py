@@ -11,7 +11,7 @@ from ptq_diffusion.correction import (
     CorrectedScheduler,
     FittedCorrection,
 )
-from ptq_diffusion.model import UNetDenoiser
+from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.sampler import DDIM, DDPM
 from tests.correction.pipelines import (
     OURS,
@@ -64,7 +64,7 @@ def test_noise_that_a_step_absorbs_whole_is_drawn_all_the_same(pair):
 
 
 def test_a_network_that_predicts_a_variance_too(tiny_model_folder, quantized_copy):
-    model = UNetDenoiser.from_folder(str(tiny_model_folder(out_channels=6)))
+    model = DiffusersDenoiser.from_folder(str(tiny_model_folder(out_channels=6)))
     pair = model, quantized_copy(model)
     correction = fitted("ptqd", DDPM(**OURS).steps(model.scheduler_config), pair)
     pipe = DDPMPipeline(pair[1].network, CorrectedScheduler(correction))

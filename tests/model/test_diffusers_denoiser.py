@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ptq_diffusion.model import Kind, Role, UNetDenoiser
-from ptq_diffusion.model.unet import MODELS, folder_checksum
+from ptq_diffusion.model import DiffusersDenoiser, Kind, Role
+from ptq_diffusion.model.family import FAMILIES
+from ptq_diffusion.model.loading import MODELS, folder_checksum
+from tests.steps import at
 
 CASES = [
     {"prediction_type": "epsilon", "channels": 3, "size": (8, 8)},
@@ -40,7 +42,7 @@ def edit(path, **changes):
 def test_predicts_what_the_pipeline_predicts(tiny_model_folder, case):
     folder = tiny_model_folder(**case)
     pipeline = DDPMPipeline.from_pretrained(folder)
-    denoiser = UNetDenoiser.from_folder(str(folder))
+    denoiser = DiffusersDenoiser.from_folder(str(folder))
     assert denoiser.shape == (case["channels"], *case["size"])
     for t in (0, 500, 999):
         x = states(denoiser)
@@ -48,33 +50,33 @@ def test_predicts_what_the_pipeline_predicts(tiny_model_folder, case):
             expected = pipeline.unet(x, t).sample
         assert expected.abs().max() > 0.01
         # A network with twice the channels also predicts a variance, which is not part of m.
-        assert torch.equal(denoiser.predict(x, float(t)), expected[:, : case["channels"]])
+        assert torch.equal(denoiser.predict(x, at(float(t))).m, expected[:, : case["channels"]])
 
 
 @every_case
 def test_knows_the_scheduler_it_was_saved_with(tiny_model_folder, case):
     folder = tiny_model_folder(**case)
-    config = UNetDenoiser.from_folder(str(folder)).scheduler_config
+    config = DiffusersDenoiser.from_folder(str(folder)).scheduler_config
     loaded = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     assert config["prediction_type"] == case["prediction_type"]
     assert DDPMScheduler.from_config(dict(config)).config == loaded.config
 
 
 def test_is_frozen_and_in_evaluation_mode(tiny_model_folder):
-    denoiser = UNetDenoiser.from_folder(str(tiny_model_folder()))
+    denoiser = DiffusersDenoiser.from_folder(str(tiny_model_folder()))
     assert not any(module.training for module in denoiser.network.modules())
     assert not any(parameter.requires_grad for parameter in denoiser.parameters())
-    assert not denoiser.predict(states(denoiser), 10.0).requires_grad
+    assert not denoiser.predict(states(denoiser), at(10.0)).m.requires_grad
 
 
 def test_loading_draws_no_random_numbers_that_matter(tiny_model_folder):
-    first, second = (UNetDenoiser.from_folder(str(tiny_model_folder())) for _ in range(2))
+    first, second = (DiffusersDenoiser.from_folder(str(tiny_model_folder())) for _ in range(2))
     for a, b in zip(first.network.parameters(), second.network.parameters(), strict=True):
         assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
 
 
 def test_decodes_to_the_unit_interval(tiny_model_folder):
-    denoiser = UNetDenoiser.from_folder(str(tiny_model_folder()))
+    denoiser = DiffusersDenoiser.from_folder(str(tiny_model_folder()))
     latents = torch.tensor([-5.0, -1.0, 0.0, 0.5, 1.0, 5.0])
     assert denoiser.decode(latents).tolist() == [0, 0, 0.5, 0.75, 1, 1]
 
@@ -83,7 +85,7 @@ def test_decodes_to_the_unit_interval(tiny_model_folder):
 def test_a_folder_that_lacks_a_file_is_refused(folder, missing):
     for path in folder.glob(missing):
         path.unlink()
-    for load in (UNetDenoiser.from_folder, folder_checksum):
+    for load in (DiffusersDenoiser.from_folder, folder_checksum):
         with pytest.raises(FileNotFoundError, match=f"lacks {missing.replace('*', '.*')}; save one with pipeline"):
             load(str(folder))
 
@@ -94,28 +96,28 @@ def test_pickled_weights_are_never_opened(folder):
         path.unlink()
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'exit 1'\ntR.")
     with pytest.raises(FileNotFoundError, match=r"unet/\*.safetensors.*safe_serialization=True"):
-        UNetDenoiser.from_folder(str(folder))
+        DiffusersDenoiser.from_folder(str(folder))
 
 
 def test_pickled_weights_beside_other_safe_ones_are_not_opened_either(folder):
     (safe,) = (folder / "unet").glob("*.safetensors")
     torch.save(load_file(safe), safe.with_suffix(".bin"))
-    assert UNetDenoiser.from_folder(str(folder)).sites()
+    assert DiffusersDenoiser.from_folder(str(folder)).sites()
     safe.rename(safe.with_name("other.safetensors"))
     with pytest.raises(ValueError, match="diffusion_pytorch_model.safetensors"):
-        UNetDenoiser.from_folder(str(folder))
+        DiffusersDenoiser.from_folder(str(folder))
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a folder that a diffusers pipeline saved"):
-        UNetDenoiser.from_folder(str(tmp_path / "nowhere"))
+        DiffusersDenoiser.from_folder(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("name", ["UNet2DConditionModel", "AutoencoderKL", None])
 def test_another_class_is_refused(folder, name):
     edit(folder / "unet" / "config.json", _class_name=name)
-    with pytest.raises(ValueError, match=f"expected a UNet2DModel .* got {name}"):
-        UNetDenoiser.from_folder(str(folder))
+    with pytest.raises(ValueError, match=f"expected a network of UNet2DModel .* got {name};"):
+        DiffusersDenoiser.from_folder(str(folder))
 
 
 def small(**options):
@@ -123,6 +125,10 @@ def small(**options):
     return UNet2DModel(
         **{"sample_size": 8, "layers_per_block": 1, "norm_num_groups": 2, "attention_head_dim": 2} | blocks | options
     )
+
+
+def around(network):
+    return DiffusersDenoiser(network, FAMILIES["UNet2DModel"], network.config, {})
 
 
 @pytest.mark.parametrize(
@@ -137,7 +143,7 @@ def small(**options):
 )
 def test_networks_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        UNetDenoiser(small(**options), {})
+        around(small(**options))
 
 
 # Sites.
@@ -146,7 +152,7 @@ def test_networks_that_do_not_fit_are_refused(options, message):
 @pytest.fixture(params=[*CASES, *MODELS.names()], ids=str)
 def denoiser(request, tiny_model_folder):
     case = request.param
-    return UNetDenoiser.from_folder(case if isinstance(case, str) else str(tiny_model_folder(**case)))
+    return DiffusersDenoiser.from_folder(case if isinstance(case, str) else str(tiny_model_folder(**case)))
 
 
 def test_sites_are_all_convolutions_and_linear_layers_in_order(denoiser):
@@ -191,7 +197,7 @@ def test_macs_are_half_the_operations_that_torch_counts(denoiser):
 
 
 def test_macs_by_hand(tiny_model_folder):
-    denoiser = UNetDenoiser.from_folder(str(tiny_model_folder(channels=3, size=(16, 12))))
+    denoiser = DiffusersDenoiser.from_folder(str(tiny_model_folder(channels=3, size=(16, 12))))
     macs = {site.name: site.macs for site in denoiser.sites()}
     assert macs["conv_in"] == 16 * 12 * 8 * 3 * 9
     assert macs["conv_out"] == 16 * 12 * 3 * 8 * 9
@@ -203,7 +209,7 @@ def test_macs_by_hand(tiny_model_folder):
 @every_case
 def test_attention_macs_by_hand(tiny_model_folder, case):
     """QK^T and PV: 2 L L C for each of the layers, all at half resolution with 16 channels."""
-    denoiser = UNetDenoiser.from_folder(str(tiny_model_folder(**case)))
+    denoiser = DiffusersDenoiser.from_folder(str(tiny_model_folder(**case)))
     attentions = [name for name, _ in denoiser.network.named_modules() if name.endswith(".to_q")]
     assert len(attentions) == 4
     _, height, width = denoiser.shape
@@ -217,29 +223,29 @@ def test_attention_macs_are_the_rest_of_what_torch_counts(denoiser):
 
 
 def test_a_network_without_attention_has_no_attention_macs():
-    assert UNetDenoiser(small(add_attention=False), {}).attention_macs() == 0
+    assert around(small(add_attention=False)).attention_macs() == 0
 
 
 def test_counting_leaves_the_network_as_it_was(denoiser):
     before = [parameter.clone() for parameter in denoiser.network.parameters()]
-    expected = denoiser.predict(states(denoiser), 3.0)
+    expected = denoiser.predict(states(denoiser), at(3.0)).m
     denoiser.sites()
     denoiser.attention_macs()
     for layer in denoiser.network.modules():
         assert not layer._forward_hooks and not layer._forward_pre_hooks
     assert all(torch.equal(a, b) for a, b in zip(before, denoiser.network.parameters(), strict=True))
-    assert torch.equal(denoiser.predict(states(denoiser), 3.0), expected)
+    assert torch.equal(denoiser.predict(states(denoiser), at(3.0)).m, expected)
 
 
 def test_another_network_leaves_the_first_untouched(denoiser):
     x = states(denoiser)
-    before = denoiser.predict(x, 7.0)
+    before = denoiser.predict(x, at(7.0)).m
     other = UNet2DModel.from_config(denoiser.network.config)
     replaced = denoiser.with_network(other)
     assert replaced.network is other and denoiser.network is not other
     assert replaced.shape == denoiser.shape and replaced.scheduler_config == denoiser.scheduler_config
-    assert torch.equal(denoiser.predict(x, 7.0), before)
-    assert not torch.equal(replaced.predict(x, 7.0), before)
+    assert torch.equal(denoiser.predict(x, at(7.0)).m, before)
+    assert not torch.equal(replaced.predict(x, at(7.0)).m, before)
 
 
 # The folder's identity.

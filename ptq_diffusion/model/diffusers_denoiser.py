@@ -1,0 +1,94 @@
+"""Networks of diffusers with the scheduler that they were trained with."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
+
+from ptq_diffusion.model.condition import Condition
+from ptq_diffusion.model.denoiser import Denoiser, Output, Timestep
+from ptq_diffusion.model.family import Family
+from ptq_diffusion.model.loading import load_folder
+from ptq_diffusion.model.macs import Macs, count_macs, layers_of
+from ptq_diffusion.model.site import Kind, Role, Site
+
+
+class DiffusersDenoiser(Denoiser):
+    """A network of a diffusers class and its scheduler's configuration. m is the first C channels of its output.
+
+    Args:
+        network: of the family's class, or a quantized copy of one; it is not changed.
+        family: how networks of its class are called.
+        config: the configuration of the network, of which the sites are told.
+        scheduler_config: the scheduler's configuration.
+
+    Raises:
+        ValueError: the family cannot ask such a network.
+    """
+
+    def __init__(
+        self, network: nn.Module, family: Family, config: Mapping[str, Any], scheduler_config: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self._network, self.family, self.config = network, family, dict(config)
+        self.shape = family.shape(config)
+        self.scheduler_config = dict(scheduler_config)
+
+    @classmethod
+    def from_folder(cls, path: str) -> "DiffusersDenoiser":
+        """Load what a diffusers pipeline saved: `unet/` (safetensors only) and `scheduler/`; nothing else is read.
+
+        Args:
+            path: the folder, or `bundled:NAME`.
+
+        Raises:
+            FileNotFoundError: the folder lacks one of its files.
+            ValueError: the network is of no known family, its files are broken or do not belong together, or no model
+                of this name is bundled.
+        """
+        network, family, scheduler_config = load_folder(path)
+        return cls(network.eval().requires_grad_(False), family, dict(network.config), scheduler_config)
+
+    @property
+    def network(self) -> nn.Module:
+        return self._network
+
+    def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
+        return Output(self.family.call(self._network, x_t, step.t, condition)[:, : self.shape[0]])
+
+    def with_network(self, network: nn.Module) -> "DiffusersDenoiser":
+        return DiffusersDenoiser(network, self.family, self.config, self.scheduler_config)
+
+    def sites(self) -> Sequence[Site]:
+        return self._sites
+
+    def attention_macs(self) -> int:
+        return self._macs.attention
+
+    @cached_property
+    def _float_network(self) -> ModelMixin:
+        """A network of the configuration on the meta device: layers and shapes without weights."""
+        with torch.device("meta"):
+            return self.family.network_class.from_config(self.config).eval()
+
+    @cached_property
+    def _macs(self) -> Macs:
+        state, time = torch.zeros(1, *self.shape, device="meta"), torch.zeros((), device="meta")
+        return count_macs(self._float_network, lambda network: self.family.call(network, state, time, None))
+
+    @cached_property
+    def _sites(self) -> Sequence[Site]:
+        roles = {self.family.first: Role.FIRST, self.family.last: Role.LAST}
+        return [
+            Site(
+                name,
+                Kind.CONV2D if isinstance(layer, nn.Conv2d) else Kind.LINEAR,
+                roles.get(name, Role.INNER),
+                self._macs.layers[name],
+                tuple(layer.weight.shape),
+            )
+            for name, layer in layers_of(self._float_network).items()
+        ]

@@ -1,0 +1,47 @@
+"""The contract of a family: what is particular to one diffusers class of networks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from diffusers import ModelMixin
+from torch import Tensor, nn
+
+from ptq_diffusion.model.condition import Condition
+
+
+class Family(ABC):
+    """How networks of one diffusers class are called and laid out. It has no state: one instance serves all networks.
+
+    Class attributes:
+        network_class: the diffusers class.
+        first: the name of the layer that states enter by.
+        last: the name of the output layer.
+    """
+
+    network_class: ClassVar[type[ModelMixin]]
+    first: ClassVar[str]
+    last: ClassVar[str]
+
+    @abstractmethod
+    def shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        """The shape (C, H, W) of one latent, from the network's configuration.
+
+        Raises:
+            ValueError: a network that this family cannot ask; the message says why.
+        """
+
+    @abstractmethod
+    def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:
+        """The network's native output, (B, C or more, H, W): a predicted variance comes after the first C channels.
+
+        Args:
+            network: of the class, or a quantized copy of one.
+            x_t: states, (B, C, H, W).
+            t: the time of all of them.
+            condition: of the B samples.
+        """
+
+    @abstractmethod
+    def blocks(self, network: nn.Module) -> Sequence[str]:
+        """The names of the residual and attention blocks, in the order of computation."""

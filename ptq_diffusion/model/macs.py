@@ -1,0 +1,51 @@
+"""Multiply-accumulates of a network, counted on the meta device: no memory, no arithmetic."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one forward of one sample.
+
+    Args:
+        layers: of every Conv2d and Linear, by name.
+        attention: of the products QK^T and PV.
+    """
+
+    layers: dict[str, int]
+    attention: int
+
+
+def layers_of(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Every Conv2d and Linear of a network by its dotted name, in the network's order."""
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+
+
+def count_macs(network: nn.Module, forward: Callable[[nn.Module], object]) -> Macs:
+    """Count the multiply-accumulates of one forward.
+
+    Args:
+        network: on the meta device.
+        forward: asks the network about one sample whose tensors are on the meta device.
+    """
+    macs = dict.fromkeys(layers_of(network), 0)
+
+    def count(name: str, layer: nn.Conv2d | nn.Linear, output: Tensor) -> None:
+        # Each element of the output takes as many as one filter has weights.
+        macs[name] += output.numel() * layer.weight[0].numel()
+
+    hooks = [
+        layer.register_forward_hook(lambda layer, _, output, name=name: count(name, layer, output))
+        for name, layer in layers_of(network).items()
+    ]
+    # On the CPU the counter misses fused attention; on the meta device it counts it.
+    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
+        forward(network)
+    for hook in hooks:
+        hook.remove()
+    return Macs(macs, counter.get_total_flops() // 2 - sum(macs.values()))
