@@ -75,7 +75,7 @@ def _costs(cfg: DictConfig, fitted: FittedCorrection) -> dict[str, dict[str, flo
     model = build_model(cfg)
     steps = len(build_steps(cfg, model))
     quantized = build_quantizers(cfg, model).plan
-    unquantized = BitwidthPlan(dict.fromkeys(quantized.layers, LayerBits(FLOAT_BITS, FLOAT_BITS)))
+    unquantized = BitwidthPlan.constant(dict.fromkeys(quantized.sites, LayerBits(FLOAT_BITS, FLOAT_BITS)))
     full = cost(model, unquantized, steps).bops_per_image
 
     def of(plan: BitwidthPlan, again: int = 0, macs: int = 0, size: int = 0) -> dict[str, float]:

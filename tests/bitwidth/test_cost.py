@@ -44,7 +44,7 @@ class TwoLayers(Denoiser):
 
 
 def plan(*layers):
-    return BitwidthPlan({str(i): LayerBits(*bits) for i, bits in enumerate(layers)})
+    return BitwidthPlan.constant({str(i): LayerBits(*bits) for i, bits in enumerate(layers)})
 
 
 @pytest.mark.parametrize("steps", [1, 20])
@@ -67,7 +67,7 @@ def denoiser(tiny_model_folder):
 
 
 def everywhere(denoiser, bits):
-    return BitwidthPlan({site.name: bits for site in denoiser.sites()})
+    return BitwidthPlan.constant({site.name: bits for site in denoiser.sites()})
 
 
 def test_a_network_by_hand(denoiser):
@@ -107,4 +107,4 @@ def test_the_usual_bits_add_up_layers_that_share_them(denoiser):
     largest = max(denoiser.sites(), key=lambda site: site.macs)
     layers = {site.name: LayerBits(4, 8) for site in denoiser.sites()} | {largest.name: LayerBits(8, 8)}
     assert largest.macs < sum(site.macs for site in denoiser.sites()) / 2
-    assert usual_bits(denoiser, BitwidthPlan(layers)) == (4, 8)
+    assert usual_bits(denoiser, BitwidthPlan.constant(layers)) == (4, 8)
