@@ -48,7 +48,7 @@ class ByRole(BitwidthPolicy):
                     f"expected bitwidth pattern {pattern!r} to match a layer, it matches none; layers are {some}, ..."
                 )
             layers |= dict.fromkeys(matches, bits)
-        return BitwidthPlan(layers)
+        return BitwidthPlan.constant(layers)
 
 
 def _with_keys(entry: Mapping[str, Any], keys: set[str]) -> Mapping[str, Any]:

@@ -71,7 +71,7 @@ def _blank(sites: Sequence[Site], file: Path) -> NetworkQuantizers:
     """Quantizers that can adopt what was saved."""
     try:
         found = json.loads(file.read_text())
-        plan = BitwidthPlan({name: LayerBits(*bits) for name, bits in found["bits"].items()})
+        plan = BitwidthPlan.constant({name: LayerBits(*bits) for name, bits in found["bits"].items()})
         return NetworkQuantizers(sites, plan, _maker(found["weight"]), _maker(found["activation"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(

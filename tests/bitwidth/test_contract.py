@@ -35,7 +35,7 @@ def policy(name):
 def test_every_site_has_bits(name, tiny_model_folder):
     for sites in (DiffusersDenoiser.from_folder(str(tiny_model_folder())).sites(), LINE, [site("alone")], []):
         found = policy(name).plan(sites)
-        assert list(found.layers) == [site.name for site in sites]
+        assert list(found.sites) == [site.name for site in sites]
         for site_ in sites:
             for bits in (found[site_.name].weight, found[site_.name].activation):
                 assert bits in (*range(2, 9), FLOAT_BITS)
@@ -44,9 +44,9 @@ def test_every_site_has_bits(name, tiny_model_folder):
 @every_policy
 def test_a_plan_depends_on_the_sites_alone(name):
     made = policy(name)
-    before = dict(made.plan(LINE).layers)
+    before = made.plan(LINE)
     made.plan([site("other")])
-    assert dict(made.plan(LINE).layers) == before == dict(policy(name).plan(LINE).layers)
+    assert made.plan(LINE) == before == policy(name).plan(LINE)
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if name.startswith("w")])
@@ -58,7 +58,8 @@ def test_a_name_says_the_bits_of_inner_layers(name):
 
 
 def test_float_leaves_everything():
-    assert set(policy("float").plan(LINE).layers.values()) == {LayerBits(FLOAT_BITS, FLOAT_BITS)}
+    found = policy("float").plan(LINE)
+    assert {found[name] for name in found.sites} == {LayerBits(FLOAT_BITS, FLOAT_BITS)}
 
 
 def test_bits_follow_the_role():

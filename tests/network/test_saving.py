@@ -29,7 +29,7 @@ PER_CHANNEL, PER_TENSOR = quantizer(True, True), quantizer(False, False)
 
 def fresh(denoiser, bits=BITS, weight=PER_CHANNEL, activation=PER_TENSOR, **exceptions):
     sites = denoiser.sites()
-    plan = BitwidthPlan({site.name: exceptions.get(site.name, bits) for site in sites})
+    plan = BitwidthPlan.constant({site.name: exceptions.get(site.name, bits) for site in sites})
     return NetworkQuantizers(sites, plan, weight, activation)
 
 

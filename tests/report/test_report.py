@@ -29,7 +29,7 @@ METRICS = {
 }
 ROW = METRICS | {f"{metric}_se" for metric in METRICS}
 ROW |= {"variant", "correction", "weight_bits", "activation_bits", "bops_per_image", "bops_saving", "weight_bytes"}
-ROW |= {"images", "seeds"}
+ROW |= {"mean_weight_bits", "mean_activation_bits", "attention_share", "images", "seeds"}
 
 
 def artefacts(folder):
