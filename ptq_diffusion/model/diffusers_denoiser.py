@@ -33,7 +33,9 @@ class DiffusersDenoiser(Denoiser):
         self, network: nn.Module, family: Family, config: Mapping[str, Any], scheduler_config: Mapping[str, Any]
     ) -> None:
         super().__init__()
-        self._network, self.family, self.config = network, family, dict(config)
+        self._network, self.family = network, family
+        # Private entries say where a configuration came from.
+        self.config = {name: value for name, value in config.items() if not name.startswith("_")}
         self.shape = family.shape(config)
         self.scheduler_config = dict(scheduler_config)
 
