@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from ptq_diffusion.bitwidth import Budget, Greedy, RandomBits
+from ptq_diffusion.bitwidth import Budget, Greedy, RandomBits, budget
 from ptq_diffusion.bitwidth.budget import GAP
 from ptq_diffusion.bitwidth.cost import plan_cost
 from ptq_diffusion.model import Role
@@ -177,6 +177,29 @@ def test_a_budget_is_kept_to_the_last_bit_operation(over):
     assert plan_cost(LINE, again, 4).bops * cost.saving <= cost.float_bops
     less = Budget(**options(saving=cost.saving * (1 + 1e-12), over=over)).plan(LINE, table(4), evidence)
     assert plan_cost(LINE, less, 4).bops < cost.bops
+
+
+def test_sums_that_a_solver_lets_through_are_not_kept(monkeypatch):
+    """The first answer spends too much, as within a tolerance; the next is asked for with as much less."""
+    asked = []
+
+    def lenient(choices, values, limits):
+        asked.append(limits)
+        if len(asked) > 1:
+            return solve(choices, values, limits)
+        rich = choices.cheapest()
+        rich.activation[1, 0] = 1
+        asked.append(choices.cost(rich))
+        return rich, 0.0
+
+    solve = budget._solve
+    monkeypatch.setattr(budget, "_solve", lenient)
+    cheapest = plan_cost(LINE, Budget(**options(saving=1)).uniform(LINE, LayerBits(4, 3)), 2)
+    saving = cheapest.float_bops / (cheapest.bops + 6_000)  # the raise adds 2,000 x 4 bit operations
+    plan = Budget(**options(saving=saving)).plan(LINE, table(2), sensitivity(LINE, 2, [4], [3, 4, 8]))
+    limits, spent, tightened = asked
+    assert limits.bops - tightened.bops == spent[0] - limits.bops > 0
+    assert kept(plan, LINE, 2, saving=saving)
 
 
 @pytest.mark.parametrize("policy", [Budget, Greedy, RandomBits])
