@@ -117,7 +117,7 @@ def calibrated(cfg: DictConfig, model: Denoiser) -> Denoiser:
 def contenders(model: Denoiser, quantized: Denoiser, fitted: FittedCorrection) -> dict[str, Callable[[], object]]:
     """Ways to draw BATCH images in STEPS steps, each with its noise and its conversion of the result."""
     (chunk,) = chunks("images", [0], BATCH, BATCH)
-    ddim, ddpm = (s.steps(model.scheduler_config) for s in (DDIM(STEPS, 1.0, {}), DDPM(STEPS, {})))
+    ddim, ddpm = (s.table(model.scheduler_config) for s in (DDIM(STEPS, 1.0, {}), DDPM(STEPS, {})))
     works = {
         "our DDIM": DrawImages.of(model, ddim),
         "our DDPM": DrawImages.of(model, ddpm),
@@ -163,7 +163,7 @@ def shares(model: Denoiser) -> dict[str, float]:
     """The share of a forward's CPU time that modules of a kind take, less what the modules within them take."""
     spent: dict[str, float] = defaultdict(float)
     x = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(0))
-    step = DDIM(20, 0, {}).steps(model.scheduler_config)[10]
+    step = DDIM(20, 0, {}).table(model.scheduler_config)[10]
     with clocked(model.network, spent):
         for _ in range(FORWARDS):
             model.predict(x, step)

@@ -52,7 +52,7 @@ def estimated_bias(ask: Callable[[Tensor, Step], Output], x_t: Tensor, q: Tensor
     is the native output that gives x_0 at x': e of a network that predicts epsilon.
     """
     x_0 = step.predict_x_0(x_t, q)
-    noised = step.abar_t**0.5 * x_0 + (1 - step.abar_t) ** 0.5 * noise
+    noised = step.signal * x_0 + step.noise * noise
     known = (x_0 - step.p_x * noised) / step.p_m
     again, _ = ask(noised, step)
     return torch.mean(again - known, dim=(2, 3), keepdim=True)

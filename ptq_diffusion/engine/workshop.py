@@ -1,6 +1,5 @@
 """Objects that several stages build from their configuration in the same way."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -12,7 +11,7 @@ from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.network import NetworkQuantizers, quantize
-from ptq_diffusion.sampler import Step
+from ptq_diffusion.sampler import Table
 
 
 def build_model(cfg: DictConfig) -> Denoiser:
@@ -20,9 +19,9 @@ def build_model(cfg: DictConfig) -> Denoiser:
     return construct(cfg.model)
 
 
-def build_steps(cfg: DictConfig, model: Denoiser) -> Sequence[Step]:
+def build_steps(cfg: DictConfig, model: Denoiser) -> Table:
     """The table of the sampler that `cfg.sampler` names, for this model."""
-    return construct(cfg.sampler).steps(model.scheduler_config)
+    return construct(cfg.sampler).table(model.scheduler_config)
 
 
 def build_quantizers(cfg: DictConfig, model: Denoiser) -> NetworkQuantizers:

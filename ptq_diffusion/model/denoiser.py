@@ -21,6 +21,10 @@ class Timestep(Protocol):
     def t(self) -> float:
         """The time that the network is told."""
 
+    @property
+    def input_scale(self) -> float:
+        """The factor of x_t before the network sees it."""
+
 
 class Output(NamedTuple):
     """The answer of a denoiser.

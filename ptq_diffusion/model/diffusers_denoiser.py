@@ -59,7 +59,8 @@ class DiffusersDenoiser(Denoiser):
         return self._network
 
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
-        return Output(self.family.call(self._network, x_t, step.t, condition)[:, : self.shape[0]])
+        m = self.family.call(self._network, step.input_scale * x_t, step.t, condition)
+        return Output(m[:, : self.shape[0]])
 
     def with_network(self, network: nn.Module) -> "DiffusersDenoiser":
         return DiffusersDenoiser(network, self.family, self.config, self.scheduler_config)

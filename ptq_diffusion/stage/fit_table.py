@@ -1,17 +1,15 @@
 """The table that a correction is fitted on, which need not be the sampler's: `noise.steps`."""
 
-from collections.abc import Sequence
-
 from omegaconf import DictConfig, OmegaConf
 
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.transfer import interpolated, require_reach
 from ptq_diffusion.engine.workshop import build_model, build_steps
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.sampler import Step
+from ptq_diffusion.sampler import Table
 
 
-def build_fit_steps(cfg: DictConfig, model: Denoiser) -> Sequence[Step]:
+def build_fit_steps(cfg: DictConfig, model: Denoiser) -> Table:
     """The sampler's table, or with `noise.steps` that of the same sampler with so many steps.
 
     Raises:

@@ -1,6 +1,6 @@
 """Stage: what the float network says along float sampling, once for all that is fitted beside it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -14,14 +14,14 @@ from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import build_model
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.sampler import Step, sample
+from ptq_diffusion.sampler import Step, Table, sample
 from ptq_diffusion.stage.fit_table import build_fit_steps
 
 
 class RecordOutputs(ChunkWork):
     """Float sampling, every output kept, also of the padding: who reads them asks other networks for whole chunks."""
 
-    def __init__(self, model: Denoiser, steps: Sequence[Step]) -> None:
+    def __init__(self, model: Denoiser, steps: Table) -> None:
         super().__init__()
         self.model, self.steps = model, steps
 

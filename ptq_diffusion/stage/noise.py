@@ -1,6 +1,6 @@
 """Stage: the moments of the quantization noise along float sampling."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from pathlib import Path
 
@@ -15,8 +15,7 @@ from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import build_model, build_quantized
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network.quantizers import network_fingerprint
-from ptq_diffusion.sampler import Step, sample
-from ptq_diffusion.sampler.step import fingerprint
+from ptq_diffusion.sampler import Step, Table, sample
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.fit_table import build_fit_steps
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
@@ -31,7 +30,7 @@ class MeasureNoise(ChunkWork):
         m: the float output of a chunk at a step.
     """
 
-    def __init__(self, quantized: Denoiser, steps: Sequence[Step], m: Callable[[Chunk, Step], Tensor]) -> None:
+    def __init__(self, quantized: Denoiser, steps: Table, m: Callable[[Chunk, Step], Tensor]) -> None:
         super().__init__()
         self.quantized, self.steps, self.m = quantized, steps, m
         self.owner = noise_fingerprint(quantized, steps)
@@ -69,6 +68,6 @@ class Noise(ModelStage):
         return MeasureNoise(quantized, build_fit_steps(cfg, model), FloatOutputs(inputs[FloatPath.name]).of)
 
 
-def noise_fingerprint(quantized: Denoiser, steps: Sequence[Step]) -> Fingerprint:
+def noise_fingerprint(quantized: Denoiser, steps: Table) -> Fingerprint:
     """What statistics of this network on this table belong to."""
-    return Fingerprint(network_fingerprint(quantized.network), fingerprint(steps), quantized.shape)
+    return Fingerprint(network_fingerprint(quantized.network), steps.fingerprint(), quantized.shape)

@@ -1,6 +1,6 @@
 """Stage: the states x_t that float sampling passes through."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import build_model, build_steps
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.sampler import Step, sample
+from ptq_diffusion.sampler import Table, sample
 
 
 class RecordStates(ChunkWork):
     """Float sampling, every state kept."""
 
-    def __init__(self, model: Denoiser, steps: Sequence[Step]) -> None:
+    def __init__(self, model: Denoiser, steps: Table) -> None:
         super().__init__()
         self.model, self.steps = model, steps
 

@@ -14,6 +14,7 @@ from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import InputGrid, OutputLayerTap, Rescaling, Spread, regridding, watching
 from ptq_diffusion.quantizer import RangeSearch
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 FEWEST = 8
 """Images of which the means and deviations of a layer's channels are told."""
@@ -58,11 +59,11 @@ class Rescaled(PathCorrection):
         self.then, self.range_search, self.together = then, range_search, images
         self.path, self.asked = (then.path, then.asked) if then else (FitPath.CORRECTED, images)
 
-    def check(self, steps: Sequence[Step]) -> None:
+    def check(self, steps: Table) -> None:
         if self.then:
             self.then.check(steps)
 
-    def check_carried(self, steps: Sequence[Step]) -> None:
+    def check_carried(self, steps: Table) -> None:
         if self.then:
             self.then.check_carried(steps)
 

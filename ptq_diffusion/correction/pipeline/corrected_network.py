@@ -45,7 +45,7 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
             )
         self.quantized = model.with_network(quantize(model.network, quantizers))
         self.quantizers, self.correction = quantizers, correction
-        self._rows = correction.rows()
+        self._table = correction.steps.with_distinct_times()
         self._tap = OutputLayerTap(self.quantized, model.sites())
         channels, *size = model.shape
         self.register_to_config(in_channels=channels, out_channels=channels, sample_size=size)
@@ -121,12 +121,12 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         if sample.dtype != torch.float32:
             raise ValueError(f"expected states in float32, in which the ranges hold, got {sample.dtype}")
         times = torch.as_tensor(timestep).unique().tolist()
-        if len(times) != 1 or times[0] not in self._rows:
+        if len(times) != 1:
             raise ValueError(
-                f"expected a time of the table, one of {', '.join(map(str, self._rows))}, for all images, "
-                f"got {', '.join(map(str, times))}; draw with the scheduler and the steps that it was fitted for"
+                f"expected a time of the table for all images, got {', '.join(map(str, times))}; "
+                "draw with the scheduler and the steps that it was fitted for"
             )
-        step = self._rows[times[0]]
+        step = self._table.at(times[0])
         q, features = self._tap.predict(sample, step, self.correction.found[step.i].rescalings)
         m = self.correction.output(q, sample, features, step)
         return UNet2DOutput(sample=m) if return_dict else (m,)

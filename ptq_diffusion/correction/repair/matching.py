@@ -65,7 +65,7 @@ class Spectrum:
         """Mean (C,) and covariances (bands, C, C) of b m + a x_t, what a step without its clip makes of them."""
         c = len(self.mean) // 2
         eye = torch.eye(c, dtype=torch.float64)
-        row = torch.cat([step.gain * eye, (step.c_x + step.c_0 * step.p_x) * eye], dim=1)
+        row = torch.cat([step.gain * eye, step.carry * eye], dim=1)
         return row @ self.mean, row @ self.power @ row.T
 
     @property
