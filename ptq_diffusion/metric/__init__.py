@@ -1,4 +1,4 @@
-"""Floor 3: what images and features are judged by. Distances of distributions, and paired distances per image."""
+"""Floor 3: metrics of generated images, their feature spaces, and paired errors of both."""
 
 from ptq_diffusion.metric.distance.classifier_score import paired_classifier_score
 from ptq_diffusion.metric.distance.fid import paired_fid, paired_fid_to
