@@ -200,7 +200,7 @@ def main() -> None:
     for kind, name, regrids in track(tried, "places and maps"):
         label = f"{kind}, {name}" + ", input grids" * regrids
         drawn[label] = images(pair, fitted(pair, pair.places(kind), MAPS[name], regrids), cfg.images)
-    extractor = construct(cfg.metric.extractor)
+    extractor = construct(cfg.feature.extractor)
     features = {name: extractor.features(own) for name, own in drawn.items()}
     reference = construct(cfg.reference).statistics(extractor).moments
     fid = paired_fid(features, reference, 200, 0, strata=1)

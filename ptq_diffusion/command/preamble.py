@@ -8,12 +8,17 @@ from ptq_diffusion.engine.factory import plain
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store, select
 
+PARTS = ("model", "sampler", "bitwidth", "correction", "feature", "judging", "data")
+"""Parts of the configuration that one line each has room for."""
+
 
 def choices(cfg: DictConfig, store: Store, goal: type[Stage]) -> list[str]:
     """One line for each choice that the goal depends on, and one for what the store has of it."""
     stages = list(dict.fromkeys(needed(goal)))
     given = select(cfg, tuple(dict.fromkeys(key for stage in stages for key in stage.uses)))
-    rows = {key: _row(key, given, cfg) for key in ("model", "sampler", "bitwidth", "correction", "metric", "data")}
+    rows = {key: _row(key, given, cfg) for key in PARTS}
+    if "metric" in given:
+        rows["metric"] = ", ".join(given.metric)
     if "images" in given:
         count = given.images * len(given.seeds)
         rows["images"] = f"{len(given.seeds)} seeds x {given.images:,} = {count:,}, {given.micro_batch} at a time"

@@ -9,6 +9,7 @@ from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import build_model, build_quantizers, build_steps
 from ptq_diffusion.model import Denoiser
+from ptq_diffusion.stage.evaluate import build_metrics
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit_table import build_fit_steps
 from ptq_diffusion.stage.reference import build_extractor
@@ -32,7 +33,7 @@ def check(cfg: DictConfig, goal: type[Stage]) -> None:
             _check_export(cfg)
         if "images" in used:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
-        if "metric" in used:
+        if "judging" in used:
             _check_judging(cfg, model)
 
 
@@ -54,17 +55,18 @@ def _check_export(cfg: DictConfig) -> None:
 
 def _check_judging(cfg: DictConfig, model: Denoiser) -> None:
     """Show the metrics how many images of which shape they will be given."""
-    if cfg.images < 2 or cfg.metric.replicates < 2:
+    if cfg.images < 2 or cfg.judging.replicates < 2:
         raise ValueError(
-            "expected at least 2 images of each seed and metric.replicates of at least 2, "
-            f"got {cfg.images} and {cfg.metric.replicates}"
+            "expected at least 2 images of each seed and judging.replicates of at least 2, "
+            f"got {cfg.images} and {cfg.judging.replicates}"
         )
     count = cfg.images * len(cfg.seeds)
-    if not 1 <= cfg.metric.neighbours <= count - 2:
+    if not 1 <= cfg.judging.neighbours <= count - 2:
         raise ValueError(
-            f"expected metric.neighbours in 1..{count - 2} for {count} images in all, got {cfg.metric.neighbours}; "
+            f"expected judging.neighbours in 1..{count - 2} for {count} images in all, got {cfg.judging.neighbours}; "
             "draw more images or lower it"
         )
+    build_metrics(cfg)
     extractor = build_extractor(cfg)
     extractor.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
-    construct(cfg.reference).check(extractor, cfg.metric.neighbours)
+    construct(cfg.reference).check(extractor, cfg.judging.neighbours)

@@ -41,10 +41,15 @@ class NoiseSamples(Samples):
     steps: PositiveInt | None
 
 
-class Judging(Options):
-    """The group `metric`."""
+class FeatureSpace(Options):
+    """The group `feature`."""
 
     extractor: Part
+
+
+class Judging(Options):
+    """Settings that all metrics share."""
+
     replicates: int
     neighbours: int
     seed: int
@@ -92,7 +97,9 @@ class Experiment(Options):
     quantizer: Mapping[str, Part]
     bitwidth: Part
     correction: Part
-    metric: Judging
+    feature: FeatureSpace
+    metric: Mapping[str, Part]
+    judging: Judging
     reference: Part
     logger: Part
     data: Part | None = None
@@ -141,7 +148,8 @@ def _names() -> list[str]:
         "calibration": Samples,
         "noise": NoiseSamples,
         "trial": Samples,
-        "metric": Judging,
+        "feature": FeatureSpace,
+        "judging": Judging,
         "runtime": Running,
     }
     return [*Experiment.model_fields, *(f"{part}.{name}" for part in parts for name in parts[part].model_fields)]

@@ -106,6 +106,6 @@ class FolderReference(Reference):
 def _require_neighbours(images: int, neighbours: int, path: Path) -> None:
     if images < neighbours + 2:
         raise ValueError(
-            f"expected at least metric.neighbours + 2 = {neighbours + 2} real images in {path}, got {images}; "
-            "add images or lower metric.neighbours"
+            f"expected at least judging.neighbours + 2 = {neighbours + 2} real images in {path}, got {images}; "
+            "add images or lower judging.neighbours"
         )

@@ -89,7 +89,7 @@ def table(report: Mapping[str, Any]) -> Table:
             f"{row['weight_bits']}/{row['activation_bits']}",
             f"{row['fid']:.2f} ± {row['fid_se']:.2f}",
             f"{row['fid_to_fp']:.2f}",
-            *("" if row[likeness] is None else f"{row[likeness]:.2f}" for likeness in ("psnr_to_fp", "ssim_to_fp")),
+            *("" if row.get(name) is None else f"{row[name]:.2f}" for name in ("psnr_to_fp", "ssim_to_fp")),
             f"{row['bops_per_image'] / 1e9:.4g}",
             f"{row['bops_saving']:.1f}x",
             f"{row['weight_bytes'] / 1e6:.2f}",

@@ -1,4 +1,4 @@
-"""The Inception Score's formula with another classifier."""
+"""Classifier score: the Inception Score's formula with the feature extractor's own classifier."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,17 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.metric.inference.bootstrap import Paired, count_of, require_pairs, resample
+from ptq_diffusion.metric.metric import Evidence, Metric
+
+
+class ClassifierScore(Metric):
+    """How surely each image is of one class, and how evenly the classes are drawn; more is better."""
+
+    name = "classifier_score"
+    needs = ("probabilities",)
+
+    def paired(self, evidence: Evidence) -> Paired:
+        return paired_classifier_score(evidence.rows("probabilities"), **evidence.settings.resampling)
 
 
 def paired_classifier_score(probabilities: Mapping[str, Tensor], replicates: int, seed: int, strata: int = 1) -> Paired:

@@ -1,4 +1,4 @@
-"""The kernel distance of feature distributions, KID, with errors."""
+"""KID and KID to float: kernel distances of feature distributions, with bootstrap errors."""
 
 from collections.abc import Mapping
 
@@ -6,8 +6,33 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.metric.inference.bootstrap import Paired, Parts, paired_parts, require_pairs
+from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric
 
 CHUNK = 1024
+
+
+class KID(Metric):
+    """The kernel distance of the feature vectors to those of the real images; less is better."""
+
+    name = "kid"
+    needs = ("vectors",)
+
+    def paired(self, evidence: Evidence) -> Paired:
+        vectors, resampling = evidence.rows("vectors"), evidence.settings.resampling
+        if evidence.real is None:
+            return paired_kid_to(FLOAT, vectors, **resampling)
+        return paired_kid(vectors, evidence.real.vectors, **resampling)
+
+
+class KIDToFloat(Metric):
+    """The kernel distance of the feature vectors to those of the float variant; less is better."""
+
+    name = "kid_to_fp"
+    needs = ("vectors",)
+    to_float = True
+
+    def paired(self, evidence: Evidence) -> Paired:
+        return paired_kid_to(FLOAT, evidence.rows("vectors"), **evidence.settings.resampling)
 
 
 def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -88,7 +113,7 @@ def _among(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _parts(pairs: Tensor, alone: Tensor) -> Parts:
-    """Of the mean over i != j of h_ij plus the mean over i of g_i, for symmetric h.
+    """Jackknife parts of the mean over i != j of h_ij plus the mean over i of g_i, for symmetric h.
 
     Without image i, its row and its column are gone (Arvesen, Annals of Mathematical Statistics 1969).
 

@@ -4,7 +4,23 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from ptq_diffusion.metric.inference.bootstrap import Paired, paired_mean
+from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric
+
 BATCH = 256
+
+
+class SSIMToFloat(Metric):
+    """The mean structural similarity of each image to its float image; more is better."""
+
+    name = "ssim_to_fp"
+    to_float = True
+    likeness = True
+
+    def paired(self, evidence: Evidence) -> Paired:
+        target = evidence.images[FLOAT]
+        values = {variant: ssim(batch, target) for variant, batch in evidence.images.items()}
+        return paired_mean(values, **evidence.settings.resampling)
 
 
 def ssim(images: Tensor, reference: Tensor) -> Tensor:

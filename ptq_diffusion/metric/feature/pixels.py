@@ -34,7 +34,7 @@ class Pixels(FeatureExtractor):
     def describe(self, images: Tensor) -> Features:
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(
-                f"expected images (N, {self.channels}, H, W), got {tuple(images.shape)}; set metric.extractor.channels"
+                f"expected images (N, {self.channels}, H, W), got {tuple(images.shape)}; set feature.extractor.channels"
             )
         x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         return Features(F.adaptive_avg_pool2d(x, self.size).flatten(1))

@@ -82,7 +82,7 @@ class ResNet9(FeatureExtractor):
         if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
             raise ValueError(
                 f"expected images (N, 1 or 3, H >= 8, W >= 8), got {tuple(images.shape)}; "
-                "metric=pixels takes any number of channels"
+                "feature=pixels takes any number of channels"
             )
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"expected uint8 or floating-point images, got {images.dtype}; convert them first")

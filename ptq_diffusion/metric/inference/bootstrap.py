@@ -163,7 +163,7 @@ def resample(
         ValueError: R < 2, or the seeds have not equally many images, at least 2.
     """
     if replicates < 2:
-        raise ValueError(f"expected at least 2 bootstrap replicates, got {replicates}; raise metric.replicates")
+        raise ValueError(f"expected at least 2 bootstrap replicates, got {replicates}; raise judging.replicates")
     if count % strata or count < 2 * strata:
         raise ValueError(f"expected equally many images of {strata} seeds, at least 2 of each, got {count} in all")
     weights = torch.stack([resampling_weights(count, seed, replicate, strata) for replicate in range(replicates)])

@@ -76,7 +76,7 @@ def _judged(cfg: DictConfig, runs: Sequence[Run]) -> tuple[Paired, Paired]:
     places |= {run.name: (run, "corrected") for run in runs}
     features = {name: _features(run, variant, checksum) for name, (run, variant) in places.items()}
     real = construct(cfg.reference).statistics(extractor)
-    how, strata = (cfg.metric.replicates, cfg.metric.seed), len(cfg.seeds)
+    how, strata = (cfg.judging.replicates, cfg.judging.seed), len(cfg.seeds)
     to_float = paired_fid_to(FULL_PRECISION, features, checksum, *how, strata=strata)
     return to_float if real is None else paired_fid(features, real.moments, *how, strata=strata), to_float
 

@@ -121,6 +121,9 @@ UNCOUNTED = (
     "runtime.",
     "logger.",
     "reference.",
+    "feature.",
+    "metric.",
+    "judging.",
     "trial.",
 )
 

@@ -97,8 +97,9 @@ def _cells(line: Line, factors: Sequence[str], others: Sequence[str]) -> list[st
 
 
 def _fidelity(values: Mapping[str, Any]) -> tuple[str, str]:
-    ratio = values["psnr_to_fp"]
-    return f"{values['fid_to_fp']:.3f}", "same" if ratio is None else f"{ratio:.2f}"
+    ratio = values.get("psnr_to_fp", "")
+    shown = "same" if ratio is None else f"{ratio:.2f}" if ratio else ""
+    return f"{values['fid_to_fp']:.3f}", shown
 
 
 def interval(found: Interval) -> str:
