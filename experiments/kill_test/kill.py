@@ -23,8 +23,8 @@ from omegaconf import DictConfig, open_dict
 from PIL import Image
 from rich.console import Console
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.experiment import run
-from ptq_diffusion.main import CONF
 
 TRAINING = ["training.batch_size=8", "training.warmup=2", "training.cooldown=2", "training.checkpoint_every=4"]
 BLOCKS = "training.network.block_out_channels=[8,8]", "training.network.attention_head_dim=8"

@@ -32,7 +32,7 @@ import sys, hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
-from ptq_diffusion.main import CONF
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.experiment import run
 with initialize_config_dir(str(CONF), version_base="1.3"):
     for line in sys.stdin:

@@ -12,8 +12,8 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.main import CONF
 from ptq_diffusion.metric import FeatureMoments, frechet_distance, paired_fid, psnr
 
 COUNTS = (256, 1024, 3072, 10000)

@@ -12,6 +12,7 @@ from ptq_diffusion.command.preflight import check
 from ptq_diffusion.command.schema import require_schema
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.run_files import LOG, REPORT
 from ptq_diffusion.engine.run_folder import run_folder
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.stage import Stage, upstream
@@ -75,7 +76,7 @@ def run(cfg: DictConfig) -> None:
 
 def _run(cfg: DictConfig, stage: type[Stage], store: Store) -> None:
     folder, runtime = run_folder(store, stage, cfg), store.runtime
-    runtime.log = folder / "log.txt"
+    runtime.log = folder / LOG
     for line in choices(cfg, store, stage):
         runtime.say(line)
     with tracking(construct(cfg.logger), cfg, folder, runtime) as tracker:
@@ -84,7 +85,7 @@ def _run(cfg: DictConfig, stage: type[Stage], store: Store) -> None:
             report = make_report(store, cfg, folder)
             tracker.report(report["rows"], [folder / figure for figure in report["figures"]])
             runtime.console.print(table(report))
-            made = folder / "report.json"
+            made = folder / REPORT
     runtime.say(str(made))
 
 

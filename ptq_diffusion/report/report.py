@@ -15,6 +15,7 @@ from ptq_diffusion import __version__
 from ptq_diffusion.artefact.files import write_json
 from ptq_diffusion.correction import Choice, FittedCorrection, StepReport
 from ptq_diffusion.engine.factory import plain
+from ptq_diffusion.engine.run_files import IMAGES, NOISE, REPORT, STEPS, TABLE
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
@@ -55,9 +56,9 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
         "signatures": dict(store.signatures),
         "figures": [str(figure.relative_to(folder)) for figure in figures],
     }
-    _write_csv(folder / "table.csv", rows)
-    _write_csv(folder / "steps.csv", [asdict(found) for found in step_reports(store, cfg)])
-    write_json(folder / "report.json", report)
+    _write_csv(folder / TABLE, rows)
+    _write_csv(folder / STEPS, [asdict(found) for found in step_reports(store, cfg)])
+    write_json(folder / REPORT, report)
     return report
 
 
@@ -77,7 +78,7 @@ def table(report: Mapping[str, Any]) -> Table:
     low, high = 0 - gain["high"], 0 - gain["low"]
     shown.caption = (
         f"corrected - quantized: FID {0 - gain['difference']:+.2f}, 95 % within [{low:+.2f}, {high:+.2f}]; so many "
-        f"images show differences from {gain['detectable']:.2f} on; every metric is in table.csv"
+        f"images show differences from {gain['detectable']:.2f} on; every metric is in {TABLE}"
     )
     choice = report["choice"]
     for row in report["rows"]:
@@ -105,7 +106,7 @@ def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:
     }
     images = {name: read_images(store.obtain(stage, cfg))[:SHOWN] for name, stage in stages.items()}
     shown = min(SHOWN, len(next(iter(images.values()))))
-    paths = folder / "images.png", folder / "noise.png"
+    paths = folder / IMAGES, folder / NOISE
     image_grid(images, shown, paths[0])
     noise_curves(step_reports(store, cfg), paths[1])
     return paths

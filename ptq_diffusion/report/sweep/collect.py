@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ptq_diffusion.artefact.files import write_text
+from ptq_diffusion.engine.run_files import TABLE
 from ptq_diffusion.metric.protocol import require_one_protocol
 from ptq_diffusion.report.sweep.against import with_differences
 from ptq_diffusion.report.sweep.figure import against_operations
@@ -51,7 +52,7 @@ def collect(folder: Path, against: str | None = None) -> Collected:
         lines = with_differences(lines, runs, against)
     columns, cells = shown(lines, factors)
     title, caption = _title(runs), _common(runs[0], factors)
-    made = [folder / "collected" / name for name in ("table.csv", "table.md", "figure.png")]
+    made = [folder / "collected" / name for name in (TABLE, "table.md", "figure.png")]
     made[0].parent.mkdir(exist_ok=True)
     write_text(made[0], csv_text(lines, factors))
     said = [cells_of(verdict) for verdict in verdicts(lines)]

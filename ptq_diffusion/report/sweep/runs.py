@@ -9,7 +9,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from ptq_diffusion.engine.run_files import FAILURE
+from ptq_diffusion.engine.run_files import CONFIG, FAILURE, REPORT
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
@@ -56,16 +56,16 @@ def read_runs(folder: Path) -> list[Run]:
     Raises:
         FileNotFoundError: there is none.
     """
-    places = {path.parent for name in ("config.yaml", FAILURE) for path in folder.rglob(name)}
+    places = {path.parent for name in (CONFIG, FAILURE) for path in folder.rglob(name)}
     runs = [run for place in sorted(places) if (run := _read(place, folder)) is not None]
     if not runs:
-        raise FileNotFoundError(f"expected runs with a report.json below {folder}, found none; run experiments first")
+        raise FileNotFoundError(f"expected runs with a {REPORT} below {folder}, found none; run experiments first")
     return runs
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A run's configuration, which was resolved when it was written."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
 
 
 def _read(folder: Path, above: Path) -> Run | None:
@@ -75,7 +75,7 @@ def _read(folder: Path, above: Path) -> Run | None:
         ValueError: a file is cut off or broken.
     """
     try:
-        failure, report = (_json(folder / name) for name in (FAILURE, "report.json"))
+        failure, report = (_json(folder / name) for name in (FAILURE, REPORT))
         config = read_config(folder) if failure is None else failure["config"]
     except (ValueError, KeyError, OSError, YAMLError) as error:
         raise ValueError(
@@ -86,7 +86,7 @@ def _read(folder: Path, above: Path) -> Run | None:
         return None
     flat = _flat(config)
     flat[BITS] = "/".join(flat.pop(f"bitwidth.inner.{operand}", ABSENT) for operand in ("weight", "activation"))
-    reason = "" if report else "unfinished: no report.json"
+    reason = "" if report else f"unfinished: no {REPORT}"
     if failure is not None:
         report, reason = None, f"failed: {failure['error']}: {failure['message']}"
     return Run(folder, folder.relative_to(above).as_posix(), flat, flat["labels.correction"], report, reason)
