@@ -1,4 +1,4 @@
-"""Choices that do not fit each other, found before anything is computed."""
+"""Checks that choices fit each other, before anything is computed."""
 
 import torch
 from omegaconf import DictConfig
@@ -16,7 +16,7 @@ from ptq_diffusion.stage.reference import build_extractor
 
 
 def check(cfg: DictConfig, goal: type[Stage]) -> None:
-    """Build every part that a goal depends on once and show each what it will be given.
+    """Build every part that a goal depends on once and show each the shape of its input.
 
     Raises:
         ValueError: two choices do not fit; the message says which and what to do.
@@ -54,7 +54,7 @@ def _check_export(cfg: DictConfig) -> None:
 
 
 def _check_judging(cfg: DictConfig, model: Denoiser) -> None:
-    """Show the metrics how many images of which shape they will be given."""
+    """Build the metrics, and show the feature extractor and the reference the number and shape of the images."""
     if cfg.images < 2 or cfg.judging.replicates < 2:
         raise ValueError(
             "expected at least 2 images of each seed and judging.replicates of at least 2, "

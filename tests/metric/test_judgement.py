@@ -15,7 +15,7 @@ from ptq_diffusion.metric import (
     judge,
     paired_kid,
 )
-from ptq_diffusion.metric.real_statistics import KEPT, kept
+from ptq_diffusion.metric.real_statistics import STORED, stored_rows
 from tests.metric.metrics import METRICS, Textures, blurred, textures
 
 SETTINGS = Settings(replicates=20, seed=0, neighbours=3, seeds=[0, 1])
@@ -97,17 +97,17 @@ def test_real_statistics_return_from_a_file_that_holds_their_moments(tmp_path):
 
 
 def test_which_vectors_are_kept_is_fixed_spread_and_all_of_few():
-    rows = kept(50_000)
-    assert len(rows) == KEPT == len(rows.unique()) and torch.equal(rows, kept(50_000))
+    rows = stored_rows(50_000)
+    assert len(rows) == STORED == len(rows.unique()) and torch.equal(rows, stored_rows(50_000))
     assert torch.histc(rows.float(), 10, 0, 50_000).min() > 350
-    assert torch.equal(kept(100), torch.arange(100))
+    assert torch.equal(stored_rows(100), torch.arange(100))
 
 
 def test_bundled_vectors_are_those_of_the_bundled_moments_and_their_precision_does_not_matter():
     """As far as 4,096 of 50,000 can show; rounding moves a distance by far less than its error."""
     real = RealStatistics.load(FEATURE_NETWORKS.path("bundled:cifar10net", "reference.safetensors"))
     vectors = real.vectors.double()
-    error = real.moments.covariance.diagonal().sqrt() / KEPT**0.5
+    error = real.moments.covariance.diagonal().sqrt() / STORED**0.5
     assert ((vectors.mean(0) - real.moments.mean).abs() < 5 * error).all()
     assert real.spatial.count == real.moments.count == 50_000
     samples = {"a": vectors[:400].float() * 1.1}

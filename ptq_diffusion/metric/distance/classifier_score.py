@@ -10,7 +10,7 @@ from ptq_diffusion.metric.metric import Evidence, Metric
 
 
 class ClassifierScore(Metric):
-    """How surely each image is of one class, and how evenly the classes are drawn; more is better."""
+    """The certainty of each image's class and the variety of the classes that are drawn; more is better."""
 
     name = "classifier_score"
     needs = ("probabilities",)
@@ -37,12 +37,12 @@ def paired_classifier_score(probabilities: Mapping[str, Tensor], replicates: int
     """
     require_pairs(probabilities, 2)
     columns = {name: rows.double() for name, rows in probabilities.items()}
-    sure = {name: torch.xlogy(rows, rows).sum(1) for name, rows in columns.items()}
+    certainty = {name: torch.xlogy(rows, rows).sum(1) for name, rows in columns.items()}
 
     def statistic(weights: Tensor) -> Mapping[str, Tensor]:
         shares = weights / weights.sum(1, keepdim=True)
         means = {name: shares @ rows for name, rows in columns.items()}
-        return {name: (shares @ sure[name] - torch.xlogy(mean, mean).sum(1)).exp() for name, mean in means.items()}
+        return {name: (shares @ certainty[name] - torch.xlogy(mean, mean).sum(1)).exp() for name, mean in means.items()}
 
     count = count_of(columns)
     values = {name: value.item() for name, value in statistic(torch.ones(1, count, dtype=torch.float64)).items()}

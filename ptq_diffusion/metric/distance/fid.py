@@ -139,10 +139,10 @@ def _paired_distance(
     def statistic(weights: Tensor) -> Mapping[str, Tensor]:
         distances = torch.empty(len(weights), len(features), dtype=torch.float64)
         for row in track(range(len(weights))):
-            drawn = reference(weights[row])
+            target = reference(weights[row])
             for column, (name, rows) in enumerate(centred.items()):
                 mean, covariance = _weighted_moments(weights[row], rows)
-                distances[row, column] = distance_to(mean + centres[name], covariance, drawn)
+                distances[row, column] = distance_to(mean + centres[name], covariance, target)
         return dict(zip(features, distances.T, strict=True))
 
     return resample(values, statistic, count, replicates, seed, strata)

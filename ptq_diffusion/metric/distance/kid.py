@@ -112,16 +112,16 @@ def _among(x: Tensor, y: Tensor) -> Tensor:
     return torch.cat(sums)
 
 
-def _parts(pairs: Tensor, alone: Tensor) -> Parts:
+def _parts(pairs: Tensor, single: Tensor) -> Parts:
     """Jackknife parts of the mean over i != j of h_ij plus the mean over i of g_i, for symmetric h.
 
     Without image i, its row and its column are gone (Arvesen, Annals of Mathematical Statistics 1969).
 
     Args:
         pairs: sum_{j != i} h_ij, (N,) with N >= 3.
-        alone: g_i, (N,).
+        single: g_i, (N,).
     """
-    count, total, rest = len(pairs), pairs.sum(), alone.sum()
+    count, total, rest = len(pairs), pairs.sum(), single.sum()
     value = total / (count * (count - 1)) + rest / count
-    without = (total - 2 * pairs) / ((count - 1) * (count - 2)) + (rest - alone) / (count - 1)
+    without = (total - 2 * pairs) / ((count - 1) * (count - 2)) + (rest - single) / (count - 1)
     return Parts(value.item(), count * value - (count - 1) * without)

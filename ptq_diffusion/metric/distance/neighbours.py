@@ -91,7 +91,7 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _gained(newly: Tensor, nearest: Tensor) -> Tensor:
-    """How many balls reach each real image only because sample i is gone, (N, M) for each i.
+    """The number of balls that reach each real image only because sample i is gone, (N, M) for each i.
 
     Args:
         newly: (N, M), which real images the ball of a sample reaches when one of its k nearest is gone.

@@ -1,4 +1,4 @@
-"""Peak signal-to-noise ratio of images to their counterparts from the same noise."""
+"""PSNR to float: peak signal-to-noise ratio of images to their counterparts from the same noise."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Structural similarity of images to their counterparts from the same noise."""
+"""SSIM to float: structural similarity of images to their counterparts from the same noise."""
 
 import torch
 from torch import Tensor
@@ -51,6 +51,6 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def _of_batch(images: Tensor, reference: Tensor) -> Tensor:
-    found = structural_similarity_index_measure(images, reference, sigma=1.5, reduction="none", data_range=1.0)
-    assert isinstance(found, Tensor)  # a pair only where the whole map is asked for
-    return found
+    similarity = structural_similarity_index_measure(images, reference, sigma=1.5, reduction="none", data_range=1.0)
+    assert isinstance(similarity, Tensor)  # a pair only where the whole map is asked for
+    return similarity

@@ -1,4 +1,4 @@
-"""A feature space that needs no network, for images that no classifier was trained on."""
+"""Averaged pixels: a feature space without a network, for images that no classifier was trained on."""
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class Pixels(FeatureExtractor):
         if channels < 1 or size < 1:
             raise ValueError(f"expected channels and size of at least 1, got {channels} and {size}")
         self.channels, self.size, self.num_features = channels, size, channels * size**2
-        # Where the images are to go, and what the checksum is of.
+        # A buffer, which tells the device of the images and enters the checksum.
         self.register_buffer("shape", torch.tensor([channels, size]))
 
     def describe(self, images: Tensor) -> Features:

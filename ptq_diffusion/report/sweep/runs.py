@@ -46,7 +46,7 @@ class Run:
         return self.config.get(key, ABSENT)
 
     def signature(self, stage: type[Stage]) -> str:
-        """What the run was made of, by the stage; empty where it has no report."""
+        """The signature of a stage's artefact in this run; empty where it has no report."""
         return self.report["signatures"][stage.name] if self.report else ""
 
 
@@ -68,7 +68,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
 
 
-def _read(folder: Path, above: Path) -> Run | None:
+def _read(folder: Path, root: Path) -> Run | None:
     """The run in a folder below that of all; None where its goal is another, or the files are somebody else's.
 
     Raises:
@@ -89,7 +89,7 @@ def _read(folder: Path, above: Path) -> Run | None:
     reason = "" if report else f"unfinished: no {REPORT}"
     if failure is not None:
         report, reason = None, f"failed: {failure['error']}: {failure['message']}"
-    return Run(folder, folder.relative_to(above).as_posix(), flat, flat["labels.correction"], report, reason)
+    return Run(folder, folder.relative_to(root).as_posix(), flat, flat["labels.correction"], report, reason)
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -107,7 +107,7 @@ def depth(key: str) -> int:
     """0 for what float samples depend on, 1 for what only quantized ones do, 2 for what only corrected ones do."""
     stages: tuple[type[Stage], ...] = (FullPrecisionSamples, QuantizedSamples, CorrectedSamples)
     named = "bitwidth" if key == BITS else key
-    return next((i for i, stage in enumerate(stages) if named.startswith(_given(stage))), len(stages) - 1)
+    return next((i for i, stage in enumerate(stages) if named.startswith(_used(stage))), len(stages) - 1)
 
 
 UNCOUNTED = (
@@ -128,9 +128,9 @@ UNCOUNTED = (
 )
 
 
-def _given(stage: type[Stage]) -> tuple[str, ...]:
+def _used(stage: type[Stage]) -> tuple[str, ...]:
     """Every part of the configuration that an artefact depends on."""
-    return (*stage.uses, *(part for need in stage.needs for part in _given(need)))
+    return (*stage.uses, *(part for need in stage.needs for part in _used(need)))
 
 
 def _differs(key: str, runs: Sequence[Run]) -> bool:
@@ -140,13 +140,13 @@ def _differs(key: str, runs: Sequence[Run]) -> bool:
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for key, value in node.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = _level(value)
-    return found
+            flat[f"{prefix}{key}"] = _level(value)
+    return flat
 
 
 def _level(value: object) -> str:
