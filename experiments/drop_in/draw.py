@@ -17,11 +17,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import build_model, build_quantized
-from ptq_diffusion.main import CONF
 from ptq_diffusion.model.loading import MODELS
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.stage.calibrate import Calibrate

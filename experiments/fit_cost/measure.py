@@ -18,11 +18,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store, select
-from ptq_diffusion.main import CONF
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath

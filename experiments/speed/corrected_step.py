@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import AskedBatch, FoldedLayer, StepCorrection, fold
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.workshop import build_model, build_steps
-from ptq_diffusion.main import CONF
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap, rescaled
 from ptq_diffusion.sampler import Step

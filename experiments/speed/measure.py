@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import FittedCorrection, NoiseStatistics
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.workshop import build_model, build_quantizers, build_steps
-from ptq_diffusion.main import CONF
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap, QuantizedConv2d, QuantizedLinear, observing, quantize
 from ptq_diffusion.quantizer import AffineQuantizer

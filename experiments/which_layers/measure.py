@@ -20,13 +20,13 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import AskedBatch, PathCorrection, StepCorrection
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import build_model, build_quantized, build_steps
-from ptq_diffusion.main import CONF
 from ptq_diffusion.metric import paired_fid, paired_fid_to
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import InputGrid, OutputLayerTap, Rescaling, regridding, rescaled, watching
@@ -200,7 +200,7 @@ def main() -> None:
     for kind, name, regrids in track(tried, "places and maps"):
         label = f"{kind}, {name}" + ", input grids" * regrids
         drawn[label] = images(pair, fitted(pair, pair.places(kind), MAPS[name], regrids), cfg.images)
-    extractor = construct(cfg.metric.extractor)
+    extractor = construct(cfg.feature.extractor)
     features = {name: extractor.features(own) for name, own in drawn.items()}
     reference = construct(cfg.reference).statistics(extractor).moments
     fid = paired_fid(features, reference, 200, 0, strata=1)

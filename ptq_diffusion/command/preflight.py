@@ -1,4 +1,4 @@
-"""Choices that do not fit each other, found before anything is computed."""
+"""Checks that choices fit each other, before anything is computed."""
 
 import torch
 from omegaconf import DictConfig
@@ -9,13 +9,14 @@ from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import build_model, build_quantizers, build_steps
 from ptq_diffusion.model import Denoiser
+from ptq_diffusion.stage.evaluate import build_metrics
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit_table import build_fit_steps
 from ptq_diffusion.stage.reference import build_extractor
 
 
 def check(cfg: DictConfig, goal: type[Stage]) -> None:
-    """Build every part that a goal depends on once and show each what it will be given.
+    """Build every part that a goal depends on once and show each the shape of its input.
 
     Raises:
         ValueError: two choices do not fit; the message says which and what to do.
@@ -32,7 +33,7 @@ def check(cfg: DictConfig, goal: type[Stage]) -> None:
             _check_export(cfg)
         if "images" in used:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
-        if "metric" in used:
+        if "judging" in used:
             _check_judging(cfg, model)
 
 
@@ -53,18 +54,19 @@ def _check_export(cfg: DictConfig) -> None:
 
 
 def _check_judging(cfg: DictConfig, model: Denoiser) -> None:
-    """Show the metrics how many images of which shape they will be given."""
-    if cfg.images < 2 or cfg.metric.replicates < 2:
+    """Build the metrics, and show the feature extractor and the reference the number and shape of the images."""
+    if cfg.images < 2 or cfg.judging.replicates < 2:
         raise ValueError(
-            "expected at least 2 images of each seed and metric.replicates of at least 2, "
-            f"got {cfg.images} and {cfg.metric.replicates}"
+            "expected at least 2 images of each seed and judging.replicates of at least 2, "
+            f"got {cfg.images} and {cfg.judging.replicates}"
         )
     count = cfg.images * len(cfg.seeds)
-    if not 1 <= cfg.metric.neighbours <= count - 2:
+    if not 1 <= cfg.judging.neighbours <= count - 2:
         raise ValueError(
-            f"expected metric.neighbours in 1..{count - 2} for {count} images in all, got {cfg.metric.neighbours}; "
+            f"expected judging.neighbours in 1..{count - 2} for {count} images in all, got {cfg.judging.neighbours}; "
             "draw more images or lower it"
         )
+    build_metrics(cfg)
     extractor = build_extractor(cfg)
     extractor.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
-    construct(cfg.reference).check(extractor, cfg.metric.neighbours)
+    construct(cfg.reference).check(extractor, cfg.judging.neighbours)

@@ -1,4 +1,4 @@
-"""The end of a sweep. Every process of a parallel sweep imports this file first, so it is kept light."""
+"""Ends a sweep. Every process of a parallel one imports this file first, so it imports neither torch nor Lightning."""
 
 import json
 from pathlib import Path
@@ -18,19 +18,20 @@ class ListFailures(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
         """Give all jobs the sweep's folder, which each would place by options of its own, such as a swept `outputs`."""
         folder = str(config.hydra.sweep.dir)
-        for left in Path(folder).glob(FAILED):
-            left.unlink()
+        for path in Path(folder).glob(FAILED):
+            path.unlink()
         with read_write(config):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={QuotedString(folder, Quote.single).with_quotes()}")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
-        found = [json.loads(path.read_text()) for path in sorted(Path(config.hydra.sweep.dir).glob(FAILED))]
+        entries = [json.loads(path.read_text()) for path in sorted(Path(config.hydra.sweep.dir).glob(FAILED))]
         # A later job of the same run may have mended it.
-        failed = {one["path"]: one for one in found if Path(one["path"]).is_file()}
-        if not failed:
+        failures = {entry["path"]: entry for entry in entries if Path(entry["path"]).is_file()}
+        if not failures:
             return
         console = Console(soft_wrap=True, markup=False, highlight=False)
-        console.print(f"{len(failed)} failed; the others are complete, and the same command makes only what is missing")
-        for path, one in failed.items():
-            console.print(f"{path}\n  {one['error']}: {one['message']}")
+        count = len(failures)
+        console.print(f"{count} failed; the others are complete, and the same command makes only what is missing")
+        for path, failure in failures.items():
+            console.print(f"{path}\n  {failure['error']}: {failure['message']}")
         raise SystemExit(1)

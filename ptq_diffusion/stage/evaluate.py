@@ -1,7 +1,7 @@
 """Stage: every variant judged on the same noise."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import build_model, build_quantizers, build_steps
 from ptq_diffusion.metric.cost import cost, mean_bits, usual_bits
-from ptq_diffusion.metric.judgement import Settings, judge
+from ptq_diffusion.metric.judgement import judge
+from ptq_diffusion.metric.metric import Metric, Settings
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.fit import Fit
@@ -29,6 +30,8 @@ VARIANTS = {
     "quantized": QuantizedSamples.name,
     "corrected": CorrectedSamples.name,
 }
+TABLED = ("fid", "fid_to_fp")
+"""Metrics that every table and figure of reports shows."""
 
 
 class Evaluate(ModelStage):
@@ -41,7 +44,7 @@ class Evaluate(ModelStage):
     name = "evaluate"
     version = 2
     needs = (FullPrecisionSamples, QuantizedSamples, Fit, CorrectedSamples)
-    uses = (*SAMPLING, *QUANTIZING, "metric", "reference")
+    uses = (*SAMPLING, *QUANTIZING, "feature", "reference", "metric", "judging")
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         judged = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}
@@ -50,8 +53,8 @@ class Evaluate(ModelStage):
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
         images = {variant: read_images(inputs[stage]) for variant, stage in VARIANTS.items()}
         extractor = build_extractor(cfg)
-        settings = Settings(cfg.metric.replicates, cfg.metric.seed, cfg.metric.neighbours, list(cfg.seeds))
-        judged = judge(images, extractor, construct(cfg.reference), settings, runtime.track)
+        settings = Settings(cfg.judging.replicates, cfg.judging.seed, cfg.judging.neighbours, list(cfg.seeds))
+        judged = judge(images, extractor, construct(cfg.reference), build_metrics(cfg), settings, runtime.track)
         (out / "features").mkdir(exist_ok=True)
         for variant, found in judged.features.items():
             found.save(out / "features" / f"{variant}.safetensors", extractor.checksum())
@@ -62,8 +65,30 @@ class Evaluate(ModelStage):
         write_json(out / "evaluation.json", evaluation | {"protocol_id": judged.protocol_id})
 
 
+def build_metrics(cfg: DictConfig) -> Sequence[Metric]:
+    """The metrics that `cfg.metric` names, in its order, which is that of a report's columns.
+
+    Raises:
+        ValueError: one is no metric, two have one name, or one that tables show is left out.
+    """
+    metrics = {key: construct(node) for key, node in cfg.metric.items()}
+    for key, metric in metrics.items():
+        if not isinstance(metric, Metric):
+            kind = type(metric).__name__
+            raise ValueError(f"expected a metric as metric.{key}, got {kind}; leave it out with ~metric.{key}")
+    names = [metric.name for metric in metrics.values()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"expected metrics of different names, got {', '.join(twice)} twice; leave one of them out")
+    if absent := [name for name in TABLED if name not in names]:
+        raise ValueError(
+            f"expected {' and '.join(TABLED)} among the metrics, for tables show them, got no {absent[0]}; "
+            f"take it in with +metric@metric.{absent[0]}={absent[0]}"
+        )
+    return list(metrics.values())
+
+
 def read_evaluation(folder: Path) -> dict[str, Any]:
-    """What the stage wrote."""
+    """The content of `evaluation.json` in the stage's folder."""
     return json.loads((folder / "evaluation.json").read_text())
 
 

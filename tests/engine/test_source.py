@@ -25,6 +25,7 @@ EDITS = {
     "correction/method/ptqd.py": {"fit"},
     "correction/repair/affine.py": {"fit", "samples_corrected"},
     "metric/inference/bootstrap.py": {"evaluate"},
+    "metric/distance/kid.py": {"evaluate"},
     "metric/feature/pixels.py": set(),
     "correction/method/none.py": set(),
     "sampler/ddpm.py": set(),
@@ -114,9 +115,8 @@ def test_what_a_stage_calls_lies_in_its_closure(make, monkeypatch):
     for stage in STAGES.values():
         for name in ("make", "evidence"):
             monkeypatch.setattr(stage, name, traced(getattr(stage, name), stage))
-    make(
-        "images=3", "seeds=[0]", "noise.images=16", "metric=pixels", "metric.neighbours=1", "correction=readout_matched"
-    )
+    words = ("images=3", "seeds=[0]", "noise.images=16", "feature=pixels", "judging.neighbours=1")
+    make(*words, "correction=readout_matched")
     assert {stage.name for stage in entered} >= upstream(STAGES["evaluate"])
     for stage, (cfg, files) in entered.items():
         ran = {Path(file) for file in files if file.startswith(f"{OURS.root}/")}

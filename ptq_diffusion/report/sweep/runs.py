@@ -9,7 +9,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from ptq_diffusion.engine.run_files import FAILURE
+from ptq_diffusion.engine.run_files import CONFIG, FAILURE, REPORT
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
@@ -46,7 +46,7 @@ class Run:
         return self.config.get(key, ABSENT)
 
     def signature(self, stage: type[Stage]) -> str:
-        """What the run was made of, by the stage; empty where it has no report."""
+        """The signature of a stage's artefact in this run; empty where it has no report."""
         return self.report["signatures"][stage.name] if self.report else ""
 
 
@@ -56,26 +56,26 @@ def read_runs(folder: Path) -> list[Run]:
     Raises:
         FileNotFoundError: there is none.
     """
-    places = {path.parent for name in ("config.yaml", FAILURE) for path in folder.rglob(name)}
+    places = {path.parent for name in (CONFIG, FAILURE) for path in folder.rglob(name)}
     runs = [run for place in sorted(places) if (run := _read(place, folder)) is not None]
     if not runs:
-        raise FileNotFoundError(f"expected runs with a report.json below {folder}, found none; run experiments first")
+        raise FileNotFoundError(f"expected runs with a {REPORT} below {folder}, found none; run experiments first")
     return runs
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A run's configuration, which was resolved when it was written."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
 
 
-def _read(folder: Path, above: Path) -> Run | None:
+def _read(folder: Path, root: Path) -> Run | None:
     """The run in a folder below that of all; None where its goal is another, or the files are somebody else's.
 
     Raises:
         ValueError: a file is cut off or broken.
     """
     try:
-        failure, report = (_json(folder / name) for name in (FAILURE, "report.json"))
+        failure, report = (_json(folder / name) for name in (FAILURE, REPORT))
         config = read_config(folder) if failure is None else failure["config"]
     except (ValueError, KeyError, OSError, YAMLError) as error:
         raise ValueError(
@@ -86,10 +86,10 @@ def _read(folder: Path, above: Path) -> Run | None:
         return None
     flat = _flat(config)
     flat[BITS] = "/".join(flat.pop(f"bitwidth.inner.{operand}", ABSENT) for operand in ("weight", "activation"))
-    reason = "" if report else "unfinished: no report.json"
+    reason = "" if report else f"unfinished: no {REPORT}"
     if failure is not None:
         report, reason = None, f"failed: {failure['error']}: {failure['message']}"
-    return Run(folder, folder.relative_to(above).as_posix(), flat, flat["labels.correction"], report, reason)
+    return Run(folder, folder.relative_to(root).as_posix(), flat, flat["labels.correction"], report, reason)
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -107,7 +107,7 @@ def depth(key: str) -> int:
     """0 for what float samples depend on, 1 for what only quantized ones do, 2 for what only corrected ones do."""
     stages: tuple[type[Stage], ...] = (FullPrecisionSamples, QuantizedSamples, CorrectedSamples)
     named = "bitwidth" if key == BITS else key
-    return next((i for i, stage in enumerate(stages) if named.startswith(_given(stage))), len(stages) - 1)
+    return next((i for i, stage in enumerate(stages) if named.startswith(_used(stage))), len(stages) - 1)
 
 
 UNCOUNTED = (
@@ -121,13 +121,16 @@ UNCOUNTED = (
     "runtime.",
     "logger.",
     "reference.",
+    "feature.",
+    "metric.",
+    "judging.",
     "trial.",
 )
 
 
-def _given(stage: type[Stage]) -> tuple[str, ...]:
+def _used(stage: type[Stage]) -> tuple[str, ...]:
     """Every part of the configuration that an artefact depends on."""
-    return (*stage.uses, *(part for need in stage.needs for part in _given(need)))
+    return (*stage.uses, *(part for need in stage.needs for part in _used(need)))
 
 
 def _differs(key: str, runs: Sequence[Run]) -> bool:
@@ -137,13 +140,13 @@ def _differs(key: str, runs: Sequence[Run]) -> bool:
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for key, value in node.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = _level(value)
-    return found
+            flat[f"{prefix}{key}"] = _level(value)
+    return flat
 
 
 def _level(value: object) -> str:
