@@ -25,6 +25,8 @@ class ByRole(BitwidthPolicy[None]):
         ValueError: an entry has other keys than these, or a bitwidth is none.
     """
 
+    by_step = False
+
     def __init__(
         self,
         inner: Mapping[str, Any],

@@ -22,6 +22,7 @@ class BitwidthPolicy(ABC, Generic[Measured]):
 
     Class attributes:
         reads: the measurement that `plan` needs.
+        by_step: whether its plans may change from step to step, and so belong to one table.
 
     Args:
         roles: bits that it does not decide.
@@ -29,6 +30,7 @@ class BitwidthPolicy(ABC, Generic[Measured]):
     """
 
     reads: ClassVar[Evidence] = Evidence.NOTHING
+    by_step: ClassVar[bool] = True
 
     def __init__(self, roles: Roles, offered: Sequence[LayerBits]) -> None:
         self.roles, self.offered = roles, tuple(offered)

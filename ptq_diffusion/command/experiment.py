@@ -25,10 +25,14 @@ from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
+from ptq_diffusion.stage.plan import Plan
+from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
+from ptq_diffusion.stage.sensitivity import MeasureSensitivity
+from ptq_diffusion.stage.step_signal import MeasureStepSignal
 from ptq_diffusion.stage.training.train_denoiser import TrainDenoiser
 from ptq_diffusion.stage.training.train_feature_network import TrainFeatureNetwork
 from ptq_diffusion.stage.trajectories import Trajectories
@@ -42,6 +46,10 @@ STAGES: dict[str, type[Stage]] = {
         Trajectories,
         Calibrate,
         FloatPath,
+        MeasureStepSignal,
+        MeasureSensitivity,
+        Plan,
+        Quantize,
         Noise,
         Fit,
         FullPrecisionSamples,

@@ -3,12 +3,14 @@
 import torch
 from omegaconf import DictConfig
 
+from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.command.preamble import needed
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Stage
-from ptq_diffusion.engine.workshop import build_model, build_quantizers, build_steps
+from ptq_diffusion.engine.workshop import build_model, build_observations, build_steps
 from ptq_diffusion.model import Denoiser
+from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.stage.evaluate import build_metrics
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit_table import build_fit_steps
@@ -25,8 +27,8 @@ def check(cfg: DictConfig, goal: type[Stage]) -> None:
     if "sampler" in used:
         model = build_model(cfg)
         build_steps(cfg, model)
-        if "quantizer" in used:
-            build_quantizers(cfg, model)
+        if "bitwidth" in used:
+            _check_bits(cfg, model)
         if "correction" in used:
             _check_correction(cfg, model)
         if goal is Export:
@@ -35,6 +37,20 @@ def check(cfg: DictConfig, goal: type[Stage]) -> None:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
         if "judging" in used:
             _check_judging(cfg, model)
+
+
+def _check_bits(cfg: DictConfig, model: Denoiser) -> None:
+    policy, table = construct(cfg.bitwidth), build_steps(cfg, model)
+    if not isinstance(policy, BitwidthPolicy):
+        raise ValueError(f"expected a bitwidth policy, got {type(policy).__name__}; choose one with bitwidth=NAME")
+    policy.check(model.architecture(), table)
+    if cfg.noise.steps is not None and policy.by_step:
+        raise ValueError(
+            f"expected the same bits at every step, which another table can follow, got {cfg.labels.bitwidth}, whose "
+            "bits belong to the sampler's own steps; set noise.steps=null"
+        )
+    build_observations(cfg, model)
+    construct(cfg.quantizer.weight)(MOST_BITS)
 
 
 def _check_correction(cfg: DictConfig, model: Denoiser) -> None:

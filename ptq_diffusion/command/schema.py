@@ -55,6 +55,12 @@ class Judging(Options):
     seed: int
 
 
+class SensitivityImages(Options):
+    """The images that sensitivities are measured on."""
+
+    images: PositiveInt
+
+
 class Running(Options):
     """Options that change no number."""
 
@@ -88,6 +94,7 @@ class Experiment(Options):
     micro_batch: PositiveInt
     calibration: Samples
     noise: NoiseSamples
+    sensitivity: SensitivityImages
     trial: Samples
     outputs: Annotated[str, Field(min_length=1)]
     force: bool | str
@@ -147,6 +154,7 @@ def _names() -> list[str]:
     parts: dict[str, type[Options]] = {
         "calibration": Samples,
         "noise": NoiseSamples,
+        "sensitivity": SensitivityImages,
         "trial": Samples,
         "feature": FeatureSpace,
         "judging": Judging,

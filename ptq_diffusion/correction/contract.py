@@ -12,7 +12,7 @@ from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
 from ptq_diffusion.correction.noise.statistics import NoiseStatistics
 from ptq_diffusion.correction.repair.repair import Repair
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import OutputLayerTap, Rescaling
+from ptq_diffusion.network import QuantizedDenoiser, Rescaling
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
@@ -138,7 +138,7 @@ class PathCorrection(Correction):
     def rescalings(
         self,
         model: Denoiser,
-        tap: OutputLayerTap,  # noqa: ARG002
+        quantized: QuantizedDenoiser,  # noqa: ARG002
         x_t: Tensor,
         step: Step,
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
@@ -146,7 +146,7 @@ class PathCorrection(Correction):
 
         Args:
             model: the float model.
-            tap: of the quantized one.
+            quantized: the quantized one.
             x_t: states on the path, (B, C, H, W), of the first `together` images.
             step: the row of the table.
         """

@@ -27,6 +27,8 @@ from ptq_diffusion.sampler.table import Table
 KINDS: dict[str, type[Repair]] = {kind.kind: kind for kind in (Affine, Filter, FilterInt8, Spectral)}
 RESCALING = "rescaling"
 CONFIG, COEFFICIENTS = "correction.json", "correction.safetensors"
+FILES = (CONFIG, COEFFICIENTS)
+"""The files of a folder."""
 NO_RESIDUAL = (math.nan, math.nan)
 
 
@@ -76,6 +78,11 @@ class FittedCorrection:
     def sigma(self, step: Step) -> float:
         """sigma' at a step."""
         return self.found[step.i].sigma
+
+    @property
+    def rescalings(self) -> Sequence[Mapping[str, Rescaling]]:
+        """The rescalings of the network's layers, by name, at every step; see `QuantizedDenoiser.rescaled`."""
+        return [found.rescalings for found in self.found]
 
     @property
     def needs_features(self) -> bool:

@@ -133,7 +133,7 @@ def _mixed_rescalings(a: StepCorrection, b: StepCorrection, weight: float) -> di
     mixed = {}
     for name in dict.fromkeys((*a.rescalings, *b.rescalings)):
         known = a.rescalings.get(name) or b.rescalings[name]
-        one, two = (found.rescalings.get(name, known.nothing()) for found in (a, b))
+        one, two = (found.rescalings.get(name, known.identity_like()) for found in (a, b))
         mixed[name] = one.lerp(two, weight)
     return mixed
 

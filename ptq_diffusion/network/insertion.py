@@ -62,12 +62,12 @@ def layer_settings(plan: BitwidthPlan, site: str, observations: InputObservation
     steps = max(len(bits), len(places))
     quantizers = {b: observations.quantizer(site, b) for b in sorted(set(bits) - {FLOAT_BITS})}
     grids = {b: _grid(quantizer) for b, quantizer in quantizers.items()}
-    scale, zero_point = zip(*(grids.get(b, (torch.ones(1), torch.zeros(1, dtype=torch.int32))) for b in bits), strict=True)
+    unused = torch.ones(1), torch.zeros(1, dtype=torch.int32)
+    scale, zero_point = zip(*(grids.get(b, unused) for b in bits), strict=True)
     rows = (torch.tensor(bits, dtype=torch.int16), torch.cat(scale), torch.cat(zero_point))
-    symmetric = all(quantizer.grid.symmetric for quantizer in quantizers.values() if isinstance(quantizer, AffineQuantizer))
-    return LayerSettings(
-        *(row.expand(steps).clone() for row in (*rows, torch.tensor(places, dtype=torch.int16))), symmetric
-    )
+    symmetric = any(q.grid.symmetric for q in quantizers.values() if isinstance(q, AffineQuantizer))
+    table = [row.expand(steps).clone() for row in (*rows, torch.tensor(places, dtype=torch.int16))]
+    return LayerSettings(table[0], table[1], table[2], table[3], symmetric)
 
 
 def _grid(quantizer: Quantizer) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ class QuantizedWeight(StoredWeight):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedWeight":
         self._integers = self._values = None
-        return super()._apply(fn, recurse)  # type: ignore[return-value]
+        return super()._apply(fn, recurse)
 
 
 class FloatWeight(StoredWeight):

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ptq_diffusion.artefact.digest import tensors_digest
 from ptq_diffusion.model import Condition, Denoiser, Output, Role, Site, Timestep
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.network.integers import StoredWeight
@@ -133,12 +132,12 @@ class QuantizedDenoiser(Denoiser):
         return self.with_settings(self.settings.rescaled(rescalings))
 
     def at(self, i: int, rescalings: Mapping[str, Rescaling]) -> "QuantizedDenoiser":
-        """The network of step i alone, whatever step it is asked about, with layers rescaled.
+        """The network with layers rescaled at step i, of which alone it can be asked then.
 
         Raises:
             ValueError: see `rescaled`.
         """
-        return self.with_settings(self.settings.at(i)).rescaled([rescalings])
+        return self.with_settings(self.settings.at(i)).rescaled([rescalings]) if rescalings else self
 
     def _require_channels(self, name: str, channels: int) -> None:
         layer = self.layers().get(name)
@@ -149,10 +148,6 @@ class QuantizedDenoiser(Denoiser):
                 f"expected a quantized layer {name} of {channels} output channels, which the correction was fitted "
                 f"for, got {message}; fit it for this network"
             )
-
-    def fingerprint(self) -> str:
-        """Sixteen hex digits over integers, scales, settings and all other parameters."""
-        return tensors_digest(self.network.state_dict())
 
 
 def _is_shared(module: nn.Module) -> bool:

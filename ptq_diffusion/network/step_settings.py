@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ptq_diffusion.network.rescaling import InputGrid, Rescaling
+from ptq_diffusion.network.rescaling import Rescaling
 from ptq_diffusion.numeric.grid import FLOAT_BITS, Grid
 from ptq_diffusion.quantizer import Numbers
 
@@ -177,7 +177,7 @@ class StepSettings(Mapping[str, LayerSettings]):
             )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every setting of all layers, (S, layers), by name; gains and offsets belong to corrections and are none of it."""
+        """Every setting of all layers, (S, layers), by name; gains and offsets belong to corrections, not here."""
         count = max((len(layer) for layer in self.layers.values()), default=1)
         return {
             name: torch.stack([getattr(layer, name).expand(count) for layer in self.layers.values()], dim=1)

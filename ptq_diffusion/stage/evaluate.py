@@ -9,18 +9,22 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.artefact.files import write_json
 from ptq_diffusion.correction import FittedCorrection
+from ptq_diffusion.correction.fitted import FILES as CORRECTION
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_model, build_quantizers, build_steps
+from ptq_diffusion.engine.workshop import build_model, build_steps
 from ptq_diffusion.metric.cost import cost, mean_bits, usual_bits
 from ptq_diffusion.metric.judgement import judge
 from ptq_diffusion.metric.metric import Metric, Settings
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
+from ptq_diffusion.network.saving import FILES as QUANTIZED
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.plan import Plan, read_plan
+from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import build_extractor
-from ptq_diffusion.stage.samples import QUANTIZING, SAMPLING, read_images
+from ptq_diffusion.stage.samples import SAMPLING, read_images
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
@@ -43,8 +47,8 @@ class Evaluate(ModelStage):
 
     name = "evaluate"
     version = 2
-    needs = (FullPrecisionSamples, QuantizedSamples, Fit, CorrectedSamples)
-    uses = (*SAMPLING, *QUANTIZING, "feature", "reference", "metric", "judging")
+    needs = (Plan, Quantize, FullPrecisionSamples, QuantizedSamples, Fit, CorrectedSamples)
+    uses = ("model", *SAMPLING, "feature", "reference", "metric", "judging")
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         judged = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}
@@ -58,7 +62,7 @@ class Evaluate(ModelStage):
         (out / "features").mkdir(exist_ok=True)
         for variant, found in judged.features.items():
             found.save(out / "features" / f"{variant}.safetensors", extractor.checksum())
-        costs = _costs(cfg, FittedCorrection.load(inputs[Fit.name]))
+        costs = _costs(cfg, inputs)
         drawn = {"images": cfg.images, "seeds": list(cfg.seeds)}
         rows = [{"variant": name} | costs[name] | dict(judged.rows[name]) | drawn for name in VARIANTS]
         evaluation = {"rows": rows, "paired": judged.paired, "protocol": judged.protocol}
@@ -92,23 +96,24 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "evaluation.json").read_text())
 
 
-def _costs(cfg: DictConfig, fitted: FittedCorrection) -> dict[str, dict[str, float]]:
+def _costs(cfg: DictConfig, inputs: Mapping[str, Path]) -> dict[str, dict[str, float]]:
     """Bits, bit operations and bytes by variant.
 
     A correction adds its own operations, in float, its coefficients, and evaluations of the network beside once a step.
+    Bytes are those of the files: packed integers, scales, settings of every step, coefficients.
     """
     model = build_model(cfg)
-    steps = len(build_steps(cfg, model))
-    quantized = build_quantizers(cfg, model).plan
-    unquantized = BitwidthPlan.constant(dict.fromkeys(quantized.sites, LayerBits(FLOAT_BITS, FLOAT_BITS)))
+    steps, correction = len(build_steps(cfg, model)), FittedCorrection.load(inputs[Fit.name])
+    plan = read_plan(inputs[Plan.name])
+    unquantized = BitwidthPlan.constant(dict.fromkeys(plan.sites, LayerBits(FLOAT_BITS, FLOAT_BITS)))
     full = cost(model, unquantized, steps).bops_per_image
 
-    def of(plan: BitwidthPlan, again: int = 0, macs: int = 0, size: int = 0) -> dict[str, float]:
+    def of(plan: BitwidthPlan, size: int, again: int = 0, macs: int = 0) -> dict[str, float]:
         weight, activation = usual_bits(model, plan)
         mean_weight, mean_activation = mean_bits(model, plan)
-        found = cost(model, plan, steps)
+        plan_cost = cost(model, plan, steps)
         # An evaluation beside the table's counts as its mean step, whatever bits it has: exact where bits do not vary.
-        bops, attention = (x * (steps + again) // steps for x in (found.bops_per_image, found.attention_bops))
+        bops, attention = (x * (steps + again) // steps for x in (plan_cost.bops_per_image, plan_cost.attention_bops))
         bops += macs * FLOAT_BITS**2
         return {
             "weight_bits": weight,
@@ -118,11 +123,22 @@ def _costs(cfg: DictConfig, fitted: FittedCorrection) -> dict[str, dict[str, flo
             "bops_per_image": bops,
             "bops_saving": full / bops,
             "attention_share": attention / bops,
-            "weight_bytes": found.weight_bytes + size,
+            "weight_bytes": size,
         }
 
+    quantized = bytes_of(inputs[Quantize.name], QUANTIZED)
     return {
-        "full_precision": of(unquantized),
-        "quantized": of(quantized),
-        "corrected": of(quantized, fitted.evaluations, fitted.macs(model.shape), fitted.size),
+        "full_precision": of(unquantized, cost(model, unquantized, steps).weight_bytes),
+        "quantized": of(plan, quantized),
+        "corrected": of(
+            plan,
+            quantized + bytes_of(inputs[Fit.name], CORRECTION),
+            correction.evaluations,
+            correction.macs(model.shape),
+        ),
     }
+
+
+def bytes_of(folder: Path, names: Sequence[str]) -> int:
+    """The sizes of some files of an artefact, together."""
+    return sum((folder / name).stat().st_size for name in names)

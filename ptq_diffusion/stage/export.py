@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_calibrated, build_model
-from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.engine.workshop import build_quantized
 from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.quantize import Quantize
 
 
 class Export(ModelStage):
@@ -19,10 +19,10 @@ class Export(ModelStage):
 
     name = "export"
     version = 1
-    needs = (Calibrate, Fit)
-    uses = ("model", "quantizer", "bitwidth")
+    needs = (Quantize, Fit)
+    uses = ("model",)
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
-        model, correction = build_model(cfg), FittedCorrection.load(inputs[Fit.name])
-        network = CorrectedNetwork(model, build_calibrated(cfg, model, inputs[Calibrate.name]), correction)
+        correction = FittedCorrection.load(inputs[Fit.name])
+        network = CorrectedNetwork(build_quantized(inputs[Quantize.name]), correction)
         DDPMPipeline(network, CorrectedScheduler(correction.without_repairs())).save_pretrained(out)

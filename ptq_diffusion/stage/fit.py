@@ -17,14 +17,13 @@ from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage, Need
 from ptq_diffusion.engine.workshop import build_model, build_quantized, build_steps
-from ptq_diffusion.network import OutputLayerTap
-from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.draw_corrected import draw_corrected
 from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.fit_table import build_fit_steps, carried
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint
 from ptq_diffusion.stage.path_fit import Walk
+from ptq_diffusion.stage.quantize import Quantize
 
 
 class Fit(ModelStage):
@@ -32,22 +31,22 @@ class Fit(ModelStage):
 
     name = "fit"
     version = 1
-    needs = (Calibrate, FloatPath, Noise)
-    uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "micro_batch", "correction")
+    needs = (Quantize, FloatPath, Noise)
+    uses = ("model", "sampler", "noise", "micro_batch", "correction")
     scratch = ("walk", "trial")
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
         """Moments need the noise, a choice every candidate fitted, a walk the float path and the quantized network."""
         correction = construct(cfg.correction)
         if isinstance(correction, MomentCorrection):
-            return {need.name: Need(need, cfg) for need in (Calibrate, Noise)}
-        calibrated = {Calibrate.name: Need(Calibrate, cfg)}
+            return {need.name: Need(need, cfg) for need in (Quantize, Noise)}
+        quantized = {Quantize.name: Need(Quantize, cfg)}
         if isinstance(correction, Auto):
-            return calibrated | {
+            return quantized | {
                 name: Need(Fit, with_candidate(cfg, name), f"leave it out with ~correction.candidates.{name}")
                 for name in correction.candidates
             }
-        return calibrated | {FloatPath.name: Need(FloatPath, cfg)}
+        return quantized | {FloatPath.name: Need(FloatPath, cfg)}
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         correction = construct(cfg.correction)
@@ -68,7 +67,7 @@ class Fit(ModelStage):
         self, correction: MomentCorrection, cfg: DictConfig, inputs: Mapping[str, Path], out: Path
     ) -> None:
         model = build_model(cfg)
-        quantized, steps = build_quantized(cfg, model, inputs[Calibrate.name]), build_fit_steps(cfg, model)
+        quantized, steps = build_quantized(inputs[Quantize.name]), build_fit_steps(cfg, model)
         statistics = NoiseStatistics.load(inputs[Noise.name] / "noise.safetensors")
         statistics.require(noise_fingerprint(quantized, steps))
         carried(fit_diagnosed(correction, statistics, steps), cfg).save(out)
@@ -76,7 +75,7 @@ class Fit(ModelStage):
     def walk(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path) -> Walk:
         """The images on their way."""
         model = build_model(cfg)
-        quantized = build_quantized(cfg, model, inputs[Calibrate.name])
+        quantized = build_quantized(inputs[Quantize.name])
         beside = FloatOutputs(inputs[FloatPath.name])
         steps, wanted = build_fit_steps(cfg, model), noise_chunks(cfg)
         return Walk(model, quantized, construct(cfg.correction), steps, wanted, beside.of, folder)
@@ -101,11 +100,10 @@ class Fit(ModelStage):
 
     def trial(self, cfg: DictConfig, inputs: Mapping[str, Path], name: str) -> DrawImages:
         """What is done on every device for a candidate, or for the float model."""
-        model = build_model(cfg)
         if name == FLOAT:
+            model = build_model(cfg)
             return DrawImages.of(model, build_steps(cfg, model))
-        quantized = build_quantized(cfg, model, inputs[Calibrate.name])
-        return draw_corrected(quantized, OutputLayerTap(quantized, model.sites()), FittedCorrection.load(inputs[name]))
+        return draw_corrected(build_quantized(inputs[Quantize.name]), FittedCorrection.load(inputs[name]))
 
 
 def with_candidate(cfg: DictConfig, name: str) -> DictConfig:

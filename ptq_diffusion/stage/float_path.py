@@ -45,6 +45,11 @@ class FloatOutputs:
         with safe_open(self.folder / "chunks" / chunk.name, framework="pt") as file:
             return file.get_slice("m")[step.i]
 
+    def rows(self, chunk: Chunk, rows: slice) -> Tensor:
+        """The outputs of some samples of a chunk at all steps, (steps, rows, C, H, W)."""
+        with safe_open(self.folder / "chunks" / chunk.name, framework="pt") as file:
+            return file.get_slice("m")[:, rows]
+
 
 class FloatPath(ModelStage):
     """A `FloatOutputs` of the images that corrections are fitted on, shared by all quantized networks.

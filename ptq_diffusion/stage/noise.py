@@ -13,12 +13,11 @@ from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunk
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import build_model, build_quantized
-from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network.quantizers import network_fingerprint
+from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.sampler import Step, Table, sample
-from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.fit_table import build_fit_steps
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
+from ptq_diffusion.stage.quantize import Quantize
 
 
 class MeasureNoise(ChunkWork):
@@ -30,7 +29,7 @@ class MeasureNoise(ChunkWork):
         m: the float output of a chunk at a step.
     """
 
-    def __init__(self, quantized: Denoiser, steps: Table, m: Callable[[Chunk, Step], Tensor]) -> None:
+    def __init__(self, quantized: QuantizedDenoiser, steps: Table, m: Callable[[Chunk, Step], Tensor]) -> None:
         super().__init__()
         self.quantized, self.steps, self.m = quantized, steps, m
         self.owner = noise_fingerprint(quantized, steps)
@@ -52,8 +51,8 @@ class Noise(ModelStage):
 
     name = "noise"
     version = 1
-    needs = (Calibrate, FloatPath)
-    uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "micro_batch")
+    needs = (Quantize, FloatPath)
+    uses = ("model", "sampler", "noise", "micro_batch")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
         run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", runtime, "quantization noise")
@@ -64,10 +63,15 @@ class Noise(ModelStage):
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> MeasureNoise:
         """What is done on every device."""
         model = build_model(cfg)
-        quantized = build_quantized(cfg, model, inputs[Calibrate.name])
+        quantized = build_quantized(inputs[Quantize.name])
         return MeasureNoise(quantized, build_fit_steps(cfg, model), FloatOutputs(inputs[FloatPath.name]).of)
 
 
-def noise_fingerprint(quantized: Denoiser, steps: Table) -> Fingerprint:
-    """What statistics of this network on this table belong to."""
-    return Fingerprint(network_fingerprint(quantized.network), steps.fingerprint(), quantized.shape)
+def noise_fingerprint(quantized: QuantizedDenoiser, steps: Table) -> Fingerprint:
+    """The owner of statistics of this network on this table; a plan is part of its network.
+
+    Raises:
+        ValueError: the network's plan is of a table with another number of steps.
+    """
+    quantized.plan.require(quantized.sites(), len(steps))
+    return Fingerprint(quantized.fingerprint(), steps.fingerprint(), quantized.shape)

@@ -16,7 +16,7 @@ from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
 from ptq_diffusion.engine.chunks import Chunk
 from ptq_diffusion.engine.runtime import track
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import OutputLayerTap, Rescaling
+from ptq_diffusion.network import QuantizedDenoiser, Rescaling
 from ptq_diffusion.network.rescaling import named, of_named
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler import State, Step, Table
@@ -41,14 +41,14 @@ class Walk:
     def __init__(
         self,
         model: Denoiser,
-        quantized: Denoiser,
+        quantized: QuantizedDenoiser,
         correction: PathCorrection,
         steps: Table,
         wanted: Sequence[Chunk],
         float_m: Callable[[Chunk, Step], Tensor],
         folder: Path,
     ) -> None:
-        self.model, self.quantized, self.tap = model, quantized, OutputLayerTap(quantized, model.sites())
+        self.model, self.quantized = model, quantized
         self.correction, self.steps, self.wanted = correction, steps, wanted
         self.float_m, self.folder = float_m, folder
         self.fitted: list[StepCorrection] = []
@@ -65,8 +65,9 @@ class Walk:
         for step in track(self.steps[len(self.fitted) :], "fit of the correction", progress):
             self._step(step.i).mkdir(exist_ok=True)
             rescalings, m = self._together(step, device)
+            rescaled = self.quantized.at(step.i, rescalings)
             for chunk in self.wanted:
-                self._visit(chunk, step, rescalings, m, device)
+                self._visit(chunk, step, rescaled, m, device)
             self.fitted.append(replace(self._fit(step), rescalings=rescalings))
             self._keep(step)
             shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
@@ -88,7 +89,7 @@ class Walk:
             first = [chunk for chunk in self.wanted if chunk.first < together]
             self._ahead = {chunk: self._states(chunk, step, device) for chunk in first}
             y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in first])[:together]
-            rescalings, m = self.correction.rescalings(self.model, self.tap, y_t, step)
+            rescalings, m = self.correction.rescalings(self.model, self.quantized, y_t, step)
             write_tensors(file, named(rescalings) | {"m": m})
         kept = load_file(file)
         return of_named({name: kept[name] for name in kept.keys() - {"m"}}), kept["m"]
@@ -108,17 +109,15 @@ class Walk:
         sync_folder(beside)
         beside.rename(self._fitted(step.i))
 
-    def _visit(
-        self, chunk: Chunk, step: Step, rescalings: Mapping[str, Rescaling], m: Tensor, device: torch.device
-    ) -> None:
+    def _visit(self, chunk: Chunk, step: Step, rescaled: QuantizedDenoiser, m: Tensor, device: torch.device) -> None:
         """Bring a chunk to a step, ask the networks there, and keep what they say; `m` is known of the first images."""
         file = self._step(step.i) / chunk.name
         if holds_tensors(file):
             return
         float_state, state = self._ahead.pop(chunk) if chunk in self._ahead else self._states(chunk, step, device)
         y_t = state.x
-        q, features = self.tap.predict(y_t, step, rescalings)
-        assert features is not None, "a tap hands over features"
+        q, features = rescaled.predict(y_t, step)
+        assert features is not None, "a quantized network hands over features"
         float_m = self.float_m(chunk, step).to(device)
         kept = {"m": float_m, "q": q, "x_t": y_t, "features": features} | _named(state.past, "past")
         if self.correction.path is FitPath.CORRECTED:

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.runtime import Runtime
-from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.stage.draw_images import DrawImages
 
-SAMPLING = ("model", "sampler", "images", "seeds", "micro_batch")
-QUANTIZING = ("quantizer", "bitwidth")
+SAMPLING = ("sampler", "images", "seeds", "micro_batch")
 
 
-class Samples(ModelStage):
+class Samples(Stage):
     """Images, `images` in each chunk file."""
 
     title: ClassVar[str]

@@ -6,13 +6,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.correction import FittedCorrection
-from ptq_diffusion.engine.workshop import build_model, build_quantized
-from ptq_diffusion.network import OutputLayerTap
-from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.engine.workshop import build_quantized
 from ptq_diffusion.stage.draw_corrected import draw_corrected
 from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.fit import Fit
-from ptq_diffusion.stage.samples import QUANTIZING, SAMPLING, Samples
+from ptq_diffusion.stage.quantize import Quantize
+from ptq_diffusion.stage.samples import SAMPLING, Samples
 
 
 class CorrectedSamples(Samples):
@@ -20,14 +19,10 @@ class CorrectedSamples(Samples):
 
     name = "samples_corrected"
     version = 1
-    needs = (Calibrate, Fit)
-    uses = (*SAMPLING, *QUANTIZING)
+    needs = (Quantize, Fit)
+    uses = SAMPLING
 
     title = "corrected images"
 
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:
-        model = build_model(cfg)
-        quantized = build_quantized(cfg, model, inputs[Calibrate.name])
-        return draw_corrected(
-            quantized, OutputLayerTap(quantized, model.sites()), FittedCorrection.load(inputs[Fit.name])
-        )
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:  # noqa: ARG002
+        return draw_corrected(build_quantized(inputs[Quantize.name]), FittedCorrection.load(inputs[Fit.name]))

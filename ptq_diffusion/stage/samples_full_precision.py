@@ -5,17 +5,18 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import build_model, build_steps
 from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.samples import SAMPLING, Samples
 
 
-class FullPrecisionSamples(Samples):
+class FullPrecisionSamples(Samples, ModelStage):
     """Images of the float model."""
 
     name = "samples_full_precision"
     version = 1
-    uses = SAMPLING
+    uses = ("model", *SAMPLING)
 
     title = "full-precision images"
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ptq_diffusion.engine.workshop import build_model, build_quantized, build_steps
-from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.engine.workshop import build_quantized, build_steps
 from ptq_diffusion.stage.draw_images import DrawImages
-from ptq_diffusion.stage.samples import QUANTIZING, SAMPLING, Samples
+from ptq_diffusion.stage.quantize import Quantize
+from ptq_diffusion.stage.samples import SAMPLING, Samples
 
 
 class QuantizedSamples(Samples):
@@ -16,12 +16,11 @@ class QuantizedSamples(Samples):
 
     name = "samples_quantized"
     version = 1
-    needs = (Calibrate,)
-    uses = (*SAMPLING, *QUANTIZING)
+    needs = (Quantize,)
+    uses = SAMPLING
 
     title = "quantized images"
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:
-        model = build_model(cfg)
-        quantized = build_quantized(cfg, model, inputs[Calibrate.name])
-        return DrawImages.of(quantized, build_steps(cfg, model))
+        quantized = build_quantized(inputs[Quantize.name])
+        return DrawImages.of(quantized, build_steps(cfg, quantized))
