@@ -4,9 +4,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from ptq_diffusion.bitwidth import ByRole, Evidence
+from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
-from ptq_diffusion.model import Role
+from ptq_diffusion.model import DiffusersDenoiser, Role
+from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from tests.bitwidth.networks import LINE, architecture, sensitivity, signal, site, table
@@ -21,6 +23,13 @@ NETWORKS = {
     "first": architecture(site("in", Role.FIRST)),
     "none": architecture(),
 }
+
+
+@pytest.fixture(scope="module")
+def unet(tiny_model_folder):
+    model = DiffusersDenoiser.from_folder(str(tiny_model_folder()))
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    return Architecture(tuple(model.sites()), model.attention_macs(), parameters)
 
 
 def policy(name, **options):
@@ -46,6 +55,13 @@ def planned(chosen, network=LINE, steps=STEPS):
 def by_role(patterns):
     entries = [{"name": name} | bits for name, bits in patterns.items()]
     return ByRole(**BITS, patterns=entries).plan(LINE, [], None)
+
+
+@every_policy
+def test_every_layer_of_a_unet_has_bits(name, unet):
+    # Its first layer and its attention are too much of its work for a saving of 30.
+    chosen = policy(name, **({"saving": 3} if isinstance(policy(name), UnderBudget) else {}))
+    planned(chosen, unet).require(unet.sites, STEPS)
 
 
 @every_policy
