@@ -178,3 +178,39 @@ def test_a_configuration_or_a_strange_folder_makes_no_scheduler(scheduler, tmp_p
     assert json.loads((tmp_path / "scheduler_config.json").read_text())["num_inference_steps"] == STEPS
     with pytest.raises(NotImplementedError, match="which only itself can follow"):
         DDPMScheduler.from_pretrained(tmp_path)
+
+
+def test_a_step_reads_the_prediction_before_it_until_sampling_begins_anew(pair):
+    """On a table with two coefficients, as the loop does."""
+    model, _ = pair
+    fit = fitted("none", DDIM(eta=1.0, **OURS).table(model.scheduler_config), pair)
+    table = fit.steps.with_steps(
+        dataclasses.replace(step, c_0=(*step.c_0, 0.3 if step.i else 0.0)) for step in fit.steps
+    )
+    scheduler = CorrectedScheduler(FittedCorrection(table, fit.found))
+    for _ in range(2):
+        scheduler.set_timesteps(STEPS)
+        state, stream, other = table.start(states(model, 0)), *(torch.Generator().manual_seed(5) for _ in range(2))
+        for step in table:
+            m = torch.sin(state.x)
+            x_s = scheduler.step(m, step.t, state.x, generator=stream).prev_sample
+            state = step.advance(state, m, step.sigma, torch.randn(state.x.shape, generator=other))
+            assert torch.equal(x_s, state.x)
+        assert len(state.past) == 1
+
+
+def test_coefficients_of_another_version_are_refused(scheduler, tmp_path):
+    scheduler.save_pretrained(tmp_path)
+    path = tmp_path / "correction.json"
+    config = json.loads(path.read_text())
+    for broken in (
+        {"table": config["table"] | {"format": 0}},
+        {"table": None},
+        {"table": config["table"] | {"steps": 3}},
+    ):
+        path.write_text(json.dumps(config | broken))
+        with pytest.raises(ValueError, match="FittedCorrection.save wrote .* fit or export it again"):
+            CorrectedScheduler.from_pretrained(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="FittedCorrection.save wrote .* fit or export it again"):
+        CorrectedScheduler.from_pretrained(tmp_path)
