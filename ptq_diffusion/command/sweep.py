@@ -6,14 +6,14 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 from rich.console import Console
 
 from ptq_diffusion.engine.run_files import FAILED
 
 
 class ListFailures(Callback):
-    """Lists what failed when all jobs of a sweep are over, and exits with 1 if anything did."""
+    """Ends a sweep: collects the runs of a grid, lists what failed, and exits with 1 if anything did."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
         """Give all jobs the sweep's folder, which each would place by options of its own, such as a swept `outputs`."""
@@ -27,11 +27,29 @@ class ListFailures(Callback):
         entries = [json.loads(path.read_text()) for path in sorted(Path(config.hydra.sweep.dir).glob(FAILED))]
         # A later job of the same run may have mended it.
         failures = {entry["path"]: entry for entry in entries if Path(entry["path"]).is_file()}
+        console = Console(soft_wrap=True, markup=False, highlight=False)
+        _collect(config, console)
         if not failures:
             return
-        console = Console(soft_wrap=True, markup=False, highlight=False)
         count = len(failures)
         console.print(f"{count} failed; the others are complete, and the same command makes only what is missing")
         for path, failure in failures.items():
             console.print(f"{path}\n  {failure['error']}: {failure['message']}")
         raise SystemExit(1)
+
+
+def _collect(config: DictConfig, console: Console) -> None:
+    """Print the table of a grid whose runs lie in a folder of their own, `name: FOLDER/...`, and what was written."""
+    raw = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(raw, dict)
+    grid = str(raw.get("name", "")).rpartition("/")[0]
+    folder = Path(config.outputs) / "runs" / grid
+    if not grid or "${" in grid or raw.get("goal") != "report" or not folder.is_dir():
+        return
+    from ptq_diffusion.command.collect import collect_runs
+
+    try:
+        collect_runs([str(folder)])
+    except (FileNotFoundError, ValueError) as error:
+        # Jobs of several models have protocols of their own: their tables are made one by one.
+        console.print(f"not collected into one table: {error}")

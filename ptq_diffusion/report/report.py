@@ -13,15 +13,19 @@ from rich.table import Table
 
 from ptq_diffusion import __version__
 from ptq_diffusion.artefact.files import write_json
+from ptq_diffusion.bitwidth.step_signal import StepSignal
 from ptq_diffusion.correction import Choice, FittedCorrection, StepReport
-from ptq_diffusion.engine.factory import plain
-from ptq_diffusion.engine.run_files import IMAGES, NOISE, REPORT, STEPS, TABLE
+from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.run_files import IMAGES, NOISE, PLAN, REPORT, STEPS, TABLE
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
+from ptq_diffusion.engine.workshop import build_model, build_steps
 from ptq_diffusion.report.figures import image_grid, noise_curves
+from ptq_diffusion.report.plan_figure import plan_figure
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
 from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.plan import Plan, read_evidence, read_plan
 from ptq_diffusion.stage.samples import read_images
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
@@ -72,7 +76,7 @@ def table(report: Mapping[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    for title in ("", "W/A", "FID ± se", "to float", "PSNR", "SSIM", "GBOPs", "saving", "MB"):
+    for title in ("", "mean W/A", "FID ± se", "to float", "PSNR", "SSIM", "GBOPs", "saving", "MB"):
         console_table.add_column(title, justify="right" if title else "left", no_wrap=bool(title))
     (gain,) = (p for p in report["paired"] if (p["a"], p["b"], p["metric"]) == ("quantized", "corrected", "fid"))
     low, high = 0 - gain["high"], 0 - gain["low"]
@@ -87,7 +91,7 @@ def table(report: Mapping[str, Any]) -> Table:
             name = f"{name}:\n{choice['chosen']}"
         console_table.add_row(
             name.replace("_", " "),
-            f"{row['weight_bits']}/{row['activation_bits']}",
+            f"{row['mean_weight_bits']:.3g}/{row['mean_activation_bits']:.3g}",
             f"{row['fid']:.2f} ± {row['fid_se']:.2f}",
             f"{row['fid_to_fp']:.2f}",
             *("" if row.get(name) is None else f"{row[name]:.2f}" for name in ("psnr_to_fp", "ssim_to_fp")),
@@ -106,10 +110,19 @@ def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:
     }
     images = {name: read_images(store.obtain(stage, cfg))[:SHOWN] for name, stage in stages.items()}
     columns = min(SHOWN, len(next(iter(images.values()))))
-    paths = folder / IMAGES, folder / NOISE
+    paths = folder / IMAGES, folder / NOISE, folder / PLAN
     image_grid(images, columns, paths[0])
     noise_curves(step_reports(store, cfg), paths[1])
+    _draw_plan(store, cfg, paths[2])
     return paths
+
+
+def _draw_plan(store: Store, cfg: DictConfig, path: Path) -> None:
+    model, policy = build_model(cfg), construct(cfg.bitwidth)
+    inputs = {name: store.obtain(need.stage, need.cfg) for name, need in Plan().inputs(cfg).items()}
+    evidence = read_evidence(policy, inputs)
+    signal = evidence if isinstance(evidence, StepSignal) else None
+    plan_figure(read_plan(store.obtain(Plan, cfg)), model.architecture(), build_steps(cfg, model), signal, path)
 
 
 def step_reports(store: Store, cfg: DictConfig) -> Sequence[StepReport]:

@@ -44,11 +44,14 @@ class Plan(ModelStage):
         assert isinstance(policy, BitwidthPolicy)
         architecture, table = model.architecture(), build_steps(cfg, model)
         policy.check(architecture, table)
-        write_text(out / PLAN, policy.plan(architecture, table, read_evidence(policy, inputs)).to_json())
+        evidence = read_evidence(policy, inputs)
+        if evidence is not None:
+            evidence.require(model.fingerprint(), table.fingerprint())
+        write_text(out / PLAN, policy.plan(architecture, table, evidence).to_json())
 
 
 def read_evidence(policy: BitwidthPolicy, inputs: Mapping[str, Path]) -> StepSignal | Sensitivity | None:
-    """The measurement that a policy reads, from the artefacts of its stage."""
+    """The measurement that a policy reads, from the artefact of its stage; None where it reads nothing."""
     if policy.reads is Evidence.STEP_SNR:
         return StepSignal.load(inputs[MeasureStepSignal.name] / MeasureStepSignal.file)
     if policy.reads is Evidence.SENSITIVITY:

@@ -16,7 +16,7 @@ from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
 
 BITS = "W/A"
-"""The factor that stands for a policy's inner bits."""
+"""The factor that stands for a policy: its inner bits, or its name where they change with layers or steps."""
 ABSENT = "-"
 """The level of an option that a run does not have, such as eta without DDIM."""
 
@@ -85,18 +85,24 @@ def _read(folder: Path, root: Path) -> Run | None:
     if not isinstance(config, dict) or config.get("goal") != "report" or "labels" not in config:
         return None
     flat = _flat(config)
-    flat[BITS] = "/".join(flat.pop(f"bitwidth.inner.{operand}", ABSENT) for operand in ("weight", "activation"))
+    flat[BITS] = _bits(flat)
     reason = "" if report else f"unfinished: no {REPORT}"
     if failure is not None:
         report, reason = None, f"failed: {failure['error']}: {failure['message']}"
     return Run(folder, folder.relative_to(root).as_posix(), flat, flat["labels.correction"], report, reason)
 
 
+def _bits(flat: dict[str, str]) -> str:
+    """The inner bits of a policy by role, taken out of the other options; of another policy its name."""
+    inner = [flat.pop(f"bitwidth.inner.{operand}", ABSENT) for operand in ("weight", "activation")]
+    return flat["labels.bitwidth"] if ABSENT in inner else "/".join(inner)
+
+
 def differing(runs: Sequence[Run]) -> list[str]:
     """The keys in which runs differ, what the float samples depend on first; the bits are always among them.
 
-    An option of a correction counts where runs of one correction differ in it. What changes no number, and what the
-    protocol compares, does not count.
+    An option of a correction counts where runs of one correction differ in it, and one of a bitwidth policy likewise.
+    What changes no number, and what the protocol compares, does not count.
     """
     keys = {key for run in runs for key in run.config if not key.startswith(UNCOUNTED)} - {BITS}
     chosen = [key for key in sorted(keys) if _differs(key, runs)]
@@ -134,9 +140,11 @@ def _used(stage: type[Stage]) -> tuple[str, ...]:
 
 
 def _differs(key: str, runs: Sequence[Run]) -> bool:
-    if not key.startswith("correction."):
+    group = key.partition(".")[0]
+    if group not in ("correction", "bitwidth"):
         return len({run.level(key) for run in runs}) > 1
-    return len({(run.correction, run.level(key)) for run in runs}) > len({run.correction for run in runs})
+    names = [run.level(f"labels.{group}") for run in runs]
+    return len({(name, run.level(key)) for name, run in zip(names, runs, strict=True)}) > len(set(names))
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
