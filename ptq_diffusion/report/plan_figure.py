@@ -35,6 +35,9 @@ def plan_figure(
         _signal_to_noise(upper[0], signal, table)
     _mean_bits(bits_axis, plan, architecture, table)
     _heat_map(map_axis, plan, architecture, table, figure)
+    for axis in (*upper, bits_axis):  # The columns of all panels are the same steps.
+        axis.set_xlim(-0.5, len(table) - 0.5)
+        axis.tick_params(labelbottom=False)
     figure.savefig(path, dpi=150)
 
 
