@@ -70,11 +70,11 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def sites(self) -> Sequence[Site]:
-        """Every layer that can be quantized, in the network's order."""
+        """Every layer and every product of attention that can be quantized, in the network's order."""
 
     @abstractmethod
     def attention_macs(self) -> int:
-        """Multiply-accumulates of one forward of one sample that belong to no site: the products QK^T and PV."""
+        """Multiply-accumulates of one forward of one sample in attention's products that are no sites."""
 
     def architecture(self) -> Architecture:
         """The network as planning sees it."""

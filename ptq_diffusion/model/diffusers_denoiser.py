@@ -13,7 +13,7 @@ from ptq_diffusion.model.denoiser import Denoiser, Output, Timestep
 from ptq_diffusion.model.family import Family
 from ptq_diffusion.model.loading import load_folder
 from ptq_diffusion.model.macs import Macs, count_macs, layers_of
-from ptq_diffusion.model.site import Kind, Role, Site
+from ptq_diffusion.model.site import Kind, Role, Site, product_sites
 
 
 class DiffusersDenoiser(Denoiser):
@@ -80,18 +80,18 @@ class DiffusersDenoiser(Denoiser):
     @cached_property
     def _macs(self) -> Macs:
         state, time = torch.zeros(1, *self.shape, device="meta"), torch.zeros((), device="meta")
-        return count_macs(self._float_network, lambda network: self.family.call(network, state, time, None))
+        attentions = self.family.attentions(self._float_network)
+        return count_macs(self._float_network, lambda network: self.family.call(network, state, time, None), attentions)
 
     @cached_property
     def _sites(self) -> Sequence[Site]:
         roles = {self.family.first: Role.FIRST, self.family.last: Role.LAST}
-        return [
-            Site(
-                name,
-                Kind.CONV2D if isinstance(layer, nn.Conv2d) else Kind.LINEAR,
-                roles.get(name, Role.INNER),
-                self._macs.layers[name],
-                tuple(layer.weight.shape),
-            )
-            for name, layer in layers_of(self._float_network).items()
-        ]
+        layers, sites = layers_of(self._float_network), list[Site]()
+        for name, _ in self._float_network.named_modules():
+            if name in self._macs.products:
+                sites += product_sites(name, self._macs.products[name])
+            elif layer := layers.get(name):
+                kind = Kind.CONV2D if isinstance(layer, nn.Conv2d) else Kind.LINEAR
+                role, macs = roles.get(name, Role.INNER), self._macs.layers[name]
+                sites.append(Site(name, kind, role, macs, tuple(layer.weight.shape)))
+        return sites

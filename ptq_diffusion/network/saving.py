@@ -1,7 +1,7 @@
 """A quantized network as a folder: packed integers, scales and settings by step; json and safetensors only."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ptq_diffusion.model import Denoiser, DiffusersDenoiser
 from ptq_diffusion.model.family import FAMILIES
 from ptq_diffusion.model.plan import BitwidthPlan
+from ptq_diffusion.model.site import Site
+from ptq_diffusion.network.attention import PROCESSOR, install, quantized_attentions
 from ptq_diffusion.network.integers import QuantizedWeight, StoredWeight, stored_weight
 from ptq_diffusion.network.layer import CurrentStep, quantized_layer
 from ptq_diffusion.network.quantized import QuantizedDenoiser
@@ -21,7 +23,7 @@ from ptq_diffusion.network.step_settings import StepSettings
 DESCRIPTION, TENSORS = "quantized.json", "quantized.safetensors"
 FILES = (DESCRIPTION, TENSORS)
 """The files of a folder."""
-VERSION = 1
+VERSION = 2
 """Of the format."""
 SETTINGS, WEIGHT, BIAS, OTHER = "settings", "weight", "bias", "other"
 """First parts of the names of tensors."""
@@ -42,7 +44,7 @@ def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
         "family": denoiser.family.network_class.__name__,
         "network": denoiser.config,
         "scheduler": denoiser.scheduler_config,
-        "symmetric": {name: layer.settings.symmetric for name, layer in quantized.layers().items()},
+        "symmetric": {name: settings.symmetric for name, settings in quantized.settings.items()},
         "weights": {name: [_grid_of(weight) for weight in layer.weights] for name, layer in quantized.layers().items()},
         "plan": json.loads(quantized.plan.to_json()),
     }
@@ -72,7 +74,7 @@ def load_quantized(folder: Path) -> QuantizedDenoiser:
 
 
 def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
-    """Every tensor of the network by name: settings of all layers, their weights and biases, all other parameters."""
+    """Every tensor of the network by name: settings, weights and biases of layers, all other parameters."""
     tensors = {f"{SETTINGS}/{name}": tensor for name, tensor in quantized.settings.tensors().items()}
     for name, layer in quantized.layers().items():
         for place, weight in enumerate(layer.weights):
@@ -80,9 +82,14 @@ def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
             tensors |= {f"{WEIGHT}/{name}/{place}/{part}": tensor for part, tensor in weight.tensors().items()}
         if layer.bias is not None:
             tensors[f"{BIAS}/{name}"] = layer.bias
-    sites = tuple(f"{name}." for name in quantized.layers())
-    others = quantized.network.state_dict().items()
-    return tensors | {f"{OTHER}/{name}": tensor for name, tensor in others if not name.startswith(sites)}
+    replaced, others = _replaced(quantized.sites(), quantized.plan), quantized.network.state_dict().items()
+    return tensors | {f"{OTHER}/{name}": tensor for name, tensor in others if not name.startswith(replaced)}
+
+
+def _replaced(sites: Iterable[Site], plan: BitwidthPlan) -> tuple[str, ...]:
+    """The beginnings of the names of tensors in modules that take the places of a float network's."""
+    layers = (f"{site.name}." for site in sites if site.weighted)
+    return (*layers, *(f"{name}.{PROCESSOR}." for name in quantized_attentions(sites, plan)))
 
 
 def _grid_of(weight: nn.Module) -> list[int | bool]:
@@ -99,7 +106,7 @@ def _rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Q
     sites, current = float_model.sites(), CurrentStep()
     plan.require(sites, plan.steps)
     table = StepSettings.of_tensors(_below(SETTINGS, tensors), description["symmetric"])
-    for site in sites:
+    for site in (site for site in sites if site.weighted):
         layer = network.get_submodule(site.name)
         weights = [
             stored_weight(_below(f"{WEIGHT}/{site.name}/{place}", tensors), bits, symmetric, site.weight_shape)
@@ -109,7 +116,9 @@ def _rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Q
         parent, _, child = site.name.rpartition(".")
         replacement = quantized_layer(layer, weights, bias, table[site.name], current)
         setattr(network.get_submodule(parent), child, replacement)
-    _assign_others(network, _below(OTHER, tensors), tuple(f"{site.name}." for site in sites))
+    for name in quantized_attentions(sites, plan):
+        install(network, name, table, current)
+    _assign_others(network, _below(OTHER, tensors), _replaced(sites, plan))
     denoiser: Denoiser = float_model.with_network(network.requires_grad_(False))
     return QuantizedDenoiser(denoiser, sites, float_model.attention_macs(), plan, current)
 
@@ -119,7 +128,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}
 
 
-def _assign_others(network: nn.Module, tensors: Mapping[str, Tensor], sites: tuple[str, ...]) -> None:
+def _assign_others(network: nn.Module, tensors: Mapping[str, Tensor], replaced: tuple[str, ...]) -> None:
     missing, unexpected = network.load_state_dict(dict(tensors), strict=False, assign=True)
-    if odd := [*(name for name in missing if not name.startswith(sites)), *unexpected]:
+    if odd := [*(name for name in missing if not name.startswith(replaced)), *unexpected]:
         raise ValueError(f"expected the parameters of the network that is described, {odd[0]} has no counterpart")

@@ -17,6 +17,8 @@ ROWS = ("bits", "scale", "zero_point", "copy")
 class LayerSettings(nn.Module):
     """What may differ from step to step in one layer, a row for each of S steps; one row serves all steps.
 
+    An operand of attention's products has settings too: its grid is that of an input, and it has no weight to choose.
+
     Buffers: `bits`, `scale`, `zero_point` (S,) of the grid of the input, `copy` (S,), which of the weight's copies is
     used, and, once a layer is rescaled, `gain` and `offset`, (S, O), of its output channels. It is never changed: other
     settings are other objects.
@@ -129,10 +131,10 @@ def _identities(gain: Tensor, offset: Tensor) -> list[bool]:
 
 @dataclass(frozen=True)
 class StepSettings(Mapping[str, LayerSettings]):
-    """The settings of all layers of a network, by name.
+    """The settings of all layers of a network and of the quantized operands of attention's products, by name.
 
     Args:
-        layers: in the network's order.
+        layers: in the network's order, operands behind them.
     """
 
     layers: Mapping[str, LayerSettings]

@@ -15,7 +15,8 @@ from tests.bitwidth.networks import LINE, architecture, sensitivity, signal, sit
 
 POLICIES = sorted(path.stem for path in (CONF / "bitwidth").glob("*.yaml"))
 every_policy = pytest.mark.parametrize("name", POLICIES)
-BITS = {role: {"weight": bits, "activation": bits + 1} for role, bits in (("inner", 4), ("first", 5), ("last", 6))}
+ROLES = {"inner": 4, "first": 5, "last": 6, "attention": 7}
+BITS = {role: {"weight": bits, "activation": bits + 1} for role, bits in ROLES.items()}
 STEPS = 7
 NETWORKS = {
     "line": LINE,
@@ -176,7 +177,7 @@ def test_the_last_match_wins():
         assert found["a.emb"] == LayerBits(7, 7) and found["b.conv"] == LayerBits(3, 3)
 
 
-@pytest.mark.parametrize("part", ["inner", "first", "last", "patterns"])
+@pytest.mark.parametrize("part", [*ROLES, "patterns"])
 def test_bits_that_make_no_sense_are_refused_at_construction(part):
     bad = {"weight": 9, "activation": 8}
     with pytest.raises(ValueError, match="expected weight bits of 2 to 8, or 32 for float, got 9"):

@@ -25,8 +25,9 @@ class Rescaled(PathCorrection):
 
     Layers are matched one after the other within one forward, each on what the rescaled ones before it say, so that no
     layer inherits an error of mean or scale. g multiplies the scales of the quantized weight and c joins the bias: a
-    step costs what it did. The output layer is left to `then`. Three of four images are fitted; where that does not
-    bring the output on every fourth nearer to the float one, the step keeps its layers as they are.
+    step costs what it did. Attention's products, which have neither, are left as they are, the output layer to
+    `then`. Three of four images are fitted; where that does not bring the output on every fourth nearer to the float
+    one, the step keeps its layers as they are.
 
     What a report says of the noise, and of the share of it that is explained, is of the rescaled network's.
 

@@ -45,3 +45,11 @@ class Family(ABC):
     @abstractmethod
     def blocks(self, network: nn.Module) -> Sequence[str]:
         """The names of the residual and attention blocks, in the order of computation."""
+
+    def attentions(self, network: nn.Module) -> Sequence[str]:  # noqa: ARG002
+        """The names of the attention layers whose products are sites; those of all others are always float.
+
+        Each is an `Attention` of diffusers that computes as `AttnProcessor` does: with `to_q`, `to_k` and `to_v`, and
+        without norms of q and k.
+        """
+        return ()

@@ -41,3 +41,6 @@ class UNet2D(Family):
 
     def blocks(self, network: nn.Module) -> Sequence[str]:
         return [name for name, module in network.named_modules() if isinstance(module, ResnetBlock2D | Attention)]
+
+    def attentions(self, network: nn.Module) -> Sequence[str]:
+        return [name for name, module in network.named_modules() if isinstance(module, Attention)]
