@@ -16,8 +16,18 @@ def build_model(cfg: DictConfig) -> Denoiser:
 
 
 def build_steps(cfg: DictConfig, model: Denoiser) -> Table:
-    """The table of the sampler that `cfg.sampler` names, for this model."""
-    return construct(cfg.sampler).table(model.scheduler_config)
+    """The table of the sampler that `cfg.sampler` names, for this model.
+
+    Raises:
+        ValueError: the table has a time that the model cannot be told.
+    """
+    table = construct(cfg.sampler).table(model.scheduler_config)
+    if not model.answers_at_zero and (last := min(step.t for step in table)) <= 0:
+        raise ValueError(
+            f"expected times above 0, of which the network's Fourier embedding takes the logarithm, got t = {last:g}; "
+            "set +sampler.scheduler.timestep_spacing=trailing"
+        )
+    return table
 
 
 def build_observations(cfg: DictConfig, model: Denoiser) -> InputObservations:

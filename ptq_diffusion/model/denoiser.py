@@ -64,6 +64,11 @@ class Denoiser(nn.Module, ABC):
         """
 
     @property
+    def answers_at_zero(self) -> bool:
+        """Whether the network can be told t = 0, where some take the logarithm of the time."""
+        return True
+
+    @property
     @abstractmethod
     def network(self) -> nn.Module:
         """The module whose layers the sites name."""

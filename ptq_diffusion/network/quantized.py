@@ -58,6 +58,10 @@ class QuantizedDenoiser(Denoiser):
         """The denoiser of the float network's class, around the quantized network."""
         return self._denoiser
 
+    @property
+    def answers_at_zero(self) -> bool:
+        return self._denoiser.answers_at_zero
+
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
         self._current.i = step.i
         with self._features() as features:

@@ -78,6 +78,40 @@ def test_forward_is_what_the_integers_stand_for_bit_for_bit(frozen, name, search
 
 
 @every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_arithmetic_is_float32_whatever_the_dtype(frozen, name, search, bits, dtype):
+    """The integers are those of the same values in float32, and the result is theirs in the input's dtype."""
+    quantizer = frozen(name, search, bits)
+    for x in (X.to(dtype), (300 * X).to(dtype), EXTREMES.to(dtype)):
+        integers = quantizer.to_integers(x)
+        assert torch.equal(integers, quantizer.to_integers(x.float()))
+        expected = quantizer.from_integers(integers)
+        assert expected.dtype == torch.float32
+        for quantized in (quantizer(x), quantizer.differentiable(x)):
+            assert quantized.dtype == dtype
+            assert torch.equal(quantized, expected.to(dtype))
+            assert torch.equal(quantized.signbit(), expected.to(dtype).signbit())
+
+
+@every
+def test_a_gradient_is_one_on_the_grid_and_zero_beyond(frozen, name, search, bits):
+    quantizer = frozen(name, search, bits)
+    steps = torch.arange(-(2.0**bits) - 3, 2.0**bits + 3, 0.37).expand(6, -1)
+    reached = quantizer.scale.view(-1, 1) * steps
+    for dtype in (torch.float32, torch.bfloat16):
+        x = reached.to(dtype, copy=True).requires_grad_()
+        quantized = quantizer(x)
+        assert torch.equal(quantized, quantizer(x.detach())) and not quantizer(x.detach()).requires_grad
+        quantized.sum().backward()
+        integers = (x.detach().float() * (1 / quantizer.scale.view(-1, 1))).round() + quantizer.zero_point.view(-1, 1)
+        inside = (integers >= quantizer.grid.low) & (integers <= quantizer.grid.high)
+        assert inside.any() and not inside.all()
+        assert torch.allclose(x.grad.float(), inside.float(), rtol=1e-6, atol=0)
+    with torch.no_grad():
+        assert not quantizer(x).requires_grad
+
+
+@every
 def test_quantizing_leaves_its_input_and_its_earlier_results(frozen, name, search, bits):
     quantizer, x = frozen(name, search, bits), X.clone()
     first = quantizer(x)

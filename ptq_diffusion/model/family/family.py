@@ -31,6 +31,10 @@ class Family(ABC):
             ValueError: a network that this family cannot ask; the message says why.
         """
 
+    def answers_at_zero(self, config: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        """Whether a network of this configuration can be told t = 0."""
+        return True
+
     @abstractmethod
     def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:
         """The network's native output, (B, C or more, H, W): a predicted variance comes after the first C channels.
