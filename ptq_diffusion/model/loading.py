@@ -1,6 +1,5 @@
 """Reading model folders: what a diffusers pipeline saved."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,16 @@ import torch
 from diffusers import ModelMixin
 
 from ptq_diffusion.artefact.bundle import Bundles
+from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.model.family import FAMILIES, Family
 
 MODELS = Bundles(Path(__file__).parent)
 """The models that come with the package."""
 
 
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""Files of weights that diffusers looks for: where the first is, it alone says which others are read."""
 LATENT = ("vae", "vqvae", "movq")
 """Folders of decoders beside a network, by which a pipeline is known to be a latent one."""
 
@@ -49,25 +52,30 @@ def load_folder(path: str) -> tuple[ModelMixin, Family, dict[str, Any]]:
 
 
 def folder_checksum(path: str) -> str:
-    """Sixteen hex digits over the weights and configurations of a model folder, or of `bundled:NAME`."""
+    """Sixteen hex digits over all files of a model folder, or of `bundled:NAME`, that say what its weights are."""
     folder = MODELS.path(path)
     _require_files(folder)
-    digest = hashlib.sha256()
-    for file in _files(folder):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    return files_digest(_files(folder))
 
 
 def _files(folder: Path) -> list[Path]:
-    weights = sorted((folder / "unet").glob("*.safetensors"))
-    return [folder / "unet" / "config.json", folder / "scheduler" / "scheduler_config.json", *weights]
+    """The files that are read: both configurations, an index of shards where there is one, and the weights."""
+    unet = folder / "unet"
+    index = unet / INDEX
+    shards = [index, *(unet / name for name in _shards(index))] if index.is_file() else [unet / WEIGHTS]
+    return [unet / "config.json", folder / "scheduler" / "scheduler_config.json", *shards]
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index of shards leads to."""
+    shards = _read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ValueError(f"expected a weight_map in {index}, got none; save the pipeline again")
+    return sorted(set(map(str, shards.values())))
 
 
 def _require_files(folder: Path) -> None:
-    files = _files(folder)
-    missing = [str(file.relative_to(folder)) for file in files if not file.is_file()]
-    if len(files) < 3:
-        missing.append("unet/*.safetensors")
+    missing = [str(file.relative_to(folder)) for file in _files(folder) if not file.is_file()]
     if missing:
         raise FileNotFoundError(
             f"expected a folder that a diffusers pipeline saved, {folder} lacks {', '.join(missing)}; "

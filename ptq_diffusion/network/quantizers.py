@@ -1,6 +1,5 @@
 """The quantizers of a whole network, apart from it."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ptq_diffusion.artefact.digest import tensors_digest
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.model.site import Site
 from ptq_diffusion.numeric.grid import FLOAT_BITS
@@ -131,8 +131,4 @@ class NetworkQuantizers:
 
 def network_fingerprint(network: nn.Module) -> str:
     """Sixteen hex digits over every parameter and buffer of a network, quantizers included."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return tensors_digest(network.state_dict())

@@ -95,7 +95,7 @@ def test_pickled_weights_are_never_opened(folder):
     for path in (folder / "unet").glob("*.safetensors"):
         path.unlink()
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'exit 1'\ntR.")
-    with pytest.raises(FileNotFoundError, match=r"unet/\*.safetensors.*safe_serialization=True"):
+    with pytest.raises(FileNotFoundError, match=r"lacks unet/diffusion_pytorch_model.safetensors.*safe_serialization=True"):
         DiffusersDenoiser.from_folder(str(folder))
 
 
@@ -104,7 +104,7 @@ def test_pickled_weights_beside_other_safe_ones_are_not_opened_either(folder):
     torch.save(load_file(safe), safe.with_suffix(".bin"))
     assert DiffusersDenoiser.from_folder(str(folder)).sites()
     safe.rename(safe.with_name("other.safetensors"))
-    with pytest.raises(ValueError, match="diffusion_pytorch_model.safetensors"):
+    with pytest.raises(FileNotFoundError, match="lacks unet/diffusion_pytorch_model.safetensors"):
         DiffusersDenoiser.from_folder(str(folder))
 
 
@@ -272,6 +272,57 @@ def test_the_checksum_changes_with_what_is_loaded(folder, change):
     assert len(before) == 16 and before == folder_checksum(str(folder))
     change(folder)
     assert folder_checksum(str(folder)) != before
+
+
+INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"
+
+
+@pytest.fixture
+def sharded(folder):
+    """A folder with the weights in one file and, in shards, others that its index leads to."""
+    denoiser = DiffusersDenoiser.from_folder(str(folder))
+    denoiser.network.state_dict()["conv_in.bias"].zero_()
+    (whole,) = (folder / "unet").glob("*.safetensors")
+    kept = whole.read_bytes()
+    denoiser.network.save_pretrained(folder / "unet", max_shard_size="20KB")
+    whole.write_bytes(kept)
+    assert len(list((folder / "unet").glob("*-of-*.safetensors"))) > 1
+    return folder
+
+
+def test_an_index_decides_which_weights_are_read_and_is_in_the_checksum(sharded):
+    def loaded():
+        return DiffusersDenoiser.from_folder(str(sharded)).network.state_dict()["conv_in.bias"]
+
+    with_index, bias = folder_checksum(str(sharded)), loaded()
+    (sharded / "unet" / "README.md").write_text("not loaded")
+    (sharded / "unet" / "other.safetensors").write_bytes(b"not loaded")
+    (sharded / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not loaded")
+    assert folder_checksum(str(sharded)) == with_index
+    change_shard(sharded)
+    assert folder_checksum(str(sharded)) != with_index and not bias.any()
+
+
+def change_shard(folder):
+    path = next(iter(sorted((folder / "unet").glob("*-of-*.safetensors"))))
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+
+
+def test_without_its_index_a_folder_is_another_model(sharded):
+    with_index = folder_checksum(str(sharded))
+    (sharded / INDEX).unlink()
+    assert folder_checksum(str(sharded)) != with_index
+    assert DiffusersDenoiser.from_folder(str(sharded)).network.state_dict()["conv_in.bias"].any()
+
+
+def test_a_shard_that_is_missing_and_an_index_of_none_are_refused(sharded):
+    shard = next((sharded / "unet").glob("*-of-*.safetensors"))
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks unet/{shard.name}"):
+        folder_checksum(str(sharded))
+    (sharded / INDEX).write_text("{}")
+    with pytest.raises(ValueError, match="expected a weight_map in .*index.json"):
+        folder_checksum(str(sharded))
 
 
 def test_the_checksum_belongs_to_the_contents(tiny_model_folder, folder):
