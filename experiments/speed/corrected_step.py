@@ -22,7 +22,8 @@ from torch import Tensor
 from ptq_diffusion.correction import AskedBatch, FoldedLayer, StepCorrection, fold
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.workshop import build_model, build_steps
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.main import CONF
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap, rescaled
@@ -66,8 +67,8 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     cfg = composed()
-    model = build_model(cfg)
-    quantized, step = calibrated(cfg, model), build_steps(cfg, model)[1]
+    shop = Workshop(Runtime("cpu", progress=False))
+    model, quantized, step = shop.model(cfg), calibrated(cfg, shop), shop.table(cfg)[1]
     tap = OutputLayerTap(quantized, model.sites())
     x_t = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(0))
     q, features = tap.predict(x_t, step)

@@ -25,7 +25,7 @@ from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
-from ptq_diffusion.engine.workshop import build_model, build_quantized, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.main import CONF
 from ptq_diffusion.metric import paired_fid, paired_fid_to
 from ptq_diffusion.model import Denoiser
@@ -190,10 +190,10 @@ def main() -> None:
     """Print a row for each place and map."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", list(CELL))
-    store = Store(Path("outputs") / "store", Runtime("cpu", progress=False))
-    model = build_model(cfg)
-    quantized = build_quantized(cfg, model, store.obtain(Calibrate, cfg))
-    pair = Pair(model, quantized, build_steps(cfg, model), construct(cfg.correction))
+    shop = Workshop(Runtime("cpu", progress=False))
+    store = Store(Path("outputs") / "store", shop)
+    quantized = shop.quantized(cfg, store.obtain(Calibrate, cfg))
+    pair = Pair(shop.model(cfg), quantized, shop.table(cfg), construct(cfg.correction))
     drawn = {stage.name: read_images(store.obtain(stage, cfg)) for stage in (FullPrecisionSamples, QuantizedSamples)}
     tried = [("nothing", "offset", False), *((kind, name, False) for kind in ("layers", "blocks") for name in MAPS)]
     tried += [("nothing", "offset", True), ("layers", "moments", True), ("layers", "all channels", True)]

@@ -7,14 +7,13 @@ from ptq_diffusion.command.preamble import needed
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Stage
-from ptq_diffusion.engine.workshop import build_model, build_quantizers, build_steps
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.export import Export
-from ptq_diffusion.stage.fit_table import build_fit_steps
+from ptq_diffusion.stage.fit_table import check_reach, fit_table
 from ptq_diffusion.stage.reference import build_extractor
 
 
-def check(cfg: DictConfig, goal: type[Stage]) -> None:
+def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
     """Build every part that a goal depends on once and show each what it will be given.
 
     Raises:
@@ -22,24 +21,24 @@ def check(cfg: DictConfig, goal: type[Stage]) -> None:
     """
     used = {key for stage in needed(goal) for key in stage.uses}
     if "sampler" in used:
-        model = build_model(cfg)
-        build_steps(cfg, model)
+        shop.table(cfg)
         if "quantizer" in used:
-            build_quantizers(cfg, model)
+            shop.quantizers(cfg)
         if "correction" in used:
-            _check_correction(cfg, model)
+            _check_correction(cfg, shop)
         if goal is Export:
             _check_export(cfg)
         if "images" in used:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
         if "metric" in used:
-            _check_judging(cfg, model)
+            _check_judging(cfg, shop)
 
 
-def _check_correction(cfg: DictConfig, model: Denoiser) -> None:
-    correction, steps = construct(cfg.correction), build_fit_steps(cfg, model)
+def _check_correction(cfg: DictConfig, shop: Workshop) -> None:
+    correction, steps = construct(cfg.correction), fit_table(cfg, shop)
+    check_reach(cfg, shop)
     correction.check(steps)
-    correction.check_images(cfg.noise.images, model.shape[0])
+    correction.check_images(cfg.noise.images, shop.model(cfg).shape[0])
     if cfg.noise.steps is not None:
         correction.check_carried(steps)
 
@@ -52,7 +51,7 @@ def _check_export(cfg: DictConfig) -> None:
         )
 
 
-def _check_judging(cfg: DictConfig, model: Denoiser) -> None:
+def _check_judging(cfg: DictConfig, shop: Workshop) -> None:
     """Show the metrics how many images of which shape they will be given."""
     if cfg.images < 2 or cfg.metric.replicates < 2:
         raise ValueError(
@@ -66,5 +65,5 @@ def _check_judging(cfg: DictConfig, model: Denoiser) -> None:
             "draw more images or lower it"
         )
     extractor = build_extractor(cfg)
-    extractor.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
+    extractor.features(torch.zeros(1, *shop.model(cfg).shape, dtype=torch.uint8))
     construct(cfg.reference).check(extractor, cfg.metric.neighbours)

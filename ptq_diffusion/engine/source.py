@@ -53,11 +53,17 @@ class Package:
             if (folder / part / "__init__.py").is_file():
                 folder /= part
             elif (folder / f"{part}.py").is_file():
-                return Definition(folder / f"{part}.py", parts[place + 1] if parts[place + 1 :] else WHOLE)
+                return self._defined(folder / f"{part}.py", *parts[place + 1 : place + 2])
             else:
                 passed_on = self.syntax(folder / "__init__.py").imports.get(part, "")
                 return self.defining(passed_on) or Definition(folder / "__init__.py", part)
         return Definition(folder / "__init__.py", WHOLE)
+
+    def _defined(self, file: Path, name: str = WHOLE) -> Definition:
+        """A name of a file, which may have imported it."""
+        syntax = self.syntax(file)
+        passed_on = None if name in syntax.definitions else self.defining(syntax.imports.get(name, ""))
+        return passed_on or Definition(file, name)
 
     def closure(
         self, starts: Iterable[Definition], methods: Collection[str] = (), without: Collection[Definition] = ()
@@ -73,13 +79,10 @@ class Package:
         words, waiting = set(methods), set(starts)
         while waiting:
             reached |= waiting
-            beyond: set[Definition] = set()
-            for definition in waiting:
-                references = self.references(definition)
-                words |= references.attributes
-                beyond |= {found for name in references.names for found in self._named(definition.file, name)}
-            beyond |= {method for definition in reached | beyond for method in self._called(definition, words)}
-            waiting = {found for found in beyond if found not in without and not self._neutral(found.file)} - reached
+            words |= {word for definition in waiting for word in self.references(definition).attributes}
+            named = {found for definition in waiting for found in self._named_in(definition)}
+            called = {method for definition in reached for method in self._called(definition, words)}
+            waiting = {found for found in named | called if not self._neutral(found.file)} - {*without} - reached
         return frozenset(reached)
 
     def digest(self, closure: Iterable[Definition]) -> str:
@@ -107,15 +110,23 @@ class Package:
             self._references[definition] = References.of(nodes)
         return self._references[definition]
 
+    def _named_in(self, definition: Definition) -> Iterator[Definition]:
+        """What the names within a definition stand for."""
+        for name in self.references(definition).names:
+            yield from self._named(definition.file, name)
+
     def _named(self, file: Path, name: str) -> Iterator[Definition]:
         """What a name in a file stands for within the package."""
         syntax = self.syntax(file)
         if name in syntax.definitions and name != WHOLE:
             yield Definition(file, name)
-        elif (found := self.defining(syntax.imports.get(name, ""))) is not None:
-            # An import of a module makes all of it available.
-            names = self.syntax(found.file).definitions if found.name == WHOLE else [found.name]
-            yield from (Definition(found.file, name) for name in names)
+            return
+        # `import a.b` makes b available where a is named.
+        imports = (dotted for bound, dotted in syntax.imports.items() if bound == name or bound.startswith(f"{name}."))
+        for found in map(self.defining, imports):
+            if found is not None:
+                names = self.syntax(found.file).definitions if found.name == WHOLE else [found.name]
+                yield from (Definition(found.file, each) for each in names)
 
     def _called(self, definition: Definition, words: Collection[str]) -> Iterator[Definition]:
         """The methods of a class that may be called where these words stand."""

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ptq_diffusion.engine.chunks import read_chunks
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_model, build_quantizers, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import NetworkQuantizers, observing
 from ptq_diffusion.sampler import Step
@@ -53,13 +52,13 @@ class Calibrate(ModelStage):
     needs = (Trajectories,)
     uses = ("model", "sampler", "quantizer", "bitwidth")
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
-        model = build_model(cfg)
-        quantizers = build_quantizers(cfg, model)
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        model = shop.model(cfg)
+        quantizers = shop.quantizers(cfg)
         quantizers.observe_weights(model.network)
-        table = build_steps(cfg, model)
+        table = shop.table(cfg)
         states = States(inputs[Trajectories.name] / "chunks", table)
-        trainer = runtime.trainer(out, "calibration")
+        trainer = shop.runtime.trainer(out, self.title)
         trainer.predict(
             Calibration(model, quantizers, table), DataLoader(states, batch_size=None), return_predictions=False
         )

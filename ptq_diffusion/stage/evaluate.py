@@ -10,9 +10,8 @@ from omegaconf import DictConfig
 from ptq_diffusion.artefact.files import write_json
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_model, build_quantizers, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric.cost import cost, usual_bits
 from ptq_diffusion.metric.judgement import Settings, judge
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
@@ -47,15 +46,15 @@ class Evaluate(ModelStage):
         judged = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}
         return super().evidence(cfg) | judged
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         images = {variant: read_images(inputs[stage]) for variant, stage in VARIANTS.items()}
         extractor = build_extractor(cfg)
         settings = Settings(cfg.metric.replicates, cfg.metric.seed, cfg.metric.neighbours, list(cfg.seeds))
-        judged = judge(images, extractor, construct(cfg.reference), settings, runtime.track)
+        judged = judge(images, extractor, construct(cfg.reference), settings, shop.runtime.track)
         (out / "features").mkdir(exist_ok=True)
         for variant, found in judged.features.items():
             found.save(out / "features" / f"{variant}.safetensors", extractor.checksum())
-        costs = _costs(cfg, FittedCorrection.load(inputs[Fit.name]))
+        costs = _costs(cfg, FittedCorrection.load(inputs[Fit.name]), shop)
         drawn = {"images": cfg.images, "seeds": list(cfg.seeds)}
         rows = [{"variant": name} | costs[name] | dict(judged.rows[name]) | drawn for name in VARIANTS]
         evaluation = {"rows": rows, "paired": judged.paired, "protocol": judged.protocol}
@@ -67,14 +66,12 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "evaluation.json").read_text())
 
 
-def _costs(cfg: DictConfig, fitted: FittedCorrection) -> dict[str, dict[str, float]]:
+def _costs(cfg: DictConfig, fitted: FittedCorrection, shop: Workshop) -> dict[str, dict[str, float]]:
     """Bits, bit operations and bytes by variant.
 
     A correction adds its own operations, in float, its coefficients, and evaluations of the network beside once a step.
     """
-    model = build_model(cfg)
-    steps = len(build_steps(cfg, model))
-    quantized = build_quantizers(cfg, model).plan
+    model, steps, quantized = shop.model(cfg), len(shop.table(cfg)), shop.plan(cfg)
     unquantized = BitwidthPlan(dict.fromkeys(quantized.layers, LayerBits(FLOAT_BITS, FLOAT_BITS)))
     full = cost(model, unquantized, steps).bops_per_image
 

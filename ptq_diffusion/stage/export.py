@@ -7,9 +7,8 @@ from diffusers import DDPMPipeline
 from omegaconf import DictConfig
 
 from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_calibrated, build_model
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.fit import Fit
 
@@ -22,7 +21,7 @@ class Export(ModelStage):
     needs = (Calibrate, Fit)
     uses = ("model", "quantizer", "bitwidth")
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
-        model, correction = build_model(cfg), FittedCorrection.load(inputs[Fit.name])
-        network = CorrectedNetwork(model, build_calibrated(cfg, model, inputs[Calibrate.name]), correction)
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        model, correction = shop.model(cfg).cpu(), FittedCorrection.load(inputs[Fit.name])
+        network = CorrectedNetwork(model, shop.calibrated(cfg, inputs[Calibrate.name]), correction)
         DDPMPipeline(network, CorrectedScheduler(correction.without_repairs())).save_pretrained(out)

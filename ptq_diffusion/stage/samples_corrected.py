@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.correction import FittedCorrection
-from ptq_diffusion.engine.workshop import build_model, build_quantized
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import OutputLayerTap
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.draw_corrected import draw_corrected
@@ -23,11 +23,6 @@ class CorrectedSamples(Samples):
     needs = (Calibrate, Fit)
     uses = (*SAMPLING, *QUANTIZING)
 
-    title = "corrected images"
-
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:
-        model = build_model(cfg)
-        quantized = build_quantized(cfg, model, inputs[Calibrate.name])
-        return draw_corrected(
-            quantized, OutputLayerTap(quantized, model.sites()), FittedCorrection.load(inputs[Fit.name])
-        )
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:
+        quantized, sites = shop.quantized(cfg, inputs[Calibrate.name]), shop.model(cfg).sites()
+        return draw_corrected(quantized, OutputLayerTap(quantized, sites), FittedCorrection.load(inputs[Fit.name]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ptq_diffusion.engine.workshop import build_model, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.samples import SAMPLING, Samples
 
@@ -17,8 +17,5 @@ class FullPrecisionSamples(Samples):
     version = 1
     uses = SAMPLING
 
-    title = "full-precision images"
-
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:  # noqa: ARG002
-        model = build_model(cfg)
-        return DrawImages.of(model, build_steps(cfg, model))
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:  # noqa: ARG002
+        return DrawImages.of(shop.model(cfg), shop.table(cfg))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ptq_diffusion.engine.workshop import build_model, build_quantized, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.samples import QUANTIZING, SAMPLING, Samples
@@ -19,9 +19,5 @@ class QuantizedSamples(Samples):
     needs = (Calibrate,)
     uses = (*SAMPLING, *QUANTIZING)
 
-    title = "quantized images"
-
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:
-        model = build_model(cfg)
-        quantized = build_quantized(cfg, model, inputs[Calibrate.name])
-        return DrawImages.of(quantized, build_steps(cfg, model))
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:
+        return DrawImages.of(shop.quantized(cfg, inputs[Calibrate.name]), shop.table(cfg))

@@ -95,7 +95,7 @@ def test_pickled_weights_are_never_opened(folder):
     for path in (folder / "unet").glob("*.safetensors"):
         path.unlink()
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'exit 1'\ntR.")
-    with pytest.raises(FileNotFoundError, match=r"lacks unet/diffusion_pytorch_model.safetensors.*safe_serialization=True"):
+    with pytest.raises(FileNotFoundError, match=r"lacks unet/.*safetensors; .*safe_serialization=True"):
         DiffusersDenoiser.from_folder(str(folder))
 
 
