@@ -17,9 +17,6 @@ from ptq_diffusion.engine.source import OURS, Definition
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
 
-CALLS = ("make", "evidence")
-"""The methods of a stage whose source is in its signature."""
-
 
 class Signatures:
     """Signatures of one run, each computed once for a stage and what the configuration says of it and its needs.
@@ -64,12 +61,13 @@ def source(stage: type[Stage], given: DictConfig) -> str:
 def closure(stage: type[Stage], given: DictConfig) -> frozenset[Definition]:
     """The definitions that a stage may run: its own, those that its configuration names, and all that they lead to.
 
-    Other stages are left out: their artefacts are read, they are not run, and their source is in their signatures.
+    It begins at `make`: what `evidence` returns is in the signature itself. Other stages are left out: their artefacts
+    are read, they are not run, and their source is in their signatures.
     """
     named = targets(plain(given))
     configured = [found for target in named if (found := OURS.defining(target))]
     others = [_definition(other) for other in {*_needed(stage)} - {stage}]
-    methods = {*CALLS, *(target.rpartition(".")[2] for target in named)}
+    methods = {"make", *(target.rpartition(".")[2] for target in named)}
     return OURS.closure([_definition(stage), _definition(Workshop), *configured], methods, others)
 
 

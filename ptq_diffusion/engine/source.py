@@ -13,7 +13,7 @@ NUMERIC = ("engine/chunks.py", "engine/workshop.py")
 """Files in these folders that say how numbers are computed after all."""
 CALLED = {
     **dict.fromkeys(("ABC", "Enum", "Generic", "NamedTuple", "Protocol", "Sequence"), frozenset[str]()),
-    "Module": frozenset({"forward"}),
+    "Module": frozenset({"extra_repr", "forward", "get_extra_state", "set_extra_state"}),
 }
 """Methods that classes from outside of the package call by themselves, beside those that are written `__name__`."""
 

@@ -18,7 +18,7 @@ from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.reference import build_extractor
-from ptq_diffusion.stage.samples import QUANTIZING, SAMPLING, read_images
+from ptq_diffusion.stage.samples import SAMPLING, read_images
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
@@ -40,7 +40,7 @@ class Evaluate(ModelStage):
     name = "evaluate"
     version = 2
     needs = (FullPrecisionSamples, QuantizedSamples, Fit, CorrectedSamples)
-    uses = (*SAMPLING, *QUANTIZING, "metric", "reference")
+    uses = (*SAMPLING, "bitwidth", "metric", "reference")
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         judged = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}

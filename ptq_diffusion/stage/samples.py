@@ -14,7 +14,8 @@ from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.draw_images import DrawImages
 
-SAMPLING = ("model", "sampler", "images", "seeds", "micro_batch")
+IMAGES = ("images", "seeds", "micro_batch")
+SAMPLING = ("model", "sampler", *IMAGES)
 QUANTIZING = ("quantizer", "bitwidth")
 
 

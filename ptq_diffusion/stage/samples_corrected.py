@@ -12,7 +12,7 @@ from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.draw_corrected import draw_corrected
 from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.fit import Fit
-from ptq_diffusion.stage.samples import QUANTIZING, SAMPLING, Samples
+from ptq_diffusion.stage.samples import IMAGES, QUANTIZING, Samples
 
 
 class CorrectedSamples(Samples):
@@ -21,7 +21,7 @@ class CorrectedSamples(Samples):
     name = "samples_corrected"
     version = 1
     needs = (Calibrate, Fit)
-    uses = (*SAMPLING, *QUANTIZING)
+    uses = ("model", *IMAGES, *QUANTIZING)
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:
         quantized, sites = shop.quantized(cfg, inputs[Calibrate.name]), shop.model(cfg).sites()

@@ -1,0 +1,79 @@
+"""A cold run does each thing once: weights read and hashed, signatures computed, networks built."""
+
+import builtins
+from collections import Counter
+
+import pytest
+import torch
+
+from ptq_diffusion.artefact import digest
+from ptq_diffusion.engine import workshop
+from ptq_diffusion.engine.signature import Signatures
+from ptq_diffusion.model import diffusers_denoiser
+
+SMALL = ["images=3", "seeds=[0]", "noise.images=16", "metric=pixels", "metric.neighbours=1"]
+CHOICE = ["goal=fit", "correction=auto", "trial.images=5", "correction.judge.replicates=5"]
+RUNS = {
+    "ptqd": ["correction=ptqd"],
+    "auto": [
+        *CHOICE,
+        *(f"~correction.candidates.{name}" for name in ("readout_matched", "rescaled_readout_matched", "matched")),
+    ],
+}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often what was done, by its name."""
+    counts = Counter()
+
+    def count(owner, name, word):
+        done = getattr(owner, name)
+
+        def run(*arguments, **options):
+            counts[word(*arguments)] += 1
+            return done(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, run, raising=False)
+
+    count(diffusers_denoiser, "load_folder", lambda path: "weights")
+    monkeypatch.setattr(digest, "open", builtins.open, raising=False)
+    count(digest, "open", lambda file, *_: f"digest of {file}")
+    count(Signatures, "computed", lambda self, stage, cfg: f"signature of {stage.name} {cfg.correction}")
+    count(workshop, "quantize", lambda *_: "quantized network")
+    count(diffusers_denoiser, "count_macs", lambda network, _: f"MACs on {next(network.parameters()).device}")
+    return counts
+
+
+@pytest.mark.parametrize("overrides", RUNS.values(), ids=RUNS)
+def test_a_cold_run_does_each_thing_once(make, counted, overrides):
+    make(*SMALL, *overrides)
+    assert counted["weights"] == counted["quantized network"] == 1
+    assert {word for word in counted if word.startswith("MACs")} == {"MACs on meta"}
+    assert len([word for word in counted if word.startswith("digest of")]) >= 3
+    assert any(word.startswith("signature of fit") for word in counted)
+    often = {word: times for word, times in counted.items() if times > 1 and not word.startswith("MACs")}
+    assert often == {}
+
+
+def test_a_signature_is_computed_once_for_all_that_need_it(make, counted):
+    """Candidates of a choice share the artefacts behind them, though each has a configuration of its own."""
+    make(*SMALL, *RUNS["auto"])
+    stages = Counter(word.split()[2] for word in counted.elements() if word.startswith("signature of"))
+    fits = stages.pop("fit")
+    assert fits == 4 and set(stages.values()) == {1}, "a choice and three candidates"
+
+
+def test_networks_are_given_to_all_and_changed_by_none(make, monkeypatch):
+    built, model = [], workshop.Workshop.model
+
+    def noted(self, cfg):
+        found = model(self, cfg)
+        built.append((found, {name: tensor.clone() for name, tensor in found.state_dict().items()}))
+        return found
+
+    monkeypatch.setattr(workshop.Workshop, "model", noted)
+    make(*SMALL, "correction=rescaled_matched")
+    last = built[-1][0].state_dict()
+    assert all(network is built[0][0] for network, _ in built)
+    assert all(torch.equal(last[name], tensor) for _, state in built for name, tensor in state.items())
