@@ -91,7 +91,7 @@ def gaussian_law():
         mean, variance = 0.0, 1.0
         for step in steps:
             at_zero, at_one = (float(denoiser.predict(torch.tensor(x).double(), step).m) for x in (0.0, 1.0))
-            slope = step.c_x + step.c_0 * step.p_x + step.gain * (at_one - at_zero)
+            slope = step.carry + step.gain * (at_one - at_zero)
             mean, variance = slope * mean + step.gain * at_zero, slope**2 * variance + step.sigma**2
         return mean, variance**0.5
 

@@ -17,18 +17,18 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.main import CONF
 from ptq_diffusion.model.loading import MODELS
 from ptq_diffusion.numeric.seed import generator
-from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.draw_images import to_bytes
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.samples import read_images
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
@@ -60,7 +60,7 @@ def quiet(pipe: DDPMPipeline) -> DDPMPipeline:
 def with_scheduler(cfg: DictConfig, store: Store, folder: Path) -> DDPMPipeline:
     """Around the quantized network, by a scheduler that is saved and loaded once."""
     pipe = quiet(DDPMPipeline.from_pretrained(MODELS.path(cfg.model.path)))
-    pipe.unet = store.shop.quantized(cfg, store.obtain(Calibrate, cfg)).network
+    pipe.unet = store.shop.quantized(store.obtain(Quantize, cfg)).network
     CorrectedScheduler.from_pretrained(store.obtain(Fit, cfg)).save_pretrained(folder)
     pipe.scheduler = CorrectedScheduler.from_pretrained(folder)
     return pipe

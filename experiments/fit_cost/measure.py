@@ -18,13 +18,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.main import CONF
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath

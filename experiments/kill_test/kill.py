@@ -23,14 +23,14 @@ from omegaconf import DictConfig, open_dict
 from PIL import Image
 from rich.console import Console
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.experiment import run
-from ptq_diffusion.main import CONF
 
 TRAINING = ["training.batch_size=8", "training.warmup=2", "training.cooldown=2", "training.checkpoint_every=4"]
 BLOCKS = "training.network.block_out_channels=[8,8]", "training.network.attention_head_dim=8"
 JOBS = {
     "report": ["model=diffusers", "model.path=model", "sampler.steps=6", "images=20", "seeds=[0,1]", "micro_batch=4"]
-    + ["calibration.images=8", "noise.images=16", "metric.replicates=20"],
+    + ["calibration.images=8", "noise.images=16", "judging.replicates=20"],
     "train_denoiser": ["experiment=train_denoiser", "data.folder=data", "training.network.sample_size=16", *BLOCKS]
     + ["training.network.down_block_types=[DownBlock2D,DownBlock2D]", "training.steps=30", *TRAINING]
     + ["training.network.up_block_types=[UpBlock2D,UpBlock2D]"],

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import AskedBatch, FoldedLayer, StepCorrection, fold
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.main import CONF
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap, rescaled
 from ptq_diffusion.sampler import Step
@@ -68,7 +68,8 @@ def main() -> None:
     torch.set_num_threads(1)
     cfg = composed()
     shop = Workshop(Runtime("cpu", progress=False))
-    model, quantized, step = shop.model(cfg), calibrated(cfg, shop), shop.table(cfg)[1]
+    model = shop.model(cfg)
+    quantized, step = calibrated(cfg, model, shop), shop.table(cfg, model)[1]
     tap = OutputLayerTap(quantized, model.sites())
     x_t = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(0))
     q, features = tap.predict(x_t, step)

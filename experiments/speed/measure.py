@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import FittedCorrection, NoiseStatistics
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.main import CONF
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap, QuantizedConv2d, QuantizedLinear, observing, quantize
 from ptq_diffusion.quantizer import AffineQuantizer
@@ -93,9 +93,10 @@ def variants() -> tuple[Denoiser, Denoiser, FittedCorrection]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=[f"sampler.steps={STEPS}", "correction=ptqd"])
     shop = Workshop(Runtime("cpu", progress=False))
-    model, steps = shop.model(cfg), shop.table(cfg)
+    model = shop.model(cfg)
+    steps = shop.table(cfg, model)
     with torch.no_grad():
-        quantized = calibrated(cfg, shop)
+        quantized = calibrated(cfg, model, shop)
         (chunk,) = chunks("noise", [0], 8, 8)
         m = RecordOutputs(model, steps)(chunk, torch.device("cpu"))["m"]
         work = MeasureNoise(quantized, steps, lambda _, step: m[step.i])
@@ -103,13 +104,13 @@ def variants() -> tuple[Denoiser, Denoiser, FittedCorrection]:
     return model, quantized, construct(cfg.correction).fit(statistics_of_noise, steps)
 
 
-def calibrated(cfg: DictConfig, shop: Workshop) -> Denoiser:
+def calibrated(cfg: DictConfig, model: Denoiser, shop: Workshop) -> Denoiser:
     """The quantized copy, with the ranges of 8 float trajectories."""
-    model, quantizers = shop.model(cfg), shop.quantizers(cfg)
+    quantizers = shop.observations(cfg, model)
     quantizers.observe_weights(model.network)
     (chunk,) = chunks("calibration", [0], 8, 8)
     with observing(model.network, quantizers):
-        for _ in sample(lambda x, s: model.predict(x, s).m, shop.table(cfg), chunk.noise(model.shape)):
+        for _ in sample(lambda x, s: model.predict(x, s).m, shop.table(cfg, model), chunk.noise(model.shape)):
             pass
     quantizers.freeze()
     return model.with_network(quantize(model.network, quantizers))
@@ -118,7 +119,7 @@ def calibrated(cfg: DictConfig, shop: Workshop) -> Denoiser:
 def contenders(model: Denoiser, quantized: Denoiser, fitted: FittedCorrection) -> dict[str, Callable[[], object]]:
     """Ways to draw BATCH images in STEPS steps, each with its noise and its conversion of the result."""
     (chunk,) = chunks("images", [0], BATCH, BATCH)
-    ddim, ddpm = (s.steps(model.scheduler_config) for s in (DDIM(STEPS, 1.0, {}), DDPM(STEPS, {})))
+    ddim, ddpm = (s.table(model.scheduler_config) for s in (DDIM(STEPS, 1.0, {}), DDPM(STEPS, {})))
     works = {
         "our DDIM": DrawImages.of(model, ddim),
         "our DDPM": DrawImages.of(model, ddpm),
@@ -164,7 +165,7 @@ def shares(model: Denoiser) -> dict[str, float]:
     """The share of a forward's CPU time that modules of a kind take, less what the modules within them take."""
     spent: dict[str, float] = defaultdict(float)
     x = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(0))
-    step = DDIM(20, 0, {}).steps(model.scheduler_config)[10]
+    step = DDIM(20, 0, {}).table(model.scheduler_config)[10]
     with clocked(model.network, spent):
         for _ in range(FORWARDS):
             model.predict(x, step)

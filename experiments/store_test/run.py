@@ -24,7 +24,7 @@ from rich.console import Console
 JOBS = 4
 CELLS = list(itertools.product(("w8a8", "w4a8", "w4a6", "w4a4", "w2a8"), ("0", "1"), ("ptqd", "bias")))
 SMALL = (
-    "goal=evaluate metric.replicates=5 sampler.steps=3 images=8 seeds=[0,1] micro_batch=4 calibration.images=4 "
+    "goal=evaluate judging.replicates=5 sampler.steps=3 images=8 seeds=[0,1] micro_batch=4 calibration.images=4 "
     "noise.images=8 runtime.accelerator=cpu runtime.progress=false logger=none model=diffusers"
 ).split()
 ONE_JOB = """
@@ -32,7 +32,7 @@ import sys, hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
-from ptq_diffusion.main import CONF
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.experiment import run
 with initialize_config_dir(str(CONF), version_base="1.3"):
     for line in sys.stdin:

@@ -12,8 +12,8 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.main import CONF
 from ptq_diffusion.metric import FeatureMoments, frechet_distance, paired_fid, psnr
 
 COUNTS = (256, 1024, 3072, 10000)
@@ -39,7 +39,7 @@ def main() -> None:
     say = Console(soft_wrap=True, highlight=False).print
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", [*sys.argv[1:], "data.split=test"])
-    extractor = construct(cfg.metric.extractor)
+    extractor = construct(cfg.feature.extractor)
     reference = construct(cfg.reference).statistics(extractor).moments
     images = construct(cfg.data).load().images
     images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]

@@ -20,20 +20,20 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import AskedBatch, PathCorrection, StepCorrection
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.main import CONF
 from ptq_diffusion.metric import paired_fid, paired_fid_to
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import InputGrid, OutputLayerTap, Rescaling, regridding, rescaled, watching
 from ptq_diffusion.quantizer import LpSearch
 from ptq_diffusion.sampler import Step
-from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.draw_images import to_bytes
+from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.samples import read_images
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
@@ -192,15 +192,16 @@ def main() -> None:
         cfg = compose("config", list(CELL))
     shop = Workshop(Runtime("cpu", progress=False))
     store = Store(Path("outputs") / "store", shop)
-    quantized = shop.quantized(cfg, store.obtain(Calibrate, cfg))
-    pair = Pair(shop.model(cfg), quantized, shop.table(cfg), construct(cfg.correction))
+    model = shop.model(cfg)
+    quantized = shop.quantized(store.obtain(Quantize, cfg))
+    pair = Pair(model, quantized, shop.table(cfg, model), construct(cfg.correction))
     drawn = {stage.name: read_images(store.obtain(stage, cfg)) for stage in (FullPrecisionSamples, QuantizedSamples)}
     tried = [("nothing", "offset", False), *((kind, name, False) for kind in ("layers", "blocks") for name in MAPS)]
     tried += [("nothing", "offset", True), ("layers", "moments", True), ("layers", "all channels", True)]
     for kind, name, regrids in track(tried, "places and maps"):
         label = f"{kind}, {name}" + ", input grids" * regrids
         drawn[label] = images(pair, fitted(pair, pair.places(kind), MAPS[name], regrids), cfg.images)
-    extractor = construct(cfg.metric.extractor)
+    extractor = construct(cfg.feature.extractor)
     features = {name: extractor.features(own) for name, own in drawn.items()}
     reference = construct(cfg.reference).statistics(extractor).moments
     fid = paired_fid(features, reference, 200, 0, strata=1)

@@ -1,1 +1,1 @@
-"""Floor 0: files that are whole or absent."""
+"""Floor 0: files on disk, written whole or not at all, and folders that come with the package."""

@@ -1,4 +1,4 @@
-"""What comes with the package, by name."""
+"""Folders that come with the package, by name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,14 @@ class Bundles:
         """Every `bundled:NAME` that there is, in order."""
         return sorted(f"{PREFIX}{card.parent.name}" for card in self.home.glob(f"*/{CARD}"))
 
-    def path(self, given: str, file: str = "") -> Path:
-        """The path that is given; of `bundled:NAME` the folder of that name, or a file of it.
+    def path(self, path: str, file: str = "") -> Path:
+        """A path as it is; of `bundled:NAME` the folder of that name, or a file of it.
 
         Raises:
-            ValueError: nothing of this name comes with the package, or what is given is no path.
+            ValueError: nothing of this name comes with the package, or it is no path.
         """
-        if given in self.names():
-            return self.home / given.removeprefix(PREFIX) / file
-        if not isinstance(given, str) or given.startswith(PREFIX):
-            raise ValueError(f"expected a path, or one of {', '.join(self.names())}, got {given!r}")
-        return Path(given)
+        if path in self.names():
+            return self.home / path.removeprefix(PREFIX) / file
+        if not isinstance(path, str) or path.startswith(PREFIX):
+            raise ValueError(f"expected a path, or one of {', '.join(self.names())}, got {path!r}")
+        return Path(path)

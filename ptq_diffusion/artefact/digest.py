@@ -26,8 +26,10 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        # NumPy has no bfloat16, so every dtype is read as bytes.
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        # NumPy has no bfloat16, so every dtype is read as bytes. A clone has the strides that such a view needs, which
+        # a tensor of one element may lack.
+        row = tensor.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
+        digest.update(row.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

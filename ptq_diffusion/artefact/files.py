@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever interrupts their writing, and one word for a disk that takes no more."""
+"""Writes files whole or not at all, whatever interrupts it, and says in one message what a disk refuses."""
 
 import errno
 import json
@@ -54,8 +54,8 @@ def holds_tensors(path: Path) -> bool:
 def write_manifest(folder: Path, without: Collection[str]) -> None:
     """Write the names and sizes of all files below a folder, except below the entries named `without`."""
     files = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    kept = (path for path in files if path.parts[0] not in without)
-    write_json(folder / MANIFEST, {path.as_posix(): (folder / path).stat().st_size for path in kept})
+    listed = (path for path in files if path.parts[0] not in without)
+    write_json(folder / MANIFEST, {path.as_posix(): (folder / path).stat().st_size for path in listed})
 
 
 def check_whole(folder: Path) -> None:
@@ -70,10 +70,10 @@ def check_whole(folder: Path) -> None:
     sizes = json.loads(manifest.read_text()) if manifest.is_file() else {MANIFEST: "some"}
     for name, size in sizes.items():
         path = folder / name
-        found = path.stat().st_size if path.is_file() else "no file"
-        if found != size:
+        actual = path.stat().st_size if path.is_file() else "no file"
+        if actual != size:
             raise ValueError(
-                f"expected {path} as it was written, with {size} bytes, got {found}; remove {folder}, and the same "
+                f"expected {path} as it was written, with {size} bytes, got {actual}; remove {folder}, and the same "
                 "command makes it again"
             )
 
@@ -122,8 +122,8 @@ def _refusal(error: Exception, folder: Path) -> int | None:
         ours = place.is_relative_to(folder) or folder.is_relative_to(place)
         return error.errno if error.errno in FULL or (error.errno in LOCKED and ours) else None
     # safetensors and the processes of other devices pass on the system's error as text.
-    found = re.search(r"os error (\d+)|\[Errno (\d+)\]", str(error))
-    code = int(found[1] or found[2]) if found else None
+    match = re.search(r"os error (\d+)|\[Errno (\d+)\]", str(error))
+    code = int(match[1] or match[2]) if match else None
     return code if code in FULL else None
 
 

@@ -1,4 +1,4 @@
-"""`ptq-diffusion doctor`: what is installed, what would break the main job, and what to do about it.
+"""`ptq-diffusion doctor`: examines the installation for what would break the main job, and says what to do.
 
 Nothing that may be broken is imported before it was probed, so that this works where nothing else does.
 """
@@ -31,17 +31,17 @@ LITTLE_ROOM = 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was examined.
 
     Args:
-        name: what.
-        found: how it is.
+        name: of the thing.
+        state: how it is.
         remedy: what to do, where there is something to do.
         breaks: whether the main job would fail.
     """
 
     name: str
-    found: str
+    state: str
     remedy: str = ""
     breaks: bool = False
 
@@ -57,20 +57,20 @@ def examine(words: Sequence[str], console: Console | None = None) -> int:
             f"expected at most the folder for outputs, got {' '.join(words)}: ptq-diffusion doctor [FOLDER]"
         )
     console = console or Console()
-    found = list(findings(Path(*words) if words else Path("outputs")))
-    for finding in found:
+    examined = list(findings(Path(*words) if words else Path("outputs")))
+    for finding in examined:
         mark = "breaks" if finding.breaks else "mind" if finding.remedy else "fine"
-        console.print(f"{mark:<7}{finding.name:<15}{finding.found}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{mark:<7}{finding.name:<15}{finding.state}", highlight=False, markup=False, soft_wrap=True)
         if finding.remedy:
             console.print(f"{'':<22}-> {finding.remedy}", highlight=False, markup=False, soft_wrap=True)
-    broken = [finding.name for finding in found if finding.breaks]
+    broken = [finding.name for finding in examined if finding.breaks]
     verdict = f"the main job would break on {', '.join(broken)}" if broken else "the main job would run"
     console.print(verdict, highlight=False, markup=False)
     return 1 if broken else 0
 
 
 def findings(outputs: Path) -> Iterator[Finding]:
-    """Everything that is looked at; what builds on something broken is left out."""
+    """Examines everything in turn; what builds on something broken is left out."""
     installed = {name: _version(name) for name in NEEDED}
     yield python(sys.version_info[:3])
     yield from libraries(installed)
@@ -87,42 +87,42 @@ def findings(outputs: Path) -> Iterator[Finding]:
     yield writable(outputs)
 
 
-def python(found: tuple[int, ...]) -> Finding:
-    """The interpreter."""
-    shown = ".".join(str(part) for part in found)
-    if found < (3, 11):
-        return Finding("python", shown, "install Python 3.11 or newer", breaks=True)
-    return Finding("python", shown)
+def python(release: tuple[int, ...]) -> Finding:
+    """Examines the version of the interpreter."""
+    state = ".".join(str(part) for part in release)
+    if release < (3, 11):
+        return Finding("python", state, "install Python 3.11 or newer", breaks=True)
+    return Finding("python", state)
 
 
 def libraries(installed: Mapping[str, str | None]) -> Iterator[Finding]:
-    """The versions of what is always needed."""
-    present = [f"{name} {found}" for name, found in installed.items() if found is not None]
+    """Examines the versions of the libraries that are always needed."""
+    present = [f"{name} {release}" for name, release in installed.items() if release is not None]
     yield Finding("libraries", ", ".join(present) or "none")
-    if missing := [name for name, found in installed.items() if found is None]:
+    if missing := [name for name, release in installed.items() if release is None]:
         yield Finding("libraries", f"without {', '.join(missing)}", "pip install -c constraints.txt .", breaks=True)
 
 
 def extras(installed: Mapping[str, str | None]) -> Iterator[Finding]:
-    """What only some jobs need."""
-    for name, found in installed.items():
+    """Examines the libraries that only some jobs need."""
+    for name, release in installed.items():
         package, purpose = EXTRAS[name]
-        if found is None:
+        if release is None:
             yield Finding(
                 name, f"without {package}, for {purpose}", f"pip install 'ptq-diffusion[{name}]' if you want it"
             )
         else:
-            yield Finding(name, f"{package} {found}")
+            yield Finding(name, f"{package} {release}")
 
 
-def lightning(found: str | None) -> Finding:
+def lightning(release: str | None) -> Finding:
     """Two releases of Lightning were malicious (GHSA-w37p-236h-pfx3)."""
-    if found in MALICIOUS_LIGHTNING:
+    if release in MALICIOUS_LIGHTNING:
         remedy = (
             "uninstall it now, take this machine's credentials for stolen, then pip install 'lightning!=2.6.2,!=2.6.3'"
         )
-        return Finding("lightning", f"{found}, a malicious release (GHSA-w37p-236h-pfx3)", remedy, breaks=True)
-    return Finding("lightning", f"{found} is none of the malicious releases")
+        return Finding("lightning", f"{release}, a malicious release (GHSA-w37p-236h-pfx3)", remedy, breaks=True)
+    return Finding("lightning", f"{release} is none of the malicious releases")
 
 
 def torchvision(present: bool, load: Callable[[], object]) -> Finding:
@@ -132,18 +132,18 @@ def torchvision(present: bool, load: Callable[[], object]) -> Finding:
     try:
         load()
     except Exception as error:
-        said = f"installed, cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
-        return Finding("torchvision", said, "pip uninstall torchvision, or install the build that matches torch", True)
+        state = f"installed, cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
+        return Finding("torchvision", state, "pip uninstall torchvision, or install the build that matches torch", True)
     return Finding("torchvision", "can be imported")
 
 
 def imports(load: Callable[[], object]) -> Finding:
-    """Whether the main job's modules import."""
+    """Examines whether the main job's modules import."""
     try:
         load()
     except Exception as error:
-        said = f"cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
-        return Finding("package", said, "make a fresh environment: pip install -c constraints.txt .", breaks=True)
+        state = f"cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
+        return Finding("package", state, "make a fresh environment: pip install -c constraints.txt .", breaks=True)
     return Finding("package", "can be imported")
 
 
@@ -159,37 +159,37 @@ def accelerator() -> Finding:
 
 
 def threads(environment: Mapping[str, str], cores: int) -> Finding:
-    """How many threads one process takes; several processes with as many each are slower than one."""
-    asked = environment.get("OMP_NUM_THREADS", "")
-    shown = f"{cores} cores, OMP_NUM_THREADS={asked or 'unset'}"
-    if asked and not (asked.isdigit() and int(asked) > 0):
-        return Finding("threads", shown, "export OMP_NUM_THREADS=1, or another whole number")
-    if asked and int(asked) > cores:
-        return Finding("threads", shown, f"more threads than cores is slower: export OMP_NUM_THREADS={cores} or fewer")
-    if not asked and cores > 1:
+    """Examines how many threads one process takes; several processes with as many each are slower than one."""
+    setting = environment.get("OMP_NUM_THREADS", "")
+    state = f"{cores} cores, OMP_NUM_THREADS={setting or 'unset'}"
+    if setting and not (setting.isdigit() and int(setting) > 0):
+        return Finding("threads", state, "export OMP_NUM_THREADS=1, or another whole number")
+    if setting and int(setting) > cores:
+        return Finding("threads", state, f"more threads than cores is slower: export OMP_NUM_THREADS={cores} or fewer")
+    if not setting and cores > 1:
         remedy = "one job takes them all; before several jobs at a time: export OMP_NUM_THREADS=1"
-        return Finding("threads", shown, remedy)
-    return Finding("threads", shown)
+        return Finding("threads", state, remedy)
+    return Finding("threads", state)
 
 
 def bundled() -> Finding:
-    """Whether the bundled models, feature networks and references are those that the numbers were taken with."""
+    """Examines whether the bundled models, feature networks and references are those of the published numbers."""
     from ptq_diffusion.metric import FEATURE_NETWORKS, ResNet9, StatisticsReference
     from ptq_diffusion.model.loading import MODELS, folder_checksum
 
     try:
         for path in FEATURE_NETWORKS.names():
             StatisticsReference(path).check(ResNet9.from_folder(path), neighbours=1)
-        found = {path: folder_checksum(path) for path in MODELS.names()}
-        if found != MODEL_CHECKSUMS:
-            raise ValueError(f"expected models of checksums {MODEL_CHECKSUMS}, got {found}")
+        checksums = {path: folder_checksum(path) for path in MODELS.names()}
+        if checksums != MODEL_CHECKSUMS:
+            raise ValueError(f"expected models of checksums {MODEL_CHECKSUMS}, got {checksums}")
     except (ValueError, OSError) as error:
         return Finding("bundled files", str(error), "install again, or fetch the files of the repository again", True)
     return Finding("bundled files", "models, feature networks and references are as published")
 
 
 def tracking(environment: Mapping[str, str]) -> Finding:
-    """Where Weights & Biases would log to."""
+    """Examines where Weights & Biases would log to."""
     mode = environment.get("WANDB_MODE")
     if mode in (None, "offline"):
         return Finding("wandb", "offline, into the run's folder; logger.mode=online uploads")
@@ -197,7 +197,7 @@ def tracking(environment: Mapping[str, str]) -> Finding:
 
 
 def writable(outputs: Path) -> Finding:
-    """Whether results can be written, and how much room there is."""
+    """Examines whether results can be written, and how much room there is."""
     place = outputs.absolute()
     while not place.exists():
         place = place.parent
@@ -206,8 +206,8 @@ def writable(outputs: Path) -> Finding:
             free = shutil.disk_usage(place).free
     except OSError as error:
         return Finding("outputs", f"{outputs}: {error.strerror}", "choose another folder: outputs=FOLDER", breaks=True)
-    shown = f"{outputs} can be written, {free / 2**30:.1f} GiB are free"
-    return Finding("outputs", shown, "free some room" if free < LITTLE_ROOM else "")
+    state = f"{outputs} can be written, {free / 2**30:.1f} GiB are free"
+    return Finding("outputs", state, "free some room" if free < LITTLE_ROOM else "")
 
 
 def _version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""One experiment from its configuration: a report, or the artefact of any one stage."""
+"""Runs one experiment from its configuration: to a report, or to the artefact of any one stage."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +7,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.artefact.files import writable
-from ptq_diffusion.command.preamble import choices
+from ptq_diffusion.command.preamble import preamble
 from ptq_diffusion.command.preflight import check
 from ptq_diffusion.command.schema import require_schema
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.run_files import LOG, REPORT
 from ptq_diffusion.engine.run_folder import run_folder
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.stage import Stage, upstream
@@ -25,10 +26,14 @@ from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
+from ptq_diffusion.stage.plan import Plan
+from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
+from ptq_diffusion.stage.sensitivity import MeasureSensitivity
+from ptq_diffusion.stage.step_signal import MeasureStepSignal
 from ptq_diffusion.stage.training.train_denoiser import TrainDenoiser
 from ptq_diffusion.stage.training.train_feature_network import TrainFeatureNetwork
 from ptq_diffusion.stage.trajectories import Trajectories
@@ -42,6 +47,10 @@ STAGES: dict[str, type[Stage]] = {
         Trajectories,
         Calibrate,
         FloatPath,
+        MeasureStepSignal,
+        MeasureSensitivity,
+        Plan,
+        Quantize,
         Noise,
         Fit,
         FullPrecisionSamples,
@@ -77,17 +86,17 @@ def run(cfg: DictConfig) -> None:
 
 def _run(cfg: DictConfig, stage: type[Stage], store: Store) -> None:
     folder, runtime = run_folder(store, stage, cfg), store.runtime
-    runtime.log = folder / "log.txt"
-    for line in choices(cfg, store, stage):
+    runtime.log = folder / LOG
+    for line in preamble(cfg, store, stage):
         runtime.say(line)
     with tracking(construct(cfg.logger), cfg, folder, runtime) as tracker:
-        made = store.obtain(stage, cfg)
+        result = store.obtain(stage, cfg)
         if cfg.goal == "report":
             report = make_report(store, cfg, folder)
             tracker.report(report["rows"], [folder / figure for figure in report["figures"]])
             runtime.console.print(table(report))
-            made = folder / "report.json"
-    runtime.say(str(made))
+            result = folder / REPORT
+    runtime.say(str(result))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A failed job leaves its reason in its run's folder, and the other jobs of a sweep go on."""
+"""Records why a job failed in its run's folder, and lets the other jobs of a sweep go on."""
 
 import hashlib
 import json
@@ -45,18 +45,18 @@ def recorded(cfg: DictConfig, hydra: HydraConf) -> Iterator[None]:
         if sweep is None and not _begun(cfg):
             raise
         path = _folder(cfg, nameless) / FAILURE
-        found = describe(error, list(hydra.overrides.task), cfg, sweep)
-        write_json(path, found)
+        failure = describe(error, list(hydra.overrides.task), cfg, sweep)
+        write_json(path, failure)
         if sweep is None:
             raise
-        told = {"path": str(path), "error": found["error"], "message": found["message"]}
-        write_json(Path(sweep) / FAILED.replace("*", f"{hydra.job.num:04d}"), told)
-        text = f"failed: {told['error']}: {error}\n{path}"
+        summary = {"path": str(path), "error": failure["error"], "message": failure["message"]}
+        write_json(Path(sweep) / FAILED.replace("*", f"{hydra.job.num:04d}"), summary)
+        text = f"failed: {summary['error']}: {error}\n{path}"
         Console().print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def describe(error: Exception, overrides: list[str], cfg: DictConfig, sweep: str | None) -> dict[str, Any]:
-    """What failure.json holds; all of it is text, numbers and lists, and what is no JSON number is text."""
+    """The content of failure.json: text, numbers and lists, where a number that JSON lacks is text."""
     return {
         "error": type(error).__name__,
         "message": str(error),
@@ -76,7 +76,7 @@ def _begun(cfg: DictConfig) -> bool:
 
 
 def _folder(cfg: DictConfig, nameless: Path) -> Path:
-    """The run's folder; where the failure is that it cannot be told, one by the hash of the configuration."""
+    """The run's folder; where its name cannot be computed, one by the hash of the configuration."""
     try:
         return run_folder(_store(cfg), STAGES.get(cfg.goal, Evaluate), cfg)
     except Exception:

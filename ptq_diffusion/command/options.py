@@ -1,4 +1,4 @@
-"""`ptq-diffusion options [GROUP]`: what every option of a group is, in the words of its file."""
+"""`ptq-diffusion options [GROUP]`: describes every option of a group in the words of its file."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from rich.text import Text
 from ptq_diffusion.command.refusal import closest
 
 FIRST_LINE = re.compile(r"^# (?P<what>[^@].*):  (?P<command>.+)$", re.MULTILINE)
-"""Of every file: what it is and the words that choose it."""
+"""The line of every file that says what it is and which words choose it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Option:
 
 
 def print_options(words: Sequence[str], conf: Path, console: Console | None = None) -> None:
-    """Print what the options are of the named groups, or of all.
+    """Print the options of the named groups, or of all groups.
 
     Args:
         words: names of groups.
@@ -54,13 +54,13 @@ def print_options(words: Sequence[str], conf: Path, console: Console | None = No
 
 
 def options_of(group: Path) -> Iterator[Option]:
-    """Every file of a group.
+    """The files of a group, by name.
 
     Raises:
         ValueError: a file does not say what it is.
     """
     for path in sorted(group.glob("*.yaml")):
-        found = FIRST_LINE.search(path.read_text())
-        if found is None:
+        match = FIRST_LINE.search(path.read_text())
+        if match is None:
             raise ValueError(f"expected a line '# WHAT IT IS:  HOW TO CHOOSE IT' in {path}, got none; add it")
-        yield Option(path.stem, found["what"], found["command"])
+        yield Option(path.stem, match["what"], match["command"])

@@ -1,4 +1,4 @@
-"""What a run is about to do, in a few lines."""
+"""The preamble of a run: its choices, and the artefacts that are cached, in a few lines."""
 
 from collections.abc import Iterator
 
@@ -9,34 +9,39 @@ from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
 
+PARTS = ("model", "sampler", "bitwidth", "correction", "feature", "judging", "data")
+"""Parts of the configuration that one line each has room for."""
 
-def choices(cfg: DictConfig, store: Store, goal: type[Stage]) -> list[str]:
-    """One line for each choice that the goal depends on, and one for what the store has of it."""
+
+def preamble(cfg: DictConfig, store: Store, goal: type[Stage]) -> list[str]:
+    """One line for each choice that the goal depends on, and one for the stages that the store holds."""
     stages = list(dict.fromkeys(needed(goal)))
-    given = select(cfg, tuple(dict.fromkeys(key for stage in stages for key in stage.uses)))
-    rows = {key: _row(key, given, cfg) for key in ("model", "sampler", "bitwidth", "correction", "metric", "data")}
-    if "images" in given:
-        count = given.images * len(given.seeds)
-        rows["images"] = f"{len(given.seeds)} seeds x {given.images:,} = {count:,}, {given.micro_batch} at a time"
+    part = select(cfg, tuple(dict.fromkeys(key for stage in stages for key in stage.uses)))
+    rows = {key: _row(key, part, cfg) for key in PARTS}
+    if "metric" in part:
+        rows["metric"] = ", ".join(part.metric)
+    if "images" in part:
+        count = part.images * len(part.seeds)
+        rows["images"] = f"{len(part.seeds)} seeds x {part.images:,} = {count:,}, {part.micro_batch} at a time"
     present = [stage.name for stage in stages if store.has(stage, cfg)]
-    rows["in the store"] = ", ".join(present) or "nothing of it"
+    rows["in the store"] = ", ".join(present) or "nothing cached yet"
     return [f"{name:<13}{row}" for name, row in rows.items() if row]
 
 
 def needed(goal: type[Stage]) -> Iterator[type[Stage]]:
-    """Every stage on the way to a goal, earliest first; some come more than once."""
+    """The stages on the way to a goal, earliest first; some come more than once."""
     for stage in goal.needs:
         yield from needed(stage)
     yield goal
 
 
-def _row(key: str, given: DictConfig, cfg: DictConfig) -> str:
+def _row(key: str, part: DictConfig, cfg: DictConfig) -> str:
     """The name of a group's file and its plain options; empty where the goal does not depend on it."""
-    if key not in given:
+    if key not in part:
         return ""
-    options = {name: value for name, value in plain(given[key]).items() if not name.startswith("_")}
-    shown = " ".join(f"{name}={value}" for name, value in options.items() if _is_plain(value))
-    return f"{cfg.labels.get(key, '')} {shown}".strip()
+    options = {name: value for name, value in plain(part[key]).items() if not name.startswith("_")}
+    values = " ".join(f"{name}={value}" for name, value in options.items() if _is_plain(value))
+    return f"{cfg.labels.get(key, '')} {values}".strip()
 
 
 def _is_plain(value: object) -> bool:

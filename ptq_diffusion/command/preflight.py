@@ -1,44 +1,63 @@
-"""Choices that do not fit each other, found before anything is computed."""
+"""Checks that choices fit each other, before anything is computed."""
 
 import torch
 from omegaconf import DictConfig
 
+from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.command.preamble import needed
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.network.observing import MOST_BITS
+from ptq_diffusion.stage.evaluate import build_metrics
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit_table import check_reach, fit_table
 from ptq_diffusion.stage.reference import build_extractor
 
 
 def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
-    """Build every part that a goal depends on once and show each what it will be given.
+    """Build every part that a goal depends on once and show each the shape of its input.
 
     Raises:
         ValueError: two choices do not fit; the message says which and what to do.
     """
     used = {key for stage in needed(goal) for key in stage.uses}
     if "sampler" in used:
-        shop.table(cfg)
-        if "quantizer" in used:
-            shop.quantizers(cfg)
+        model = shop.model(cfg)
+        shop.table(cfg, model)
+        if "bitwidth" in used:
+            _check_bits(cfg, model, shop)
         if "correction" in used:
-            _check_correction(cfg, shop)
+            _check_correction(cfg, model, shop)
         if goal is Export:
             _check_export(cfg)
         if "images" in used:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
-        if "metric" in used:
-            _check_judging(cfg, shop)
+        if "judging" in used:
+            _check_judging(cfg, model)
 
 
-def _check_correction(cfg: DictConfig, shop: Workshop) -> None:
-    correction, steps = construct(cfg.correction), fit_table(cfg, shop)
-    check_reach(cfg, shop)
+def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
+    policy, table = construct(cfg.bitwidth), shop.table(cfg, model)
+    if not isinstance(policy, BitwidthPolicy):
+        raise ValueError(f"expected a bitwidth policy, got {type(policy).__name__}; choose one with bitwidth=NAME")
+    policy.check(model.architecture(), table)
+    if cfg.noise.steps is not None and policy.by_step:
+        raise ValueError(
+            f"expected the same bits at every step, which another table can follow, got {cfg.labels.bitwidth}, whose "
+            "bits belong to the sampler's own steps; set noise.steps=null"
+        )
+    shop.observations(cfg, model)
+    construct(cfg.quantizer.weight)(MOST_BITS)
+
+
+def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
+    correction, steps = construct(cfg.correction), fit_table(cfg, model, shop)
+    check_reach(cfg, model, shop)
     correction.check(steps)
-    correction.check_images(cfg.noise.images, shop.model(cfg).shape[0])
+    correction.check_images(cfg.noise.images, model.shape[0])
     if cfg.noise.steps is not None:
         correction.check_carried(steps)
 
@@ -51,19 +70,20 @@ def _check_export(cfg: DictConfig) -> None:
         )
 
 
-def _check_judging(cfg: DictConfig, shop: Workshop) -> None:
-    """Show the metrics how many images of which shape they will be given."""
-    if cfg.images < 2 or cfg.metric.replicates < 2:
+def _check_judging(cfg: DictConfig, model: Denoiser) -> None:
+    """Build the metrics, and show the feature extractor and the reference the number and shape of the images."""
+    if cfg.images < 2 or cfg.judging.replicates < 2:
         raise ValueError(
-            "expected at least 2 images of each seed and metric.replicates of at least 2, "
-            f"got {cfg.images} and {cfg.metric.replicates}"
+            "expected at least 2 images of each seed and judging.replicates of at least 2, "
+            f"got {cfg.images} and {cfg.judging.replicates}"
         )
     count = cfg.images * len(cfg.seeds)
-    if not 1 <= cfg.metric.neighbours <= count - 2:
+    if not 1 <= cfg.judging.neighbours <= count - 2:
         raise ValueError(
-            f"expected metric.neighbours in 1..{count - 2} for {count} images in all, got {cfg.metric.neighbours}; "
+            f"expected judging.neighbours in 1..{count - 2} for {count} images in all, got {cfg.judging.neighbours}; "
             "draw more images or lower it"
         )
+    build_metrics(cfg)
     extractor = build_extractor(cfg)
-    extractor.features(torch.zeros(1, *shop.model(cfg).shape, dtype=torch.uint8))
-    construct(cfg.reference).check(extractor, cfg.metric.neighbours)
+    extractor.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
+    construct(cfg.reference).check(extractor, cfg.judging.neighbours)

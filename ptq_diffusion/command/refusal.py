@@ -1,4 +1,4 @@
-"""What a user sees of an error that he can mend: one message of what was expected, what came and what to do."""
+"""Errors that a user can mend, as one message: what was expected, what came and what to do."""
 
 import errno
 import os
@@ -36,18 +36,18 @@ class PastHydra(BaseException):
 @contextmanager
 def handed_on() -> Iterator[None]:
     """Within this context Hydra hands errors on, in place of printing its own account of them and exiting."""
-    before, carried = os.environ.get(FULL_ERRORS), None
+    before, failure = os.environ.get(FULL_ERRORS), None
     os.environ[FULL_ERRORS] = "1"
     try:
         yield
     except PastHydra as carrier:
-        carried = carrier.error
+        failure = carrier.error
     finally:
         del os.environ[FULL_ERRORS]
         if before is not None:
             os.environ[FULL_ERRORS] = before
-    if carried is not None:
-        raise carried
+    if failure is not None:
+        raise failure
 
 
 def refusal(error: Exception, overrides: Sequence[str], conf: Path) -> str | None:
@@ -58,32 +58,32 @@ def refusal(error: Exception, overrides: Sequence[str], conf: Path) -> str | Non
         overrides: the words of the command line.
         conf: the folder of the configurations, whose names are offered in place of an unknown one.
     """
-    said: str | None
+    message: str | None
     if isinstance(error, HydraException):
-        said = _of_composition(error, overrides, conf)
+        message = _of_composition(error, overrides, conf)
     elif isinstance(error, OmegaConfBaseException):
-        said = _of_value(error)
+        message = _of_value(error)
     elif isinstance(error, SafetensorError):
-        said = _of_tensors(error)
+        message = _of_tensors(error)
     elif isinstance(error, OSError) and error.errno is not None:
-        said = _of_system(error)
+        message = _of_system(error)
     elif isinstance(error, MENDABLE):
-        said = str(error) if _ours(error) else _of_library(error)
+        message = str(error) if _ours(error) else _of_library(error)
     elif _place(error).startswith(("hydra.", "omegaconf.")):
-        said = f"expected OPTION=VALUE and GROUP=NAME, got words that Hydra cannot compose ({_line(error)}); {HELP}"
+        message = f"expected OPTION=VALUE and GROUP=NAME, got words that Hydra cannot compose ({_line(error)}); {HELP}"
     else:
-        said = _of_memory(error)
-    return None if said is None else f"error: {said}"
+        message = _of_memory(error)
+    return None if message is None else f"error: {message}"
 
 
 def closest(name: str, known: Sequence[str]) -> str:
     """The known names that look most like this one, in words; all of them where none does and they are few."""
-    found = get_close_matches(name, known, n=3, cutoff=0.6)
-    if not found:
+    matches = get_close_matches(name, known, n=3, cutoff=0.6)
+    if not matches:
         # A right last part at a wrong place, such as eta for sampler.eta.
-        found = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]][:3]
-    if found:
-        return f"the closest {'is' if len(found) == 1 else 'are'} {', '.join(found)}"
+        matches = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]][:3]
+    if matches:
+        return f"the closest {'is' if len(matches) == 1 else 'are'} {', '.join(matches)}"
     return f"there are {', '.join(sorted(known))}" if 0 < len(known) <= 12 else HELP
 
 
@@ -112,13 +112,13 @@ def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path)
 
 
 def _known_instead(key: str, overrides: Sequence[str], conf: Path) -> str:
-    """What the rest of the command line would have accepted in place of an unknown key."""
+    """The closest keys that the rest of the command line would have accepted in place of an unknown one."""
     rest = [word for word in overrides if not word.startswith("-") and word.partition("=")[0].lstrip("+~") != key]
-    found = _composed(rest, conf) or _composed([], conf)
-    if found is None:
+    composition = _composed(rest, conf) or _composed([], conf)
+    if composition is None:
         return HELP
-    groups = [group for group in found.hydra.runtime.choices if not group.startswith("hydra/")]
-    options = {key: value for key, value in _unresolved(found).items() if key != "hydra"}
+    groups = [group for group in composition.hydra.runtime.choices if not group.startswith("hydra/")]
+    options = {key: value for key, value in _unresolved(composition).items() if key != "hydra"}
     if places := [group for group in groups if group.startswith(f"{key}@")]:
         return f"the group has {len(places)} places: {', '.join(f'{place}=NAME' for place in places)}"
     parent, _, _ = key.rpartition(".")
@@ -152,8 +152,8 @@ def _unresolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _only_close(name: str, options: Sequence[str]) -> str:
-    found = get_close_matches(name, options, n=1)
-    return f"; the closest is {found[0]}" if found else ""
+    matches = get_close_matches(name, options, n=1)
+    return f"; the closest is {matches[0]}" if matches else ""
 
 
 def _of_value(error: OmegaConfBaseException) -> str:
@@ -177,7 +177,7 @@ def _of_tensors(error: SafetensorError) -> str:
 
 
 def _of_system(error: OSError) -> str:
-    """What the operating system refused."""
+    """A refusal of the operating system."""
     what = f"{error.strerror}" + (f": {error.filename!s}" if error.filename else "")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _full(what)

@@ -1,4 +1,4 @@
-"""The options of an experiment that name no class: which there are and of what type."""
+"""The schema of an experiment: its options that name no class, and their types."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from ptq_diffusion.engine.factory import plain
 FOLDER = r"[^/\\]*[^/\\.][^/\\]*"
 """A name of a folder: no slashes, and not only dots."""
 Part = Mapping[str, Any]
-"""What a group's file holds; `construct` checks those that name a class."""
+"""The content of a group's file; `construct` checks those that name a class."""
 
 
 def _list_of_seeds(seeds: object) -> object:
@@ -41,17 +41,28 @@ class NoiseSamples(Samples):
     steps: PositiveInt | None
 
 
-class Judging(Options):
-    """The group `metric`."""
+class FeatureSpace(Options):
+    """The group `feature`."""
 
     extractor: Part
+
+
+class Judging(Options):
+    """Settings that all metrics share."""
+
     replicates: int
     neighbours: int
     seed: int
 
 
+class SensitivityImages(Options):
+    """The images that sensitivities are measured on."""
+
+    images: PositiveInt
+
+
 class Running(Options):
-    """What changes no number."""
+    """Options that change no number."""
 
     accelerator: str
     devices: PositiveInt
@@ -59,7 +70,7 @@ class Running(Options):
 
 
 class Training(BaseModel):
-    """What every training has; its own options are the stage's."""
+    """Options that every training has; others are its stage's."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -83,6 +94,7 @@ class Experiment(Options):
     micro_batch: PositiveInt
     calibration: Samples
     noise: NoiseSamples
+    sensitivity: SensitivityImages
     trial: Samples
     outputs: Annotated[str, Field(min_length=1)]
     force: bool | str
@@ -92,7 +104,9 @@ class Experiment(Options):
     quantizer: Mapping[str, Part]
     bitwidth: Part
     correction: Part
-    metric: Judging
+    feature: FeatureSpace
+    metric: Mapping[str, Part]
+    judging: Judging
     reference: Part
     logger: Part
     data: Part | None = None
@@ -118,30 +132,32 @@ def require_schema(cfg: DictConfig) -> None:
     try:
         Experiment.model_validate(plain(cfg))
     except ValidationError as error:
-        raise ValueError(_said(error.errors()[0])) from None
+        raise ValueError(_message(error.errors()[0])) from None
 
 
-def _said(found: ErrorDetails) -> str:
-    """One of pydantic's findings in the words of this project."""
-    key = ".".join(str(part) for part in found["loc"])
-    if found["type"] == "value_error":
-        return str(found["ctx"]["error"])
-    if found["type"] == "missing":
+def _message(detail: ErrorDetails) -> str:
+    """One of pydantic's errors in the words of this project."""
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    if detail["type"] == "missing":
         return f"expected the option {key}, got none; leave out what removes or replaces it"
-    if found["type"] == "extra_forbidden":
+    if detail["type"] == "extra_forbidden":
         return f"expected options of this experiment, got {key!r}, which nothing reads; {closest(key, _names())}"
-    if found["type"] == "string_pattern_mismatch":
-        return f"expected {key} to be the name of a folder below outputs/runs, got {found['input']!r}"
-    wanted = found["msg"].replace("Input should be ", "to be ").replace("String should", "to")
-    return f"expected {key} {wanted}, got {found['input']!r}; give another value: {key}=VALUE"
+    if detail["type"] == "string_pattern_mismatch":
+        return f"expected {key} to be the name of a folder below outputs/runs, got {detail['input']!r}"
+    expectation = detail["msg"].replace("Input should be ", "to be ").replace("String should", "to")
+    return f"expected {key} {expectation}, got {detail['input']!r}; give another value: {key}=VALUE"
 
 
 def _names() -> list[str]:
     parts: dict[str, type[Options]] = {
         "calibration": Samples,
         "noise": NoiseSamples,
+        "sensitivity": SensitivityImages,
         "trial": Samples,
-        "metric": Judging,
+        "feature": FeatureSpace,
+        "judging": Judging,
         "runtime": Running,
     }
     return [*Experiment.model_fields, *(f"{part}.{name}" for part in parts for name in parts[part].model_fields)]

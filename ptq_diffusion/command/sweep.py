@@ -1,4 +1,4 @@
-"""The end of a sweep. Every process of a parallel sweep imports this file first, so it is kept light."""
+"""Ends a sweep. Every process of a parallel one imports this file first, so it imports neither torch nor Lightning."""
 
 import json
 from pathlib import Path
@@ -6,31 +6,50 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 from rich.console import Console
 
 from ptq_diffusion.engine.run_files import FAILED
 
 
 class ListFailures(Callback):
-    """Lists what failed when all jobs of a sweep are over, and exits with 1 if anything did."""
+    """Ends a sweep: collects the runs of a grid, lists what failed, and exits with 1 if anything did."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
         """Give all jobs the sweep's folder, which each would place by options of its own, such as a swept `outputs`."""
         folder = str(config.hydra.sweep.dir)
-        for left in Path(folder).glob(FAILED):
-            left.unlink()
+        for path in Path(folder).glob(FAILED):
+            path.unlink()
         with read_write(config):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={QuotedString(folder, Quote.single).with_quotes()}")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ANN401
-        found = [json.loads(path.read_text()) for path in sorted(Path(config.hydra.sweep.dir).glob(FAILED))]
+        entries = [json.loads(path.read_text()) for path in sorted(Path(config.hydra.sweep.dir).glob(FAILED))]
         # A later job of the same run may have mended it.
-        failed = {one["path"]: one for one in found if Path(one["path"]).is_file()}
-        if not failed:
-            return
+        failures = {entry["path"]: entry for entry in entries if Path(entry["path"]).is_file()}
         console = Console(soft_wrap=True, markup=False, highlight=False)
-        console.print(f"{len(failed)} failed; the others are complete, and the same command makes only what is missing")
-        for path, one in failed.items():
-            console.print(f"{path}\n  {one['error']}: {one['message']}")
+        _collect(config, console)
+        if not failures:
+            return
+        count = len(failures)
+        console.print(f"{count} failed; the others are complete, and the same command makes only what is missing")
+        for path, failure in failures.items():
+            console.print(f"{path}\n  {failure['error']}: {failure['message']}")
         raise SystemExit(1)
+
+
+def _collect(config: DictConfig, console: Console) -> None:
+    """Print the table of a grid whose runs lie in a folder of their own, `name: FOLDER/...`, and what was written."""
+    raw = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(raw, dict)
+    grid = str(raw.get("name", "")).rpartition("/")[0]
+    folder = Path(config.outputs) / "runs" / grid
+    if not grid or "${" in grid or raw.get("goal") != "report" or not folder.is_dir():
+        return
+    from ptq_diffusion.command.collect import collect_runs
+
+    try:
+        collect_runs([str(folder)])
+    except (FileNotFoundError, ValueError) as error:
+        # Jobs of several models have protocols of their own: their tables are made one by one.
+        console.print(f"not collected into one table: {error}")

@@ -12,8 +12,9 @@ from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
 from ptq_diffusion.correction.noise.statistics import NoiseStatistics
 from ptq_diffusion.correction.repair.repair import Repair
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import OutputLayerTap, Rescaling
+from ptq_diffusion.network import QuantizedDenoiser, Rescaling
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 
 class Correction(ABC):  # noqa: B024
@@ -25,7 +26,7 @@ class Correction(ABC):  # noqa: B024
 
     asks_again: ClassVar[bool] = False
 
-    def check(self, steps: Sequence[Step]) -> None:  # noqa: ARG002, B027
+    def check(self, steps: Table) -> None:  # noqa: ARG002, B027
         """Refuse a table that this method cannot correct, before anything is measured; by default none is refused.
 
         Raises:
@@ -39,7 +40,7 @@ class Correction(ABC):  # noqa: B024
             ValueError: the method needs more of them, for images of so many channels.
         """
 
-    def check_carried(self, steps: Sequence[Step]) -> None:  # noqa: ARG002, B027
+    def check_carried(self, steps: Table) -> None:  # noqa: ARG002, B027
         """Refuse what cannot be interpolated from this table onto another; by default nothing is refused.
 
         Raises:
@@ -51,7 +52,7 @@ class MomentCorrection(Correction):
     """A method that needs no more than the moments of the noise along float sampling."""
 
     @abstractmethod
-    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
+    def fit(self, statistics: NoiseStatistics, steps: Table) -> FittedCorrection:
         """Turn statistics of every step of a table into a correction of that table.
 
         Raises:
@@ -137,7 +138,7 @@ class PathCorrection(Correction):
     def rescalings(
         self,
         model: Denoiser,
-        tap: OutputLayerTap,  # noqa: ARG002
+        quantized: QuantizedDenoiser,  # noqa: ARG002
         x_t: Tensor,
         step: Step,
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
@@ -145,7 +146,7 @@ class PathCorrection(Correction):
 
         Args:
             model: the float model.
-            tap: of the quantized one.
+            quantized: the quantized one.
             x_t: states on the path, (B, C, H, W), of the first `together` images.
             step: the row of the table.
         """

@@ -1,24 +1,17 @@
 """What a correction makes of a network along one walk of some images."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ptq_diffusion.correction.fitted import FittedCorrection
 from ptq_diffusion.model import Output
-from ptq_diffusion.network import Rescaling
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler.step import Step
 
-
-class Ask(Protocol):
-    """A quantized network."""
-
-    def __call__(self, x_t: Tensor, step: Step, rescalings: Mapping[str, Rescaling]) -> Output:
-        """The output q and the features of states at a step, with layers that compute with other scales."""
+Ask = Callable[[Tensor, Step], Output]
+"""A quantized network with the correction's rescalings, from states at a step to q and the features."""
 
 
 class Predictor:
@@ -28,7 +21,7 @@ class Predictor:
 
     Args:
         correction: fitted.
-        ask: the quantized network.
+        ask: the quantized network, with the correction's rescalings.
         noise: for the estimates, of the same images as the walk and independent of its noise.
     """
 
@@ -38,21 +31,20 @@ class Predictor:
 
     def __call__(self, x_t: Tensor, step: Step) -> Tensor:
         found = self._correction.found[step.i]
-        q, features = self._ask(x_t, step, found.rescalings)
+        q, features = self._ask(x_t, step)
         if found.estimates:
-            ask = partial(self._ask, rescalings=found.rescalings)
-            self._bias = estimated_bias(ask, x_t, q, step, self._noise.draw(x_t.device))
+            self._bias = estimated_bias(self._ask, x_t, q, step, self._noise.draw(x_t.device))
         return self._correction.output(q - self._bias, x_t, features, step)
 
 
-def estimated_bias(ask: Callable[[Tensor, Step], Output], x_t: Tensor, q: Tensor, step: Step, noise: Tensor) -> Tensor:
+def estimated_bias(ask: Ask, x_t: Tensor, q: Tensor, step: Step, noise: Tensor) -> Tensor:
     """d, (B, C, 1, 1): the mean over pixels of what the network says of x_0 with known noise, less what is known.
 
     x' = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e with the x_0 that q implies, and d = mean(q(x', t) - m(x_0, e)), where m
     is the native output that gives x_0 at x': e of a network that predicts epsilon.
     """
     x_0 = step.predict_x_0(x_t, q)
-    noised = step.abar_t**0.5 * x_0 + (1 - step.abar_t) ** 0.5 * noise
+    noised = step.signal * x_0 + step.noise * noise
     known = (x_0 - step.p_x * noised) / step.p_m
     again, _ = ask(noised, step)
     return torch.mean(again - known, dim=(2, 3), keepdim=True)

@@ -15,9 +15,10 @@ from ptq_diffusion.correction.noise.statistics import NoiseStatistics
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.correction.repair.repair import Repair
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 
-def fit_diagnosed(correction: MomentCorrection, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
+def fit_diagnosed(correction: MomentCorrection, statistics: NoiseStatistics, steps: Table) -> FittedCorrection:
     """A correction from moments, its report complete: the coefficients are those of `correction.fit`.
 
     A correction whose repair is not affine is reported without diagnostics: its residual is no function of the moments.

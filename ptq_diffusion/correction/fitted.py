@@ -22,10 +22,13 @@ from ptq_diffusion.correction.step_report import StepReport
 from ptq_diffusion.network import Rescaling
 from ptq_diffusion.network.rescaling import named, of_named
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 KINDS: dict[str, type[Repair]] = {kind.kind: kind for kind in (Affine, Filter, FilterInt8, Spectral)}
 RESCALING = "rescaling"
 CONFIG, COEFFICIENTS = "correction.json", "correction.safetensors"
+FILES = (CONFIG, COEFFICIENTS)
+"""The files of a folder."""
 NO_RESIDUAL = (math.nan, math.nan)
 
 
@@ -65,7 +68,7 @@ class FittedCorrection:
         found: what is done at each of its steps.
     """
 
-    steps: Sequence[Step]
+    steps: Table
     found: Sequence[StepCorrection]
 
     def output(self, q: Tensor, x_t: Tensor, features: Tensor | None, step: Step) -> Tensor:
@@ -75,6 +78,11 @@ class FittedCorrection:
     def sigma(self, step: Step) -> float:
         """sigma' at a step."""
         return self.found[step.i].sigma
+
+    @property
+    def rescalings(self) -> Sequence[Mapping[str, Rescaling]]:
+        """The rescalings of the network's layers, by name, at every step; see `QuantizedDenoiser.rescaled`."""
+        return [found.rescalings for found in self.found]
 
     @property
     def needs_features(self) -> bool:
@@ -90,17 +98,6 @@ class FittedCorrection:
     def evaluations(self) -> int:
         """How often the network is asked beside once a step; a correction that does so needs a `Predictor`."""
         return sum(found.estimates for found in self.found)
-
-    def rows(self) -> dict[float, Step]:
-        """The step of every time, as the tensor of a pipeline's times holds it.
-
-        Raises:
-            ValueError: two steps have the same time.
-        """
-        times = torch.tensor([step.t for step in self.steps]).tolist()
-        if len(set(times)) < len(times):
-            raise ValueError(f"expected a table whose times differ, got {times}; fit another")
-        return dict(zip(times, self.steps, strict=True))
 
     def without_repairs(self) -> "FittedCorrection":
         """The table and sigma' alone, for a network that repairs its output itself, such as a `CorrectedNetwork`."""
@@ -139,7 +136,7 @@ class FittedCorrection:
         # Steps may share a tensor, as interpolated ones do; a file holds each on its own.
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / COEFFICIENTS)
         config = {
-            "steps": [dataclasses.asdict(step) for step in self.steps],
+            "table": self.steps.to_json(),
             "estimates": [found.estimates for found in self.found],
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -157,9 +154,9 @@ class FittedCorrection:
                 raise FileNotFoundError(f"expected {name} in {folder}, a folder that FittedCorrection.save wrote")
         try:
             tensors, config = load_file(folder / COEFFICIENTS), json.loads((folder / CONFIG).read_text())
-            steps = [Step(**row) for row in config["steps"]]
+            steps = Table.from_json(config["table"])
             return cls(steps, _found(tensors, steps, config["estimates"]))
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
             raise ValueError(
                 f"expected coefficients that FittedCorrection.save wrote in {folder}, got others ({error}); "
                 "fit or export it again"

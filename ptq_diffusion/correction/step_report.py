@@ -1,11 +1,11 @@
-"""What was found at one step of a fitted correction."""
+"""Diagnostics of one step of a fitted correction: coefficients, variances and the shape of the residual."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What was found at one step.
+    """Diagnostics of one step.
 
     The residual is r = D - k m - mu of a correction from moments, times its `residual_scale`, with which D2-DPM's is m~
     - m, and m~ - m of one along a path, on the states that it was fitted on and whose float output is known. PTQD adds
@@ -28,7 +28,7 @@ class StepReport:
         snr_f: of the forward process.
         r2_held_out: R^2 on the samples of odd index of a fit on those of even index; well below r2 where there are too
             few samples. Of a regression, used or left out, before matching: each half of the samples from the other.
-        reliability: of the noise's own k, the share of k^2 that is no sampling error (`detail.reliability`): 1
+        reliability: of the noise's own k, the share of k^2 that is no sampling error (`higher_moments.reliability`): 1
             where groups of samples agree on k, near 0 where k had better be left alone.
         skewness: E[r^3] / E[r^2]^1.5, 0 of a normal residual.
         kurtosis: the excess E[r^4] / E[r^2]^2 - 3, 0 of a normal residual, above it of heavy tails.

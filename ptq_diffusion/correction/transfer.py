@@ -13,9 +13,10 @@ from ptq_diffusion.correction.repair.repair import Repair
 from ptq_diffusion.correction.step_report import StepReport
 from ptq_diffusion.network import Rescaling
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 
-def interpolated(fitted: FittedCorrection, own: Sequence[Step], steps: Sequence[Step]) -> FittedCorrection:
+def interpolated(fitted: FittedCorrection, own: Table, steps: Table) -> FittedCorrection:
     """The same correction at the steps of another table.
 
     Statistics of the noise belong to a network at a time and are smooth in log-SNR; b and sigma belong to a table. So
@@ -35,7 +36,7 @@ def interpolated(fitted: FittedCorrection, own: Sequence[Step], steps: Sequence[
             steps are repaired in different orders, or sigma' belongs to the fitted table alone.
     """
     require_reach(own, steps)
-    if list(fitted.steps) != list(own):
+    if fitted.steps != own:
         raise ValueError(
             "expected a correction that samples with the sampler's table, got one that made a table of its own, as "
             "stepbaq or direction=reduced do; fit on the sampler's own table: noise.steps=null"
@@ -55,7 +56,7 @@ def interpolated(fitted: FittedCorrection, own: Sequence[Step], steps: Sequence[
     return FittedCorrection(steps, found)
 
 
-def require_reach(own: Sequence[Step], steps: Sequence[Step]) -> None:
+def require_reach(own: Table, steps: Table) -> None:
     """Refuse a table that what was fitted on `own` cannot serve.
 
     Raises:
@@ -84,18 +85,14 @@ def require_reach(own: Sequence[Step], steps: Sequence[Step]) -> None:
         )
 
 
-def _family(steps: Sequence[Step]) -> dict[str, object]:
-    """What two tables must share, by name; the prediction shows where the noise is strongest."""
-    step = max(steps, key=lambda step: 1 - step.abar_t)
-    signal = step.abar_t**0.5
-    distance = {"v_prediction": abs(step.p_x - signal), "sample": abs(step.p_x)}
-    if signal > 0:
-        distance["epsilon"] = abs(step.p_x - 1 / signal)
+def _family(table: Table) -> dict[str, object]:
+    """The properties that two tables must share, by name."""
     return {
-        "clip": step.clip,
-        "prediction": min(distance, key=lambda name: distance[name]),
-        "sampler": "DDPM" if step.direction is None else "DDIM",
-        "noise of the sampler": any(step.sigma > 0 for step in steps),
+        "clip": table.clip,
+        "prediction": table.prediction,
+        "sampler": table.sampler,
+        "scale of x_T": table.init_scale,
+        "noise of the sampler": any(step.sigma > 0 for step in table),
     }
 
 
@@ -136,7 +133,7 @@ def _mixed_rescalings(a: StepCorrection, b: StepCorrection, weight: float) -> di
     mixed = {}
     for name in dict.fromkeys((*a.rescalings, *b.rescalings)):
         known = a.rescalings.get(name) or b.rescalings[name]
-        one, two = (found.rescalings.get(name, known.nothing()) for found in (a, b))
+        one, two = (found.rescalings.get(name, known.identity_like()) for found in (a, b))
         mixed[name] = one.lerp(two, weight)
     return mixed
 

@@ -1,1 +1,1 @@
-"""Floor 4: how anything is made once: stages, their store, and what they are built and run with."""
+"""Floor 4: makes every artefact once: the contract of a stage, the store, the factory, devices and run folders."""

@@ -1,12 +1,20 @@
-"""Floor 3: what images and features are judged by. Distances of distributions, and paired distances per image."""
+"""Floor 3: metrics of generated images, their feature spaces, and paired errors of both."""
 
-from ptq_diffusion.metric.distance.classifier_score import paired_classifier_score
-from ptq_diffusion.metric.distance.fid import paired_fid, paired_fid_to
+from ptq_diffusion.metric.distance.classifier_score import ClassifierScore, paired_classifier_score
+from ptq_diffusion.metric.distance.feature_distance import FeatureDistanceToFloat
+from ptq_diffusion.metric.distance.fid import FID, FIDToFloat, SpatialFID, paired_fid, paired_fid_to
 from ptq_diffusion.metric.distance.frechet import FeatureMoments, frechet_distance
-from ptq_diffusion.metric.distance.kid import paired_kid, paired_kid_to
-from ptq_diffusion.metric.distance.neighbours import Neighbourhoods, neighbour_metrics
-from ptq_diffusion.metric.distance.psnr import psnr
-from ptq_diffusion.metric.distance.ssim import ssim
+from ptq_diffusion.metric.distance.kid import KID, KIDToFloat, paired_kid, paired_kid_to
+from ptq_diffusion.metric.distance.neighbours import (
+    Coverage,
+    Density,
+    Neighbourhoods,
+    Precision,
+    Recall,
+    neighbour_metrics,
+)
+from ptq_diffusion.metric.distance.psnr import PSNRToFloat, psnr
+from ptq_diffusion.metric.distance.ssim import SSIMToFloat, ssim
 from ptq_diffusion.metric.distance_to_float import DistanceToFloat
 from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
 from ptq_diffusion.metric.feature.pixels import Pixels
@@ -20,30 +28,47 @@ from ptq_diffusion.metric.inference.bootstrap import (
     paired_parts,
 )
 from ptq_diffusion.metric.inference.hypothesis_tests import holm, noninferiority
-from ptq_diffusion.metric.judgement import Judgement, Settings, judge
+from ptq_diffusion.metric.judgement import Judgement, judge
+from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric, Settings
 from ptq_diffusion.metric.protocol import protocol_id, require_one_protocol
 from ptq_diffusion.metric.real_statistics import RealStatistics
 from ptq_diffusion.metric.reference import FolderReference, NoReference, Reference, StatisticsReference
 
 __all__ = [
-    "FEATURE_NETWORKS",
+    "ClassifierScore",
+    "Coverage",
+    "Density",
     "DistanceToFloat",
     "Estimate",
+    "Evidence",
+    "FEATURE_NETWORKS",
+    "FID",
+    "FIDToFloat",
+    "FLOAT",
+    "FeatureDistanceToFloat",
     "FeatureExtractor",
     "FeatureMoments",
     "Features",
     "FolderReference",
     "Interval",
     "Judgement",
+    "KID",
+    "KIDToFloat",
+    "Metric",
     "Neighbourhoods",
     "NoReference",
+    "PSNRToFloat",
     "Paired",
     "Parts",
     "Pixels",
+    "Precision",
     "RealStatistics",
+    "Recall",
     "Reference",
     "ResNet9",
+    "SSIMToFloat",
     "Settings",
+    "SpatialFID",
     "StatisticsReference",
     "frechet_distance",
     "holm",

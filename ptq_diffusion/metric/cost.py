@@ -1,11 +1,12 @@
 """What a quantized network costs: bit operations and bytes."""
 
-import math
 from dataclasses import dataclass
 
+from ptq_diffusion.bitwidth.cost import macs_by_bits, plan_cost
+from ptq_diffusion.bitwidth.cost import mean_bits as mean_bits_of
+from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.denoiser import Denoiser
 from ptq_diffusion.model.plan import BitwidthPlan
-from ptq_diffusion.numeric.grid import FLOAT_BITS
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,19 @@ class Cost:
     Args:
         bops_per_image: bit operations of all steps, sum over layers of MACs x weight bits x activation bits.
             Attention's QK^T and PV have no weight; both operands are float here and count with 32 x 32 bits.
-        weight_bytes: quantized weights at their bits, all other parameters as float32; scales are not counted.
+        attention_bops: the part of them that attention's products are.
+        weight_bytes: quantized weights at their bits, once for every bitwidth that a step needs, all other parameters
+            as float32; scales are not counted.
     """
 
     bops_per_image: int
+    attention_bops: int
     weight_bytes: int
+
+    @property
+    def attention_share(self) -> float:
+        """The part of the bit operations that attention's products are, 0 to 1."""
+        return self.attention_bops / self.bops_per_image
 
 
 def cost(model: Denoiser, plan: BitwidthPlan, steps: int) -> Cost:
@@ -28,21 +37,27 @@ def cost(model: Denoiser, plan: BitwidthPlan, steps: int) -> Cost:
     Args:
         model: the float model.
         plan: bits of every site; 32 bits throughout is full precision.
-        steps: network evaluations of one image.
+        steps: network evaluations of one image; of a plan that varies, the steps of its table.
+
+    Raises:
+        ValueError: the plan was made for another number of steps.
     """
-    sites = model.sites()
-    macs_by_bits = sum(site.macs * plan[site.name].weight * plan[site.name].activation for site in sites)
-    attention = model.attention_macs() * FLOAT_BITS**2
-    saved_bits = sum(math.prod(site.weight_shape) * (FLOAT_BITS - plan[site.name].weight) for site in sites)
-    parameters = sum(parameter.numel() for parameter in model.network.parameters())
-    weight_bytes = (parameters * FLOAT_BITS - saved_bits) // 8
-    return Cost((macs_by_bits + attention) * steps, weight_bytes)
+    found = plan_cost(_architecture(model), plan, steps)
+    return Cost(found.bops, found.attention_bops, found.stored_bits // 8)
 
 
 def usual_bits(model: Denoiser, plan: BitwidthPlan) -> tuple[int, int]:
     """The (weight, activation) bits that most multiply-accumulates use, the WxAy by which a plan is called."""
-    totals: dict[tuple[int, int], int] = {}
-    for site in model.sites():
-        bits = (plan[site.name].weight, plan[site.name].activation)
-        totals[bits] = totals.get(bits, 0) + site.macs
-    return max(totals, key=lambda bits: totals[bits])
+    totals = macs_by_bits(_architecture(model), plan, plan.steps)
+    usual = max(totals, key=lambda bits: totals[bits])
+    return usual.weight, usual.activation
+
+
+def mean_bits(model: Denoiser, plan: BitwidthPlan) -> tuple[float, float]:
+    """The (weight, activation) bits of a multiply-accumulate, on average over the sites and the plan's steps."""
+    return mean_bits_of(_architecture(model), plan, plan.steps)
+
+
+def _architecture(model: Denoiser) -> Architecture:
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    return Architecture(tuple(model.sites()), model.attention_macs(), parameters)

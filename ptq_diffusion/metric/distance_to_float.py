@@ -1,4 +1,4 @@
-"""The distance to the float model's samples, as the judge that chooses a correction."""
+"""The judge that chooses a correction: by the distance of its samples to the float model's."""
 
 from collections.abc import Mapping
 
@@ -6,9 +6,7 @@ from torch import Tensor
 
 from ptq_diffusion.metric.distance.fid import paired_fid_to
 from ptq_diffusion.metric.feature.feature import FeatureExtractor
-
-FLOAT = "full_precision"
-"""The variant that fidelity is measured to."""
+from ptq_diffusion.metric.metric import FLOAT
 
 
 class DistanceToFloat:
@@ -38,14 +36,14 @@ class DistanceToFloat:
         """
         images = {against: variants[against], **variants, FLOAT: full_precision}
         features = {name: self.extractor.features(batch) for name, batch in images.items()}
-        found = paired_fid_to(FLOAT, features, self.extractor.checksum(), self.replicates, self.seed)
-        trials = {against: (found.estimates[against].value, 0.0, 0.0)}
+        paired = paired_fid_to(FLOAT, features, self.extractor.checksum(), self.replicates, self.seed)
+        trials = {against: (paired.estimates[against].value, 0.0, 0.0)}
         for name in variants:
             if name != against:
-                gap = found.differences[against, name].reversed
-                trials[name] = (found.estimates[name].value, gap.difference, gap.standard_error)
+                gap = paired.differences[against, name].reversed
+                trials[name] = (paired.estimates[name].value, gap.difference, gap.standard_error)
         return trials
 
     def checksum(self) -> str:
-        """The extractor's."""
+        """The checksum of the extractor."""
         return self.extractor.checksum()

@@ -1,4 +1,4 @@
-"""Variants of one model judged together: images of the same noise, one feature space, one reference."""
+"""Judges variants of one model together: images of the same noise, one feature space, one reference, any metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,48 +6,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ptq_diffusion.metric.distance.classifier_score import paired_classifier_score
-from ptq_diffusion.metric.distance.fid import paired_fid, paired_fid_to
-from ptq_diffusion.metric.distance.kid import paired_kid, paired_kid_to
-from ptq_diffusion.metric.distance.neighbours import NAMES, Neighbourhoods, neighbour_metrics
-from ptq_diffusion.metric.distance.psnr import psnr
-from ptq_diffusion.metric.distance.ssim import ssim
-from ptq_diffusion.metric.distance_to_float import FLOAT
 from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
-from ptq_diffusion.metric.inference.bootstrap import Paired, Track, paired_mean, paired_parts
+from ptq_diffusion.metric.inference.bootstrap import Paired, Track
+from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric, Settings
 from ptq_diffusion.metric.protocol import FORMULAS, IMAGE_ROUTE, NOISE_PURPOSE, protocol_id
 from ptq_diffusion.metric.real_statistics import RealStatistics
 from ptq_diffusion.metric.reference import Reference
 
-LIKENESS = ("psnr_to_fp", "ssim_to_fp")
-"""Of an image to itself they say nothing: PSNR would be infinite."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How images are judged, `cfg.metric` and the seeds.
-
-    Args:
-        replicates: of the bootstrap.
-        seed: of the bootstrap.
-        neighbours: k of precision, recall, density and coverage.
-        seeds: of the images, which follow each other, equally many of each.
-    """
-
-    replicates: int
-    seed: int
-    neighbours: int
-    seeds: Sequence[int]
-
-    @property
-    def resampling(self) -> Mapping[str, int]:
-        """The arguments that every paired metric takes."""
-        return {"replicates": self.replicates, "seed": self.seed, "strata": len(self.seeds)}
+Results = Sequence[tuple[Metric, Paired | None]]
+"""Every metric with its numbers; None where the extractor or the reference lacks what it needs."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What `judge` found.
+    """The result of `judge`.
 
     Args:
         rows: by variant, every metric and its standard error, named <metric>_se. None: the extractor has no spatial
@@ -69,10 +41,11 @@ def judge(
     images: Mapping[str, Tensor],
     extractor: FeatureExtractor,
     reference: Reference,
+    metrics: Sequence[Metric],
     settings: Settings,
     track: Track = lambda items: items,
 ) -> Judgement:
-    """Every metric to the reference and to the float variant, with bootstrap errors.
+    """Every metric of every variant and of every pair of variants, with bootstrap errors.
 
     Without a reference, metrics to the reference are measured against the float variant's own images.
 
@@ -80,77 +53,21 @@ def judge(
         images: by variant, (N, C, H, W) uint8, `FLOAT` among them; image i of each comes from the same noise.
         extractor: the feature space.
         reference: the real images.
-        settings: of the metrics.
+        metrics: of different names; none has an influence on the numbers of another.
+        settings: shared by the metrics.
         track: wraps the long loops, to draw their progress.
     """
     features = {variant: extractor.extract(batch) for variant, batch in images.items()}
     real = reference.statistics(extractor)
-    to_float = _to_float(images, features, extractor.checksum(), settings, track)
-    metrics: dict[str, Paired | None] = {}
-    for name in ("fid", "sfid", "kid", "classifier_score"):
-        metrics[name] = _against(name, features, real, extractor.checksum(), settings, track)
-    metrics |= _neighbours(features, real, settings) | to_float
+    evidence = Evidence(images, features, real, extractor.checksum(), settings, track)
+    results = [(metric, metric.paired(evidence) if _possible(metric, evidence) else None) for metric in metrics]
     protocol = _protocol(extractor, reference, real, settings, len(images[FLOAT]))
-    rows = {variant: _row(metrics, variant) for variant in images}
-    return Judgement(rows, _pairs(metrics), protocol, protocol_id(protocol), features)
+    rows = {variant: _row(results, variant) for variant in images}
+    return Judgement(rows, _pairs(results), protocol, protocol_id(protocol), features)
 
 
-def _against(
-    metric: str,
-    features: Mapping[str, Features],
-    real: RealStatistics | None,
-    extractor: str,
-    settings: Settings,
-    track: Track,
-) -> Paired | None:
-    """One metric to the real images, or to the float variant where there are none."""
-    how = settings.resampling
-    vectors = {name: found.vectors for name, found in features.items()}
-    spatial = {name: found.spatial for name, found in features.items() if found.spatial is not None}
-    classes = {name: found.probabilities for name, found in features.items() if found.probabilities is not None}
-    if metric == "classifier_score":
-        return paired_classifier_score(classes, **how) if classes else None
-    if metric == "kid":
-        return paired_kid_to(FLOAT, vectors, **how) if real is None else paired_kid(vectors, real.vectors, **how)
-    rows = vectors if metric == "fid" else spatial
-    if not rows:
-        return None
-    if real is None:
-        return paired_fid_to(FLOAT, rows, extractor, track=track, **how)
-    moments = real.moments if metric == "fid" else real.spatial
-    return None if moments is None else paired_fid(rows, moments, track=track, **how)
-
-
-def _neighbours(features: Mapping[str, Features], real: RealStatistics | None, settings: Settings) -> dict[str, Paired]:
-    """Precision, recall, density and coverage, of which the real images' balls are made once."""
-    target = features[FLOAT].vectors if real is None else real.vectors
-    balls = Neighbourhoods.of(target, settings.neighbours)
-    found = {
-        variant: neighbour_metrics(Neighbourhoods.of(one.vectors, settings.neighbours), balls)
-        for variant, one in features.items()
-    }
-    return {
-        name: paired_parts({variant: one[name] for variant, one in found.items()}, **settings.resampling)
-        for name in NAMES
-    }
-
-
-def _to_float(
-    images: Mapping[str, Tensor], features: Mapping[str, Features], extractor: str, settings: Settings, track: Track
-) -> dict[str, Paired]:
-    """The metrics to the float variant: of distributions, and of image i to the image of the same noise."""
-    how = settings.resampling
-    vectors = {variant: found.vectors for variant, found in features.items()}
-    shifts = {variant: (rows - vectors[FLOAT]).norm(dim=1) for variant, rows in vectors.items()}
-    ratios = {variant: psnr(batch, images[FLOAT]) for variant, batch in images.items()}
-    similarities = {variant: ssim(batch, images[FLOAT]) for variant, batch in images.items()}
-    return {
-        "fid_to_fp": paired_fid_to(FLOAT, vectors, extractor, track=track, **how),
-        "kid_to_fp": paired_kid_to(FLOAT, vectors, **how),
-        "feature_distance_to_fp": paired_mean(shifts, **how),
-        "psnr_to_fp": paired_mean(ratios, **how),
-        "ssim_to_fp": paired_mean(similarities, **how),
-    }
+def _possible(metric: Metric, evidence: Evidence) -> bool:
+    return all(evidence.has(need) for need in metric.needs)
 
 
 def _protocol(
@@ -172,32 +89,32 @@ def _protocol(
     }
 
 
-def _row(metrics: Mapping[str, Paired | None], variant: str) -> Mapping[str, float | None]:
+def _row(results: Results, variant: str) -> Mapping[str, float | None]:
     row: dict[str, float | None] = {}
-    for name, metric in metrics.items():
-        itself = variant == FLOAT and name in LIKENESS
-        found = None if metric is None or itself else metric.estimates[variant]
-        row[name] = None if found is None else found.value
-        row[f"{name}_se"] = None if found is None else found.standard_error
+    for metric, paired in results:
+        itself = variant == FLOAT and metric.likeness
+        estimate = None if paired is None or itself else paired.estimates[variant]
+        row[metric.name] = None if estimate is None else estimate.value
+        row[f"{metric.name}_se"] = None if estimate is None else estimate.standard_error
     return row
 
 
-def _pairs(metrics: Mapping[str, Paired | None]) -> Sequence[Mapping[str, Any]]:
+def _pairs(results: Results) -> Sequence[Mapping[str, Any]]:
     """Every pair of every metric, but no distance to float of the float variant, which is zero by definition."""
     return [
         {
             "a": a,
             "b": b,
-            "metric": name,
-            "difference": found.difference,
-            "low": found.low,
-            "high": found.high,
-            "standard_error": found.standard_error,
-            "detectable": found.detectable,
-            "seed_spread": found.seed_spread,
+            "metric": metric.name,
+            "difference": interval.difference,
+            "low": interval.low,
+            "high": interval.high,
+            "standard_error": interval.standard_error,
+            "detectable": interval.detectable,
+            "seed_spread": interval.seed_spread,
         }
-        for name, metric in metrics.items()
-        if metric is not None
-        for (a, b), found in metric.differences.items()
-        if not name.endswith("_to_fp") or FLOAT not in (a, b)
+        for metric, paired in results
+        if paired is not None
+        for (a, b), interval in paired.differences.items()
+        if not metric.to_float or FLOAT not in (a, b)
     ]

@@ -1,4 +1,4 @@
-"""What must agree before two numbers may be compared."""
+"""The protocol of numbers: everything that must agree before two of them may be compared."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What is kept of real images: the moments of their features, and some of the features themselves."""
+"""Statistics of real images: moments of all their features, and the feature vectors of some."""
 
 import os
 from collections.abc import Iterable
@@ -14,8 +14,8 @@ from ptq_diffusion.metric.distance.frechet import FeatureMoments
 from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
 from ptq_diffusion.numeric.seed import generator
 
-KEPT = 4096
-"""How many feature vectors are kept. Kernels and neighbours need vectors, and few enough for all their distances."""
+STORED = 4096
+"""Feature vectors that are stored. Kernels and neighbours need vectors, and few enough for all their distances."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RealStatistics:
     Args:
         moments: of the feature vectors, for FID.
         spatial: of the spatial features, for sFID; None where the extractor has none.
-        vectors: (M, D) float16, of `KEPT` images or all if there are fewer, for KID and neighbours. Half precision is
+        vectors: (M, D) float16, of `STORED` images or all if there are fewer, for KID and neighbours. Half precision is
             exact to 2^-11 of a feature, far below the distances of different images.
     """
 
@@ -41,10 +41,10 @@ class RealStatistics:
             ValueError: fewer than two images, or a feature is NaN or infinite.
         """
         batches, checksum = list(extractor.batches(images)), extractor.checksum()
-        found = Features.cat(batches)
-        spatial = None if found.spatial is None else _moments((b.spatial for b in batches), checksum)
+        features = Features.cat(batches)
+        spatial = None if features.spatial is None else _moments((b.spatial for b in batches), checksum)
         moments = FeatureMoments.of_batches((batch.vectors for batch in batches), checksum)
-        return cls(moments, spatial, found.vectors[kept(len(images))].half())
+        return cls(moments, spatial, features.vectors[stored_rows(len(images))].half())
 
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all, that `FeatureMoments.load` reads too."""
@@ -78,9 +78,9 @@ class RealStatistics:
             return cls(moments, spatial, file.get_tensor("vectors"))
 
 
-def kept(count: int) -> Tensor:
-    """Which of `count` images keep their vectors: the first `KEPT` of one fixed permutation, in ascending order."""
-    return torch.randperm(count, generator=generator("reference", count))[:KEPT].sort().values
+def stored_rows(count: int) -> Tensor:
+    """Indices of the images whose vectors are stored: the first `STORED` of one fixed permutation, ascending."""
+    return torch.randperm(count, generator=generator("reference", count))[:STORED].sort().values
 
 
 def _moments(batches: Iterable[Tensor | None], extractor: str) -> FeatureMoments:

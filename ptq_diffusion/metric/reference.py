@@ -1,4 +1,4 @@
-"""What samples are judged against."""
+"""References: the real images that samples are judged against, or none."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -68,13 +68,13 @@ class StatisticsReference(Reference):
             )
 
     def statistics(self, extractor: FeatureExtractor) -> RealStatistics | None:
-        found = RealStatistics.load(self.path)
-        found.moments.require(extractor.checksum())
-        return found
+        statistics = RealStatistics.load(self.path)
+        statistics.moments.require(extractor.checksum())
+        return statistics
 
     def check(self, extractor: FeatureExtractor, neighbours: int) -> None:
-        found = self.statistics(extractor)
-        _require_neighbours(0 if found is None else len(found.vectors), neighbours, self.path)
+        statistics = self.statistics(extractor)
+        _require_neighbours(0 if statistics is None else len(statistics.vectors), neighbours, self.path)
 
     def checksum(self) -> str:
         return files_digest([self.path])
@@ -106,6 +106,6 @@ class FolderReference(Reference):
 def _require_neighbours(images: int, neighbours: int, path: Path) -> None:
     if images < neighbours + 2:
         raise ValueError(
-            f"expected at least metric.neighbours + 2 = {neighbours + 2} real images in {path}, got {images}; "
-            "add images or lower metric.neighbours"
+            f"expected at least judging.neighbours + 2 = {neighbours + 2} real images in {path}, got {images}; "
+            "add images or lower judging.neighbours"
         )

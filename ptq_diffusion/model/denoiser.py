@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from ptq_diffusion.artefact.digest import tensors_digest
+from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.condition import Condition
 from ptq_diffusion.model.site import Site
 
@@ -20,6 +22,10 @@ class Timestep(Protocol):
     @property
     def t(self) -> float:
         """The time that the network is told."""
+
+    @property
+    def input_scale(self) -> float:
+        """The factor of x_t before the network sees it."""
 
 
 class Output(NamedTuple):
@@ -69,6 +75,15 @@ class Denoiser(nn.Module, ABC):
     @abstractmethod
     def attention_macs(self) -> int:
         """Multiply-accumulates of one forward of one sample that belong to no site: the products QK^T and PV."""
+
+    def architecture(self) -> Architecture:
+        """The network as planning sees it."""
+        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        return Architecture(tuple(self.sites()), self.attention_macs(), parameters)
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all parameters of the network."""
+        return tensors_digest(self.network.state_dict())
 
     @abstractmethod
     def with_network(self, network: nn.Module) -> "Denoiser":

@@ -33,7 +33,9 @@ class DiffusersDenoiser(Denoiser):
         self, network: nn.Module, family: Family, config: Mapping[str, Any], scheduler_config: Mapping[str, Any]
     ) -> None:
         super().__init__()
-        self._network, self.family, self.config = network, family, dict(config)
+        self._network, self.family = network, family
+        # Private entries say where a configuration came from.
+        self.config = {name: value for name, value in config.items() if not name.startswith("_")}
         self.shape = family.shape(config)
         self.scheduler_config = dict(scheduler_config)
 
@@ -57,7 +59,8 @@ class DiffusersDenoiser(Denoiser):
         return self._network
 
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
-        return Output(self.family.call(self._network, x_t, step.t, condition)[:, : self.shape[0]])
+        m = self.family.call(self._network, step.input_scale * x_t, step.t, condition)
+        return Output(m[:, : self.shape[0]])
 
     def with_network(self, network: nn.Module) -> "DiffusersDenoiser":
         return DiffusersDenoiser(network, self.family, self.config, self.scheduler_config)

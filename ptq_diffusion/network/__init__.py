@@ -1,28 +1,32 @@
-"""Floor 2: quantizers inside a network."""
+"""Floor 2: quantized networks: integers, and settings by step."""
 
-from ptq_diffusion.network.input_grid import InputGrid, regridding
-from ptq_diffusion.network.insertion import observing, quantize
-from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
-from ptq_diffusion.network.output_layer import OutputLayerTap
-from ptq_diffusion.network.quantizers import LayerQuantizers, NetworkQuantizers
-from ptq_diffusion.network.rescaling import Rescaling, Spread, rescaled, watching
+from ptq_diffusion.network.insertion import quantize
+from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
+from ptq_diffusion.network.layer import CurrentStep, QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from ptq_diffusion.network.observing import InputObservations, regridding, watching
+from ptq_diffusion.network.quantized import QuantizedDenoiser
+from ptq_diffusion.network.rescaling import InputGrid, Rescaling, Spread
 from ptq_diffusion.network.saving import load_quantized, save_quantized
+from ptq_diffusion.network.step_settings import LayerSettings, StepSettings
 
 __all__ = [
+    "CurrentStep",
+    "FloatWeight",
     "InputGrid",
-    "LayerQuantizers",
-    "NetworkQuantizers",
-    "OutputLayerTap",
+    "InputObservations",
+    "LayerSettings",
     "QuantizedConv2d",
+    "QuantizedDenoiser",
     "QuantizedLayer",
     "QuantizedLinear",
+    "QuantizedWeight",
     "Rescaling",
     "Spread",
+    "StepSettings",
+    "StoredWeight",
     "load_quantized",
-    "observing",
     "quantize",
     "regridding",
-    "rescaled",
     "save_quantized",
     "watching",
 ]

@@ -1,41 +1,85 @@
-"""Observe a float network, then build its quantized copy."""
+"""Build the quantized copy of a float network by a bitwidth plan."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
-from ptq_diffusion.network.quantizers import LayerQuantizers, NetworkQuantizers
-
-
-@contextmanager
-def observing(network: nn.Module, quantizers: NetworkQuantizers) -> Iterator[None]:
-    """Within this context a forward of the float network shows its layers' inputs to their activation quantizers."""
-    with ExitStack() as hooks:
-        for name, layer in quantizers.layers.items():
-            if layer.activation is not None:
-                hook = network.get_submodule(name).register_forward_pre_hook(
-                    lambda _, inputs, quantizer=layer.activation: quantizer.observe(inputs[0])
-                )
-                hooks.enter_context(hook)
-        yield
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model.plan import BitwidthPlan
+from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
+from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer, quantized_layer
+from ptq_diffusion.network.observing import InputObservations
+from ptq_diffusion.network.quantized import QuantizedDenoiser
+from ptq_diffusion.network.step_settings import LayerSettings
+from ptq_diffusion.numeric.grid import FLOAT_BITS
+from ptq_diffusion.quantizer import AffineQuantizer, Quantizer
 
 
-def quantize(network: nn.Module, quantizers: NetworkQuantizers) -> nn.Module:
-    """A copy of the float network whose layers compute with the given frozen quantizers; the original stays."""
-    copied = copy.deepcopy(network)
-    for name, layer_quantizers in quantizers.layers.items():
-        parent, _, child = name.rpartition(".")
-        layer = copied.get_submodule(name)
-        setattr(copied.get_submodule(parent), child, _quantized(layer, layer_quantizers))
-    return copied
+def quantize(
+    model: Denoiser, plan: BitwidthPlan, observations: InputObservations, weight: Callable[[int], Quantizer]
+) -> QuantizedDenoiser:
+    """A quantized copy of a float denoiser; the original stays as it is.
+
+    Args:
+        model: the float one.
+        plan: bits of every site at every step.
+        observations: of the inputs of its layers.
+        weight: from a bitwidth to a fresh quantizer of a weight.
+
+    Raises:
+        ValueError: the plan is of another network, or a layer cannot be quantized.
+    """
+    sites = model.sites()
+    plan.require(sites, plan.steps)
+    current = CurrentStep()
+
+    def quantized(name: str, layer: nn.Module) -> QuantizedLayer:
+        stored = [_stored(layer.get_parameter("weight").detach(), bits, weight) for bits in plan.weight_copies(name)]
+        bias = None if layer.bias is None else layer.get_parameter("bias").detach()
+        return quantized_layer(layer, stored, bias, layer_settings(plan, name, observations), current)
+
+    network = model.network
+    layers = {site.name: quantized(site.name, network.get_submodule(site.name)) for site in sites}
+    denoiser = model.with_network(with_layers(network, layers))
+    return QuantizedDenoiser(denoiser, sites, model.attention_macs(), plan, current)
 
 
-def _quantized(layer: nn.Module, quantizers: LayerQuantizers) -> QuantizedLayer:
-    if isinstance(layer, nn.Conv2d):
-        return QuantizedConv2d(layer, quantizers)
-    if isinstance(layer, nn.Linear):
-        return QuantizedLinear(layer, quantizers)
-    raise TypeError(f"expected a Conv2d or Linear layer, got {type(layer).__name__}")
+def with_layers(network: nn.Module, layers: dict[str, QuantizedLayer]) -> nn.Module:
+    """A copy of a network with other modules in the places of some layers; all other tensors are copied.
+
+    The layers that are replaced are not copied before.
+    """
+    replaced = {id(network.get_submodule(name)): layer for name, layer in layers.items()}
+    return copy.deepcopy(network, dict(replaced)).eval().requires_grad_(False)
+
+
+def layer_settings(plan: BitwidthPlan, site: str, observations: InputObservations) -> LayerSettings:
+    """The settings of one layer: a row where nothing changes from step to step, or a row for every step."""
+    bits, copies = plan.activation[site], plan.weight_copies(site)
+    places = [copies.index(own) for own in plan.weight[site]]
+    steps = max(len(bits), len(places))
+    quantizers = {b: observations.quantizer(site, b) for b in sorted(set(bits) - {FLOAT_BITS})}
+    grids = {b: _grid(quantizer) for b, quantizer in quantizers.items()}
+    unused = torch.ones(1), torch.zeros(1, dtype=torch.int32)
+    scale, zero_point = zip(*(grids.get(b, unused) for b in bits), strict=True)
+    rows = (torch.tensor(bits, dtype=torch.int16), torch.cat(scale), torch.cat(zero_point))
+    symmetric = any(q.grid.symmetric for q in quantizers.values() if isinstance(q, AffineQuantizer))
+    table = [row.expand(steps).clone() for row in (*rows, torch.tensor(places, dtype=torch.int16))]
+    return LayerSettings(table[0], table[1], table[2], table[3], symmetric)
+
+
+def _grid(quantizer: Quantizer) -> tuple[Tensor, Tensor]:
+    if not isinstance(quantizer, AffineQuantizer):
+        raise TypeError(f"expected an AffineQuantizer of an input, got {type(quantizer).__name__}")
+    return quantizer.scale, quantizer.zero_point
+
+
+def _stored(weight: Tensor, bits: int, make: Callable[[int], Quantizer]) -> StoredWeight:
+    if bits == FLOAT_BITS:
+        return FloatWeight(weight.clone())
+    quantizer = make(bits)
+    quantizer.observe(weight)
+    quantizer.freeze()
+    return QuantizedWeight.of(weight, quantizer)

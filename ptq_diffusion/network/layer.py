@@ -1,66 +1,103 @@
 """Layers that compute with quantized operands."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ptq_diffusion.network.quantizers import LayerQuantizers
+from ptq_diffusion.network.integers import StoredWeight
+from ptq_diffusion.network.step_settings import LayerSettings
+
+
+class CurrentStep:
+    """The step that a quantized network is asked about: the one thing that its layers share.
+
+    Attributes:
+        i: the row of the table.
+    """
+
+    def __init__(self) -> None:
+        self.i = 0
 
 
 class QuantizedLayer(nn.Module, ABC):
-    """A layer whose weight was quantized once and whose input is quantized at every call; None leaves an operand float.
+    """A layer with stored weights, whose input is quantized at every call by the settings of the current step.
 
     Attributes:
-        weight: on its grid.
-        bias: float, or None.
-        instead: a weight and a bias to compute with in place of these, see `rescaled`; None outside of it.
+        weights: the copies of the weight, of which the settings choose one at every step.
+        bias: float, (O,), or None.
+        settings: by step.
         channels: the dimension of its output that channels are.
 
     Args:
-        layer: the float layer; it is not changed.
-        quantizers: frozen.
+        layer: of which geometry and bias are taken; it is not changed, and may be on the meta device.
+        weights: at least one.
+        bias: (O,), or None.
+        settings: of one step or of every step of a table.
+        current: shared by all layers of a network.
     """
 
-    weight: Tensor
     bias: Tensor | None
+    settings: LayerSettings
     channels: ClassVar[int]
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, quantizers: LayerQuantizers) -> None:
+    def __init__(
+        self,
+        layer: nn.Conv2d | nn.Linear,  # noqa: ARG002
+        weights: Sequence[StoredWeight],
+        bias: Tensor | None,
+        settings: LayerSettings,
+        current: CurrentStep,
+    ) -> None:
         super().__init__()
-        weight, quantizer = layer.weight.detach(), quantizers.weight
-        self.register_buffer("weight", weight.clone() if quantizer is None else quantizer(weight))
-        self.bias = layer.bias
-        self.instead: tuple[Tensor, Tensor] | None = None
-        self.activation = nn.Identity() if quantizers.activation is None else quantizers.activation
+        self.weights = nn.ModuleList(weights)
+        self.register_buffer("bias", bias)
+        self.settings, self.current = settings, current
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.compute(self.activation(x))
+        i = self.current.i
+        return self.compute(self.settings(x, i), *self.operands(i))
 
-    @property
-    def operands(self) -> tuple[Tensor, Tensor | None]:
-        """The weight and the bias in use."""
-        return self.instead or (self.weight, self.bias)
+    def operands(self, i: int) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as float32 at step i: the gain is in the weight's scales, the offset in the bias."""
+        weight = self.weights[self.settings.weight_copy(i)]
+        assert isinstance(weight, StoredWeight)
+        channels = self.settings.channels(i)
+        if channels is None:
+            return weight.values(), self.bias
+        gain, offset = channels
+        return weight.values(gain), offset if self.bias is None else self.bias * gain + offset
 
     @abstractmethod
-    def compute(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's operation on an input that is quantized already."""
 
 
 class QuantizedConv2d(QuantizedLayer):
-    """`nn.Conv2d` with quantized operands."""
+    """`nn.Conv2d` with quantized operands.
+
+    Raises:
+        ValueError: a convolution whose padding is not of zeros.
+    """
 
     channels = 1
 
-    def __init__(self, layer: nn.Conv2d, quantizers: LayerQuantizers) -> None:
-        super().__init__(layer, quantizers)
+    def __init__(
+        self,
+        layer: nn.Conv2d,
+        weights: Sequence[StoredWeight],
+        bias: Tensor | None,
+        settings: LayerSettings,
+        current: CurrentStep,
+    ) -> None:
+        super().__init__(layer, weights, bias, settings, current)
         if layer.padding_mode != "zeros":
             raise ValueError(f"expected a convolution with zero padding, got padding_mode={layer.padding_mode!r}")
         self.stride, self.padding = layer.stride, layer.padding
         self.dilation, self.groups = layer.dilation, layer.groups
 
-    def compute(self, x: Tensor) -> Tensor:
-        weight, bias = self.operands
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return nn.functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
@@ -69,5 +106,25 @@ class QuantizedLinear(QuantizedLayer):
 
     channels = -1
 
-    def compute(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, *self.operands)
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return nn.functional.linear(x, weight, bias)
+
+
+def quantized_layer(
+    layer: nn.Module,
+    weights: Sequence[StoredWeight],
+    bias: Tensor | None,
+    settings: LayerSettings,
+    current: CurrentStep,
+) -> QuantizedLayer:
+    """The quantized layer in place of a float one.
+
+    Raises:
+        TypeError: the layer is neither a Conv2d nor a Linear.
+        ValueError: see `QuantizedConv2d`.
+    """
+    if isinstance(layer, nn.Conv2d):
+        return QuantizedConv2d(layer, weights, bias, settings, current)
+    if isinstance(layer, nn.Linear):
+        return QuantizedLinear(layer, weights, bias, settings, current)
+    raise TypeError(f"expected a Conv2d or Linear layer, got {type(layer).__name__}")

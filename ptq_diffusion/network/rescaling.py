@@ -1,30 +1,60 @@
-"""Scales of quantized weights, biases and input grids of their own, such as every step may have."""
+"""Rescalings of one layer at one step: a gain and an offset of its output channels, and a grid of its input."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ptq_diffusion.network.input_grid import InputGrid
-from ptq_diffusion.network.layer import QuantizedLayer
-from ptq_diffusion.quantizer import AffineQuantizer
+from ptq_diffusion.numeric.grid import Grid
+from ptq_diffusion.quantizer import AffineQuantizer, Numbers, RangeSearch
 
 CONSTANT = 1e-4
 """A channel whose standard deviation is below this share of its root mean square says only its mean."""
 LARGEST_GAIN = 4.0
 """Beyond it, or below its inverse, two deviations are not of one channel at two precisions, and are not matched."""
+BINS = 1024
+"""Of the histogram of a layer's input."""
+
+
+@dataclass(frozen=True)
+class InputGrid:
+    """The grid of a layer's input at one step, of the bits that the plan gives it there.
+
+    Args:
+        scale: (1,) float32.
+        zero_point: (1,) int32.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, grid: Grid, range_search: RangeSearch) -> "InputGrid":
+        """The grid that a quantizer would have if it had seen this input alone."""
+        quantizer = AffineQuantizer(grid.bits, grid.symmetric, False, range_search, BINS)
+        quantizer.observe(x)
+        quantizer.freeze()
+        return cls(quantizer.scale.cpu(), quantizer.zero_point.cpu())
+
+    def numbers(self, grid: Grid) -> Numbers:
+        """The numbers that a quantizer of this grid computes with."""
+        return Numbers.of(self.scale, self.zero_point, grid)
+
+    def lerp(self, other: "InputGrid", weight: float) -> "InputGrid":
+        """From this one at weight 0 to the other at 1; zero stays on the grid."""
+        zero_point = torch.lerp(self.zero_point.float(), other.zero_point.float(), weight).round().int()
+        return InputGrid(torch.lerp(self.scale, other.scale, weight), zero_point)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of a layer's output channels, over images and positions.
+    """Mean and standard deviation of a layer's output channels, over images and positions.
 
     Args:
         mean: (O,) float64.
-        deviation: (O,) float64, the standard deviation.
+        deviation: (O,) float64.
     """
 
     mean: Tensor
@@ -32,7 +62,7 @@ class Spread:
 
     @classmethod
     def of(cls, output: Tensor, channels: int) -> "Spread":
-        """Of an output, (B, ...), whose channels are one of its other dimensions."""
+        """The spread of an output, (B, ...), whose channels are one of its other dimensions."""
         # (B, O, N): along rows means are several times faster than over all other dimensions at once.
         rows = output.movedim(channels, 1)
         rows = rows.reshape(*rows.shape[:2], -1)
@@ -76,30 +106,24 @@ class Rescaling:
         shape[channels] = -1
         return output * self.gain.to(output).view(shape) + self.offset.to(output).view(shape)
 
-    def operands(self, layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
-        """The layer's weight and bias with this gain and offset."""
-        gain, offset = self.gain.to(layer.weight), self.offset.to(layer.weight)
-        weight = layer.weight * gain.view(-1, *[1] * (layer.weight.ndim - 1))
-        return weight, offset if layer.bias is None else layer.bias * gain + offset
-
     def lerp(self, other: "Rescaling", weight: float) -> "Rescaling":
         """From this one at weight 0 to the other at 1; where only one has a grid, with that."""
         grids = self.input_grid, other.input_grid
         both = grids[0].lerp(grids[1], weight) if grids[0] and grids[1] else grids[0] or grids[1]
         return Rescaling(torch.lerp(self.gain, other.gain, weight), torch.lerp(self.offset, other.offset, weight), both)
 
-    def nothing(self) -> "Rescaling":
-        """The one of the same channels that changes nothing."""
+    def identity_like(self) -> "Rescaling":
+        """The rescaling of as many channels that changes nothing."""
         return Rescaling(torch.ones_like(self.gain), torch.zeros_like(self.offset))
 
     def tensors(self) -> dict[str, Tensor]:
-        """By field."""
+        """Its tensors by field."""
         grid = {} if self.input_grid is None else vars(self.input_grid)
         return {"gain": self.gain, "offset": self.offset, **grid}
 
     @classmethod
     def of_tensors(cls, fields: Mapping[str, Tensor]) -> "Rescaling":
-        """The inverse of `tensors`.
+        """The rescaling whose `tensors` these are.
 
         Raises:
             ValueError: a field is missing, unknown or of another shape.
@@ -116,53 +140,17 @@ class Rescaling:
         return cls(fields["gain"], fields["offset"], grid)
 
 
-@contextmanager
-def rescaled(network: nn.Module, rescalings: Mapping[str, Rescaling]) -> Iterator[None]:
-    """Within this context layers of a quantized network compute with other scales, biases and grids of their inputs.
-
-    Raises:
-        ValueError: the network has no quantized layer of a name, or one of another number of channels or another input.
-    """
-    modules = dict(network.named_modules()) if rescalings else {}
-    layers = {name: _layer(modules, name, rescaling) for name, rescaling in rescalings.items()}
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.callback(setattr, layer, "instead", layer.instead)
-            layer.instead = rescalings[name].operands(layer)
-            if grid := rescalings[name].input_grid:
-                quantizer = _quantizer(layer, name)
-                stack.callback(setattr, quantizer, "instead", quantizer.instead)
-                quantizer.instead = grid.numbers(quantizer)
-        yield
-
-
-def _layer(modules: Mapping[str, nn.Module], name: str, rescaling: Rescaling) -> QuantizedLayer:
-    layer = modules.get(name)
-    if not isinstance(layer, QuantizedLayer) or len(layer.weight) != len(rescaling.gain):
-        found = f"one of {len(layer.weight)}" if isinstance(layer, QuantizedLayer) else "no such layer"
-        raise ValueError(
-            f"expected a quantized layer {name} of {len(rescaling.gain)} output channels, which the correction was "
-            f"fitted for, got {found}; fit it for this network"
-        )
-    return layer
-
-
-def _quantizer(layer: QuantizedLayer, name: str) -> AffineQuantizer:
-    if not isinstance(layer.activation, AffineQuantizer):
-        raise ValueError(
-            f"expected {name} to quantize its input by an AffineQuantizer, which the correction was fitted for, got "
-            f"{type(layer.activation).__name__}; fit it for this network"
-        )
-    return layer.activation
-
-
 def named(rescalings: Mapping[str, Rescaling]) -> dict[str, Tensor]:
-    """Their tensors by layer/field."""
-    return {f"{name}/{field}": tensor for name, own in rescalings.items() for field, tensor in own.tensors().items()}
+    """The tensors of rescalings by layer/field."""
+    return {
+        f"{name}/{field}": tensor
+        for name, rescaling in rescalings.items()
+        for field, tensor in rescaling.tensors().items()
+    }
 
 
 def of_named(tensors: Mapping[str, Tensor]) -> dict[str, Rescaling]:
-    """The inverse of `named`.
+    """The rescalings whose `named` tensors these are.
 
     Raises:
         ValueError: a field is missing, unknown or of another shape.
@@ -172,13 +160,3 @@ def of_named(tensors: Mapping[str, Tensor]) -> dict[str, Rescaling]:
         layer, _, field = name.rpartition("/")
         parts[layer][field] = tensor
     return {layer: Rescaling.of_tensors(fields) for layer, fields in parts.items()}
-
-
-@contextmanager
-def watching(network: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-    """Within this context the outputs of some layers are shown; what `see` returns takes their place, if any."""
-    with ExitStack() as hooks:
-        for name in names:
-            layer = network.get_submodule(name)
-            hooks.enter_context(layer.register_forward_hook(lambda _, __, output, name=name: see(name, output)))
-        yield

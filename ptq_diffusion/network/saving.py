@@ -1,100 +1,125 @@
-"""A quantized network as a folder: json and safetensors, nothing else is read."""
+"""A quantized network as a folder: packed integers, scales and settings by step; json and safetensors only."""
 
-import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from ptq_diffusion import quantizer
 from ptq_diffusion.model import Denoiser, DiffusersDenoiser
-from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
-from ptq_diffusion.model.site import Site
-from ptq_diffusion.network.quantizers import NetworkQuantizers
-from ptq_diffusion.quantizer import Quantizer
+from ptq_diffusion.model.family import FAMILIES
+from ptq_diffusion.model.plan import BitwidthPlan
+from ptq_diffusion.network.integers import QuantizedWeight, StoredWeight, stored_weight
+from ptq_diffusion.network.layer import CurrentStep, quantized_layer
+from ptq_diffusion.network.quantized import QuantizedDenoiser
+from ptq_diffusion.network.step_settings import StepSettings
 
-SETTINGS, RANGES, MODEL = "quantizers.json", "quantizers.safetensors", "model"
-FILES = (SETTINGS, RANGES, f"{MODEL}/unet/config.json", f"{MODEL}/scheduler/scheduler_config.json")
-"""What a folder holds beside the network's weights."""
+DESCRIPTION, TENSORS = "quantized.json", "quantized.safetensors"
+FILES = (DESCRIPTION, TENSORS)
+"""The files of a folder."""
+VERSION = 1
+"""Of the format."""
+SETTINGS, WEIGHT, BIAS, OTHER = "settings", "weight", "bias", "other"
+"""First parts of the names of tensors."""
 
 
-def save_quantized(model: Denoiser, quantizers: NetworkQuantizers, folder: Path) -> None:
-    """Write `model/`, which stock diffusers reads as a network with quantized weights, and the quantizers beside it.
+def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
+    """Write a quantized network into an existing folder; the float network is not needed to load it.
 
-    Weights are written as the float numbers that they stand for, which their quantizers leave as they are.
-
-    Args:
-        model: around a network that `quantize` made of a UNet2DModel with these quantizers.
-        quantizers: frozen.
-        folder: an existing one.
+    Raises:
+        TypeError: a denoiser that is not of diffusers.
     """
-    state = model.network.state_dict()
-    with torch.device("meta"):
-        stock = UNet2DModel.from_config(model.network.config)
-    stock.load_state_dict({name: state[name] for name in stock.state_dict()}, assign=True)
-    stock.save_pretrained(folder / MODEL / "unet", safe_serialization=True)
-    (folder / MODEL / "scheduler").mkdir(exist_ok=True)
-    _write(folder / MODEL / "scheduler" / "scheduler_config.json", model.scheduler_config)
-    _write(folder / SETTINGS, _settings(quantizers))
-    quantizers.save(folder / RANGES)
+    denoiser = quantized.denoiser
+    if not isinstance(denoiser, DiffusersDenoiser):
+        raise TypeError(f"expected a quantized network of diffusers, got a {type(denoiser).__name__}")
+    save_file({name: tensor.contiguous() for name, tensor in _tensors(quantized).items()}, folder / TENSORS)
+    description = {
+        "version": VERSION,
+        "family": denoiser.family.network_class.__name__,
+        "network": denoiser.config,
+        "scheduler": denoiser.scheduler_config,
+        "symmetric": {name: layer.settings.symmetric for name, layer in quantized.layers().items()},
+        "weights": {name: [_grid_of(weight) for weight in layer.weights] for name, layer in quantized.layers().items()},
+        "plan": json.loads(quantized.plan.to_json()),
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description) + "\n")
 
 
-def load_quantized(folder: Path) -> tuple[DiffusersDenoiser, NetworkQuantizers]:
-    """The network before its quantizers, which bring its weights back as they were, and these, frozen.
+def load_quantized(folder: Path) -> QuantizedDenoiser:
+    """The quantized network that `save_quantized` wrote, bit for bit.
 
     Raises:
         FileNotFoundError: the folder lacks a file.
-        ValueError: the files are broken, do not belong together, or name a quantizer that is none of this package.
+        ValueError: the files are broken, of another version, or do not belong together.
     """
-    model = DiffusersDenoiser.from_folder(str(folder / MODEL))
-    quantizers = _blank(model.sites(), folder / SETTINGS)
-    quantizers.restore(folder / RANGES)
-    return model, quantizers
-
-
-def _settings(quantizers: NetworkQuantizers) -> dict[str, Any]:
-    """Bits of every layer, and what the quantizers of weights and of activations are; None where all is float."""
-    found: dict[str, Any] = {"weight": None, "activation": None}
-    for layer in quantizers.layers.values():
-        for operand, own in (("weight", layer.weight), ("activation", layer.activation)):
-            if own is not None:
-                found[operand] = {"kind": type(own).__name__, **own.settings}
-    bits = {name: [quantizers.plan[name].weight, quantizers.plan[name].activation] for name in quantizers.layers}
-    return {"bits": bits, **found}
-
-
-def _blank(sites: Sequence[Site], file: Path) -> NetworkQuantizers:
-    """Quantizers that can adopt what was saved."""
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"expected {name} in {folder}, a folder that a quantized network was saved in")
     try:
-        found = json.loads(file.read_text())
-        plan = BitwidthPlan({name: LayerBits(*bits) for name, bits in found["bits"].items()})
-        return NetworkQuantizers(sites, plan, _maker(found["weight"]), _maker(found["activation"]))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        description, tensors = json.loads((folder / DESCRIPTION).read_text()), load_file(folder / TENSORS)
+        if description["version"] != VERSION:
+            raise ValueError(f"version {description['version']} in place of {VERSION}")
+        return _rebuilt(description, tensors)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"expected quantizers of this network in {file}, got others ({type(error).__name__}: {error}); "
-            "export it again"
+            f"expected a quantized network of version {VERSION} in {folder}, got other or broken files "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); quantize or export it again"
         ) from error
 
 
-def _maker(settings: Mapping[str, Any] | None) -> Callable[[int], Quantizer]:
-    """From a bitwidth to a blank quantizer; only what the package exports as one is made."""
-    if settings is None:
-        return _none_recorded
-    options = dict(settings)
-    name = options.pop("kind")
-    kind = getattr(quantizer, name) if name in quantizer.__all__ else None
-    if not isinstance(kind, type) or not issubclass(kind, Quantizer) or inspect.isabstract(kind):
-        raise ValueError(f"expected a kind of quantizer of ptq_diffusion.quantizer, got {name!r}")
-    return partial(kind.blank, **options)
+def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
+    """Every tensor of the network by name: settings of all layers, their weights and biases, all other parameters."""
+    tensors = {f"{SETTINGS}/{name}": tensor for name, tensor in quantized.settings.tensors().items()}
+    for name, layer in quantized.layers().items():
+        for place, weight in enumerate(layer.weights):
+            assert isinstance(weight, StoredWeight)
+            tensors |= {f"{WEIGHT}/{name}/{place}/{part}": tensor for part, tensor in weight.tensors().items()}
+        if layer.bias is not None:
+            tensors[f"{BIAS}/{name}"] = layer.bias
+    sites = tuple(f"{name}." for name in quantized.layers())
+    others = quantized.network.state_dict().items()
+    return tensors | {f"{OTHER}/{name}": tensor for name, tensor in others if not name.startswith(sites)}
 
 
-def _none_recorded(bits: int) -> Quantizer:
-    raise ValueError(f"expected {bits} bits to have a quantizer, got none")
+def _grid_of(weight: nn.Module) -> list[int | bool]:
+    """Bits and symmetry of a stored weight."""
+    assert isinstance(weight, StoredWeight)
+    return [weight.bits, weight.grid.symmetric if isinstance(weight, QuantizedWeight) else True]
 
 
-def _write(file: Path, value: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(dict(value), indent=2) + "\n")
+def _rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedDenoiser:
+    family, plan = FAMILIES[description["family"]], BitwidthPlan.from_json(json.dumps(description["plan"]))
+    with torch.device("meta"):
+        network = family.network_class.from_config(description["network"]).eval()
+    float_model = DiffusersDenoiser(network, family, description["network"], description["scheduler"])
+    sites, current = float_model.sites(), CurrentStep()
+    plan.require(sites, plan.steps)
+    table = StepSettings.of_tensors(_below(SETTINGS, tensors), description["symmetric"])
+    for site in sites:
+        layer = network.get_submodule(site.name)
+        weights = [
+            stored_weight(_below(f"{WEIGHT}/{site.name}/{place}", tensors), bits, symmetric, site.weight_shape)
+            for place, (bits, symmetric) in enumerate(description["weights"][site.name])
+        ]
+        bias = tensors[f"{BIAS}/{site.name}"] if layer.bias is not None else None
+        parent, _, child = site.name.rpartition(".")
+        replacement = quantized_layer(layer, weights, bias, table[site.name], current)
+        setattr(network.get_submodule(parent), child, replacement)
+    _assign_others(network, _below(OTHER, tensors), tuple(f"{site.name}." for site in sites))
+    denoiser: Denoiser = float_model.with_network(network.requires_grad_(False))
+    return QuantizedDenoiser(denoiser, sites, float_model.attention_macs(), plan, current)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with prefix/, by the rest of their names."""
+    return {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}
+
+
+def _assign_others(network: nn.Module, tensors: Mapping[str, Tensor], sites: tuple[str, ...]) -> None:
+    missing, unexpected = network.load_state_dict(dict(tensors), strict=False, assign=True)
+    if odd := [*(name for name in missing if not name.startswith(sites)), *unexpected]:
+        raise ValueError(f"expected the parameters of the network that is described, {odd[0]} has no counterpart")

@@ -1,6 +1,7 @@
 """A streaming histogram whose result does not depend on the order or the split of what it saw."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -61,6 +62,28 @@ class DyadicHistogram:
         for few in values.split(TOGETHER if values.device.type == "cpu" else max(len(values), 1)):
             counts += torch.bincount((few.double() * factor).floor_().long() + self.bins // 2, minlength=self.bins)
         self.counts += counts.cpu()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The counts and what they are of, by name, to be kept as safetensors.
+
+        Raises:
+            ValueError: nothing was counted.
+        """
+        extremes = torch.tensor([self.low, self.high], dtype=torch.float64)
+        return {"counts": self.counts, "exponent": torch.tensor(self._exponent), "extremes": extremes}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "DyadicHistogram":
+        """The histogram whose `tensors` these are.
+
+        Raises:
+            KeyError: a tensor is missing.
+            ValueError: a number of bins that no histogram has.
+        """
+        histogram = cls(len(tensors["counts"]))
+        histogram.counts, histogram.exponent = tensors["counts"].clone(), int(tensors["exponent"])
+        histogram.low, histogram.high = tensors["extremes"].tolist()
+        return histogram
 
     def centres(self) -> Tensor:
         """The middle of every bin, (bins,) float32."""

@@ -10,10 +10,7 @@ from torch import Tensor
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.numeric.histogram import DyadicHistogram, require_bins
 from ptq_diffusion.quantizer.quantizer import Quantizer, State
-from ptq_diffusion.quantizer.range_search import Distribution, MinMax, RangeSearch, affine_parameters
-
-UNUSED_BINS = 4
-"""A histogram that sees nothing has as few bins as there may be."""
+from ptq_diffusion.quantizer.range_search import Distribution, RangeSearch, affine_parameters
 
 
 class Numbers(NamedTuple):
@@ -32,6 +29,13 @@ class Numbers(NamedTuple):
         """From s, (1,) float32, and z, (1,) int32."""
         return cls(grid.low - int(zero_point), grid.high - int(zero_point), float(scale), float(1 / scale))
 
+    def fake_quantized(self, x: Tensor) -> Tensor:
+        """x_hat, the shape of x: its nearest values on the grid."""
+        # In place: several times faster on a CPU than torch's fused operator, which also makes a gradient mask.
+        integers = (x * self.inverse).round_().clamp_(self.low, self.high)
+        # 0 + s i instead of s i, at the same cost: a zero loses its sign, as it does where z is added.
+        return torch.add(torch.zeros(()), integers, alpha=self.scale, out=integers)
+
 
 class AffineQuantizer(Quantizer):
     """x_hat = s (clamp(round(x / s) + z, low, high) - z), Jacob et al., CVPR 2018, arXiv 1712.05877.
@@ -46,10 +50,6 @@ class AffineQuantizer(Quantizer):
         per_channel: one scale for each slice along axis 0.
         range_search: how the covered interval is chosen.
         bins: histogram bins of a per-tensor quantizer.
-
-    Attributes:
-        instead: what `forward` of a quantizer of a whole tensor computes with in place of its own scale and zero point,
-            see `rescaled`; None outside of it.
     """
 
     scale: Tensor
@@ -62,7 +62,6 @@ class AffineQuantizer(Quantizer):
         require_bins(bins)
         self._histogram: DyadicHistogram | None = None if per_channel else DyadicHistogram(bins)
         self._seen: Distribution | None = None
-        self.instead: Numbers | None = None
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
 
@@ -80,19 +79,23 @@ class AffineQuantizer(Quantizer):
         seen = self._distribution()
         low, high = self.range_search(seen, self.grid)
         self.scale, self.zero_point = affine_parameters(low, high, self.grid)
-        self.forget()
+        self._histogram = self._seen = None
         self.state = State.FROZEN
 
-    def forget(self) -> None:
-        self._histogram = self._seen = None
+    def observation(self) -> Mapping[str, Tensor]:
+        self.require(State.OBSERVING)
+        if self._histogram is None or self._histogram.exponent is None:
+            raise RuntimeError("nothing was observed; run calibration data through the network first")
+        return self._histogram.tensors()
 
-    @property
-    def settings(self) -> Mapping[str, bool]:
-        return {"symmetric": self.grid.symmetric, "per_channel": self.per_channel}
-
-    @classmethod
-    def blank(cls, bits: int, symmetric: bool, per_channel: bool) -> "AffineQuantizer":  # type: ignore[override]
-        return cls(bits, symmetric, per_channel, MinMax(), UNUSED_BINS)
+    def observed(self, observation: Mapping[str, Tensor]) -> None:
+        self.require(State.OBSERVING)
+        if self._histogram is None or observation.keys() != {"counts", "exponent", "extremes"}:
+            raise ValueError(
+                f"expected a histogram for a quantizer of a whole tensor, got {', '.join(observation) or 'nothing'}; "
+                "calibrate again"
+            )
+        self._histogram = DyadicHistogram.of_tensors(observation)
 
     def to_integers(self, x: Tensor) -> Tensor:
         self.require(State.FROZEN)
@@ -107,11 +110,7 @@ class AffineQuantizer(Quantizer):
         self.require(State.FROZEN)
         if self.per_channel:
             return self.from_integers(self.to_integers(x))
-        low, high, scale, inverse = self.instead or self._numbers
-        # In place: several times faster on a CPU than torch's fused operator, which also makes a gradient mask.
-        integers = (x * inverse).round_().clamp_(low, high)
-        # 0 + s i instead of s i, at the same cost: a zero loses its sign, as it does where z is added.
-        return torch.add(torch.zeros(()), integers, alpha=scale, out=integers)
+        return self._numbers.fake_quantized(x)
 
     @cached_property
     def _numbers(self) -> Numbers:

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -37,30 +36,20 @@ class Quantizer(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forget(self) -> None:
-        """Drop statistics."""
-
-    def adopt(self, buffers: Mapping[str, Tensor]) -> None:
-        """Freeze with the buffers, by name, of a quantizer that was frozen earlier."""
-        self.require(State.OBSERVING)
-        for name, value in buffers.items():
-            setattr(self, name, value.clone())
-        self.forget()
-        self.state = State.FROZEN
-
-    @property
-    @abstractmethod
-    def settings(self) -> Mapping[str, Any]:
-        """What a frozen quantizer is beside its bits and buffers: the options of `blank`, which json can hold."""
-
-    @classmethod
-    @abstractmethod
-    def blank(cls, bits: int, **settings: Any) -> "Quantizer":
-        """One that is only there to adopt the buffers of another of these bits and settings.
+    def observation(self) -> Mapping[str, Tensor]:
+        """The statistics of all that was observed, by name, which do not depend on the bits.
 
         Raises:
-            TypeError: a setting is missing or unknown.
-            ValueError: the bits are out of range.
+            RuntimeError: nothing was observed, or the quantizer is frozen.
+        """
+
+    @abstractmethod
+    def observed(self, observation: Mapping[str, Tensor]) -> None:
+        """Take the statistics that another quantizer of this kind observed, of any bits, in place of observing.
+
+        Raises:
+            RuntimeError: the quantizer is frozen.
+            ValueError: statistics of another kind of quantizer.
         """
 
     @abstractmethod

@@ -1,1 +1,1 @@
-"""Floor 6: what a run and a sweep of runs end with."""
+"""Floor 6: tables, figures and files of a run, and of a sweep of runs."""

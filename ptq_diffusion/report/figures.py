@@ -1,4 +1,4 @@
-"""Figures of a report."""
+"""Figures of a report: a grid of samples, and diagnostics of the correction by step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,11 +36,11 @@ def image_grid(variants: Mapping[str, Tensor], columns: int, path: Path) -> None
 
 def noise_curves(report: Sequence[StepReport], path: Path) -> None:
     """k, bias, residual variance, R^2, variance budget, SNR_Q against SNR_F and the residual's shape, step by step."""
-    times = [found.t for found in report]
+    times = [step.t for step in report]
     panels: list[tuple[str, Callable[[Axes], object]]] = [
-        ("correlation $k$", lambda axis: axis.plot(times, [found.k for found in report])),
-        ("bias, rms over channels", lambda axis: axis.plot(times, [found.bias for found in report])),
-        ("residual variance $v$", lambda axis: axis.semilogy(times, _positive([found.variance for found in report]))),
+        ("correlation $k$", lambda axis: axis.plot(times, [step.k for step in report])),
+        ("bias, rms over channels", lambda axis: axis.plot(times, [step.bias for step in report])),
+        ("residual variance $v$", lambda axis: axis.semilogy(times, _positive([step.variance for step in report]))),
         ("$R^2$, noise explained", lambda axis: _explained(axis, report)),
         ("share of the variance budget", lambda axis: _budget(axis, report)),
         ("signal to noise", lambda axis: _signal_to_noise(axis, report)),
@@ -60,40 +60,40 @@ def noise_curves(report: Sequence[StepReport], path: Path) -> None:
 
 def _explained(axis: Axes, report: Sequence[StepReport]) -> None:
     """A gap between the lines means that there were too few images."""
-    times = [found.t for found in report]
-    axis.plot(times, [found.r2 for found in report], label="where it was fitted")
-    axis.plot(times, _numbers([found.r2_held_out for found in report]), label="held out", linestyle="--")
+    times = [step.t for step in report]
+    axis.plot(times, [step.r2 for step in report], label="where it was fitted")
+    axis.plot(times, _numbers([step.r2_held_out for step in report]), label="held out", linestyle="--")
     axis.legend(fontsize=8)
 
 
 def _residual(axis: Axes, report: Sequence[StepReport]) -> None:
     """At 0 the residual is white and fresh at every step, as the variance budget takes it to be."""
-    times = [found.t for found in report]
-    axis.plot(times, _numbers([found.neighbour_correlation for found in report]), label="with its neighbours")
-    axis.plot(times, _numbers([found.step_correlation for found in report]), label="with the step before")
+    times = [step.t for step in report]
+    axis.plot(times, _numbers([step.neighbour_correlation for step in report]), label="with its neighbours")
+    axis.plot(times, _numbers([step.step_correlation for step in report]), label="with the step before")
     axis.axhline(0, color="black", linewidth=0.8, linestyle="--")
     axis.legend(fontsize=8)
 
 
 def _budget(axis: Axes, report: Sequence[StepReport]) -> None:
     """Above the line the residual exceeds what the sampler's noise can absorb."""
-    found = [(step.t, step.budget) for step in report if step.budget is not None and step.budget > 0]
-    if not found:
+    points = [(step.t, step.budget) for step in report if step.budget is not None and step.budget > 0]
+    if not points:
         axis.text(0.5, 0.5, "the sampler adds no noise", ha="center", va="center", transform=axis.transAxes)
         return
-    axis.semilogy(*zip(*found, strict=True))
+    axis.semilogy(*zip(*points, strict=True))
     axis.axhline(1, color="black", linewidth=0.8, linestyle="--")
 
 
 def _signal_to_noise(axis: Axes, report: Sequence[StepReport]) -> None:
-    times = [found.t for found in report]
-    axis.semilogy(times, _positive([found.snr_q for found in report]), label="$SNR_Q$")
-    axis.semilogy(times, [found.snr_f for found in report], label="$SNR_F$", linestyle="--")
+    times = [step.t for step in report]
+    axis.semilogy(times, _positive([step.snr_q for step in report]), label="$SNR_Q$")
+    axis.semilogy(times, [step.snr_f for step in report], label="$SNR_F$", linestyle="--")
     axis.legend(fontsize=8)
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:
-    """What was not measured leaves a gap."""
+    """Values for an axis; one that was not measured leaves a gap."""
     return np.array(values, dtype=float)
 
 

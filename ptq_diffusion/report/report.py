@@ -13,21 +13,25 @@ from rich.table import Table
 
 from ptq_diffusion import __version__
 from ptq_diffusion.artefact.files import write_json
+from ptq_diffusion.bitwidth.step_signal import StepSignal
 from ptq_diffusion.correction import Choice, FittedCorrection, StepReport
-from ptq_diffusion.engine.factory import plain
+from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.run_files import IMAGES, NOISE, PLAN, REPORT, STEPS, TABLE
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.report.figures import image_grid, noise_curves
+from ptq_diffusion.report.plan_figure import plan_figure
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
 from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.plan import Plan, read_evidence, read_plan
 from ptq_diffusion.stage.samples import read_images
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
 
 SHOWN = 16
-"""How many samples the image grid shows."""
+"""Samples that the image grid shows."""
 
 
 def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any]:
@@ -55,9 +59,9 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
         "signatures": dict(store.signatures),
         "figures": [str(figure.relative_to(folder)) for figure in figures],
     }
-    _write_csv(folder / "table.csv", rows)
-    _write_csv(folder / "steps.csv", [asdict(found) for found in step_reports(store, cfg)])
-    write_json(folder / "report.json", report)
+    _write_csv(folder / TABLE, rows)
+    _write_csv(folder / STEPS, [asdict(step) for step in step_reports(store, cfg)])
+    write_json(folder / REPORT, report)
     return report
 
 
@@ -65,36 +69,36 @@ def table(report: Mapping[str, Any]) -> Table:
     """The report's rows for the console."""
     protocol, first = report["protocol"], report["rows"][0]
     count = f"{first['images'] * len(first['seeds']):,} images"
-    shown = Table(
+    console_table = Table(
         title=f"{protocol['metric']} of {count} against {protocol['against']}",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    for title in ("", "W/A", "FID ± se", "to float", "PSNR", "SSIM", "GBOPs", "saving", "MB"):
-        shown.add_column(title, justify="right" if title else "left", no_wrap=bool(title))
+    for title in ("", "mean W/A", "FID ± se", "to float", "PSNR", "SSIM", "GBOPs", "saving", "MB"):
+        console_table.add_column(title, justify="right" if title else "left", no_wrap=bool(title))
     (gain,) = (p for p in report["paired"] if (p["a"], p["b"], p["metric"]) == ("quantized", "corrected", "fid"))
     low, high = 0 - gain["high"], 0 - gain["low"]
-    shown.caption = (
-        f"corrected - quantized: FID {0 - gain['difference']:+.2f}, 95 % within [{low:+.2f}, {high:+.2f}]; so many "
-        f"images show differences from {gain['detectable']:.2f} on; every metric is in table.csv"
+    console_table.caption = (
+        f"corrected - quantized: FID {0 - gain['difference']:+.2f}, 95 % within [{low:+.2f}, {high:+.2f}]; smallest "
+        f"detectable difference at this sample size: {gain['detectable']:.2f}; every metric is in {TABLE}"
     )
     choice = report["choice"]
     for row in report["rows"]:
         name = row["variant"] if row["variant"] != "corrected" else row["correction"]
         if choice and row["variant"] == "corrected":
             name = f"{name}:\n{choice['chosen']}"
-        shown.add_row(
+        console_table.add_row(
             name.replace("_", " "),
-            f"{row['weight_bits']}/{row['activation_bits']}",
+            f"{row['mean_weight_bits']:.3g}/{row['mean_activation_bits']:.3g}",
             f"{row['fid']:.2f} ± {row['fid_se']:.2f}",
             f"{row['fid_to_fp']:.2f}",
-            *("" if row[likeness] is None else f"{row[likeness]:.2f}" for likeness in ("psnr_to_fp", "ssim_to_fp")),
+            *("" if row.get(name) is None else f"{row[name]:.2f}" for name in ("psnr_to_fp", "ssim_to_fp")),
             f"{row['bops_per_image'] / 1e9:.4g}",
             f"{row['bops_saving']:.1f}x",
             f"{row['weight_bytes'] / 1e6:.2f}",
         )
-    return shown
+    return console_table
 
 
 def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:
@@ -104,20 +108,30 @@ def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:
         "corrected": CorrectedSamples,
     }
     images = {name: read_images(store.obtain(stage, cfg))[:SHOWN] for name, stage in stages.items()}
-    shown = min(SHOWN, len(next(iter(images.values()))))
-    paths = folder / "images.png", folder / "noise.png"
-    image_grid(images, shown, paths[0])
+    columns = min(SHOWN, len(next(iter(images.values()))))
+    paths = folder / IMAGES, folder / NOISE, folder / PLAN
+    image_grid(images, columns, paths[0])
     noise_curves(step_reports(store, cfg), paths[1])
+    _draw_plan(store, cfg, paths[2])
     return paths
 
 
+def _draw_plan(store: Store, cfg: DictConfig, path: Path) -> None:
+    model, policy = store.shop.model(cfg), construct(cfg.bitwidth)
+    inputs = {name: store.obtain(need.stage, need.cfg) for name, need in Plan().inputs(cfg).items()}
+    evidence = read_evidence(policy, inputs)
+    signal = evidence if isinstance(evidence, StepSignal) else None
+    table = store.shop.table(cfg, model)
+    plan_figure(read_plan(store.obtain(Plan, cfg)), model.architecture(), table, signal, path)
+
+
 def step_reports(store: Store, cfg: DictConfig) -> Sequence[StepReport]:
-    """What the correction found at every step."""
+    """Diagnostics of the correction at every step."""
     return FittedCorrection.load(store.obtain(Fit, cfg)).report()
 
 
 def provenance(runtime: Runtime) -> Mapping[str, str]:
-    """What made the numbers beside the configuration: the device type and the versions of the libraries."""
+    """The origin of the numbers beside the configuration: the device type and the versions of the libraries."""
     libraries = {name: version(name) for name in ("torch", "diffusers", "lightning")}
     return {"device": runtime.device_type, "ptq-diffusion": __version__, **libraries}
 

@@ -3,7 +3,9 @@
 from ptq_diffusion.sampler.ddim import DDIM
 from ptq_diffusion.sampler.ddpm import DDPM
 from ptq_diffusion.sampler.loop import Visit, sample
+from ptq_diffusion.sampler.process import Process
 from ptq_diffusion.sampler.sampler import Sampler
-from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.step import State, Step
+from ptq_diffusion.sampler.table import Table
 
-__all__ = ["DDIM", "DDPM", "Sampler", "Step", "Visit", "sample"]
+__all__ = ["DDIM", "DDPM", "Process", "Sampler", "State", "Step", "Table", "Visit", "sample"]

@@ -1,13 +1,16 @@
-"""DDIM(eta)."""
+"""DDIM with a share eta of DDPM's noise."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import DDIMScheduler
 
-from ptq_diffusion.sampler.sampler import Sampler, clip_of, configured, prediction, prediction_type, times
+from ptq_diffusion.sampler.process import Process
+from ptq_diffusion.sampler.sampler import Sampler
+from ptq_diffusion.sampler.scheduler import build_scheduler, clip_radius, sampling_times
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 
 class DDIM(Sampler):
@@ -32,34 +35,43 @@ class DDIM(Sampler):
             raise ValueError(f"expected at least one step, got {steps}")
         self._count, self.eta, self._overrides = steps, eta, dict(scheduler)
 
-    def steps(self, scheduler_config: Mapping[str, Any]) -> Sequence[Step]:
-        scheduler = configured(DDIMScheduler, scheduler_config, self._overrides)
-        stride = scheduler.config.num_train_timesteps // self._count
-        return [self._row(scheduler, i, t, t - stride) for i, t in enumerate(times(scheduler, self._count))]
+    def table(self, scheduler_config: Mapping[str, Any]) -> Table:
+        scheduler = build_scheduler(DDIMScheduler, scheduler_config, self._overrides)
+        times, stride = sampling_times(scheduler, self._count), scheduler.config.num_train_timesteps // self._count
+        steps = tuple(self._step(scheduler, i, t, t - stride) for i, t in enumerate(times))
+        return Table("ddim", scheduler.config.prediction_type, clip_radius(scheduler.config), 1.0, steps)
 
-    def _row(self, scheduler: DDIMScheduler, i: int, t: int, s: int) -> Step:
+    def _step(self, scheduler: DDIMScheduler, i: int, t: int, s: int) -> Step:
         abar_t = float(scheduler.alphas_cumprod[t])
         abar_s = float(scheduler.alphas_cumprod[s] if s >= 0 else scheduler.final_alpha_cumprod)
         sigma = self.eta * ((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s)) ** 0.5
         direction = max(1 - abar_s - sigma**2, 0.0) ** 0.5
-        p_x, p_m, e_x, e_m = prediction(scheduler.config.prediction_type, abar_t)
+        process = Process.of_abar(abar_t, scheduler.config.prediction_type)
+        p_x, p_m, e_x, e_m = process.coefficients()
         return Step(
             i=i,
             t=t,
+            input_scale=1.0,
             c_x=direction * e_x,
             c_m=direction * e_m,
-            c_0=abar_s**0.5,
+            c_0=(abar_s**0.5,),
             p_x=p_x,
             p_m=p_m,
             sigma=sigma,
-            clip=clip_of(scheduler.config),
-            abar_t=abar_t,
+            clip=clip_radius(scheduler.config),
+            signal=process.signal,
+            noise=process.noise,
             direction=direction,
         )
 
 
-def step_from(step: Step, t: float, abar_t: float) -> Step:
+def step_from(step: Step, t: float, process: Process) -> Step:
     """The same step, to the same x_s with the same noise added, from a state at another time.
+
+    Args:
+        step: of DDIM's form.
+        t: the time to start from.
+        process: the forward process there, with the prediction of the step's table.
 
     Raises:
         ValueError: the step is not of DDIM's form.
@@ -69,7 +81,8 @@ def step_from(step: Step, t: float, abar_t: float) -> Step:
             "expected a step of DDIM's form, which can start from another time, got one of another sampler; "
             "use sampler=ddim (eta=1 is DDPM)"
         )
-    p_x, p_m, e_x, e_m = prediction(prediction_type(step), abar_t)
+    p_x, p_m, e_x, e_m = process.coefficients()
+    c_x, c_m = step.direction * e_x, step.direction * e_m
     return dataclasses.replace(
-        step, t=t, c_x=step.direction * e_x, c_m=step.direction * e_m, p_x=p_x, p_m=p_m, abar_t=abar_t
+        step, t=t, c_x=c_x, c_m=c_m, p_x=p_x, p_m=p_m, signal=process.signal, noise=process.noise
     )

@@ -1,12 +1,15 @@
 """Ancestral DDPM sampling."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import DDPMScheduler
 
-from ptq_diffusion.sampler.sampler import Sampler, clip_of, configured, prediction, times
+from ptq_diffusion.sampler.process import Process
+from ptq_diffusion.sampler.sampler import Sampler
+from ptq_diffusion.sampler.scheduler import build_scheduler, clip_radius, sampling_times
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 
 class DDPM(Sampler):
@@ -27,27 +30,31 @@ class DDPM(Sampler):
             raise ValueError(f"expected at least one step, got {steps}")
         self._count, self._overrides = steps, dict(scheduler)
 
-    def steps(self, scheduler_config: Mapping[str, Any]) -> Sequence[Step]:
-        scheduler = configured(DDPMScheduler, scheduler_config, self._overrides)
-        return [self._row(scheduler, i, t) for i, t in enumerate(times(scheduler, self._count))]
+    def table(self, scheduler_config: Mapping[str, Any]) -> Table:
+        scheduler = build_scheduler(DDPMScheduler, scheduler_config, self._overrides)
+        steps = tuple(self._step(scheduler, i, t) for i, t in enumerate(sampling_times(scheduler, self._count)))
+        return Table("ddpm", scheduler.config.prediction_type, clip_radius(scheduler.config), 1.0, steps)
 
-    def _row(self, scheduler: DDPMScheduler, i: int, t: int) -> Step:
+    def _step(self, scheduler: DDPMScheduler, i: int, t: int) -> Step:
         s = int(scheduler.previous_timestep(t))
         abar_t = float(scheduler.alphas_cumprod[t])
         abar_s = float(scheduler.alphas_cumprod[s]) if s >= 0 else 1.0
         alpha = abar_t / abar_s
-        p_x, p_m, _, _ = prediction(scheduler.config.prediction_type, abar_t)
+        process = Process.of_abar(abar_t, scheduler.config.prediction_type)
+        p_x, p_m, _, _ = process.coefficients()
         return Step(
             i=i,
             t=t,
+            input_scale=1.0,
             c_x=alpha**0.5 * (1 - abar_s) / (1 - abar_t),
             c_m=0.0,
-            c_0=abar_s**0.5 * (1 - alpha) / (1 - abar_t),
+            c_0=(abar_s**0.5 * (1 - alpha) / (1 - abar_t),),
             p_x=p_x,
             p_m=p_m,
             sigma=_variance(scheduler.config.variance_type, abar_t, abar_s) ** 0.5 if t > 0 else 0.0,
-            clip=clip_of(scheduler.config),
-            abar_t=abar_t,
+            clip=clip_radius(scheduler.config),
+            signal=process.signal,
+            noise=process.noise,
             direction=None,
         )
 

@@ -1,6 +1,6 @@
 """The only sampling loop."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +8,12 @@ from torch import Tensor
 
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What the loop shows at every step: the state x_t, the output m used there, and the next state x_s."""
+    """One step as the loop shows it: the state x_t, the output m used there, and the next state x_s."""
 
     step: Step
     x_t: Tensor
@@ -22,7 +23,7 @@ class Visit:
 
 def sample(
     predict: Callable[[Tensor, Step], Tensor],
-    steps: Sequence[Step],
+    table: Table,
     noise: SampleNoise,
     sigma: Callable[[Step], float] = lambda step: step.sigma,
     device: torch.device | str = "cpu",
@@ -33,7 +34,7 @@ def sample(
 
     Args:
         predict: from (x_t, step) to the output m, corrected or not.
-        steps: the sampler's table.
+        table: the sampler's table.
         noise: the noise of this batch of samples.
         sigma: the standard deviation to use at a step in place of the table's.
         device: where the states live.
@@ -41,14 +42,14 @@ def sample(
     Raises:
         FloatingPointError: the output of a step is not finite.
     """
-    x_t = noise.draw(device)
-    for step in steps:
-        m = predict(x_t, step)
-        x_s = step.mean(x_t, m) + sigma(step) * noise.draw(device)
-        if not torch.isfinite(x_s).all():
+    state = table.start(noise.draw(device))
+    for step in table:
+        m = predict(state.x, step)
+        following = step.advance(state, m, sigma(step), noise.draw(device))
+        if not torch.isfinite(following.x).all():
             raise FloatingPointError(
                 f"the state after step {step.i} (t = {step.t}) is not finite; check the model's weights, "
                 "or raise the number of bits"
             )
-        yield Visit(step, x_t, m, x_s)
-        x_t = x_s
+        yield Visit(step, state.x, m, following.x)
+        state = following

@@ -1,8 +1,6 @@
-"""One row of a sampler's table."""
+"""One row of a sampler's table, and the update from one state to the next."""
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,56 +9,122 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Step:
-    """From x_t to x_s:  x_s = c_x x_t + c_m m + c_0 x_0 + sigma z  with  x_0 = clip(p_x x_t + p_m m).
+class State:
+    """Where sampling stands between two steps.
 
-    m is the network's native output (epsilon, v or x0) and z standard normal noise.
+    Args:
+        x: x_t, (B, C, H, W).
+        past: the predictions of x_0 that later steps read, the latest first, each (B, C, H, W); none of a one-step
+            sampler.
+    """
+
+    x: Tensor
+    past: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """From x_t to x_s:  x_s = c_x x_t + c_m m + sum_j c_0[j] x_0(t + j) + sigma z  with  x_0 = clip(p_x x_t + p_m m).
+
+    m is the network's native output (epsilon, v or x0), z standard normal noise, and x_0(t + j) the prediction that was
+    made j steps before.
 
     Args:
         i: the row, 0 at t = T.
         t: the time that the network is told.
+        input_scale: what x_t is multiplied with before the network sees it.
         c_x: coefficient of x_t beside the one within x_0.
         c_m: coefficient of m beside the one within x_0.
-        c_0: coefficient of the clipped x_0.
+        c_0: coefficients of the clipped predictions of x_0, this step's first. A step hands on one prediction for every
+            coefficient behind the first; where none was made yet, as at t = T, the coefficient is 0.
         p_x: coefficient of x_t in x_0.
         p_m: coefficient of m in x_0.
         sigma: standard deviation of the noise that is added.
         clip: x_0 is clamped to [-clip, clip]; None leaves it as it is.
-        abar_t: cumulative alpha at t.
+        signal: coefficient of x_0 in x_t, sqrt(abar_t).
+        noise: coefficient of epsilon in x_t, sqrt(1 - abar_t).
         direction: of DDIM, the coefficient sqrt(1 - abar_s - sigma^2) of epsilon that is inside c_x and c_m; None for
             a sampler that is not of this form.
     """
 
     i: int
     t: float
+    input_scale: float
     c_x: float
     c_m: float
-    c_0: float
+    c_0: tuple[float, ...]
     p_x: float
     p_m: float
     sigma: float
     clip: float | None
-    abar_t: float
+    signal: float
+    noise: float
     direction: float | None
 
     @property
     def gain(self) -> float:
         """b = d x_s / d m without the clip: what an error of the network's output is multiplied by."""
-        return self.c_m + self.c_0 * self.p_m
+        return self.c_m + self.c_0[0] * self.p_m
+
+    @property
+    def carry(self) -> float:
+        """a = d x_s / d x_t at a fixed m, without the clip: what an error of the state is multiplied by."""
+        return self.c_x + self.c_0[0] * self.p_x
+
+    @property
+    def abar_t(self) -> float:
+        """Cumulative alpha at t, of a process that preserves variance."""
+        return self.signal**2
 
     @property
     def snr(self) -> float:
-        """The signal-to-noise ratio of the forward process, SNR_F(t) = abar_t / (1 - abar_t)."""
-        return self.abar_t / (1 - self.abar_t)
+        """The signal-to-noise ratio of the forward process, SNR_F(t) = signal^2 / noise^2."""
+        return self.signal**2 / self.noise**2
 
     def predict_x_0(self, x_t: Tensor, m: Tensor) -> Tensor:
         """x_0 as the network's output m implies it, clipped."""
         x_0 = self.p_x * x_t + self.p_m * m
         return x_0 if self.clip is None else x_0.clamp(-self.clip, self.clip)
 
-    def mean(self, x_t: Tensor, m: Tensor) -> Tensor:
-        """x_s before noise is added."""
-        return self.c_x * x_t + self.c_m * m + self.c_0 * self.predict_x_0(x_t, m)
+    def mean(self, x_t: Tensor, m: Tensor, past: Sequence[Tensor] = ()) -> Tensor:
+        """F(m), x_s before noise is added.
+
+        Args:
+            x_t: the state, (B, C, H, W).
+            m: the output there, (B, C, H, W).
+            past: earlier predictions of x_0, the latest first.
+
+        Raises:
+            ValueError: the step reads earlier predictions than there are.
+        """
+        return self._mean(x_t, m, (self.predict_x_0(x_t, m), *past))
+
+    def advance(self, state: State, m: Tensor, sigma: float, z: Tensor) -> State:
+        """The state behind this step.
+
+        Args:
+            state: before it.
+            m: the output to use there, (B, C, H, W).
+            sigma: the standard deviation of the noise, the table's or another.
+            z: standard normal noise, (B, C, H, W).
+
+        Raises:
+            ValueError: the step reads earlier predictions than the state holds.
+        """
+        predictions = (self.predict_x_0(state.x, m), *state.past)
+        return State(self._mean(state.x, m, predictions) + sigma * z, predictions[: len(self.c_0) - 1])
+
+    def _mean(self, x_t: Tensor, m: Tensor, predictions: Sequence[Tensor]) -> Tensor:
+        if any(self.c_0[len(predictions) :]):
+            raise ValueError(
+                f"expected {len(self.c_0) - 1} earlier predictions of x_0 at step {self.i} (t = {self.t}), got "
+                f"{len(predictions) - 1}; begin at the first step of the table and take every one"
+            )
+        x_s = self.c_x * x_t + self.c_m * m
+        # Not strict: at the first steps of a table its last coefficients, which are 0, have no prediction yet.
+        for c, x_0 in zip(self.c_0, predictions, strict=False):
+            x_s = x_s + c * x_0
+        return x_s
 
     def with_direction_of(self, sigma: float) -> "Step":
         """The step whose epsilon coefficient is sqrt(1 - abar_s - sigma'^2) of another sigma', its own sigma kept.
@@ -78,9 +142,3 @@ class Step:
             return self
         ratio = math.sqrt(self.direction**2 + (self.sigma**2 - sigma**2)) / self.direction
         return dataclasses.replace(self, c_x=self.c_x * ratio, c_m=self.c_m * ratio, direction=self.direction * ratio)
-
-
-def fingerprint(steps: Sequence[Step]) -> str:
-    """Sixteen hex digits that two tables share only if they are the same, clipping included."""
-    text = json.dumps([dataclasses.asdict(step) for step in steps])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

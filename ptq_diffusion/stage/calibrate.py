@@ -1,4 +1,4 @@
-"""Stage: the range of every quantizer, over all steps of float sampling."""
+"""Stage: the distribution of every layer's input, over all steps of float sampling; it serves all bitwidths."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +12,12 @@ from ptq_diffusion.engine.chunks import read_chunks
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import NetworkQuantizers, observing
+from ptq_diffusion.network import InputObservations
 from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.trajectories import Trajectories
+
+OBSERVATIONS = "inputs.safetensors"
+"""The file of the artefact."""
 
 
 class States(IterableDataset[tuple[int, Tensor]]):
@@ -34,33 +37,37 @@ class States(IterableDataset[tuple[int, Tensor]]):
 class Calibration(L.LightningModule):
     """Float forwards under observation."""
 
-    def __init__(self, model: Denoiser, quantizers: NetworkQuantizers, table: Sequence[Step]) -> None:
+    def __init__(self, model: Denoiser, observations: InputObservations, table: Sequence[Step]) -> None:
         super().__init__()
-        self.model, self.quantizers, self.table = model, quantizers, table
+        self.model, self.observations, self.table = model, observations, table
 
     def predict_step(self, batch: tuple[int, Tensor], _: int) -> None:
         i, x_t = batch
-        with observing(self.model.network, self.quantizers):
+        with self.observations.observing(self.model.network):
             self.model.predict(x_t, self.table[i])
 
 
 class Calibrate(ModelStage):
-    """Scales and zero points of every quantizer, `quantizers.safetensors`."""
+    """`inputs.safetensors`: the observations of an `InputObservations`."""
 
     name = "calibrate"
-    version = 1
+    version = 2
     needs = (Trajectories,)
-    uses = ("model", "sampler", "quantizer", "bitwidth")
+    uses = ("model", "sampler", "quantizer.activation")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         model = shop.model(cfg)
-        quantizers = shop.quantizers(cfg)
-        quantizers.observe_weights(model.network)
-        table = shop.table(cfg)
+        observations = shop.observations(cfg, model)
+        table = shop.table(cfg, model)
         states = States(inputs[Trajectories.name] / "chunks", table)
         trainer = shop.runtime.trainer(out, self.title)
-        trainer.predict(
-            Calibration(model, quantizers, table), DataLoader(states, batch_size=None), return_predictions=False
-        )
-        quantizers.freeze()
-        quantizers.save(out / "quantizers.safetensors")
+        calibration = Calibration(model, observations, table)
+        trainer.predict(calibration, DataLoader(states, batch_size=None), return_predictions=False)
+        observations.save(out / OBSERVATIONS)
+
+
+def read_observations(cfg: DictConfig, folder: Path, shop: Workshop) -> InputObservations:
+    """The observations of an artefact, on the CPU."""
+    observations = shop.observations(cfg, shop.model(cfg))
+    observations.restore(folder / OBSERVATIONS)
+    return observations

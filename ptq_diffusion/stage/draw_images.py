@@ -1,13 +1,13 @@
 """Sampling to the end, chunk by chunk."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.sampler import Step, sample
+from ptq_diffusion.sampler import Step, Table, sample
 
 
 class DrawImages(ChunkWork):
@@ -23,7 +23,7 @@ class DrawImages(ChunkWork):
     def __init__(
         self,
         model: Denoiser,
-        steps: Sequence[Step],
+        steps: Table,
         predictor: Callable[[Chunk], Callable[[Tensor, Step], Tensor]],
         sigma: Callable[[Step], float],
     ) -> None:
@@ -31,7 +31,7 @@ class DrawImages(ChunkWork):
         self.model, self.steps, self.predictor, self.sigma = model, steps, predictor, sigma
 
     @classmethod
-    def of(cls, model: Denoiser, steps: Sequence[Step]) -> "DrawImages":
+    def of(cls, model: Denoiser, steps: Table) -> "DrawImages":
         """Uncorrected."""
         return cls(model, steps, lambda _: lambda x_t, step: model.predict(x_t, step).m, lambda step: step.sigma)
 

@@ -1,7 +1,7 @@
 """Stage: every variant judged on the same noise."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,19 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.artefact.files import write_json
 from ptq_diffusion.correction import FittedCorrection
+from ptq_diffusion.correction.fitted import FILES as CORRECTION
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.metric.cost import cost, usual_bits
-from ptq_diffusion.metric.judgement import Settings, judge
+from ptq_diffusion.metric.cost import cost, mean_bits, usual_bits
+from ptq_diffusion.metric.judgement import judge
+from ptq_diffusion.metric.metric import Metric, Settings
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
+from ptq_diffusion.network.saving import FILES as QUANTIZED
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.plan import Plan, read_plan
+from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.samples import SAMPLING, read_images
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
@@ -28,6 +33,8 @@ VARIANTS = {
     "quantized": QuantizedSamples.name,
     "corrected": CorrectedSamples.name,
 }
+TABLED = ("fid", "fid_to_fp")
+"""Metrics that every table and figure of reports shows."""
 
 
 class Evaluate(ModelStage):
@@ -39,8 +46,8 @@ class Evaluate(ModelStage):
 
     name = "evaluate"
     version = 2
-    needs = (FullPrecisionSamples, QuantizedSamples, Fit, CorrectedSamples)
-    uses = (*SAMPLING, "bitwidth", "metric", "reference")
+    needs = (Plan, Quantize, FullPrecisionSamples, QuantizedSamples, Fit, CorrectedSamples)
+    uses = ("model", *SAMPLING, "feature", "reference", "metric", "judging")
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         judged = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}
@@ -49,46 +56,88 @@ class Evaluate(ModelStage):
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         images = {variant: read_images(inputs[stage]) for variant, stage in VARIANTS.items()}
         extractor = build_extractor(cfg)
-        settings = Settings(cfg.metric.replicates, cfg.metric.seed, cfg.metric.neighbours, list(cfg.seeds))
-        judged = judge(images, extractor, construct(cfg.reference), settings, shop.runtime.track)
+        settings = Settings(cfg.judging.replicates, cfg.judging.seed, cfg.judging.neighbours, list(cfg.seeds))
+        judged = judge(images, extractor, construct(cfg.reference), build_metrics(cfg), settings, shop.runtime.track)
         (out / "features").mkdir(exist_ok=True)
         for variant, found in judged.features.items():
             found.save(out / "features" / f"{variant}.safetensors", extractor.checksum())
-        costs = _costs(cfg, FittedCorrection.load(inputs[Fit.name]), shop)
+        costs = _costs(cfg, inputs, shop)
         drawn = {"images": cfg.images, "seeds": list(cfg.seeds)}
         rows = [{"variant": name} | costs[name] | dict(judged.rows[name]) | drawn for name in VARIANTS]
         evaluation = {"rows": rows, "paired": judged.paired, "protocol": judged.protocol}
         write_json(out / "evaluation.json", evaluation | {"protocol_id": judged.protocol_id})
 
 
+def build_metrics(cfg: DictConfig) -> Sequence[Metric]:
+    """The metrics that `cfg.metric` names, in its order, which is that of a report's columns.
+
+    Raises:
+        ValueError: one is no metric, two have one name, or one that tables show is left out.
+    """
+    metrics = {key: construct(node) for key, node in cfg.metric.items()}
+    for key, metric in metrics.items():
+        if not isinstance(metric, Metric):
+            kind = type(metric).__name__
+            raise ValueError(f"expected a metric as metric.{key}, got {kind}; leave it out with ~metric.{key}")
+    names = [metric.name for metric in metrics.values()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"expected metrics of different names, got {', '.join(twice)} twice; leave one of them out")
+    if absent := [name for name in TABLED if name not in names]:
+        raise ValueError(
+            f"expected {' and '.join(TABLED)} among the metrics, for tables show them, got no {absent[0]}; "
+            f"take it in with +metric@metric.{absent[0]}={absent[0]}"
+        )
+    return list(metrics.values())
+
+
 def read_evaluation(folder: Path) -> dict[str, Any]:
-    """What the stage wrote."""
+    """The content of `evaluation.json` in the stage's folder."""
     return json.loads((folder / "evaluation.json").read_text())
 
 
-def _costs(cfg: DictConfig, fitted: FittedCorrection, shop: Workshop) -> dict[str, dict[str, float]]:
+def _costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> dict[str, dict[str, float]]:
     """Bits, bit operations and bytes by variant.
 
     A correction adds its own operations, in float, its coefficients, and evaluations of the network beside once a step.
+    Bytes are those of the files: packed integers, scales, settings of every step, coefficients.
     """
-    model, steps, quantized = shop.model(cfg), len(shop.table(cfg)), shop.plan(cfg)
-    unquantized = BitwidthPlan(dict.fromkeys(quantized.layers, LayerBits(FLOAT_BITS, FLOAT_BITS)))
+    model = shop.model(cfg)
+    steps, correction = len(shop.table(cfg, model)), FittedCorrection.load(inputs[Fit.name])
+    plan = read_plan(inputs[Plan.name])
+    unquantized = BitwidthPlan.constant(dict.fromkeys(plan.sites, LayerBits(FLOAT_BITS, FLOAT_BITS)))
     full = cost(model, unquantized, steps).bops_per_image
 
-    def of(plan: BitwidthPlan, again: int = 0, macs: int = 0, size: int = 0) -> dict[str, float]:
+    def of(plan: BitwidthPlan, size: int, again: int = 0, macs: int = 0) -> dict[str, float]:
         weight, activation = usual_bits(model, plan)
-        found = cost(model, plan, steps + again)
-        bops = found.bops_per_image + macs * FLOAT_BITS**2
+        mean_weight, mean_activation = mean_bits(model, plan)
+        plan_cost = cost(model, plan, steps)
+        # An evaluation beside the table's counts as its mean step, whatever bits it has: exact where bits do not vary.
+        bops, attention = (x * (steps + again) // steps for x in (plan_cost.bops_per_image, plan_cost.attention_bops))
+        bops += macs * FLOAT_BITS**2
         return {
             "weight_bits": weight,
             "activation_bits": activation,
+            "mean_weight_bits": mean_weight,
+            "mean_activation_bits": mean_activation,
             "bops_per_image": bops,
             "bops_saving": full / bops,
-            "weight_bytes": found.weight_bytes + size,
+            "attention_share": attention / bops,
+            "weight_bytes": size,
         }
 
+    quantized = bytes_of(inputs[Quantize.name], QUANTIZED)
     return {
-        "full_precision": of(unquantized),
-        "quantized": of(quantized),
-        "corrected": of(quantized, fitted.evaluations, fitted.macs(model.shape), fitted.size),
+        "full_precision": of(unquantized, cost(model, unquantized, steps).weight_bytes),
+        "quantized": of(plan, quantized),
+        "corrected": of(
+            plan,
+            quantized + bytes_of(inputs[Fit.name], CORRECTION),
+            correction.evaluations,
+            correction.macs(model.shape),
+        ),
     }
+
+
+def bytes_of(folder: Path, names: Sequence[str]) -> int:
+    """The sizes of some files of an artefact, together."""
+    return sum((folder / name).stat().st_size for name in names)

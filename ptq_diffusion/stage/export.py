@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.quantize import Quantize
 
 
 class Export(ModelStage):
@@ -18,10 +18,10 @@ class Export(ModelStage):
 
     name = "export"
     version = 1
-    needs = (Calibrate, Fit)
-    uses = ("model", "quantizer", "bitwidth")
+    needs = (Quantize, Fit)
+    uses = ("model",)
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
-        model, correction = shop.model(cfg).cpu(), FittedCorrection.load(inputs[Fit.name])
-        network = CorrectedNetwork(model, shop.calibrated(cfg, inputs[Calibrate.name]), correction)
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
+        correction = FittedCorrection.load(inputs[Fit.name])
+        network = CorrectedNetwork(shop.host.quantized(inputs[Quantize.name]), correction)
         DDPMPipeline(network, CorrectedScheduler(correction.without_repairs())).save_pretrained(out)

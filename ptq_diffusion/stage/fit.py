@@ -16,14 +16,13 @@ from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage, Need
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.network import OutputLayerTap
-from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.draw_corrected import draw_corrected
 from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.fit_table import carried, fit_table
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint
 from ptq_diffusion.stage.path_fit import Walk
+from ptq_diffusion.stage.quantize import Quantize
 
 
 class Fit(ModelStage):
@@ -31,22 +30,22 @@ class Fit(ModelStage):
 
     name = "fit"
     version = 1
-    needs = (Calibrate, FloatPath, Noise)
-    uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "micro_batch", "correction")
+    needs = (Quantize, FloatPath, Noise)
+    uses = ("model", "sampler", "noise", "micro_batch", "correction")
     scratch = ("walk", "trial")
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
         """Moments need the noise, a choice every candidate fitted, a walk the float path and the quantized network."""
         correction = construct(cfg.correction)
         if isinstance(correction, MomentCorrection):
-            return {need.name: Need(need, cfg) for need in (Calibrate, Noise)}
-        calibrated = {Calibrate.name: Need(Calibrate, cfg)}
+            return {need.name: Need(need, cfg) for need in (Quantize, Noise)}
+        quantized = {Quantize.name: Need(Quantize, cfg)}
         if isinstance(correction, Auto):
-            return calibrated | {
+            return quantized | {
                 name: Need(Fit, with_candidate(cfg, name), f"leave it out with ~correction.candidates.{name}")
                 for name in correction.candidates
             }
-        return calibrated | {FloatPath.name: Need(FloatPath, cfg)}
+        return quantized | {FloatPath.name: Need(FloatPath, cfg)}
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         correction = construct(cfg.correction)
@@ -66,16 +65,18 @@ class Fit(ModelStage):
     def _from_moments(
         self, correction: MomentCorrection, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop
     ) -> None:
-        quantized, steps = shop.quantized(cfg, inputs[Calibrate.name]), fit_table(cfg, shop)
+        model = shop.model(cfg)
+        quantized, steps = shop.quantized(inputs[Quantize.name]), fit_table(cfg, model, shop)
         statistics = NoiseStatistics.load(inputs[Noise.name] / "noise.safetensors")
         statistics.require(noise_fingerprint(quantized, steps))
         carried(fit_diagnosed(correction, statistics, steps), cfg, shop).save(out)
 
     def walk(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path, shop: Workshop) -> Walk:
         """The images on their way."""
-        model, quantized = shop.model(cfg), shop.quantized(cfg, inputs[Calibrate.name])
+        model = shop.model(cfg)
+        quantized = shop.quantized(inputs[Quantize.name])
         beside = FloatOutputs(inputs[FloatPath.name])
-        steps, wanted = fit_table(cfg, shop), noise_chunks(cfg)
+        steps, wanted = fit_table(cfg, model, shop), noise_chunks(cfg)
         return Walk(model, quantized, construct(cfg.correction), steps, wanted, beside.of, folder)
 
     def _choose(self, correction: Auto, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
@@ -96,9 +97,9 @@ class Fit(ModelStage):
     def trial(self, cfg: DictConfig, inputs: Mapping[str, Path], name: str, shop: Workshop) -> DrawImages:
         """What is done on every device for a candidate, or for the float model."""
         if name == FLOAT:
-            return DrawImages.of(shop.model(cfg), shop.table(cfg))
-        quantized, sites = shop.quantized(cfg, inputs[Calibrate.name]), shop.model(cfg).sites()
-        return draw_corrected(quantized, OutputLayerTap(quantized, sites), FittedCorrection.load(inputs[name]))
+            model = shop.model(cfg)
+            return DrawImages.of(model, shop.table(cfg, model))
+        return draw_corrected(shop.quantized(inputs[Quantize.name]), FittedCorrection.load(inputs[name]))
 
 
 def with_candidate(cfg: DictConfig, name: str) -> DictConfig:

@@ -1,6 +1,6 @@
 """Stage: what the float network says along float sampling, once for all that is fitted beside it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from ptq_diffusion.engine.chunks import Chunk, ChunkWork, chunks, run_chunks
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.sampler import Step, sample
+from ptq_diffusion.sampler import Step, Table, sample
 from ptq_diffusion.stage.fit_table import fit_table
 
 
 class RecordOutputs(ChunkWork):
     """Float sampling, every output kept, also of the padding: who reads them asks other networks for whole chunks."""
 
-    def __init__(self, model: Denoiser, steps: Sequence[Step]) -> None:
+    def __init__(self, model: Denoiser, steps: Table) -> None:
         super().__init__()
         self.model, self.steps = model, steps
 
@@ -44,6 +44,11 @@ class FloatOutputs:
         with safe_open(self.folder / "chunks" / chunk.name, framework="pt") as file:
             return file.get_slice("m")[step.i]
 
+    def rows(self, chunk: Chunk, rows: slice) -> Tensor:
+        """The outputs of some samples of a chunk at all steps, (steps, rows, C, H, W)."""
+        with safe_open(self.folder / "chunks" / chunk.name, framework="pt") as file:
+            return file.get_slice("m")[:, rows]
+
 
 class FloatPath(ModelStage):
     """A `FloatOutputs` of the images that corrections are fitted on, shared by all quantized networks.
@@ -60,7 +65,8 @@ class FloatPath(ModelStage):
 
     def work(self, cfg: DictConfig, shop: Workshop) -> RecordOutputs:
         """What is done on every device."""
-        return RecordOutputs(shop.model(cfg), fit_table(cfg, shop))
+        model = shop.model(cfg)
+        return RecordOutputs(model, fit_table(cfg, model, shop))
 
 
 def noise_chunks(cfg: DictConfig) -> list[Chunk]:

@@ -1,6 +1,6 @@
 """Stage: the moments of the quantization noise along float sampling."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from pathlib import Path
 
@@ -12,13 +12,11 @@ from ptq_diffusion.correction import Fingerprint, NoiseStatistics
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunks
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network.quantizers import network_fingerprint
-from ptq_diffusion.sampler import Step, sample
-from ptq_diffusion.sampler.step import fingerprint
-from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.network import QuantizedDenoiser
+from ptq_diffusion.sampler import Step, Table, sample
 from ptq_diffusion.stage.fit_table import fit_table
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
+from ptq_diffusion.stage.quantize import Quantize
 
 
 class MeasureNoise(ChunkWork):
@@ -30,7 +28,7 @@ class MeasureNoise(ChunkWork):
         m: the float output of a chunk at a step.
     """
 
-    def __init__(self, quantized: Denoiser, steps: Sequence[Step], m: Callable[[Chunk, Step], Tensor]) -> None:
+    def __init__(self, quantized: QuantizedDenoiser, steps: Table, m: Callable[[Chunk, Step], Tensor]) -> None:
         super().__init__()
         self.quantized, self.steps, self.m = quantized, steps, m
         self.owner = noise_fingerprint(quantized, steps)
@@ -52,8 +50,8 @@ class Noise(ModelStage):
 
     name = "noise"
     version = 1
-    needs = (Calibrate, FloatPath)
-    uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "micro_batch")
+    needs = (Quantize, FloatPath)
+    uses = ("model", "sampler", "noise", "micro_batch")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", shop, self.title)
@@ -63,10 +61,16 @@ class Noise(ModelStage):
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasureNoise:
         """What is done on every device."""
-        quantized = shop.quantized(cfg, inputs[Calibrate.name])
-        return MeasureNoise(quantized, fit_table(cfg, shop), FloatOutputs(inputs[FloatPath.name]).of)
+        model = shop.model(cfg)
+        quantized = shop.quantized(inputs[Quantize.name])
+        return MeasureNoise(quantized, fit_table(cfg, model, shop), FloatOutputs(inputs[FloatPath.name]).of)
 
 
-def noise_fingerprint(quantized: Denoiser, steps: Sequence[Step]) -> Fingerprint:
-    """What statistics of this network on this table belong to."""
-    return Fingerprint(network_fingerprint(quantized.network), fingerprint(steps), quantized.shape)
+def noise_fingerprint(quantized: QuantizedDenoiser, steps: Table) -> Fingerprint:
+    """The owner of statistics of this network on this table; a plan is part of its network.
+
+    Raises:
+        ValueError: the network's plan is of a table with another number of steps.
+    """
+    quantized.plan.require(quantized.sites(), len(steps))
+    return Fingerprint(quantized.fingerprint(), steps.fingerprint(), quantized.shape)

@@ -16,10 +16,10 @@ from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
 from ptq_diffusion.engine.chunks import Chunk
 from ptq_diffusion.engine.runtime import track
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import OutputLayerTap, Rescaling
+from ptq_diffusion.network import QuantizedDenoiser, Rescaling
 from ptq_diffusion.network.rescaling import named, of_named
 from ptq_diffusion.numeric.seed import SampleNoise
-from ptq_diffusion.sampler import Step
+from ptq_diffusion.sampler import State, Step, Table
 
 
 class Walk:
@@ -41,19 +41,19 @@ class Walk:
     def __init__(
         self,
         model: Denoiser,
-        quantized: Denoiser,
+        quantized: QuantizedDenoiser,
         correction: PathCorrection,
-        steps: Sequence[Step],
+        steps: Table,
         wanted: Sequence[Chunk],
         float_m: Callable[[Chunk, Step], Tensor],
         folder: Path,
     ) -> None:
-        self.model, self.quantized, self.tap = model, quantized, OutputLayerTap(quantized, model.sites())
+        self.model, self.quantized = model, quantized
         self.correction, self.steps, self.wanted = correction, steps, wanted
         self.float_m, self.folder = float_m, folder
         self.fitted: list[StepCorrection] = []
         self._noise: dict[Chunk, Drawn] = {}
-        self._ahead: dict[Chunk, tuple[Tensor, Tensor]] = {}
+        self._ahead: dict[Chunk, tuple[State, State]] = {}
 
     @torch.inference_mode()
     def go(self, device: torch.device, progress: bool) -> FittedCorrection:
@@ -65,8 +65,9 @@ class Walk:
         for step in track(self.steps[len(self.fitted) :], "fit of the correction", progress):
             self._step(step.i).mkdir(exist_ok=True)
             rescalings, m = self._together(step, device)
+            rescaled = self.quantized.at(step.i, rescalings)
             for chunk in self.wanted:
-                self._visit(chunk, step, rescalings, m, device)
+                self._visit(chunk, step, rescaled, m, device)
             self.fitted.append(replace(self._fit(step), rescalings=rescalings))
             self._keep(step)
             shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
@@ -87,8 +88,8 @@ class Walk:
         if not holds_tensors(file):
             first = [chunk for chunk in self.wanted if chunk.first < together]
             self._ahead = {chunk: self._states(chunk, step, device) for chunk in first}
-            y_t = torch.cat([self._ahead[chunk][1][: chunk.count] for chunk in first])[:together]
-            rescalings, m = self.correction.rescalings(self.model, self.tap, y_t, step)
+            y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in first])[:together]
+            rescalings, m = self.correction.rescalings(self.model, self.quantized, y_t, step)
             write_tensors(file, named(rescalings) | {"m": m})
         kept = load_file(file)
         return of_named({name: kept[name] for name in kept.keys() - {"m"}}), kept["m"]
@@ -104,44 +105,45 @@ class Walk:
         beside = self.folder / "beside"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
-        FittedCorrection([step], [self.fitted[step.i]]).save(beside)
+        FittedCorrection(self.steps.with_steps([step]), [self.fitted[step.i]]).save(beside)
         sync_folder(beside)
         beside.rename(self._fitted(step.i))
 
-    def _visit(
-        self, chunk: Chunk, step: Step, rescalings: Mapping[str, Rescaling], m: Tensor, device: torch.device
-    ) -> None:
+    def _visit(self, chunk: Chunk, step: Step, rescaled: QuantizedDenoiser, m: Tensor, device: torch.device) -> None:
         """Bring a chunk to a step, ask the networks there, and keep what they say; `m` is known of the first images."""
         file = self._step(step.i) / chunk.name
         if holds_tensors(file):
             return
-        x_t, y_t = self._ahead.pop(chunk) if chunk in self._ahead else self._states(chunk, step, device)
-        q, features = self.tap.predict(y_t, step, rescalings)
-        assert features is not None, "a tap hands over features"
+        float_state, state = self._ahead.pop(chunk) if chunk in self._ahead else self._states(chunk, step, device)
+        y_t = state.x
+        q, features = rescaled.predict(y_t, step)
+        assert features is not None, "a quantized network hands over features"
         float_m = self.float_m(chunk, step).to(device)
-        kept = {"m": float_m, "q": q, "x_t": y_t, "features": features}
+        kept = {"m": float_m, "q": q, "x_t": y_t, "features": features} | _named(state.past, "past")
         if self.correction.path is FitPath.CORRECTED:
             asked = self._among_asked(chunk)
             known = m[chunk.first : chunk.first + asked].to(device)
             if len(known) < asked:
                 known = torch.cat([known, self.model.predict(y_t[len(known) : asked], step).m])
-            kept |= {"m": known, "float_m": float_m, "float_x_t": x_t.clone()}
+            kept |= {"m": known, "float_m": float_m, "float_x_t": float_state.x.clone()}
+            kept |= _named(float_state.past, "float_past")
         write_tensors(file, kept)
 
-    def _states(self, chunk: Chunk, step: Step, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _states(self, chunk: Chunk, step: Step, device: torch.device) -> tuple[State, State]:
         """The states of float sampling and those on the path, from what was kept one step before."""
         if chunk not in self._noise:
             self._noise[chunk] = Drawn(chunk.noise(self.model.shape))
         z = self._noise[chunk].at(step.i, device)
         if step.i == 0:
-            return z, z
+            return self.steps.start(z), self.steps.start(z)
         before, found = self.steps[step.i - 1], self.fitted[step.i - 1]
         kept = {name: tensor.to(device) for name, tensor in _read(self._step(before.i) / chunk.name).items()}
-        x_t = before.mean(kept["float_x_t"], kept["float_m"]) + before.sigma * z
+        float_before = State(kept["float_x_t"], _past(kept, "float_past"))
+        float_state = before.advance(float_before, kept["float_m"], before.sigma, z)
         if self.correction.path is FitPath.FLOAT:
-            return x_t, x_t
+            return float_state, float_state
         m = found.output(kept["q"], kept["x_t"], kept["features"])
-        return x_t, before.mean(kept["x_t"], m) + found.sigma * z
+        return float_state, before.advance(State(kept["x_t"], _past(kept, "past")), m, found.sigma, z)
 
     def _asked(self, i: int) -> "StepBatches[AskedBatch]":
         rows = [(chunk, slice(0, self._among_asked(chunk))) for chunk in self.wanted]
@@ -201,4 +203,15 @@ class StepBatches(Sequence[SomeBatch]):
 def _read(file: Path) -> dict[str, Tensor]:
     """What was kept of a chunk; on the float path its states are those of float sampling."""
     kept = load_file(file)
-    return {"float_m": kept["m"], "float_x_t": kept["x_t"]} | kept
+    aliases = {"float_m": kept["m"], "float_x_t": kept["x_t"]} | _named(_past(kept, "past"), "float_past")
+    return aliases | kept
+
+
+def _named(past: Sequence[Tensor], name: str) -> dict[str, Tensor]:
+    """Earlier predictions of x_0 under name/0, name/1, the latest first."""
+    return {f"{name}/{j}": x_0.clone() for j, x_0 in enumerate(past)}
+
+
+def _past(tensors: Mapping[str, Tensor], name: str) -> tuple[Tensor, ...]:
+    """The predictions that `_named` gave names to."""
+    return tuple(tensors[key] for key in sorted(key for key in tensors if key.startswith(f"{name}/")))

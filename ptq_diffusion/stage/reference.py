@@ -18,7 +18,7 @@ class ReferenceStatistics(Stage):
 
     name = "reference_statistics"
     version = 2
-    uses = ("data", "metric.extractor")
+    uses = ("data", "feature.extractor")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
         extractor = build_extractor(cfg)
@@ -32,5 +32,5 @@ class ReferenceStatistics(Stage):
 
 
 def build_extractor(cfg: DictConfig) -> FeatureExtractor:
-    """The feature extractor that `cfg.metric.extractor` names."""
-    return construct(cfg.metric.extractor)
+    """The feature extractor that `cfg.feature.extractor` names."""
+    return construct(cfg.feature.extractor)

@@ -7,12 +7,11 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.network import OutputLayerTap
-from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.draw_corrected import draw_corrected
 from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.fit import Fit
-from ptq_diffusion.stage.samples import IMAGES, QUANTIZING, Samples
+from ptq_diffusion.stage.quantize import Quantize
+from ptq_diffusion.stage.samples import IMAGES, Samples
 
 
 class CorrectedSamples(Samples):
@@ -20,9 +19,8 @@ class CorrectedSamples(Samples):
 
     name = "samples_corrected"
     version = 1
-    needs = (Calibrate, Fit)
-    uses = ("model", *IMAGES, *QUANTIZING)
+    needs = (Quantize, Fit)
+    uses = IMAGES
 
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:
-        quantized, sites = shop.quantized(cfg, inputs[Calibrate.name]), shop.model(cfg).sites()
-        return draw_corrected(quantized, OutputLayerTap(quantized, sites), FittedCorrection.load(inputs[Fit.name]))
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:  # noqa: ARG002
+        return draw_corrected(shop.quantized(inputs[Quantize.name]), FittedCorrection.load(inputs[Fit.name]))

@@ -5,17 +5,19 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.samples import SAMPLING, Samples
 
 
-class FullPrecisionSamples(Samples):
+class FullPrecisionSamples(Samples, ModelStage):
     """Images of the float model."""
 
     name = "samples_full_precision"
     version = 1
-    uses = SAMPLING
+    uses = ("model", *SAMPLING)
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:  # noqa: ARG002
-        return DrawImages.of(shop.model(cfg), shop.table(cfg))
+        model = shop.model(cfg)
+        return DrawImages.of(model, shop.table(cfg, model))

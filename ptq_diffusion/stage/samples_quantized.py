@@ -6,9 +6,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.draw_images import DrawImages
-from ptq_diffusion.stage.samples import QUANTIZING, SAMPLING, Samples
+from ptq_diffusion.stage.quantize import Quantize
+from ptq_diffusion.stage.samples import SAMPLING, Samples
 
 
 class QuantizedSamples(Samples):
@@ -16,8 +16,9 @@ class QuantizedSamples(Samples):
 
     name = "samples_quantized"
     version = 1
-    needs = (Calibrate,)
-    uses = (*SAMPLING, *QUANTIZING)
+    needs = (Quantize,)
+    uses = SAMPLING
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:
-        return DrawImages.of(shop.quantized(cfg, inputs[Calibrate.name]), shop.table(cfg))
+        quantized = shop.quantized(inputs[Quantize.name])
+        return DrawImages.of(quantized, shop.table(cfg, quantized))

@@ -1,6 +1,6 @@
 """Stage: the states x_t that float sampling passes through."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from ptq_diffusion.engine.chunks import Chunk, ChunkWork, chunks, run_chunks
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.sampler import Step, sample
+from ptq_diffusion.sampler import Table, sample
 
 
 class RecordStates(ChunkWork):
     """Float sampling, every state kept."""
 
-    def __init__(self, model: Denoiser, steps: Sequence[Step]) -> None:
+    def __init__(self, model: Denoiser, steps: Table) -> None:
         super().__init__()
         self.model, self.steps = model, steps
 
@@ -40,4 +40,5 @@ class Trajectories(ModelStage):
 
     def work(self, cfg: DictConfig, shop: Workshop) -> RecordStates:
         """What is done on every device."""
-        return RecordStates(shop.model(cfg), shop.table(cfg))
+        model = shop.model(cfg)
+        return RecordStates(model, shop.table(cfg, model))

@@ -1,92 +1,179 @@
-"""Every policy of conf/bitwidth gives every layer bits, for any network; patterns override in order."""
+"""Every policy of conf/bitwidth gives every layer bits, for any network and table; roles and patterns hold in all."""
 
 import pytest
 from omegaconf import OmegaConf
 
-from ptq_diffusion.bitwidth import ByRole
+from ptq_diffusion.bitwidth import ByRole, Evidence
+from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
-from ptq_diffusion.model import DiffusersDenoiser, Kind, Role, Site
-from ptq_diffusion.model.plan import LayerBits
+from ptq_diffusion.model import DiffusersDenoiser, Role
+from ptq_diffusion.model.architecture import Architecture
+from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.numeric.grid import FLOAT_BITS
+from tests.bitwidth.networks import LINE, architecture, sensitivity, signal, site, table
 
 POLICIES = sorted(path.stem for path in (CONF / "bitwidth").glob("*.yaml"))
 every_policy = pytest.mark.parametrize("name", POLICIES)
-
-
-def site(name, role=Role.INNER):
-    return Site(name, Kind.CONV2D, role, macs=1, weight_shape=(1, 1, 1, 1))
-
-
-LINE = [site("in", Role.FIRST), site("a.conv"), site("a.emb"), site("b.conv"), site("out", Role.LAST)]
 BITS = {role: {"weight": bits, "activation": bits + 1} for role, bits in (("inner", 4), ("first", 5), ("last", 6))}
+STEPS = 7
+NETWORKS = {
+    "line": LINE,
+    "alone": architecture(site("alone")),
+    "first": architecture(site("in", Role.FIRST)),
+    "none": architecture(),
+}
 
 
-def plan(patterns):
+@pytest.fixture(scope="module")
+def unet(tiny_model_folder):
+    model = DiffusersDenoiser.from_folder(str(tiny_model_folder()))
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    return Architecture(tuple(model.sites()), model.attention_macs(), parameters)
+
+
+def policy(name, **options):
+    return construct(OmegaConf.merge(OmegaConf.load(CONF / "bitwidth" / f"{name}.yaml"), options))
+
+
+def measured(chosen, network, steps):
+    """The evidence that a policy reads."""
+    if chosen.reads is Evidence.STEP_SNR:
+        return signal(chosen.offered, steps)
+    if chosen.reads is Evidence.SENSITIVITY:
+        weights, activations = (
+            sorted({getattr(bits, of) for bits in chosen.offered}) for of in ("weight", "activation")
+        )
+        return sensitivity(network, steps, weights, activations)
+    return None
+
+
+def planned(chosen, network=LINE, steps=STEPS):
+    return chosen.plan(network, table(steps), measured(chosen, network, steps))
+
+
+def by_role(patterns):
     entries = [{"name": name} | bits for name, bits in patterns.items()]
-    return ByRole(**BITS, patterns=entries).plan(LINE)
-
-
-def policy(name):
-    return construct(OmegaConf.load(CONF / "bitwidth" / f"{name}.yaml"))
+    return ByRole(**BITS, patterns=entries).plan(LINE, [], None)
 
 
 @every_policy
-def test_every_site_has_bits(name, tiny_model_folder):
-    for sites in (DiffusersDenoiser.from_folder(str(tiny_model_folder())).sites(), LINE, [site("alone")], []):
-        found = policy(name).plan(sites)
-        assert list(found.layers) == [site.name for site in sites]
-        for site_ in sites:
-            for bits in (found[site_.name].weight, found[site_.name].activation):
-                assert bits in (*range(2, 9), FLOAT_BITS)
+def test_every_layer_of_a_unet_has_bits(name, unet):
+    # Its first layer and its attention are too much of its work for a saving of 30.
+    chosen = policy(name, **({"saving": 3} if isinstance(policy(name), UnderBudget) else {}))
+    planned(chosen, unet).require(unet.sites, STEPS)
 
 
 @every_policy
-def test_a_plan_depends_on_the_sites_alone(name):
+@pytest.mark.parametrize("network", ["line", "alone", "none"])
+@pytest.mark.parametrize("steps", [1, 2, STEPS])
+def test_every_site_has_bits_at_every_step(name, network, steps):
+    chosen, network = policy(name), NETWORKS[network]
+    plan = planned(chosen, network, steps)
+    assert plan.sites == tuple(site.name for site in network.sites)
+    plan.require(network.sites, steps)
+    for site_ in network.sites:
+        for i in range(steps):
+            bits = plan.at(site_.name, i)
+            assert {bits.weight, bits.activation} <= {*range(2, 9), FLOAT_BITS}
+            assert site_.role is not Role.INNER or bits in chosen.offered
+
+
+@every_policy
+def test_the_first_and_the_last_layer_and_patterns_keep_their_bits(name):
+    outer, named = {"weight": 5, "activation": 6}, {"name": "a.emb", "weight": 32, "activation": 7}
+    plan = planned(policy(name, first=outer, last=outer, patterns=[named]))
+    for i in range(STEPS):
+        assert plan.at("in", i) == plan.at("out", i) == LayerBits(5, 6)
+        assert plan.at("a.emb", i) == LayerBits(32, 7)
+
+
+@every_policy
+def test_a_network_of_outer_layers_alone(name):
+    network = NETWORKS["first"]
+    try:
+        plan = planned(policy(name), network)
+    except ValueError as error:
+        assert name in ("budget", "budget_layers", "budget_steps", "greedy", "random")
+        assert "expected a saving of at most 16.0," in str(error)
+    else:
+        assert not plan.varies and plan["in"] == policy(name).roles.first
+
+
+@every_policy
+def test_equal_arguments_give_equal_plans_whatever_was_planned_before(name):
     made = policy(name)
-    before = dict(made.plan(LINE).layers)
-    made.plan([site("other")])
-    assert dict(made.plan(LINE).layers) == before == dict(policy(name).plan(LINE).layers)
+    before = planned(made)
+    planned(made, NETWORKS["alone"], 3)
+    assert planned(made) == before == planned(policy(name))
+
+
+@every_policy
+def test_a_plan_comes_back_from_json(name):
+    plan = planned(policy(name))
+    back = BitwidthPlan.from_json(plan.to_json())
+    assert back == plan and back.notes == plan.notes and back.fingerprint() == plan.fingerprint()
+
+
+@every_policy
+def test_what_is_offered_can_be_measured(name):
+    """The plans in which a measurement of each offer is made: these bits in all inner layers, at every step."""
+    chosen = policy(name)
+    assert chosen.offered
+    for bits in chosen.offered:
+        plan = chosen.uniform(LINE, bits)
+        assert not plan.varies and plan["a.conv"] == plan["b.conv"] == bits
+        assert plan["in"] == chosen.roles.first and plan["out"] == chosen.roles.last
+
+
+@every_policy
+@pytest.mark.parametrize("pattern", ["c.*", "A.conv", "conv", ""])
+def test_a_pattern_that_matches_nothing_is_an_early_error(name, pattern):
+    eight = {"weight": 8, "activation": 8}
+    made = policy(name, patterns=[{"name": "a.*"} | eight, {"name": pattern} | eight])
+    with pytest.raises(ValueError, match="to match a layer, it matches none; layers are in, a.conv"):
+        made.check(LINE, table(STEPS))
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if not isinstance(policy(name), ByRole)])
+def test_bits_by_step_need_steps(name):
+    with pytest.raises(ValueError, match="expected the steps of a sampler's table"):
+        policy(name).check(LINE, [])
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if name.startswith("w")])
 def test_a_name_says_the_bits_of_inner_layers(name):
     weight, activation = (int(bits) for bits in name.removeprefix("w").split("a"))
-    found = policy(name).plan(LINE)
+    found = planned(policy(name))
     assert found["a.conv"] == found["b.conv"] == LayerBits(weight, activation)
     assert found["in"] == found["out"] == LayerBits(8, 8)
 
 
 def test_float_leaves_everything():
-    assert set(policy("float").plan(LINE).layers.values()) == {LayerBits(FLOAT_BITS, FLOAT_BITS)}
+    found = planned(policy("float"))
+    assert {found[name] for name in found.sites} == {LayerBits(FLOAT_BITS, FLOAT_BITS)}
 
 
 def test_bits_follow_the_role():
-    found = plan({})
+    found = by_role({})
     assert found["in"] == LayerBits(5, 6)
     assert found["out"] == LayerBits(6, 7)
     assert found["a.conv"] == found["a.emb"] == found["b.conv"] == LayerBits(4, 5)
 
 
 def test_a_pattern_overrides_any_role_and_touches_nothing_else():
-    found = plan({"*.conv": {"weight": 2, "activation": 32}})
+    found = by_role({"*.conv": {"weight": 2, "activation": 32}})
     assert found["a.conv"] == found["b.conv"] == LayerBits(2, 32)
     assert found["a.emb"] == LayerBits(4, 5)
-    assert plan({"in": {"weight": 8, "activation": 8}})["in"] == LayerBits(8, 8)
+    assert by_role({"in": {"weight": 8, "activation": 8}})["in"] == LayerBits(8, 8)
 
 
 def test_the_last_match_wins():
     wide, narrow = {"weight": 7, "activation": 7}, {"weight": 3, "activation": 3}
-    last_narrow, last_wide = plan({"a.*": wide, "*.conv": narrow}), plan({"*.conv": narrow, "a.*": wide})
+    last_narrow, last_wide = by_role({"a.*": wide, "*.conv": narrow}), by_role({"*.conv": narrow, "a.*": wide})
     assert last_narrow["a.conv"] == LayerBits(3, 3) and last_wide["a.conv"] == LayerBits(7, 7)
     for found in (last_narrow, last_wide):
         assert found["a.emb"] == LayerBits(7, 7) and found["b.conv"] == LayerBits(3, 3)
-
-
-@pytest.mark.parametrize("pattern", ["c.*", "A.conv", "conv", ""])
-def test_a_pattern_that_matches_nothing_is_an_error(pattern):
-    with pytest.raises(ValueError, match="to match a layer, it matches none; layers are in, a.conv"):
-        plan({"*": {"weight": 8, "activation": 8}, pattern: {"weight": 8, "activation": 8}})
 
 
 @pytest.mark.parametrize("part", ["inner", "first", "last", "patterns"])

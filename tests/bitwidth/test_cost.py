@@ -5,9 +5,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ptq_diffusion.metric.cost import cost, usual_bits
+from ptq_diffusion.bitwidth.cost import mean_bits as mean_bits_of
+from ptq_diffusion.bitwidth.cost import plan_cost
+from ptq_diffusion.metric.cost import cost, mean_bits, usual_bits
 from ptq_diffusion.model import Denoiser, DiffusersDenoiser, Kind, Role, Site
+from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 
 FLOAT = LayerBits(32, 32)
@@ -44,7 +49,7 @@ class TwoLayers(Denoiser):
 
 
 def plan(*layers):
-    return BitwidthPlan({str(i): LayerBits(*bits) for i, bits in enumerate(layers)})
+    return BitwidthPlan.constant({str(i): LayerBits(*bits) for i, bits in enumerate(layers)})
 
 
 @pytest.mark.parametrize("steps", [1, 20])
@@ -67,7 +72,7 @@ def denoiser(tiny_model_folder):
 
 
 def everywhere(denoiser, bits):
-    return BitwidthPlan({site.name: bits for site in denoiser.sites()})
+    return BitwidthPlan.constant({site.name: bits for site in denoiser.sites()})
 
 
 def test_a_network_by_hand(denoiser):
@@ -107,4 +112,55 @@ def test_the_usual_bits_add_up_layers_that_share_them(denoiser):
     largest = max(denoiser.sites(), key=lambda site: site.macs)
     layers = {site.name: LayerBits(4, 8) for site in denoiser.sites()} | {largest.name: LayerBits(8, 8)}
     assert largest.macs < sum(site.macs for site in denoiser.sites()) / 2
-    assert usual_bits(denoiser, BitwidthPlan(layers)) == (4, 8)
+    assert usual_bits(denoiser, BitwidthPlan.constant(layers)) == (4, 8)
+
+
+VARYING = BitwidthPlan({"0": (4, 8, 4), "1": (2,)}, {"0": (3, 8, 8), "1": (8,)})
+
+
+def plan_of_most_steps():
+    return BitwidthPlan({"0": (4,), "1": (8,)}, {"0": (3, 8, 8), "1": (8,)})
+
+
+def test_a_varying_plan_by_hand():
+    found = cost(TwoLayers(), VARYING, 3)
+    assert found.bops_per_image == 100 * (4 * 3 + 8 * 8 + 4 * 8) + 3 * (30 * 2 * 8 + 11 * 32 * 32)
+    assert found.attention_bops == 3 * 11 * 1024
+    assert found.attention_share == 3 * 11 * 1024 / found.bops_per_image
+    assert found.weight_bytes == (54 * (4 + 8) + 35 * 2 + 32 * 10) // 8, "a copy for every bitwidth of a weight"
+    assert mean_bits(TwoLayers(), VARYING) == ((16 * 100 + 6 * 30) / 390, (19 * 100 + 24 * 30) / 390)
+    assert usual_bits(TwoLayers(), plan_of_most_steps()) == (4, 8)
+    with pytest.raises(ValueError, match="expected a bitwidth plan of 4 steps, got one of 3"):
+        cost(TwoLayers(), VARYING, 4)
+
+
+BITS = st.sampled_from([2, 3, 4, 8, 32])
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_costs_equal_an_enumeration(data):
+    """Every site, every step, every bit on its own."""
+    macs = data.draw(st.lists(st.integers(1, 50), min_size=1, max_size=3))
+    sites = tuple(Site(str(i), Kind.LINEAR, Role.INNER, work, (work, 2)) for i, work in enumerate(macs))
+    architecture = Architecture(sites, data.draw(st.integers(0, 9)), 2 * sum(macs) + data.draw(st.integers(0, 9)))
+    steps = data.draw(st.integers(1, 3))
+    table = [{site.name: LayerBits(data.draw(BITS), data.draw(BITS)) for site in sites} for _ in range(steps)]
+    found, plan_ = plan_cost(architecture, BitwidthPlan.by_step(table), steps), BitwidthPlan.by_step(table)
+    pairs = [(site, layers[site.name]) for layers in table for site in sites]
+    attention = 1024 * steps * architecture.attention_macs
+    assert found.bops == sum(site.macs * bits.weight * bits.activation for site, bits in pairs) + attention
+    assert found.attention_bops == attention
+    full = plan_cost(architecture, BitwidthPlan.constant({site.name: FLOAT for site in sites}), steps)
+    assert found.float_bops == full.bops and full.saving == 1 and found.saving >= 1
+    copies = {(site.name, layers[site.name].weight) for layers in table for site in sites}
+    others = architecture.parameters - 2 * sum(macs)
+    assert found.stored_bits == sum(2 * macs[int(name)] * bits for name, bits in copies) + 32 * others
+    weight, activation = mean_bits_of(architecture, plan_, steps)
+    assert weight == pytest.approx(sum(site.macs * bits.weight for site, bits in pairs) / (steps * sum(macs)))
+    assert activation == pytest.approx(sum(site.macs * bits.activation for site, bits in pairs) / (steps * sum(macs)))
+
+
+def test_a_mean_of_no_work_is_refused():
+    with pytest.raises(ValueError, match="a mean of its bits has no meaning"):
+        mean_bits_of(Architecture((), 0, 0), BitwidthPlan.constant({}), 1)

@@ -110,11 +110,11 @@ def a_truncated_reference(place):
 
 REFERENCES = {
     "an empty folder": ("reference=folder", pictures(), "found none"),
-    "one image": ("reference=folder", pictures((8, 8)), "at least metric.neighbours"),
+    "one image": ("reference=folder", pictures((8, 8)), "at least judging.neighbours"),
     "two sizes": ("reference=folder", pictures((8, 8), (9, 8)), "resize"),
     "images too small": ("reference=folder", pictures((4, 4), (4, 4), (4, 4)), "H >= 8"),
     "grey images for a colour extractor": (
-        "reference=folder metric=pixels",
+        "reference=folder feature=pixels",
         pictures((8, 8), (8, 8), (8, 8), mode="L"),
         "channels",
     ),

@@ -65,8 +65,8 @@ def test_its_samples_are_far_nearer_to_its_reference_than_noise_is(name, tmp_pat
 @every_model
 def test_what_comes_with_it_is_replaced_by_what_is_asked_for(name):
     own = composed(f"model={name}")
-    assert own.labels.metric == build_extractor(own).name
-    words = [f"model={name}", "metric=pixels", "reference=none"]
+    assert own.labels.feature == build_extractor(own).name
+    words = [f"model={name}", "feature=pixels", "reference=none"]
     for asked in (composed(*words), composed(*reversed(words))):
-        assert (asked.labels.metric, asked.model) == ("pixels", own.model)
+        assert (asked.labels.feature, asked.model) == ("pixels", own.model)
         assert asked.reference == OmegaConf.load(CONF / "reference" / "none.yaml")

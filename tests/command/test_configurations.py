@@ -14,7 +14,8 @@ GROUPS = {
     "sampler": "sampler",
     "bitwidth": "bitwidth",
     "correction": "correction",
-    "metric": "metric",
+    "feature": "feature",
+    "metric": None,
     "reference": "reference",
     "logger": "logger",
     "quantizer": "quantizer@quantizer.weight",
@@ -43,7 +44,8 @@ def test_every_experiment_composes(experiment):
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_builds(group, option, tiny_model_folder):
-    cfg = composed(f"{GROUPS[group]}={option}")
+    place = GROUPS[group] or f"{group}@{group}.{option}"
+    cfg = composed(f"{place}={option}")
     for key in ("model", "reference", "data"):
         node = cfg.get(key)
         for name in ("path", "folder"):
@@ -57,7 +59,9 @@ def test_every_option_composes_and_builds(group, option, tiny_model_folder):
         assert construct(cfg.training.network)
         assert construct(cfg.training.augmentation)
     elif group == "metric":
-        assert construct(cfg.metric.extractor).num_features <= 256
+        assert construct(cfg.metric[option]).name == option
+    elif group == "feature":
+        assert construct(cfg.feature.extractor).num_features <= 256
     else:
         assert construct(cfg[group])
 

@@ -11,10 +11,22 @@ from ptq_diffusion.command.refusal import option_names
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.main import CONF, main
 
-GROUPS = ("sampler", "bitwidth", "correction", "metric", "reference", "experiment", "data", "training", "model")
-PLACES = ("quantizer@quantizer.weight", "quantizer@quantizer.activation", "range_search@quantizer.weight.range_search")
+GROUPS = ("sampler", "bitwidth", "correction", "feature", "reference", "experiment", "data", "training", "model")
+PLACES = (
+    "metric@metric.kid",
+    "quantizer@quantizer.weight",
+    "quantizer@quantizer.activation",
+    "range_search@quantizer.weight.range_search",
+)
 FILES = sorted({path.stem for path in CONF.glob("*/*.yaml")})
-SOUND = ("images=3", "sampler=ddpm", "bitwidth=w8a8", "correction=none", "noise.seed=5", "metric=pixels reference=none")
+SOUND = (
+    "images=3",
+    "sampler=ddpm",
+    "bitwidth=w8a8",
+    "correction=none",
+    "noise.seed=5",
+    "feature=pixels reference=none",
+)
 ODD = (
     *("", "null", "true", "nan", "inf", "-inf", "1e-9", "0x10", "???", "${name}", "${nothing}", "${oc.env:HOME}"),
     *(
@@ -76,7 +88,7 @@ def test_every_command_line_begins_or_is_refused_in_one_message(prepared, compos
     names = [
         *option_names(OmegaConf.to_container(cfg)),
         "sampler._target_",
-        "metric.extractor._target_",
+        "feature.extractor._target_",
         "quantizer.weight._partial_",
     ]
     ends = []

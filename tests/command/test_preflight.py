@@ -5,13 +5,16 @@ from PIL import Image
 
 BAD = {
     "a release that needs DDIM": (["sampler=ddpm", "sampler.steps=3", "correction=ptqd_release"], "sampler=ddim"),
-    "statistics of another feature space": (["metric=pixels", "reference=cifar10"], "goal=reference_statistics"),
-    "channels that the extractor lacks": (["metric=pixels", "metric.extractor.channels=5"], r"expected images \(N, 5"),
+    "statistics of another feature space": (["feature=pixels", "reference=cifar10"], "goal=reference_statistics"),
+    "channels that the extractor lacks": (
+        ["feature=pixels", "feature.extractor.channels=5"],
+        r"expected images \(N, 5",
+    ),
     "one image": (["images=1", "seeds=[0]"], "at least 2 images"),
     "one image of each seed": (["images=1", "seeds=[0,1,2,3]"], "at least 2 images of each seed"),
-    "more neighbours than images": (["metric.neighbours=9"], r"1\.\.8 for 10 images"),
-    "no neighbours": (["metric.neighbours=0"], "draw more images or lower it"),
-    "one replicate": (["metric.replicates=1"], "at least 2"),
+    "more neighbours than images": (["judging.neighbours=9"], r"1\.\.8 for 10 images"),
+    "no neighbours": (["judging.neighbours=0"], "draw more images or lower it"),
+    "one replicate": (["judging.replicates=1"], "at least 2"),
     "a single seed that is no list": (["seeds=3"], r"seeds=\[0,1,2\]"),
     "half a seed": (["seeds=[0.5]"], "whole numbers"),
     "a seed twice": (["seeds=[1,1]"], "distinct"),
@@ -75,7 +78,7 @@ def test_a_goal_that_needs_the_correction_asks_it_before_anything_is_measured(ma
 
 
 def test_what_a_goal_does_not_depend_on_is_not_asked(make):
-    make("goal=noise", *NEEDS_DDIM, "images=1", "metric=pixels", "metric.extractor.channels=5")
+    make("goal=noise", *NEEDS_DDIM, "images=1", "feature=pixels", "feature.extractor.channels=5")
 
 
 def test_a_layer_is_left_in_float_by_its_name(report):

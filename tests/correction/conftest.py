@@ -2,9 +2,9 @@
 
 import pytest
 
-from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.workshop import build_quantizers
 from ptq_diffusion.model import DiffusersDenoiser
-from ptq_diffusion.network import NetworkQuantizers, observing, quantize
+from ptq_diffusion.network import observing, quantize
 from tests.correction.pipelines import states
 from tests.steps import at
 
@@ -19,9 +19,7 @@ def calibrated(composed):
     )
 
     def make(model):
-        weight, activation = construct(cfg.quantizer.weight), construct(cfg.quantizer.activation)
-        plan = construct(cfg.bitwidth).plan(model.sites())
-        quantizers = NetworkQuantizers(model.sites(), plan, weight, activation)
+        quantizers = build_quantizers(cfg, model)
         quantizers.observe_weights(model.network)
         with observing(model.network, quantizers):
             model.predict(states(model, 0), at(500))

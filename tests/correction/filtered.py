@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ptq_diffusion.correction import AskedBatch, Regression
 from ptq_diffusion.sampler import DDIM
 
-STEP = DDIM(8, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config)[3]
+STEP = DDIM(8, 1.0, {}).table(DDPMScheduler(clip_sample=False).config)[3]
 SHAPE, COUNT = (2, 9, 8), 200
 OPTIONS = {
     "on_q": 1,

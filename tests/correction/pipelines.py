@@ -16,7 +16,6 @@ from ptq_diffusion.correction import (
 from ptq_diffusion.network import OutputLayerTap
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import sample
-from ptq_diffusion.sampler.step import fingerprint
 from tests.correction.presets import CORRECTIONS, FILES
 
 REACHING_IN = {name for name, file in FILES.items() if file.get("on_features") or "then" in file}
@@ -42,7 +41,7 @@ def fitted(name, steps, pair):
     for step in steps:
         x = states(model, step.i)
         seen.append((model.predict(x, step).m, *tap.predict(x, step), x))
-    owner = Fingerprint("network", fingerprint(steps), model.shape)
+    owner = Fingerprint("network", steps.fingerprint(), model.shape)
     return correction.fit(NoiseStatistics.of(owner, ((m, q, x) for m, q, _, x in seen), first=0), steps)
 
 

@@ -10,11 +10,10 @@ from omegaconf import OmegaConf
 from ptq_diffusion.correction import PTQD, Fingerprint, NoiseStatistics, StepMoments
 from ptq_diffusion.main import CONF
 from ptq_diffusion.sampler import DDIM
-from ptq_diffusion.sampler.step import fingerprint
 
 SHAPE = (3, 6, 5)
 CONFIG = DDPMScheduler(clip_sample=False).config
-STEPS = DDIM(8, 1.0, {}).steps(CONFIG)
+STEPS = DDIM(8, 1.0, {}).table(CONFIG)
 PAPER = {name: value for name, value in OmegaConf.load(CONF / "correction" / "ptqd.yaml").items() if name != "_target_"}
 OFFSETS = torch.tensor([0.8, -0.5, 0.3]).double().view(3, 1, 1)  # E[m_c], far from 0
 MU = torch.tensor([0.10, -0.04, 0.02]).double().view(3, 1, 1)
@@ -29,7 +28,7 @@ def planted(step, k=-0.1, v=0.01, mu=MU, count=50):
 
 def statistics(steps, **noise):
     moments = [StepMoments.of(*planted(step, **noise)) for step in steps]
-    return NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments)
+    return NoiseStatistics(Fingerprint("network", steps.fingerprint(), SHAPE), moments)
 
 
 def fitted(steps=STEPS, options=None, **noise):

@@ -16,7 +16,6 @@ from ptq_diffusion.correction import (
     PathCorrection,
 )
 from ptq_diffusion.sampler import DDIM
-from ptq_diffusion.sampler.step import fingerprint
 from tests.correction.presets import CORRECTIONS
 
 STEPPING_BACK = {"stepbaq"}
@@ -27,7 +26,7 @@ every_correction = pytest.mark.parametrize("name", CORRECTIONS)
 every_table = pytest.mark.parametrize(
     "steps",
     [
-        DDIM(6, eta, {}).steps(DDPMScheduler(prediction_type=kind, clip_sample=clip).config)
+        DDIM(6, eta, {}).table(DDPMScheduler(prediction_type=kind, clip_sample=clip).config)
         for eta, kind, clip in [(1.0, "epsilon", False), (0.5, "v_prediction", True), (0.0, "sample", True)]
     ],
     ids=["eta 1, epsilon", "eta 0.5, v, clipped", "eta 0, x0, clipped"],
@@ -55,7 +54,7 @@ def fitted(name, steps, noise=1.0):
 
 def statistics(steps, noise=1.0):
     return NoiseStatistics.of(
-        Fingerprint("network", fingerprint(steps), SHAPE), (tensors(step, noise) for step in steps), first=0
+        Fingerprint("network", steps.fingerprint(), SHAPE), (tensors(step, noise) for step in steps), first=0
     )
 
 
@@ -84,11 +83,12 @@ def test_without_noise_nothing_changes_bit_for_bit(name, steps):
 def test_another_table_is_refused(name, steps):
     measured = statistics(steps)
     correction = CORRECTIONS[name]
-    for other in (steps[:-1], [*steps, steps[-1]], []):
+    for other in (steps[:-1], steps.with_steps([*steps, steps[-1]]), steps[:0]):
         with pytest.raises(ValueError, match=f"expected statistics of all {len(other)} steps, got {len(steps)}"):
             correction.fit(measured, other)
     with pytest.raises(ValueError, match="same steps"):
-        correction.fit(measured, [dataclasses.replace(step, clip=2.0) for step in steps])
+        clipped = tuple(dataclasses.replace(step, clip=2.0) for step in steps)
+        correction.fit(measured, dataclasses.replace(steps, clip=2.0, steps=clipped))
 
 
 @every_correction

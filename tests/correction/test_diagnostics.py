@@ -12,13 +12,12 @@ from ptq_diffusion.correction import AskedBatch, Batch, Fingerprint, MomentCorre
 from ptq_diffusion.correction.diagnostics import fit_diagnosed, fit_step_diagnosed
 from ptq_diffusion.correction.noise.higher_moments import GROUPS, reliability
 from ptq_diffusion.sampler import DDIM
-from ptq_diffusion.sampler.step import fingerprint
 from tests.correction.batches import split
 from tests.correction.presets import CORRECTIONS
 
 SHAPE, COUNT = (3, 6, 5), 40
-STEPS = DDIM(4, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config)
-OWNER = Fingerprint("network", fingerprint(STEPS), SHAPE)
+STEPS = DDIM(4, 1.0, {}).table(DDPMScheduler(clip_sample=False).config)
+OWNER = Fingerprint("network", STEPS.fingerprint(), SHAPE)
 MEASURED = {
     "r2_held_out",
     "reliability",

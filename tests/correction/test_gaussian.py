@@ -16,7 +16,6 @@ from ptq_diffusion.main import CONF
 from ptq_diffusion.model import GaussianDenoiser
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import DDIM, DDPM, sample
-from ptq_diffusion.sampler.step import fingerprint
 
 SHAPE, COUNT = (2, 4, 4), 4000
 MODEL = GaussianDenoiser(SHAPE, mean=0.4, std=0.5)
@@ -44,7 +43,7 @@ class OneStream(SampleNoise):
 
 @cache
 def table(name):
-    return tuple(SAMPLERS[name].steps(MODEL.scheduler_config))
+    return SAMPLERS[name].table(MODEL.scheduler_config)
 
 
 def k(step):
@@ -73,7 +72,7 @@ def quantized(seed):
 def measured(name):
     walk = sample(exact, table(name), OneStream(1))
     moments = [StepMoments.of(visit.m, quantized(1)(visit.x_t, visit.step), visit.x_t) for visit in walk]
-    return NoiseStatistics(Fingerprint("planted", fingerprint(table(name)), SHAPE), moments)
+    return NoiseStatistics(Fingerprint("planted", table(name).fingerprint(), SHAPE), moments)
 
 
 def corrected(name, **options):
@@ -158,7 +157,7 @@ def test_what_was_planted_is_found(name):
 
 def test_without_the_samplers_noise_the_mean_comes_back_and_the_residual_stays(gaussian_law):
     """eta = 0: nothing can absorb the residual. Its variance is that of eta = 1 here, which has no budget now."""
-    steps = tuple(DDIM(20, 0.0, {}).steps(MODEL.scheduler_config))
+    steps = DDIM(20, 0.0, {}).table(MODEL.scheduler_config)
     walk = sample(exact, steps, OneStream(1))
 
     def noisy(x, step, seed):
@@ -166,7 +165,7 @@ def test_without_the_samplers_noise_the_mean_comes_back_and_the_residual_stays(g
         return (1 + k(step)) * exact(x, step) + MU + 0.3 * r
 
     moments = [StepMoments.of(visit.m, noisy(visit.x_t, visit.step, 1), visit.x_t) for visit in walk]
-    statistics = NoiseStatistics(Fingerprint("planted", fingerprint(steps), SHAPE), moments)
+    statistics = NoiseStatistics(Fingerprint("planted", steps.fingerprint(), SHAPE), moments)
     found = PTQD(**PAPER).fit(statistics, steps)
     predict = lambda x, step: found.output(noisy(x, step, 2), x, x, step)  # noqa: E731
     *_, last = sample(predict, found.steps, OneStream(2), found.sigma)

@@ -21,12 +21,11 @@ from ptq_diffusion.correction import (
 from ptq_diffusion.model import GaussianDenoiser
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.sampler import DDIM
-from ptq_diffusion.sampler.step import fingerprint
 from tests.correction.presets import CORRECTIONS
 
 SHAPE = (2, 8, 8)
 MODEL = GaussianDenoiser(SHAPE, mean=0.4, std=0.5)
-STEPS = DDIM(4, 0.5, {}).steps(MODEL.scheduler_config)
+STEPS = DDIM(4, 0.5, {}).table(MODEL.scheduler_config)
 MU = torch.tensor([0.1, -0.15]).view(2, 1, 1)
 LEAVING_THE_MEAN = {"none", "variance", "correlated", "correlated_variance", "qncd", "rescaled"}
 every_correction = pytest.mark.parametrize("name", CORRECTIONS)
@@ -60,7 +59,7 @@ def fit(correction, tensors):
         return FittedCorrection(
             STEPS, [correction.fit_step([batch], step) for batch, step in zip(batches, STEPS, strict=True)]
         )
-    owner = Fingerprint("planted", fingerprint(STEPS), SHAPE)
+    owner = Fingerprint("planted", STEPS.fingerprint(), SHAPE)
     return correction.fit(NoiseStatistics.of(owner, tensors, first=0), STEPS)
 
 

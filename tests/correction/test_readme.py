@@ -24,7 +24,7 @@ def test_the_example_subtracts_the_mean_error():
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
     namespace: dict[str, type[PathCorrection]] = {}
     exec(code, namespace)
-    step = DDIM(4, 1.0, {}).steps(DDPMScheduler().config)[1]
+    step = DDIM(4, 1.0, {}).table(DDPMScheduler().config)[1]
     m, noise = torch.randn(2, 40, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     q = m + 0.1 * noise + torch.tensor([0.3, -0.2, 0.0])[:, None, None]
     found = namespace["PathBias"]().fit_step([AskedBatch(0, q, m, q, m, m, m)], step)

@@ -28,7 +28,6 @@ from ptq_diffusion.model import GaussianDenoiser
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.numeric.spectrum import radial_bands
 from ptq_diffusion.sampler import DDIM, DDPM
-from ptq_diffusion.sampler.step import fingerprint
 from tests.correction.presets import CORRECTIONS, FILES
 
 CONFIG = DDPMScheduler(clip_sample=False).config
@@ -36,7 +35,7 @@ SHAPE = (3, 4, 5)
 
 
 def table(steps, eta=1.0, **options):
-    return DDIM(steps, eta, {}).steps(CONFIG | options)
+    return DDIM(steps, eta, {}).table(CONFIG | options)
 
 
 def fitted(name, steps):
@@ -51,7 +50,7 @@ def fitted_by(correction, steps):
         batches.append(AskedBatch(0, 0.93 * m + 0.05 * r, x, torch.cat([x * r, r], dim=1), m, x, m))
     if isinstance(correction, PathCorrection):
         return FittedCorrection(steps, [correction.fit_step([b], s) for b, s in zip(batches, steps, strict=True)])
-    owner = Fingerprint("network", fingerprint(steps), SHAPE)
+    owner = Fingerprint("network", steps.fingerprint(), SHAPE)
     return correction.fit(NoiseStatistics.of(owner, ((b.m, b.q, b.x_t) for b in batches), first=0), steps)
 
 
@@ -144,14 +143,15 @@ def planted(kind, steps):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("own", "wanted"), [(50, 20), (50, 100), (20, 50)])
-@pytest.mark.parametrize("sampler", [lambda n: table(n), lambda n: table(n, 0.0), lambda n: DDPM(n, {}).steps(CONFIG)])
+@pytest.mark.parametrize("sampler", [lambda n: table(n), lambda n: table(n, 0.0), lambda n: DDPM(n, {}).table(CONFIG)])
 def test_what_is_linear_in_log_snr_is_exact(kind, own, wanted, sampler):
     given, steps = sampler(own), sampler(wanted)
     found, expected = interpolated(planted(kind, given), given, steps), planted(kind, steps)
     assert found.steps == steps
     for step, ours, theirs in zip(steps, found.found, expected.found, strict=True):
         if step.t > given[0].t:
-            theirs = planted(kind, [dataclasses.replace(step, abar_t=given[0].abar_t)]).found[0]
+            earliest = dataclasses.replace(step, signal=given[0].signal, noise=given[0].noise)
+            theirs = planted(kind, steps.with_steps([earliest])).found[0]
         for a, b in zip(ours.repairs, theirs.repairs, strict=True):
             assert all(torch.allclose(t, b.tensors()[name], rtol=1e-9, atol=1e-12) for name, t in a.tensors().items())
         assert ours.sigma == pytest.approx(theirs.sigma, rel=1e-9)
@@ -171,7 +171,7 @@ def test_coefficients_that_are_smooth_are_recovered_from_noise():
         m = model.predict(x, step).m
         moments.append(StepMoments.of(m, (1 + k(step)) * m + 0.05 + v(step) ** 0.5 * r, x))
     options = {name: value for name, value in FILES["ptqd"].items() if name != "_target_"}
-    statistics = NoiseStatistics(Fingerprint("toy", fingerprint(steps), (2, 4, 4)), moments)
+    statistics = NoiseStatistics(Fingerprint("toy", steps.fingerprint(), (2, 4, 4)), moments)
     found = interpolated(PTQD(**options).fit(statistics, steps), steps, table(20))
     for own, step in zip(found.found, found.steps, strict=True):
         assert own.report.k == pytest.approx(k(step), abs=0.01)
@@ -184,7 +184,7 @@ def test_coefficients_that_are_smooth_are_recovered_from_noise():
 REFUSED = {
     "another clip": (table(20, clip_sample=True), r"another clip \(1.0 in place of None\)"),
     "another prediction": (table(20, prediction_type="v_prediction"), "another prediction"),
-    "another sampler": (DDPM(20, {}).steps(CONFIG), "another sampler"),
+    "another sampler": (DDPM(20, {}).table(CONFIG), "another sampler"),
     "no noise": (table(20, 0.0), "another noise of the sampler"),
     "times beyond": (table(20, timestep_spacing="trailing"), "one spacing beyond .* raise noise.steps"),
 }

@@ -50,7 +50,8 @@ def test_two_processes_make_what_one_makes(launcher, tiny, make, tmp_path):
     assert len(list(outputs.glob("runs/*/failure.json"))) == 2
 
 
-def test_a_worker_sets_its_threads_before_torch_counts_them():
+@pytest.mark.parametrize("module", ["command.sweep", "engine.run_files", "main"])
+def test_a_worker_sets_its_threads_before_torch_counts_them(module):
     """Hydra sets OMP_NUM_THREADS when a job starts; what a worker imports for that must not import torch yet."""
-    code = "import sys, ptq_diffusion.main, ptq_diffusion.command.sweep; sys.exit('torch' in sys.modules)"
+    code = f"import sys, ptq_diffusion.{module}; sys.exit(bool({{'torch', 'lightning'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -11,7 +11,7 @@ from ptq_diffusion.engine import workshop
 from ptq_diffusion.engine.signature import Signatures
 from ptq_diffusion.model import diffusers_denoiser
 
-SMALL = ["images=3", "seeds=[0]", "noise.images=16", "metric=pixels", "metric.neighbours=1"]
+SMALL = ["images=3", "seeds=[0]", "noise.images=16", "feature=pixels", "judging.neighbours=1"]
 RUNS = {
     "ptqd": (["correction=ptqd"], 1),
     "a choice among three": (

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from ptq_diffusion.metric import (
     FEATURE_NETWORKS,
@@ -11,46 +10,22 @@ from ptq_diffusion.metric import (
     NoReference,
     Pixels,
     RealStatistics,
-    Reference,
     ResNet9,
     Settings,
     judge,
     paired_kid,
 )
-from ptq_diffusion.metric.real_statistics import KEPT, kept
+from ptq_diffusion.metric.real_statistics import STORED, stored_rows
+from tests.metric.metrics import METRICS, Textures, blurred, textures
 
 SETTINGS = Settings(replicates=20, seed=0, neighbours=3, seeds=[0, 1])
-
-
-def textures(count, seed):
-    """Coarse colours under fine grain, as bytes."""
-    draw = torch.Generator().manual_seed(seed)
-    coarse = F.interpolate(torch.rand(count, 3, 4, 4, generator=draw), 32, mode="bilinear")
-    fine = torch.rand(count, 1, 16, 16, generator=draw).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    return ((0.6 * coarse + 0.4 * fine) * 255).round().to(torch.uint8)
-
-
-def blurred(images, size):
-    small = F.avg_pool2d(images.float(), size)
-    return F.interpolate(small, 32, mode="bilinear").round().clamp(0, 255).to(torch.uint8)
-
-
-class Textures(Reference):
-    def statistics(self, extractor):
-        return RealStatistics.of_images(textures(300, seed=1), extractor)
-
-    def check(self, extractor, neighbours):
-        return
-
-    def checksum(self):
-        return "textures"
 
 
 @pytest.fixture(scope="module")
 def judged():
     images = textures(160, seed=0)
     variants = {"full_precision": images, "mild": blurred(images, 4), "strong": blurred(images, 16)}
-    return judge(variants, ResNet9.from_folder("bundled:cifar10net"), Textures(), SETTINGS)
+    return judge(variants, ResNet9.from_folder("bundled:cifar10net"), Textures(), METRICS, SETTINGS)
 
 
 def test_blur_worsens_every_metric(judged):
@@ -74,7 +49,7 @@ def test_every_interval_has_its_error_and_what_it_could_detect(judged):
 def test_without_real_images_the_float_variant_is_the_reference():
     images = textures(40, seed=0)
     variants = {"full_precision": images, "mild": blurred(images, 4)}
-    found = judge(variants, ResNet9.from_folder("bundled:cifar10net"), NoReference(), SETTINGS)
+    found = judge(variants, ResNet9.from_folder("bundled:cifar10net"), NoReference(), METRICS, SETTINGS)
     for row in found.rows.values():
         assert (row["fid"], row["kid"]) == (row["fid_to_fp"], row["kid_to_fp"])
     assert found.rows["full_precision"]["sfid"] == pytest.approx(0, abs=1e-6) and found.rows["mild"]["sfid"] > 0.01
@@ -84,7 +59,7 @@ def test_without_real_images_the_float_variant_is_the_reference():
 
 def test_an_extractor_without_classes_or_maps_has_no_such_numbers():
     variants = {"full_precision": textures(40, seed=0), "other": textures(40, seed=2)}
-    found = judge(variants, Pixels(3, 4), NoReference(), SETTINGS)
+    found = judge(variants, Pixels(3, 4), NoReference(), METRICS, SETTINGS)
     lacking = {name for name, value in found.rows["other"].items() if value is None}
     assert lacking == {"sfid", "sfid_se", "classifier_score", "classifier_score_se"}
     assert not {pair["metric"] for pair in found.paired} & lacking
@@ -122,17 +97,17 @@ def test_real_statistics_return_from_a_file_that_holds_their_moments(tmp_path):
 
 
 def test_which_vectors_are_kept_is_fixed_spread_and_all_of_few():
-    rows = kept(50_000)
-    assert len(rows) == KEPT == len(rows.unique()) and torch.equal(rows, kept(50_000))
+    rows = stored_rows(50_000)
+    assert len(rows) == STORED == len(rows.unique()) and torch.equal(rows, stored_rows(50_000))
     assert torch.histc(rows.float(), 10, 0, 50_000).min() > 350
-    assert torch.equal(kept(100), torch.arange(100))
+    assert torch.equal(stored_rows(100), torch.arange(100))
 
 
 def test_bundled_vectors_are_those_of_the_bundled_moments_and_their_precision_does_not_matter():
     """As far as 4,096 of 50,000 can show; rounding moves a distance by far less than its error."""
     real = RealStatistics.load(FEATURE_NETWORKS.path("bundled:cifar10net", "reference.safetensors"))
     vectors = real.vectors.double()
-    error = real.moments.covariance.diagonal().sqrt() / KEPT**0.5
+    error = real.moments.covariance.diagonal().sqrt() / STORED**0.5
     assert ((vectors.mean(0) - real.moments.mean).abs() < 5 * error).all()
     assert real.spatial.count == real.moments.count == 50_000
     samples = {"a": vectors[:400].float() * 1.1}

@@ -81,6 +81,13 @@ def test_decodes_to_the_unit_interval(tiny_model_folder):
     assert denoiser.decode(latents).tolist() == [0, 0, 0.5, 0.75, 1, 1]
 
 
+def test_states_are_scaled_as_the_step_says_before_the_network_sees_them(tiny_model_folder):
+    denoiser = DiffusersDenoiser.from_folder(str(tiny_model_folder()))
+    x, step = states(denoiser), at(300.0)
+    step.input_scale = 0.25
+    assert torch.equal(denoiser.predict(x, step).m, denoiser.predict(0.25 * x, at(300.0)).m)
+
+
 @pytest.mark.parametrize("missing", ["unet/config.json", "scheduler/scheduler_config.json", "unet/*.safetensors"])
 def test_a_folder_that_lacks_a_file_is_refused(folder, missing):
     for path in folder.glob(missing):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ptq_diffusion.network.quantizers import network_fingerprint
 from torch import nn
 
 from ptq_diffusion.model import DiffusersDenoiser
@@ -18,7 +19,6 @@ from ptq_diffusion.network import (
     observing,
     quantize,
 )
-from ptq_diffusion.network.quantizers import network_fingerprint
 from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax
 from tests.steps import at
 
@@ -40,7 +40,7 @@ def states(denoiser):
 def fresh(denoiser, bits, weight=weight_quantizer, **exceptions):
     sites = denoiser.sites()
     layers = {site.name: exceptions.get(site.name, bits) for site in sites}
-    return NetworkQuantizers(sites, BitwidthPlan(layers), weight, tensor_quantizer)
+    return NetworkQuantizers(sites, BitwidthPlan.constant(layers), weight, tensor_quantizer)
 
 
 def observe(denoiser, quantizers):
@@ -149,7 +149,7 @@ def test_ranges_come_from_what_the_layers_saw(denoiser):
         return AffineQuantizer(bits, symmetric=False, per_channel=False, range_search=MinMax(), bins=64)
 
     sites = denoiser.sites()
-    plan = BitwidthPlan({site.name: LayerBits(32, 8) for site in sites})
+    plan = BitwidthPlan.constant({site.name: LayerBits(32, 8) for site in sites})
     quantizers = NetworkQuantizers(sites, plan, min_max, min_max)
     seen = {site.name: [] for site in sites}
     hooks = [
@@ -247,7 +247,7 @@ def test_a_layer_that_saw_nothing_is_named(denoiser):
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1)])
 def test_other_layers_are_refused(layer):
-    quantizers = NetworkQuantizers([], BitwidthPlan({}), weight_quantizer, tensor_quantizer)
+    quantizers = NetworkQuantizers([], BitwidthPlan.constant({}), weight_quantizer, tensor_quantizer)
     quantizers.layers = {"0": None}
     with pytest.raises(TypeError, match=f"expected a Conv2d or Linear layer, got {type(layer).__name__}"):
         quantize(nn.Sequential(layer), quantizers)
@@ -255,7 +255,7 @@ def test_other_layers_are_refused(layer):
 
 def test_an_activation_has_one_grid(denoiser):
     sites = denoiser.sites()
-    plan = BitwidthPlan({site.name: LayerBits(8, 8) for site in sites})
+    plan = BitwidthPlan.constant({site.name: LayerBits(8, 8) for site in sites})
     with pytest.raises(ValueError, match="expected a per-tensor activation quantizer"):
         NetworkQuantizers(sites, plan, weight_quantizer, weight_quantizer)
 
@@ -281,7 +281,7 @@ def test_layers_with_stride_dilation_groups_and_no_bias():
         Site(name, kind, Role.INNER, 1, tuple(layers[int(name)].weight.shape))
         for name, kind in (("0", Kind.CONV2D), ("1", Kind.CONV2D), ("3", Kind.LINEAR))
     ]
-    plan = BitwidthPlan({site.name: LayerBits(32, 32) for site in sites})
+    plan = BitwidthPlan.constant({site.name: LayerBits(32, 32) for site in sites})
     copied = quantize(layers, NetworkQuantizers(sites, plan, weight_quantizer, tensor_quantizer))
     x = torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(0))
     assert isinstance(copied[3], QuantizedLinear)

@@ -35,7 +35,7 @@ def test_a_layer_refuses_other_bits_and_names_the_operand(bits):
 
 
 def test_a_plan_knows_its_sites_only():
-    plan = BitwidthPlan({"a": LayerBits(4, 8)})
+    plan = BitwidthPlan.constant({"a": LayerBits(4, 8)})
     assert plan["a"] == LayerBits(4, 8)
     with pytest.raises(KeyError, match="no site 'b'"):
         plan["b"]

@@ -29,7 +29,7 @@ METRICS = {
 }
 ROW = METRICS | {f"{metric}_se" for metric in METRICS}
 ROW |= {"variant", "correction", "weight_bits", "activation_bits", "bops_per_image", "bops_saving", "weight_bytes"}
-ROW |= {"images", "seeds"}
+ROW |= {"mean_weight_bits", "mean_activation_bits", "attention_share", "images", "seeds"}
 
 
 def artefacts(folder):
@@ -164,16 +164,16 @@ def test_an_interrupted_run_goes_on_and_ends_bit_identical(report, tiny, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("prediction_type", "channels", "size", "metric"),
+    ("prediction_type", "channels", "size", "feature"),
     [
-        ("epsilon", 1, (8, 8), ["metric=cifar10net"]),
-        ("v_prediction", 3, (16, 12), ["metric=cifar10net"]),
-        ("sample", 2, (8, 8), ["metric=pixels", "metric.extractor.channels=2"]),
+        ("epsilon", 1, (8, 8), ["feature=cifar10net"]),
+        ("v_prediction", 3, (16, 12), ["feature=cifar10net"]),
+        ("sample", 2, (8, 8), ["feature=pixels", "feature.extractor.channels=2"]),
     ],
 )
-def test_any_unconditional_model_runs(report, tiny_model_folder, prediction_type, channels, size, metric):
+def test_any_unconditional_model_runs(report, tiny_model_folder, prediction_type, channels, size, feature):
     folder = tiny_model_folder(prediction_type=prediction_type, channels=channels, size=size)
-    found, run = report(f"model.path={folder}", "sampler=ddpm", "sampler.steps=3", *metric)
+    found, run = report(f"model.path={folder}", "sampler=ddpm", "sampler.steps=3", *feature)
     assert images_of(found, run, "samples_corrected").shape == (10, channels, *size)
     assert [row["fid"] == row["fid_to_fp"] for row in found["rows"]] == [True] * 3, "no reference but the float samples"
     assert [row["kid"] == row["kid_to_fp"] for row in found["rows"]] == [True] * 3
@@ -181,6 +181,15 @@ def test_any_unconditional_model_runs(report, tiny_model_folder, prediction_type
     lacking = {"sfid", "classifier_score"} if channels == 2 else set()
     assert known == METRICS - lacking
     assert found["rows"][0]["precision"] == found["rows"][0]["recall"] == 1
+
+
+def test_a_metric_that_is_left_out_has_no_column_and_the_others_keep_their_numbers(report):
+    whole, _ = report()
+    part, folder = report("~metric.kid", "~metric.psnr_to_fp")
+    left_out = {f"{name}{ending}" for name in ("kid", "psnr_to_fp") for ending in ("", "_se")}
+    assert part["rows"] == [{name: row[name] for name in row if name not in left_out} for row in whole["rows"]]
+    assert part["protocol_id"] == whole["protocol_id"]
+    assert collect(folder.parent).paths, "reports with other metrics lie in one table"
 
 
 def test_a_reference_folder_is_what_fid_is_measured_against(report, tmp_path):
@@ -217,7 +226,7 @@ def test_noise_statistics_are_moments_and_not_trajectories(report):
 
 def test_reports_of_other_protocols_are_not_collected(report):
     first, folder = report()
-    other, _ = report("metric.replicates=6", "images=6")
+    other, _ = report("judging.replicates=6", "images=6")
     assert first["protocol_id"] == protocol_id(first["protocol"]) != other["protocol_id"]
     with pytest.raises(ValueError, match="of one protocol.*images: .*bootstrap: "):
         collect(folder.parent)

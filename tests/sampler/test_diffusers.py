@@ -42,7 +42,7 @@ class DoubleNoise(SampleNoise):
 
 def our_states(sampler, config, noise=DoubleNoise):
     """x_T and every x_s after it."""
-    walk = sample(lambda x, step: network(x, step.t), sampler.steps(config), noise(SEED, range(BATCH), SHAPE))
+    walk = sample(lambda x, step: network(x, step.t), sampler.table(config), noise(SEED, range(BATCH), SHAPE))
     visits = list(walk)
     return torch.stack([visits[0].x_t, *(visit.x_s for visit in visits)])
 
@@ -149,11 +149,11 @@ def test_zero_terminal_signal(prediction):
 def test_options_given_to_the_sampler_replace_the_models(make, live):
     scheduler = DDPMScheduler(prediction_type="sample")
     config = scheduler.config if live else json.loads(scheduler.to_json_string())
-    replaced = make({"timestep_spacing": "trailing", "clip_sample_range": 0.5}).steps(config)
+    replaced = make({"timestep_spacing": "trailing", "clip_sample_range": 0.5}).table(config)
     assert [step.t for step in replaced] == list(range(999, 0, -100))
     assert {step.clip for step in replaced} == {0.5}
     assert {step.p_m for step in replaced} == {1.0}
-    kept = make({}).steps(config)
+    kept = make({}).table(config)
     assert [step.t for step in kept] == list(range(900, -1, -100))
     assert {step.clip for step in kept} == {1.0}
 
@@ -170,8 +170,8 @@ def test_gain_is_the_derivative_of_the_unclipped_step(prediction, count, spacing
     for sampler, scheduler, options in [*cases, (DDPM(count, {}), DDPMScheduler.from_config(config), {})]:
         scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
         scheduler.set_timesteps(count)
-        steps = sampler.steps(config)
-        clipped = sampler.steps(config | {"clip_sample": True})
+        steps = sampler.table(config)
+        clipped = sampler.table(config | {"clip_sample": True})
         assert [step.gain for step in clipped] == [step.gain for step in steps]
         for step, t in zip(steps, scheduler.timesteps, strict=True):
             low, high = (
@@ -186,9 +186,11 @@ def test_abar_and_snr_are_those_of_the_scheduler(count):
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(count)
     for sampler in (DDIM(count, 1.0, {}), DDPM(count, {})):
-        steps = sampler.steps(config_of())
+        steps = sampler.table(config_of())
         assert [step.i for step in steps] == list(range(count))
         assert [step.t for step in steps] == scheduler.timesteps.tolist()
         abar = scheduler.alphas_cumprod[scheduler.timesteps].double()
-        assert [step.abar_t for step in steps] == abar.tolist()
+        assert [step.signal for step in steps] == [a**0.5 for a in abar.tolist()]
+        assert [step.noise for step in steps] == [(1 - a) ** 0.5 for a in abar.tolist()]
+        assert [step.abar_t for step in steps] == pytest.approx(abar.tolist(), rel=1e-15)
         assert torch.allclose(torch.tensor([step.snr for step in steps], dtype=torch.float64), abar / (1 - abar))

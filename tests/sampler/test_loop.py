@@ -34,7 +34,7 @@ def walk(steps, indices=range(4), **options):
 
 @every_sampler
 def test_every_visit_is_its_step(make):
-    steps = make(10).steps(GAUSSIAN.scheduler_config)
+    steps = make(10).table(GAUSSIAN.scheduler_config)
     visits, noise = walk(steps), SampleNoise(0, range(4), SHAPE)
     state = noise.draw()
     assert [visit.step for visit in visits] == list(steps)
@@ -47,8 +47,8 @@ def test_every_visit_is_its_step(make):
 
 def test_noise_is_drawn_where_sigma_is_zero_too():
     """So that a sampler or a correction that adds none leaves the later noise as it is."""
-    steps = DDIM(10, 1.0, {}).steps(GAUSSIAN.scheduler_config)
-    silent = [dataclasses.replace(step, sigma=0.0) if step.i < 5 else step for step in steps]
+    steps = DDIM(10, 1.0, {}).table(GAUSSIAN.scheduler_config)
+    silent = steps.with_steps(dataclasses.replace(step, sigma=0.0) if step.i < 5 else step for step in steps)
     noise, other = SampleNoise(0, range(4), SHAPE), SampleNoise(0, range(4), SHAPE)
     list(sample(predict, steps, noise))
     list(sample(predict, silent, other))
@@ -56,8 +56,8 @@ def test_noise_is_drawn_where_sigma_is_zero_too():
 
 
 def test_another_sigma_replaces_the_tables():
-    steps = DDIM(10, 1.0, {}).steps(GAUSSIAN.scheduler_config)
-    halved = [dataclasses.replace(step, sigma=step.sigma / 2) for step in steps]
+    steps = DDIM(10, 1.0, {}).table(GAUSSIAN.scheduler_config)
+    halved = steps.with_steps(dataclasses.replace(step, sigma=step.sigma / 2) for step in steps)
     given = walk(steps, sigma=lambda step: step.sigma / 2)
     for a, b in zip(given, walk(halved), strict=True):
         assert torch.equal(a.x_s, b.x_s)
@@ -65,7 +65,7 @@ def test_another_sigma_replaces_the_tables():
 
 @every_sampler
 def test_samples_do_not_depend_on_their_batch(make):
-    steps = make(7).steps(GAUSSIAN.scheduler_config)
+    steps = make(7).table(GAUSSIAN.scheduler_config)
     whole = walk(steps, range(6))[-1].x_s
     for indices in ([4], [5, 0], [1, 2, 3]):
         assert torch.equal(walk(steps, indices)[-1].x_s, whole[indices])
@@ -73,7 +73,7 @@ def test_samples_do_not_depend_on_their_batch(make):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_state_that_is_not_finite_stops_the_walk_and_names_the_step(bad):
-    steps = DDIM(10, 1.0, {}).steps(GAUSSIAN.scheduler_config)
+    steps = DDIM(10, 1.0, {}).table(GAUSSIAN.scheduler_config)
 
     def broken(x, step):
         return torch.where(torch.arange(9).view(SHAPE) == 4, bad, x) if step.i == 3 else x
@@ -90,7 +90,7 @@ def test_visits_are_values():
 @every_sampler
 def test_more_steps_come_closer_to_the_data(make, gaussian_law):
     config = GAUSSIAN.scheduler_config
-    laws = [gaussian_law(GAUSSIAN, make(count).steps(config)) for count in (5, 10, 20, 50, 100, 200, 500, 1000)]
+    laws = [gaussian_law(GAUSSIAN, make(count).table(config)) for count in (5, 10, 20, 50, 100, 200, 500, 1000)]
     for index, truth in enumerate((MEAN, STD)):
         errors = [abs(found[index] - truth) for found in laws]
         assert errors == sorted(errors, reverse=True)
@@ -101,7 +101,7 @@ def test_more_steps_come_closer_to_the_data(make, gaussian_law):
 @every_sampler
 @pytest.mark.parametrize("count", [5, 50])
 def test_samples_follow_the_law_of_the_table(make, count, gaussian_law):
-    steps = make(count).steps(GAUSSIAN.scheduler_config)
+    steps = make(count).table(GAUSSIAN.scheduler_config)
     *_, last = sample(predict, steps, SampleNoise(1, range(2000), SHAPE))
     mean, std = gaussian_law(GAUSSIAN, steps)
     values = last.x_s.double()

@@ -1,17 +1,18 @@
 """Identities of the table, over every sampler of conf/sampler."""
 
+import dataclasses
 import itertools
 import json
+import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, ScoreSdeVeScheduler
+from diffusers import DDPMScheduler
 from omegaconf import OmegaConf
 
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
-from ptq_diffusion.sampler import DDIM, DDPM
-from ptq_diffusion.sampler.step import fingerprint
+from ptq_diffusion.sampler import DDIM, DDPM, Step, Table
 
 SAMPLERS = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
@@ -37,7 +38,7 @@ def states(seed=0):
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_three_parameterizations_of_one_prediction_give_one_step(name, clip, spacing):
     tables = [
-        configured(name).steps(config_of(prediction_type=kind, clip_sample=clip, timestep_spacing=spacing))
+        configured(name).table(config_of(prediction_type=kind, clip_sample=clip, timestep_spacing=spacing))
         for kind in PREDICTIONS
     ]
     x, epsilon = states()
@@ -58,7 +59,7 @@ def test_three_parameterizations_of_one_prediction_give_one_step(name, clip, spa
 def test_ddim_with_all_its_noise_is_ddpm(prediction, count, offset):
     config = config_of(prediction_type=prediction, steps_offset=offset, variance_type="fixed_small")
     x, m = states()
-    for ddim, ddpm in zip(DDIM(count, 1.0, {}).steps(config), DDPM(count, {}).steps(config), strict=True):
+    for ddim, ddpm in zip(DDIM(count, 1.0, {}).table(config), DDPM(count, {}).table(config), strict=True):
         assert ddim.t == ddpm.t
         assert torch.allclose(ddim.mean(x, m), ddpm.mean(x, m), rtol=1e-9, atol=1e-9)
         assert ddim.sigma == pytest.approx(ddpm.sigma, rel=1e-9)
@@ -71,14 +72,14 @@ def test_the_gains_of_the_method(count):
     abar = DDPMScheduler().alphas_cumprod.double()
     stride = 1000 // count
     for eta, kind in itertools.product((0.0, 0.5, 1.0), PREDICTIONS):
-        for step in DDIM(count, eta, {}).steps(config_of(prediction_type=kind)):
+        for step in DDIM(count, eta, {}).table(config_of(prediction_type=kind)):
             at = abar[step.t]
             a_s = abar[step.t - stride] if step.t >= stride else torch.tensor(1.0).double()
             base = (1 - a_s - step.sigma**2).clamp(min=0).sqrt() - (a_s * (1 - at) / at).sqrt()
             factor = {"epsilon": 1.0, "v_prediction": at.sqrt(), "sample": -(at / (1 - at)).sqrt()}[kind]
             assert step.gain == pytest.approx(float(factor * base), rel=1e-9)
             assert step.sigma**2 == pytest.approx(float(eta**2 * (1 - a_s) / (1 - at) * (1 - at / a_s)), rel=1e-9)
-    for step in DDPM(count, {}).steps(config_of()):
+    for step in DDPM(count, {}).table(config_of()):
         at = abar[step.t]
         alpha = at / abar[step.t - stride] if step.t >= stride else at
         assert step.gain == pytest.approx(float(-(1 - alpha) / (alpha.sqrt() * (1 - at).sqrt())), rel=1e-9)
@@ -87,13 +88,13 @@ def test_the_gains_of_the_method(count):
 @every_sampler
 def test_without_noise_there_is_none(name):
     """The last step adds none, and eta = 0 adds none at all."""
-    steps = configured(name).steps(config_of())
+    steps = configured(name).table(config_of())
     assert steps[-1].sigma == 0 and all(step.sigma > 0 for step in steps[:-1])
-    assert all(step.sigma == 0 for step in DDIM(20, 0.0, {}).steps(config_of()))
+    assert all(step.sigma == 0 for step in DDIM(20, 0.0, {}).table(config_of()))
 
 
 def test_eta_scales_the_noise_and_leaves_less_for_the_direction():
-    none, half, full = (DDIM(20, eta, {}).steps(config_of()) for eta in (0.0, 0.5, 1.0))
+    none, half, full = (DDIM(20, eta, {}).table(config_of()) for eta in (0.0, 0.5, 1.0))
     for a, b, c in zip(none, half, full, strict=True):
         assert b.sigma == pytest.approx(c.sigma / 2)
         assert a.direction**2 == pytest.approx(b.direction**2 + b.sigma**2) == c.direction**2 + c.sigma**2
@@ -102,17 +103,17 @@ def test_eta_scales_the_noise_and_leaves_less_for_the_direction():
 @every_sampler
 def test_clipping_acts_on_x_0_alone(name):
     x, m = states()
-    clipped, free = (configured(name).steps(config_of(clip_sample=clip)) for clip in (True, False))
+    clipped, free = (configured(name).table(config_of(clip_sample=clip)) for clip in (True, False))
     for a, b in zip(clipped, free, strict=True):
         assert a.predict_x_0(x, m).abs().max() <= 1
         assert torch.equal(a.predict_x_0(x, m), b.predict_x_0(x, m).clamp(-1, 1))
-        assert torch.equal(a.mean(x, m), b.c_x * x + b.c_m * m + b.c_0 * b.predict_x_0(x, m).clamp(-1, 1))
+        assert torch.equal(a.mean(x, m), b.c_x * x + b.c_m * m + b.c_0[0] * b.predict_x_0(x, m).clamp(-1, 1))
 
 
 @pytest.mark.parametrize("kind", PREDICTIONS)
 def test_another_direction_keeps_all_but_the_coefficient_of_epsilon(kind):
     x, epsilon = states()
-    for step in DDIM(20, 1.0, {}).steps(config_of(prediction_type=kind)):
+    for step in DDIM(20, 1.0, {}).table(config_of(prediction_type=kind)):
         assert step.with_direction_of(step.sigma) == step
         signal, noise = step.abar_t**0.5, (1 - step.abar_t) ** 0.5
         x_0 = (x - noise * epsilon) / signal
@@ -129,67 +130,147 @@ def test_another_direction_keeps_all_but_the_coefficient_of_epsilon(kind):
 
 
 def test_a_sampler_without_direction_says_so():
-    for step in DDPM(5, {}).steps(config_of()):
+    for step in DDPM(5, {}).table(config_of()):
         with pytest.raises(ValueError, match="sampler=ddim"):
             step.with_direction_of(0.0)
 
 
 @every_sampler
 def test_fingerprints_tell_tables_apart(name):
-    base = fingerprint(configured(name).steps(config_of()))
-    assert base == fingerprint(configured(name).steps(config_of()))
+    base = configured(name).table(config_of())
+    assert base == configured(name).table(config_of())
+    assert base.fingerprint() == configured(name).table(config_of()).fingerprint()
     others = [
-        configured(name).steps(config_of(clip_sample=True)),
-        configured(name).steps(config_of(clip_sample=True, clip_sample_range=2.0)),
-        configured(name).steps(config_of(prediction_type="sample")),
-        configured(name).steps(config_of(beta_schedule="squaredcos_cap_v2")),
-        configured(name).steps(config_of(timestep_spacing="trailing")),
-        configured(name, steps=19).steps(config_of()),
-        configured(name).steps(config_of())[:-1],
+        configured(name).table(config_of(clip_sample=True)),
+        configured(name).table(config_of(clip_sample=True, clip_sample_range=2.0)),
+        configured(name).table(config_of(prediction_type="sample")),
+        configured(name).table(config_of(beta_schedule="squaredcos_cap_v2")),
+        configured(name).table(config_of(timestep_spacing="trailing")),
+        configured(name, steps=19).table(config_of()),
+        configured(name).table(config_of())[:-1],
     ]
-    assert len({base, *map(fingerprint, others)}) == len(others) + 1
-    assert len({fingerprint(DDIM(20, eta, {}).steps(config_of())) for eta in (0.0, 0.5, 1.0)}) == 3
+    assert len({base.fingerprint(), *(other.fingerprint() for other in others)}) == len(others) + 1
+    assert len({DDIM(20, eta, {}).table(config_of()).fingerprint() for eta in (0.0, 0.5, 1.0)}) == 3
+
+
+def other_value(value):
+    """A value of the same type that is not this one."""
+    return {str: f"{value}!", tuple: (*value, 0.5)}[type(value)] if isinstance(value, str | tuple) else (value or 0) + 1
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Step) if f.name != "clip"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_step_that_differs_in_anything_makes_another_table(name, place):
+    base = DDIM(5, 0.5, {}).table(config_of())
+    steps = list(base)
+    steps[place] = dataclasses.replace(steps[place], **{name: other_value(getattr(steps[place], name))})
+    assert base.with_steps(steps) != base and base.with_steps(steps).fingerprint() != base.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["sampler", "prediction", "init_scale"])
+def test_a_property_of_the_table_that_differs_makes_another(name):
+    base = DDIM(5, 0.5, {}).table(config_of())
+    other = dataclasses.replace(base, **{name: other_value(getattr(base, name))})
+    assert other != base and other.fingerprint() != base.fingerprint()
+
+
+def test_equal_tables_have_one_fingerprint_however_their_times_are_written():
+    base = DDIM(5, 0.5, {}).table(config_of())
+    floats = base.with_steps(dataclasses.replace(step, t=float(step.t)) for step in base)
+    assert floats == base and floats.fingerprint() == base.fingerprint()
 
 
 @every_sampler
-@pytest.mark.parametrize(
-    ("options", "remedy"),
-    [
-        ({"thresholding": True}, "thresholding=false"),
-        ({"prediction_type": "flow"}, "expected prediction_type epsilon, v_prediction or sample"),
-        (
-            {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
-            "set .sampler.scheduler.rescale_betas_zero_snr=false",
-        ),
-        ({"steps_offset": 60}, "steps_offset"),
-    ],
-    ids=["thresholding", "prediction", "zero terminal signal", "offset"],
-)
-def test_options_that_are_not_reproduced_are_refused(name, options, remedy):
-    with pytest.raises(ValueError, match=remedy):
-        configured(name, steps=20).steps(config_of() | options)
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_table_is_the_same_after_json(name, clip, prediction):
+    table = configured(name).table(config_of(clip_sample=clip, prediction_type=prediction))
+    again = Table.from_json(json.loads(json.dumps(table.to_json())))
+    assert again == table and again.fingerprint() == table.fingerprint() and hash(again) == hash(table)
+    assert [type(step.t) for step in again] == [type(step.t) for step in table]
+    assert (table.sampler, table.prediction, table.clip) == (name, prediction, 1.0 if clip else None)
 
 
-@pytest.mark.parametrize("variance", ["learned", "learned_range", "fixed_large_log"])
-def test_variances_that_are_not_reproduced_are_refused(variance):
-    with pytest.raises(ValueError, match=f"got '{variance}'; set .sampler.scheduler.variance_type"):
-        DDPM(20, {}).steps(config_of(variance_type=variance))
-    assert DDPM(20, {"variance_type": "fixed_small"}).steps(config_of(variance_type=variance))
-    assert DDIM(20, 1.0, {}).steps(config_of(variance_type=variance)) == DDIM(20, 1.0, {}).steps(config_of())
+BROKEN = {
+    "no table": lambda table: [],
+    "nothing": lambda table: None,
+    "another version": lambda table: table | {"format": 2},
+    "no version": lambda table: {key: value for key, value in table.items() if key != "format"},
+    "no steps": lambda table: {key: value for key, value in table.items() if key != "steps"},
+    "an unknown field": lambda table: table | {"colour": 1},
+    "steps that are a word": lambda table: table | {"steps": "steps"},
+    "a step that is a number": lambda table: table | {"steps": [3]},
+    "a prediction that is a number": lambda table: table | {"prediction": 3},
+    "a scale that is a word": lambda table: table | {"init_scale": "1"},
+    "a scale that is true": lambda table: table | {"init_scale": True},
+    "a clip unlike the steps'": lambda table: table | {"clip": 0.5},
+    **{
+        f"{name} = {value!r:.20}": lambda table, name=name, value=value: (
+            table | {"steps": [*table["steps"][:1], table["steps"][1] | {name: value}]}
+        )
+        for name, value in [
+            ("i", 1.0),
+            ("t", "1"),
+            ("c_x", None),
+            ("c_0", 1.0),
+            ("c_0", []),
+            ("c_0", ["1"]),
+            ("sigma", math.inf),
+            ("sigma", math.nan),
+            ("sigma", 10**400),
+            ("signal", True),
+            ("direction", "x"),
+            ("colour", 1),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_json_that_is_no_table_is_refused_in_one_line(broken):
+    table = json.loads(json.dumps(DDIM(5, 0.5, {}).table(config_of()).to_json()))
+    with pytest.raises(ValueError, match="^expected .*(make|replace)") as refused:
+        Table.from_json(broken(table))
+    assert "\n" not in str(refused.value)
 
 
 @every_sampler
-@pytest.mark.parametrize("kind", [ScoreSdeVeScheduler, FlowMatchEulerDiscreteScheduler])
-def test_schedulers_of_another_process_are_refused(name, kind):
-    with pytest.raises(ValueError, match=f"with a beta_schedule, .*{kind.__name__}"):
-        configured(name).steps(json.loads(kind().to_json_string()))
+def test_a_table_is_the_sequence_of_its_steps(name):
+    table = configured(name, steps=5).table(config_of())
+    assert list(table) == list(table.steps) == [table[i] for i in range(5)] and len(table) == 5
+    assert table[1:3] == table.with_steps(table.steps[1:3]) and table.with_steps(table) == table
+    for step in table:
+        assert table.at(step.t) is table.at(float(step.t)) is step
+    with pytest.raises(ValueError, match="one of 800, 600, 400, 200, 0, got 500"):
+        table.at(500)
+    with pytest.raises(ValueError, match="whose times differ, got 800, 800"):
+        table.with_steps([table[0], table[0]]).with_distinct_times()
+
+
+def test_fractional_times_are_found_as_tensors_hold_them():
+    table = DDIM(2, 0.5, {}).table(config_of())
+    table = table.with_steps([dataclasses.replace(table[0], t=500.1), table[1]])
+    assert table.at(torch.tensor(500.1).item()) is table[0] and torch.tensor(500.1).item() != 500.1
+
+
+def test_a_table_whose_steps_clip_otherwise_is_refused():
+    table = DDIM(2, 0.5, {}).table(config_of())
+    with pytest.raises(ValueError, match=r"all clip x_0 to 1.0, got None at t = 500"):
+        dataclasses.replace(table, clip=1.0)
+
+
+@every_sampler
+def test_nothing_is_scaled_and_no_step_reads_another(name):
+    table = configured(name).table(config_of())
+    assert table.init_scale == 1 and {step.input_scale for step in table} == {1}
+    assert {len(step.c_0) for step in table} == {1}
 
 
 @every_sampler
 def test_rounding_of_diffusers_that_adds_a_step_is_refused(name):
     """61 trailing steps of 1000 become 62, the last at t = -1."""
     with pytest.raises(ValueError, match="expected 61 times between 999 and 0, diffusers gives 62"):
-        configured(name, steps=61).steps(config_of(timestep_spacing="trailing"))
+        configured(name, steps=61).table(config_of(timestep_spacing="trailing"))
 
 
 @every_sampler
@@ -198,16 +279,10 @@ def test_numbers_of_steps_that_make_no_sense_are_refused(name):
         with pytest.raises(ValueError, match="at least one step"):
             configured(name, steps=steps)
     with pytest.raises(ValueError, match="1001"):
-        configured(name, steps=1001).steps(config_of())
+        configured(name, steps=1001).table(config_of())
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
 def test_eta_out_of_range_is_refused(eta):
     with pytest.raises(ValueError, match=r"expected eta in \[0, 1\]"):
         DDIM(20, eta, {})
-
-
-@every_sampler
-def test_options_that_no_scheduler_has_are_refused(name):
-    with pytest.raises(ValueError, match="got timestep_spacin"):
-        configured(name, scheduler={"timestep_spacin": "trailing"}).steps(config_of())

@@ -1,12 +1,15 @@
 """The walk asks the float network about as many images as the correction says, each once a step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from ptq_diffusion.correction import FitPath
+from ptq_diffusion.correction import FitPath, StepCorrection, StepReport
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.network import QuantizedLayer
 from ptq_diffusion.numeric.seed import SampleNoise
+from ptq_diffusion.sampler import sample
 from ptq_diffusion.stage import path_fit as walk
 from ptq_diffusion.stage.path_fit import Walk
 
@@ -145,3 +148,40 @@ def indices(batches):
 @pytest.mark.parametrize("correction", ["wiener", "readout"])
 def test_along_float_sampling_it_is_not_asked_again(make, monkeypatch, correction):
     assert rows_asked(make, monkeypatch, f"correction={correction}", "correction.path=float") == []
+
+
+@pytest.mark.parametrize("correction", ["tac", "wiener"])
+def test_predictions_that_later_steps_read_are_kept_on_the_way(make, monkeypatch, correction):
+    """Without repairs, states are those of the loop on a table whose steps read the prediction before theirs."""
+    seen, walks, go = [], [], Walk.go
+
+    def states(own, model, chunk):
+        return list(sample(lambda x, step: model.predict(x, step).m, own.steps, chunk.noise(own.model.shape)))
+
+    def unrepaired(_, asked, step, *others):
+        seen.append(list(asked))
+        report = StepReport(step.t, 0.0, 0.0, 0.0, step.sigma, step.sigma, 1.0, None, 1.0, step.snr)
+        return StepCorrection((), step.sigma, report)
+
+    def going(own, *words):
+        rows = (replace(step, c_0=(*step.c_0, 0.3 if step.i else 0.0)) for step in own.steps)
+        own.steps = own.steps.with_steps(rows)
+        own.float_m = lambda chunk, step: states(own, own.model, chunk)[step.i].m
+        walks.append(own)
+        return go(own, *words)
+
+    monkeypatch.setattr(walk, "fit_step_diagnosed", unrepaired)
+    monkeypatch.setattr(Walk, "go", going)
+    make("goal=fit", f"correction={correction}", "noise.images=4", "sampler.steps=4", "micro_batch=4")
+    (own,) = walks
+    (chunk,) = own.wanted
+    float_visits = states(own, own.model, chunk)
+    visits = float_visits if own.correction.path is FitPath.FLOAT else states(own, own.quantized, chunk)
+    assert len(seen) == len(visits) == 4
+    for asked, visit, float_visit in zip(seen, visits, float_visits, strict=True):
+        assert torch.allclose(joined(asked, "x_t"), visit.x_t, atol=1e-5)
+        assert torch.allclose(joined(asked, "float_x_t"), float_visit.x_t, atol=1e-5)
+    unread = own.steps.with_steps(replace(step, c_0=step.c_0[:1]) for step in own.steps)
+    assert not torch.allclose(
+        visits[2].x_t, list(sample(lambda _, s: visits[s.i].m, unread, chunk.noise(own.model.shape)))[2].x_t, atol=1e-3
+    )

@@ -1,7 +1,7 @@
 """The correction that a short sampling run chooses."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ptq_diffusion.correction.contract import Correction
-from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 NONE, FLOAT = "none", "full_precision"
 """The candidate that the others must beat, and the model that they are to come close to."""
@@ -119,13 +119,13 @@ class Auto(Correction):
             )
         self.candidates, self.images, self.seed, self.judge = dict(candidates), images, seed, judge
 
-    def check(self, steps: Sequence[Step]) -> None:
+    def check(self, steps: Table) -> None:
         self._check_all(lambda candidate: candidate.check(steps))
 
     def check_images(self, images: int, channels: int) -> None:
         self._check_all(lambda candidate: candidate.check_images(images, channels))
 
-    def check_carried(self, steps: Sequence[Step]) -> None:
+    def check_carried(self, steps: Table) -> None:
         self._check_all(lambda candidate: candidate.check_carried(steps))
 
     def _check_all(self, check: Callable[[Correction], None]) -> None:

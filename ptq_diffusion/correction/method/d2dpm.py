@@ -1,6 +1,5 @@
 """D2-DPM: the quantization noise predicted from the quantized output, as jointly Gaussian variables."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +12,7 @@ from ptq_diffusion.correction.noise.statistics import NoiseStatistics
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.correction.step_report import StepReport
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 Variant = Literal["deterministic", "stochastic"]
 
@@ -37,7 +37,7 @@ class D2DPM(MomentCorrection):
             raise ValueError(f"expected variant to be deterministic or stochastic, got {variant!r}")
         self.variant = variant
 
-    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
+    def fit(self, statistics: NoiseStatistics, steps: Table) -> FittedCorrection:
         statistics.require_table(steps)
         found = [self._fit_step(moments, step) for moments, step in zip(statistics.steps, steps, strict=True)]
         return FittedCorrection(steps, found)

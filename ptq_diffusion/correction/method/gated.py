@@ -1,7 +1,6 @@
 """PTQD, each term used only at the steps where held-out images say that it helps."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from ptq_diffusion.correction.noise.moments import StepMoments
 from ptq_diffusion.correction.noise.statistics import NoiseStatistics
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 
 class GatedPTQD(MomentCorrection):
@@ -32,7 +32,7 @@ class GatedPTQD(MomentCorrection):
         if images < 2:
             raise ValueError(f"expected at least 2 images to judge the terms on, got {images}; raise noise.images")
 
-    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
+    def fit(self, statistics: NoiseStatistics, steps: Table) -> FittedCorrection:
         statistics.require_table(steps)
         if not statistics.even:
             raise ValueError(
@@ -88,7 +88,7 @@ def _error(moments: StepMoments, found: StepCorrection) -> float:
 def _miss(moments: StepMoments, found: StepCorrection, step: Step) -> float:
     """|Var F(m~) + sigma'^2 - Var F(m) - sigma^2|, averaged over channels, F(m) = b m + a x_t."""
     k, _ = _affine(found)
-    b, a, eye = step.gain, step.c_x + step.c_0 * step.p_x, torch.eye(moments.channels, dtype=torch.float64)
+    b, a, eye = step.gain, step.carry, torch.eye(moments.channels, dtype=torch.float64)
     of_float = torch.cat([b * eye, 0 * eye, a * eye], dim=1)
     of_repaired = torch.cat([b / (1 + k) * eye, b / (1 + k) * eye, a * eye], dim=1)
     covariance = moments.joint.covariance

@@ -1,6 +1,5 @@
 """PTQD: correlated noise divided out, bias subtracted, the residual absorbed by the sampler's variance."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from ptq_diffusion.correction.noise.statistics import NoiseStatistics
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.correction.step_report import StepReport
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 Bias = Literal["intercept", "total", "off"]
 Variance = Literal["pooled", "mean_std", "off"]
@@ -66,24 +66,24 @@ class PTQD(MomentCorrection):
         """The paper's, of these terms alone."""
         return cls(correlated, bias, variance, centre="channel", k_clamp=False, direction="original")
 
-    def check(self, steps: Sequence[Step]) -> None:
+    def check(self, steps: Table) -> None:
         if self.direction == "reduced":
             for step in steps:
                 step.with_direction_of(step.sigma)
 
-    def check_carried(self, steps: Sequence[Step]) -> None:
+    def check_carried(self, steps: Table) -> None:
         if self.direction == "reduced" and any(step.sigma > 0 for step in steps):
             raise ValueError(
                 "expected a correction that keeps the sampler's table, direction=reduced makes its own; set "
                 "correction.direction=original or noise.steps=null"
             )
 
-    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
+    def fit(self, statistics: NoiseStatistics, steps: Table) -> FittedCorrection:
         statistics.require_table(steps)
         found = [self.fit_step(moments, step) for moments, step in zip(statistics.steps, steps, strict=True)]
-        table = list(steps)
+        table = steps
         if self.direction == "reduced":
-            table = [step.with_direction_of(own.sigma) for step, own in zip(steps, found, strict=True)]
+            table = steps.with_steps(step.with_direction_of(own.sigma) for step, own in zip(steps, found, strict=True))
         return FittedCorrection(table, found)
 
     def fit_step(self, moments: StepMoments, step: Step) -> StepCorrection:

@@ -1,13 +1,12 @@
 """QNCD: the bias of the output, estimated while sampling."""
 
 import dataclasses
-from collections.abc import Sequence
 
 from ptq_diffusion.correction.contract import MomentCorrection
 from ptq_diffusion.correction.fitted import FittedCorrection
 from ptq_diffusion.correction.method.none import NoCorrection
 from ptq_diffusion.correction.noise.statistics import NoiseStatistics
-from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 
 class QNCD(MomentCorrection):
@@ -38,13 +37,13 @@ class QNCD(MomentCorrection):
             raise ValueError(f"expected every to be at least 1, got {every}")
         self.every = every
 
-    def check_carried(self, steps: Sequence[Step]) -> None:  # noqa: ARG002
+    def check_carried(self, steps: Table) -> None:  # noqa: ARG002
         raise ValueError(
             "expected a correction with coefficients to carry onto another table, qncd has none: it estimates on the "
             "way; set noise.steps=null"
         )
 
-    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
+    def fit(self, statistics: NoiseStatistics, steps: Table) -> FittedCorrection:
         found = NoCorrection().fit(statistics, steps).found
         estimating = [
             dataclasses.replace(own, estimates=step.i % self.every == 0) for own, step in zip(found, steps, strict=True)

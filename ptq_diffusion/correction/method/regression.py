@@ -19,6 +19,7 @@ from ptq_diffusion.correction.repair.spectral import Spectral
 from ptq_diffusion.numeric.moments import Moments
 from ptq_diffusion.numeric.ridge import LinearMap, RidgeFit, held_out_ridge, ridge
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 Variance = Literal["original", "rule"]
 PathName = Literal["float", "corrected"]
@@ -99,7 +100,7 @@ class Regression(PathCorrection):
         if self.matching:
             require_matchable(images, channels)
 
-    def check_carried(self, steps: Sequence[Step]) -> None:
+    def check_carried(self, steps: Table) -> None:
         if self.variance == "rule" and any(step.sigma > 0 for step in steps):
             raise ValueError(
                 "expected a noise scale that another table can follow, got variance=rule; set "

@@ -11,9 +11,10 @@ from ptq_diffusion.correction.contract import AskedBatch, Batch, FitPath, PathCo
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measurement import StepMeasurement
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import InputGrid, OutputLayerTap, Rescaling, Spread, regridding, watching
+from ptq_diffusion.network import InputGrid, QuantizedDenoiser, Rescaling, Spread, regridding, watching
 from ptq_diffusion.quantizer import RangeSearch
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 FEWEST = 8
 """Images of which the means and deviations of a layer's channels are told."""
@@ -58,11 +59,11 @@ class Rescaled(PathCorrection):
         self.then, self.range_search, self.together = then, range_search, images
         self.path, self.asked = (then.path, then.asked) if then else (FitPath.CORRECTED, images)
 
-    def check(self, steps: Sequence[Step]) -> None:
+    def check(self, steps: Table) -> None:
         if self.then:
             self.then.check(steps)
 
-    def check_carried(self, steps: Sequence[Step]) -> None:
+    def check_carried(self, steps: Table) -> None:
         if self.then:
             self.then.check_carried(steps)
 
@@ -76,11 +77,11 @@ class Rescaled(PathCorrection):
             self.then.check_images(images, channels)
 
     def rescalings(
-        self, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, step: Step
+        self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, step: Step
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
         """All layers but the output layer, or none where every fourth image gains nothing from a fit to the rest; m."""
         judging = torch.arange(len(x_t)) % 4 == 3
-        layers = tap.other_layers()
+        layers = quantized.inner_layers()
         targets: dict[str, Spread] = {}
 
         def see(name: str, output: Tensor) -> None:
@@ -89,8 +90,10 @@ class Rescaled(PathCorrection):
 
         with watching(model.network, layers, see):
             m = model.predict(x_t, step).m
-        found = rescalings_towards(targets, tap, x_t[~judging], step, self.range_search)
-        before, after = (_power(tap.predict(x_t[judging], step, use).m - m[judging]) for use in ({}, found))
+        found = rescalings_towards(targets, quantized, x_t[~judging], step, self.range_search)
+        before, after = (
+            _power(quantized.at(step.i, use).predict(x_t[judging], step).m - m[judging]) for use in ({}, found)
+        )
         return (found if after < before else {}), m
 
     def fit_step(self, asked: Sequence[AskedBatch], step: Step, others: Sequence[Batch] = ()) -> StepCorrection:
@@ -100,13 +103,17 @@ class Rescaled(PathCorrection):
 
 
 def rescalings_towards(
-    targets: Mapping[str, Spread], tap: OutputLayerTap, x_t: Tensor, step: Step, range_search: RangeSearch | None
+    targets: Mapping[str, Spread],
+    quantized: QuantizedDenoiser,
+    x_t: Tensor,
+    step: Step,
+    range_search: RangeSearch | None,
 ) -> Mapping[str, Rescaling]:
     """What gives layers the targets' means and deviations on these states, one after the other in one forward.
 
     The input of each is first given a grid of its own, if there is a range search.
     """
-    layers = tap.other_layers()
+    layers = quantized.inner_layers()
     found: dict[str, Rescaling] = {}
     grids: dict[str, InputGrid] = {}
 
@@ -117,9 +124,9 @@ def rescalings_towards(
 
     with ExitStack() as stack:
         if range_search:
-            stack.enter_context(regridding(layers, range_search, grids))
-        stack.enter_context(watching(tap.network, targets, match))
-        tap.predict(x_t, step)
+            stack.enter_context(regridding(layers, range_search, step.i, grids))
+        stack.enter_context(watching(quantized.network, targets, match))
+        quantized.predict(x_t, step)
     return {name: replace(own, input_grid=grids.get(name)) for name, own in found.items()}
 
 

@@ -3,14 +3,15 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
 
 from ptq_diffusion.correction.contract import MomentCorrection
 from ptq_diffusion.correction.fitted import FittedCorrection
 from ptq_diffusion.correction.method.ptqd import PTQD
 from ptq_diffusion.correction.noise.statistics import NoiseStatistics
 from ptq_diffusion.sampler.ddim import step_from
+from ptq_diffusion.sampler.process import Process
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 
 class StepbaQ(MomentCorrection):
@@ -32,21 +33,21 @@ class StepbaQ(MomentCorrection):
     def __init__(self, bias: bool) -> None:
         self.bias = bias
 
-    def check(self, steps: Sequence[Step]) -> None:
+    def check(self, steps: Table) -> None:
         for step in steps:
-            step_from(step, step.t, step.abar_t)
+            step_from(step, step.t, Process(step.signal, step.noise, steps.prediction))
         if steps and steps[0].abar_t == 0:
             raise ValueError(
                 "expected abar_t > 0 at every time, got 0 at the first, from which no time before it can be told; "
                 "set +sampler.scheduler.rescale_betas_zero_snr=false"
             )
 
-    def check_carried(self, steps: Sequence[Step]) -> None:  # noqa: ARG002
+    def check_carried(self, steps: Table) -> None:  # noqa: ARG002
         raise ValueError(
             "expected a correction that keeps the sampler's table, stepbaq makes its own; set noise.steps=null"
         )
 
-    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
+    def fit(self, statistics: NoiseStatistics, steps: Table) -> FittedCorrection:
         self.check(steps)
         measured = PTQD.of_terms(bias="total" if self.bias else "off").fit(statistics, steps).found
         table: list[Step] = []
@@ -57,7 +58,7 @@ class StepbaQ(MomentCorrection):
                 table[-1] = _scaled(table[-1], shrink)
             if variance > 0:
                 abar = step.abar_t * shrink**2
-                step = step_from(step, time_of(abar, steps), abar)
+                step = step_from(step, time_of(abar, steps), Process.of_abar(abar, steps.prediction))
             table.append(step)
             variance = step.gain**2 * own.report.variance
         found = [
@@ -66,10 +67,10 @@ class StepbaQ(MomentCorrection):
             )
             for own, step in zip(measured, table, strict=True)
         ]
-        return FittedCorrection(table, found)
+        return FittedCorrection(steps.with_steps(table), found)
 
 
-def time_of(abar: float, steps: Sequence[Step]) -> float:
+def time_of(abar: float, steps: Table) -> float:
     """The time between those of a table at which the cumulative alpha is `abar`.
 
     -log abar_t / (t + 1), the mean over the times up to t of -log(1 - beta), is interpolated linearly in t. It is
@@ -97,6 +98,7 @@ def time_of(abar: float, steps: Sequence[Step]) -> float:
 def _scaled(step: Step, by: float) -> Step:
     """The row whose next state is multiplied."""
     direction = None if step.direction is None else step.direction * by
+    c_0 = tuple(c * by for c in step.c_0)
     return dataclasses.replace(
-        step, c_x=step.c_x * by, c_m=step.c_m * by, c_0=step.c_0 * by, sigma=step.sigma * by, direction=direction
+        step, c_x=step.c_x * by, c_m=step.c_m * by, c_0=c_0, sigma=step.sigma * by, direction=direction
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from ptq_diffusion.correction.noise.higher_moments import NoiseDetail, terms
 from ptq_diffusion.correction.noise.moments import StepMoments
 from ptq_diffusion.numeric.moments import Moments
-from ptq_diffusion.sampler.step import Step, fingerprint
+from ptq_diffusion.sampler.table import Table
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Fingerprint:
 
     Args:
         network: of the quantized network, `network_fingerprint`.
-        steps: of the sampler's table, `sampler.step.fingerprint`.
+        steps: of the sampler's table, `Table.fingerprint`.
         shape: of one latent, (C, H, W).
     """
 
@@ -82,7 +82,7 @@ class NoiseStatistics:
                     f"this run has {theirs}; measure them again for this run"
                 )
 
-    def require_table(self, steps: Sequence[Step]) -> None:
+    def require_table(self, steps: Table) -> None:
         """Refuse to serve another step table, or one that the moments do not cover.
 
         Raises:
@@ -92,7 +92,7 @@ class NoiseStatistics:
             raise ValueError(
                 f"expected statistics of all {len(steps)} steps, got {len(self.steps)}; measure them for this table"
             )
-        self.require(dataclasses.replace(self.fingerprint, steps=fingerprint(steps)))
+        self.require(dataclasses.replace(self.fingerprint, steps=steps.fingerprint()))
 
     def merge(self, other: "NoiseStatistics") -> "NoiseStatistics":
         """The statistics of both sets of samples."""

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ptq_diffusion.correction.fitted import COEFFICIENTS, CONFIG, FittedCorrection
 from ptq_diffusion.correction.pipeline.folding import FoldedLayer, fold
-from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import NetworkQuantizers, OutputLayerTap, load_quantized, quantize, save_quantized
+from ptq_diffusion.network import QuantizedDenoiser, load_quantized, save_quantized
 from ptq_diffusion.network.saving import FILES
 
 FOLDER = ("config.json", CONFIG, COEFFICIENTS, *FILES)
@@ -25,9 +24,8 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
     the images of `sampler.sample`, whatever the correction reads. It answers at the times of its table only.
 
     Args:
-        model: around the float network; it is not changed.
-        quantizers: frozen.
-        correction: fitted to the quantized network.
+        quantized: the network, as its own settings have it.
+        correction: fitted to it.
 
     Raises:
         ValueError: the network has not exactly one output layer, two steps of the table have the same time, or the
@@ -36,18 +34,17 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
 
     config_name = "config.json"
 
-    def __init__(self, model: Denoiser, quantizers: NetworkQuantizers, correction: FittedCorrection) -> None:
+    def __init__(self, quantized: QuantizedDenoiser, correction: FittedCorrection) -> None:
         super().__init__()
         if correction.evaluations:
             raise ValueError(
                 "expected a correction that asks the network once a step, got one that estimates a bias on the way; "
                 "draw its images with goal=samples_corrected"
             )
-        self.quantized = model.with_network(quantize(model.network, quantizers))
-        self.quantizers, self.correction = quantizers, correction
-        self._rows = correction.rows()
-        self._tap = OutputLayerTap(self.quantized, model.sites())
-        channels, *size = model.shape
+        self.quantized, self.correction = quantized, correction
+        self.rescaled = quantized.rescaled(correction.rescalings)
+        self._table = correction.steps.with_distinct_times()
+        channels, *size = quantized.shape
         self.register_to_config(in_channels=channels, out_channels=channels, sample_size=size)
 
     @classmethod
@@ -84,14 +81,14 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
                 f"expected torch.float32 and no device_map, got {torch_dtype} and {device_map}; "
                 "load it without and move the pipeline with pipe.to(device)"
             )
-        return cls(*load_quantized(folder), FittedCorrection.load(folder))
+        return cls(load_quantized(folder), FittedCorrection.load(folder))
 
     def save_pretrained(self, save_directory: str | Path) -> None:  # type: ignore[override, unused-ignore]
         """Write `config.json`, the quantized network (`model/`, `quantizers.*`) and the correction."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.save_config(folder)
-        save_quantized(self.quantized, self.quantizers, folder)
+        save_quantized(self.quantized, folder)
         self.correction.save(folder)
 
     def output_layers(self) -> Sequence[FoldedLayer]:
@@ -103,7 +100,10 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         Raises:
             ValueError: a filter does not fold.
         """
-        return [fold(self._tap.layer, found, self.config.in_channels) for found in self.correction.found]
+        return [
+            fold(self.rescaled.output_layer, i, found, self.config.in_channels)
+            for i, found in enumerate(self.correction.found)
+        ]
 
     def forward(
         self, sample: Tensor, timestep: float | Tensor, return_dict: bool = True
@@ -121,12 +121,12 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         if sample.dtype != torch.float32:
             raise ValueError(f"expected states in float32, in which the ranges hold, got {sample.dtype}")
         times = torch.as_tensor(timestep).unique().tolist()
-        if len(times) != 1 or times[0] not in self._rows:
+        if len(times) != 1:
             raise ValueError(
-                f"expected a time of the table, one of {', '.join(map(str, self._rows))}, for all images, "
-                f"got {', '.join(map(str, times))}; draw with the scheduler and the steps that it was fitted for"
+                f"expected a time of the table for all images, got {', '.join(map(str, times))}; "
+                "draw with the scheduler and the steps that it was fitted for"
             )
-        step = self._rows[times[0]]
-        q, features = self._tap.predict(sample, step, self.correction.found[step.i].rescalings)
+        step = self._table.at(times[0])
+        q, features = self.rescaled.predict(sample, step)
         m = self.correction.output(q, sample, features, step)
         return UNet2DOutput(sample=m) if return_dict else (m,)

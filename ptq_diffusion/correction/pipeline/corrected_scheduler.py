@@ -11,6 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ptq_diffusion.correction.fitted import FittedCorrection
+from ptq_diffusion.sampler.step import State
 
 BETA_SCHEDULE = (
     "the table of a CorrectedScheduler, which only itself can follow (use DDPMPipeline, which keeps its scheduler),"
@@ -37,7 +38,6 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
     """
 
     order = 1
-    init_noise_sigma = 1.0
 
     def __init__(self, correction: FittedCorrection) -> None:
         if correction.needs_features or correction.rescales:
@@ -56,7 +56,9 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
             )
         self.correction = correction
         self.timesteps = torch.tensor([step.t for step in correction.steps])
-        self._steps = correction.rows()
+        self._table = correction.steps.with_distinct_times()
+        self.init_noise_sigma = self._table.init_scale
+        self._past: tuple[Tensor, ...] = ()
         self.register_to_config(num_inference_steps=len(correction.steps), beta_schedule=BETA_SCHEDULE)
 
     @classmethod
@@ -97,12 +99,12 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: another number of steps than the correction's.
         """
-        if num_inference_steps != len(self._steps):
+        if num_inference_steps != len(self._table):
             raise ValueError(
-                f"expected num_inference_steps={len(self._steps)}, for which the correction was fitted, got "
+                f"expected num_inference_steps={len(self._table)}, for which the correction was fitted, got "
                 f"{num_inference_steps}; fit it for another number with sampler.steps"
             )
-        self.timesteps = self.timesteps.to(device)
+        self.timesteps, self._past = self.timesteps.to(device), ()
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The state as it is; nothing is scaled."""
@@ -136,16 +138,14 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
                 f"expected no other options, got {', '.join(options)}: the fitted table has its own; "
                 "use DDPMPipeline, which passes none, with a correction fitted for the eta that is wanted"
             )
-        t = torch.as_tensor(timestep, dtype=torch.float32).item()
-        if t not in self._steps:
-            raise ValueError(f"expected a time of the table, one of {', '.join(map(str, self._steps))}, got {t}")
-        step, q = self._steps[t], model_output[:, : sample.shape[1]]
+        step, q = self._table.at(torch.as_tensor(timestep).item()), model_output[:, : sample.shape[1]]
         m = self.correction.output(q, sample, None, step)
         z = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
-        x_s = step.mean(sample, m) + self.correction.sigma(step) * z
+        state = step.advance(State(sample, self._past), m, self.correction.sigma(step), z)
+        x_s, self._past = state.x, state.past
         if not torch.isfinite(x_s).all():
             raise FloatingPointError(
-                f"the state after t = {t} is not finite; check that pipe.unet is the quantized network that the "
+                f"the state after t = {step.t} is not finite; check that pipe.unet is the quantized network that the "
                 "correction was fitted for"
             )
         return SchedulerOutput(prev_sample=x_s) if return_dict else (x_s,)

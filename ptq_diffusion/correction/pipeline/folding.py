@@ -36,13 +36,14 @@ class FoldedLayer:
         return m
 
 
-def fold(layer: QuantizedLayer, found: StepCorrection, channels: int) -> FoldedLayer:
+def fold(layer: QuantizedLayer, i: int, found: StepCorrection, channels: int) -> FoldedLayer:
     """W' = (1 + K_q) W + R and b' = (1 + K_q) b + c of the step's filter; K_x and what comes after it are left.
 
     Without a filter that reads h the layer stays as it is, with all repairs left. W' is off the weight's grid.
 
     Args:
         layer: the quantized output layer.
+        i: the step.
         found: fitted behind it.
         channels: C of an image.
 
@@ -52,30 +53,31 @@ def fold(layer: QuantizedLayer, found: StepCorrection, channels: int) -> FoldedL
     """
     if not isinstance(layer, QuantizedConv2d) or not _keeps_size(layer):
         raise ValueError(f"expected an output layer that is a convolution and keeps the size, got {layer}")
-    bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+    values, bias = layer.operands(i)
+    bias = values.new_zeros(len(values)) if bias is None else bias
     first, *others = found.repairs or (None,)
     first = first.filter if isinstance(first, FilterInt8) else first
     if not isinstance(first, Filter) or not first.needs_features:
-        return FoldedLayer(layer.weight, bias, channels, found.repairs)
+        return FoldedLayer(values, bias, channels, found.repairs)
     if first.on_q.shape[-1] > 1:
         raise ValueError(
             f"expected a filter of h with K_q of one pixel, got {first.on_q.shape[-1]} x {first.on_q.shape[-1]}; "
             "fit the correction with on_q=1 or 0"
         )
-    side = max(layer.weight.shape[-1], first.on_features.shape[-1])
-    weight, bias = _widened(layer.weight, side).cpu().double(), bias.cpu().double()
+    side = max(values.shape[-1], first.on_features.shape[-1])
+    weight, bias = _widened(values, side).cpu().double(), bias.cpu().double()
     mix = torch.eye(channels, dtype=torch.float64) + (first.on_q[:, :, 0, 0] if first.on_q.numel() else 0)
     refitted = torch.einsum("oc,cfij->ofij", mix, weight[:channels]) + _widened(first.on_features, side)
     weight = torch.cat([refitted, weight[channels:]])
     bias = torch.cat([mix @ bias[:channels] + first.offset, bias[channels:]])
     left = (_only_x(first),) if first.on_x.numel() else ()
-    return FoldedLayer(weight.to(layer.weight), bias.to(layer.weight), channels, (*left, *others))
+    return FoldedLayer(weight.to(values), bias.to(values), channels, (*left, *others))
 
 
 def _keeps_size(layer: QuantizedConv2d) -> bool:
-    side = layer.weight.shape[-1]
+    *_, height, side = layer.operands(0)[0].shape
     others = (layer.stride, layer.dilation, layer.groups)
-    return layer.weight.shape[-2] == side and layer.padding == (side // 2,) * 2 and others == ((1, 1), (1, 1), 1)
+    return height == side and layer.padding == (side // 2,) * 2 and others == ((1, 1), (1, 1), 1)
 
 
 def _widened(kernel: Tensor, side: int) -> Tensor:

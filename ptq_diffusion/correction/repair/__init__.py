@@ -1,1 +1,1 @@
-"""Repairs: what a fitted correction does with the output of one step."""
+"""Repairs: maps from a quantized output to an estimate of the float output at one step."""

@@ -1,4 +1,4 @@
-"""PTQD's affine repair."""
+"""Affine repair of the output, the same map at every pixel, as in PTQD."""
 
 from dataclasses import dataclass
 from typing import ClassVar

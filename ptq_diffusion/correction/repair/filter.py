@@ -1,4 +1,4 @@
-"""Repairs by convolution."""
+"""Repairs that convolve the output, the state and the input of the output layer, with R in float or in 8 bits."""
 
 from dataclasses import dataclass
 from typing import ClassVar

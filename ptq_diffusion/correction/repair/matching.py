@@ -1,4 +1,4 @@
-"""Second moments restored: what least squares takes from the spectrum of an estimate, given back."""
+"""Restores second moments: gives back to the spectrum of an estimate the variance that least squares takes away."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, m: Tensor, x_t: Tensor) -> "Spectrum":
-        """Of a batch, each (B, C, H, W)."""
+        """The moments of a batch of outputs and states, each (B, C, H, W)."""
         pair = torch.cat([m, x_t], dim=1).double()
         mean = pair.mean((0, 2, 3))
         bands = radial_bands(*m.shape[-2:], RINGS).flatten()
@@ -65,7 +65,7 @@ class Spectrum:
         """Mean (C,) and covariances (bands, C, C) of b m + a x_t, what a step without its clip makes of them."""
         c = len(self.mean) // 2
         eye = torch.eye(c, dtype=torch.float64)
-        row = torch.cat([step.gain * eye, (step.c_x + step.c_0 * step.p_x) * eye], dim=1)
+        row = torch.cat([step.gain * eye, step.carry * eye], dim=1)
         return row @ self.mean, row @ self.power @ row.T
 
     @property

@@ -1,4 +1,4 @@
-"""What a fitted correction does with the output at one step: m~ from q, x_t and the output layer's input."""
+"""The contract of a repair: m~, an estimate of the float output, from q, x_t and the output layer's input."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

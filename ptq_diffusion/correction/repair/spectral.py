@@ -1,4 +1,4 @@
-"""Repairs of frequencies."""
+"""Repair of the output in the cosine transform, one matrix for each band of frequencies."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,6 +8,9 @@ from torch import Tensor
 
 from ptq_diffusion.correction.repair.repair import Repair
 from ptq_diffusion.numeric.spectrum import cosine_transform, inverse_cosine_transform, radial_bands
+
+RINGS = 16
+"""Rings of frequencies that a spectral repair tells apart; `radial_bands` leaves out those that a size lacks."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,13 @@ class Spectral(Repair):
         return transforms + 2 * channels**2 * height * width
 
 
-RINGS = 16
-"""How many rings of frequencies a spectral repair tells apart; radial_bands leaves out those that a size lacks."""
-
-
 def banded(matrices: Tensor, bands: Tensor, spectrum: Tensor) -> Tensor:
     """Every coefficient's channels times the matrix of its band: (bands, O, I) and (B, I, H, W) to (B, O, H, W).
 
     One channel after the other, as planes: matrices so small cost more than they compute.
     """
     planes = matrices[bands].permute(3, 2, 0, 1).contiguous()
-    found = planes[0] * spectrum[:, :1]
+    total = planes[0] * spectrum[:, :1]
     for plane, channel in zip(planes[1:], spectrum[:, 1:].split(1, dim=1), strict=True):
-        found.addcmul_(plane, channel)
-    return found
+        total.addcmul_(plane, channel)
+    return total

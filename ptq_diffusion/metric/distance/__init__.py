@@ -1,1 +1,1 @@
-"""Distances between sets of images, and between paired images."""
+"""Metrics, one file each: distances between sets of images and between paired images."""

@@ -1,4 +1,4 @@
-"""The Inception Score's formula with another classifier."""
+"""Classifier score: the Inception Score's formula with the feature extractor's own classifier."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,17 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.metric.inference.bootstrap import Paired, count_of, require_pairs, resample
+from ptq_diffusion.metric.metric import Evidence, Metric
+
+
+class ClassifierScore(Metric):
+    """The certainty of each image's class and the variety of the classes that are drawn; more is better."""
+
+    name = "classifier_score"
+    needs = ("probabilities",)
+
+    def paired(self, evidence: Evidence) -> Paired:
+        return paired_classifier_score(evidence.rows("probabilities"), **evidence.settings.resampling)
 
 
 def paired_classifier_score(probabilities: Mapping[str, Tensor], replicates: int, seed: int, strata: int = 1) -> Paired:
@@ -26,12 +37,12 @@ def paired_classifier_score(probabilities: Mapping[str, Tensor], replicates: int
     """
     require_pairs(probabilities, 2)
     columns = {name: rows.double() for name, rows in probabilities.items()}
-    sure = {name: torch.xlogy(rows, rows).sum(1) for name, rows in columns.items()}
+    certainty = {name: torch.xlogy(rows, rows).sum(1) for name, rows in columns.items()}
 
     def statistic(weights: Tensor) -> Mapping[str, Tensor]:
         shares = weights / weights.sum(1, keepdim=True)
         means = {name: shares @ rows for name, rows in columns.items()}
-        return {name: (shares @ sure[name] - torch.xlogy(mean, mean).sum(1)).exp() for name, mean in means.items()}
+        return {name: (shares @ certainty[name] - torch.xlogy(mean, mean).sum(1)).exp() for name, mean in means.items()}
 
     count = count_of(columns)
     values = {name: value.item() for name, value in statistic(torch.ones(1, count, dtype=torch.float64)).items()}

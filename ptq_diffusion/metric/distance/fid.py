@@ -1,4 +1,4 @@
-"""The Fréchet distance of variants of the same noise, to real images or to one of them, with bootstrap errors."""
+"""FID, sFID and FID to float: Fréchet distances of variants of the same noise, with bootstrap errors."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,6 +7,38 @@ from torch import Tensor
 
 from ptq_diffusion.metric.distance.frechet import FeatureMoments, distance_to, frechet_distance
 from ptq_diffusion.metric.inference.bootstrap import Paired, Track, count_of, require_pairs, resample
+from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric, Need
+
+
+class FID(Metric):
+    """The Fréchet distance of the feature vectors to those of the real images; less is better."""
+
+    name = "fid"
+    needs = ("vectors",)
+
+    def paired(self, evidence: Evidence) -> Paired:
+        return _to_reference(evidence, "vectors", None if evidence.real is None else evidence.real.moments)
+
+
+class SpatialFID(Metric):
+    """sFID, the same distance of spatial features (Nash et al., ICML 2021, arXiv 2103.03841); less is better."""
+
+    name = "sfid"
+    needs = ("spatial",)
+
+    def paired(self, evidence: Evidence) -> Paired:
+        return _to_reference(evidence, "spatial", None if evidence.real is None else evidence.real.spatial)
+
+
+class FIDToFloat(Metric):
+    """The Fréchet distance of the feature vectors to those of the float variant; less is better."""
+
+    name = "fid_to_fp"
+    needs = ("vectors",)
+    to_float = True
+
+    def paired(self, evidence: Evidence) -> Paired:
+        return _to_reference(evidence, "vectors", None)
 
 
 def paired_fid(
@@ -35,9 +67,9 @@ def paired_fid(
     """
     require_pairs(features, 2)
     width = len(reference.mean)
-    found = {variant: tuple(rows.shape) for variant, rows in features.items()}
-    if any(shape[1] != width for shape in found.values()):
-        raise ValueError(f"expected (N, {width}) features as in the reference, got {found}")
+    shapes = {variant: tuple(rows.shape) for variant, rows in features.items()}
+    if any(shape[1] != width for shape in shapes.values()):
+        raise ValueError(f"expected (N, {width}) features as in the reference, got {shapes}")
     return _paired_distance(features, lambda _: reference, reference.extractor, replicates, seed, track, strata)
 
 
@@ -79,6 +111,14 @@ def paired_fid_to(
     return _paired_distance(features, reference, extractor, replicates, seed, track, strata)
 
 
+def _to_reference(evidence: Evidence, need: Need, moments: FeatureMoments | None) -> Paired:
+    """Distances to these moments, or to the float variant where there are none."""
+    rows, track, resampling = evidence.rows(need), evidence.track, evidence.settings.resampling
+    if moments is None:
+        return paired_fid_to(FLOAT, rows, evidence.extractor, track=track, **resampling)
+    return paired_fid(rows, moments, track=track, **resampling)
+
+
 def _paired_distance(
     features: Mapping[str, Tensor],
     reference: Callable[[Tensor], FeatureMoments],
@@ -99,10 +139,10 @@ def _paired_distance(
     def statistic(weights: Tensor) -> Mapping[str, Tensor]:
         distances = torch.empty(len(weights), len(features), dtype=torch.float64)
         for row in track(range(len(weights))):
-            drawn = reference(weights[row])
+            target = reference(weights[row])
             for column, (name, rows) in enumerate(centred.items()):
                 mean, covariance = _weighted_moments(weights[row], rows)
-                distances[row, column] = distance_to(mean + centres[name], covariance, drawn)
+                distances[row, column] = distance_to(mean + centres[name], covariance, target)
         return dict(zip(features, distances.T, strict=True))
 
     return resample(values, statistic, count, replicates, seed, strata)

@@ -1,4 +1,4 @@
-"""The Fréchet distance of feature distributions, and the moments that it is a function of."""
+"""Fréchet distance of feature distributions, and the moments that it is a function of."""
 
 import json
 import os
@@ -43,7 +43,7 @@ class FeatureMoments:
 
     @classmethod
     def of_batches(cls, batches: Iterable[Tensor], extractor: str) -> "FeatureMoments":
-        """The same from any split of the features into batches (n, D), of which one is held at a time.
+        """Moments from any split of the features into batches (n, D), of which one is held at a time.
 
         Raises:
             ValueError: fewer than two images in all, or a feature is NaN or infinite.
@@ -53,8 +53,8 @@ class FeatureMoments:
             part = Moments.of(batch.cpu())
             total = part if total is None else total.merge(part)
         if total is None or total.count < 2:
-            found = 0 if total is None else total.count
-            raise ValueError(f"expected at least 2 images for a covariance, got {found}; raise the number of images")
+            count = 0 if total is None else total.count
+            raise ValueError(f"expected at least 2 images for a covariance, got {count}; raise the number of images")
         return cls(total.count, total.mean, total.scatter / (total.count - 1), extractor)
 
     @classmethod
@@ -121,7 +121,7 @@ def frechet_distance(samples: FeatureMoments, reference: FeatureMoments) -> floa
 
     Args:
         samples: moments of the generated images.
-        reference: moments that many samples are compared with; its root is computed once and kept.
+        reference: moments that many samples are compared with; its root is computed once.
 
     Returns:
         The distance, in squared units of the features, not below 0.

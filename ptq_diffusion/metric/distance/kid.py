@@ -1,4 +1,4 @@
-"""The kernel distance of feature distributions, KID, with errors."""
+"""KID and KID to float: kernel distances of feature distributions, with bootstrap errors."""
 
 from collections.abc import Mapping
 
@@ -6,8 +6,33 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.metric.inference.bootstrap import Paired, Parts, paired_parts, require_pairs
+from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric
 
 CHUNK = 1024
+
+
+class KID(Metric):
+    """The kernel distance of the feature vectors to those of the real images; less is better."""
+
+    name = "kid"
+    needs = ("vectors",)
+
+    def paired(self, evidence: Evidence) -> Paired:
+        vectors, resampling = evidence.rows("vectors"), evidence.settings.resampling
+        if evidence.real is None:
+            return paired_kid_to(FLOAT, vectors, **resampling)
+        return paired_kid(vectors, evidence.real.vectors, **resampling)
+
+
+class KIDToFloat(Metric):
+    """The kernel distance of the feature vectors to those of the float variant; less is better."""
+
+    name = "kid_to_fp"
+    needs = ("vectors",)
+    to_float = True
+
+    def paired(self, evidence: Evidence) -> Paired:
+        return paired_kid_to(FLOAT, evidence.rows("vectors"), **evidence.settings.resampling)
 
 
 def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -87,16 +112,16 @@ def _among(x: Tensor, y: Tensor) -> Tensor:
     return torch.cat(sums)
 
 
-def _parts(pairs: Tensor, alone: Tensor) -> Parts:
-    """Of the mean over i != j of h_ij plus the mean over i of g_i, for symmetric h.
+def _parts(pairs: Tensor, single: Tensor) -> Parts:
+    """Jackknife parts of the mean over i != j of h_ij plus the mean over i of g_i, for symmetric h.
 
     Without image i, its row and its column are gone (Arvesen, Annals of Mathematical Statistics 1969).
 
     Args:
         pairs: sum_{j != i} h_ij, (N,) with N >= 3.
-        alone: g_i, (N,).
+        single: g_i, (N,).
     """
-    count, total, rest = len(pairs), pairs.sum(), alone.sum()
+    count, total, rest = len(pairs), pairs.sum(), single.sum()
     value = total / (count * (count - 1)) + rest / count
-    without = (total - 2 * pairs) / ((count - 1) * (count - 2)) + (rest - alone) / (count - 1)
+    without = (total - 2 * pairs) / ((count - 1) * (count - 2)) + (rest - single) / (count - 1)
     return Parts(value.item(), count * value - (count - 1) * without)

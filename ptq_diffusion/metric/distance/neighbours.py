@@ -1,4 +1,4 @@
-"""Fidelity and variety apart, by nearest neighbours: precision and recall, density and coverage."""
+"""Precision, recall, density and coverage: fidelity and variety apart, by nearest neighbours."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ptq_diffusion.metric.inference.bootstrap import Parts
+from ptq_diffusion.metric.inference.bootstrap import Paired, Parts, paired_parts
+from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric
 
 CHUNK = 1024
-NAMES = ("precision", "recall", "density", "coverage")
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class Neighbourhoods:
         """
         if not 1 <= neighbours <= len(vectors) - 2:
             raise ValueError(
-                f"expected metric.neighbours in 1..{len(vectors) - 2} among {len(vectors)} images, got {neighbours}"
+                f"expected judging.neighbours in 1..{len(vectors) - 2} among {len(vectors)} images, got {neighbours}"
             )
         rows = vectors.double()
-        found = []
+        nearest = []
         for part in torch.arange(len(rows)).split(CHUNK):
             distances = _distances(rows[part], rows)
-            distances[torch.arange(len(part)), part] = torch.inf  # a vector is no neighbour of its own, its twin is
-            found.append(distances.topk(neighbours + 1, largest=False))
-        radii = torch.cat([one.values for one in found])
-        return cls(rows, torch.cat([one.indices for one in found]), radii)
+            distances[torch.arange(len(part)), part] = torch.inf  # a vector is no neighbour of itself, its twin is
+            nearest.append(distances.topk(neighbours + 1, largest=False))
+        radii = torch.cat([one.values for one in nearest])
+        return cls(rows, torch.cat([one.indices for one in nearest]), radii)
 
     @property
     def reach(self) -> Tensor:
@@ -91,7 +91,7 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _gained(newly: Tensor, nearest: Tensor) -> Tensor:
-    """How many balls reach each real image only because sample i is gone, (N, M) for each i.
+    """The number of balls that reach each real image only because sample i is gone, (N, M) for each i.
 
     Args:
         newly: (N, M), which real images the ball of a sample reaches when one of its k nearest is gone.
@@ -110,3 +110,44 @@ def _share(holds: Tensor, gained: Tensor) -> Parts:
     chunks = zip(holds.split(CHUNK), gained.split(CHUNK), strict=True)
     without = torch.cat([(total - held.long() + more > 0).double().mean(1) for held, more in chunks])
     return Parts(value.item(), count * value - (count - 1) * without)
+
+
+def neighbour_ratios(evidence: Evidence) -> Mapping[str, Mapping[str, Parts]]:
+    """The four ratios of every variant, by variant and name; the balls of the reference are made once."""
+    neighbours, vectors = evidence.settings.neighbours, evidence.rows("vectors")
+    balls = Neighbourhoods.of(vectors[FLOAT] if evidence.real is None else evidence.real.vectors, neighbours)
+    return {variant: neighbour_metrics(Neighbourhoods.of(rows, neighbours), balls) for variant, rows in vectors.items()}
+
+
+class NeighbourMetric(Metric):
+    """One of the four ratios of `neighbour_metrics`, by its name."""
+
+    needs = ("vectors",)
+
+    def paired(self, evidence: Evidence) -> Paired:
+        parts = {variant: ratios[self.name] for variant, ratios in evidence.shared(neighbour_ratios).items()}
+        return paired_parts(parts, **evidence.settings.resampling)
+
+
+class Precision(NeighbourMetric):
+    """The share of samples near a real image; more is better."""
+
+    name = "precision"
+
+
+class Recall(NeighbourMetric):
+    """The share of real images near a sample; more is better."""
+
+    name = "recall"
+
+
+class Density(NeighbourMetric):
+    """The number of real images near a sample, relative to that near a real image; more is better."""
+
+    name = "density"
+
+
+class Coverage(NeighbourMetric):
+    """The share of real images with a sample among their neighbours; more is better."""
+
+    name = "coverage"

@@ -1,12 +1,28 @@
-"""Peak signal-to-noise ratio of images to their counterparts from the same noise."""
+"""PSNR to float: peak signal-to-noise ratio of images to their counterparts from the same noise."""
 
 import math
 
 import torch
 from torch import Tensor
 
+from ptq_diffusion.metric.inference.bootstrap import Paired, paired_mean
+from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric
+
 FLOOR = (1 / 255) ** 2 / 12
 CAP = -10 * math.log10(FLOOR)
+
+
+class PSNRToFloat(Metric):
+    """The mean peak signal-to-noise ratio of each image to its float image, in dB; more is better."""
+
+    name = "psnr_to_fp"
+    to_float = True
+    likeness = True
+
+    def paired(self, evidence: Evidence) -> Paired:
+        target = evidence.images[FLOAT]
+        values = {variant: psnr(batch, target) for variant, batch in evidence.images.items()}
+        return paired_mean(values, **evidence.settings.resampling)
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:

@@ -1,10 +1,26 @@
-"""Structural similarity of images to their counterparts from the same noise."""
+"""SSIM to float: structural similarity of images to their counterparts from the same noise."""
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from ptq_diffusion.metric.inference.bootstrap import Paired, paired_mean
+from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric
+
 BATCH = 256
+
+
+class SSIMToFloat(Metric):
+    """The mean structural similarity of each image to its float image; more is better."""
+
+    name = "ssim_to_fp"
+    to_float = True
+    likeness = True
+
+    def paired(self, evidence: Evidence) -> Paired:
+        target = evidence.images[FLOAT]
+        values = {variant: ssim(batch, target) for variant, batch in evidence.images.items()}
+        return paired_mean(values, **evidence.settings.resampling)
 
 
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
@@ -35,6 +51,6 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def _of_batch(images: Tensor, reference: Tensor) -> Tensor:
-    found = structural_similarity_index_measure(images, reference, sigma=1.5, reduction="none", data_range=1.0)
-    assert isinstance(found, Tensor)  # a pair only where the whole map is asked for
-    return found
+    similarity = structural_similarity_index_measure(images, reference, sigma=1.5, reduction="none", data_range=1.0)
+    assert isinstance(similarity, Tensor)  # a pair only where the whole map is asked for
+    return similarity

@@ -1,1 +1,1 @@
-"""Feature spaces that images are compared in."""
+"""Feature spaces in which images are compared, and the networks that compute them."""

@@ -18,7 +18,7 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor sees in N images, row i in image i.
+    """The features of N images, row i of image i.
 
     Args:
         vectors: (N, D) float32, the space of FID, KID and the neighbours.
@@ -60,20 +60,20 @@ class Features:
         if not path.is_file():
             raise FileNotFoundError(f"expected features at {path}; evaluate the run again (goal=evaluate)")
         with safe_open(path, "pt") as file:
-            found, names = (file.metadata() or {}).get("extractor"), set(file.keys())
-            if not {"vectors"} <= names <= {"vectors", "spatial", "probabilities"} or found != extractor:
+            source, names = (file.metadata() or {}).get("extractor"), set(file.keys())
+            if not {"vectors"} <= names <= {"vectors", "spatial", "probabilities"} or source != extractor:
                 raise ValueError(
-                    f"expected features of the extractor {extractor} in {path}, got {sorted(names)} of {found}; "
+                    f"expected features of the extractor {extractor} in {path}, got {sorted(names)} of {source}; "
                     "evaluate both runs with one extractor"
                 )
             return cls(**{name: file.get_tensor(name) for name in names})
 
 
 class FeatureExtractor(nn.Module, ABC):
-    """Images to feature vectors, without any rounding of its own.
+    """A map from images to feature vectors, without any rounding of its own.
 
     Attributes:
-        name: what a metric in this space is called after, as in `fid_<name>`.
+        name: of the space, as in `fid_<name>`.
         num_features: the length D of a feature vector; torchmetrics reads it too.
     """
 
@@ -103,8 +103,8 @@ class FeatureExtractor(nn.Module, ABC):
         self.eval()
         try:
             for batch in images.split(BATCH):
-                found = self.describe(batch.to(device))
-                yield Features(found.vectors.cpu(), _on_cpu(found.spatial), _on_cpu(found.probabilities))
+                part = self.describe(batch.to(device))
+                yield Features(part.vectors.cpu(), _on_cpu(part.spatial), _on_cpu(part.probabilities))
         finally:
             self.train(training)
 

@@ -1,4 +1,4 @@
-"""A feature space that needs no network, for images that no classifier was trained on."""
+"""Averaged pixels: a feature space without a network, for images that no classifier was trained on."""
 
 import torch
 from torch import Tensor
@@ -28,13 +28,13 @@ class Pixels(FeatureExtractor):
         if channels < 1 or size < 1:
             raise ValueError(f"expected channels and size of at least 1, got {channels} and {size}")
         self.channels, self.size, self.num_features = channels, size, channels * size**2
-        # Where the images are to go, and what the checksum is of.
+        # A buffer, which tells the device of the images and enters the checksum.
         self.register_buffer("shape", torch.tensor([channels, size]))
 
     def describe(self, images: Tensor) -> Features:
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(
-                f"expected images (N, {self.channels}, H, W), got {tuple(images.shape)}; set metric.extractor.channels"
+                f"expected images (N, {self.channels}, H, W), got {tuple(images.shape)}; set feature.extractor.channels"
             )
         x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         return Features(F.adaptive_avg_pool2d(x, self.size).flatten(1))

@@ -1,4 +1,4 @@
-"""The feature space that distances of image distributions are measured in."""
+"""ResNet-9: a small classifier whose pooled last layer is a feature space for small images."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 LAST_STAGE = 8
-"""Where the trunk's last stage begins, at 4x4 pixels."""
+"""The index in the trunk of its last stage, at 4x4 pixels."""
 FEATURE_NETWORKS = Bundles(Path(__file__).parent)
 """The trained networks that come with the package, each with a `reference.safetensors` of what it was trained on."""
 
@@ -82,7 +82,7 @@ class ResNet9(FeatureExtractor):
         if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
             raise ValueError(
                 f"expected images (N, 1 or 3, H >= 8, W >= 8), got {tuple(images.shape)}; "
-                "metric=pixels takes any number of channels"
+                "feature=pixels takes any number of channels"
             )
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"expected uint8 or floating-point images, got {images.dtype}; convert them first")
@@ -108,7 +108,7 @@ class ResNet9(FeatureExtractor):
 
     @classmethod
     def from_folder(cls, path: str) -> "ResNet9":
-        """What a configuration constructs: the network saved in a folder, or the one of `bundled:NAME`; see `load`."""
+        """The network saved in a folder, or the one of `bundled:NAME`, as a configuration constructs it; see `load`."""
         return cls.load(FEATURE_NETWORKS.path(path))
 
     @classmethod

@@ -1,1 +1,1 @@
-"""Intervals and hypothesis tests."""
+"""Bootstrap errors and intervals of metrics, and hypothesis tests."""

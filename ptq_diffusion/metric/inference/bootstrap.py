@@ -1,8 +1,8 @@
-"""How far a metric of finitely many images can be trusted, and the difference of two variants of the same noise.
+"""Bootstrap errors of metrics, and of their differences between variants of the same noise.
 
 Variants are paired: image i of each was sampled from the same seed and the same noise, so one resampling of the
 indices serves them all, and what the images share cancels in a difference. Only the generated images are resampled;
-a reference of real images is taken as given, one that is itself a variant is resampled with the others.
+a reference of real images is taken as fixed, one that is itself a variant is resampled with the others.
 
 Resampling is *stratified by seed*: as many images are drawn again from each seed's images as it has. Every image's
 noise is a function of (seed, image) alone, so a seed is a label of equally many independent images and not a source
@@ -29,7 +29,7 @@ from ptq_diffusion.numeric.seed import generator
 
 QUANTILE = 1.96
 POWER_QUANTILE = 0.8416
-"""Of the standard normal: 97.5 % lie below the first, 80 % below the second."""
+"""Quantiles of the standard normal: 97.5 % lie below the first, 80 % below the second."""
 
 Track = Callable[[Iterable[int]], Iterable[int]]
 Statistic = Callable[[Tensor], Mapping[str, Tensor]]
@@ -76,7 +76,7 @@ class Interval:
 
     @property
     def detectable(self) -> float:
-        """The smallest true difference that so many images show at the two-sided 5 % level with a power of 80 %.
+        """The smallest true difference that this sample size detects at the two-sided 5 % level with a power of 80 %.
 
         2.8 standard errors (Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988).
         """
@@ -112,7 +112,7 @@ class Parts:
 
     @classmethod
     def of_mean(cls, terms: Tensor) -> "Parts":
-        """Of the mean of (N,) numbers."""
+        """The parts of the mean of (N,) numbers: its terms."""
         return cls(terms.double().mean().item(), terms.double())
 
 
@@ -163,25 +163,26 @@ def resample(
         ValueError: R < 2, or the seeds have not equally many images, at least 2.
     """
     if replicates < 2:
-        raise ValueError(f"expected at least 2 bootstrap replicates, got {replicates}; raise metric.replicates")
+        raise ValueError(f"expected at least 2 bootstrap replicates, got {replicates}; raise judging.replicates")
     if count % strata or count < 2 * strata:
         raise ValueError(f"expected equally many images of {strata} seeds, at least 2 of each, got {count} in all")
     weights = torch.stack([resampling_weights(count, seed, replicate, strata) for replicate in range(replicates)])
-    alone = torch.eye(strata, dtype=torch.float64).repeat_interleave(count // strata, 1)
-    drawn = statistic(torch.cat([weights, alone]) if strata > 1 else weights)
+    each_seed = torch.eye(strata, dtype=torch.float64).repeat_interleave(count // strata, 1)
+    replicate_values = statistic(torch.cat([weights, each_seed]) if strata > 1 else weights)
 
     def spreads(column: Tensor) -> tuple[float, float | None]:
         return column[:replicates].std().item(), column[replicates:].std().item() if strata > 1 else None
 
-    estimates = {name: Estimate(value, *spreads(drawn[name])) for name, value in values.items()}
+    estimates = {name: Estimate(value, *spreads(replicate_values[name])) for name, value in values.items()}
     differences = {
-        (a, b): Interval(values[a] - values[b], *spreads(drawn[a] - drawn[b])) for a, b in combinations(values, 2)
+        (a, b): Interval(values[a] - values[b], *spreads(replicate_values[a] - replicate_values[b]))
+        for a, b in combinations(values, 2)
     }
     return Paired(estimates, differences)
 
 
 def resampling_weights(count: int, seed: int, replicate: int, strata: int = 1) -> Tensor:
-    """How often each of `count` images is drawn when drawing with replacement, from each stratum as many as it has.
+    """The number of times that each of `count` images is drawn with replacement, from each stratum as many as it has.
 
     Returns:
         (count,) float64 of whole numbers that add up to `count`, a function of (seed, replicate).

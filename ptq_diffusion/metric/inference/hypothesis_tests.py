@@ -1,4 +1,4 @@
-"""Tests of several hypotheses at once."""
+"""Hypothesis tests: non-inferiority, and Holm's adjustment for several at once."""
 
 import math
 from collections.abc import Sequence

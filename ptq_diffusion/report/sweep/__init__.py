@@ -1,1 +1,1 @@
-"""Many reports as one table, one figure and one verdict."""
+"""Many reports collected into one table, one figure and one verdict."""

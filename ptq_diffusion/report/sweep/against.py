@@ -1,4 +1,4 @@
-"""Corrections of the same cell compared with each other: the features of their images, paired by noise, are stored."""
+"""Paired differences between corrections of one cell, from the stored features of their images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,8 +32,8 @@ def with_differences(lines: Sequence[Line], runs: Sequence[Run], against: str) -
         FileNotFoundError: the store beside the runs lacks their evaluations.
     """
     if against not in {BEST, NONE, *(run.correction for run in runs if run.report)}:
-        found = sorted({run.correction for run in runs if run.report})
-        raise ValueError(f"expected a correction among {', '.join(found)}, none or best, got {against!r}")
+        names = sorted({run.correction for run in runs if run.report})
+        raise ValueError(f"expected a correction among {', '.join(names)}, none or best, got {against!r}")
     by_name = {run.name: run for run in runs}
     done: dict[str, Mapping[str, Interval | str]] = {}
     for cell in track(_cells(lines), "corrections compared", transient=True):
@@ -60,9 +60,9 @@ def _differences(runs: Sequence[Run], against: str) -> dict[str, Mapping[str, In
     columns = [f"FID - {against}, 95 %", f"FID to float - {against}, 95 %"]
     if base is None:
         return {run: dict.fromkeys(columns, f"no {against}") for run in names}
-    found = _judged(cfg, runs)
+    metrics = _judged(cfg, runs)
     return {
-        run: {column: _minus(paired, run, base) for column, paired in zip(columns, found, strict=True)}
+        run: {column: _minus(paired, run, base) for column, paired in zip(columns, metrics, strict=True)}
         for run in names
         if run != base
     }
@@ -76,16 +76,16 @@ def _judged(cfg: DictConfig, runs: Sequence[Run]) -> tuple[Paired, Paired]:
     places |= {run.name: (run, "corrected") for run in runs}
     features = {name: _features(run, variant, checksum) for name, (run, variant) in places.items()}
     real = construct(cfg.reference).statistics(extractor)
-    how, strata = (cfg.metric.replicates, cfg.metric.seed), len(cfg.seeds)
-    to_float = paired_fid_to(FULL_PRECISION, features, checksum, *how, strata=strata)
-    return to_float if real is None else paired_fid(features, real.moments, *how, strata=strata), to_float
+    resampling, strata = (cfg.judging.replicates, cfg.judging.seed), len(cfg.seeds)
+    to_float = paired_fid_to(FULL_PRECISION, features, checksum, *resampling, strata=strata)
+    return to_float if real is None else paired_fid(features, real.moments, *resampling, strata=strata), to_float
 
 
 def _features(run: Run, variant: str, extractor: str) -> Tensor:
-    """What the run's evaluation kept of a variant's images, (N, D)."""
+    """Feature vectors of a variant's images, (N, D), which the run's evaluation stored."""
     # A run's name may have folders of its own, so the store is beside one of those above.
     ending = Path("store") / Evaluate.name / run.signature(Evaluate)
-    folder = next((found for above in run.folder.parents if (found := above / ending).is_dir()), None)
+    folder = next((place for above in run.folder.parents if (place := above / ending).is_dir()), None)
     if folder is None:
         raise FileNotFoundError(
             f"expected the evaluation of {run.folder} at {ending} in its outputs, found none; "

@@ -1,4 +1,4 @@
-"""Many runs in one table and one figure."""
+"""Collects many runs into one table and one figure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ptq_diffusion.artefact.files import write_text
+from ptq_diffusion.engine.run_files import TABLE
 from ptq_diffusion.metric.protocol import require_one_protocol
 from ptq_diffusion.report.sweep.against import with_differences
 from ptq_diffusion.report.sweep.figure import against_operations
@@ -22,7 +23,7 @@ COMMON = ("sampler._target_", "sampler.steps", "sampler.eta", "calibration.image
 
 @dataclass(frozen=True)
 class Collected:
-    """What `collect` made: a table for the console, another of what it says over all cells, and the files."""
+    """The result of `collect`: a table for the console, another of the verdict over all cells, and the files."""
 
     table: Table
     verdict: Table
@@ -51,14 +52,14 @@ def collect(folder: Path, against: str | None = None) -> Collected:
         lines = with_differences(lines, runs, against)
     columns, cells = shown(lines, factors)
     title, caption = _title(runs), _common(runs[0], factors)
-    made = [folder / "collected" / name for name in ("table.csv", "table.md", "figure.png")]
-    made[0].parent.mkdir(exist_ok=True)
-    write_text(made[0], csv_text(lines, factors))
-    said = [cells_of(verdict) for verdict in verdicts(lines)]
-    write_text(made[1], f"{title}; {caption}.\n\n{markdown(columns, cells)}\n\n{markdown(TITLES, said)}\n")
-    against_operations(lines, dict(zip(factors, titles(factors), strict=True)), title, made[2])
+    paths = [folder / "collected" / name for name in (TABLE, "table.md", "figure.png")]
+    paths[0].parent.mkdir(exist_ok=True)
+    write_text(paths[0], csv_text(lines, factors))
+    verdict_rows = [cells_of(verdict) for verdict in verdicts(lines)]
+    write_text(paths[1], f"{title}; {caption}.\n\n{markdown(columns, cells)}\n\n{markdown(TITLES, verdict_rows)}\n")
+    against_operations(lines, dict(zip(factors, titles(factors), strict=True)), title, paths[2])
     brief, why = failures_apart(lines)
-    return Collected(console(*shown(brief, factors), title, caption + why), verdict_table(said), made)
+    return Collected(console(*shown(brief, factors), title, caption + why), verdict_table(verdict_rows), paths)
 
 
 def protocol(report: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -70,11 +71,12 @@ def _title(runs: Sequence[Run]) -> str:
     report = next((run.report for run in runs if run.report), None)
     if report is None:
         return "no run is complete"
-    found = protocol(report)
-    return f"{found['metric']} of {len(found['seeds'])} x {found['images']} images against {found['against']}"
+    fields = protocol(report)
+    count = f"{len(fields['seeds'])} x {fields['images']} images"
+    return f"{fields['metric']} of {count} against {fields['against']}"
 
 
 def _common(run: Run, factors: Sequence[str]) -> str:
-    """What a reader needs to know of all runs alike."""
+    """Options that all runs share and that a reader needs to know."""
     shared = [key for key in COMMON if key not in factors and key in run.config]
     return "in all: " + ", ".join(f"{key.removesuffix('._target_')} {level(key, run.level(key))}" for key in shared)

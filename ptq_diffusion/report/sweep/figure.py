@@ -1,4 +1,4 @@
-"""The figure of a sweep: what quality costs."""
+"""The figure of a sweep: quality against bit operations."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,14 +28,14 @@ def against_operations(lines: Sequence[Line], titles: Mapping[str, str], title: 
         title: of the figure.
         path: the file to write.
     """
-    drawn = [line for line in lines if line.values]
-    names = list(dict.fromkeys(line.correction for line in drawn if line.correction != FULL_PRECISION))
-    groups = dict.fromkeys(_group(line, titles) for line in drawn if line.gain)
+    points = [line for line in lines if line.values]
+    names = list(dict.fromkeys(line.correction for line in points if line.correction != FULL_PRECISION))
+    groups = dict.fromkeys(_group(line, titles) for line in points if line.gain)
     colours = {group: f"C{i % 10}" for i, group in enumerate(groups)}
     entries = len(names) + len(colours)
     figure = Figure(figsize=(10, 4.6 + 0.2 * (entries // LEGEND_COLUMNS)), layout="constrained")
     axes = figure.subplots(1, 2)
-    for line in drawn:
+    for line in points:
         colour = _colour(_group(line, titles), colours)
         if line.correction == FULL_PRECISION:
             axes[0].axhline(line.values["fid"], color=colour, linewidth=0.9, linestyle="--", zorder=0)
@@ -71,6 +71,6 @@ def _group(line: Line, titles: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _colour(group: tuple[str, ...], colours: Mapping[tuple[str, ...], str]) -> str:
-    """That of the one group that a line belongs to; black for what several share."""
+    """The colour of the one group that a line belongs to; black for what several share."""
     owners = [colour for owner, colour in colours.items() if set(group) <= set(owner)]
     return owners[0] if len(owners) == 1 else "black"

@@ -49,17 +49,17 @@ def lines_of(runs: Sequence[Run], factors: Sequence[str]) -> list[Line]:
     runs that did not fail. A cell of it without a run is a line that says so; where these would outnumber the runs,
     several sweeps lie together, and one line counts them.
     """
-    drawn: dict[tuple[object, ...], Line] = {}
+    measured: dict[tuple[object, ...], Line] = {}
     for run in runs:
         for rank, variant in enumerate(run.report["rows"] if run.report else ()):
             line = _line(run, rank, variant, factors)
-            drawn.setdefault((rank, run.signature(STAGES[rank]), tuple(line.levels.items()), line.correction), line)
-    without = [Line(_levels(run, factors), run.correction, run.name, {}, None, run.reason) for run in runs]
+            measured.setdefault((rank, run.signature(STAGES[rank]), tuple(line.levels.items()), line.correction), line)
+    unfinished = [Line(_levels(run, factors), run.correction, run.name, {}, None, run.reason) for run in runs]
     absent = [Line(levels, name, "", {}, None, NOT_RUN) for levels, name in _not_run(runs, factors)]
     if len(absent) > len(runs):
         absent = [Line({}, "", "", {}, None, f"{len(absent)} more cells of the product of all levels: {NOT_RUN}")]
-    found = [line for line in drawn.values() if not _repeats_quantized(line)]
-    return sorted([*found, *(line for line in without if line.reason), *absent], key=_order(factors))
+    unique = [line for line in measured.values() if not _repeats_quantized(line)]
+    return sorted([*unique, *(line for line in unfinished if line.reason), *absent], key=_order(factors))
 
 
 def _line(run: Run, rank: int, variant: Mapping[str, Any], factors: Sequence[str]) -> Line:
@@ -100,7 +100,7 @@ def _not_run(runs: Sequence[Run], factors: Sequence[str]) -> list[tuple[dict[str
 
 
 def _kind(levels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Which classes are chosen and which options they lack."""
+    """The classes that are chosen and the options that they lack."""
     return tuple((key, level) for key, level in levels.items() if key.endswith("_target_") or level == ABSENT)
 
 
@@ -109,11 +109,11 @@ def _order(factors: Sequence[str]) -> Callable[[Line], list[Any]]:
 
     def key(line: Line) -> list[Any]:
         rank = {FULL_PRECISION: 0, NONE: 1}.get(line.correction, 2)
-        found: list[Any] = []
+        places: list[Any] = []
         for level in range(3):
-            found.append(rank >= level)
-            found += [_natural(factor, line.levels.get(factor, "")) for factor in factors if depth(factor) == level]
-        return [*found, line.correction, line.run]
+            places.append(rank >= level)
+            places += [_natural(factor, line.levels.get(factor, "")) for factor in factors if depth(factor) == level]
+        return [*places, line.correction, line.run]
 
     return key
 

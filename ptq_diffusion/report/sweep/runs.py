@@ -9,14 +9,14 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from ptq_diffusion.engine.run_files import FAILURE
+from ptq_diffusion.engine.run_files import CONFIG, FAILURE, REPORT
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
 
 BITS = "W/A"
-"""The factor that stands for a policy's inner bits."""
+"""The factor that stands for a policy: its inner bits, or its name where they change with layers or steps."""
 ABSENT = "-"
 """The level of an option that a run does not have, such as eta without DDIM."""
 
@@ -46,7 +46,7 @@ class Run:
         return self.config.get(key, ABSENT)
 
     def signature(self, stage: type[Stage]) -> str:
-        """What the run was made of, by the stage; empty where it has no report."""
+        """The signature of a stage's artefact in this run; empty where it has no report."""
         return self.report["signatures"][stage.name] if self.report else ""
 
 
@@ -56,26 +56,26 @@ def read_runs(folder: Path) -> list[Run]:
     Raises:
         FileNotFoundError: there is none.
     """
-    places = {path.parent for name in ("config.yaml", FAILURE) for path in folder.rglob(name)}
+    places = {path.parent for name in (CONFIG, FAILURE) for path in folder.rglob(name)}
     runs = [run for place in sorted(places) if (run := _read(place, folder)) is not None]
     if not runs:
-        raise FileNotFoundError(f"expected runs with a report.json below {folder}, found none; run experiments first")
+        raise FileNotFoundError(f"expected runs with a {REPORT} below {folder}, found none; run experiments first")
     return runs
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A run's configuration, which was resolved when it was written."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
 
 
-def _read(folder: Path, above: Path) -> Run | None:
+def _read(folder: Path, root: Path) -> Run | None:
     """The run in a folder below that of all; None where its goal is another, or the files are somebody else's.
 
     Raises:
         ValueError: a file is cut off or broken.
     """
     try:
-        failure, report = (_json(folder / name) for name in (FAILURE, "report.json"))
+        failure, report = (_json(folder / name) for name in (FAILURE, REPORT))
         config = read_config(folder) if failure is None else failure["config"]
     except (ValueError, KeyError, OSError, YAMLError) as error:
         raise ValueError(
@@ -85,18 +85,24 @@ def _read(folder: Path, above: Path) -> Run | None:
     if not isinstance(config, dict) or config.get("goal") != "report" or "labels" not in config:
         return None
     flat = _flat(config)
-    flat[BITS] = "/".join(flat.pop(f"bitwidth.inner.{operand}", ABSENT) for operand in ("weight", "activation"))
-    reason = "" if report else "unfinished: no report.json"
+    flat[BITS] = _bits(flat)
+    reason = "" if report else f"unfinished: no {REPORT}"
     if failure is not None:
         report, reason = None, f"failed: {failure['error']}: {failure['message']}"
-    return Run(folder, folder.relative_to(above).as_posix(), flat, flat["labels.correction"], report, reason)
+    return Run(folder, folder.relative_to(root).as_posix(), flat, flat["labels.correction"], report, reason)
+
+
+def _bits(flat: dict[str, str]) -> str:
+    """The inner bits of a policy by role, taken out of the other options; of another policy its name."""
+    inner = [flat.pop(f"bitwidth.inner.{operand}", ABSENT) for operand in ("weight", "activation")]
+    return flat["labels.bitwidth"] if ABSENT in inner else "/".join(inner)
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
     """The keys in which runs differ, what the float samples depend on first; the bits are always among them.
 
-    An option of a correction counts where runs of one correction differ in it. What changes no number, and what the
-    protocol compares, does not count.
+    An option of a correction counts where runs of one correction differ in it, and one of a bitwidth policy likewise.
+    What changes no number, and what the protocol compares, does not count.
     """
     keys = {key for run in runs for key in run.config if not key.startswith(UNCOUNTED)} - {BITS}
     chosen = [key for key in sorted(keys) if _differs(key, runs)]
@@ -107,7 +113,7 @@ def depth(key: str) -> int:
     """0 for what float samples depend on, 1 for what only quantized ones do, 2 for what only corrected ones do."""
     stages: tuple[type[Stage], ...] = (FullPrecisionSamples, QuantizedSamples, CorrectedSamples)
     named = "bitwidth" if key == BITS else key
-    return next((i for i, stage in enumerate(stages) if named.startswith(_given(stage))), len(stages) - 1)
+    return next((i for i, stage in enumerate(stages) if named.startswith(_used(stage))), len(stages) - 1)
 
 
 UNCOUNTED = (
@@ -121,29 +127,34 @@ UNCOUNTED = (
     "runtime.",
     "logger.",
     "reference.",
+    "feature.",
+    "metric.",
+    "judging.",
     "trial.",
 )
 
 
-def _given(stage: type[Stage]) -> tuple[str, ...]:
+def _used(stage: type[Stage]) -> tuple[str, ...]:
     """Every part of the configuration that an artefact depends on."""
-    return (*stage.uses, *(part for need in stage.needs for part in _given(need)))
+    return (*stage.uses, *(part for need in stage.needs for part in _used(need)))
 
 
 def _differs(key: str, runs: Sequence[Run]) -> bool:
-    if not key.startswith("correction."):
+    group = key.partition(".")[0]
+    if group not in ("correction", "bitwidth"):
         return len({run.level(key) for run in runs}) > 1
-    return len({(run.correction, run.level(key)) for run in runs}) > len({run.correction for run in runs})
+    names = [run.level(f"labels.{group}") for run in runs]
+    return len({(name, run.level(key)) for name, run in zip(names, runs, strict=True)}) > len(set(names))
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for key, value in node.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = _level(value)
-    return found
+            flat[f"{prefix}{key}"] = _level(value)
+    return flat
 
 
 def _level(value: object) -> str:

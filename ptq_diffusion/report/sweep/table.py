@@ -16,7 +16,7 @@ from ptq_diffusion.report.sweep.runs import BITS
 TITLES = {BITS: BITS, "quantizer.weight.per_channel": "weights per channel"}
 FAILED = "failed"
 SEVERAL = ("images", "seed", "steps")
-"""Of a run, of a calibration, of what a correction is fitted on: named by more than their last part."""
+"""Last parts of keys that several things have, such as a run and a calibration, and which name none of them."""
 MEASURED = ("fid", "fid_se", "fid_to_fp", "psnr_to_fp", "bops_per_image", "bops_saving", "weight_bytes")
 
 
@@ -45,8 +45,8 @@ def failures_apart(lines: Sequence[Line]) -> tuple[list[Line], str]:
     failed = [line.reason.startswith(f"{FAILED}: ") for line in lines]
     pairs = list(zip(lines, failed, strict=True))
     brief = [replace(line, reason=FAILED) if has else line for line, has in pairs]
-    told = [f"\n{FAILED}: {line.run}{line.reason.removeprefix(FAILED)}" for line, has in pairs if has]
-    return brief, "".join(told)
+    reasons = [f"\n{FAILED}: {line.run}{line.reason.removeprefix(FAILED)}" for line, has in pairs if has]
+    return brief, "".join(reasons)
 
 
 def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
@@ -68,7 +68,7 @@ def console(columns: Sequence[str], cells: Sequence[Sequence[str]], title: str, 
 
 
 def csv_text(lines: Sequence[Line], factors: Sequence[str]) -> str:
-    """Every digit, with the factors by their dotted keys."""
+    """The table as CSV, with every digit and the factors by their dotted keys."""
     others = list(dict.fromkeys(name for line in lines for name in line.against))
     bounds = [f"{name}{part}" for name in ("gain", *others) for part in ("", "_low", "_high")]
     text = io.StringIO()
@@ -78,9 +78,9 @@ def csv_text(lines: Sequence[Line], factors: Sequence[str]) -> str:
     writer.writeheader()
     for line in lines:
         row: dict[str, Any] = dict(line.levels) | {key: line.values.get(key, "") for key in MEASURED}
-        for name, found in {"gain": line.gain, **line.against}.items():
-            if isinstance(found, Interval):
-                row |= {name: found.difference, f"{name}_low": found.low, f"{name}_high": found.high}
+        for name, difference in {"gain": line.gain, **line.against}.items():
+            if isinstance(difference, Interval):
+                row |= {name: difference.difference, f"{name}_low": difference.low, f"{name}_high": difference.high}
         writer.writerow(row | {"correction": line.correction, "reason": line.reason, "run": line.run})
     return text.getvalue()
 
@@ -97,17 +97,18 @@ def _cells(line: Line, factors: Sequence[str], others: Sequence[str]) -> list[st
 
 
 def _fidelity(values: Mapping[str, Any]) -> tuple[str, str]:
-    ratio = values["psnr_to_fp"]
-    return f"{values['fid_to_fp']:.3f}", "same" if ratio is None else f"{ratio:.2f}"
+    ratio = values.get("psnr_to_fp", "")
+    shown = "same" if ratio is None else f"{ratio:.2f}" if ratio else ""
+    return f"{values['fid_to_fp']:.3f}", shown
 
 
-def interval(found: Interval) -> str:
+def interval(gap: Interval) -> str:
     """A difference and its 95 % interval; a zero has no sign of its own."""
-    return f"{found.difference + 0.0:+.3f} [{found.low + 0.0:+.3f}, {found.high + 0.0:+.3f}]"
+    return f"{gap.difference + 0.0:+.3f} [{gap.low + 0.0:+.3f}, {gap.high + 0.0:+.3f}]"
 
 
-def _other(found: Interval | str) -> str:
-    return interval(found) if isinstance(found, Interval) else found
+def _other(gap: Interval | str) -> str:
+    return interval(gap) if isinstance(gap, Interval) else gap
 
 
 def level(key: str, text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a sweep says of every correction over all its cells."""
+"""The verdict of a sweep on every correction, over all its cells."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ptq_diffusion.metric import Interval, holm, noninferiority
 from ptq_diffusion.report.sweep.lines import FULL_PRECISION, Line
 
 MARGIN = 0.02
-"""Of the quantized model's FID: a correction that certainly costs less than this harms nothing."""
+"""A share of the quantized model's FID: a correction that certainly costs less than this harms nothing."""
 LEVEL = 0.05
 
 
@@ -41,8 +41,8 @@ def verdicts(lines: Sequence[Line]) -> list[Verdict]:
         if line.gain:
             cells.setdefault(tuple(line.levels.items()), []).append(line)
     names = sorted({line.correction for cell in cells.values() for line in cell})
-    found = [_verdict(name, list(cells.values()), _float_models(lines)) for name in names]
-    return sorted(found, key=lambda verdict: (-verdict.first, -verdict.cells, verdict.correction))
+    unsorted = [_verdict(name, list(cells.values()), _float_models(lines)) for name in names]
+    return sorted(unsorted, key=lambda verdict: (-verdict.first, -verdict.cells, verdict.correction))
 
 
 TITLES = ("correction", "cells", "not worse than none by 2 %, Holm", "lowest FID", "lost FID regained")
@@ -55,10 +55,10 @@ def cells_of(verdict: Verdict) -> list[str]:
     return [verdict.correction, str(verdict.cells), str(verdict.harmless), str(verdict.first), regained]
 
 
-def verdict_table(said: Sequence[Sequence[str]]) -> Table:
+def verdict_table(rows: Sequence[Sequence[str]]) -> Table:
     """For the console, whole on 80 columns."""
     table = Table(*TITLES, title="over all cells", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for row in said:
+    for row in rows:
         table.add_row(row[0].replace("_", " "), *row[1:])
     return table
 
@@ -66,12 +66,12 @@ def verdict_table(said: Sequence[Sequence[str]]) -> Table:
 def _verdict(name: str, cells: Sequence[Sequence[Line]], full: Sequence[Line]) -> Verdict:
     rows = [(line, min(other.values["fid"] for other in cell)) for cell in cells for line in cell]
     rows = [(line, least) for line, least in rows if line.correction == name]
-    own = [line for line, _ in rows]
-    p = [noninferiority(_gain(line), MARGIN * _quantized(line)) for line in own]
+    lines = [line for line, _ in rows]
+    p = [noninferiority(_gain(line), MARGIN * _quantized(line)) for line in lines]
     first = sum(line.values["fid"] == least for line, least in rows)
-    shares = [share for line in own if (share := _recovered(line, full)) is not None]
+    shares = [share for line in lines if (share := _recovered(line, full)) is not None]
     recovered = (min(shares), max(shares)) if shares else None
-    return Verdict(name, len(own), sum(value < LEVEL for value in holm(p)), first, recovered)
+    return Verdict(name, len(lines), sum(value < LEVEL for value in holm(p)), first, recovered)
 
 
 def _gain(line: Line) -> Interval:
@@ -90,6 +90,6 @@ def _float_models(lines: Sequence[Line]) -> list[Line]:
 
 def _recovered(line: Line, full: Sequence[Line]) -> float | None:
     """(FID quantized - FID corrected) / (FID quantized - FID float)."""
-    own = next((one for one in full if one.levels.items() <= line.levels.items()), None)
-    lost = _quantized(line) - float(own.values["fid"]) if own else 0.0
+    float_model = next((one for one in full if one.levels.items() <= line.levels.items()), None)
+    lost = _quantized(line) - float(float_model.values["fid"]) if float_model else 0.0
     return -_gain(line).difference / lost if lost > 0 else None

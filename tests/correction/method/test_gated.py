@@ -7,11 +7,10 @@ from diffusers import DDPMScheduler
 from ptq_diffusion.correction import PTQD, Fingerprint, GatedPTQD, NoiseStatistics
 from ptq_diffusion.numeric.moments import Moments
 from ptq_diffusion.sampler import DDIM
-from ptq_diffusion.sampler.step import fingerprint
 from tests.correction.presets import CORRECTIONS
 
 SHAPE, COUNT = (2, 6, 6), 200
-STEPS = DDIM(4, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config)
+STEPS = DDIM(4, 1.0, {}).table(DDPMScheduler(clip_sample=False).config)
 ALL = PTQD(correlated=True, bias="intercept", variance="pooled", centre="channel", k_clamp=False, direction="original")
 
 
@@ -22,7 +21,7 @@ def statistics(k, mu, noise, count=COUNT):
             # m depends on no state, so that the residual's variance is what PTQD takes it for.
             yield m + 0.5, (1 + k) * (m + 0.5) + mu + noise * r, x
 
-    return NoiseStatistics.of(Fingerprint("network", fingerprint(STEPS), SHAPE), seen(), first=0)
+    return NoiseStatistics.of(Fingerprint("network", STEPS.fingerprint(), SHAPE), seen(), first=0)
 
 
 @pytest.mark.parametrize(("k", "mu"), [(0.2, 0.3), (0.2, 0.0), (0.0, 0.3), (-0.2, 0.3), (0.0, 0.0)])
@@ -43,7 +42,7 @@ def halves(even, odd):
             m, r, x = torch.randn(3, COUNT, *SHAPE, generator=torch.Generator().manual_seed(step.i))
             yield m, (1 + rows[0]) * m + rows[1] + rows[2] * r, x
 
-    return NoiseStatistics.of(Fingerprint("network", fingerprint(STEPS), SHAPE), seen(), first=0)
+    return NoiseStatistics.of(Fingerprint("network", STEPS.fingerprint(), SHAPE), seen(), first=0)
 
 
 CONTRADICTING = {
@@ -84,10 +83,10 @@ def test_the_schedule_is_left_where_the_next_state_varies_too_little_already():
     def seen():
         for step in STEPS:
             m, x = torch.randn(2, COUNT, *SHAPE, generator=torch.Generator().manual_seed(step.i))
-            carried = step.c_x + step.c_0 * step.p_x
+            carried = step.carry
             yield m, m - 0.2 * carried / step.gain * x, x
 
-    measured = NoiseStatistics.of(Fingerprint("network", fingerprint(STEPS), SHAPE), seen(), first=0)
+    measured = NoiseStatistics.of(Fingerprint("network", STEPS.fingerprint(), SHAPE), seen(), first=0)
     gated, plain = (correction.fit(measured, STEPS).found for correction in (GatedPTQD(), ALL))
     assert [own.sigma for own in gated] == [step.sigma for step in STEPS]
     assert any(other.sigma < step.sigma for other, step in zip(plain, STEPS, strict=True))

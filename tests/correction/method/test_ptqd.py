@@ -8,7 +8,6 @@ from ptq_diffusion.correction import PTQD, Fingerprint, NoCorrection, NoiseStati
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
 from ptq_diffusion.sampler import DDIM, DDPM
-from ptq_diffusion.sampler.step import fingerprint
 from tests.correction.planted import (
     CONFIG,
     MU,
@@ -75,7 +74,7 @@ def test_the_correction_is_the_inverse_of_what_was_planted():
 def test_terms_belong_to_their_step():
     """k differs from step to step, and every step is corrected by its own."""
     moments = [StepMoments.of(*planted(step, k=-0.02 * step.i, v=0.0)) for step in STEPS]
-    found = PTQD(**PAPER).fit(NoiseStatistics(Fingerprint("n", fingerprint(STEPS), SHAPE), moments), STEPS)
+    found = PTQD(**PAPER).fit(NoiseStatistics(Fingerprint("n", STEPS.fingerprint(), SHAPE), moments), STEPS)
     for step in STEPS:
         m, q, x = planted(step, k=-0.02 * step.i, v=0.0)
         assert terms_of(found)[step.i].k == pytest.approx(-0.02 * step.i, abs=1e-9)
@@ -99,7 +98,7 @@ def test_r2_is_the_share_of_the_noise_that_is_explained(options):
 @every_k
 @pytest.mark.parametrize("sampler", [DDIM(8, 1.0, {}), DDIM(8, 0.5, {}), DDPM(8, {})], ids=["eta 1", "eta 0.5", "ddpm"])
 def test_noise_and_residual_add_up_to_the_samplers_variance(k, sampler):
-    steps = sampler.steps(CONFIG)
+    steps = sampler.table(CONFIG)
     found, feasible = fitted(steps, k=k), 0
     for step, terms in zip(steps, terms_of(found), strict=True):
         left = step.gain**2 * terms.report.variance / (1 + terms.k) ** 2
@@ -126,7 +125,7 @@ def test_what_does_not_fit_is_reported():
 
 
 def test_without_the_samplers_noise_the_variance_term_is_inert():
-    steps = DDIM(8, 0.0, {}).steps(CONFIG)
+    steps = DDIM(8, 0.0, {}).table(CONFIG)
     on, off = (fitted(steps, {"variance": variance}) for variance in ("pooled", "off"))
     for step in steps:
         assert on.sigma(step) == off.sigma(step) == 0
@@ -136,7 +135,7 @@ def test_without_the_samplers_noise_the_variance_term_is_inert():
 
 
 def test_the_gain_is_that_of_the_unclipped_original_step():
-    clipped = DDIM(8, 1.0, {"clip_sample": True}).steps(CONFIG)
+    clipped = DDIM(8, 1.0, {"clip_sample": True}).table(CONFIG)
     a, b = fitted(STEPS), fitted(clipped)
     assert [a.sigma(step) for step in STEPS] == [b.sigma(step) for step in clipped]
 
@@ -215,7 +214,7 @@ def test_a_constant_float_output_is_refused_where_k_is_needed():
     steps = STEPS[:1]
     m = torch.ones(4, *SHAPE)
     q = m + torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
-    constant = NoiseStatistics(Fingerprint("n", fingerprint(steps), SHAPE), [StepMoments.of(m, q, q)])
+    constant = NoiseStatistics(Fingerprint("n", steps.fingerprint(), SHAPE), [StepMoments.of(m, q, q)])
     with pytest.raises(ValueError, match="at t = 875 it is constant"):
         PTQD(**PAPER).fit(constant, steps)
     assert terms_of(PTQD(**PAPER | {"correlated": False}).fit(constant, steps))[0].k == 0

@@ -85,7 +85,7 @@ def test_a_reduced_direction_changes_its_coefficient_only():
 
 
 def test_a_reduced_direction_needs_a_sampler_that_has_one():
-    steps = DDPM(8, {}).steps(CONFIG)
+    steps = DDPM(8, {}).table(CONFIG)
     reduced = PTQD(**PAPER | {"direction": "reduced"})
     for use in (lambda: fitted(steps, {"direction": "reduced"}), lambda: reduced.check(steps)):
         with pytest.raises(ValueError, match="direction=reduced needs a DDIM sampler"):
@@ -104,7 +104,7 @@ def test_one_mean_over_all_channels_mixes_their_offsets_into_k():
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_the_release_by_hand(k, eta):
     """One step of its sampler, from the samples alone: correct, fuse, then point in the direction that is left."""
-    steps = DDIM(8, eta, {}).steps(CONFIG)
+    steps = DDIM(8, eta, {}).table(CONFIG)
     found = construct(OmegaConf.load(CONF / "correction" / "ptqd_release.yaml")).fit(statistics(steps, k=k), steps)
     abar = DDPMScheduler().alphas_cumprod.double()
     for step, own in zip(steps, found.steps, strict=True):

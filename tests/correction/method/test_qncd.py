@@ -23,14 +23,13 @@ from ptq_diffusion.model import GaussianDenoiser, Output
 from ptq_diffusion.network import Rescaling
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import DDIM, sample
-from ptq_diffusion.sampler.step import fingerprint
 from ptq_diffusion.stage.draw_corrected import draw_corrected
 from ptq_diffusion.stage.evaluate import _costs
 
 SHAPE, COUNT = (2, 4, 4), 4000
 MODEL = GaussianDenoiser(SHAPE, mean=0.4, std=0.5)
 MU = torch.tensor([0.1, -0.15]).view(2, 1, 1)
-STEPS = DDIM(12, 0.5, {}).steps(MODEL.scheduler_config)
+STEPS = DDIM(12, 0.5, {}).table(MODEL.scheduler_config)
 
 
 def biased(x, step, rescalings=None):
@@ -42,7 +41,7 @@ def biased(x, step, rescalings=None):
 def fitted(correction, steps=STEPS):
     x = torch.randn(20, *SHAPE, generator=generator("x"))
     moments = [StepMoments.of(MODEL.predict(x, step).m, biased(x, step)[0], x) for step in steps]
-    return correction.fit(NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments), steps)
+    return correction.fit(NoiseStatistics(Fingerprint("network", steps.fingerprint(), SHAPE), moments), steps)
 
 
 def drawn(correction, seed, indices, asked=None):
@@ -61,7 +60,7 @@ def drawn(correction, seed, indices, asked=None):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_a_planted_bias_is_found_within_its_standard_errors(kind):
     """Up to the share that the x_0 implied by a biased output hides, which is nothing towards the end."""
-    steps = DDIM(12, 0.0, {"prediction_type": kind}).steps(DDPMScheduler(clip_sample=False).config)
+    steps = DDIM(12, 0.0, {"prediction_type": kind}).table(DDPMScheduler(clip_sample=False).config)
     for step in steps:
         abar = step.abar_t
         x, e = torch.randn(2, COUNT, *SHAPE, generator=generator("x", step.i)).double()

@@ -79,7 +79,7 @@ def test_eight_bits_of_no_readout_are_refused():
 
 
 def test_a_readout_in_eight_bits_is_saved_bit_for_bit_and_not_interpolated(tmp_path):
-    tensors, steps = planted(), DDIM(8, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config)
+    tensors, steps = planted(), DDIM(8, 1.0, {}).table(DDPMScheduler(clip_sample=False).config)
     readout = Regression(**OPTIONS | {"on_features": 3, "readout_bits": 8})
     rows = [readout.fit_step(batches(planted(seed=step.i)), step) for step in steps]
     found = FittedCorrection(steps, rows)
@@ -89,7 +89,7 @@ def test_a_readout_in_eight_bits_is_saved_bit_for_bit_and_not_interpolated(tmp_p
     for own, other in zip(found.found, loaded.found, strict=True):
         assert torch.equal(correct(own, tensors), correct(other, tensors))
     with pytest.raises(ValueError, match="readout_bits=32"):
-        interpolated(found, steps, DDIM(5, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config))
+        interpolated(found, steps, DDIM(5, 1.0, {}).table(DDPMScheduler(clip_sample=False).config))
 
 
 def test_a_filter_of_nothing_leaves_the_output():
@@ -100,7 +100,7 @@ def test_a_filter_of_nothing_leaves_the_output():
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_variance_rule_adds_what_the_estimate_lacks(eta):
-    step = DDIM(8, eta, {}).steps(DDPMScheduler(clip_sample=False).config)[3]
+    step = DDIM(8, eta, {}).table(DDPMScheduler(clip_sample=False).config)[3]
     tensors = planted(noise=1.0)
     m, _, x, _ = tensors
     found = Regression(**OPTIONS | {"variance": "rule"}).fit_step(batches(tensors), step)

@@ -15,7 +15,7 @@ RESCALING = ("gain", "offset")
 
 
 def test_folders_keep_rescalings_bit_for_bit(pair, tmp_path):
-    correction = fitted("rescaled_matched", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
+    correction = fitted("rescaled_matched", DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair)
     correction.save(tmp_path)
     loaded = FittedCorrection.load(tmp_path)
     assert loaded.rescales and loaded.size == correction.size
@@ -46,7 +46,7 @@ def test_folders_keep_rescalings_bit_for_bit(pair, tmp_path):
     ],
 )
 def test_a_folder_with_other_coefficients_is_refused(change, pair, tmp_path):
-    fitted("rescaled", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair).save(tmp_path)
+    fitted("rescaled", DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair).save(tmp_path)
     tensors = load_file(tmp_path / COEFFICIENTS)
     change(tensors)
     save_file(tensors, tmp_path / COEFFICIENTS)
@@ -56,7 +56,7 @@ def test_a_folder_with_other_coefficients_is_refused(change, pair, tmp_path):
 
 @pytest.mark.parametrize("file", [CONFIG, COEFFICIENTS])
 def test_a_broken_file_is_refused(file, pair, tmp_path):
-    fitted("rescaled", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair).save(tmp_path)
+    fitted("rescaled", DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair).save(tmp_path)
     (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-9])
     with pytest.raises(ValueError, match=rf"FittedCorrection.save wrote in {tmp_path}.*; fit or export it again"):
         FittedCorrection.load(tmp_path)
@@ -64,13 +64,13 @@ def test_a_broken_file_is_refused(file, pair, tmp_path):
 
 def test_between_steps_a_rescaling_is_between_theirs_and_beside_none_half_of_itself(pair, tmp_path):
     scheduler = pair[0].scheduler_config
-    few = DDIM(3, 0.0, {}).steps(scheduler)
+    few = DDIM(3, 0.0, {}).table(scheduler)
     report = fitted("none", few, pair).found[0].report
     grid = InputGrid(torch.tensor([0.1]), torch.tensor([3], dtype=torch.int32))
     layer = Rescaling(torch.tensor([3.0]), torch.tensor([1.0]), grid)
     left = Residual(0.0, absorbed=0)
     found = [StepCorrection((), 0.0, report, rescalings=own, residual=left) for own in ({"a": layer}, {}, {})]
-    many = interpolated(FittedCorrection(few, found), few, DDIM(12, 0.0, {}).steps(scheduler))
+    many = interpolated(FittedCorrection(few, found), few, DDIM(12, 0.0, {}).table(scheduler))
     gains = [float(own.rescalings["a"].gain) if own.rescalings else 1.0 for own in many.found]
     assert gains == sorted(gains, reverse=True) and gains[0] == 3 and gains[-1] == 1
     assert any(1 < gain < 3 for gain in gains)

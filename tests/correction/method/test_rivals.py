@@ -6,11 +6,10 @@ from diffusers import DDPMScheduler
 
 from ptq_diffusion.correction import D2DPM, TAC, AskedBatch, Fingerprint, NoiseStatistics, StepMoments
 from ptq_diffusion.sampler import DDIM
-from ptq_diffusion.sampler.step import fingerprint
 
 SHAPE = (3, 6, 5)
 CONFIG = DDPMScheduler(clip_sample=False).config
-STEPS = DDIM(8, 1.0, {}).steps(CONFIG)
+STEPS = DDIM(8, 1.0, {}).table(CONFIG)
 MU = torch.tensor([0.10, -0.04, 0.02]).double().view(3, 1, 1)
 
 
@@ -23,7 +22,7 @@ def planted(step, k=-0.1, v=0.05, count=60):
 
 def d2dpm(variant, steps=STEPS, **noise):
     moments = [StepMoments.of(*planted(step, **noise)) for step in steps]
-    return D2DPM(variant).fit(NoiseStatistics(Fingerprint("n", fingerprint(steps), SHAPE), moments), steps)
+    return D2DPM(variant).fit(NoiseStatistics(Fingerprint("n", steps.fingerprint(), SHAPE), moments), steps)
 
 
 def centred(x):
@@ -50,7 +49,7 @@ def test_a_sample_of_the_noise_adds_the_variance_that_its_mean_takes_off():
         assert torch.equal(mean.output(q, x, x, step), sampled.output(q, x, x, step))
         if mean.sigma(step) > 0:
             assert mean.sigma(step) ** 2 + sampled.sigma(step) ** 2 == pytest.approx(2 * step.sigma**2)
-    at_zero = DDIM(8, 0.0, {}).steps(CONFIG)
+    at_zero = DDIM(8, 0.0, {}).table(CONFIG)
     assert all(d2dpm("deterministic", at_zero).sigma(step) == 0 for step in at_zero)
     assert all(d2dpm("stochastic", at_zero).sigma(step) > 0 for step in at_zero[:-1])
 
@@ -78,7 +77,7 @@ def test_tacs_gain_is_the_minimum_of_its_loss(relative):
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_tac_brings_the_mean_of_the_next_state_back(eta):
-    step = DDIM(8, eta, {}).steps(CONFIG)[2]
+    step = DDIM(8, eta, {}).table(CONFIG)[2]
     m, q, x = planted(step)
     drift = torch.tensor([0.3, -0.2, 0.1]).double().view(3, 1, 1)
     expected = step.mean(x, m).mean((0, 2, 3))
@@ -91,7 +90,7 @@ def test_tac_brings_the_mean_of_the_next_state_back(eta):
 @pytest.mark.parametrize("i", range(8))
 def test_tacs_offset_moves_no_mean_away_where_x_0_is_clipped(i):
     """At the first steps, where most of x_0 is, the offset of the affine step would."""
-    step = DDIM(8, 0.0, {}).steps(DDPMScheduler(clip_sample=True).config)[i]
+    step = DDIM(8, 0.0, {}).table(DDPMScheduler(clip_sample=True).config)[i]
     m, q, x = planted(step)
     drift = torch.tensor([0.3, -0.2, 0.1]).double().view(3, 1, 1)
     expected = step.mean(x, m).mean((0, 2, 3))
@@ -119,7 +118,7 @@ def test_what_cannot_be_is_refused():
 @pytest.mark.parametrize("level", [0.0, 1.0])
 def test_more_bits_are_no_remedy_for_a_float_output_without_signal(level):
     m, x = torch.full((6, *SHAPE), level), torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(0))
-    constant = NoiseStatistics(Fingerprint("n", fingerprint(STEPS[:1]), SHAPE), [StepMoments.of(m, m + x, x)])
+    constant = NoiseStatistics(Fingerprint("n", STEPS[:1].fingerprint(), SHAPE), [StepMoments.of(m, m + x, x)])
     with pytest.raises(ValueError, match="float output that varies, at t = 875 it is constant.*correction=none"):
         D2DPM("deterministic").fit(constant, STEPS[:1])
     if level == 0:

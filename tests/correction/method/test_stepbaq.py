@@ -10,9 +10,8 @@ from ptq_diffusion.correction import Fingerprint, NoiseStatistics, StepbaQ, Step
 from ptq_diffusion.correction.method.stepbaq import time_of
 from ptq_diffusion.model import DiffusersDenoiser, GaussianDenoiser
 from ptq_diffusion.numeric.seed import generator
-from ptq_diffusion.sampler import DDIM, DDPM, sample
+from ptq_diffusion.sampler import DDIM, DDPM, Process, sample
 from ptq_diffusion.sampler.ddim import step_from
-from ptq_diffusion.sampler.step import fingerprint
 from tests.steps import at
 
 SHAPE, COUNT = (2, 4, 4), 2000
@@ -34,7 +33,7 @@ def fitted(steps, v, bias=True):
     moments = [
         StepMoments.of(MODEL.predict(x, step).m, noisy(x, step, v), x) for x, step in zip(draws, steps, strict=True)
     ]
-    return StepbaQ(bias).fit(NoiseStatistics(Fingerprint("network", fingerprint(steps), SHAPE), moments), steps)
+    return StepbaQ(bias).fit(NoiseStatistics(Fingerprint("network", steps.fingerprint(), SHAPE), moments), steps)
 
 
 def with_noise(law, steps, v):
@@ -43,7 +42,7 @@ def with_noise(law, steps, v):
     variance = 0.0
     for step in steps:
         at_zero, at_one = (float(MODEL.predict(torch.tensor(x).double(), step).m) for x in (0.0, 1.0))
-        slope = step.c_x + step.c_0 * step.p_x + step.gain * (at_one - at_zero)
+        slope = step.carry + step.gain * (at_one - at_zero)
         variance = slope**2 * variance + step.gain**2 * v
     return (std**2 + variance) ** 0.5
 
@@ -52,7 +51,7 @@ def with_noise(law, steps, v):
 @pytest.mark.parametrize("v", [0.001, 0.01, 0.05])
 def test_white_noise_leaves_the_law_of_the_float_sampler(eta, v, gaussian_law):
     """Within the standard error of COUNT samples, and far closer than without; the rest is what 50 steps discretize."""
-    steps = DDIM(50, eta, {}).steps(MODEL.scheduler_config)
+    steps = DDIM(50, eta, {}).table(MODEL.scheduler_config)
     exact = gaussian_law(MODEL, steps)[1]
     before, after = (with_noise(gaussian_law, table, v) for table in (steps, fitted(steps, v).steps))
     assert abs(after - exact) < 0.3 * (before - exact)
@@ -61,7 +60,7 @@ def test_white_noise_leaves_the_law_of_the_float_sampler(eta, v, gaussian_law):
 
 @every_eta
 def test_drawn_with_bias_and_noise_the_samples_follow_it(eta, gaussian_law):
-    steps, v = DDIM(50, eta, {}).steps(MODEL.scheduler_config), 0.05
+    steps, v = DDIM(50, eta, {}).table(MODEL.scheduler_config), 0.05
     mean, std = gaussian_law(MODEL, steps)
     deviations = []
     for bias in (True, False):
@@ -87,13 +86,13 @@ def test_drawn_with_bias_and_noise_the_samples_follow_it(eta, gaussian_law):
 @every_eta
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_row_steps_back_by_the_error_of_the_one_before(eta, kind):
-    steps = DDIM(8, eta, {"prediction_type": kind}).steps(CONFIG)
+    steps = DDIM(8, eta, {"prediction_type": kind}).table(CONFIG)
     found = fitted(steps, 0.01)
     assert found.steps[0].t == steps[0].t
     error = 0.0
     for own, given, report in zip(found.steps, steps, found.report(), strict=True):
         assert own.abar_t == pytest.approx(given.abar_t / (1 + error), rel=1e-12)
-        start = step_from(given, own.t, own.abar_t)
+        start = step_from(given, own.t, Process(own.signal, own.noise, kind))
         error = start.gain**2 * report.variance
         shrink = 1 if given is steps[-1] else (1 + error) ** -0.5
         x, m = torch.randn(2, 3, 4, 4, generator=generator("x", given.i)).double()
@@ -104,18 +103,18 @@ def test_each_row_steps_back_by_the_error_of_the_one_before(eta, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_from_its_own_time_is_itself(kind):
-    for step in DDIM(6, 0.5, {"prediction_type": kind}).steps(CONFIG):
-        assert step_from(step, step.t, step.abar_t) == step
+    for step in DDIM(6, 0.5, {"prediction_type": kind}).table(CONFIG):
+        assert step_from(step, step.t, Process(step.signal, step.noise, kind)) == step
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_times_are_those_of_the_training(schedule):
     scheduler = DDPMScheduler(beta_schedule=schedule)
-    steps = DDIM(20, 0.0, {}).steps(scheduler.config)
+    steps = DDIM(20, 0.0, {}).table(scheduler.config)
     for step in steps:
         assert time_of(step.abar_t, steps) == pytest.approx(step.t, abs=1e-6)
-    found = [time_of(float(scheduler.alphas_cumprod[t]), steps) for t in range(0, 950, 7)]
-    assert all(abs(at - t) < 0.5 + 0.01 * t for at, t in zip(found, range(0, 950, 7), strict=True))
+    found = [time_of(float(scheduler.alphas_cumprod[t]), steps) for t in range(7, 950, 7)]
+    assert all(abs(at - t) < 0.5 + 0.01 * t for at, t in zip(found, range(7, 950, 7), strict=True))
 
 
 def test_a_network_is_told_what_lies_between_two_times(tiny_model_folder):
@@ -129,14 +128,14 @@ def test_a_network_is_told_what_lies_between_two_times(tiny_model_folder):
 
 def test_samplers_and_errors_without_a_time_are_refused():
     with pytest.raises(ValueError, match="DDIM's form.*use sampler=ddim"):
-        StepbaQ(True).check(DDPM(8, {}).steps(CONFIG))
+        StepbaQ(True).check(DDPM(8, {}).table(CONFIG))
     with pytest.raises(ValueError, match="rescale_betas_zero_snr=false"):
         StepbaQ(True).check(
-            DDIM(8, 0.0, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}).steps(
+            DDIM(8, 0.0, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}).table(
                 DDPMScheduler(prediction_type="v_prediction").config
             )
         )
-    steps = DDIM(8, 0.0, {}).steps(CONFIG)
+    steps = DDIM(8, 0.0, {}).table(CONFIG)
     with pytest.raises(ValueError, match="less than a step back to the first time.*raise the number of bits"):
         fitted(steps, 100.0)
     with pytest.raises(ValueError, match="less than a step back"):

@@ -10,11 +10,10 @@ from safetensors.torch import save_file
 
 from ptq_diffusion.correction import Fingerprint, NoiseStatistics, StepMoments
 from ptq_diffusion.sampler import DDIM
-from ptq_diffusion.sampler.step import fingerprint
 
 COUNT, CHANNELS = 40, 3
-STEPS = DDIM(4, 1.0, {}).steps(DDPMScheduler(clip_sample=False).config)
-OWNER = Fingerprint("0123456789abcdef", fingerprint(STEPS), (CHANNELS, 4, 5))
+STEPS = DDIM(4, 1.0, {}).table(DDPMScheduler(clip_sample=False).config)
+OWNER = Fingerprint("0123456789abcdef", STEPS.fingerprint(), (CHANNELS, 4, 5))
 
 
 def tensors(step, count=COUNT):
@@ -98,10 +97,10 @@ def test_more_than_ten_steps_come_back_in_order():
         assert torch.equal(found.joint.mean, given.joint.mean)
 
 
-CLIPPED = DDIM(4, 1.0, {}).steps(DDPMScheduler(clip_sample=True).config)
+CLIPPED = DDIM(4, 1.0, {}).table(DDPMScheduler(clip_sample=True).config)
 OTHERS = {
     "network": dataclasses.replace(OWNER, network="fedcba9876543210"),
-    "steps": dataclasses.replace(OWNER, steps=fingerprint(CLIPPED)),
+    "steps": dataclasses.replace(OWNER, steps=CLIPPED.fingerprint()),
     "shape": dataclasses.replace(OWNER, shape=(CHANNELS, 8, 5)),
 }
 

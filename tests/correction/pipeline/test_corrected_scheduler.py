@@ -44,7 +44,7 @@ every_sampler = pytest.mark.parametrize(
 @of_a_pipeline
 @every_sampler
 def test_a_pipeline_draws_the_images_of_our_loop_bit_for_bit(name, sampler, clip, pair):
-    steps = sampler.steps(pair[0].scheduler_config | {"clip_sample": clip})
+    steps = sampler.table(pair[0].scheduler_config | {"clip_sample": clip})
     correction = fitted(name, steps, pair)
     pipe = stock(pair[1].network)
     pipe.scheduler = CorrectedScheduler(correction)
@@ -55,7 +55,7 @@ def test_a_pipeline_draws_the_images_of_our_loop_bit_for_bit(name, sampler, clip
 
 
 def test_noise_that_a_step_absorbs_whole_is_drawn_all_the_same(pair):
-    correction = fitted("ptqd", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
+    correction = fitted("ptqd", DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair)
     sigmas = [0.0, 0.5, 0.0]
     found = [dataclasses.replace(own, sigma=sigma) for own, sigma in zip(correction.found, sigmas, strict=True)]
     correction = FittedCorrection(correction.steps, found)
@@ -66,14 +66,14 @@ def test_noise_that_a_step_absorbs_whole_is_drawn_all_the_same(pair):
 def test_a_network_that_predicts_a_variance_too(tiny_model_folder, quantized_copy):
     model = DiffusersDenoiser.from_folder(str(tiny_model_folder(out_channels=6)))
     pair = model, quantized_copy(model)
-    correction = fitted("ptqd", DDPM(**OURS).steps(model.scheduler_config), pair)
+    correction = fitted("ptqd", DDPM(**OURS).table(model.scheduler_config), pair)
     pipe = DDPMPipeline(pair[1].network, CorrectedScheduler(correction))
     assert_equal(our_states(pair, correction), pipeline_states(pipe))
 
 
 @of_a_pipeline
 def test_saved_and_loaded_it_is_the_same_bit_for_bit(name, pair, tmp_path):
-    correction = fitted(name, DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
+    correction = fitted(name, DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair)
     pipe = DDPMPipeline(pair[1].network, CorrectedScheduler(correction))
     pipe.scheduler.save_pretrained(tmp_path / "new" / "scheduler")
     written = {path.name for path in (tmp_path / "new" / "scheduler").iterdir()}
@@ -88,7 +88,7 @@ def test_saved_and_loaded_it_is_the_same_bit_for_bit(name, pair, tmp_path):
 
 
 def test_a_saved_pipeline_finds_its_scheduler(pair, tmp_path):
-    correction = fitted("wiener_matched", DDIM(eta=0.5, **OURS).steps(pair[0].scheduler_config), pair)
+    correction = fitted("wiener_matched", DDIM(eta=0.5, **OURS).table(pair[0].scheduler_config), pair)
     pipe = DDPMPipeline(pair[0].network, CorrectedScheduler(correction))
     pipe.save_pretrained(tmp_path)
     loaded = DDPMPipeline.from_pretrained(tmp_path, unet=pair[1].network)
@@ -97,7 +97,7 @@ def test_a_saved_pipeline_finds_its_scheduler(pair, tmp_path):
 
 
 def test_one_generator_serves_all_images_and_a_tuple_holds_the_state(pair):
-    steps = DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config)
+    steps = DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config)
     correction = fitted("ptqd", steps, pair)
     x, q = states(pair[0], 0), states(pair[0], 1)
     z = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
@@ -109,7 +109,7 @@ def test_one_generator_serves_all_images_and_a_tuple_holds_the_state(pair):
 
 
 def test_it_knows_its_own_times_whole_or_not(pair):
-    correction = fitted("stepbaq", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
+    correction = fitted("stepbaq", DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair)
     scheduler, x = CorrectedScheduler(correction), states(pair[0], 0)
     assert any(step.t != round(step.t) for step in correction.steps)
     for step in correction.steps:
@@ -122,21 +122,21 @@ def test_it_knows_its_own_times_whole_or_not(pair):
 
 @pytest.mark.parametrize("name", sorted(REACHING_IN))
 def test_a_correction_that_reaches_into_the_network_is_refused(name, pair):
-    correction = fitted(name, DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
+    correction = fitted(name, DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair)
     with pytest.raises(ValueError, match=r"(input of its output layer|rescales its layers), .*goal=export"):
         CorrectedScheduler(correction)
 
 
 @pytest.mark.parametrize("name", sorted(WITH_NETWORK))
 def test_a_correction_that_asks_twice_is_refused(name, pair):
-    correction = fitted(name, DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair)
+    correction = fitted(name, DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair)
     with pytest.raises(ValueError, match=r"a pipeline's scheduler has no network.*goal=samples_corrected"):
         CorrectedScheduler(correction)
 
 
 @pytest.fixture
 def scheduler(pair):
-    return CorrectedScheduler(fitted("ptqd", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair))
+    return CorrectedScheduler(fitted("ptqd", DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair))
 
 
 def test_another_number_of_steps_is_refused(pair, scheduler):
@@ -162,7 +162,8 @@ def test_other_times_and_broken_outputs_are_refused(pair, scheduler):
         scheduler.step(x, 667, x)
     with pytest.raises(FloatingPointError, match="after t = 333"):
         scheduler.step(x * torch.nan, torch.tensor(333), x)
-    twice = FittedCorrection([scheduler.correction.steps[0]] * STEPS, scheduler.correction.found)
+    table = scheduler.correction.steps
+    twice = FittedCorrection(table.with_steps([table[0]] * STEPS), scheduler.correction.found)
     with pytest.raises(ValueError, match="whose times differ"):
         CorrectedScheduler(twice)
 
@@ -177,3 +178,39 @@ def test_a_configuration_or_a_strange_folder_makes_no_scheduler(scheduler, tmp_p
     assert json.loads((tmp_path / "scheduler_config.json").read_text())["num_inference_steps"] == STEPS
     with pytest.raises(NotImplementedError, match="which only itself can follow"):
         DDPMScheduler.from_pretrained(tmp_path)
+
+
+def test_a_step_reads_the_prediction_before_it_until_sampling_begins_anew(pair):
+    """On a table with two coefficients, as the loop does."""
+    model, _ = pair
+    fit = fitted("none", DDIM(eta=1.0, **OURS).table(model.scheduler_config), pair)
+    table = fit.steps.with_steps(
+        dataclasses.replace(step, c_0=(*step.c_0, 0.3 if step.i else 0.0)) for step in fit.steps
+    )
+    scheduler = CorrectedScheduler(FittedCorrection(table, fit.found))
+    for _ in range(2):
+        scheduler.set_timesteps(STEPS)
+        state, stream, other = table.start(states(model, 0)), *(torch.Generator().manual_seed(5) for _ in range(2))
+        for step in table:
+            m = torch.sin(state.x)
+            x_s = scheduler.step(m, step.t, state.x, generator=stream).prev_sample
+            state = step.advance(state, m, step.sigma, torch.randn(state.x.shape, generator=other))
+            assert torch.equal(x_s, state.x)
+        assert len(state.past) == 1
+
+
+def test_coefficients_of_another_version_are_refused(scheduler, tmp_path):
+    scheduler.save_pretrained(tmp_path)
+    path = tmp_path / "correction.json"
+    config = json.loads(path.read_text())
+    for broken in (
+        {"table": config["table"] | {"format": 0}},
+        {"table": None},
+        {"table": config["table"] | {"steps": 3}},
+    ):
+        path.write_text(json.dumps(config | broken))
+        with pytest.raises(ValueError, match="FittedCorrection.save wrote .* fit or export it again"):
+            CorrectedScheduler.from_pretrained(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="FittedCorrection.save wrote .* fit or export it again"):
+        CorrectedScheduler.from_pretrained(tmp_path)

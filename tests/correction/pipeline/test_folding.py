@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import nn
 
 from ptq_diffusion.correction import AskedBatch, Regression, StepCorrection, fold
@@ -76,7 +77,7 @@ def test_a_refit_of_nothing_is_the_quantized_layer_bit_for_bit(on_q):
 def test_readout_of_features_that_say_nothing_is_wiener():
     q, x, m = (draw(40, C, 9, 8, seed=seed) for seed in range(3))
     batch = AskedBatch(0, q, x, torch.zeros(40, F, 9, 8).double(), m, x, m)
-    row = DDIM(8, 1.0, {}).steps({"beta_schedule": "linear", "clip_sample": False})[3]
+    row = DDIM(8, 1.0, {}).table(DDPMScheduler(clip_sample=False).config)[3]
     options = {"on_q": 1, "on_x": 3, "ridges": [0.01], "matching": False, "variance": "rule", "path": "float"}
     options |= {"images": 64, "readout_bits": 32}
     readout, wiener = (Regression(on_features=side, **options).fit_step([batch], row) for side in (3, 0))

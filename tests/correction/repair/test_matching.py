@@ -84,7 +84,7 @@ def test_matching_that_the_other_half_refutes_is_left_out():
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_next_state_of_a_spectrum_is_the_spectrum_of_the_next_states(eta):
     m, _, x, _ = planted()
-    for step in DDIM(5, eta, {}).steps(DDPMScheduler(clip_sample=False).config):
+    for step in DDIM(5, eta, {}).table(DDPMScheduler(clip_sample=False).config):
         mean, covariances = Spectrum.of(m, x).next_state(step)
         expected = Spectrum.of(step.mean(x, m), x)
         channels = SHAPE[0]
@@ -113,7 +113,7 @@ def test_the_distance_is_that_of_gaussians_per_pixel():
         )
     )
     source, target = (replace(own, power=own.power.double()) for own in (source, target))
-    b, a = STEP.gain, STEP.c_x + STEP.c_0 * STEP.p_x
+    b, a = STEP.gain, STEP.carry
     deviations = [[(b**2 * m + a**2 * x) ** 0.5 for m, x in rows] for rows in (((1, 2), (4, 0.5)), ((3, 2), (1, 0.7)))]
     gaps = [(s - t) ** 2 for s, t in zip(*deviations, strict=True)]
     expected = (b * 0.3 - a * 0.1) ** 2 + (gaps[0] + 3 * gaps[1]) / 4

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ptq_diffusion.metric import Neighbourhoods, neighbour_metrics
-from ptq_diffusion.metric.distance.neighbours import NAMES
+
+NAMES = ("precision", "recall", "density", "coverage")
 
 
 def normal(*shape, seed=0):
@@ -95,5 +96,5 @@ def test_errors_are_those_of_independent_repetitions_or_somewhat_larger():
 
 @pytest.mark.parametrize("k", [0, 9, 10])
 def test_neighbours_that_are_not_there_are_refused(k):
-    with pytest.raises(ValueError, match=r"metric.neighbours in 1\.\.8 among 10 images"):
+    with pytest.raises(ValueError, match=r"judging.neighbours in 1\.\.8 among 10 images"):
         Neighbourhoods.of(normal(10, 4), k)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from ptq_diffusion.metric.distance import psnr
+from ptq_diffusion.metric import psnr
 from ptq_diffusion.metric.distance.psnr import CAP
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ptq_diffusion.metric.distance import ssim
+from ptq_diffusion.metric import ssim
 
 
 def images(seed=0, count=4, size=16):

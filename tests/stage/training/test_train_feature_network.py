@@ -123,7 +123,7 @@ def test_stages_make_a_network_and_its_reference(tmp_path, images_folder):
     network = ResNet9.load(made)
     assert metrics["checksum"] == network.checksum()
 
-    overrides = [f"data.folder={images_folder}", f"metric.extractor.path={made}"]
+    overrides = [f"data.folder={images_folder}", f"feature.extractor.path={made}"]
     folder = store.obtain(ReferenceStatistics, configured("reference_statistics", *overrides))
     moments = FeatureMoments.load(folder / "reference.safetensors")
     assert moments.count == 32

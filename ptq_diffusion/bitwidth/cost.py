@@ -1,0 +1,97 @@
+"""What a plan costs over a table of steps: bit operations and stored bits, exact."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ptq_diffusion.model.architecture import Architecture
+from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
+from ptq_diffusion.numeric.grid import FLOAT_BITS
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """Cost of one image, of all steps together.
+
+    Args:
+        bops: bit operations, the sum over steps and sites of MACs x weight bits x activation bits, attention included.
+        attention_bops: those of QK^T and PV, which have no weight and whose operands are float: 32 x 32 bits.
+        float_bops: those of the network in full precision.
+        stored_bits: of all parameters: weights of sites in each of their bitwidths, every other parameter in float32.
+    """
+
+    bops: int
+    attention_bops: int
+    float_bops: int
+    stored_bits: int
+
+    @property
+    def saving(self) -> float:
+        """How many times fewer bit operations than in full precision."""
+        return self.float_bops / self.bops
+
+    @property
+    def attention_share(self) -> float:
+        """The part of the bit operations that attention's products are, 0 to 1."""
+        return self.attention_bops / self.bops
+
+
+def plan_cost(architecture: Architecture, plan: BitwidthPlan, steps: int) -> PlanCost:
+    """The cost of sampling with a plan.
+
+    Args:
+        architecture: of the network.
+        plan: bits of all of its sites.
+        steps: rows of the table.
+
+    Raises:
+        KeyError: the plan lacks a site.
+        ValueError: the plan was made for another number of steps.
+    """
+    bops = sum(macs * bits.weight * bits.activation for bits, macs in macs_by_bits(architecture, plan, steps).items())
+    attention = attention_bops(architecture, steps)
+    stored = sum(math.prod(site.weight_shape) * sum(plan.weight_copies(site.name)) for site in architecture.sites)
+    return PlanCost(bops + attention, attention, float_bops(architecture, steps), stored + other_bits(architecture))
+
+
+def mean_bits(architecture: Architecture, plan: BitwidthPlan, steps: int) -> tuple[float, float]:
+    """The (weight, activation) bits of a multiply-accumulate of the sites, on average over sites and steps.
+
+    Raises:
+        KeyError: the plan lacks a site.
+        ValueError: the plan was made for another number of steps, or the network has no work at sites.
+    """
+    work = macs_by_bits(architecture, plan, steps)
+    total = sum(work.values())
+    if total == 0:
+        raise ValueError("expected a network with work at its sites, got none; a mean of its bits has no meaning")
+    weight = sum(macs * bits.weight for bits, macs in work.items())
+    activation = sum(macs * bits.activation for bits, macs in work.items())
+    return weight / total, activation / total
+
+
+def macs_by_bits(architecture: Architecture, plan: BitwidthPlan, steps: int) -> Mapping[LayerBits, int]:
+    """How many multiply-accumulates of all steps use which bits; attention's are left out."""
+    work: Counter[LayerBits] = Counter()
+    for site in architecture.sites:
+        for bits, count in plan.counts(site.name, steps).items():
+            work[bits] += count * site.macs
+    return work
+
+
+def float_bops(architecture: Architecture, steps: int) -> int:
+    """Bit operations of so many steps in full precision."""
+    macs = sum(site.macs for site in architecture.sites)
+    return steps * macs * FLOAT_BITS**2 + attention_bops(architecture, steps)
+
+
+def attention_bops(architecture: Architecture, steps: int) -> int:
+    """Bit operations of attention's products over so many steps, which no plan changes."""
+    return steps * architecture.attention_macs * FLOAT_BITS**2
+
+
+def other_bits(architecture: Architecture) -> int:
+    """Stored bits of the parameters that are no weight of a site, which no plan changes."""
+    weights = sum(math.prod(site.weight_shape) for site in architecture.sites)
+    return (architecture.parameters - weights) * FLOAT_BITS

@@ -1,0 +1,143 @@
+"""What all policies that spend a budget share: their options, the budget in numbers, and its refusal."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor, inf
+from typing import Any
+
+from ptq_diffusion.bitwidth.choices import Assignment, Choices, Limits, Over
+from ptq_diffusion.bitwidth.cost import PlanCost, float_bops, plan_cost
+from ptq_diffusion.bitwidth.policy import BitwidthPolicy, Measured, require_steps
+from ptq_diffusion.bitwidth.roles import Roles
+from ptq_diffusion.model.architecture import Architecture
+from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
+from ptq_diffusion.model.site import Site
+from ptq_diffusion.sampler.step import Step
+
+
+@dataclass(frozen=True)
+class Spending:
+    """An assignment and what the policy says of it.
+
+    Args:
+        assignment: which keeps the limits.
+        notes: such as the damage that is predicted.
+    """
+
+    assignment: Assignment
+    notes: Mapping[str, float]
+
+
+class UnderBudget(BitwidthPolicy[Measured]):
+    """A policy that spends a budget of bit operations, of bytes, or both, on the bits of inner layers.
+
+    A layer's weight has one bitwidth at all steps, so that it is stored once.
+
+    Args:
+        saving: how many times fewer bit operations than full precision the plan takes at least, attention's products
+            included, which are float; null for no such budget.
+        bytes: of all parameters at most, as reports count them: weights at their bits, the others in float32; null for
+            no such budget.
+        over: what may differ in its bits: `layers_and_steps`, `layers` (the same at every step) or `steps` (the same in
+            every inner layer).
+        weights: bits offered to weights, ascending, 2 to 8.
+        activations: bits offered to activations, ascending, 2 to 8.
+        first: `{weight, activation}` bits of the first layer, at every step.
+        last: of the last layer, at every step.
+        patterns: exceptions by name, at every step.
+
+    Raises:
+        ValueError: there is no budget, or one that is not positive; bits that no quantizer has, or not in ascending
+            order.
+    """
+
+    def __init__(
+        self,
+        saving: float | None,
+        bytes: int | None,
+        over: Over,
+        weights: Sequence[int],
+        activations: Sequence[int],
+        first: Mapping[str, Any],
+        last: Mapping[str, Any],
+        patterns: Sequence[Mapping[str, Any]],
+    ) -> None:
+        _require_budget(saving, bytes)
+        self.saving, self.bytes, self.over = saving, bytes, over
+        self.weights, self.activations = _ascending("weights", weights), _ascending("activations", activations)
+        offered = [LayerBits(weight, activation) for weight in self.weights for activation in self.activations]
+        super().__init__(Roles.of_options(first, last, patterns), offered)
+
+    @abstractmethod
+    def spend(self, choices: Choices, evidence: Measured) -> Spending:
+        """Bits for every choice, within the limits, which the cheapest assignment keeps.
+
+        Raises:
+            ValueError: the measurement lacks a layer, a step or bits.
+        """
+
+    def check(self, architecture: Architecture, steps: Sequence[Step]) -> None:
+        super().check(architecture, steps)
+        require_steps(steps)
+        cheapest = plan_cost(architecture, self.uniform(architecture, self.offered[0]), len(steps))
+        name = f"W{self.weights[0]}A{self.activations[0]} in the inner layers"
+        most = floor(cheapest.saving * 1e4) / 1e4 if cheapest.bops else inf
+        bops, stored = self._limits(architecture, len(steps))
+        if bops is not None and cheapest.bops > bops:
+            raise ValueError(
+                f"expected a saving of at most {most}, that of the cheapest plan, {name}, got "
+                f"{self.saving}; lower saving or offer fewer bits ({cheapest.attention_share:.0%} of that plan's bit "
+                "operations are attention's products, which are float)"
+            )
+        if stored is not None and cheapest.stored_bits > stored:
+            raise ValueError(
+                f"expected bytes of at least {-(-cheapest.stored_bits // 8)}, those of the cheapest plan, {name}, got "
+                f"{self.bytes}; raise bytes or offer fewer bits"
+            )
+
+    def plan(self, architecture: Architecture, steps: Sequence[Step], evidence: Measured) -> BitwidthPlan:
+        self.check(architecture, steps)
+        free = self.roles.free(architecture.sites)
+        cheapest = self.uniform(architecture, self.offered[0])
+        if not free:
+            return cheapest
+        choices = self._choices(architecture, free, plan_cost(architecture, cheapest, len(steps)), len(steps))
+        spending = self.spend(choices, evidence)
+        table = choices.table(spending.assignment)
+        bops = plan_cost(architecture, self.roles.plan(architecture.sites, table), len(steps)).bops
+        return self.roles.plan(architecture.sites, table, {"bops": float(bops)} | dict(spending.notes))
+
+    def _choices(self, architecture: Architecture, free: tuple[Site, ...], cheapest: PlanCost, steps: int) -> Choices:
+        """The choices, whose limits are what the fixed layers and attention leave of the budget."""
+        unlimited = Choices(free, steps, self.over, self.weights, self.activations, Limits(None, None))
+        spent = unlimited.cost(unlimited.cheapest())
+        bops, stored = self._limits(architecture, steps)
+        limits = Limits(
+            None if bops is None else bops - (cheapest.bops - spent[0]),
+            None if stored is None else stored - (cheapest.stored_bits - spent[1]),
+        )
+        return Choices(free, steps, self.over, self.weights, self.activations, limits)
+
+    def _limits(self, architecture: Architecture, steps: int) -> tuple[int | None, int | None]:
+        """Bit operations and stored bits of a whole plan at most."""
+        bops = None if self.saving is None else int(float_bops(architecture, steps) / Fraction(self.saving))
+        return bops, None if self.bytes is None else 8 * self.bytes
+
+
+def _require_budget(saving: float | None, size: int | None) -> None:
+    if saving is None and size is None:
+        raise ValueError("expected a budget, saving or bytes, got neither; set saving, such as 30")
+    if saving is not None and not 0 < saving < inf:
+        raise ValueError(f"expected a saving above 0, got {saving}")
+    if size is not None and size <= 0:
+        raise ValueError(f"expected bytes above 0, got {size}")
+
+
+def _ascending(what: str, bits: Sequence[int]) -> tuple[int, ...]:
+    if not bits or any(a >= b for a, b in zip(bits, bits[1:], strict=False)):
+        raise ValueError(f"expected bits offered to {what} in ascending order, got {list(bits)}")
+    if odd := [number for number in bits if not 2 <= number <= 8]:
+        raise ValueError(f"expected bits offered to {what} of 2 to 8, which quantizers have, got {odd[0]}")
+    return tuple(bits)

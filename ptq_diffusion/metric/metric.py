@@ -1,0 +1,106 @@
+"""The contract of a metric, and the evidence that all metrics of one judgement share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+from torch import Tensor
+
+from ptq_diffusion.metric.feature.feature import Features
+from ptq_diffusion.metric.inference.bootstrap import Paired, Track
+from ptq_diffusion.metric.real_statistics import RealStatistics
+
+FLOAT = "full_precision"
+"""The variant that fidelity is measured to."""
+
+Need = Literal["vectors", "spatial", "probabilities"]
+"""A kind of feature, by its name in `Features`."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that all metrics share: `cfg.judging` and the seeds of the images.
+
+    Args:
+        replicates: of the bootstrap.
+        seed: of the bootstrap.
+        neighbours: k of precision, recall, density and coverage.
+        seeds: of the images, which follow each other, equally many of each.
+    """
+
+    replicates: int
+    seed: int
+    neighbours: int
+    seeds: Sequence[int]
+
+    @property
+    def resampling(self) -> Mapping[str, int]:
+        """The arguments that every paired metric takes."""
+        return {"replicates": self.replicates, "seed": self.seed, "strata": len(self.seeds)}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Images of several variants from the same noise, their features, and the real images that they are judged by.
+
+    Args:
+        images: by variant, (N, C, H, W) uint8, `FLOAT` among them; image i of each comes from the same noise.
+        features: by variant, of these images.
+        real: statistics of the real images; None where the images of `FLOAT` stand in their place.
+        extractor: the checksum of the feature extractor.
+        settings: shared by all metrics.
+        track: wraps the long loops, to draw their progress.
+    """
+
+    images: Mapping[str, Tensor]
+    features: Mapping[str, Features]
+    real: RealStatistics | None
+    extractor: str
+    settings: Settings
+    track: Track = lambda items: items
+    _results: dict[Callable[["Evidence"], Any], Any] = field(default_factory=dict, init=False, repr=False)
+
+    def has(self, need: Need) -> bool:
+        """Whether every variant, and the real images where they have a part in it, have this kind of feature."""
+        real = self.real is None or need != "spatial" or self.real.spatial is not None
+        return real and all(getattr(features, need) is not None for features in self.features.values())
+
+    def rows(self, need: Need) -> dict[str, Tensor]:
+        """One kind of feature by variant, (N, D) float32; `has` says whether there is one."""
+        return {variant: getattr(features, need) for variant, features in self.features.items()}
+
+    def shared(self, function: Callable[["Evidence"], Result]) -> Result:
+        """The result of a function of this evidence, computed once for all metrics that ask for it."""
+        if function not in self._results:
+            self._results[function] = function(self)
+        return self._results[function]
+
+
+class Metric(ABC):
+    """A number for every variant, with errors that are paired by noise.
+
+    Class attributes:
+        name: of the number in reports; its standard error is <name>_se.
+        needs: the kinds of features that it reads; there is no number where the extractor or the reference lacks one.
+        to_float: whether it is measured to the float variant, so that pairs with that variant say nothing new.
+        likeness: whether it is the likeness of an image to its float counterpart, which the float variant has not.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[Need, ...]] = ()
+    to_float: ClassVar[bool] = False
+    likeness: ClassVar[bool] = False
+
+    @abstractmethod
+    def paired(self, evidence: Evidence) -> Paired:
+        """The number of every variant and the differences of all pairs; equal evidence gives equal numbers.
+
+        Args:
+            evidence: which has all that the metric needs.
+
+        Raises:
+            ValueError: there are too few images or replicates.
+        """

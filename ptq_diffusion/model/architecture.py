@@ -1,0 +1,20 @@
+"""A network as planning sees it: its sites and its work, without weights."""
+
+from dataclasses import dataclass
+
+from ptq_diffusion.model.site import Site
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a bitwidth policy and a cost need to know of a network.
+
+    Args:
+        sites: every layer that can be quantized, in the network's order.
+        attention_macs: multiply-accumulates of one forward of one sample that belong to no site: QK^T and PV.
+        parameters: how many numbers the network has, the sites' weights among them.
+    """
+
+    sites: tuple[Site, ...]
+    attention_macs: int
+    parameters: int

@@ -1,0 +1,144 @@
+"""First-order damage of fewer bits in one layer at one step, measured by the adjoint of sampling.
+
+Legend: v (B, C, H, W), a random direction in which x_0 is read; g_l, the gradient of <v, x_0> by the output of layer l
+at one step; e_l, how quantization changes that output. To first order <v, x_0> changes by <g_l, e_l>, and over
+directions v of independent standard normal numbers E <v, dx_0>^2 = |dx_0|^2: one backward pass through a step serves
+all layers.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.network.layer import QuantizedLayer
+from ptq_diffusion.network.rescaling import InputGrid, Rescaling, Spread
+from ptq_diffusion.numeric.grid import Grid
+from ptq_diffusion.quantizer import RangeSearch
+from ptq_diffusion.sampler import Step
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """What passed through one layer in one forward.
+
+    Args:
+        x: its input, (B, ...).
+        y: its output, (B, ...).
+        probe: zeros added to the output, by which gradients are taken.
+    """
+
+    x: Tensor
+    y: Tensor
+    probe: Tensor
+
+
+@contextmanager
+def recording(network: nn.Module, names: Sequence[str], calls: dict[str, LayerCall]) -> Iterator[None]:
+    """Within this context the calls of layers are recorded, and zeros with a gradient are added to their outputs.
+
+    Raises:
+        ValueError: a layer is called twice in one forward, which one set of bits would serve in two places.
+    """
+
+    def record(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if name in calls:
+            raise ValueError(f"expected a network that computes every layer once, this one computes {name} twice")
+        probe = torch.zeros_like(output, requires_grad=True)
+        calls[name] = LayerCall(inputs[0].detach(), output.detach(), probe)
+        return output + probe
+
+    with ExitStack() as hooks:
+        for name in names:
+            hook = network.get_submodule(name).register_forward_hook(
+                lambda _, inputs, output, name=name: record(name, inputs, output)
+            )
+            hooks.enter_context(hook)
+        yield
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """Gradients of <v, x_0> at one step.
+
+    Args:
+        state: by x_t, (B, C, H, W): what the step before is asked about.
+        calls: of every layer.
+        gradients: by the output of every layer, (B, ...).
+    """
+
+    state: Tensor
+    calls: Mapping[str, LayerCall]
+    gradients: Mapping[str, Tensor]
+
+
+def step_adjoint(model: Denoiser, names: Sequence[str], x_t: Tensor, step: Step, adjoint: Tensor) -> Adjoint:
+    """One step backwards: from the gradient by x_s to those by x_t and by every layer's output.
+
+    Args:
+        model: the float model.
+        names: of the layers.
+        x_t: the state of float sampling, (B, C, H, W).
+        step: from x_t to x_s.
+        adjoint: the gradient by x_s, (B, C, H, W).
+
+    Raises:
+        ValueError: a layer is called twice, or the step reads earlier predictions of x_0.
+    """
+    if len(step.c_0) > 1:
+        raise ValueError("expected a one-step sampler, whose state is x alone, got a multistep one; use sampler=ddim")
+    calls: dict[str, LayerCall] = {}
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x_t.clone().requires_grad_(True)
+        with recording(model.network, names, calls):
+            m = model.predict(x, step).m
+        x_s = step.mean(x, m)  # No gradient depends on the noise that is added.
+        wanted = [x, *(call.probe for call in calls.values())]
+        state, *gradients = torch.autograd.grad(x_s, wanted, adjoint.clone(), allow_unused=True)
+    # A layer that the output does not depend on has no gradient.
+    zeros = (torch.zeros_like(call.probe) for call in calls.values())
+    full = (zero if gradient is None else gradient for gradient, zero in zip(gradients, zeros, strict=True))
+    return Adjoint(state, calls, dict(zip(calls, full, strict=True)))
+
+
+@dataclass(frozen=True)
+class LayerDamage:
+    """Damage of fewer bits in one layer, quantized alone and corrected as `Rescaled` corrects it.
+
+    The input's grid is the step's own, and the output channels get back the mean and the deviation of the float
+    layer's, so that the damage is what correction leaves.
+
+    Args:
+        layer: the quantized layer, for its geometry.
+        weight: of the float layer.
+        call: of the float layer.
+        gradient: of <v, x_0> by the layer's output, (B, ...).
+    """
+
+    layer: QuantizedLayer
+    weight: Tensor
+    call: LayerCall
+    gradient: Tensor
+
+    @cached_property
+    def _target(self) -> Spread:
+        return Spread.of(self.call.y, self.layer.channels)
+
+    def of_input(self, grid: Grid, range_search: RangeSearch) -> float:
+        """<g, e>^2 summed over the samples, e from the input on a grid of its own."""
+        x_hat = InputGrid.of(self.call.x, grid, range_search).numbers(grid).fake_quantized(self.call.x)
+        return self._projection(self.layer.compute(x_hat, self.weight, self.layer.bias))
+
+    def of_weight(self, weight: Tensor) -> float:
+        """<g, e>^2 summed over the samples, e from another weight."""
+        return self._projection(self.layer.compute(self.call.x, weight, self.layer.bias))
+
+    def _projection(self, output: Tensor) -> float:
+        channels = self.layer.channels
+        rescaling = Rescaling.between(Spread.of(output, channels), self._target)
+        error = rescaling.of(output, channels) - self.call.y
+        return float((self.gradient * error).flatten(1).sum(1, dtype=torch.float64).square().sum())

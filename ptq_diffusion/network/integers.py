@@ -1,0 +1,135 @@
+"""Weights of a quantized network: packed integers with scales, or float where a plan says so."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ptq_diffusion.numeric.grid import FLOAT_BITS, Grid
+from ptq_diffusion.numeric.packing import pack, unpack
+from ptq_diffusion.quantizer import AffineQuantizer, Quantizer
+
+
+class StoredWeight(nn.Module, ABC):
+    """One copy of a layer's weight as it is stored.
+
+    Attributes:
+        bits: of one number, 32 for float.
+    """
+
+    bits: int
+
+    @abstractmethod
+    def values(self, gain: Tensor | None = None) -> Tensor:
+        """The float32 numbers that the stored ones stand for, (O, ...).
+
+        Args:
+            gain: (O,) factors of the output channels, which go into the scales; None is 1.
+        """
+
+    @abstractmethod
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The stored tensors by name, to be kept as safetensors."""
+
+
+class QuantizedWeight(StoredWeight):
+    """w_hat = s (n - z) with integers n of 2 to 8 bits, stored densely.
+
+    Args:
+        packed: the integers less the lowest of their grid, as `numeric.packing.pack` gives them.
+        scale: s, (O,) float32, or (1,) for the whole tensor.
+        zero_point: z, int32, of the shape of the scale.
+        grid: of the integers.
+        shape: of the weight, output channels first.
+    """
+
+    packed: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, packed: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.grid, self.bits, self.shape = grid, grid.bits, shape
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+        # Unpacked once: what a forward computes with, rebuilt wherever the tensors go.
+        self._integers: Tensor | None = None
+        self._values: Tensor | None = None
+
+    @classmethod
+    def of(cls, weight: Tensor, quantizer: Quantizer) -> "QuantizedWeight":
+        """A float weight rounded to the grid of a frozen quantizer.
+
+        Raises:
+            TypeError: a kind of quantizer whose integers cannot be stored yet.
+        """
+        if not isinstance(quantizer, AffineQuantizer):
+            raise TypeError(f"expected an AffineQuantizer of a weight, got {type(quantizer).__name__}")
+        codes = quantizer.to_integers(weight) - quantizer.grid.low
+        packed = pack(codes, quantizer.grid.bits)
+        return cls(packed, quantizer.scale, quantizer.zero_point, quantizer.grid, tuple(weight.shape))
+
+    def values(self, gain: Tensor | None = None) -> Tensor:
+        if gain is not None:
+            return self._centred() * self._spread(self.scale * gain)
+        if self._values is None:
+            self._values = self._centred() * self._spread(self.scale)
+        return self._values
+
+    def _centred(self) -> Tensor:
+        """n - z as float32, in which such integers are exact."""
+        if self._integers is None:
+            codes = unpack(self.packed, self.bits, self.shape)
+            self._integers = (codes + (self.grid.low - self._spread(self.zero_point))).float()
+        return self._integers
+
+    def _spread(self, channels: Tensor) -> Tensor:
+        return channels.view(-1, *[1] * (len(self.shape) - 1))
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        named = {"packed": self.packed, "scale": self.scale}
+        return named if self.grid.symmetric else named | {"zero_point": self.zero_point}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedWeight":
+        self._integers = self._values = None
+        return super()._apply(fn, recurse)
+
+
+class FloatWeight(StoredWeight):
+    """A weight that is left in float32.
+
+    Args:
+        weight: (O, ...).
+    """
+
+    weight: Tensor
+    bits = FLOAT_BITS
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def values(self, gain: Tensor | None = None) -> Tensor:
+        return self.weight if gain is None else self.weight * gain.view(-1, *[1] * (self.weight.ndim - 1))
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {"weight": self.weight}
+
+
+def stored_weight(tensors: Mapping[str, Tensor], bits: int, symmetric: bool, shape: tuple[int, ...]) -> StoredWeight:
+    """The stored weight whose `tensors` these are.
+
+    Raises:
+        KeyError: a tensor is missing.
+        ValueError: bits that no grid has, or tensors of another shape or type.
+    """
+    if bits == FLOAT_BITS:
+        return FloatWeight(tensors["weight"])
+    grid, scale = Grid(bits, symmetric), tensors["scale"]
+    zero_point = torch.zeros_like(scale, dtype=torch.int32) if symmetric else tensors["zero_point"]
+    unpack(tensors["packed"], bits, shape)
+    if scale.shape != zero_point.shape or tuple(scale.shape) not in ((1,), shape[:1]):
+        raise ValueError(f"expected a scale for each of {shape[0]} output channels or one, got {tuple(scale.shape)}")
+    return QuantizedWeight(tensors["packed"], scale, zero_point, grid, shape)

@@ -1,0 +1,127 @@
+"""Observation of a network's layers: the distributions of their inputs, and their outputs one by one."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ptq_diffusion.model.site import Site
+from ptq_diffusion.network.layer import QuantizedLayer
+from ptq_diffusion.network.rescaling import InputGrid
+from ptq_diffusion.quantizer import Quantizer, RangeSearch
+
+MOST_BITS = 8
+"""Bits of the quantizers that observe; what they see serves all bitwidths."""
+
+
+class InputObservations:
+    """The distribution of the input of every site, observed once for all bitwidths.
+
+    Args:
+        sites: of a float network.
+        activation: from a bitwidth to a fresh quantizer of an input.
+
+    Raises:
+        ValueError: the quantizer is per channel, which only that of a weight can be.
+    """
+
+    def __init__(self, sites: Sequence[Site], activation: Callable[[int], Quantizer]) -> None:
+        self._make = activation
+        self._observers = {site.name: activation(MOST_BITS) for site in sites}
+        if any(observer.per_channel for observer in self._observers.values()):
+            raise ValueError(
+                "expected a per-tensor activation quantizer, got one per channel, which only weights can have; "
+                "choose quantizer@quantizer.activation=affine_per_tensor or symmetric_per_tensor"
+            )
+
+    @contextmanager
+    def observing(self, network: nn.Module) -> Iterator[None]:
+        """Within this context a forward of the float network is observed."""
+        with ExitStack() as hooks:
+            for name, observer in self._observers.items():
+                hook = network.get_submodule(name).register_forward_pre_hook(
+                    lambda _, inputs, observer=observer: observer.observe(inputs[0])
+                )
+                hooks.enter_context(hook)
+            yield
+
+    def quantizer(self, site: str, bits: int) -> Quantizer:
+        """The frozen quantizer of a site's input at so many bits.
+
+        Raises:
+            RuntimeError: nothing was observed; the message names the site.
+        """
+        quantizer = self._make(bits)
+        try:
+            quantizer.observed(self._observers[site].observation())
+        except RuntimeError as error:
+            raise RuntimeError(f"{site}: {error}") from error
+        quantizer.freeze()
+        return quantizer
+
+    def save(self, path: Path) -> None:
+        """Write all observations as safetensors, by site/name."""
+        parts = ((site, observer.observation()) for site, observer in self._observers.items())
+        save_file({f"{site}/{name}": tensor for site, part in parts for name, tensor in part.items()}, path)
+
+    def restore(self, path: Path) -> None:
+        """Take what `save` wrote.
+
+        Raises:
+            ValueError: the file is broken, or holds observations of other sites or another kind of quantizer.
+        """
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(
+                f"expected observations of layers' inputs in {path}, got a broken file ({error}); calibrate again"
+            ) from error
+        parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in tensors.items():
+            site, _, part = name.rpartition("/")
+            parts[site][part] = tensor
+        if odd := sorted(parts.keys() ^ self._observers.keys()):
+            raise ValueError(
+                f"{path} holds observations of another network: only one of both has {odd[0]} ({len(odd)} differ); "
+                "calibrate again"
+            )
+        for site, observer in self._observers.items():
+            observer.observed(parts[site])
+
+
+@contextmanager
+def watching(network: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+    """Within this context the outputs of some layers are shown; what `see` returns takes their place, if any."""
+    with ExitStack() as hooks:
+        for name in names:
+            layer = network.get_submodule(name)
+            hooks.enter_context(layer.register_forward_hook(lambda _, __, output, name=name: see(name, output)))
+        yield
+
+
+@contextmanager
+def regridding(
+    layers: Mapping[str, QuantizedLayer], range_search: RangeSearch, i: int, grids: dict[str, InputGrid]
+) -> Iterator[None]:
+    """Within this context every quantized input gets a grid for what it is, kept in `grids`, and is put on it.
+
+    Args:
+        layers: by name; those with a float input at the step are left out.
+        range_search: chooses the interval that a grid covers.
+        i: the step.
+        grids: receives the grids by name.
+    """
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            if (grid := layer.settings.grid(i)) is not None:
+
+                def replaced(_: nn.Module, inputs: tuple, __: Tensor, name: str = name, grid: object = grid) -> Tensor:
+                    grids[name] = InputGrid.of(inputs[0], grid, range_search)  # type: ignore[arg-type]
+                    return grids[name].numbers(grid).fake_quantized(inputs[0])  # type: ignore[arg-type]
+
+                stack.enter_context(layer.settings.register_forward_hook(replaced))
+        yield

@@ -1,0 +1,154 @@
+"""Quantized denoisers: integers, and settings by step."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from ptq_diffusion.model import Condition, Denoiser, Output, Role, Site, Timestep
+from ptq_diffusion.model.plan import BitwidthPlan
+from ptq_diffusion.network.integers import StoredWeight
+from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer
+from ptq_diffusion.network.rescaling import Rescaling
+from ptq_diffusion.network.step_settings import StepSettings
+
+
+class QuantizedDenoiser(Denoiser):
+    """A denoiser whose layers hold integers and compute by the settings of the step that it is asked about.
+
+    Attributes:
+        plan: the bits of every site at every step.
+
+    Args:
+        denoiser: around a network whose sites are quantized layers that share `current`.
+        sites: of the float network.
+        attention_macs: of the float network.
+        plan: that the layers were made by.
+        current: the step, which `predict` sets.
+
+    Raises:
+        ValueError: the network has not exactly one output layer.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        sites: Sequence[Site],
+        attention_macs: int,
+        plan: BitwidthPlan,
+        current: CurrentStep,
+    ) -> None:
+        super().__init__()
+        self._denoiser, self._sites, self._attention_macs = denoiser, tuple(sites), attention_macs
+        self.plan, self._current = plan, current
+        self.shape, self.scheduler_config = denoiser.shape, denoiser.scheduler_config
+        last = [site.name for site in sites if site.role is Role.LAST]
+        if len(last) != 1:
+            raise ValueError(f"expected a network with one output layer, got the output layers {last}")
+        self.output_layer_name = last[0]
+
+    @property
+    def network(self) -> nn.Module:
+        return self._denoiser.network
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser of the float network's class, around the quantized network."""
+        return self._denoiser
+
+    def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
+        self._current.i = step.i
+        with self._features() as features:
+            m = self._denoiser.predict(x_t, step, condition).m
+        if len(features) != 1:
+            raise ValueError(f"expected an output layer that is computed once, it was {len(features)} times")
+        return Output(m, features[0])
+
+    @contextmanager
+    def _features(self) -> Iterator[list[Tensor]]:
+        """Within this context the inputs of the output layer, on their grid, are collected."""
+        features: list[Tensor] = []
+        hook = self.output_layer.settings.register_forward_hook(lambda *call: features.append(call[-1]))
+        with hook:
+            yield features
+
+    def sites(self) -> Sequence[Site]:
+        return self._sites
+
+    def attention_macs(self) -> int:
+        return self._attention_macs
+
+    def with_network(self, network: nn.Module) -> Denoiser:
+        return self._denoiser.with_network(network)
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        return self._denoiser.decode(x_0)
+
+    def layer(self, name: str) -> QuantizedLayer:
+        """The layer at a site."""
+        layer = self.network.get_submodule(name)
+        assert isinstance(layer, QuantizedLayer)
+        return layer
+
+    @property
+    def output_layer(self) -> QuantizedLayer:
+        """The layer that says the output."""
+        return self.layer(self.output_layer_name)
+
+    def layers(self) -> dict[str, QuantizedLayer]:
+        """Every quantized layer by its site's name."""
+        return {site.name: self.layer(site.name) for site in self._sites}
+
+    def inner_layers(self) -> dict[str, QuantizedLayer]:
+        """Every quantized layer but the output layer, by its site's name."""
+        return {name: layer for name, layer in self.layers().items() if name != self.output_layer_name}
+
+    @property
+    def settings(self) -> StepSettings:
+        """The settings of all layers."""
+        return StepSettings({name: layer.settings for name, layer in self.layers().items()})
+
+    def with_settings(self, settings: StepSettings) -> "QuantizedDenoiser":
+        """The same integers under other settings; all tensors are shared, and this one stays as it is."""
+        # Only quantized layers and what holds them are copied; everything below them and beside them is shared.
+        shared = [*self.parameters(), *self.buffers(), *(module for module in self.modules() if _is_shared(module))]
+        copied = copy.deepcopy(self, {id(part): part for part in (*shared, self._sites, self.plan)})
+        for name, layer in copied.layers().items():
+            layer.settings = settings[name]
+        return copied
+
+    def rescaled(self, rescalings: Sequence[Mapping[str, Rescaling]]) -> "QuantizedDenoiser":
+        """The network with rescalings of its layers, by name, for every step of a table.
+
+        Raises:
+            ValueError: the network has no such layer, or one of another number of channels or another input, or its
+                settings are of another number of steps.
+        """
+        if not any(rescalings):
+            return self
+        for name, rescaling in ((name, row[name]) for row in rescalings for name in row):
+            self._require_channels(name, len(rescaling.gain))
+        return self.with_settings(self.settings.rescaled(rescalings))
+
+    def at(self, i: int, rescalings: Mapping[str, Rescaling]) -> "QuantizedDenoiser":
+        """The network with layers rescaled at step i, of which alone it can be asked then.
+
+        Raises:
+            ValueError: see `rescaled`.
+        """
+        return self.with_settings(self.settings.at(i)).rescaled([rescalings]) if rescalings else self
+
+    def _require_channels(self, name: str, channels: int) -> None:
+        layer = self.layers().get(name)
+        present = None if layer is None else layer.weights[0].values().shape[0]  # type: ignore[operator]
+        if present != channels:
+            message = "no such layer" if present is None else f"one of {present}"
+            raise ValueError(
+                f"expected a quantized layer {name} of {channels} output channels, which the correction was fitted "
+                f"for, got {message}; fit it for this network"
+            )
+
+
+def _is_shared(module: nn.Module) -> bool:
+    return isinstance(module, StoredWeight) or not any(isinstance(part, QuantizedLayer) for part in module.modules())

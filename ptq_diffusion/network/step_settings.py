@@ -1,0 +1,209 @@
+"""Settings of a quantized network by step: one table of input grids, weight copies, gains and offsets."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ptq_diffusion.network.rescaling import Rescaling
+from ptq_diffusion.numeric.grid import FLOAT_BITS, Grid
+from ptq_diffusion.quantizer import Numbers
+
+ROWS = ("bits", "scale", "zero_point", "copy")
+"""The settings that every layer has a number of at every step."""
+
+
+class LayerSettings(nn.Module):
+    """What may differ from step to step in one layer, a row for each of S steps; one row serves all steps.
+
+    Buffers: `bits`, `scale`, `zero_point` (S,) of the grid of the input, `copy` (S,), which of the weight's copies is
+    used, and, once a layer is rescaled, `gain` and `offset`, (S, O), of its output channels. It is never changed: other
+    settings are other objects.
+
+    Args:
+        bits: of the input, (S,) int16; 32 leaves it float.
+        scale: (S,) float32.
+        zero_point: (S,) int32.
+        copy: (S,) int16.
+        symmetric: whether the grids of the input are.
+        gain: (S, O) float32, or None for 1.
+        offset: (S, O) float32, or None for 0.
+    """
+
+    bits: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    copy: Tensor
+    gain: Tensor | None
+    offset: Tensor | None
+
+    def __init__(
+        self,
+        bits: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        copy: Tensor,
+        symmetric: bool,
+        gain: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        named = {"bits": bits, "scale": scale, "zero_point": zero_point, "copy": copy, "gain": gain, "offset": offset}
+        for name, buffer in named.items():
+            self.register_buffer(name, buffer)
+        self.symmetric = symmetric
+        rows = zip(bits.tolist(), scale.unbind(), zero_point.unbind(), strict=True)
+        self._numbers = [None if b == FLOAT_BITS else Numbers.of(s, z, Grid(b, symmetric)) for b, s, z in rows]
+        self._copies: list[int] = copy.tolist()
+        # A row that changes nothing costs nothing: the weight's values are then those of its own scales.
+        self._plain = [True] * len(bits) if gain is None or offset is None else _identities(gain, offset)
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    def row(self, i: int) -> int:
+        """The row of step i.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if len(self) == 1:
+            return 0
+        if not 0 <= i < len(self):
+            raise ValueError(f"expected a step of a table of {len(self)}, for which the network has settings, got {i}")
+        return i
+
+    def forward(self, x: Tensor, i: int) -> Tensor:
+        """The layer's input on its grid at step i, the shape of x."""
+        numbers = self._numbers[self.row(i)]
+        return x if numbers is None else numbers.fake_quantized(x)
+
+    def grid(self, i: int) -> Grid | None:
+        """The grid of the input at step i; None where it is float."""
+        bits = int(self.bits[self.row(i)])
+        return None if bits == FLOAT_BITS else Grid(bits, self.symmetric)
+
+    def weight_copy(self, i: int) -> int:
+        """Which of the weight's copies is used at step i."""
+        return self._copies[self.row(i)]
+
+    def channels(self, i: int) -> tuple[Tensor, Tensor] | None:
+        """Gain and offset of the output channels at step i, (O,); None where they change nothing."""
+        row = self.row(i)
+        if self._plain[row] or self.gain is None or self.offset is None:
+            return None
+        return self.gain[row], self.offset[row]
+
+    def at(self, i: int) -> "LayerSettings":
+        """The settings of step i alone, for every step."""
+        row = self.row(i)
+        rows = {name: getattr(self, name)[row : row + 1] for name in ROWS}
+        both = (self.gain, self.offset)
+        gain, offset = (None if table is None else table[row : row + 1] for table in both)
+        return LayerSettings(**rows, symmetric=self.symmetric, gain=gain, offset=offset)
+
+    def rescaled(self, rescalings: Sequence[Rescaling | None]) -> "LayerSettings":
+        """These settings with the rescalings of every step, of which None leaves a step as it is.
+
+        Raises:
+            ValueError: another number of steps than the settings have.
+        """
+        count = len(rescalings)
+        if len(self) not in (1, count):
+            raise ValueError(f"expected rescalings of {len(self)} steps, which the settings have, got {count}")
+        rows = {name: getattr(self, name).expand(count).clone() for name in ROWS}
+        channels = next(len(rescaling.gain) for rescaling in rescalings if rescaling is not None)
+        gain, offset = self.scale.new_ones(count, channels), self.scale.new_zeros(count, channels)
+        for i, rescaling in enumerate(rescalings):
+            if rescaling is not None:
+                gain[i], offset[i] = rescaling.gain, rescaling.offset
+                if grid := rescaling.input_grid:
+                    rows["scale"][i], rows["zero_point"][i] = grid.scale[0], grid.zero_point[0]
+        return LayerSettings(**rows, symmetric=self.symmetric, gain=gain, offset=offset)
+
+
+def _identities(gain: Tensor, offset: Tensor) -> list[bool]:
+    return ((gain == 1).all(1) & (offset == 0).all(1)).tolist()
+
+
+@dataclass(frozen=True)
+class StepSettings(Mapping[str, LayerSettings]):
+    """The settings of all layers of a network, by name.
+
+    Args:
+        layers: in the network's order.
+    """
+
+    layers: Mapping[str, LayerSettings]
+
+    def __getitem__(self, name: str) -> LayerSettings:
+        return self.layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def at(self, i: int) -> "StepSettings":
+        """The settings of step i alone, for every step."""
+        return StepSettings({name: layer.at(i) for name, layer in self.layers.items()})
+
+    def rescaled(self, rescalings: Sequence[Mapping[str, Rescaling]]) -> "StepSettings":
+        """The table with rescalings of layers, by name, for every step.
+
+        Raises:
+            ValueError: another number of steps, or a layer that the network does not have, whose input has no grid to
+                replace, or of another number of channels.
+        """
+        names = dict.fromkeys(name for row in rescalings for name in row)
+        for name in names:
+            self._require(name, [row[name] for row in rescalings if name in row])
+        rescaled = {name: self.layers[name].rescaled([row.get(name) for row in rescalings]) for name in names}
+        return StepSettings({**self.layers, **rescaled})
+
+    def _require(self, name: str, rescalings: Sequence[Rescaling]) -> None:
+        if name not in self.layers:
+            raise ValueError(
+                f"expected a quantized layer {name}, which the correction was fitted for, got a network without; fit "
+                "it for this network"
+            )
+        float_input = bool((self.layers[name].bits == FLOAT_BITS).any())
+        if float_input and any(rescaling.input_grid for rescaling in rescalings):
+            raise ValueError(
+                f"expected {name} to quantize its input, for which the correction has a grid, got a float input; fit "
+                "it for this network"
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every setting of all layers, (S, layers), by name; gains and offsets belong to corrections, not here."""
+        count = max((len(layer) for layer in self.layers.values()), default=1)
+        return {
+            name: torch.stack([getattr(layer, name).expand(count) for layer in self.layers.values()], dim=1)
+            for name in ROWS
+            if self.layers
+        }
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], symmetric: Mapping[str, bool]) -> "StepSettings":
+        """The table whose `tensors` these are.
+
+        Args:
+            tensors: by name.
+            symmetric: whether the grids of a layer's input are, by layer.
+
+        Raises:
+            KeyError: a setting is missing.
+            ValueError: tensors of another shape.
+        """
+        shapes = {tuple(tensors[name].shape) for name in ROWS}
+        if len(shapes) != 1 or next(iter(shapes))[1:] != (len(symmetric),):
+            raise ValueError(f"expected settings of {len(symmetric)} layers at every step, got {sorted(shapes)}")
+        columns = {name: tensors[name].T.contiguous().unbind() for name in ROWS}
+        return cls(
+            {
+                layer: LayerSettings(**{name: columns[name][place] for name in ROWS}, symmetric=symmetric[layer])
+                for place, layer in enumerate(symmetric)
+            }
+        )

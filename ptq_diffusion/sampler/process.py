@@ -1,0 +1,44 @@
+"""The forward process at one time, and what a network's output says there of x_0 and epsilon."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Process:
+    """x_t = signal x_0 + noise epsilon at one time, with what the network predicts of it.
+
+    Args:
+        signal: coefficient of x_0, sqrt(abar_t) where the process preserves variance.
+        noise: coefficient of epsilon, sqrt(1 - abar_t) there.
+        prediction: what m is: `epsilon`, `v_prediction` (v = signal epsilon - noise x_0) or `sample` (x_0).
+    """
+
+    signal: float
+    noise: float
+    prediction: str
+
+    @classmethod
+    def of_abar(cls, abar_t: float, prediction: str) -> "Process":
+        """The process that preserves variance, at the time whose cumulative alpha is `abar_t`."""
+        return cls(abar_t**0.5, (1 - abar_t) ** 0.5, prediction)
+
+    def coefficients(self) -> tuple[float, float, float, float]:
+        """(p_x, p_m, e_x, e_m) with x_0 = p_x x_t + p_m m and epsilon = e_x x_t + e_m m.
+
+        Salimans & Ho, ICLR 2022, arXiv 2202.00512, for v.
+
+        Raises:
+            ValueError: an unknown prediction, or epsilon where x_t holds no signal.
+        """
+        if self.prediction == "epsilon":
+            if self.signal == 0:
+                raise ValueError(
+                    "expected abar_t > 0 of a model that predicts epsilon, which says nothing of x_0 where it is 0; "
+                    "set +sampler.scheduler.rescale_betas_zero_snr=false"
+                )
+            return 1 / self.signal, -self.noise / self.signal, 0.0, 1.0
+        if self.prediction == "v_prediction":
+            return self.signal, -self.noise, self.noise, self.signal
+        if self.prediction == "sample":
+            return 0.0, 1.0, 1 / self.noise, -self.signal / self.noise
+        raise ValueError(f"expected prediction_type epsilon, v_prediction or sample, got {self.prediction!r}")

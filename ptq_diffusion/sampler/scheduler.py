@@ -1,0 +1,82 @@
+"""A diffusers scheduler from the configuration that a model was saved with, and what samplers take from it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffusers import DDPMScheduler, SchedulerMixin
+
+from ptq_diffusion.sampler.scheduler_options import scheduler_options
+
+DDPM_SCHEDULES = ("laplace", "sigmoid")
+"""Values of beta_schedule that DDPMScheduler alone knows."""
+
+
+def build_scheduler(kind: type[SchedulerMixin], config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """A diffusers scheduler of this kind with another's configuration, some options replaced.
+
+    Raises:
+        ValueError: what `scheduler_options` refuses, options that the scheduler refuses, or betas that are none.
+    """
+    options = scheduler_options(kind, config, overrides)
+    try:
+        scheduler = kind(**_with_betas(kind, options))
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"expected options that {kind.__name__} takes, got the model's with {dict(overrides)}, which it refuses "
+            f"({error}); change sampler.scheduler"
+        ) from error
+    abar = scheduler.alphas_cumprod
+    if not ((abar >= 0) & (abar < 1)).all() or not (abar[:-1] > 0).all() or not (abar.diff() <= 0).all():
+        raise ValueError(
+            "expected betas that give 0 <= abar_t < 1, falling and 0 at the last time at most, got "
+            f"{float(abar.min())} to {float(abar.max())}; change the betas of sampler.scheduler"
+        )
+    return scheduler
+
+
+def _with_betas(kind: type[SchedulerMixin], options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options, with the betas themselves in place of a schedule that only DDPMScheduler knows."""
+    if kind is DDPMScheduler or options["trained_betas"] is not None or options["beta_schedule"] not in DDPM_SCHEDULES:
+        return options
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+    # A zero terminal signal, where it is asked for, is made of these betas by the scheduler itself.
+    return {**options, "trained_betas": DDPMScheduler(**{name: options[name] for name in names}).betas.tolist()}
+
+
+def sampling_times(scheduler: Any, count: int) -> Sequence[int]:  # noqa: ANN401
+    """The times of `count` steps, from t = T down.
+
+    Raises:
+        ValueError: more steps than times of the training, or diffusers gives times outside the training's, as with
+            rounding at some counts.
+    """
+    last = scheduler.config.num_train_timesteps - 1
+    if count > last + 1:
+        raise ValueError(f"expected sampler.steps of at most {last + 1}, the times of the training, got {count}")
+    try:
+        scheduler.set_timesteps(count)
+    except ValueError as error:
+        raise ValueError(
+            f"expected steps and a timestep_spacing that diffusers takes, got others ({' '.join(str(error).split())}); "
+            "change sampler.steps or +sampler.scheduler.timestep_spacing"
+        ) from error
+    times = [int(t) for t in scheduler.timesteps]
+    if len(times) != count or times[0] > last or times[-1] < 0:
+        raise ValueError(
+            f"expected {count} times between {last} and 0, diffusers gives {len(times)}, {times[0]} to {times[-1]}; "
+            "choose another number of steps, timestep_spacing or steps_offset"
+        )
+    return times
+
+
+def clip_radius(config: Mapping[str, Any]) -> float | None:
+    """The radius that a scheduler clips x_0 to, or None.
+
+    Raises:
+        ValueError: the scheduler asks for dynamic thresholding, which is not affine and not reproduced.
+    """
+    if config.get("thresholding"):
+        raise ValueError(
+            "expected a scheduler without dynamic thresholding; to go on without: +sampler.scheduler.thresholding=false"
+        )
+    return float(config["clip_sample_range"]) if config["clip_sample"] else None

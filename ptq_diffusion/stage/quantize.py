@@ -1,0 +1,28 @@
+"""Stage: the quantized network: packed integers, scales and settings by step."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.network import quantize, save_quantized
+from ptq_diffusion.stage.calibrate import Calibrate, read_observations
+from ptq_diffusion.stage.plan import Plan, read_plan
+
+
+class Quantize(ModelStage):
+    """The folder of a `QuantizedDenoiser`, which everything behind it loads in place of the float model."""
+
+    name = "quantize"
+    version = 1
+    needs = (Calibrate, Plan)
+    uses = ("model", "quantizer")
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
+        model, observations = shop.host.model(cfg), read_observations(cfg, inputs[Calibrate.name], shop.host)
+        save_quantized(
+            quantize(model, read_plan(inputs[Plan.name]), observations, construct(cfg.quantizer.weight)), out
+        )

@@ -1,0 +1,173 @@
+"""Stage: the damage that fewer bits in one layer at one step do to the final sample, correction in force."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from ptq_diffusion.bitwidth.sensitivity import Sensitivity
+from ptq_diffusion.bitwidth.under_budget import UnderBudget
+from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunks
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model.plan import LayerBits
+from ptq_diffusion.network import QuantizedDenoiser, QuantizedLayer, quantize
+from ptq_diffusion.network.damage import LayerDamage, step_adjoint
+from ptq_diffusion.numeric.grid import Grid
+from ptq_diffusion.numeric.seed import SampleNoise
+from ptq_diffusion.quantizer import AffineQuantizer
+from ptq_diffusion.sampler import Table, sample
+from ptq_diffusion.stage.calibrate import Calibrate, read_observations
+from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
+
+TOGETHER = 16
+"""Samples that go backwards together: a backward pass holds the inputs and outputs of all layers."""
+
+
+class MeasureDamage(ChunkWork):
+    """Sampling backwards from a random direction of x_0, the damage of every layer taken at every step.
+
+    It takes a forward and a backward pass a step, and the layers alone once for each bitwidth.
+
+    Args:
+        model: the float model.
+        weights: a network whose inner layers have a bitwidth of weights, by this bitwidth.
+        names: of the layers that are measured.
+        activations: bits of inputs.
+        input_quantizer: any one of a layer's input: its range search and whether its grid is symmetric are taken.
+        table: of the sampler.
+        outputs: of the float network.
+        parents: the chunk of the float path that each chunk lies in, by the index of its first sample.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        weights: Mapping[int, QuantizedDenoiser],
+        names: Sequence[str],
+        activations: Sequence[int],
+        input_quantizer: AffineQuantizer,
+        table: Table,
+        outputs: FloatOutputs,
+        parents: Mapping[int, Chunk],
+    ) -> None:
+        super().__init__()
+        self.model, self.networks = model, nn.ModuleList(weights.values())
+        self.names, self.activations = list(names), list(activations)
+        self.input_quantizer = input_quantizer
+        self.table, self.outputs, self.parents = table, outputs, parents
+
+    def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
+        shape = (len(self.names), len(self.table))
+        weight = torch.zeros(*shape, len(self.networks), dtype=torch.float64)
+        activation = torch.zeros(*shape, len(self.activations), dtype=torch.float64)
+        states = self._states(chunk, device)
+        rows = range(chunk.first, chunk.first + chunk.count)
+        adjoint = SampleNoise(chunk.seed, rows, self.model.shape, "direction of x_0").draw(device)
+        for step in reversed(self.table):
+            backward = step_adjoint(self.model, self.names, states[step.i], step, adjoint)
+            adjoint = backward.state
+            for place, name in enumerate(self.names):
+                layers = [self._layer(network, name) for network in self.networks]
+                float_weight = self.model.network.get_parameter(f"{name}.weight")
+                damage = LayerDamage(layers[0], float_weight, backward.calls[name], backward.gradients[name])
+                weight[place, step.i] = _row(damage.of_weight(layer.operands(step.i)[0]) for layer in layers)
+                activation[place, step.i] = _row(map(partial(self._of_input, damage), self.activations))
+        return {"weight": weight, "activation": activation}
+
+    def _of_input(self, damage: LayerDamage, bits: int) -> float:
+        grid = Grid(bits, self.input_quantizer.grid.symmetric)
+        return damage.of_input(grid, self.input_quantizer.range_search)
+
+    @staticmethod
+    def _layer(network: nn.Module, name: str) -> QuantizedLayer:
+        assert isinstance(network, QuantizedDenoiser)
+        return network.layer(name)
+
+    def _states(self, chunk: Chunk, device: torch.device) -> list[Tensor]:
+        """The states of float sampling at every step, without the network."""
+        parent = self.parents[chunk.first]
+        first = chunk.first - parent.first
+        outputs = self.outputs.rows(parent, slice(first, first + chunk.count)).to(device)
+        noise = replace(chunk, size=chunk.count).noise(self.model.shape)
+        return [visit.x_t for visit in sample(lambda _, step: outputs[step.i], self.table, noise, device=device)]
+
+
+def _row(numbers: Iterable[float]) -> Tensor:
+    return torch.tensor(list(numbers), dtype=torch.float64)
+
+
+class MeasureSensitivity(ModelStage):
+    """`sensitivity.safetensors`: a `Sensitivity`, the mean squared change of x_0 by pixel, to first order."""
+
+    name = "sensitivity"
+    version = 1
+    needs = (Calibrate, FloatPath)
+    uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "sensitivity", "micro_batch")
+    file = "sensitivity.safetensors"
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        wanted = [part for part, _ in sensitivity_chunks(cfg)]
+        run_chunks(partial(self.work, cfg, inputs), wanted, out / "chunks", shop, self.title)
+        parts = list(read_chunks(out / "chunks"))
+        model = shop.model(cfg)
+        numbers = cfg.sensitivity.images * torch.Size(model.shape).numel()
+        weight, activation = (
+            torch.stack([p[name] for p in parts]).sum(0) / numbers for name in ("weight", "activation")
+        )
+        policy, table = _policy(cfg), shop.table(cfg, model)
+        names = tuple(site.name for site in policy.roles.free(model.sites()))
+        origin = model.fingerprint(), table.fingerprint()
+        sensitivity = Sensitivity(names, policy.weights, policy.activations, weight, activation, *origin)
+        sensitivity.save(out / self.file)
+
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasureDamage:
+        """The work of every device."""
+        model, copied, policy = shop.model(cfg), shop.host.model(cfg), _policy(cfg)
+        architecture, table = model.architecture(), shop.table(cfg, model)
+        observations = read_observations(cfg, inputs[Calibrate.name], shop.host)
+        make_weight = construct(cfg.quantizer.weight)
+        plans = {bits: policy.uniform(architecture, LayerBits(bits, policy.activations[-1])) for bits in policy.weights}
+        networks = {bits: quantize(copied, plan, observations, make_weight) for bits, plan in plans.items()}
+        names = [site.name for site in policy.roles.free(architecture.sites)]
+        input_quantizer = construct(cfg.quantizer.activation)(policy.activations[-1])
+        if not isinstance(input_quantizer, AffineQuantizer):
+            kind = type(input_quantizer).__name__
+            raise ValueError(f"expected an AffineQuantizer of activations to measure sensitivities of, got {kind}")
+        outputs, parents = (
+            FloatOutputs(inputs[FloatPath.name]),
+            {p.first: parent for p, parent in sensitivity_chunks(cfg)},
+        )
+        return MeasureDamage(model, networks, names, policy.activations, input_quantizer, table, outputs, parents)
+
+
+def _policy(cfg: DictConfig) -> UnderBudget:
+    policy = construct(cfg.bitwidth)
+    assert isinstance(policy, UnderBudget)
+    return policy
+
+
+def sensitivity_chunks(cfg: DictConfig) -> list[tuple[Chunk, Chunk]]:
+    """The samples that go backwards together, each with the chunk of the float path that holds them.
+
+    Raises:
+        ValueError: more images than the float path has.
+    """
+    images = cfg.sensitivity.images
+    if images > cfg.noise.images:
+        raise ValueError(
+            f"expected sensitivity.images of at most noise.images, {cfg.noise.images}, whose float path it shares, got "
+            f"{images}; raise noise.images"
+        )
+    pairs = []
+    for parent in noise_chunks(cfg):
+        for first in range(parent.first, min(parent.first + parent.count, images), TOGETHER):
+            count = min(TOGETHER, parent.first + parent.count - first, images - first)
+            pairs.append((replace(parent, first=first, size=count, count=count), parent))
+    return pairs

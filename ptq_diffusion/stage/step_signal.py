@@ -1,0 +1,79 @@
+"""Stage: signal and quantization noise of the output at every step, for every offer of a bitwidth policy."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from ptq_diffusion.bitwidth.policy import BitwidthPolicy
+from ptq_diffusion.bitwidth.step_signal import StepSignal
+from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunks
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.network import QuantizedDenoiser, quantize
+from ptq_diffusion.sampler import Table, sample
+from ptq_diffusion.stage.calibrate import Calibrate, read_observations
+from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
+
+
+class MeasurePowers(ChunkWork):
+    """Float sampling, replayed; at every state the network of every offer is asked, and powers are summed.
+
+    Args:
+        networks: one for each offer.
+        table: of the sampler.
+        outputs: of the float network.
+    """
+
+    def __init__(self, networks: Sequence[QuantizedDenoiser], table: Table, outputs: FloatOutputs) -> None:
+        super().__init__()
+        self.networks, self.table, self.outputs = nn.ModuleList(networks), table, outputs
+
+    def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
+        shape = self.networks[0].shape
+        assert isinstance(shape, tuple)
+        walk = sample(
+            lambda _, step: self.outputs.of(chunk, step).to(device), self.table, chunk.noise(shape), device=device
+        )
+        signal, error = torch.zeros(2, len(self.networks), len(self.table), dtype=torch.float64)
+        for visit in walk:
+            m = visit.m[: chunk.count].cpu().double()
+            signal[:, visit.step.i] = m.square().sum()
+            for offer, network in enumerate(self.networks):
+                assert isinstance(network, QuantizedDenoiser)
+                q = network.predict(visit.x_t, visit.step).m[: chunk.count].cpu().double()
+                error[offer, visit.step.i] = (q - m).square().sum()
+        return {"signal": signal, "error": error}
+
+
+class MeasureStepSignal(ModelStage):
+    """`step_signal.safetensors`: a `StepSignal` of the offers of the bitwidth policy, summed over all images."""
+
+    name = "step_signal"
+    version = 1
+    needs = (Calibrate, FloatPath)
+    uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "micro_batch")
+    file = "step_signal.safetensors"
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", shop, self.title)
+        parts = list(read_chunks(out / "chunks"))
+        signal, error = (torch.stack([part[name] for part in parts]).sum(0) for name in ("signal", "error"))
+        policy, model = construct(cfg.bitwidth), shop.model(cfg)
+        assert isinstance(policy, BitwidthPolicy)
+        # Both are sums over the same numbers of images and pixels, whose count their ratio does not need.
+        table = shop.table(cfg, model)
+        StepSignal(policy.offered, signal, error, model.fingerprint(), table.fingerprint()).save(out / self.file)
+
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasurePowers:
+        """The work of every device."""
+        model, policy = shop.model(cfg), construct(cfg.bitwidth)
+        observations = read_observations(cfg, inputs[Calibrate.name], shop.host)
+        architecture, weight = model.architecture(), construct(cfg.quantizer.weight)
+        plans = [policy.uniform(architecture, bits) for bits in policy.offered]
+        networks = [quantize(shop.host.model(cfg), plan, observations, weight) for plan in plans]
+        return MeasurePowers(networks, shop.table(cfg, model), FloatOutputs(inputs[FloatPath.name]))

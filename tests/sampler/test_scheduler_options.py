@@ -1,0 +1,214 @@
+"""Options of schedulers: what is reproduced, taken from the model or replaced, and what is refused."""
+
+import json
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, ScoreSdeVeScheduler
+
+from ptq_diffusion.sampler import DDIM, DDPM
+
+SAMPLERS = {
+    "ddim": lambda steps=20, scheduler=(): DDIM(steps, 1.0, dict(scheduler)),
+    "ddpm": lambda steps=20, scheduler=(): DDPM(steps, dict(scheduler)),
+}
+every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+
+
+def configured(name, **options):
+    return SAMPLERS[name](**options)
+
+
+def config_of(kind=DDPMScheduler, **options):
+    """As in scheduler_config.json."""
+    return json.loads(kind(**({"clip_sample": False} if kind is DDPMScheduler else {}) | options).to_json_string())
+
+
+@every_sampler
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"thresholding": True}, "thresholding=false"),
+        ({"prediction_type": "flow"}, "expected prediction_type epsilon, v_prediction or sample"),
+        (
+            {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+            "set .sampler.scheduler.rescale_betas_zero_snr=false",
+        ),
+        ({"steps_offset": 60}, "steps_offset"),
+    ],
+    ids=["thresholding", "prediction", "zero terminal signal", "offset"],
+)
+def test_options_that_are_not_reproduced_are_refused(name, options, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        configured(name, steps=20).table(config_of() | options)
+
+
+@pytest.mark.parametrize("variance", ["learned", "learned_range", "fixed_large_log"])
+def test_variances_that_are_not_reproduced_are_refused(variance):
+    with pytest.raises(ValueError, match=f"got '{variance}'; set .sampler.scheduler.variance_type"):
+        DDPM(20, {}).table(config_of(variance_type=variance))
+    assert DDPM(20, {"variance_type": "fixed_small"}).table(config_of(variance_type=variance))
+    assert DDIM(20, 1.0, {}).table(config_of(variance_type=variance)) == DDIM(20, 1.0, {}).table(config_of())
+
+
+@every_sampler
+@pytest.mark.parametrize("kind", [ScoreSdeVeScheduler, FlowMatchEulerDiscreteScheduler])
+def test_schedulers_of_another_process_are_refused(name, kind):
+    with pytest.raises(ValueError, match=f"with a beta_schedule, .*{kind.__name__}"):
+        configured(name).table(json.loads(kind().to_json_string()))
+
+
+@every_sampler
+def test_options_that_no_scheduler_has_are_refused(name):
+    with pytest.raises(ValueError, match="got timestep_spacin"):
+        configured(name, scheduler={"timestep_spacin": "trailing"}).table(config_of())
+
+
+OTHERS = {
+    "PNDMScheduler": {"ddim": {"clip_sample"}, "ddpm": {"clip_sample", "variance_type"}},
+    "EulerDiscreteScheduler": {"ddim": {"clip_sample", "set_alpha_to_one"}, "ddpm": {"clip_sample", "variance_type"}},
+    "DPMSolverMultistepScheduler": {"ddim": {"clip_sample", "set_alpha_to_one"}, "ddpm": {"clip_sample"}},
+    "UniPCMultistepScheduler": {
+        "ddim": {"clip_sample", "set_alpha_to_one"},
+        "ddpm": {"clip_sample", "variance_type"},
+    },
+    "LCMScheduler": {"ddim": set(), "ddpm": {"variance_type"}},
+}
+GIVEN = {"clip_sample": False, "set_alpha_to_one": True, "variance_type": "fixed_small"}
+
+
+@every_sampler
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_a_scheduler_of_another_kind_does_not_say_is_asked_for(name, kind):
+    config, missing = config_of(getattr(diffusers, kind), timestep_spacing="leading"), OTHERS[kind][name]
+    sure = {key: GIVEN[key] for key in missing} | ({"variance_type": "fixed_small"} if name == "ddpm" else {})
+    if missing:
+        with pytest.raises(ValueError, match=f"says its {', '.join(sorted(missing))}, got .* {kind}") as refused:
+            configured(name).table(config)
+        for key in missing:
+            assert f"+sampler.scheduler.{key}={str(GIVEN[key]).lower()}" in str(refused.value)
+            with pytest.raises(ValueError, match=f"says its {key}, "):
+                configured(name, scheduler={other: value for other, value in sure.items() if other != key}).table(
+                    config
+                )
+    ours = {key: config[key] for key in ("beta_start", "beta_end", "beta_schedule")} | {"clip_sample": False}
+    expected = configured(name).table(config_of(**ours))
+    table = configured(name, scheduler=sure).table(config)
+    if kind != "PNDMScheduler" or name != "ddim":  # PNDM ends at the first time of the training, as it says.
+        assert table == expected
+    assert table[:-1] == expected[:-1]
+
+
+@every_sampler
+@pytest.mark.parametrize(
+    "key", ["clip_sample", "beta_start", "beta_schedule", "prediction_type", "timestep_spacing", "steps_offset"]
+)
+def test_a_file_of_another_kind_may_leave_out_nothing(name, key):
+    """LCMScheduler's defaults are others: a scaled linear schedule, and no clipping."""
+    config = {one: value for one, value in config_of(diffusers.LCMScheduler).items() if one != key}
+    overrides = {"variance_type": "fixed_small"} if name == "ddpm" else {}
+    missing = "a scheduler with a beta_schedule" if key == "beta_schedule" else f"says its {key}, "
+    with pytest.raises(ValueError, match=missing):
+        configured(name, scheduler=overrides).table(config)
+
+
+@every_sampler
+@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, diffusers.DDIMParallelScheduler])
+def test_a_file_of_ddpm_or_ddim_may_leave_out_its_defaults(name, kind):
+    full = config_of(kind, clip_sample=True)
+    expected = configured(name).table(full)
+    for key in [*full, None]:
+        config = {"_class_name": kind.__name__} if key is None else {k: v for k, v in full.items() if k != key}
+        if key != "_class_name":
+            assert configured(name).table(config) == expected
+    assert configured(name).table(dict(DDPMScheduler().config)) == expected
+
+
+def test_a_configuration_without_its_class_says_all_of_it():
+    live = dict(diffusers.PNDMScheduler().config)
+    with pytest.raises(ValueError, match="says its clip_sample, got"):
+        DDIM(20, 1.0, {}).table(live)
+    with pytest.raises(ValueError, match="says its variance_type, got"):
+        DDPM(20, {}).table(dict(DDIMScheduler().config))
+
+
+WRONG = {
+    "clip_sample": ["yes", None, 1, 0, [True], "false"],
+    "thresholding": ["no", 0, None],
+    "rescale_betas_zero_snr": ["yes", 1, None],
+    "clip_sample_range": [None, 0, -1, "1", True, float("nan"), float("inf"), 10**400, [1]],
+    "steps_offset": ["1", 1.0, True, None, -1, 1000, 10**30, [1]],
+    "num_train_timesteps": ["1000", 1000.0, True, 0, -1, None, 10**12],
+    "beta_start": ["0.1", True, None, float("nan"), [0.1], 10**400],
+    "beta_end": ["0.1", True, None, float("inf"), {}],
+    "beta_schedule": [3, None, ["linear"]],
+    "trained_betas": ["none", 3, ["a", "b"], [True, False], [[0.1]], [0.001] * 50, [0.001] * 1001, []],
+    "prediction_type": [3, None, ["epsilon"]],
+    "timestep_spacing": [3, None, ["leading"]],
+}
+
+
+@every_sampler
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+def test_values_of_another_type_or_out_of_range_are_refused_in_one_line(name, key, value):
+    config = config_of(clip_sample=True)
+    for table in (
+        lambda: configured(name).table(config | {key: value}),
+        lambda: configured(name, scheduler={key: value}).table(config),
+    ):
+        with pytest.raises(ValueError, match=f"expected .*{key}.* got ") as refused:
+            table()
+        assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
+def test_a_value_that_only_ddim_reads_is_checked_too():
+    with pytest.raises(ValueError, match="set_alpha_to_one of the scheduler to be true or false, got 'no'"):
+        DDIM(20, 1.0, {}).table(config_of(DDIMScheduler) | {"set_alpha_to_one": "no"})
+
+
+@every_sampler
+def test_a_range_that_is_not_used_may_be_none(name):
+    config = config_of() | {"clip_sample_range": None}
+    assert configured(name).table(config) == configured(name).table(config_of())
+
+
+@every_sampler
+@pytest.mark.parametrize("pack", [list, tuple, np.array])
+def test_betas_themselves_take_the_place_of_a_schedule(name, pack):
+    betas = DDPMScheduler().betas.tolist()
+    assert configured(name).table(config_of() | {"trained_betas": pack(betas)}) == configured(name).table(config_of())
+
+
+@every_sampler
+@pytest.mark.parametrize(
+    "betas",
+    [[0.1, 1.0, 0.1, 0.1], [0.1, -0.05, 0.1, 0.1], [0.0, 0.1, 0.1, 0.1], [0.1, 2.0, 2.0, 0.1]],
+    ids=["no signal before the end", "noise that falls", "no noise", "negative"],
+)
+def test_betas_of_no_process_are_refused(name, betas):
+    config = config_of(prediction_type="sample") | {"trained_betas": betas, "num_train_timesteps": 4}
+    with pytest.raises(ValueError, match="betas that give 0 <= abar_t < 1, falling"):
+        configured(name, steps=4).table(config)
+
+
+@pytest.mark.parametrize("schedule", ["sigmoid", "laplace"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_ddim_takes_the_betas_of_a_schedule_that_ddpm_alone_knows(schedule, prediction):
+    scheduler = DDPMScheduler(beta_schedule=schedule, prediction_type=prediction, clip_sample=False)
+    config = json.loads(scheduler.to_json_string())
+    table = DDIM(20, 1.0, {}).table(config)
+    x, m = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    for step, other in zip(table, DDPM(20, {}).table(config), strict=True):
+        assert step.signal == other.signal == float(scheduler.alphas_cumprod[step.t]) ** 0.5
+        assert torch.allclose(step.mean(x, m), other.mean(x, m), rtol=1e-9, atol=1e-9)
+        assert step.sigma == pytest.approx(other.sigma, rel=1e-9)
+    assert table == DDIM(20, 1.0, {"beta_schedule": schedule}).table(config_of(prediction_type=prediction))
+
+
+def test_a_zero_terminal_signal_is_made_of_such_betas_once():
+    scheduler = DDPMScheduler(beta_schedule="sigmoid", rescale_betas_zero_snr=True, prediction_type="sample")
+    table = DDIM(20, 0.0, {"timestep_spacing": "trailing"}).table(json.loads(scheduler.to_json_string()))
+    assert [step.signal for step in table] == [float(scheduler.alphas_cumprod[step.t]) ** 0.5 for step in table]
+    assert table[0].signal == 0
