@@ -19,15 +19,16 @@ from torch import Tensor
 
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
-from ptq_diffusion.engine.workshop import build_model, build_quantized
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.loading import MODELS
 from ptq_diffusion.numeric.seed import generator
-from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.draw_images import to_bytes
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.samples import read_images
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
@@ -59,7 +60,7 @@ def quiet(pipe: DDPMPipeline) -> DDPMPipeline:
 def with_scheduler(cfg: DictConfig, store: Store, folder: Path) -> DDPMPipeline:
     """Around the quantized network, by a scheduler that is saved and loaded once."""
     pipe = quiet(DDPMPipeline.from_pretrained(MODELS.path(cfg.model.path)))
-    pipe.unet = build_quantized(cfg, build_model(cfg), store.obtain(Calibrate, cfg)).network
+    pipe.unet = store.shop.quantized(store.obtain(Quantize, cfg)).network
     CorrectedScheduler.from_pretrained(store.obtain(Fit, cfg)).save_pretrained(folder)
     pipe.scheduler = CorrectedScheduler.from_pretrained(folder)
     return pipe
@@ -67,7 +68,7 @@ def with_scheduler(cfg: DictConfig, store: Store, folder: Path) -> DDPMPipeline:
 
 def price(network: CorrectedNetwork, cfg: DictConfig) -> str:
     """What correcting a step costs."""
-    model, correction = build_model(cfg), network.correction
+    model, correction = construct(cfg.model), network.correction
     macs = sum(site.macs for site in model.sites()) + model.attention_macs()
     own, steps = correction.macs(model.shape) / len(correction.steps), len(correction.steps)
     return f"{own:,.0f} of {macs:,} multiplications, {correction.size / steps:,.0f} bytes of coefficients"
@@ -79,7 +80,7 @@ def main() -> None:
     say = Console(soft_wrap=True, highlight=False).print
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", [*SMALL, *sys.argv[1:]])
-    store = Store(Path(cfg.outputs) / "store", Runtime("cpu", progress=False))
+    store = Store(Path(cfg.outputs) / "store", Workshop(Runtime("cpu", progress=False)))
     ours, uncorrected = (read_images(store.obtain(stage, cfg)) for stage in (CorrectedSamples, QuantizedSamples))
 
     pipe = quiet(DDPMPipeline.from_pretrained(store.obtain(Export, cfg)))

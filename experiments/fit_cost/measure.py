@@ -21,8 +21,10 @@ from rich.table import Table
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
+from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.stage import Stage
-from ptq_diffusion.engine.store import Store, select
+from ptq_diffusion.engine.store import Store
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
@@ -47,7 +49,7 @@ def composed(images: int, correction: str) -> DictConfig:
 def made(stage: type[Stage], cfg: DictConfig, inputs: dict[str, Path], runtime: Runtime) -> None:
     """The stage, in a folder that is thrown away."""
     with TemporaryDirectory() as folder:
-        stage().make(select(cfg, stage.uses), inputs, Path(folder), runtime)
+        stage().make(select(cfg, stage.uses), inputs, Path(folder), Workshop(runtime))
 
 
 def fitted(cfg: DictConfig, shared: Mapping[str, Path], runtime: Runtime) -> None:
@@ -55,7 +57,7 @@ def fitted(cfg: DictConfig, shared: Mapping[str, Path], runtime: Runtime) -> Non
     with TemporaryDirectory() as folder:
         inputs = dict(shared)
         if Noise.name in Fit().inputs(cfg):
-            Noise().make(select(cfg, Noise.uses), inputs, Path(folder), runtime)
+            Noise().make(select(cfg, Noise.uses), inputs, Path(folder), Workshop(runtime))
             inputs[Noise.name] = Path(folder)
         made(Fit, cfg, inputs, runtime)
 
@@ -74,7 +76,7 @@ def main(images: int) -> None:
     torch.set_num_threads(1)
     runtime, plain = Runtime("cpu", progress=False), composed(images, "none")
     with TemporaryDirectory() as outputs:
-        store = Store(Path(outputs), runtime)
+        store = Store(Path(outputs), Workshop(runtime))
         shared = {stage.name: store.obtain(stage, plain) for stage in (Calibrate, FloatPath)}
         tasks: dict[str, Callable[[], object]] = {
             "float": partial(made, FullPrecisionSamples, plain, {}, runtime),

@@ -23,7 +23,8 @@ from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import AskedBatch, FoldedLayer, StepCorrection, fold
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.workshop import build_model, build_steps
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap, rescaled
 from ptq_diffusion.sampler import Step
@@ -66,8 +67,9 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     cfg = composed()
-    model = build_model(cfg)
-    quantized, step = calibrated(cfg, model), build_steps(cfg, model)[1]
+    shop = Workshop(Runtime("cpu", progress=False))
+    model = shop.model(cfg)
+    quantized, step = calibrated(cfg, model, shop), shop.table(cfg, model)[1]
     tap = OutputLayerTap(quantized, model.sites())
     x_t = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(0))
     q, features = tap.predict(x_t, step)

@@ -24,7 +24,8 @@ from ptq_diffusion.correction import FittedCorrection, NoiseStatistics
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.workshop import build_model, build_quantizers, build_steps
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap, QuantizedConv2d, QuantizedLinear, observing, quantize
 from ptq_diffusion.quantizer import AffineQuantizer
@@ -91,10 +92,11 @@ def variants() -> tuple[Denoiser, Denoiser, FittedCorrection]:
     """The bundled model, its W4A8 copy and PTQD's terms, fitted on few samples: speed does not depend on how well."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=[f"sampler.steps={STEPS}", "correction=ptqd"])
-    model = build_model(cfg)
-    steps = build_steps(cfg, model)
+    shop = Workshop(Runtime("cpu", progress=False))
+    model = shop.model(cfg)
+    steps = shop.table(cfg, model)
     with torch.no_grad():
-        quantized = calibrated(cfg, model)
+        quantized = calibrated(cfg, model, shop)
         (chunk,) = chunks("noise", [0], 8, 8)
         m = RecordOutputs(model, steps)(chunk, torch.device("cpu"))["m"]
         work = MeasureNoise(quantized, steps, lambda _, step: m[step.i])
@@ -102,13 +104,13 @@ def variants() -> tuple[Denoiser, Denoiser, FittedCorrection]:
     return model, quantized, construct(cfg.correction).fit(statistics_of_noise, steps)
 
 
-def calibrated(cfg: DictConfig, model: Denoiser) -> Denoiser:
+def calibrated(cfg: DictConfig, model: Denoiser, shop: Workshop) -> Denoiser:
     """The quantized copy, with the ranges of 8 float trajectories."""
-    quantizers = build_quantizers(cfg, model)
+    quantizers = shop.observations(cfg, model)
     quantizers.observe_weights(model.network)
     (chunk,) = chunks("calibration", [0], 8, 8)
     with observing(model.network, quantizers):
-        for _ in sample(lambda x, s: model.predict(x, s).m, build_steps(cfg, model), chunk.noise(model.shape)):
+        for _ in sample(lambda x, s: model.predict(x, s).m, shop.table(cfg, model), chunk.noise(model.shape)):
             pass
     quantizers.freeze()
     return model.with_network(quantize(model.network, quantizers))

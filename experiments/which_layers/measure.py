@@ -26,14 +26,14 @@ from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
-from ptq_diffusion.engine.workshop import build_model, build_quantized, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric import paired_fid, paired_fid_to
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import InputGrid, OutputLayerTap, Rescaling, regridding, rescaled, watching
 from ptq_diffusion.quantizer import LpSearch
 from ptq_diffusion.sampler import Step
-from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.draw_images import to_bytes
+from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.samples import read_images
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
@@ -190,10 +190,11 @@ def main() -> None:
     """Print a row for each place and map."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", list(CELL))
-    store = Store(Path("outputs") / "store", Runtime("cpu", progress=False))
-    model = build_model(cfg)
-    quantized = build_quantized(cfg, model, store.obtain(Calibrate, cfg))
-    pair = Pair(model, quantized, build_steps(cfg, model), construct(cfg.correction))
+    shop = Workshop(Runtime("cpu", progress=False))
+    store = Store(Path("outputs") / "store", shop)
+    model = shop.model(cfg)
+    quantized = shop.quantized(store.obtain(Quantize, cfg))
+    pair = Pair(model, quantized, shop.table(cfg, model), construct(cfg.correction))
     drawn = {stage.name: read_images(store.obtain(stage, cfg)) for stage in (FullPrecisionSamples, QuantizedSamples)}
     tried = [("nothing", "offset", False), *((kind, name, False) for kind in ("layers", "blocks") for name in MAPS)]
     tried += [("nothing", "offset", True), ("layers", "moments", True), ("layers", "all channels", True)]

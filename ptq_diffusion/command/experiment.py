@@ -18,6 +18,7 @@ from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.stage import Stage, upstream
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.tracking import Tracker
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.report.report import make_report, table
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.evaluate import Evaluate
@@ -74,8 +75,9 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(f"expected goal to be report or one of {', '.join(STAGES)}, got {cfg.goal!r}")
     stage = STAGES.get(cfg.goal, Evaluate)
     runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices)
-    store = Store(Path(cfg.outputs) / "store", runtime, forced_stages(cfg.force, stage))
-    check(cfg, stage)
+    shop = Workshop(runtime)
+    store = Store(Path(cfg.outputs) / "store", shop, forced_stages(cfg.force, stage))
+    check(cfg, stage, shop)
     quiet_libraries()
     keep_freed_memory()
     with writable(Path(cfg.outputs) / "runs"):

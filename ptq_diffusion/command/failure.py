@@ -20,6 +20,7 @@ from ptq_diffusion.engine.run_files import FAILED, FAILURE
 from ptq_diffusion.engine.run_folder import run_folder, run_path
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.evaluate import Evaluate
 
 
@@ -84,7 +85,7 @@ def _folder(cfg: DictConfig, nameless: Path) -> Path:
 
 
 def _store(cfg: DictConfig) -> Store:
-    return Store(Path(cfg.outputs) / "store", Runtime(cfg.runtime.accelerator, False))
+    return Store(Path(cfg.outputs) / "store", Workshop(Runtime(cfg.runtime.accelerator, False)))
 
 
 def _nameless_folder(cfg: DictConfig) -> Path:

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from omegaconf import DictConfig
 
 from ptq_diffusion.engine.factory import plain
+from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.stage import Stage
-from ptq_diffusion.engine.store import Store, select
+from ptq_diffusion.engine.store import Store
 
 PARTS = ("model", "sampler", "bitwidth", "correction", "feature", "judging", "data")
 """Parts of the configuration that one line each has room for."""

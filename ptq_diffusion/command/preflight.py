@@ -8,16 +8,16 @@ from ptq_diffusion.command.preamble import needed
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Stage
-from ptq_diffusion.engine.workshop import build_model, build_observations, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.stage.evaluate import build_metrics
 from ptq_diffusion.stage.export import Export
-from ptq_diffusion.stage.fit_table import build_fit_steps
+from ptq_diffusion.stage.fit_table import check_reach, fit_table
 from ptq_diffusion.stage.reference import build_extractor
 
 
-def check(cfg: DictConfig, goal: type[Stage]) -> None:
+def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
     """Build every part that a goal depends on once and show each the shape of its input.
 
     Raises:
@@ -25,12 +25,12 @@ def check(cfg: DictConfig, goal: type[Stage]) -> None:
     """
     used = {key for stage in needed(goal) for key in stage.uses}
     if "sampler" in used:
-        model = build_model(cfg)
-        build_steps(cfg, model)
+        model = shop.model(cfg)
+        shop.table(cfg, model)
         if "bitwidth" in used:
-            _check_bits(cfg, model)
+            _check_bits(cfg, model, shop)
         if "correction" in used:
-            _check_correction(cfg, model)
+            _check_correction(cfg, model, shop)
         if goal is Export:
             _check_export(cfg)
         if "images" in used:
@@ -39,8 +39,8 @@ def check(cfg: DictConfig, goal: type[Stage]) -> None:
             _check_judging(cfg, model)
 
 
-def _check_bits(cfg: DictConfig, model: Denoiser) -> None:
-    policy, table = construct(cfg.bitwidth), build_steps(cfg, model)
+def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
+    policy, table = construct(cfg.bitwidth), shop.table(cfg, model)
     if not isinstance(policy, BitwidthPolicy):
         raise ValueError(f"expected a bitwidth policy, got {type(policy).__name__}; choose one with bitwidth=NAME")
     policy.check(model.architecture(), table)
@@ -49,12 +49,13 @@ def _check_bits(cfg: DictConfig, model: Denoiser) -> None:
             f"expected the same bits at every step, which another table can follow, got {cfg.labels.bitwidth}, whose "
             "bits belong to the sampler's own steps; set noise.steps=null"
         )
-    build_observations(cfg, model)
+    shop.observations(cfg, model)
     construct(cfg.quantizer.weight)(MOST_BITS)
 
 
-def _check_correction(cfg: DictConfig, model: Denoiser) -> None:
-    correction, steps = construct(cfg.correction), build_fit_steps(cfg, model)
+def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
+    correction, steps = construct(cfg.correction), fit_table(cfg, model, shop)
+    check_reach(cfg, model, shop)
     correction.check(steps)
     correction.check_images(cfg.noise.images, model.shape[0])
     if cfg.noise.steps is not None:

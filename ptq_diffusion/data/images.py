@@ -1,6 +1,5 @@
 """Readers that turn a folder into one uint8 tensor of images."""
 
-import hashlib
 import io
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from ptq_diffusion.artefact.digest import files_digest
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
@@ -47,10 +48,7 @@ class ImageSource(ABC):
 
     def checksum(self) -> str:
         """Sixteen hex digits over the files' contents."""
-        digest = hashlib.sha256()
-        for file in self.files():
-            digest.update(file.read_bytes())
-        return digest.hexdigest()[:16]
+        return files_digest(self.files())
 
 
 class ParquetImages(ImageSource):

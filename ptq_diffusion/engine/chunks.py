@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ptq_diffusion.artefact.files import holds_tensors, write_tensors
-from ptq_diffusion.engine.runtime import Runtime, quiet_libraries, track
+from ptq_diffusion.engine.runtime import quiet_libraries, track
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.numeric.seed import SampleNoise
 
 
@@ -85,11 +86,11 @@ class Missing:
     threads: int
 
 
-def do_share(fabric: Fabric, build: Callable[[], ChunkWork], missing: Missing) -> None:
+def do_share(fabric: Fabric, build: Callable[[Workshop], ChunkWork], missing: Missing, shop: Workshop) -> None:
     """Do this device's share, every n-th of the missing chunks of n devices."""
     quiet_libraries()
     torch.set_num_threads(missing.threads)
-    work = build().eval().to(fabric.device)
+    work = build(shop.on(fabric.device)).eval().to(fabric.device)
     share = missing.chunks[fabric.global_rank :: fabric.world_size]
     with torch.inference_mode():
         for chunk in track(share, missing.title, missing.progress and fabric.is_global_zero):
@@ -97,23 +98,23 @@ def do_share(fabric: Fabric, build: Callable[[], ChunkWork], missing: Missing) -
 
 
 def run_chunks(
-    build: Callable[[], ChunkWork], wanted: Sequence[Chunk], folder: Path, runtime: Runtime, title: str
+    build: Callable[[Workshop], ChunkWork], wanted: Sequence[Chunk], folder: Path, shop: Workshop, title: str
 ) -> None:
     """Do the chunks whose files `folder` lacks, shared by all devices; no chunk depends on another.
 
     Args:
-        build: makes the work. Each device calls it in a process of its own, so it is what can be pickled and its result
-            need not be: a bound method of a stage with its configuration, never a lambda.
+        build: makes the work with a workshop. Each device calls it in a process of its own, so it is what can be
+            pickled and its result need not be: a bound method of a stage with its configuration, never a lambda.
         wanted: all chunks.
         folder: receives a file for each; a file cut short by a power cut counts as missing.
-        runtime: the devices.
+        shop: of this process, with the devices.
         title: what the progress bar calls the work.
     """
     folder.mkdir(exist_ok=True)
     missing = [chunk for chunk in wanted if not holds_tensors(folder / chunk.name)]
     if missing:
-        told = Missing(missing, folder, title, runtime.progress, torch.get_num_threads())
-        runtime.launch(partial(do_share, build=build, missing=told), len(missing))
+        work = Missing(missing, folder, title, shop.runtime.progress, torch.get_num_threads())
+        shop.runtime.launch(partial(do_share, build=build, missing=work, shop=shop), len(missing))
 
 
 def read_chunks(folder: Path) -> Iterator[dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -35,7 +35,7 @@ class TitledProgressBar(RichProgressBar):
 
 @dataclass
 class Runtime:
-    """How to run, in no signature.
+    """How to run; only the device type and `arithmetic` are in signatures.
 
     Args:
         accelerator: Lightning's word for the device type: auto, cpu, gpu.
@@ -73,6 +73,24 @@ class Runtime:
         """The device type that `accelerator` comes to: cpu, cuda, mps."""
         found = None if self.accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
         return "cpu" if found is None else found.type
+
+    @property
+    def device(self) -> torch.device:
+        """The first device."""
+        return torch.device("cpu") if self.device_type == "cpu" else torch.device(self.device_type, 0)
+
+    @property
+    def arithmetic(self) -> Mapping[str, object]:
+        """Settings of torch that change last bits."""
+        return {
+            "threads": torch.get_num_threads(),
+            "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
+            "dtype": str(torch.get_default_dtype()),
+        }
+
+    def __reduce__(self) -> tuple[type["Runtime"], tuple[str, bool, int]]:
+        """Other processes have no console, log and loggers of this one."""
+        return Runtime, (self.accelerator, self.progress, self.devices)
 
     def say(self, text: str) -> None:
         """One line for the user."""

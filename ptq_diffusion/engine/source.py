@@ -1,17 +1,38 @@
-"""The source that a result depends on: found by reading imports, without running any."""
+"""The source that a result depends on: found by reading definitions and imports, without running any."""
 
-import ast
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+from ptq_diffusion.engine.syntax import WHOLE, References, Syntax
+
+NEUTRAL = ("artefact/", "engine/")
+"""Folders whose files change no number: how artefacts are made, kept and found, not what is in them."""
+NUMERIC = ("engine/chunks.py", "engine/workshop.py")
+"""Files in these folders that say how numbers are computed after all."""
+CALLED = {
+    **dict.fromkeys(("ABC", "Enum", "Generic", "NamedTuple", "Protocol", "Sequence"), frozenset[str]()),
+    "Module": frozenset({"extra_repr", "forward", "get_extra_state", "set_extra_state"}),
+}
+"""Methods that classes from outside of the package call by themselves, beside those that are written `__name__`."""
+
+
+@dataclass(frozen=True, order=True)
+class Definition:
+    """A name and the file that defines it: a function, a class, `Class.method` or a constant."""
+
+    file: Path
+    name: str
 
 
 class Package:
-    """The modules of one package, as files that import each other. A file is parsed once, a closure digested once.
+    """The modules of one package, as definitions that refer to each other. A file is parsed once.
 
-    An import leads to the file that defines the name. An `__init__` only passes names on, so it is looked through: a
-    new module beside those that a file uses is no part of what that file depends on. Imports count wherever they stand,
-    in functions too; relative ones are not used in this package (tests/test_floors.py).
+    A closure holds what code may run: a definition leads to those that its names stand for, across imports, wherever
+    they stand. A method is reached when its class is and its name follows a dot anywhere in the closure, or when a base
+    class from outside of the package may call it. An `__init__` only passes names on, so it is looked through.
+    Annotations lead nowhere. Relative imports are not used in this package (tests/test_floors.py).
 
     Args:
         root: the package's folder, which has its name.
@@ -19,67 +40,117 @@ class Package:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._bound: dict[Path, list[Mapping[str, str]]] = {}
-        self._digests: dict[tuple[Path, ...], str] = {}
+        self._syntax: dict[Path, Syntax] = {}
+        self._references: dict[Definition, References] = {}
 
-    def defining(self, dotted: str) -> Path | None:
-        """The file that defines a name such as `package.folder.Class.method`; None outside of the package."""
+    def defining(self, dotted: str) -> Definition | None:
+        """What defines a name such as `package.folder.Class`, or a file's whole; None outside of the package."""
         first, *parts = dotted.split(".")
         if first != self.root.name:
             return None
         folder = self.root
-        for part in parts:
+        for place, part in enumerate(parts):
             if (folder / part / "__init__.py").is_file():
                 folder /= part
             elif (folder / f"{part}.py").is_file():
-                return folder / f"{part}.py"
+                return self._defined(folder / f"{part}.py", *parts[place + 1 : place + 2])
             else:
-                passed_on = self._passed_on(folder / "__init__.py").get(part, "")
-                return self.defining(passed_on) or folder / "__init__.py"
-        return folder / "__init__.py"
+                passed_on = self.syntax(folder / "__init__.py").imports.get(part, "")
+                return self.defining(passed_on) or Definition(folder / "__init__.py", part)
+        return Definition(folder / "__init__.py", WHOLE)
 
-    def closure(self, starts: Iterable[Path]) -> frozenset[Path]:
-        """The files `starts`, what they import of the package, what that imports, and so on."""
-        found: set[Path] = set()
-        waiting = list(starts)
+    def _defined(self, file: Path, name: str = WHOLE) -> Definition:
+        """A name of a file, which may have imported it."""
+        syntax = self.syntax(file)
+        passed_on = None if name in syntax.definitions else self.defining(syntax.imports.get(name, ""))
+        return passed_on or Definition(file, name)
+
+    def closure(
+        self, starts: Iterable[Definition], methods: Collection[str] = (), without: Collection[Definition] = ()
+    ) -> frozenset[Definition]:
+        """The definitions that code may run which begins at some of them.
+
+        Args:
+            starts: they are.
+            methods: the methods that are called first.
+            without: definitions that no name leads to.
+        """
+        reached: set[Definition] = set()
+        words, waiting = set(methods), set(starts)
         while waiting:
-            file = waiting.pop()
-            if file not in found:
-                found.add(file)
-                names = (name for names in self._imports(file) for name in names.values())
-                waiting += [path for name in names if (path := self.defining(name))]
+            reached |= waiting
+            words |= {word for definition in waiting for word in self.references(definition).attributes}
+            named = {found for definition in waiting for found in self._named_in(definition)}
+            called = {method for definition in reached for method in self._called(definition, words)}
+            waiting = {found for found in named | called if not self._neutral(found.file)} - {*without} - reached
+        return frozenset(reached)
+
+    def digest(self, closure: Iterable[Definition]) -> str:
+        """A digest of all files of a closure, without comments and docstrings.
+
+        A file counts as a whole, also where only a part of it was reached: so nothing is missed that reading overlooks.
+        """
+        digest = hashlib.sha256()
+        named = {self._name(definition.file): definition.file for definition in closure}
+        for name, file in sorted(named.items()):
+            digest.update(f"{name}\n{self.syntax(file).text}\n".encode())
+        return digest.hexdigest()
+
+    def syntax(self, file: Path) -> Syntax:
+        """The parsed file."""
+        if file not in self._syntax:
+            self._syntax[file] = Syntax.of(file)
+        return self._syntax[file]
+
+    def references(self, definition: Definition) -> References:
+        """The words of a definition, with those of what its file does beside defining names."""
+        if definition not in self._references:
+            definitions = self.syntax(definition.file).definitions
+            nodes = [*definitions.get(definition.name, ()), *definitions[WHOLE]]
+            self._references[definition] = References.of(nodes)
+        return self._references[definition]
+
+    def _named_in(self, definition: Definition) -> Iterator[Definition]:
+        """What the names within a definition stand for."""
+        for name in self.references(definition).names:
+            yield from self._named(definition.file, name)
+
+    def _named(self, file: Path, name: str) -> Iterator[Definition]:
+        """What a name in a file stands for within the package."""
+        syntax = self.syntax(file)
+        if name in syntax.definitions and name != WHOLE:
+            yield Definition(file, name)
+            return
+        # `import a.b` makes b available where a is named.
+        imports = (dotted for bound, dotted in syntax.imports.items() if bound == name or bound.startswith(f"{name}."))
+        for found in map(self.defining, imports):
+            if found is not None:
+                names = self.syntax(found.file).definitions if found.name == WHOLE else [found.name]
+                yield from (Definition(found.file, each) for each in names)
+
+    def _called(self, definition: Definition, words: Collection[str]) -> Iterator[Definition]:
+        """The methods of a class that may be called where these words stand."""
+        methods = self.syntax(definition.file).methods(definition.name)
+        outside = self._outside(definition) if methods else frozenset()
+        for method, name in methods.items():
+            special = method.startswith("__") and method.endswith("__")
+            if special or method in words or any(method in CALLED.get(base, methods) for base in outside):
+                yield Definition(definition.file, name)
+
+    def _outside(self, definition: Definition) -> frozenset[str]:
+        """The base classes of a class that are defined outside of the package, those of its bases included."""
+        found: set[str] = set()
+        for base in self.syntax(definition.file).bases.get(definition.name, ()):
+            ours = list(self._named(definition.file, base))
+            found |= {name for parent in ours for name in self._outside(parent)} if ours else {base}
         return frozenset(found)
 
-    def digest(self, starts: Iterable[Path]) -> str:
-        """A digest of all source in the closure of `starts`, which may lie outside of the package."""
-        key = tuple(starts)
-        if key not in self._digests:
-            digest = hashlib.sha256()
-            named = {self._name(file): file for file in self.closure(key)}
-            for name, file in sorted(named.items()):
-                digest.update(f"{name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-            self._digests[key] = digest.hexdigest()
-        return self._digests[key]
+    def _neutral(self, file: Path) -> bool:
+        name = self._name(file)
+        return name.startswith(NEUTRAL) and name not in NUMERIC
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.root).as_posix() if file.is_relative_to(self.root) else f"/{file.name}"
-
-    def _passed_on(self, file: Path) -> Mapping[str, str]:
-        return {own: name for names in self._imports(file) for own, name in names.items()}
-
-    def _imports(self, file: Path) -> Sequence[Mapping[str, str]]:
-        """For every import the names that it binds and the dotted names that they stand for."""
-        if file not in self._bound:
-            self._bound[file] = list(_bindings(ast.parse(file.read_bytes())))
-        return self._bound[file]
-
-
-def _bindings(tree: ast.Module) -> Iterator[Mapping[str, str]]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield {alias.asname or alias.name: alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            yield {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
 
 
 OURS = Package(Path(__file__).parents[1])

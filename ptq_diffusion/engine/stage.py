@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from omegaconf import DictConfig
 
-from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.loading import folder_checksum
 
 
@@ -33,15 +33,20 @@ class Stage(ABC):
         """What `make` receives for a whole configuration, by name: by default the artefacts of all of `needs`."""
         return {need.name: Need(need, cfg) for need in self.needs}
 
+    @property
+    def title(self) -> str:
+        """The words in front of its progress bar."""
+        return self.name.replace("_", " ")
+
     @abstractmethod
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         """Fill the folder `out`, which may hold what an interrupted attempt left.
 
         Args:
             cfg: the part of the configuration named by `uses`.
             inputs: the artefact folder of each need, by the name that `inputs` gives it.
             out: an existing folder, renamed into the store when this method returns.
-            runtime: devices, progress and loggers: what cannot change the numbers.
+            shop: builds models and tables; its runtime has devices, progress and loggers, which change no number.
         """
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:  # noqa: ARG002

@@ -1,14 +1,9 @@
 """The artefact store: every stage's result lies under the hash of all that made it."""
 
-import hashlib
-import inspect
-import json
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import diffusers
-import torch
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,10 +16,10 @@ from ptq_diffusion.artefact.files import (
     write_manifest,
     write_text,
 )
-from ptq_diffusion.engine.factory import plain, targets
-from ptq_diffusion.engine.runtime import Runtime
-from ptq_diffusion.engine.source import OURS
+from ptq_diffusion.engine.selection import select
+from ptq_diffusion.engine.signature import Signatures
 from ptq_diffusion.engine.stage import Need, Stage
+from ptq_diffusion.engine.workshop import Workshop
 
 
 class Store:
@@ -36,34 +31,19 @@ class Store:
 
     Args:
         root: the folder.
-        runtime: how to run.
+        shop: what stages build with, and how they run.
         forced: names of stages whose artefacts are made anew, each once by this store.
     """
 
-    def __init__(self, root: Path, runtime: Runtime, forced: Collection[str] = ()) -> None:
-        self.root, self.runtime, self.forced = root, runtime, forced
+    def __init__(self, root: Path, shop: Workshop, forced: Collection[str] = ()) -> None:
+        self.root, self.shop, self.runtime, self.forced = root, shop, shop.runtime, forced
         self.signatures: dict[str, str] = {}
-        # Files are read once for each run, which lasts as long as its store.
-        self._signatures: dict[str, str] = {}
+        self._signatures = Signatures(shop.runtime)
         self._obtained: dict[tuple[str, str], Path] = {}
 
     def signature(self, stage: type[Stage], cfg: DictConfig) -> str:
-        """Sixteen hex digits over a stage's configuration, files and needs, the source it runs, device, libraries."""
-        given = select(cfg, stage.uses)
-        identity = {
-            "stage": [stage.name, stage.version],
-            "source": source(stage, given),
-            "device": self.runtime.device_type,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "config": same_numbers(plain(given)),
-            "needs": {name: self.signature(need.stage, need.cfg) for name, need in stage().inputs(cfg).items()},
-        }
-        asked = json.dumps(identity, sort_keys=True)
-        if asked not in self._signatures:
-            text = json.dumps(identity | {"evidence": stage().evidence(given)}, sort_keys=True)
-            self._signatures[asked] = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return self._signatures[asked]
+        """The signature of the stage's artefact, see `Signatures`."""
+        return self._signatures.of(stage, cfg)
 
     def obtain(self, stage: type[Stage], cfg: DictConfig, role: str = "") -> Path:
         """The folder of the stage's artefact, made now if the store lacks it.
@@ -117,7 +97,7 @@ class Store:
         """Make everything in `partial` and bring it to the disk, unless an attempt came as far as its manifest."""
         if not (partial / MANIFEST).is_file():
             given = select(cfg, stage.uses)
-            stage().make(given, inputs, partial, self.runtime)
+            stage().make(given, inputs, partial, self.shop)
             write_text(partial / "config.yaml", OmegaConf.to_yaml(given, resolve=True))
             for left in partial.rglob("*.tmp"):
                 if left.is_file():
@@ -130,37 +110,3 @@ class Store:
     def has(self, stage: type[Stage], cfg: DictConfig) -> bool:
         """Whether the stage's artefact is there."""
         return (self.root / stage.name / self.signature(stage, cfg)).is_dir()
-
-
-def source(stage: type[Stage], given: DictConfig) -> str:
-    """A digest of the source that a stage runs: its module, what its configuration names, and all that they import."""
-    named = (OURS.defining(target) for target in targets(plain(given)))
-    return OURS.digest([Path(inspect.getfile(stage)), *(file for file in named if file)])
-
-
-def same_numbers(node: object) -> object:
-    """A plain configuration in which 1.0 and 1, which are one value of an option, are written alike."""
-    if isinstance(node, dict):
-        return {key: same_numbers(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [same_numbers(value) for value in node]
-    return int(node) if isinstance(node, float) and node.is_integer() else node
-
-
-def select(cfg: DictConfig, keys: tuple[str, ...]) -> DictConfig:
-    """A configuration that holds only the given dotted keys, interpolations resolved.
-
-    Raises:
-        ValueError: a key is missing from the configuration.
-    """
-    chosen = OmegaConf.create({})
-    for key in keys:
-        value = OmegaConf.select(cfg, key, throw_on_missing=True, default=KeyError)
-        if value is KeyError or value is None:
-            group = key.partition(".")[0]
-            raise ValueError(
-                f"expected {key!r} in the configuration, which this goal needs; choose one, such as {group}=NAME "
-                "(ptq-diffusion --help lists the names)"
-            )
-        OmegaConf.update(chosen, key, plain(value) if OmegaConf.is_config(value) else value, force_add=True)
-    return chosen

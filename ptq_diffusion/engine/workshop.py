@@ -1,40 +1,91 @@
-"""Objects that several stages build from their configuration in the same way."""
+"""Objects that several stages build from their configuration in the same way, each built once."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
 from omegaconf import DictConfig
 
-from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.model.denoiser import Denoiser
 from ptq_diffusion.network import InputObservations, QuantizedDenoiser, load_quantized
 from ptq_diffusion.sampler import Table
 
-
-def build_model(cfg: DictConfig) -> Denoiser:
-    """The float model that `cfg.model` names."""
-    return construct(cfg.model)
+Part = TypeVar("Part")
+CPU = torch.device("cpu")
 
 
-def build_steps(cfg: DictConfig, model: Denoiser) -> Table:
-    """The table of the sampler that `cfg.sampler` names, for this model.
+class Workshop:
+    """Models and tables of one process and device, built when they are first asked for and shared from then on.
 
-    Raises:
-        ValueError: the table has a time that the model cannot be told.
+    No stage changes a shared object. A workshop is pickled without what it has built, so that each process of several
+    devices builds its own.
+
+    Args:
+        runtime: how to run.
+        device: where networks are; by default the first of the runtime's devices.
     """
-    table = construct(cfg.sampler).table(model.scheduler_config)
-    if not model.answers_at_zero and (last := min(step.t for step in table)) <= 0:
-        raise ValueError(
-            f"expected times above 0, of which the network's Fourier embedding takes the logarithm, got t = {last:g}; "
-            "set +sampler.scheduler.timestep_spacing=trailing"
+
+    def __init__(self, runtime: Runtime, device: torch.device | None = None) -> None:
+        self.runtime, self.device = runtime, device or runtime.device
+        self._built: dict[str, Any] = {}
+
+    def __reduce__(self) -> tuple[type["Workshop"], tuple[Runtime, torch.device]]:
+        return Workshop, (self.runtime, self.device)
+
+    def on(self, device: torch.device) -> "Workshop":
+        """The workshop of the same process for a device: this one, or one that builds anew for another device."""
+        if device == self.device:
+            return self
+        return self._once(lambda: Workshop(self.runtime, device), "workshop", str(device))
+
+    @property
+    def host(self) -> "Workshop":
+        """The workshop for the CPU, where ranges are searched and integers made, whatever networks run on."""
+        return self.on(CPU)
+
+    def model(self, cfg: DictConfig) -> Denoiser:
+        """The float model that `cfg.model` names."""
+        model: Denoiser = self._once(lambda: construct(cfg.model), "model", plain(cfg.model))
+        # Lightning leaves a model on the CPU.
+        return model.to(self.device)
+
+    def table(self, cfg: DictConfig, model: Denoiser) -> Table:
+        """The table of the sampler that `cfg.sampler` names, for a model, float or quantized.
+
+        Raises:
+            ValueError: the table has a time that the model cannot be told.
+        """
+        scheduler = dict(model.scheduler_config)
+        table: Table = self._once(
+            lambda: construct(cfg.sampler).table(scheduler), "table", plain(cfg.sampler), scheduler
         )
-    return table
+        if not model.answers_at_zero and (last := min(step.t for step in table)) <= 0:
+            raise ValueError(
+                f"expected times above 0, of which the network's Fourier embedding takes the logarithm, got t = "
+                f"{last:g}; set +sampler.scheduler.timestep_spacing=trailing"
+            )
+        return table
 
+    def observations(self, cfg: DictConfig, model: Denoiser) -> InputObservations:
+        """Observations of the inputs of every site, for quantizers of the kind that `cfg.quantizer` names.
 
-def build_observations(cfg: DictConfig, model: Denoiser) -> InputObservations:
-    """Fresh observations of the inputs of every site, for quantizers of the kind that `cfg.quantizer` names."""
-    return InputObservations(model.sites(), construct(cfg.quantizer.activation))
+        They are new each time, for their owner to fill.
+        """
+        return InputObservations(model.sites(), construct(cfg.quantizer.activation))
 
+    def quantized(self, folder: Path) -> QuantizedDenoiser:
+        """The quantized network of an artefact of the stage `quantize`; the float model is not needed."""
+        quantized: QuantizedDenoiser = self._once(lambda: load_quantized(folder), "quantized", str(folder))
+        return quantized.to(self.device)
 
-def build_quantized(folder: Path) -> QuantizedDenoiser:
-    """The quantized network of an artefact of the stage `quantize`; the float model is not needed."""
-    return load_quantized(folder)
+    def _once(self, build: Callable[[], Part], *parts: object) -> Part:
+        """The object that `build` returns and that depends on nothing but these parts of a configuration."""
+        key = json.dumps(parts, default=str)
+        if key not in self._built:
+            self._built[key] = build()
+        part: Part = self._built[key]
+        return part

@@ -1,9 +1,9 @@
 """References: the real images that samples are judged against, or none."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.data import FolderImages
 from ptq_diffusion.metric.feature.feature import FeatureExtractor
 from ptq_diffusion.metric.feature.resnet9 import FEATURE_NETWORKS
@@ -77,7 +77,7 @@ class StatisticsReference(Reference):
         _require_neighbours(0 if statistics is None else len(statistics.vectors), neighbours, self.path)
 
     def checksum(self) -> str:
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
+        return files_digest([self.path])
 
 
 class FolderReference(Reference):

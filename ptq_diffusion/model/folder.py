@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ptq_diffusion.artefact.bundle import Bundles
+from ptq_diffusion.artefact.digest import files_digest
 
 MODELS = Bundles(Path(__file__).parent)
 """The models that come with the package."""
@@ -47,14 +48,10 @@ class ModelFiles:
     pipeline: Path | None
 
     def checksum(self) -> str:
-        """Sixteen hex digits over the names and the contents of all that is read."""
-        digest = hashlib.sha256()
-        for file in (self.pipeline, self.network, self.scheduler, self.index, *self.weights):
-            if file is not None:
-                with file.open("rb") as stream:
-                    content = hashlib.file_digest(stream, "sha256").hexdigest()
-                digest.update(f"{file.relative_to(self.folder).as_posix()}\n{content}\n".encode())
-        return digest.hexdigest()[:16]
+        """Sixteen hex digits over the names and the contents of all that is read; a process reads each file once."""
+        files = [file for file in (self.pipeline, self.network, self.scheduler, self.index, *self.weights) if file]
+        names = "\n".join(file.relative_to(self.folder).as_posix() for file in files)
+        return hashlib.sha256(f"{files_digest(files)}\n{names}".encode()).hexdigest()[:16]
 
 
 def find_files(path: str) -> ModelFiles:

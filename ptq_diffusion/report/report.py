@@ -20,7 +20,6 @@ from ptq_diffusion.engine.run_files import IMAGES, NOISE, PLAN, REPORT, STEPS, T
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
-from ptq_diffusion.engine.workshop import build_model, build_steps
 from ptq_diffusion.report.figures import image_grid, noise_curves
 from ptq_diffusion.report.plan_figure import plan_figure
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
@@ -118,11 +117,12 @@ def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:
 
 
 def _draw_plan(store: Store, cfg: DictConfig, path: Path) -> None:
-    model, policy = build_model(cfg), construct(cfg.bitwidth)
+    model, policy = store.shop.model(cfg), construct(cfg.bitwidth)
     inputs = {name: store.obtain(need.stage, need.cfg) for name, need in Plan().inputs(cfg).items()}
     evidence = read_evidence(policy, inputs)
     signal = evidence if isinstance(evidence, StepSignal) else None
-    plan_figure(read_plan(store.obtain(Plan, cfg)), model.architecture(), build_steps(cfg, model), signal, path)
+    table = store.shop.table(cfg, model)
+    plan_figure(read_plan(store.obtain(Plan, cfg)), model.architecture(), table, signal, path)
 
 
 def step_reports(store: Store, cfg: DictConfig) -> Sequence[StepReport]:

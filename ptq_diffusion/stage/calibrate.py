@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ptq_diffusion.engine.chunks import read_chunks
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_model, build_observations, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import InputObservations
 from ptq_diffusion.sampler import Step
@@ -56,19 +55,19 @@ class Calibrate(ModelStage):
     needs = (Trajectories,)
     uses = ("model", "sampler", "quantizer.activation")
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
-        model = build_model(cfg)
-        observations = build_observations(cfg, model)
-        table = build_steps(cfg, model)
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        model = shop.model(cfg)
+        observations = shop.observations(cfg, model)
+        table = shop.table(cfg, model)
         states = States(inputs[Trajectories.name] / "chunks", table)
-        trainer = runtime.trainer(out, "calibration")
+        trainer = shop.runtime.trainer(out, self.title)
         calibration = Calibration(model, observations, table)
         trainer.predict(calibration, DataLoader(states, batch_size=None), return_predictions=False)
         observations.save(out / OBSERVATIONS)
 
 
-def read_observations(cfg: DictConfig, model: Denoiser, folder: Path) -> InputObservations:
-    """The observations of an artefact."""
-    observations = build_observations(cfg, model)
+def read_observations(cfg: DictConfig, folder: Path, shop: Workshop) -> InputObservations:
+    """The observations of an artefact, on the CPU."""
+    observations = shop.observations(cfg, shop.model(cfg))
     observations.restore(folder / OBSERVATIONS)
     return observations

@@ -11,9 +11,8 @@ from ptq_diffusion.artefact.files import write_json
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.fitted import FILES as CORRECTION
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_model, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric.cost import cost, mean_bits, usual_bits
 from ptq_diffusion.metric.judgement import judge
 from ptq_diffusion.metric.metric import Metric, Settings
@@ -54,15 +53,15 @@ class Evaluate(ModelStage):
         judged = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}
         return super().evidence(cfg) | judged
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         images = {variant: read_images(inputs[stage]) for variant, stage in VARIANTS.items()}
         extractor = build_extractor(cfg)
         settings = Settings(cfg.judging.replicates, cfg.judging.seed, cfg.judging.neighbours, list(cfg.seeds))
-        judged = judge(images, extractor, construct(cfg.reference), build_metrics(cfg), settings, runtime.track)
+        judged = judge(images, extractor, construct(cfg.reference), build_metrics(cfg), settings, shop.runtime.track)
         (out / "features").mkdir(exist_ok=True)
         for variant, found in judged.features.items():
             found.save(out / "features" / f"{variant}.safetensors", extractor.checksum())
-        costs = _costs(cfg, inputs)
+        costs = _costs(cfg, inputs, shop)
         drawn = {"images": cfg.images, "seeds": list(cfg.seeds)}
         rows = [{"variant": name} | costs[name] | dict(judged.rows[name]) | drawn for name in VARIANTS]
         evaluation = {"rows": rows, "paired": judged.paired, "protocol": judged.protocol}
@@ -96,14 +95,14 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "evaluation.json").read_text())
 
 
-def _costs(cfg: DictConfig, inputs: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+def _costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> dict[str, dict[str, float]]:
     """Bits, bit operations and bytes by variant.
 
     A correction adds its own operations, in float, its coefficients, and evaluations of the network beside once a step.
     Bytes are those of the files: packed integers, scales, settings of every step, coefficients.
     """
-    model = build_model(cfg)
-    steps, correction = len(build_steps(cfg, model)), FittedCorrection.load(inputs[Fit.name])
+    model = shop.model(cfg)
+    steps, correction = len(shop.table(cfg, model)), FittedCorrection.load(inputs[Fit.name])
     plan = read_plan(inputs[Plan.name])
     unquantized = BitwidthPlan.constant(dict.fromkeys(plan.sites, LayerBits(FLOAT_BITS, FLOAT_BITS)))
     full = cost(model, unquantized, steps).bops_per_image

@@ -7,9 +7,8 @@ from diffusers import DDPMPipeline
 from omegaconf import DictConfig
 
 from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_quantized
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.quantize import Quantize
 
@@ -22,7 +21,7 @@ class Export(ModelStage):
     needs = (Quantize, Fit)
     uses = ("model",)
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
         correction = FittedCorrection.load(inputs[Fit.name])
-        network = CorrectedNetwork(build_quantized(inputs[Quantize.name]), correction)
+        network = CorrectedNetwork(shop.host.quantized(inputs[Quantize.name]), correction)
         DDPMPipeline(network, CorrectedScheduler(correction.without_repairs())).save_pretrained(out)

@@ -14,12 +14,11 @@ from ptq_diffusion.correction.diagnostics import fit_diagnosed
 from ptq_diffusion.correction.method.auto import FLOAT
 from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage, Need
-from ptq_diffusion.engine.workshop import build_model, build_quantized, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.draw_corrected import draw_corrected
 from ptq_diffusion.stage.draw_images import DrawImages
-from ptq_diffusion.stage.fit_table import build_fit_steps, carried
+from ptq_diffusion.stage.fit_table import carried, fit_table
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint
 from ptq_diffusion.stage.path_fit import Walk
@@ -53,57 +52,54 @@ class Fit(ModelStage):
         judged = {"judge": correction.judge.checksum()} if isinstance(correction, Auto) else {}
         return super().evidence(cfg) | judged
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         correction = construct(cfg.correction)
         if isinstance(correction, MomentCorrection):
-            self._from_moments(correction, cfg, inputs, out)
+            self._from_moments(correction, cfg, inputs, out, shop)
         elif isinstance(correction, PathCorrection):
-            walk = partial(self.walk, cfg, inputs, out / "walk")
-            runtime.launch(partial(follow, walk=walk, cfg=cfg, out=out, progress=runtime.progress), tasks=1)
+            walk = partial(self.walk, cfg, inputs, out / "walk", shop)
+            shop.runtime.launch(partial(follow, walk=walk, cfg=cfg, out=out, shop=shop), tasks=1)
         else:
-            self._choose(correction, cfg, inputs, out, runtime)
+            self._choose(correction, cfg, inputs, out, shop)
 
     def _from_moments(
-        self, correction: MomentCorrection, cfg: DictConfig, inputs: Mapping[str, Path], out: Path
+        self, correction: MomentCorrection, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop
     ) -> None:
-        model = build_model(cfg)
-        quantized, steps = build_quantized(inputs[Quantize.name]), build_fit_steps(cfg, model)
+        model = shop.model(cfg)
+        quantized, steps = shop.quantized(inputs[Quantize.name]), fit_table(cfg, model, shop)
         statistics = NoiseStatistics.load(inputs[Noise.name] / "noise.safetensors")
         statistics.require(noise_fingerprint(quantized, steps))
-        carried(fit_diagnosed(correction, statistics, steps), cfg).save(out)
+        carried(fit_diagnosed(correction, statistics, steps), cfg, shop).save(out)
 
-    def walk(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path) -> Walk:
+    def walk(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path, shop: Workshop) -> Walk:
         """The images on their way."""
-        model = build_model(cfg)
-        quantized = build_quantized(inputs[Quantize.name])
+        model = shop.model(cfg)
+        quantized = shop.quantized(inputs[Quantize.name])
         beside = FloatOutputs(inputs[FloatPath.name])
-        steps, wanted = build_fit_steps(cfg, model), noise_chunks(cfg)
+        steps, wanted = fit_table(cfg, model, shop), noise_chunks(cfg)
         return Walk(model, quantized, construct(cfg.correction), steps, wanted, beside.of, folder)
 
-    def _choose(
-        self, correction: Auto, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime
-    ) -> None:
+    def _choose(self, correction: Auto, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         """Let every candidate draw the same images, and keep the one that is chosen."""
         wanted = chunks("trial", [correction.seed], correction.images, cfg.micro_batch)
         (out / "trial").mkdir(exist_ok=True)
 
         def images(name: str) -> Tensor:
-            run_chunks(
-                partial(self.trial, cfg, inputs, name), wanted, out / "trial" / name, runtime, f"trial of {name}"
-            )
+            trial = partial(self.trial, cfg, inputs, name)
+            run_chunks(trial, wanted, out / "trial" / name, shop, f"{self.title}: {name}")
             return torch.cat([chunk["images"] for chunk in read_chunks(out / "trial" / name)])
 
         choice = correction.choose(images(FLOAT), {name: images(name) for name in correction.candidates})
         FittedCorrection.load(inputs[choice.chosen]).save(out)
         choice.save(out)
-        runtime.say(f"auto: {choice.reason}")
+        shop.runtime.say(f"auto: {choice.reason}")
 
-    def trial(self, cfg: DictConfig, inputs: Mapping[str, Path], name: str) -> DrawImages:
+    def trial(self, cfg: DictConfig, inputs: Mapping[str, Path], name: str, shop: Workshop) -> DrawImages:
         """What is done on every device for a candidate, or for the float model."""
         if name == FLOAT:
-            model = build_model(cfg)
-            return DrawImages.of(model, build_steps(cfg, model))
-        return draw_corrected(build_quantized(inputs[Quantize.name]), FittedCorrection.load(inputs[name]))
+            model = shop.model(cfg)
+            return DrawImages.of(model, shop.table(cfg, model))
+        return draw_corrected(shop.quantized(inputs[Quantize.name]), FittedCorrection.load(inputs[name]))
 
 
 def with_candidate(cfg: DictConfig, name: str) -> DictConfig:
@@ -114,6 +110,6 @@ def with_candidate(cfg: DictConfig, name: str) -> DictConfig:
     return found
 
 
-def follow(fabric: Fabric, walk: partial[Walk], cfg: DictConfig, out: Path, progress: bool) -> None:
+def follow(fabric: Fabric, walk: partial[Walk], cfg: DictConfig, out: Path, shop: Workshop) -> None:
     """Fit step by step and save."""
-    carried(walk().go(fabric.device, progress), cfg).save(out)
+    carried(walk().go(fabric.device, shop.runtime.progress), cfg, shop).save(out)

@@ -4,28 +4,31 @@ from omegaconf import DictConfig, OmegaConf
 
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.transfer import interpolated, require_reach
-from ptq_diffusion.engine.workshop import build_model, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.sampler import Table
 
 
-def build_fit_steps(cfg: DictConfig, model: Denoiser) -> Table:
-    """The sampler's table, or with `noise.steps` that of the same sampler with so many steps.
-
-    Raises:
-        ValueError: what is fitted on that table cannot serve the sampler's.
-    """
-    steps = build_steps(cfg, model)
+def fit_table(cfg: DictConfig, model: Denoiser, shop: Workshop) -> Table:
+    """The sampler's table, or with `noise.steps` that of the same sampler with so many steps."""
     if cfg.noise.steps is None:
-        return steps
+        return shop.table(cfg, model)
     other = cfg.copy()
     OmegaConf.update(other, "sampler.steps", cfg.noise.steps)
-    fitted_on = build_steps(other, model)
-    require_reach(fitted_on, steps)
-    return fitted_on
+    return shop.table(other, model)
 
 
-def carried(fitted: FittedCorrection, cfg: DictConfig) -> FittedCorrection:
+def check_reach(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
+    """Refuse another number of steps to fit on than the sampler's if what is fitted there cannot serve the sampler.
+
+    Raises:
+        ValueError: its times do not reach as far.
+    """
+    if cfg.noise.steps is not None:
+        require_reach(fit_table(cfg, model, shop), shop.table(cfg, model))
+
+
+def carried(fitted: FittedCorrection, cfg: DictConfig, shop: Workshop) -> FittedCorrection:
     """What was fitted, at the sampler's steps.
 
     Raises:
@@ -33,5 +36,5 @@ def carried(fitted: FittedCorrection, cfg: DictConfig) -> FittedCorrection:
     """
     if cfg.noise.steps is None:
         return fitted
-    model = build_model(cfg)
-    return interpolated(fitted, build_fit_steps(cfg, model), build_steps(cfg, model))
+    model = shop.model(cfg)
+    return interpolated(fitted, fit_table(cfg, model, shop), shop.table(cfg, model))

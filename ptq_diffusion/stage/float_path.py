@@ -10,12 +10,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, chunks, run_chunks
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_model
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.sampler import Step, Table, sample
-from ptq_diffusion.stage.fit_table import build_fit_steps
+from ptq_diffusion.stage.fit_table import fit_table
 
 
 class RecordOutputs(ChunkWork):
@@ -61,13 +60,13 @@ class FloatPath(ModelStage):
     version = 1
     uses = ("model", "sampler", "noise", "micro_batch")
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
-        run_chunks(partial(self.work, cfg), noise_chunks(cfg), out / "chunks", runtime, "float path")
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
+        run_chunks(partial(self.work, cfg), noise_chunks(cfg), out / "chunks", shop, self.title)
 
-    def work(self, cfg: DictConfig) -> RecordOutputs:
+    def work(self, cfg: DictConfig, shop: Workshop) -> RecordOutputs:
         """What is done on every device."""
-        model = build_model(cfg)
-        return RecordOutputs(model, build_fit_steps(cfg, model))
+        model = shop.model(cfg)
+        return RecordOutputs(model, fit_table(cfg, model, shop))
 
 
 def noise_chunks(cfg: DictConfig) -> list[Chunk]:

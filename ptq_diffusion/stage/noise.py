@@ -10,12 +10,11 @@ from torch import Tensor
 
 from ptq_diffusion.correction import Fingerprint, NoiseStatistics
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunks
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_model, build_quantized
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.sampler import Step, Table, sample
-from ptq_diffusion.stage.fit_table import build_fit_steps
+from ptq_diffusion.stage.fit_table import fit_table
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.quantize import Quantize
 
@@ -54,17 +53,17 @@ class Noise(ModelStage):
     needs = (Quantize, FloatPath)
     uses = ("model", "sampler", "noise", "micro_batch")
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
-        run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", runtime, "quantization noise")
-        owner = self.work(cfg, inputs).owner
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", shop, self.title)
+        owner = self.work(cfg, inputs, shop).owner
         parts = (NoiseStatistics.of_tensors(owner, chunk) for chunk in read_chunks(out / "chunks"))
         reduce(NoiseStatistics.merge, parts).save(out / "noise.safetensors")
 
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> MeasureNoise:
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasureNoise:
         """What is done on every device."""
-        model = build_model(cfg)
-        quantized = build_quantized(inputs[Quantize.name])
-        return MeasureNoise(quantized, build_fit_steps(cfg, model), FloatOutputs(inputs[FloatPath.name]).of)
+        model = shop.model(cfg)
+        quantized = shop.quantized(inputs[Quantize.name])
+        return MeasureNoise(quantized, fit_table(cfg, model, shop), FloatOutputs(inputs[FloatPath.name]).of)
 
 
 def noise_fingerprint(quantized: QuantizedDenoiser, steps: Table) -> Fingerprint:

@@ -11,9 +11,8 @@ from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.sensitivity import Sensitivity
 from ptq_diffusion.bitwidth.step_signal import StepSignal
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage, Need
-from ptq_diffusion.engine.workshop import build_model, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity, with_offer
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
@@ -39,10 +38,10 @@ class Plan(ModelStage):
             return {MeasureSensitivity.name: Need(MeasureSensitivity, with_offer(cfg))}
         return {}
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
-        model, policy = build_model(cfg), construct(cfg.bitwidth)
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
+        model, policy = shop.model(cfg), construct(cfg.bitwidth)
         assert isinstance(policy, BitwidthPolicy)
-        architecture, table = model.architecture(), build_steps(cfg, model)
+        architecture, table = model.architecture(), shop.table(cfg, model)
         policy.check(architecture, table)
         evidence = read_evidence(policy, inputs)
         if evidence is not None:

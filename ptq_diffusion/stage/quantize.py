@@ -6,9 +6,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_model
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import quantize, save_quantized
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.plan import Plan, read_plan
@@ -22,9 +21,8 @@ class Quantize(ModelStage):
     needs = (Calibrate, Plan)
     uses = ("model", "quantizer")
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
-        model = build_model(cfg)
-        observations = read_observations(cfg, model, inputs[Calibrate.name])
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
+        model, observations = shop.host.model(cfg), read_observations(cfg, inputs[Calibrate.name], shop.host)
         save_quantized(
             quantize(model, read_plan(inputs[Plan.name]), observations, construct(cfg.quantizer.weight)), out
         )

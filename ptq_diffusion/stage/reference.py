@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.artefact.files import write_json
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric.feature.feature import FeatureExtractor
 from ptq_diffusion.metric.real_statistics import RealStatistics
 
@@ -20,7 +20,7 @@ class ReferenceStatistics(Stage):
     version = 2
     uses = ("data", "feature.extractor")
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
         extractor = build_extractor(cfg)
         found = RealStatistics.of_images(construct(cfg.data).load().images, extractor)
         found.save(out / "reference.safetensors")

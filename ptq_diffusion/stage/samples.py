@@ -4,32 +4,30 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.draw_images import DrawImages
 
-SAMPLING = ("sampler", "images", "seeds", "micro_batch")
+IMAGES = ("images", "seeds", "micro_batch")
+SAMPLING = ("sampler", *IMAGES)
 
 
 class Samples(Stage):
     """Images, `images` in each chunk file."""
 
-    title: ClassVar[str]
-
     @abstractmethod
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:
         """What is done on every device."""
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         wanted = chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
-        run_chunks(partial(self.work, cfg, inputs), wanted, out / "chunks", runtime, self.title)
+        run_chunks(partial(self.work, cfg, inputs), wanted, out / "chunks", shop, self.title)
 
 
 def read_images(folder: Path) -> Tensor:

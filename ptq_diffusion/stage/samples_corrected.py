@@ -6,12 +6,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.correction import FittedCorrection
-from ptq_diffusion.engine.workshop import build_quantized
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.draw_corrected import draw_corrected
 from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.quantize import Quantize
-from ptq_diffusion.stage.samples import SAMPLING, Samples
+from ptq_diffusion.stage.samples import IMAGES, Samples
 
 
 class CorrectedSamples(Samples):
@@ -20,9 +20,7 @@ class CorrectedSamples(Samples):
     name = "samples_corrected"
     version = 1
     needs = (Quantize, Fit)
-    uses = SAMPLING
+    uses = IMAGES
 
-    title = "corrected images"
-
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:  # noqa: ARG002
-        return draw_corrected(build_quantized(inputs[Quantize.name]), FittedCorrection.load(inputs[Fit.name]))
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:  # noqa: ARG002
+        return draw_corrected(shop.quantized(inputs[Quantize.name]), FittedCorrection.load(inputs[Fit.name]))

@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_model, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.samples import SAMPLING, Samples
 
@@ -18,8 +18,6 @@ class FullPrecisionSamples(Samples, ModelStage):
     version = 1
     uses = ("model", *SAMPLING)
 
-    title = "full-precision images"
-
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:  # noqa: ARG002
-        model = build_model(cfg)
-        return DrawImages.of(model, build_steps(cfg, model))
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:  # noqa: ARG002
+        model = shop.model(cfg)
+        return DrawImages.of(model, shop.table(cfg, model))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ptq_diffusion.engine.workshop import build_quantized, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.samples import SAMPLING, Samples
@@ -19,8 +19,6 @@ class QuantizedSamples(Samples):
     needs = (Quantize,)
     uses = SAMPLING
 
-    title = "quantized images"
-
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> DrawImages:
-        quantized = build_quantized(inputs[Quantize.name])
-        return DrawImages.of(quantized, build_steps(cfg, quantized))
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:
+        quantized = shop.quantized(inputs[Quantize.name])
+        return DrawImages.of(quantized, shop.table(cfg, quantized))

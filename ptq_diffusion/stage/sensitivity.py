@@ -14,9 +14,8 @@ from ptq_diffusion.bitwidth.sensitivity import Sensitivity
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunks
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_model, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.network import QuantizedDenoiser, QuantizedLayer, quantize
@@ -118,29 +117,29 @@ class MeasureSensitivity(ModelStage):
     uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "sensitivity", "micro_batch")
     file = "sensitivity.safetensors"
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         wanted = [part for part, _ in sensitivity_chunks(cfg)]
-        run_chunks(partial(self.work, cfg, inputs), wanted, out / "chunks", runtime, "sensitivity")
+        run_chunks(partial(self.work, cfg, inputs), wanted, out / "chunks", shop, self.title)
         parts = list(read_chunks(out / "chunks"))
-        model = build_model(cfg)
+        model = shop.model(cfg)
         numbers = cfg.sensitivity.images * torch.Size(model.shape).numel()
         weight, activation = (
             torch.stack([p[name] for p in parts]).sum(0) / numbers for name in ("weight", "activation")
         )
-        policy, table = _policy(cfg), build_steps(cfg, model)
+        policy, table = _policy(cfg), shop.table(cfg, model)
         names = tuple(site.name for site in policy.roles.free(model.sites()))
         origin = model.fingerprint(), table.fingerprint()
         sensitivity = Sensitivity(names, policy.weights, policy.activations, weight, activation, *origin)
         sensitivity.save(out / self.file)
 
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> MeasureDamage:
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasureDamage:
         """The work of every device."""
-        model, policy = build_model(cfg), _policy(cfg)
-        architecture, table = model.architecture(), build_steps(cfg, model)
-        observations = read_observations(cfg, model, inputs[Calibrate.name])
+        model, copied, policy = shop.model(cfg), shop.host.model(cfg), _policy(cfg)
+        architecture, table = model.architecture(), shop.table(cfg, model)
+        observations = read_observations(cfg, inputs[Calibrate.name], shop.host)
         make_weight = construct(cfg.quantizer.weight)
         plans = {bits: policy.uniform(architecture, LayerBits(bits, policy.activations[-1])) for bits in policy.weights}
-        networks = {bits: quantize(model, plan, observations, make_weight) for bits, plan in plans.items()}
+        networks = {bits: quantize(copied, plan, observations, make_weight) for bits, plan in plans.items()}
         names = [site.name for site in policy.roles.free(architecture.sites)]
         input_quantizer = construct(cfg.quantizer.activation)(policy.activations[-1])
         if not isinstance(input_quantizer, AffineQuantizer):

@@ -12,9 +12,8 @@ from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.step_signal import StepSignal
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunks
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_model, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import QuantizedDenoiser, quantize
 from ptq_diffusion.sampler import Table, sample
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
@@ -60,21 +59,21 @@ class MeasureStepSignal(ModelStage):
     uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "micro_batch")
     file = "step_signal.safetensors"
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
-        run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", runtime, "signal and noise")
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", shop, self.title)
         parts = list(read_chunks(out / "chunks"))
         signal, error = (torch.stack([part[name] for part in parts]).sum(0) for name in ("signal", "error"))
-        policy, model = construct(cfg.bitwidth), build_model(cfg)
+        policy, model = construct(cfg.bitwidth), shop.model(cfg)
         assert isinstance(policy, BitwidthPolicy)
         # Both are sums over the same numbers of images and pixels, whose count their ratio does not need.
-        table = build_steps(cfg, model)
+        table = shop.table(cfg, model)
         StepSignal(policy.offered, signal, error, model.fingerprint(), table.fingerprint()).save(out / self.file)
 
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> MeasurePowers:
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasurePowers:
         """The work of every device."""
-        model, policy = build_model(cfg), construct(cfg.bitwidth)
-        observations = read_observations(cfg, model, inputs[Calibrate.name])
+        model, policy = shop.model(cfg), construct(cfg.bitwidth)
+        observations = read_observations(cfg, inputs[Calibrate.name], shop.host)
         architecture, weight = model.architecture(), construct(cfg.quantizer.weight)
         plans = [policy.uniform(architecture, bits) for bits in policy.offered]
-        networks = [quantize(model, plan, observations, weight) for plan in plans]
-        return MeasurePowers(networks, build_steps(cfg, model), FloatOutputs(inputs[FloatPath.name]))
+        networks = [quantize(shop.host.model(cfg), plan, observations, weight) for plan in plans]
+        return MeasurePowers(networks, shop.table(cfg, model), FloatOutputs(inputs[FloatPath.name]))

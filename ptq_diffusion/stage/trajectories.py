@@ -9,9 +9,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, chunks, run_chunks
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import ModelStage
-from ptq_diffusion.engine.workshop import build_model, build_steps
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.sampler import Table, sample
 
@@ -35,11 +34,11 @@ class Trajectories(ModelStage):
     version = 1
     uses = ("model", "sampler", "calibration", "micro_batch")
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
         wanted = chunks("calibration", [cfg.calibration.seed], cfg.calibration.images, cfg.micro_batch)
-        run_chunks(partial(self.work, cfg), wanted, out / "chunks", runtime, "calibration states")
+        run_chunks(partial(self.work, cfg), wanted, out / "chunks", shop, self.title)
 
-    def work(self, cfg: DictConfig) -> RecordStates:
+    def work(self, cfg: DictConfig, shop: Workshop) -> RecordStates:
         """What is done on every device."""
-        model = build_model(cfg)
-        return RecordStates(model, build_steps(cfg, model))
+        model = shop.model(cfg)
+        return RecordStates(model, shop.table(cfg, model))

@@ -11,7 +11,7 @@ from ptq_diffusion.command.preflight import check
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
-from ptq_diffusion.engine.workshop import build_model
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.main import CONF
 from ptq_diffusion.metric import FeatureMoments, frechet_distance
 from ptq_diffusion.model.loading import MODELS
@@ -40,7 +40,7 @@ def test_every_one_has_a_configuration_and_a_checksum():
 
 @every_model
 def test_it_is_the_network_that_its_training_configures(name):
-    training, model = OmegaConf.load(CONF / "training" / f"{name}.yaml"), build_model(composed(f"model={name}"))
+    training, model = OmegaConf.load(CONF / "training" / f"{name}.yaml"), construct(composed(f"model={name}").model)
     asked, found = dict(construct(training.network).config), dict(model.network.config)
     assert {key: found[key] for key in asked if not key.startswith("_")} == {
         key: value for key, value in asked.items() if not key.startswith("_")
@@ -52,8 +52,9 @@ def test_it_is_the_network_that_its_training_configures(name):
 def test_its_samples_are_far_nearer_to_its_reference_than_noise_is(name, tmp_path):
     few = ("images=16", "seeds=[0]", "micro_batch=16", "sampler.steps=5", "sampler.eta=0")
     cfg = composed(f"model={name}", *few)
-    check(cfg, Evaluate)
-    images = read_images(Store(tmp_path, Runtime("cpu", progress=False)).obtain(FullPrecisionSamples, cfg))
+    shop = Workshop(Runtime("cpu", progress=False))
+    check(cfg, Evaluate, shop)
+    images = read_images(Store(tmp_path, shop).obtain(FullPrecisionSamples, cfg))
     extractor = build_extractor(cfg)
     reference = construct(cfg.reference).statistics(extractor).moments
     noise = torch.randint(256, images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -14,8 +14,10 @@ from ptq_diffusion.artefact.files import holds_tensors, write_tensors
 from ptq_diffusion.engine import store as store_module
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.stage import Need, Stage
-from ptq_diffusion.engine.store import Store, select
+from ptq_diffusion.engine.store import Store
+from ptq_diffusion.engine.workshop import Workshop
 
 
 class Digits(Stage):
@@ -76,7 +78,7 @@ CFG = OmegaConf.create({"a": {"number": 4, "other": 1}, "factor": 2, "seeds": [1
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(tmp_path, Runtime("cpu", False))
+    return Store(tmp_path, Workshop(Runtime("cpu", False)))
 
 
 def changed(key, value):
@@ -131,13 +133,32 @@ def test_a_number_is_one_value_however_it_is_written(store):
 def test_a_signature_follows_the_libraries_that_make_the_numbers(store, monkeypatch, library):
     own = store.signature(Digits, CFG)
     monkeypatch.setattr(f"{library}.__version__", "another")
-    assert store.signature(Digits, CFG) != own
+    assert Store(store.root, store.shop).signature(Digits, CFG) != own
+
+
+@pytest.mark.parametrize(
+    ("change", "back"),
+    [
+        (lambda: torch.set_num_threads(2), lambda: torch.set_num_threads(1)),
+        (lambda: torch.set_default_dtype(torch.float64), lambda: torch.set_default_dtype(torch.float32)),
+        (lambda: torch.set_float32_matmul_precision("high"), lambda: torch.set_float32_matmul_precision("highest")),
+    ],
+    ids=["threads", "dtype", "tf32"],
+)
+def test_a_signature_follows_the_settings_that_change_last_bits(store, change, back):
+    own = store.signature(Digits, CFG)
+    change()
+    try:
+        assert Store(store.root, store.shop).signature(Digits, CFG) != own
+    finally:
+        back()
+    assert Store(store.root, store.shop).signature(Digits, CFG) == own
 
 
 def test_a_signature_follows_the_kind_of_device(store, monkeypatch):
     own = store.signature(Digits, CFG)
     monkeypatch.setattr(Runtime, "device_type", "cuda")
-    assert Store(store.root, Runtime("cpu", False)).signature(Digits, CFG) != own
+    assert Store(store.root, Workshop(Runtime("cpu", False))).signature(Digits, CFG) != own
 
 
 def test_two_processes_that_write_one_file_leave_one_of_the_two(tmp_path, monkeypatch):
@@ -192,7 +213,7 @@ def test_a_disk_that_takes_no_more_is_named_and_what_was_finished_stays(store, t
 def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=f"write into {tmp_path / 'file'}.*outputs=FOLDER"):
-        Store(tmp_path / "file", Runtime("cpu", False)).obtain(Digits, CFG)
+        Store(tmp_path / "file", Workshop(Runtime("cpu", False))).obtain(Digits, CFG)
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "gone", "data"), PermissionError(13, "no", "/data")])
@@ -224,7 +245,7 @@ def test_a_kill_while_an_artefact_gets_its_name_loses_nothing(store, monkeypatch
 
 def test_a_forced_stage_is_made_again_and_loses_nothing_when_that_fails(tmp_path, monkeypatch):
     def obtained(*forced):
-        return Store(tmp_path, Runtime("cpu", False), forced).obtain(Failing, CFG)
+        return Store(tmp_path, Workshop(Runtime("cpu", False)), forced).obtain(Failing, CFG)
 
     first = obtained()
     before = first.stat().st_ino
@@ -246,7 +267,7 @@ def test_a_damaged_artefact_is_named_and_not_used(store, tmp_path, damage):
     if damage == "number":
         (made / damage).write_text("")
     with pytest.raises(ValueError, match=f"expected {made / damage} .*remove {made}, and the same command"):
-        Store(tmp_path, Runtime("cpu", False)).obtain(Doubled, CFG)
+        Store(tmp_path, Workshop(Runtime("cpu", False))).obtain(Doubled, CFG)
 
 
 def test_a_file_cut_short_holds_no_tensors(tmp_path):

@@ -3,7 +3,8 @@
 import pytest
 from diffusers import DDPMScheduler, UNet2DModel
 
-from ptq_diffusion.engine.workshop import build_steps
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.family import UNet2D
 
@@ -15,9 +16,8 @@ def test_a_network_of_fourier_times_is_told_none_at_zero(composed, sampler):
                           down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
                           time_embedding_type="fourier")  # fmt: skip
     model = DiffusersDenoiser(network, UNet2D(), network.config, dict(DDPMScheduler().config))
-    words = [f"+sampler={sampler}", "sampler.steps=4"]
+    words, shop = [f"+sampler={sampler}", "sampler.steps=4"], Workshop(Runtime("cpu", False))
     with pytest.raises(ValueError, match=r"expected times above 0, .* got t = 0; set \+(sampler\.\S+=trailing)"):
-        build_steps(composed(*words), model)
-    assert (
-        min(step.t for step in build_steps(composed(*words, "+sampler.scheduler.timestep_spacing=trailing"), model)) > 0
-    )
+        shop.table(composed(*words), model)
+    trailing = shop.table(composed(*words, "+sampler.scheduler.timestep_spacing=trailing"), model)
+    assert min(step.t for step in trailing) > 0

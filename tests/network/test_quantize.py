@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ptq_diffusion.network.quantizers import network_fingerprint
 from torch import nn
 
 from ptq_diffusion.model import DiffusersDenoiser
@@ -18,7 +19,6 @@ from ptq_diffusion.network import (
     observing,
     quantize,
 )
-from ptq_diffusion.network.quantizers import network_fingerprint
 from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax
 from tests.steps import at
 

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from diffusers import UNet2DModel
+from ptq_diffusion.network.quantizers import network_fingerprint
 from safetensors.torch import load_file, save_file
 
 from ptq_diffusion.engine.factory import construct
@@ -13,7 +14,6 @@ from ptq_diffusion.main import CONF
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import NetworkQuantizers, load_quantized, observing, quantize, save_quantized
-from ptq_diffusion.network.quantizers import network_fingerprint
 from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, State
 from tests.steps import at
 

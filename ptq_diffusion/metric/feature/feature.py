@@ -1,6 +1,5 @@
 """The contract of a feature space, and the features of images in it."""
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from ptq_diffusion.artefact.digest import tensors_digest
 
 BATCH = 256
 
@@ -117,11 +118,7 @@ class FeatureExtractor(nn.Module, ABC):
 
     def checksum(self) -> str:
         """Sixteen hex digits over the names, shapes and values of all parameters and buffers."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.state_dict().items()):
-            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return tensors_digest(self.state_dict())
 
 
 def _on_cpu(rows: Tensor | None) -> Tensor | None:

@@ -35,7 +35,7 @@ class WarmupStableDecay:
 
 
 def resumable_fit(
-    module: L.LightningModule, data: LabelledImages, training: DictConfig, out: Path, runtime: Runtime
+    module: L.LightningModule, data: LabelledImages, training: DictConfig, out: Path, runtime: Runtime, title: str
 ) -> int:
     """Train `module` for `training.steps` steps on a `TrainingStream`, from `<out>/checkpoint` where there is one.
 
@@ -45,6 +45,7 @@ def resumable_fit(
         training: `steps`, `batch_size`, `augmentation`, `seed`, `precision` and `checkpoint_every`.
         out: receives `checkpoint/last.ckpt` and `log/from_<step>/metrics.csv`.
         runtime: devices, progress and loggers.
+        title: of the progress bar.
 
     Returns:
         The step that this call started from.
@@ -56,7 +57,7 @@ def resumable_fit(
     start = step_of(resume)
     augmentation = construct(training.augmentation)
     stream = TrainingStream(data, training.batch_size, augmentation, training.seed, start, training.steps)
-    trainer = _trainer(training, start, out, runtime)
+    trainer = _trainer(training, start, out, runtime, title)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it is what we go on from
         trainer.fit(module, DataLoader(stream, batch_size=None), ckpt_path=resume if start else None)
@@ -65,13 +66,13 @@ def resumable_fit(
     return start
 
 
-def _trainer(training: DictConfig, start: int, out: Path, runtime: Runtime) -> L.Trainer:
+def _trainer(training: DictConfig, start: int, out: Path, runtime: Runtime, title: str) -> L.Trainer:
     saver = ModelCheckpoint(
         out / "checkpoint", filename="last", every_n_train_steps=training.checkpoint_every, enable_version_counter=False
     )
     return runtime.trainer(
         out,
-        "train",
+        title,
         [saver],
         [*runtime.loggers, CSVLogger(out, name="log", version=f"from_{start}")],
         max_steps=training.steps,

@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.data import LabelledImages
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
 from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay, resumable_fit
 
@@ -27,7 +27,7 @@ class TrainDenoiser(Stage):
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         return {"data": construct(cfg.data).checksum()}
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
         training, data = cfg.training, construct(cfg.data).load()
         seed_everything(training.seed)
         module = DenoiserTraining(
@@ -39,7 +39,7 @@ class TrainDenoiser(Stage):
             snr_gamma=training.snr_gamma,
         )
         require_size(module.network.config, data)
-        resumable_fit(module, data, training, out, runtime)
+        resumable_fit(module, data, training, out, shop.runtime, self.title)
         DDPMPipeline(module.average.module.eval(), module.scheduler).save_pretrained(out, safe_serialization=True)
 
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from ptq_diffusion.artefact.files import write_json
 from ptq_diffusion.data import LabelledImages
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric.feature.resnet9 import ResNet9
 from ptq_diffusion.stage.training.feature_network_training import FeatureNetworkTraining
 from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay, resumable_fit
@@ -30,7 +30,7 @@ class TrainFeatureNetwork(Stage):
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         return {name: construct(cfg[name]).checksum() for name in ("data", "test_data")}
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:  # noqa: ARG002
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
         training, begin = cfg.training, time.perf_counter()
         seed_everything(training.seed)
         module = FeatureNetworkTraining(
@@ -42,7 +42,7 @@ class TrainFeatureNetwork(Stage):
         data, test = labelled(cfg.data), labelled(cfg.test_data)
         for given in (data, test):
             require_classes(given, module.network.num_classes)
-        start = resumable_fit(module, data, training, out, runtime)
+        start = resumable_fit(module, data, training, out, shop.runtime, self.title)
         module.network.save(out)
         network = ResNet9.load(out)
         measured = accuracy_and_loss(network, test)

@@ -15,6 +15,7 @@ from PIL import Image
 from ptq_diffusion.data import LabelledImages
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric import FeatureMoments, ResNet9
 from ptq_diffusion.stage.reference import ReferenceStatistics
 from ptq_diffusion.stage.training.feature_network_training import FeatureNetworkTraining
@@ -85,7 +86,7 @@ def trained(out, steps, until):
         WarmupStableDecay(steps, 2, 4),
         0.1,
     )
-    start = resumable_fit(module, two_colours(20), training, out, RUNTIME)
+    start = resumable_fit(module, two_colours(20), training, out, RUNTIME, "training")
     return start, module.network
 
 
@@ -112,7 +113,7 @@ def test_training_learns_what_can_be_learnt(tmp_path):
 
 
 def test_stages_make_a_network_and_its_reference(tmp_path, images_folder):
-    store = Store(tmp_path / "store", RUNTIME)
+    store = Store(tmp_path / "store", Workshop(RUNTIME))
     made = store.obtain(
         TrainFeatureNetwork, configured("train_feature_network", f"data.folder={images_folder}", *SMALL)
     )
@@ -133,4 +134,4 @@ def test_stages_make_a_network_and_its_reference(tmp_path, images_folder):
 def test_images_without_labels_are_refused(tmp_path, images_folder):
     cfg = configured("train_feature_network", f"data.folder={images_folder}", "data.label_column=null", *SMALL)
     with pytest.raises(ValueError, match="labelled images"):
-        Store(tmp_path / "store", RUNTIME).obtain(TrainFeatureNetwork, cfg)
+        Store(tmp_path / "store", Workshop(RUNTIME)).obtain(TrainFeatureNetwork, cfg)

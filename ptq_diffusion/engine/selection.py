@@ -1,0 +1,35 @@
+"""The part of a configuration that a stage is given."""
+
+from collections.abc import Iterable
+
+from omegaconf import DictConfig, OmegaConf
+
+from ptq_diffusion.engine.factory import plain
+
+
+def select(cfg: DictConfig, keys: Iterable[str]) -> DictConfig:
+    """A configuration that holds only the given dotted keys, interpolations resolved.
+
+    Raises:
+        ValueError: a key is missing from the configuration.
+    """
+    chosen = OmegaConf.create({})
+    for key in keys:
+        value = OmegaConf.select(cfg, key, throw_on_missing=True, default=KeyError)
+        if value is KeyError or value is None:
+            group = key.partition(".")[0]
+            raise ValueError(
+                f"expected {key!r} in the configuration, which this goal needs; choose one, such as {group}=NAME "
+                "(ptq-diffusion --help lists the names)"
+            )
+        OmegaConf.update(chosen, key, plain(value) if OmegaConf.is_config(value) else value, force_add=True)
+    return chosen
+
+
+def same_numbers(node: object) -> object:
+    """A plain configuration in which 1.0 and 1, which are one value of an option, are written alike."""
+    if isinstance(node, dict):
+        return {key: same_numbers(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [same_numbers(value) for value in node]
+    return int(node) if isinstance(node, float) and node.is_integer() else node

