@@ -1,4 +1,4 @@
-"""What a correction makes of a network along one walk of some images."""
+"""A quantized network whose output is corrected, along the path of some images."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,13 +15,13 @@ from ptq_diffusion.sampler.step import Step
 
 
 class Ask(Protocol):
-    """A quantized network."""
+    """A call of a quantized network."""
 
     def __call__(self, x_t: Tensor, step: Step, rescalings: Mapping[str, Rescaling]) -> Output:
         """The output q and the features of states at a step, with layers that compute with other scales."""
 
 
-class Predictor:
+class CorrectedDenoiser:
     """m~ of (x_t, step), step after step: the correction's repairs of q - d, with d the bias that was estimated last.
 
     A correction that estimates nothing has d = 0.
@@ -29,7 +29,7 @@ class Predictor:
     Args:
         correction: fitted.
         ask: the quantized network.
-        noise: for the estimates, of the same images as the walk and independent of its noise.
+        noise: for the estimates, of the same images as the path and independent of its noise.
     """
 
     def __init__(self, correction: FittedCorrection, ask: Ask, noise: SampleNoise) -> None:
@@ -37,10 +37,10 @@ class Predictor:
         self._bias: Tensor | float = 0.0
 
     def __call__(self, x_t: Tensor, step: Step) -> Tensor:
-        found = self._correction.found[step.i]
-        q, features = self._ask(x_t, step, found.rescalings)
-        if found.estimates:
-            ask = partial(self._ask, rescalings=found.rescalings)
+        correction = self._correction.corrections[step.i]
+        q, features = self._ask(x_t, step, correction.rescalings)
+        if correction.estimates:
+            ask = partial(self._ask, rescalings=correction.rescalings)
             self._bias = estimated_bias(ask, x_t, q, step, self._noise.draw(x_t.device))
         return self._correction.output(q - self._bias, x_t, features, step)
 
@@ -53,6 +53,6 @@ def estimated_bias(ask: Callable[[Tensor, Step], Output], x_t: Tensor, q: Tensor
     """
     x_0 = step.predict_x_0(x_t, q)
     noised = step.abar_t**0.5 * x_0 + (1 - step.abar_t) ** 0.5 * noise
-    known = (x_0 - step.p_x * noised) / step.p_m
-    again, _ = ask(noised, step)
-    return torch.mean(again - known, dim=(2, 3), keepdim=True)
+    exact = (x_0 - step.p_x * noised) / step.p_m
+    output, _ = ask(noised, step)
+    return torch.mean(output - exact, dim=(2, 3), keepdim=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ptq_diffusion.correction import FittedCorrection, Predictor
+from ptq_diffusion.correction import CorrectedDenoiser, FittedCorrection
 from ptq_diffusion.engine.chunks import Chunk
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import OutputLayerTap
@@ -18,9 +18,9 @@ def draw_corrected(quantized: Denoiser, tap: OutputLayerTap, correction: FittedC
         correction: fitted to the quantized network.
     """
 
-    def predictor(chunk: Chunk) -> Predictor:
+    def predictor(chunk: Chunk) -> CorrectedDenoiser:
         # A correction that asks again draws from streams of its own, so that the images' noise stays what it is.
         apart = dataclasses.replace(chunk, purpose=f"{chunk.purpose}, noised again")
-        return Predictor(correction, tap.predict, apart.noise(quantized.shape))
+        return CorrectedDenoiser(correction, tap.predict, apart.noise(quantized.shape))
 
     return DrawImages(quantized, correction.steps, predictor, correction.sigma)

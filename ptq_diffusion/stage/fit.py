@@ -1,4 +1,4 @@
-"""Stage: the correction, fitted to moments of the noise, or step by step on images that walk along a path."""
+"""Stage: the correction, fitted to moments of the noise, or step by step on images along a path."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,7 +9,7 @@ from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
-from ptq_diffusion.correction import Auto, FittedCorrection, MomentCorrection, NoiseStatistics, PathCorrection
+from ptq_diffusion.correction import Auto, Correction, FittedCorrection, MomentEvidence, NoiseStatistics, Reads
 from ptq_diffusion.correction.diagnostics import fit_diagnosed
 from ptq_diffusion.correction.method.auto import FLOAT
 from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
@@ -24,48 +24,47 @@ from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.fit_table import build_fit_steps, carried
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint
-from ptq_diffusion.stage.path_fit import Walk
+from ptq_diffusion.stage.path_fit import PathFit
 
 
 class Fit(ModelStage):
-    """The folder of a `FittedCorrection`; of a chosen one, with its `choice.json`."""
+    """The folder of a `FittedCorrection`, with `choice.json` where it was chosen among several."""
 
     name = "fit"
     version = 1
     needs = (Calibrate, FloatPath, Noise)
     uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "micro_batch", "correction")
-    scratch = ("walk", "trial")
+    scratch = ("path_fit", "trial")
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
-        """Moments need the noise, a choice every candidate fitted, a walk the float path and the quantized network."""
+        """A choice needs every candidate fitted; a fit the noise or the float path, and the quantized network."""
         correction = construct(cfg.correction)
-        if isinstance(correction, MomentCorrection):
-            return {need.name: Need(need, cfg) for need in (Calibrate, Noise)}
         calibrated = {Calibrate.name: Need(Calibrate, cfg)}
         if isinstance(correction, Auto):
             return calibrated | {
                 name: Need(Fit, with_candidate(cfg, name), f"leave it out with ~correction.candidates.{name}")
                 for name in correction.candidates
             }
-        return calibrated | {FloatPath.name: Need(FloatPath, cfg)}
+        need = Noise if correction.reads is Reads.MOMENTS else FloatPath
+        return calibrated | {need.name: Need(need, cfg)}
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         correction = construct(cfg.correction)
-        judged = {"judge": correction.judge.checksum()} if isinstance(correction, Auto) else {}
-        return super().evidence(cfg) | judged
+        judge = {"judge": correction.judge.checksum()} if isinstance(correction, Auto) else {}
+        return super().evidence(cfg) | judge
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> None:
         correction = construct(cfg.correction)
-        if isinstance(correction, MomentCorrection):
-            self._from_moments(correction, cfg, inputs, out)
-        elif isinstance(correction, PathCorrection):
-            walk = partial(self.walk, cfg, inputs, out / "walk")
-            runtime.launch(partial(follow, walk=walk, cfg=cfg, out=out, progress=runtime.progress), tasks=1)
-        else:
+        if isinstance(correction, Auto):
             self._choose(correction, cfg, inputs, out, runtime)
+        elif correction.reads is Reads.MOMENTS:
+            self._from_moments(correction, cfg, inputs, out)
+        else:
+            path_fit = partial(self.path_fit, cfg, inputs, out / "path_fit")
+            runtime.launch(partial(follow, path_fit=path_fit, cfg=cfg, out=out, progress=runtime.progress), tasks=1)
 
     def _from_moments(
-        self, correction: MomentCorrection, cfg: DictConfig, inputs: Mapping[str, Path], out: Path
+        self, correction: Correction[MomentEvidence], cfg: DictConfig, inputs: Mapping[str, Path], out: Path
     ) -> None:
         model = build_model(cfg)
         quantized, steps = build_quantized(cfg, model, inputs[Calibrate.name]), build_fit_steps(cfg, model)
@@ -73,13 +72,13 @@ class Fit(ModelStage):
         statistics.require(noise_fingerprint(quantized, steps))
         carried(fit_diagnosed(correction, statistics, steps), cfg).save(out)
 
-    def walk(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path) -> Walk:
-        """The images on their way."""
+    def path_fit(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path) -> PathFit:
+        """The fit along a path, on the images of `noise`."""
         model = build_model(cfg)
         quantized = build_quantized(cfg, model, inputs[Calibrate.name])
         beside = FloatOutputs(inputs[FloatPath.name])
         steps, wanted = build_fit_steps(cfg, model), noise_chunks(cfg)
-        return Walk(model, quantized, construct(cfg.correction), steps, wanted, beside.of, folder)
+        return PathFit(model, quantized, construct(cfg.correction), steps, wanted, beside.of, folder)
 
     def _choose(
         self, correction: Auto, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, runtime: Runtime
@@ -100,7 +99,7 @@ class Fit(ModelStage):
         runtime.say(f"auto: {choice.reason}")
 
     def trial(self, cfg: DictConfig, inputs: Mapping[str, Path], name: str) -> DrawImages:
-        """What is done on every device for a candidate, or for the float model."""
+        """The work on every device for a candidate, or for the float model."""
         model = build_model(cfg)
         if name == FLOAT:
             return DrawImages.of(model, build_steps(cfg, model))
@@ -110,12 +109,12 @@ class Fit(ModelStage):
 
 def with_candidate(cfg: DictConfig, name: str) -> DictConfig:
     """The configuration with one of the candidates as its correction."""
-    found = cfg.copy()
-    with open_dict(found):
-        found.correction = OmegaConf.to_container(cfg.correction.candidates[name], resolve=True)
-    return found
+    candidate = cfg.copy()
+    with open_dict(candidate):
+        candidate.correction = OmegaConf.to_container(cfg.correction.candidates[name], resolve=True)
+    return candidate
 
 
-def follow(fabric: Fabric, walk: partial[Walk], cfg: DictConfig, out: Path, progress: bool) -> None:
+def follow(fabric: Fabric, path_fit: partial[PathFit], cfg: DictConfig, out: Path, progress: bool) -> None:
     """Fit step by step and save."""
-    carried(walk().go(fabric.device, progress), cfg).save(out)
+    carried(path_fit().go(fabric.device, progress), cfg).save(out)

@@ -28,7 +28,7 @@ def build_fit_steps(cfg: DictConfig, model: Denoiser) -> Sequence[Step]:
 
 
 def carried(fitted: FittedCorrection, cfg: DictConfig) -> FittedCorrection:
-    """What was fitted, at the sampler's steps.
+    """The fitted correction at the sampler's steps.
 
     Raises:
         ValueError: the correction cannot be carried from its table to the sampler's.

@@ -6,12 +6,14 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from ptq_diffusion.correction import (
-    AskedBatch,
+    CorrectedDenoiser,
     Fingerprint,
     FittedCorrection,
     NoiseStatistics,
-    PathCorrection,
-    Predictor,
+    PairedBatch,
+    PathEvidence,
+    Reads,
+    fit_moments,
 )
 from ptq_diffusion.network import OutputLayerTap
 from ptq_diffusion.numeric.seed import SampleNoise, generator
@@ -19,7 +21,14 @@ from ptq_diffusion.sampler import sample
 from ptq_diffusion.sampler.step import fingerprint
 from tests.correction.presets import CORRECTIONS, FILES
 
-REACHING_IN = {name for name, file in FILES.items() if file.get("on_features") or "then" in file}
+
+def reaches_in(file):
+    return (
+        bool(file.get("on_features")) or "range_search" in file or any(map(reaches_in, file.get("links", {}).values()))
+    )
+
+
+REACHING_IN = {name for name, file in FILES.items() if reaches_in(file)}
 """Those that read or change what is inside the network."""
 WITH_NETWORK = {"qncd"}
 SEED, BATCH, STEPS = 3, 3, 3
@@ -36,14 +45,14 @@ def fitted(name, steps, pair):
     model, quantized = pair
     tap = OutputLayerTap(quantized, model.sites())
     correction = CORRECTIONS[name]
-    if isinstance(correction, PathCorrection):
+    if correction.reads is not Reads.MOMENTS:
         return FittedCorrection(steps, [fitted_step(correction, step, model, tap) for step in steps])
     seen = []
     for step in steps:
         x = states(model, step.i)
         seen.append((model.predict(x, step).m, *tap.predict(x, step), x))
     owner = Fingerprint("network", fingerprint(steps), model.shape)
-    return correction.fit(NoiseStatistics.of(owner, ((m, q, x) for m, q, _, x in seen), first=0), steps)
+    return fit_moments(correction, NoiseStatistics.of(owner, ((m, q, x) for m, q, _, x in seen), first=0), steps)
 
 
 def fitted_step(correction, step, model, tap):
@@ -51,7 +60,9 @@ def fitted_step(correction, step, model, tap):
     x = states(model, step.i)
     rescalings, m = correction.rescalings(model, tap, x, step)
     q, features = tap.predict(x, step, rescalings)
-    return replace(correction.fit_step([AskedBatch(0, q, x, features, m, x, m)], step), rescalings=rescalings)
+    return replace(
+        correction.fit_step(PathEvidence([PairedBatch(0, q, x, features, m, x, m)]), step), rescalings=rescalings
+    )
 
 
 @torch.no_grad()
@@ -61,7 +72,7 @@ def our_states(pair, correction):
     tap = OutputLayerTap(quantized, model.sites())
 
     noise = SampleNoise(SEED, range(BATCH), model.shape)
-    predict = Predictor(correction, tap.predict, SampleNoise(SEED, range(BATCH), model.shape, "apart"))
+    predict = CorrectedDenoiser(correction, tap.predict, SampleNoise(SEED, range(BATCH), model.shape, "apart"))
     visits = list(sample(predict, correction.steps, noise, correction.sigma))
     return torch.stack([visit.x_t for visit in visits]), model.decode(visits[-1].x_s)
 

@@ -1,18 +1,18 @@
 """No correction: the quantized network as it is."""
 
 import dataclasses
-from collections.abc import Sequence
 
-from ptq_diffusion.correction.contract import MomentCorrection
-from ptq_diffusion.correction.fitted import FittedCorrection
+from ptq_diffusion.correction.contract import Correction, Reads
+from ptq_diffusion.correction.evidence import MomentEvidence
+from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.method.ptqd import PTQD
-from ptq_diffusion.correction.noise.statistics import NoiseStatistics
 from ptq_diffusion.sampler.step import Step
 
 
-class NoCorrection(MomentCorrection):
+class NoCorrection(Correction[MomentEvidence]):
     """m~ = q and sigma' = sigma. Its report still shows what PTQD would find with all its terms off."""
 
-    def fit(self, statistics: NoiseStatistics, steps: Sequence[Step]) -> FittedCorrection:
-        fitted = PTQD.of_terms().fit(statistics, steps)
-        return FittedCorrection(steps, [dataclasses.replace(found, repairs=()) for found in fitted.found])
+    reads = Reads.MOMENTS
+
+    def fit_step(self, evidence: MomentEvidence, step: Step) -> StepCorrection:
+        return dataclasses.replace(PTQD.of_terms().fit_step(evidence, step), repairs=())

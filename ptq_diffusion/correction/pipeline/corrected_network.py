@@ -15,7 +15,7 @@ from ptq_diffusion.network import NetworkQuantizers, OutputLayerTap, load_quanti
 from ptq_diffusion.network.saving import FILES
 
 FOLDER = ("config.json", CONFIG, COEFFICIENTS, *FILES)
-"""What a saved one holds beside the network's weights."""
+"""The files of a saved network beside its weights."""
 
 
 class CorrectedNetwork(ModelMixin, ConfigMixin):
@@ -95,15 +95,15 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         self.correction.save(folder)
 
     def output_layers(self) -> Sequence[FoldedLayer]:
-        """One weight set of the output layer for every step, as `fold` makes it.
+        """Weight sets of the output layer, one for every step, as `fold` makes them.
 
         Folding rounds differently in the last bit, so this network itself repairs behind its layer. Rescalings of other
-        layers are beside it, in `correction.found`.
+        layers are beside it, in `correction.corrections`.
 
         Raises:
             ValueError: a filter does not fold.
         """
-        return [fold(self._tap.layer, found, self.config.in_channels) for found in self.correction.found]
+        return [fold(self._tap.layer, one, self.config.in_channels) for one in self.correction.corrections]
 
     def forward(
         self, sample: Tensor, timestep: float | Tensor, return_dict: bool = True
@@ -127,6 +127,6 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
                 f"got {', '.join(map(str, times))}; draw with the scheduler and the steps that it was fitted for"
             )
         step = self._rows[times[0]]
-        q, features = self._tap.predict(sample, step, self.correction.found[step.i].rescalings)
+        q, features = self._tap.predict(sample, step, self.correction.corrections[step.i].rescalings)
         m = self.correction.output(q, sample, features, step)
         return UNet2DOutput(sample=m) if return_dict else (m,)

@@ -1,1 +1,1 @@
-"""Repairs: what a fitted correction does with the output of one step."""
+"""Repairs of the output of one step."""

@@ -19,7 +19,7 @@ def test_folders_keep_rescalings_bit_for_bit(pair, tmp_path):
     correction.save(tmp_path)
     loaded = FittedCorrection.load(tmp_path)
     assert loaded.rescales and loaded.size == correction.size
-    for own, again in zip(correction.found, loaded.found, strict=True):
+    for own, again in zip(correction.corrections, loaded.corrections, strict=True):
         assert own.rescalings.keys() == again.rescalings.keys()
         for name, layer in own.rescalings.items():
             assert torch.equal(layer.gain, again.rescalings[name].gain)
@@ -65,18 +65,18 @@ def test_a_broken_file_is_refused(file, pair, tmp_path):
 def test_between_steps_a_rescaling_is_between_theirs_and_beside_none_half_of_itself(pair, tmp_path):
     scheduler = pair[0].scheduler_config
     few = DDIM(3, 0.0, {}).steps(scheduler)
-    report = fitted("none", few, pair).found[0].report
+    report = fitted("none", few, pair).corrections[0].report
     grid = InputGrid(torch.tensor([0.1]), torch.tensor([3], dtype=torch.int32))
     layer = Rescaling(torch.tensor([3.0]), torch.tensor([1.0]), grid)
     left = Residual(0.0, absorbed=0)
     found = [StepCorrection((), 0.0, report, rescalings=own, residual=left) for own in ({"a": layer}, {}, {})]
     many = interpolated(FittedCorrection(few, found), few, DDIM(12, 0.0, {}).steps(scheduler))
-    gains = [float(own.rescalings["a"].gain) if own.rescalings else 1.0 for own in many.found]
+    gains = [float(own.rescalings["a"].gain) if own.rescalings else 1.0 for own in many.corrections]
     assert gains == sorted(gains, reverse=True) and gains[0] == 3 and gains[-1] == 1
     assert any(1 < gain < 3 for gain in gains)
-    for own in many.found:
+    for own in many.corrections:
         if own.rescalings:
             assert float(own.rescalings["a"].offset) == pytest.approx((float(own.rescalings["a"].gain) - 1) / 2)
     many.save(tmp_path)  # the grid, which beside none is the one that there is, is the same tensor at several steps
-    again = FittedCorrection.load(tmp_path).found
+    again = FittedCorrection.load(tmp_path).corrections
     assert [float(own.rescalings["a"].gain) if own.rescalings else 1.0 for own in again] == gains
