@@ -1,5 +1,7 @@
 """Rescaled layers in folders, and between the steps of another table."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -42,6 +44,9 @@ def test_folders_keep_rescalings_bit_for_bit(pair, tmp_path):
         lambda tensors: tensors.update({f"{STEPS}/rescaling/conv_in/{name}": torch.ones(8) for name in RESCALING}),
         lambda tensors: tensors.update({f"-1/0/affine/{name}": torch.ones(()) for name in ("k", "bias")}),
         lambda tensors: tensors.pop("sigma"),
+        lambda tensors: tensors.pop("report/k"),
+        lambda tensors: tensors.update({"report/another": torch.ones(STEPS)}),
+        lambda tensors: tensors.update({"residual/variance": torch.ones(STEPS + 1)}),
         lambda tensors: tensors.update(sigma=torch.ones(STEPS + 1)),
     ],
 )
@@ -51,6 +56,19 @@ def test_a_folder_with_other_coefficients_is_refused(change, pair, tmp_path):
     change(tensors)
     save_file(tensors, tmp_path / COEFFICIENTS)
     with pytest.raises(ValueError, match=r"coefficients that FittedCorrection.save wrote.*; fit or export it again"):
+        FittedCorrection.load(tmp_path)
+
+
+@pytest.mark.parametrize("version", [1, 3, None])
+def test_another_format_is_refused(version, pair, tmp_path):
+    """The first had no version."""
+    fitted("none", DDIM(eta=1.0, **OURS).steps(pair[0].scheduler_config), pair).save(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    assert config.pop("format") == 2
+    if version:
+        config["format"] = version
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"format is {version or 1}, this version reads 2\); fit or export it again"):
         FittedCorrection.load(tmp_path)
 
 
