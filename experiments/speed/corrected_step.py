@@ -19,8 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ptq_diffusion.command.conf import CONF
-from ptq_diffusion.correction import AskedBatch, FoldedLayer, StepCorrection, fold
+from ptq_diffusion.correction import FoldedLayer, PairedBatch, PathEvidence, StepCorrection, fold
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
@@ -46,7 +45,8 @@ def fitted(name: str, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, step: S
     rescalings, m = correction.rescalings(model, tap, x_t, step)
     q, features = tap.predict(x_t, step, rescalings)
     assert features is not None
-    return replace(correction.fit_step([AskedBatch(0, q, x_t, features, m, x_t, m)], step), rescalings=rescalings)
+    evidence = PathEvidence([PairedBatch(0, q, x_t, features, m, x_t, m)])
+    return replace(correction.fit_step(evidence, step), rescalings=rescalings)
 
 
 def alternated(tasks: Mapping[str, Callable[[], object]], rounds: int) -> Mapping[str, Sequence[float]]:

@@ -20,8 +20,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from ptq_diffusion.command.conf import CONF
-from ptq_diffusion.correction import AskedBatch, PathCorrection, StepCorrection
+from ptq_diffusion.correction import Correction, PairedBatch, PathEvidence, StepCorrection
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
@@ -98,7 +97,7 @@ class Pair:
     model: Denoiser
     quantized: Denoiser
     steps: Sequence[Step]
-    behind: PathCorrection
+    behind: Correction[PathEvidence]
 
     def places(self, kind: str) -> Sequence[str]:
         """Names of layers but for the output layer, or of blocks."""
@@ -159,7 +158,7 @@ def fitted(
         with regridding(tap.other_layers() if regrids else {}, MSE, grids), watching(tap.network, places, see):
             q, features = tap.predict(y, step)
         assert features is not None
-        own = pair.behind.fit_step([AskedBatch(0, q, y, features, float_m, x, m)], step)
+        own = pair.behind.fit_step(PathEvidence([PairedBatch(0, q, y, features, float_m, x, m)]), step)
         found.append(Fitted(own, maps, grids))
         z = noise.draw("cpu")
         x, y = step.mean(x, float_m) + step.sigma * z, step.mean(y, own.output(q, y, features)) + own.sigma * z

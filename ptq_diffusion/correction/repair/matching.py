@@ -1,4 +1,4 @@
-"""Restores second moments: gives back to the spectrum of an estimate the variance that least squares takes away."""
+"""Matching of second moments, which restores to an estimate the spectrum that least squares takes from it."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, m: Tensor, x_t: Tensor) -> "Spectrum":
-        """The moments of a batch of outputs and states, each (B, C, H, W)."""
+        """The moments of a batch, each (B, C, H, W)."""
         pair = torch.cat([m, x_t], dim=1).double()
         mean = pair.mean((0, 2, 3))
         bands = radial_bands(*m.shape[-2:], RINGS).flatten()

@@ -10,12 +10,13 @@ from diffusers import DDPMScheduler
 
 from ptq_diffusion.correction import (
     QNCD,
+    CorrectedDenoiser,
     Fingerprint,
     FittedCorrection,
     NoCorrection,
     NoiseStatistics,
-    Predictor,
     StepMoments,
+    fit_moments,
 )
 from ptq_diffusion.correction.corrected_denoiser import estimated_bias
 from ptq_diffusion.engine.chunks import Chunk
@@ -41,7 +42,7 @@ def biased(x, step, rescalings=None):
 def fitted(correction, steps=STEPS):
     x = torch.randn(20, *SHAPE, generator=generator("x"))
     moments = [StepMoments.of(MODEL.predict(x, step).m, biased(x, step)[0], x) for step in steps]
-    return correction.fit(NoiseStatistics(Fingerprint("network", steps.fingerprint(), SHAPE), moments), steps)
+    return fit_moments(correction, NoiseStatistics(Fingerprint("network", steps.fingerprint(), SHAPE), moments), steps)
 
 
 def drawn(correction, seed, indices, asked=None):
@@ -52,7 +53,7 @@ def drawn(correction, seed, indices, asked=None):
             asked.append((x.clone(), step))
         return biased(x, step, rescalings)
 
-    predict = Predictor(correction, ask, SampleNoise(seed, indices, SHAPE, "apart"))
+    predict = CorrectedDenoiser(correction, ask, SampleNoise(seed, indices, SHAPE, "apart"))
     *_, last = sample(predict, correction.steps, SampleNoise(seed, indices, SHAPE), correction.sigma)
     return last.x_s
 
@@ -81,10 +82,10 @@ def test_a_planted_bias_is_found_within_its_standard_errors(kind):
 
 def test_the_estimate_is_taken_off_until_the_next():
     correction = fitted(QNCD(5))
-    assert [own.estimates for own in correction.found] == [
+    assert [own.estimates for own in correction.corrections] == [
         i % 5 == 0 for i in range(12)
     ] and correction.evaluations == 3
-    predict = Predictor(correction, biased, SampleNoise(3, range(6), SHAPE, "apart"))
+    predict = CorrectedDenoiser(correction, biased, SampleNoise(3, range(6), SHAPE, "apart"))
     noise, x = SampleNoise(3, range(6), SHAPE, "apart"), torch.randn(6, *SHAPE, generator=generator("x"))
     for step in STEPS:
         q, _ = biased(x, step)
@@ -161,16 +162,16 @@ def test_options_that_make_no_sense_are_refused():
 def test_the_bias_of_a_rescaled_network_is_that_of_the_rescaled_one():
     plain = fitted(QNCD(3))
     layers = [{"layer": Rescaling(torch.full((1,), 1.0 + step.i), torch.zeros(1))} for step in STEPS]
-    found = [replace(own, rescalings=use) for own, use in zip(plain.found, layers, strict=True)]
+    found = [replace(own, rescalings=use) for own, use in zip(plain.corrections, layers, strict=True)]
     asked = []
 
     def ask(x, step, rescalings):
         asked.append(rescalings)
         return Output(MODEL.predict(x, step).m + MU, x)
 
-    predict = Predictor(FittedCorrection(STEPS, found), ask, SampleNoise(0, range(2), SHAPE, "apart"))
+    predict = CorrectedDenoiser(FittedCorrection(STEPS, found), ask, SampleNoise(0, range(2), SHAPE, "apart"))
     for _ in sample(predict, STEPS, SampleNoise(0, range(2), SHAPE), plain.sigma):
         pass
-    expected = [use for own, use in zip(plain.found, layers, strict=True) for _ in range(1 + own.estimates)]
-    assert any(own.estimates for own in plain.found)
+    expected = [use for own, use in zip(plain.corrections, layers, strict=True) for _ in range(1 + own.estimates)]
+    assert any(own.estimates for own in plain.corrections)
     assert len(asked) == len(expected) and all(map(operator.is_, asked, expected))

@@ -22,10 +22,9 @@ from ptq_diffusion.network import (
 )
 from ptq_diffusion.quantizer import LpSearch
 from tests.correction.pipelines import states
-from tests.correction.presets import CORRECTIONS
 from tests.steps import at
 
-ALONE = Rescaled(None, None, 64)
+ALONE = Rescaled(None, 64, "corrected")
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +168,7 @@ def test_a_range_search_gives_every_quantized_input_a_grid_and_none_leaves_them(
     tap, x = OutputLayerTap(pair[1], pair[0].sites()), states(pair[0], 0)[:16]
     with torch.no_grad():
         plain, _ = ALONE.rescalings(pair[0], tap, x, at(300.0))
-        found, _ = Rescaled(None, LpSearch(2.0, 80), 64).rescalings(pair[0], tap, x, at(300.0))
+        found, _ = Rescaled(LpSearch(2.0, 80), 64, "corrected").rescalings(pair[0], tap, x, at(300.0))
     assert all(own.input_grid is None for own in plain.values())
     assert found.keys() == plain.keys() and all(own.input_grid is not None for own in found.values())
 
@@ -208,18 +207,7 @@ def test_images_that_the_fit_has_not_seen_judge_it(pair):
 
 def test_too_few_images_to_rescale_on_are_refused():
     with pytest.raises(ValueError, match="expected at least 8 images to rescale layers on, got 7"):
-        Rescaled(None, None, 7)
-
-
-def test_then_does_not_rescale_layers_again():
-    inner = Rescaled(None, None, 8)
-    with pytest.raises(ValueError, match=r"expected then to repair what rescaled layers leave.*set correction\.then"):
-        Rescaled(inner, None, 64)
-
-
-def test_then_is_fitted_along_a_path():
-    with pytest.raises(ValueError, match=r"expected then to be .* fitted along a path.*got PTQD; set"):
-        Rescaled(CORRECTIONS["ptqd"], None, 64)
+        Rescaled(None, 7, "corrected")
 
 
 def test_a_channel_that_says_only_its_mean_keeps_its_scale():

@@ -4,7 +4,16 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ptq_diffusion.correction import D2DPM, TAC, AskedBatch, Fingerprint, NoiseStatistics, StepMoments
+from ptq_diffusion.correction import (
+    D2DPM,
+    TAC,
+    Fingerprint,
+    NoiseStatistics,
+    PairedBatch,
+    PathEvidence,
+    StepMoments,
+    fit_moments,
+)
 from ptq_diffusion.sampler import DDIM
 
 SHAPE = (3, 6, 5)
@@ -22,7 +31,7 @@ def planted(step, k=-0.1, v=0.05, count=60):
 
 def d2dpm(variant, steps=STEPS, **noise):
     moments = [StepMoments.of(*planted(step, **noise)) for step in steps]
-    return D2DPM(variant).fit(NoiseStatistics(Fingerprint("n", steps.fingerprint(), SHAPE), moments), steps)
+    return fit_moments(D2DPM(variant), NoiseStatistics(Fingerprint("n", steps.fingerprint(), SHAPE), moments), steps)
 
 
 def centred(x):
@@ -57,7 +66,7 @@ def test_a_sample_of_the_noise_adds_the_variance_that_its_mean_takes_off():
 def batches(step, drift):
     m, q, x = planted(step)
     parts = [slice(0, 17), slice(17, None)]
-    return [AskedBatch(p.start, q[p], x[p] + drift, q[p], m[p], x[p], m[p]) for p in parts]
+    return PathEvidence([PairedBatch(p.start, q[p], x[p] + drift, q[p], m[p], x[p], m[p]) for p in parts])
 
 
 @pytest.mark.parametrize("relative", [0.0, 1.0, 10.0])
@@ -108,7 +117,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="relative to be at least 0"):
         TAC(-1.0, True)
     m, _, x = planted(STEPS[0])
-    opposite = [AskedBatch(0, -m, x, x, m, x, m)]
+    opposite = PathEvidence([PairedBatch(0, -m, x, x, m, x, m)])
     with pytest.raises(ValueError, match="expected a positive gain, at t = 875"):
         TAC(1.0, True).fit_step(opposite, STEPS[0])
     with pytest.raises(ValueError, match="expected beta < 1, at t = 875"):
@@ -120,7 +129,7 @@ def test_more_bits_are_no_remedy_for_a_float_output_without_signal(level):
     m, x = torch.full((6, *SHAPE), level), torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(0))
     constant = NoiseStatistics(Fingerprint("n", STEPS[:1].fingerprint(), SHAPE), [StepMoments.of(m, m + x, x)])
     with pytest.raises(ValueError, match="float output that varies, at t = 875 it is constant.*correction=none"):
-        D2DPM("deterministic").fit(constant, STEPS[:1])
+        fit_moments(D2DPM("deterministic"), constant, STEPS[:1])
     if level == 0:
         with pytest.raises(ValueError, match="not zero, at t = 875 it is zero for 6 of 6 images.*correction=none"):
-            TAC(1.0, True).fit_step([AskedBatch(0, m + x, x, x, m, x, m)], STEPS[0])
+            TAC(1.0, True).fit_step(PathEvidence([PairedBatch(0, m + x, x, x, m, x, m)]), STEPS[0])

@@ -4,10 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline
 
-from ptq_diffusion.correction import (
-    CorrectedNetwork,
-    CorrectedScheduler,
-)
+from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.network import OutputLayerTap, quantize
 from ptq_diffusion.sampler import DDIM, DDPM

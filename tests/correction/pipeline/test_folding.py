@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from ptq_diffusion.correction import AskedBatch, Regression, StepCorrection, fold
+from ptq_diffusion.correction import PairedBatch, PathEvidence, Regression, StepCorrection, fold
 from ptq_diffusion.correction.repair.filter import Filter, FilterInt8
 from ptq_diffusion.correction.repair.spectral import Spectral
 from ptq_diffusion.network import LayerQuantizers, QuantizedConv2d, QuantizedLinear
@@ -76,11 +76,11 @@ def test_a_refit_of_nothing_is_the_quantized_layer_bit_for_bit(on_q):
 
 def test_readout_of_features_that_say_nothing_is_wiener():
     q, x, m = (draw(40, C, 9, 8, seed=seed) for seed in range(3))
-    batch = AskedBatch(0, q, x, torch.zeros(40, F, 9, 8).double(), m, x, m)
-    row = DDIM(8, 1.0, {}).table(DDPMScheduler(clip_sample=False).config)[3]
-    options = {"on_q": 1, "on_x": 3, "ridges": [0.01], "matching": False, "variance": "rule", "path": "float"}
-    options |= {"images": 64, "readout_bits": 32}
-    readout, wiener = (Regression(on_features=side, **options).fit_step([batch], row) for side in (3, 0))
+    batch = PairedBatch(0, q, x, torch.zeros(40, F, 9, 8).double(), m, x, m)
+    row = DDIM(8, 1.0, {}).table({**DDPMScheduler(clip_sample=False).config})[3]
+    options = {"on_q": 1, "on_x": 3, "ridges": [0.01], "variance": "rule", "path": "float"}
+    methods = Regression(on_features=3, **options, readout_bits=32), Regression(on_features=0, **options)
+    readout, wiener = (method.fit_step(PathEvidence([batch]), row) for method in methods)
     assert not readout.repairs[0].on_features.any()
     assert readout.sigma == pytest.approx(wiener.sigma, rel=1e-12)
     ours, theirs = (found.output(q, x, batch.features) for found in (readout, wiener))
