@@ -13,8 +13,10 @@ from ptq_diffusion.network.layer import CurrentStep
 from ptq_diffusion.network.step_settings import LayerSettings
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 
+OPERANDS = ("q", "k", "p", "v")
+"""The operands of both products, p being softmax(q k^T / sqrt(d))."""
 PROJECTIONS = ("q", "k", "v")
-"""The operands that are outputs of a projection; the fourth is p = softmax(q k^T / sqrt(d))."""
+"""Those that are outputs of a projection."""
 PROCESSOR = "processor"
 """The attribute of an `Attention` that computes."""
 
@@ -116,7 +118,7 @@ def install(network: nn.Module, name: str, settings: Mapping[str, LayerSettings]
     attention = network.get_submodule(name)
     if not isinstance(attention, Attention):
         raise TypeError(f"expected an Attention layer of diffusers at {name}, got {type(attention).__name__}")
-    operands = {letter: settings[f"{name}.{letter}"] for letter in (*PROJECTIONS, "p")}
+    operands = {letter: settings[f"{name}.{letter}"] for letter in OPERANDS}
     attention.set_processor(QuantizedAttention(attention.processor, operands, current))
 
 

@@ -1,17 +1,20 @@
 """A folder that stock diffusers wrote is loaded as it is, and its layers are known by name, role and work."""
 
 import json
+import math
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ptq_diffusion.model import DiffusersDenoiser, Kind, Role
-from ptq_diffusion.model.family import FAMILIES
+from ptq_diffusion.model.family import FAMILIES, UNet2D
 from ptq_diffusion.model.loading import MODELS, folder_checksum
+from ptq_diffusion.model.site import products_by_attention
 from tests.steps import at
 
 CASES = [
@@ -204,18 +207,30 @@ def test_sites_are_all_convolutions_and_linear_layers_in_order(denoiser):
         name: layer for name, layer in denoiser.network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)
     }
     sites = denoiser.sites()
-    assert [site.name for site in sites] == list(layers)
-    for site in sites:
+    assert [site.name for site in sites if site.weighted] == list(layers)
+    for site in (site for site in sites if site.weighted):
         layer = layers[site.name]
         assert site.kind is (Kind.CONV2D if isinstance(layer, nn.Conv2d) else Kind.LINEAR)
         assert site.weight_shape == tuple(layer.weight.shape)
     assert {site.kind for site in sites} == set(Kind)
+    assert all(site.operands == (site.name,) for site in sites if site.weighted)
+
+
+def test_every_attention_has_two_products_without_a_weight(denoiser):
+    products = [site for site in denoiser.sites() if site.kind is Kind.MATMUL]
+    attentions = [name for name, module in denoiser.network.named_modules() if isinstance(module, Attention)]
+    assert [site.name for site in products] == [f"{name}.{pair}" for name in attentions for pair in ("qk", "pv")]
+    for site in products:
+        attention, _, (first, second) = site.name.rpartition(".")
+        assert site.operands == (f"{attention}.{first}", f"{attention}.{second}")
+        assert not site.weighted and math.prod(site.weight_shape) == 0 and site.role is Role.ATTENTION
+    assert list(products_by_attention(denoiser.sites())) == attentions
 
 
 def test_the_first_and_the_last_layer_have_their_roles(denoiser):
     roles = {site.name: site.role for site in denoiser.sites()}
     assert roles.pop("conv_in") is Role.FIRST and roles.pop("conv_out") is Role.LAST
-    assert set(roles.values()) == {Role.INNER}
+    assert set(roles.values()) == {Role.INNER, Role.ATTENTION}
     # By shape: they are where images go in and come out.
     shapes = {site.role: site.weight_shape for site in denoiser.sites()}
     assert shapes[Role.FIRST][1] == denoiser.shape[0]
@@ -234,8 +249,9 @@ def test_macs_are_half_the_operations_that_torch_counts(denoiser):
     counts = flops(denoiser).get_flop_counts()
     by_kind = {str(operation): count for operation, count in counts["Global"].items()}
     products = sum(by_kind.get(f"aten.{name}", 0) for name in ("convolution", "mm", "addmm"))
-    assert 2 * sum(site.macs for site in denoiser.sites()) == products
-    for site in denoiser.sites():
+    layers = [site for site in denoiser.sites() if site.weighted]
+    assert 2 * sum(site.macs for site in layers) == products
+    for site in layers:
         (module,) = {name for name in counts if name.endswith(f".{site.name}")}
         assert 2 * site.macs == sum(counts[module].values())
 
@@ -258,7 +274,20 @@ def test_attention_macs_by_hand(tiny_model_folder, case):
     assert len(attentions) == 4
     _, height, width = denoiser.shape
     length = height // 2 * (width // 2)
-    assert denoiser.attention_macs() == len(attentions) * 2 * length * length * 16
+    macs = [site.macs for site in denoiser.sites() if site.kind is Kind.MATMUL]
+    assert macs == len(attentions) * 2 * [length * length * 16]
+    assert denoiser.attention_macs() == 0, "every product is a site"
+
+
+def test_products_that_a_family_does_not_tell_are_no_sites(denoiser):
+    class Reticent(UNet2D):
+        def attentions(self, network):
+            return ()
+
+    told = sum(site.macs for site in denoiser.sites() if site.kind is Kind.MATMUL)
+    reticent = DiffusersDenoiser(denoiser.network, Reticent(), denoiser.config, {})
+    assert list(reticent.sites()) == [site for site in denoiser.sites() if site.weighted]
+    assert reticent.attention_macs() == told > 0
 
 
 def test_attention_macs_are_the_rest_of_what_torch_counts(denoiser):
@@ -267,7 +296,8 @@ def test_attention_macs_are_the_rest_of_what_torch_counts(denoiser):
 
 
 def test_a_network_without_attention_has_no_attention_macs():
-    assert around(small(add_attention=False)).attention_macs() == 0
+    without = around(small(add_attention=False))
+    assert without.attention_macs() == 0 and all(site.weighted for site in without.sites())
 
 
 def test_counting_leaves_the_network_as_it_was(denoiser):
