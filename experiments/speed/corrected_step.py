@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import FoldedLayer, PairedBatch, PathEvidence, StepCorrection, fold
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct

@@ -20,6 +20,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import Correction, PairedBatch, PathEvidence, StepCorrection
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
