@@ -273,3 +273,18 @@ def test_what_estimates_on_the_way_is_not_carried():
         CORRECTIONS["qncd"].check_carried(own)
     with pytest.raises(ValueError, match=r"estimates on the way.*noise\.steps=null"):
         interpolated(fitted("qncd", own), own, new)
+
+
+def test_between_steps_nothing_is_said_of_the_correlation_with_the_step_before():
+    """Of another table the step before is another one."""
+    given = planted("affine", table(50))
+    told = [
+        dataclasses.replace(own, report=dataclasses.replace(own.report, step_correlation=0.5, kurtosis=0.5))
+        for own in given.corrections
+    ]
+    steps = table(20)
+    found = interpolated(FittedCorrection(given.steps, told), given.steps, steps).report()
+    shared = {step.t for step in given.steps} & {step.t for step in steps}
+    between = [report for report in found if report.t not in shared]
+    assert between and {report.step_correlation for report in between} == {None}
+    assert {report.kurtosis for report in found} == {0.5}

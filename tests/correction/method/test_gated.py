@@ -1,10 +1,12 @@
 """Each of PTQD's terms is used exactly where held-out images gain from it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ptq_diffusion.correction import PTQD, Fingerprint, GatedPTQD, NoiseStatistics, fit_moments
+from ptq_diffusion.correction import PTQD, Fingerprint, GatedPTQD, NoiseStatistics, StepMoments, fit_moments
 from ptq_diffusion.numeric.moments import Moments
 from ptq_diffusion.sampler import DDIM
 from tests.correction.presets import CORRECTIONS
@@ -123,3 +125,17 @@ def test_k_is_left_where_dividing_by_it_would_raise_the_residual_more_than_it_re
     measured = statistics(-0.5, 0.0, noise=1.0)
     assert all(float(step.repairs[0].k) == 0 for step in fit_moments(GatedPTQD(), measured, STEPS).corrections)
     assert all(float(step.repairs[0].k) < -0.4 for step in fit_moments(ALL, measured, STEPS).corrections)
+
+
+def test_a_schedule_that_changes_nothing_is_left():
+    """Without the sampler's noise sigma' is 0 either way, and the fewer terms are used: none absorbs the residual."""
+    steps = DDIM(4, 0.0, {}).steps(DDPMScheduler(clip_sample=False).config)
+    measured = statistics(0.2, 0.3, noise=0.3)
+    found = fit_moments(GatedPTQD(), replace(measured, fingerprint=Fingerprint("n", fingerprint(steps), SHAPE)), steps)
+    assert [own.residual.absorbed for own in found.corrections] == [0] * len(steps)
+
+
+def test_what_a_part_leaves_is_without_each_samples_own_moments():
+    m, q, x = torch.randn(3, 10, *SHAPE, generator=torch.Generator().manual_seed(0))
+    whole, even = (StepMoments.of(*(tensor[part] for tensor in (m, q, x))) for part in (slice(None), slice(0, None, 2)))
+    assert whole.per_sample.shape == (10, 3) and whole.without(even).per_sample.shape == (0, 3)

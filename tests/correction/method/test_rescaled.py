@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ptq_diffusion.correction import Rescaled
+from ptq_diffusion.correction.method import rescaled as rescaled_module
 from ptq_diffusion.correction.method.rescaled import rescalings_towards
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.network import (
@@ -203,6 +204,14 @@ def test_images_that_the_fit_has_not_seen_judge_it(pair):
     with torch.no_grad():
         assert ALONE.rescalings(model, tap, x, at(300.0))[0]
         assert ALONE.rescalings(model, tap, apart, at(300.0))[0] == {}
+
+
+def test_rescalings_that_make_no_difference_are_left_out(pair, monkeypatch):
+    model, tap, x = pair[0], OutputLayerTap(pair[1], pair[0].sites()), states(pair[0], 0)[:16]
+    with torch.no_grad():
+        same = {name: own.nothing() for name, own in ALONE.rescalings(model, tap, x, at(300.0))[0].items()}
+        monkeypatch.setattr(rescaled_module, "rescalings_towards", lambda *words: same)
+        assert same and ALONE.rescalings(model, tap, x, at(300.0))[0] == {}
 
 
 def test_too_few_images_to_rescale_on_are_refused():

@@ -8,12 +8,14 @@ from ptq_diffusion.correction import (
     D2DPM,
     TAC,
     Fingerprint,
+    MomentEvidence,
     NoiseStatistics,
     PairedBatch,
     PathEvidence,
     StepMoments,
     fit_moments,
 )
+from ptq_diffusion.numeric.moments import Moments
 from ptq_diffusion.sampler import DDIM
 
 SHAPE = (3, 6, 5)
@@ -133,3 +135,11 @@ def test_more_bits_are_no_remedy_for_a_float_output_without_signal(level):
     if level == 0:
         with pytest.raises(ValueError, match="not zero, at t = 875 it is zero for 6 of 6 images.*correction=none"):
             TAC(1.0, True).fit_step(PathEvidence([PairedBatch(0, m + x, x, x, m, x, m)]), STEPS[0])
+
+
+def test_an_output_without_signal_is_refused_by_d2dpm():
+    """q = m + D with Cov(D, m) = -Var m, exactly: beta is 1, and 1 - beta divides nothing."""
+    scatter = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 2.0, 0.0], [0.0, 0.0, 1.0]]).double()
+    moments = StepMoments(Moments(1, torch.zeros(3).double(), scatter), torch.zeros(0, 3).double())
+    with pytest.raises(ValueError, match=r"expected beta < 1, at t = 875 it is 1\.000.*holds no signal"):
+        D2DPM("deterministic").fit_step(MomentEvidence(moments), STEPS[0])

@@ -129,3 +129,22 @@ def test_a_channel_that_says_nothing_is_not_blown_up():
     estimate[:, 0] = 1e-3 * m[:, 0]
     found = match(Spectrum.of(estimate, x), Spectrum.of(m, x))
     assert 1 < float(found.on_q.abs().max()) < 40
+
+
+def test_the_regression_on_the_state_does_not_depend_on_where_it_lies_in_memory():
+    m, _, x, _ = planted()
+    spectrum = Spectrum.of(m, x)
+    expected = spectrum.linear
+    for offset in range(8):
+        memory = torch.empty(spectrum.power.numel() + 8, dtype=torch.float64)
+        power = memory[offset : offset + spectrum.power.numel()].view(spectrum.power.shape).copy_(spectrum.power)
+        assert torch.equal(replace(spectrum, power=power).linear, expected)
+
+
+def test_a_state_that_does_not_vary_predicts_nothing():
+    m, _, x, _ = planted()
+    x[:, 1] = 0.5
+    spectrum = Spectrum.of(m, x)
+    assert torch.isfinite(spectrum.linear).all() and not spectrum.linear[:, :, 1].any()
+    across = spectrum.power[:, :2, 2:] - spectrum.linear @ spectrum.power[:, 2:, 2:]
+    assert torch.allclose(across, torch.zeros_like(across), atol=1e-9)
