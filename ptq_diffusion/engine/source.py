@@ -13,7 +13,7 @@ NUMERIC = ("engine/chunks.py", "engine/workshop.py")
 """Files in these folders that say how numbers are computed after all."""
 CALLED = {
     **dict.fromkeys(("ABC", "Enum", "Generic", "NamedTuple", "Protocol", "Sequence"), frozenset[str]()),
-    "Module": frozenset({"extra_repr", "forward", "get_extra_state", "set_extra_state"}),
+    "Module": frozenset({"_apply", "extra_repr", "forward", "get_extra_state", "set_extra_state"}),
 }
 """Methods that classes from outside of the package call by themselves, beside those that are written `__name__`."""
 
@@ -30,9 +30,10 @@ class Package:
     """The modules of one package, as definitions that refer to each other. A file is parsed once.
 
     A closure holds what code may run: a definition leads to those that its names stand for, across imports, wherever
-    they stand. A method is reached when its class is and its name follows a dot anywhere in the closure, or when a base
-    class from outside of the package may call it. An `__init__` only passes names on, so it is looked through.
-    Annotations lead nowhere. Relative imports are not used in this package (tests/test_floors.py).
+    they stand. A method is reached with its class when its name follows a dot anywhere in the closure, other than the
+    dot behind another class, or when a base class from outside of the package may call it. An `__init__` only passes
+    names on, so it is looked through. Annotations lead nowhere. Relative imports are not used in this package
+    (tests/test_floors.py).
 
     Args:
         root: the package's folder, which has its name.
@@ -79,7 +80,7 @@ class Package:
         words, waiting = set(methods), set(starts)
         while waiting:
             reached |= waiting
-            words |= {word for definition in waiting for word in self.references(definition).attributes}
+            words |= {word for definition in waiting for word in self._words_in(definition)}
             named = {found for definition in waiting for found in self._named_in(definition)}
             called = {method for definition in reached for method in self._called(definition, words)}
             waiting = {found for found in named | called if not self._neutral(found.file)} - {*without} - reached
@@ -111,9 +112,31 @@ class Package:
         return self._references[definition]
 
     def _named_in(self, definition: Definition) -> Iterator[Definition]:
-        """What the names within a definition stand for."""
-        for name in self.references(definition).names:
+        """What the names within a definition stand for, and the methods of classes that are called by both names."""
+        references = self.references(definition)
+        for name in (*references.names, *(name for name, _ in references.members)):
             yield from self._named(definition.file, name)
+        for name, word in references.members:
+            for owner in self._classes(definition.file, name):
+                yield from self._inherited(owner, word)
+
+    def _words_in(self, definition: Definition) -> Iterator[str]:
+        """The words of a definition that follow a dot, but for those that follow the name of a class."""
+        references = self.references(definition)
+        yield from references.attributes
+        yield from (word for name, word in references.members if not self._classes(definition.file, name))
+
+    def _classes(self, file: Path, name: str) -> list[Definition]:
+        return [found for found in self._named(file, name) if found.name in self.syntax(found.file).bases]
+
+    def _inherited(self, owner: Definition, word: str) -> Iterator[Definition]:
+        """The method of this name that a class has or inherits within the package."""
+        if word in (methods := self.syntax(owner.file).methods(owner.name)):
+            yield Definition(owner.file, methods[word])
+        else:
+            for base in self.syntax(owner.file).bases[owner.name]:
+                for parent in self._classes(owner.file, base):
+                    yield from self._inherited(parent, word)
 
     def _named(self, file: Path, name: str) -> Iterator[Definition]:
         """What a name in a file stands for within the package."""

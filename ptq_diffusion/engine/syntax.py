@@ -17,27 +17,32 @@ class References:
 
     Args:
         names: that are read, or bound by an import.
-        attributes: that follow a dot, and arguments by name.
+        attributes: words that follow a dot.
+        members: pairs of a name and the word that follows it and a dot, which are in neither of the others.
     """
 
     names: frozenset[str]
     attributes: frozenset[str]
+    members: frozenset[tuple[str, str]]
 
     @classmethod
     def of(cls, nodes: Sequence[ast.AST]) -> "References":
         """All words within some nodes; annotations are left out, which nothing computes with."""
-        names, attributes = set(), set()
+        names, attributes, members = set(), set(), set()
         waiting = list(nodes)
         while waiting:
             node = waiting.pop()
             if isinstance(node, ast.Name):
                 names.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                members.add((node.value.id, node.attr))
+                continue
             elif isinstance(node, ast.Attribute):
                 attributes.add(node.attr)
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 names |= set(_bindings(node))
             waiting += _parts(node)
-        return cls(frozenset(names), frozenset(attributes))
+        return cls(frozenset(names), frozenset(attributes), frozenset(members))
 
 
 @dataclass(frozen=True)

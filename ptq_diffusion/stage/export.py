@@ -7,19 +7,19 @@ from diffusers import DDPMPipeline
 from omegaconf import DictConfig
 
 from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
-from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.quantize import Quantize
 
 
-class Export(ModelStage):
+class Export(Stage):
     """A folder for `DDPMPipeline.from_pretrained`, which draws the images of `samples_corrected`."""
 
     name = "export"
     version = 1
     needs = (Quantize, Fit)
-    uses = ("model",)
+    uses = ()
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
         correction = FittedCorrection.load(inputs[Fit.name])

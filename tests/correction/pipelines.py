@@ -67,7 +67,8 @@ def our_states(pair, correction):
     """x_T and every x_s after it, and the images."""
     model, quantized = pair
     noise = SampleNoise(SEED, range(BATCH), model.shape)
-    predict = CorrectedDenoiser(correction, quantized.rescaled(correction.rescalings).predict, SampleNoise(SEED, range(BATCH), model.shape, "apart"))
+    rescaled = quantized.rescaled(correction.rescalings)
+    predict = CorrectedDenoiser(correction, rescaled.predict, SampleNoise(SEED, range(BATCH), model.shape, "apart"))
     visits = list(sample(predict, correction.steps, noise, correction.sigma))
     return torch.stack([visit.x_t for visit in visits]), model.decode(visits[-1].x_s)
 

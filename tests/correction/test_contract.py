@@ -90,7 +90,8 @@ def test_another_table_is_refused(name, steps):
         with pytest.raises(ValueError, match=f"expected statistics of all {len(other)} steps, got {len(steps)}"):
             fit_moments(correction, measured, other)
     with pytest.raises(ValueError, match="same steps"):
-        fit_moments(correction, measured, [dataclasses.replace(step, clip=2.0) for step in steps])
+        clipped = tuple(dataclasses.replace(step, clip=2.0) for step in steps)
+        fit_moments(correction, measured, dataclasses.replace(steps, clip=2.0, steps=clipped))
 
 
 @every_correction

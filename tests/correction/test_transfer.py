@@ -154,7 +154,8 @@ def test_what_is_linear_in_log_snr_is_exact(kind, own, wanted, sampler):
     assert found.steps == steps
     for step, ours, theirs in zip(steps, found.corrections, expected.corrections, strict=True):
         if step.t > given[0].t:
-            theirs = planted(kind, [dataclasses.replace(step, abar_t=given[0].abar_t)]).corrections[0]
+            earliest = dataclasses.replace(step, signal=given[0].signal, noise=given[0].noise)
+            theirs = planted(kind, steps.with_steps([earliest])).corrections[0]
         for a, b in zip(ours.repairs, theirs.repairs, strict=True):
             assert all(torch.allclose(t, b.tensors()[name], rtol=1e-9, atol=1e-12) for name, t in a.tensors().items())
         assert ours.sigma == pytest.approx(theirs.sigma, rel=1e-9)

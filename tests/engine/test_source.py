@@ -17,13 +17,15 @@ from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.main import CONF
 
+MEASURED = ("step_signal", "sensitivity")
 SAMPLES = ("samples_full_precision", "samples_quantized", "samples_corrected")
+ALL = upstream(STAGES["evaluate"])
 EDITS = {
-    "sampler/loop.py": {"trajectories", "float_path", "noise", "fit", *SAMPLES},
-    "sampler/ddim.py": {"trajectories", "calibrate", "float_path", "noise", "fit", *SAMPLES[:2], "evaluate"},
-    "network/insertion.py": {"calibrate", "noise", "fit", *SAMPLES[1:]},
-    "quantizer/affine.py": {"calibrate", "noise", "fit", *SAMPLES[1:], "evaluate"},
-    "engine/workshop.py": {"trajectories", "calibrate", "float_path", "noise", "fit", *SAMPLES, "evaluate"},
+    "sampler/loop.py": {"trajectories", "float_path", "noise", "fit", *SAMPLES, *MEASURED},
+    "sampler/ddim.py": ALL - {"quantize", "samples_corrected"},
+    "network/insertion.py": {"quantize", *MEASURED},
+    "quantizer/range_search.py": {"calibrate", "quantize", "fit", *MEASURED},
+    "engine/workshop.py": ALL,
     "engine/store.py": set(),
     "engine/runtime.py": set(),
     "engine/factory.py": set(),
@@ -69,13 +71,15 @@ def test_an_edit_changes_the_source_of_what_runs_it(copied, tiny):
     root, sources = copied
     cfg = composed(*tiny, "correction=ptqd")
     before = sources(cfg)
+    wrong = {}
     for file, expected in EDITS.items():
         text = (root / file).read_text()
         (root / file).write_text(text + "\nEDITED = True\n")
         now = sources(cfg)
         changed = {name for name in before if before[name] != now[name]}
-        assert changed == expected, file
+        wrong |= {file: changed ^ expected} if changed != expected else {}
         (root / file).write_text(text)
+    assert wrong == {}
     assert sources(cfg) == before
 
 
@@ -191,6 +195,17 @@ PARTS = {
             "b": "class B:\n  def used(self): 0\n  def other(self): 0",
         },
         {"a.start", "b.B", "b.B.used"},
+    ),
+    "a method of the class that is named, and not its namesakes": (
+        {
+            "a": "from pack.b import B, C\ndef start(): C, B.of()",
+            "b": "class B:\n  def of(): 0\nclass C:\n  def of(): 0",
+        },
+        {"a.start", "b.B", "b.C", "b.B.of"},
+    ),
+    "a method that the class that is named inherits": (
+        {"a": "from pack.b import B\ndef start(): B.of()", "b": "class A:\n  def of(): 0\nclass B(A): ..."},
+        {"a.start", "b.A", "b.B", "b.A.of"},
     ),
     "special methods and those that a base of another package calls": (
         {

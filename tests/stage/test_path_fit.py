@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ptq_diffusion.correction import Reads
+from ptq_diffusion.correction import Reads, StepCorrection
+from ptq_diffusion.correction.step_report import StepReport
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.network import QuantizedLayer
 from ptq_diffusion.numeric.seed import SampleNoise
+from ptq_diffusion.sampler import sample
 from ptq_diffusion.stage import path_fit
 from ptq_diffusion.stage.path_fit import PathFit
 
@@ -19,10 +21,10 @@ def rows_asked(make, monkeypatch, *words):
     """Of the float network along the corrected path."""
     asked, go, predict = [], PathFit.go, DiffusersDenoiser.predict
 
-    def recorded(denoiser, x_t, step):
+    def recorded(denoiser, x_t, step, condition=None):
         if not any(isinstance(module, QuantizedLayer) for module in denoiser.network.modules()):
             asked.append(len(x_t))
-        return predict(denoiser, x_t, step)
+        return predict(denoiser, x_t, step, condition)
 
     def going(walk, *words):
         with monkeypatch.context() as patch:
@@ -158,13 +160,13 @@ def test_along_float_sampling_it_is_not_asked_again(make, monkeypatch, correctio
 @pytest.mark.parametrize("correction", ["tac", "wiener"])
 def test_predictions_that_later_steps_read_are_kept_on_the_way(make, monkeypatch, correction):
     """Without repairs, states are those of the loop on a table whose steps read the prediction before theirs."""
-    seen, walks, go = [], [], Walk.go
+    seen, fits, go = [], [], PathFit.go
 
     def states(own, model, chunk):
         return list(sample(lambda x, step: model.predict(x, step).m, own.steps, chunk.noise(own.model.shape)))
 
-    def unrepaired(_, asked, step, *others):
-        seen.append(list(asked))
+    def unrepaired(_, evidence, step, before):
+        seen.append(list(evidence.paired))
         report = StepReport(step.t, 0.0, 0.0, 0.0, step.sigma, step.sigma, 1.0, None, 1.0, step.snr)
         return StepCorrection((), step.sigma, report)
 
@@ -172,16 +174,16 @@ def test_predictions_that_later_steps_read_are_kept_on_the_way(make, monkeypatch
         rows = (replace(step, c_0=(*step.c_0, 0.3 if step.i else 0.0)) for step in own.steps)
         own.steps = own.steps.with_steps(rows)
         own.float_m = lambda chunk, step: states(own, own.model, chunk)[step.i].m
-        walks.append(own)
+        fits.append(own)
         return go(own, *words)
 
-    monkeypatch.setattr(walk, "fit_step_diagnosed", unrepaired)
-    monkeypatch.setattr(Walk, "go", going)
+    monkeypatch.setattr(path_fit, "fit_step_diagnosed", unrepaired)
+    monkeypatch.setattr(PathFit, "go", going)
     make("goal=fit", f"correction={correction}", "noise.images=4", "sampler.steps=4", "micro_batch=4")
-    (own,) = walks
-    (chunk,) = own.wanted
+    (own,) = fits
+    (chunk,) = own.images
     float_visits = states(own, own.model, chunk)
-    visits = float_visits if own.correction.path is FitPath.FLOAT else states(own, own.quantized, chunk)
+    visits = float_visits if own.correction.reads is Reads.FLOAT_PATH else states(own, own.quantized, chunk)
     assert len(seen) == len(visits) == 4
     for asked, visit, float_visit in zip(seen, visits, float_visits, strict=True):
         assert torch.allclose(joined(asked, "x_t"), visit.x_t, atol=1e-5)

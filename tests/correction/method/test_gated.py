@@ -129,9 +129,10 @@ def test_k_is_left_where_dividing_by_it_would_raise_the_residual_more_than_it_re
 
 def test_a_schedule_that_changes_nothing_is_left():
     """Without the sampler's noise sigma' is 0 either way, and the fewer terms are used: none absorbs the residual."""
-    steps = DDIM(4, 0.0, {}).steps(DDPMScheduler(clip_sample=False).config)
+    steps = DDIM(4, 0.0, {}).table(DDPMScheduler(clip_sample=False).config)
     measured = statistics(0.2, 0.3, noise=0.3)
-    found = fit_moments(GatedPTQD(), replace(measured, fingerprint=Fingerprint("n", fingerprint(steps), SHAPE)), steps)
+    owner = Fingerprint("n", steps.fingerprint(), SHAPE)
+    found = fit_moments(GatedPTQD(), replace(measured, fingerprint=owner), steps)
     assert [own.residual.absorbed for own in found.corrections] == [0] * len(steps)
 
 

@@ -183,7 +183,7 @@ def test_a_step_reads_the_prediction_before_it_until_sampling_begins_anew(pair):
     table = fit.steps.with_steps(
         dataclasses.replace(step, c_0=(*step.c_0, 0.3 if step.i else 0.0)) for step in fit.steps
     )
-    scheduler = CorrectedScheduler(FittedCorrection(table, fit.found))
+    scheduler = CorrectedScheduler(FittedCorrection(table, fit.corrections))
     for _ in range(2):
         scheduler.set_timesteps(STEPS)
         state, stream, other = table.start(states(model, 0)), *(torch.Generator().manual_seed(5) for _ in range(2))
