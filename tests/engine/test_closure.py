@@ -118,27 +118,6 @@ def test_the_closure_of_a_stage_is_what_it_runs(traced):
     reached for constants, values, or a contract that what runs inherits. Where a configuration or an artefact decides
     what runs, in `BRANCHES`, each file of a closure runs in this stage in one of the experiments, or is listed.
     """
-<<<<<<< HEAD
-    experiments = {name: traced(*overrides) for name, overrides in RUNS.items()}
-    ever = defaultdict(set)
-    for entered in experiments.values():
-        for (stage, _), (_, definitions) in entered.items():
-            ever[stage.name] |= {name(definition.file) for definition in definitions}
-    assert ever.keys() >= upstream(STAGES["evaluate"]) | {"export"}
-    for experiment, entered in experiments.items():
-        for (stage, _), (cfg, definitions) in entered.items():
-            expected = closure(stage, cfg)
-            ran = {definition for definition in definitions if not neutral(definition.file)}
-            # A lambda of a signature or of a constant has no name.
-            missing = {definition for definition in ran - expected if "<lambda>" not in definition.name}
-            assert not missing, f"{stage.name} of {experiment} runs what its closure lacks"
-            files = {name(definition.file) for definition in expected if could_be_entered(definition)}
-            idle = files - {name(definition.file) for definition in ran}
-            if stage.name in BRANCHES:
-                idle -= ever[stage.name] | BRANCHES[stage.name].keys()
-            print(stage.name, experiment, sorted(idle))
-            # assert not idle, f"{stage.name} of {experiment} does not run all of its closure"
-=======
     experiments = [traced(*overrides) for overrides in RUNS.values()]
     needed, entered = defaultdict(set), defaultdict(set)
     for (stage, _), (cfg, definitions) in (pair for experiment in experiments for pair in experiment.items()):
@@ -155,4 +134,3 @@ def test_the_closure_of_a_stage_is_what_it_runs(traced):
     assert needed.keys() >= upstream(STAGES["evaluate"]) | {"export"}
     for stage, spared in BRANCHES.items():
         assert needed[stage] - entered[stage] == spared.keys(), stage
->>>>>>> h2
