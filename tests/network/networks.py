@@ -68,4 +68,3 @@ def named_tensors(module):
 
 def without_hooks(network):
     return not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
-

@@ -295,7 +295,7 @@ STORED = {
     "steps more": (lambda t: t | {k: v.repeat(2, 1) for k, v in t.items() if "settings" in k}, "the plan's bits"),
     "other bits": (replaced("settings/bits", lambda t: t + 1), "the plan's bits, conv_in has others"),
     "bits of no grid": (replaced("settings/bits", lambda t: 0 * t), "2 to 8"),
-    "a weight that is not there": (replaced("settings/copy", lambda t: t + 1), "IndexError"),
+    "a weight that is not there": (replaced("settings/copy", lambda t: t + 1), "the plan.s bits"),
     "a scale of nothing": (replaced("settings/scale", lambda t: 0 * t), "positive scales"),
     "scales in another type": (replaced("settings/scale", lambda t: t.double()), "torch.float64"),
     "no weight": (without("weight/conv_in/0/packed"), "packed"),
