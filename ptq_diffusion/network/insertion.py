@@ -39,7 +39,7 @@ def quantize(
 
     def quantized(name: str, layer: nn.Module) -> QuantizedLayer:
         stored = [_stored(layer.get_parameter("weight").detach(), bits, weight) for bits in plan.weight_copies(name)]
-        bias = None if layer.bias is None else layer.get_parameter("bias").detach()
+        bias = None if layer.bias is None else layer.get_parameter("bias").detach().clone()
         return quantized_layer(layer, stored, bias, layer_settings(plan, name, observations), current)
 
     network = model.network
@@ -61,9 +61,10 @@ def with_layers(network: nn.Module, layers: dict[str, QuantizedLayer]) -> nn.Mod
 
 
 def layer_settings(plan: BitwidthPlan, site: str, observations: InputObservations) -> LayerSettings:
-    """The settings of one layer: a row where nothing changes from step to step, or a row for every step."""
+    """The settings of one layer: a row for every step of the plan, which is one where nothing ever changes."""
     copies = plan.weight_copies(site)
-    return _settings(site, plan.activation[site], [copies.index(own) for own in plan.weight[site]], observations)
+    places = [copies.index(own) for own in plan.weight[site]]
+    return _settings(site, plan.activation[site], places, plan.steps, observations)
 
 
 def operand_settings(
@@ -72,14 +73,13 @@ def operand_settings(
     """The settings of the operands of attention's products, by their names."""
     pairs = ((site.operands, (plan.activation[site.name], plan.weight[site.name])) for site in products)
     series = (pair for operands, bits in pairs for pair in zip(operands, bits, strict=True))
-    return {operand: _settings(operand, bits, [0], observations) for operand, bits in series}
+    return {operand: _settings(operand, bits, [0], plan.steps, observations) for operand, bits in series}
 
 
 def _settings(
-    operand: str, bits: Sequence[int], places: Sequence[int], observations: InputObservations
+    operand: str, bits: Sequence[int], places: Sequence[int], steps: int, observations: InputObservations
 ) -> LayerSettings:
     """Settings from the bits of an operand and the places of the weight's copy, each of one step or of every step."""
-    steps = max(len(bits), len(places))
     quantizers = {b: observations.quantizer(operand, b) for b in sorted(set(bits) - {FLOAT_BITS})}
     grids = {b: _grid(quantizer) for b, quantizer in quantizers.items()}
     unused = torch.ones(1), torch.zeros(1, dtype=torch.int32)

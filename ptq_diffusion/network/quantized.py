@@ -1,6 +1,8 @@
 """Quantized denoisers: integers, and settings by step."""
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -84,6 +86,11 @@ class QuantizedDenoiser(Denoiser):
     def attention_macs(self) -> int:
         return self._attention_macs
 
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all tensors of the network, its plan, and the kinds of its grids."""
+        text = json.dumps([super().fingerprint(), self.plan.fingerprint(), self.symmetric()])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def with_network(self, network: nn.Module) -> Denoiser:
         return self._denoiser.with_network(network)
 
@@ -122,6 +129,11 @@ class QuantizedDenoiser(Denoiser):
         attentions = ((name, attention.settings()) for name, attention in self.attentions().items())
         operands = {f"{name}.{letter}": own for name, settings in attentions for letter, own in settings.items()}
         return StepSettings(layers | operands)
+
+    def symmetric(self) -> list[tuple[str, bool, list[bool]]]:
+        """Whether the grids of every operand are symmetric, and whether those of its weight's copies are, by name."""
+        copies = {name: [bool(weight.symmetric) for weight in layer.weights] for name, layer in self.layers().items()}
+        return [(name, settings.symmetric, copies.get(name, [])) for name, settings in self.settings.items()]
 
     def with_settings(self, settings: StepSettings) -> "QuantizedDenoiser":
         """The same integers under other settings; all tensors are shared, and this one stays as it is."""

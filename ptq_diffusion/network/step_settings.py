@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ptq_diffusion.network.integers import require_scales
 from ptq_diffusion.network.rescaling import Rescaling
 from ptq_diffusion.numeric.grid import FLOAT_BITS, Grid
 from ptq_diffusion.quantizer import Numbers
 
-ROWS = ("bits", "scale", "zero_point", "copy")
-"""The settings that every layer has a number of at every step."""
+ROWS = {"bits": torch.int16, "scale": torch.float32, "zero_point": torch.int32, "copy": torch.int16}
+"""The settings that every layer has a number of at every step, and their types."""
 
 
 class LayerSettings(nn.Module):
@@ -197,8 +198,11 @@ class StepSettings(Mapping[str, LayerSettings]):
 
         Raises:
             KeyError: a setting is missing.
-            ValueError: tensors of another shape.
+            ValueError: tensors of another shape or type, or a scale that is not a positive number.
         """
+        if odd := [name for name in ROWS if tensors[name].dtype != ROWS[name]]:
+            raise ValueError(f"expected settings {odd[0]} of {ROWS[odd[0]]}, got {tensors[odd[0]].dtype}")
+        require_scales(tensors["scale"])
         shapes = {tuple(tensors[name].shape) for name in ROWS}
         if len(shapes) != 1 or next(iter(shapes))[1:] != (len(symmetric),):
             raise ValueError(f"expected settings of {len(symmetric)} layers at every step, got {sorted(shapes)}")

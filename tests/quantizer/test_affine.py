@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax, Numbers, Percentile
 
 MSE = LpSearch(p=2, candidates=80)
@@ -60,10 +61,9 @@ def test_bounds_that_hold_the_zero_point_are_adding_it_and_subtracting_it(bits, 
     steps = torch.cat([torch.arange(-2 * high, 2 * high, 0.25), ends, -ends])
     x = torch.cat([steps, weights().flatten()]) * scale
     for z in range(high + 1):
-        quantizer = AffineQuantizer(bits, False, False, MinMax(), 16)
-        quantizer.adopt({"scale": torch.tensor([scale]), "zero_point": torch.tensor([z], dtype=torch.int32)})
+        numbers = Numbers.of(torch.tensor([scale]), torch.tensor([z], dtype=torch.int32), Grid(bits, False))
         expected = ((x * (1 / torch.tensor(scale))).round() + z).clamp(0, high).sub(z).mul(torch.tensor(scale))
-        assert torch.equal(quantizer(x).view(torch.int32), expected.view(torch.int32))
+        assert torch.equal(numbers.fake_quantized(x).view(torch.int32), expected.view(torch.int32))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated.*")

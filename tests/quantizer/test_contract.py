@@ -170,7 +170,12 @@ def test_the_way_leads_from_observing_to_frozen_only(fresh, name, search):
     quantizer.observe(X)
     quantizer.freeze()
     assert quantizer.state is State.FROZEN
-    for use in (quantizer.freeze, lambda: quantizer.observe(X), lambda: quantizer.adopt({})):
+    for use in (
+        quantizer.freeze,
+        quantizer.observation,
+        lambda: quantizer.observe(X),
+        lambda: quantizer.observed({}),
+    ):
         with pytest.raises(RuntimeError, match="expected a quantizer that is observing"):
             use()
 
@@ -189,23 +194,55 @@ def test_observing_leaves_the_tensor_as_it_is(frozen, fresh, name, search):
 @every_search
 def test_what_was_observed_is_dropped(fresh, name, search):
     """Statistics are larger than what they become, and go with it wherever it is copied."""
-    for finish in (lambda q: q.freeze(), lambda q: q.adopt(dict(q.named_buffers()))):
-        quantizer = fresh(name, search, 4)
-        empty = len(pickle.dumps(quantizer))
-        quantizer.observe(X)
-        observing = len(pickle.dumps(quantizer))
-        finish(quantizer)
-        assert len(pickle.dumps(quantizer)) < min(observing, empty + 1000)
+    quantizer = fresh(name, search, 4)
+    empty = len(pickle.dumps(quantizer))
+    quantizer.observe(X)
+    observing = len(pickle.dumps(quantizer))
+    quantizer.freeze()
+    assert len(pickle.dumps(quantizer)) < min(observing, empty + 1000)
 
 
-@every
-def test_adopted_buffers_make_the_same_quantizer(frozen, fresh, name, search, bits):
-    origin = frozen(name, search, bits)
-    heir = fresh(name, search, bits)
-    heir.observe(torch.ones_like(X))
-    heir.adopt(dict(origin.named_buffers()))
-    assert heir.state is State.FROZEN
-    assert torch.equal(bits_of(heir(3 * X)), bits_of(origin(3 * X)))
-    assert torch.equal(heir.to_integers(X), origin.to_integers(X))
-    for own, lent in zip(heir.buffers(), origin.buffers(), strict=True):
-        assert own.data_ptr() != lent.data_ptr()
+PER_TENSOR = [name for name in QUANTIZERS if "per_channel" not in name]
+
+
+@pytest.mark.parametrize(("name", "search", "bits"), list(itertools.product(PER_TENSOR, SEARCHES, BITS)))
+def test_what_another_observed_makes_the_same_quantizer(frozen, fresh, name, search, bits):
+    """Of any bits, and in place of what was observed before."""
+    for other in (2, 8):
+        origin, heir = fresh(name, search, other), fresh(name, search, bits)
+        origin.observe(X)
+        heir.observe(torch.ones_like(X))
+        observation = {part: tensor.clone() for part, tensor in origin.observation().items()}
+        heir.observed(observation)
+        heir.freeze()
+        assert torch.equal(bits_of(heir(3 * X)), bits_of(frozen(name, search, bits)(3 * X)))
+        assert torch.equal(heir.to_integers(X), frozen(name, search, bits).to_integers(X))
+        origin.observe(3 * X)
+        assert any(not torch.equal(tensor, observation[part]) for part, tensor in origin.observation().items())
+
+
+@pytest.mark.parametrize("name", PER_TENSOR)
+def test_observing_goes_on_from_what_another_observed(fresh, name):
+    """In any parts, and the other's observations stay as they are."""
+    origin, heir, whole = (fresh(name, "mse", 4) for _ in range(3))
+    origin.observe(X)
+    before = {part: tensor.clone() for part, tensor in origin.observation().items()}
+    heir.observed(origin.observation())
+    heir.observe(3 * X)
+    for part, tensor in origin.observation().items():
+        assert torch.equal(tensor, before[part])
+    for seen in (3 * X, X):
+        whole.observe(seen)
+    for quantizer in (heir, whole):
+        quantizer.freeze()
+    assert torch.equal(heir.scale, whole.scale) and torch.equal(heir.zero_point, whole.zero_point)
+
+
+@every_quantizer
+def test_observations_of_another_kind_are_refused(fresh, name):
+    quantizer = fresh(name, "mse", 4)
+    with pytest.raises(RuntimeError, match="nothing was observed"):
+        quantizer.observation()
+    for other in ({}, {"counts": torch.zeros(8)}, {"scale": torch.ones(1)}):
+        with pytest.raises(ValueError, match="expected a histogram for a quantizer of a whole tensor.*calibrate again"):
+            quantizer.observed(other)
