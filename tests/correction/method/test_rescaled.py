@@ -1,5 +1,6 @@
 """Layers are given the means and deviations of the float network's, where that brings the output nearer."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from ptq_diffusion.correction import Rescaled
 from ptq_diffusion.correction.method import rescaled as rescaled_module
 from ptq_diffusion.correction.method.rescaled import rescalings_towards
-from ptq_diffusion.model import DiffusersDenoiser
+from ptq_diffusion.model import DiffusersDenoiser, Role
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import InputObservations, QuantizedDenoiser, Rescaling, Spread, quantize, watching
 from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax
@@ -23,25 +24,30 @@ def model(tiny_model_folder):
     return DiffusersDenoiser.from_folder(str(tiny_model_folder()))
 
 
-@pytest.fixture(scope="module")
-def unquantized(model):
+def float_copy(model):
     """A copy of the quantized kind whose operands are all float."""
     unused = partial(AffineQuantizer, symmetric=True, per_channel=False, range_search=MinMax(), bins=4)
     plan = BitwidthPlan.constant({site.name: LayerBits(32, 32) for site in model.sites()})
     return quantize(model, plan, InputObservations(model.sites(), unused), unused)
 
 
+@pytest.fixture(scope="module")
+def unquantized(model):
+    return float_copy(model)
+
+
 @pytest.fixture
-def distorted(unquantized):
-    """The copy with another scale and bias of every layer's channels but the output layer's."""
+def distorted(model):
+    """A copy with another scale and bias of every layer's channels but the output layer's."""
+    network = copy.deepcopy(model.network)
     draw = torch.Generator().manual_seed(0)
-
-    def distortion(layer):
-        channels = len(layer.operands(0)[0])
-        gain = 1 + 0.3 * torch.rand(channels, generator=draw)
-        return Rescaling(gain, 0.2 * torch.randn(channels, generator=draw))
-
-    return unquantized.rescaled([{name: distortion(layer) for name, layer in unquantized.inner_layers().items()}])
+    for site in model.sites():
+        if site.weighted and site.role is not Role.LAST:
+            layer = network.get_submodule(site.name)
+            gain = 1 + 0.3 * torch.rand(len(layer.weight), generator=draw)
+            layer.weight.mul_(gain.view(-1, *[1] * (layer.weight.ndim - 1)))
+            layer.bias.mul_(gain).add_(0.2 * torch.randn(len(gain), generator=draw))
+    return float_copy(model.with_network(network))
 
 
 def spread(quantized, name, output):

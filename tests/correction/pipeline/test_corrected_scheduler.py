@@ -159,7 +159,8 @@ def test_other_times_and_broken_outputs_are_refused(pair, scheduler):
         scheduler.step(x, 667, x)
     with pytest.raises(FloatingPointError, match="after t = 333"):
         scheduler.step(x * torch.nan, torch.tensor(333), x)
-    twice = FittedCorrection([scheduler.correction.steps[0]] * STEPS, scheduler.correction.corrections)
+    steps = scheduler.correction.steps
+    twice = FittedCorrection(steps.with_steps([steps[0]] * STEPS), scheduler.correction.corrections)
     with pytest.raises(ValueError, match="whose times differ"):
         CorrectedScheduler(twice)
 
