@@ -24,6 +24,7 @@ from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.loading import MODELS
+from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.stage.draw_images import to_bytes
 from ptq_diffusion.stage.export import Export
@@ -57,10 +58,10 @@ def quiet(pipe: DDPMPipeline) -> DDPMPipeline:
     return pipe
 
 
-def with_scheduler(cfg: DictConfig, store: Store, folder: Path) -> DDPMPipeline:
+def with_scheduler(cfg: DictConfig, store: Store, quantized: QuantizedDenoiser, folder: Path) -> DDPMPipeline:
     """Around the quantized network, by a scheduler that is saved and loaded once."""
     pipe = quiet(DDPMPipeline.from_pretrained(MODELS.path(cfg.model.path)))
-    pipe.unet = store.shop.quantized(store.obtain(Quantize, cfg)).network
+    pipe.unet = quantized.network
     CorrectedScheduler.from_pretrained(store.obtain(Fit, cfg)).save_pretrained(folder)
     pipe.scheduler = CorrectedScheduler.from_pretrained(folder)
     return pipe
@@ -90,11 +91,14 @@ def main() -> None:
     say("from our loop's:", difference(theirs, ours))
     say("from the uncorrected ones:", difference(theirs, uncorrected))
     say("from those drawn one by one:", difference(theirs, draw(pipe, cfg, 1)))
-    if (fitted := FittedCorrection.load(store.obtain(Fit, cfg))).needs_features or fitted.rescales:
+    fitted, quantized = FittedCorrection.load(store.obtain(Fit, cfg)), store.shop.quantized(store.obtain(Quantize, cfg))
+    if fitted.needs_features or fitted.rescales:
         say("with the scheduler alone: no, the correction reaches into the network")
+    elif quantized.plan.varies:
+        say("with the scheduler alone: no, the network's bits change from step to step")
     else:
         with TemporaryDirectory() as folder:
-            alone = draw(with_scheduler(cfg, store, Path(folder)), cfg, cfg.micro_batch)
+            alone = draw(with_scheduler(cfg, store, quantized, Path(folder)), cfg, cfg.micro_batch)
         say("with the quantized network and the scheduler alone, from our loop's:", difference(alone, ours))
 
 

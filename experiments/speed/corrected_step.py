@@ -17,16 +17,17 @@ from measure import BATCH, calibrated
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptq_diffusion.command.conf import CONF
-from ptq_diffusion.correction import AskedBatch, FoldedLayer, StepCorrection, fold
+from ptq_diffusion.correction import FoldedLayer, PairedBatch, PathEvidence, StepCorrection, fold
+from ptq_diffusion.correction.repair.repair import Repair
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import OutputLayerTap, rescaled
+from ptq_diffusion.network import FloatWeight, QuantizedDenoiser
 from ptq_diffusion.sampler import Step
 
 NAMES = ("wiener", "matched", "wiener_matched", "readout", "readout_matched", "rescaled", "rescaled_matched")
@@ -40,13 +41,14 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", ["sampler.steps=3", *overrides])
 
 
-def fitted(name: str, model: Denoiser, tap: OutputLayerTap, x_t: Tensor, step: Step) -> StepCorrection:
+def fitted(name: str, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, step: Step) -> StepCorrection:
     """One step's repairs; what they cost does not depend on how well they were fitted."""
     correction = construct(composed(f"correction={name}").correction)
-    rescalings, m = correction.rescalings(model, tap, x_t, step)
-    q, features = tap.predict(x_t, step, rescalings)
+    rescalings, m = correction.rescalings(model, quantized, x_t, step)
+    q, features = quantized.at(step.i, rescalings).predict(x_t, step)
     assert features is not None
-    return replace(correction.fit_step([AskedBatch(0, q, x_t, features, m, x_t, m)], step), rescalings=rescalings)
+    evidence = PathEvidence([PairedBatch(0, q, x_t, features, m, x_t, m)])
+    return replace(correction.fit_step(evidence, step), rescalings=rescalings)
 
 
 def alternated(tasks: Mapping[str, Callable[[], object]], rounds: int) -> Mapping[str, Sequence[float]]:
@@ -70,47 +72,43 @@ def main() -> None:
     shop = Workshop(Runtime("cpu", progress=False))
     model = shop.model(cfg)
     quantized, step = calibrated(cfg, model, shop), shop.table(cfg, model)[1]
-    tap = OutputLayerTap(quantized, model.sites())
     x_t = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(0))
-    q, features = tap.predict(x_t, step)
+    q, features = quantized.predict(x_t, step)
     assert features is not None
-    found = {name: fitted(name, model, tap, x_t, step) for name in NAMES}
-    steps = alternated(whole_steps(found, model, tap, x_t, step), rounds)
-
-    def repaired(own: StepCorrection) -> Tensor:
-        with rescaled(tap.network, own.rescalings):
-            return own.output(q, x_t, features)
-
-    repairs = alternated({name: partial(repaired, own) for name, own in found.items()}, rounds)
+    found = {name: fitted(name, model, quantized, x_t, step) for name in NAMES}
+    steps = alternated(whole_steps(found, quantized, x_t, step), rounds)
+    repairs = alternated({name: partial(own.output, q, x_t, features) for name, own in found.items()}, rounds)
     macs = sum(site.macs for site in model.sites()) + model.attention_macs()
     counted = {name: sum(one.macs(model.shape) for one in own.repairs) / macs for name, own in found.items()}
     Console(width=120).print(table(steps, repairs, counted))
 
 
 def whole_steps(
-    found: Mapping[str, StepCorrection], model: Denoiser, tap: OutputLayerTap, x_t: Tensor, step: Step
+    found: Mapping[str, StepCorrection], quantized: QuantizedDenoiser, x_t: Tensor, step: Step
 ) -> Mapping[str, Callable[[], object]]:
     """The network alone, twice, with each correction, and with what folds within its output layer."""
 
-    def corrected(own: StepCorrection) -> Tensor:
-        q, features = tap.predict(x_t, step, own.rescalings)
-        return own.output(q, x_t, features)
-
-    def folded(layer: FoldedLayer) -> Tensor:
-        """The step with the filter within its output layer."""
-        tap.layer.instead = layer.weight, layer.bias
-        m, features = tap.predict(x_t, step)
-        tap.layer.instead = None
-        for repair in layer.repairs:
+    def repaired(network: QuantizedDenoiser, repairs: Sequence[Repair]) -> Tensor:
+        m, features = network.predict(x_t, step)
+        for repair in repairs:
             m = repair.output(m, x_t, features)
         return m
 
-    whole: dict[str, Callable[[], object]] = {name: lambda: tap.predict(x_t, step) for name in (ALONE, AGAIN)}
+    whole: dict[str, Callable[[], object]] = {name: partial(repaired, quantized, ()) for name in (ALONE, AGAIN)}
     for name, own in found.items():
-        whole[name] = partial(corrected, own)
+        whole[name] = partial(repaired, quantized.at(step.i, own.rescalings), own.repairs)
     for name in FOLDED:
-        whole[f"{name}, folded"] = partial(folded, fold(tap.layer, found[name], model.shape[0]))
+        layer = fold(quantized.output_layer, step.i, found[name], quantized.shape[0])
+        whole[f"{name}, folded"] = partial(repaired, with_output_layer(quantized, layer), layer.repairs)
     return whole
+
+
+def with_output_layer(quantized: QuantizedDenoiser, layer: FoldedLayer) -> QuantizedDenoiser:
+    """The network with a filter within its output layer."""
+    network = quantized.with_settings(quantized.settings)
+    network.output_layer.weights = nn.ModuleList([FloatWeight(layer.weight)])
+    network.output_layer.bias = layer.bias
+    return network
 
 
 def table(

@@ -21,14 +21,14 @@ from torch import nn
 
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import FittedCorrection, NoiseStatistics
+from ptq_diffusion.correction.diagnostics import fit_diagnosed
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import OutputLayerTap, QuantizedConv2d, QuantizedLinear, observing, quantize
-from ptq_diffusion.quantizer import AffineQuantizer
+from ptq_diffusion.network import LayerSettings, QuantizedConv2d, QuantizedDenoiser, QuantizedLinear, quantize
 from ptq_diffusion.sampler import DDIM, DDPM, sample
 from ptq_diffusion.stage.draw_corrected import draw_corrected
 from ptq_diffusion.stage.draw_images import DrawImages
@@ -38,7 +38,7 @@ from ptq_diffusion.stage.noise import MeasureNoise
 BATCH, STEPS, ROUNDS, FORWARDS = 64, 3, 9, 8
 CPU, WALL = "CPU time", "wall time"
 KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
-    "activation quantizers": (AffineQuantizer,),
+    "activation quantizers": (LayerSettings,),
     "convolutions": (nn.Conv2d, QuantizedConv2d),
     "linear layers": (nn.Linear, QuantizedLinear),
     "group normalization": (nn.GroupNorm,),
@@ -88,7 +88,7 @@ def main() -> None:
         Path(sys.argv[2]).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def variants() -> tuple[Denoiser, Denoiser, FittedCorrection]:
+def variants() -> tuple[Denoiser, QuantizedDenoiser, FittedCorrection]:
     """The bundled model, its W4A8 copy and PTQD's terms, fitted on few samples: speed does not depend on how well."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=[f"sampler.steps={STEPS}", "correction=ptqd"])
@@ -101,22 +101,23 @@ def variants() -> tuple[Denoiser, Denoiser, FittedCorrection]:
         m = RecordOutputs(model, steps)(chunk, torch.device("cpu"))["m"]
         work = MeasureNoise(quantized, steps, lambda _, step: m[step.i])
         statistics_of_noise = NoiseStatistics.of_tensors(work.owner, work(chunk, torch.device("cpu")))
-    return model, quantized, construct(cfg.correction).fit(statistics_of_noise, steps)
+    return model, quantized, fit_diagnosed(construct(cfg.correction), statistics_of_noise, steps)
 
 
-def calibrated(cfg: DictConfig, model: Denoiser, shop: Workshop) -> Denoiser:
+def calibrated(cfg: DictConfig, model: Denoiser, shop: Workshop) -> QuantizedDenoiser:
     """The quantized copy, with the ranges of 8 float trajectories."""
-    quantizers = shop.observations(cfg, model)
-    quantizers.observe_weights(model.network)
+    observations, table = shop.observations(cfg, model), shop.table(cfg, model)
     (chunk,) = chunks("calibration", [0], 8, 8)
-    with observing(model.network, quantizers):
-        for _ in sample(lambda x, s: model.predict(x, s).m, shop.table(cfg, model), chunk.noise(model.shape)):
+    with observations.observing(model.network):
+        for _ in sample(lambda x, s: model.predict(x, s).m, table, chunk.noise(model.shape)):
             pass
-    quantizers.freeze()
-    return model.with_network(quantize(model.network, quantizers))
+    plan = construct(cfg.bitwidth).plan(model.architecture(), table, None)
+    return quantize(model, plan, observations, construct(cfg.quantizer.weight))
 
 
-def contenders(model: Denoiser, quantized: Denoiser, fitted: FittedCorrection) -> dict[str, Callable[[], object]]:
+def contenders(
+    model: Denoiser, quantized: QuantizedDenoiser, fitted: FittedCorrection
+) -> dict[str, Callable[[], object]]:
     """Ways to draw BATCH images in STEPS steps, each with its noise and its conversion of the result."""
     (chunk,) = chunks("images", [0], BATCH, BATCH)
     ddim, ddpm = (s.table(model.scheduler_config) for s in (DDIM(STEPS, 1.0, {}), DDPM(STEPS, {})))
@@ -124,7 +125,7 @@ def contenders(model: Denoiser, quantized: Denoiser, fitted: FittedCorrection) -
         "our DDIM": DrawImages.of(model, ddim),
         "our DDPM": DrawImages.of(model, ddpm),
         "quantized, W4A8": DrawImages.of(quantized, ddim),
-        "corrected, W4A8": draw_corrected(quantized, OutputLayerTap(quantized, model.sites()), fitted),
+        "corrected, W4A8": draw_corrected(quantized, fitted),
         "our DDIM, again": DrawImages.of(model, ddim),
     }
     own = {name: lambda work=work: work(chunk, torch.device("cpu")) for name, work in works.items()}

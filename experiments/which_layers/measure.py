@@ -6,7 +6,6 @@ refitted and matched, as `readout_matched` does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +17,10 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptq_diffusion.command.conf import CONF
-from ptq_diffusion.correction import AskedBatch, PathCorrection, StepCorrection
+from ptq_diffusion.correction import Correction, PairedBatch, PathEvidence, StepCorrection
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
@@ -29,7 +28,7 @@ from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric import paired_fid, paired_fid_to
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import InputGrid, OutputLayerTap, Rescaling, regridding, rescaled, watching
+from ptq_diffusion.network import InputGrid, QuantizedDenoiser, Rescaling, regridding, watching
 from ptq_diffusion.quantizer import LpSearch
 from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.draw_images import to_bytes
@@ -96,16 +95,15 @@ class Pair:
     """The networks of the cell, its table and what is fitted behind the output."""
 
     model: Denoiser
-    quantized: Denoiser
+    quantized: QuantizedDenoiser
     steps: Sequence[Step]
-    behind: PathCorrection
+    behind: Correction[PathEvidence]
 
     def places(self, kind: str) -> Sequence[str]:
         """Names of layers but for the output layer, or of blocks."""
-        layers = OutputLayerTap(self.quantized, self.model.sites()).other_layers()
         modules = self.quantized.network.named_modules()
         blocks = [name for name, module in modules if isinstance(module, ResnetBlock2D | Attention)]
-        return {"layers": list(layers), "blocks": blocks, "nothing": []}[kind]
+        return {"layers": list(self.quantized.inner_layers()), "blocks": blocks, "nothing": []}[kind]
 
 
 @dataclass(frozen=True)
@@ -122,12 +120,11 @@ class Fitted:
     maps: Mapping[str, Linear]
     grids: Mapping[str, InputGrid]
 
-    def regridded(self, network: nn.Module) -> AbstractContextManager[None]:
-        """The network on these grids."""
-        modules = dict(network.named_modules())
-        width = {name: len(modules[name].weight) for name in self.grids}
-        return rescaled(
-            network,
+    def regridded(self, network: QuantizedDenoiser, i: int) -> QuantizedDenoiser:
+        """The network on these grids at step i."""
+        width = {name: len(network.layer(name).operands(i)[0]) for name in self.grids}
+        return network.at(
+            i,
             {
                 name: Rescaling(torch.ones(width[name]), torch.zeros(width[name]), own)
                 for name, own in self.grids.items()
@@ -139,7 +136,7 @@ def fitted(
     pair: Pair, places: Sequence[str], solve: Callable[[Tensor, Tensor], Linear], regrids: bool
 ) -> Sequence[Fitted]:
     """Every step, along the path that the steps before lead to."""
-    tap = OutputLayerTap(pair.quantized, pair.model.sites())
+    quantized = pair.quantized
     (chunk,) = chunks("noise", [1000], FITTED_ON, FITTED_ON)
     noise = chunk.noise(pair.model.shape)
     x = y = noise.draw("cpu")
@@ -156,10 +153,11 @@ def fitted(
         float_m = pair.model.predict(x, step).m
         with watching(pair.model.network, places, aims.__setitem__):
             m = pair.model.predict(y, step).m
-        with regridding(tap.other_layers() if regrids else {}, MSE, grids), watching(tap.network, places, see):
-            q, features = tap.predict(y, step)
+        layers = quantized.inner_layers() if regrids else {}
+        with regridding(layers, MSE, step.i, grids), watching(quantized.network, places, see):
+            q, features = quantized.predict(y, step)
         assert features is not None
-        own = pair.behind.fit_step([AskedBatch(0, q, y, features, float_m, x, m)], step)
+        own = pair.behind.fit_step(PathEvidence([PairedBatch(0, q, y, features, float_m, x, m)]), step)
         found.append(Fitted(own, maps, grids))
         z = noise.draw("cpu")
         x, y = step.mean(x, float_m) + step.sigma * z, step.mean(y, own.output(q, y, features)) + own.sigma * z
@@ -173,13 +171,14 @@ def mapped(maps: Mapping[str, Linear], name: str, output: Tensor) -> Tensor:
 
 def images(pair: Pair, found: Sequence[Fitted], count: int) -> Tensor:
     """What the mapped network draws, uint8."""
-    tap, drawn = OutputLayerTap(pair.quantized, pair.model.sites()), []
+    networks = [own.regridded(pair.quantized, step.i) for step, own in zip(pair.steps, found, strict=True)]
+    drawn = []
     for chunk in chunks("images", [0], count, 64):
         noise = chunk.noise(pair.model.shape)
         y = noise.draw("cpu")
-        for step, own in zip(pair.steps, found, strict=True):
-            with own.regridded(tap.network), watching(tap.network, own.maps, partial(mapped, own.maps)):
-                q, features = tap.predict(y, step)
+        for step, network, own in zip(pair.steps, networks, found, strict=True):
+            with watching(network.network, own.maps, partial(mapped, own.maps)):
+                q, features = network.predict(y, step)
             y = step.mean(y, own.behind.output(q, y, features)) + own.behind.sigma * noise.draw("cpu")
         drawn.append(to_bytes(pair.model.decode(y))[: chunk.count])
     return torch.cat(drawn)

@@ -17,6 +17,7 @@ class ByRole(BitwidthPolicy[None]):
         inner: `{weight, activation}` bits of every layer that is neither first nor last, the same at every step.
         first: of the first layer.
         last: of the last layer.
+        attention: of its products: `activation` of Q and P, `weight` of K and V.
         patterns: exceptions, each a shell-style pattern of layer names and its bits, such as
             `{name: "*.time_emb_proj", weight: 8, activation: 8}`. 32 bits
             leave a tensor in float.
@@ -32,10 +33,11 @@ class ByRole(BitwidthPolicy[None]):
         inner: Mapping[str, Any],
         first: Mapping[str, Any],
         last: Mapping[str, Any],
+        attention: Mapping[str, Any],
         patterns: Sequence[Mapping[str, Any]],
     ) -> None:
         self._inner = layer_bits(inner)
-        super().__init__(Roles.of_options(first, last, patterns), [self._inner])
+        super().__init__(Roles.of_options(first, last, attention, patterns), [self._inner])
 
     def plan(self, architecture: Architecture, steps: Sequence[Step], evidence: None = None) -> BitwidthPlan:  # noqa: ARG002
         return self.uniform(architecture, self._inner)

@@ -2,11 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
+from ptq_diffusion.model.site import Site
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 
 
@@ -16,7 +17,7 @@ class PlanCost:
 
     Args:
         bops: bit operations, the sum over steps and sites of MACs x weight bits x activation bits, attention included.
-        attention_bops: those of QK^T and PV, which have no weight and whose operands are float: 32 x 32 bits.
+        attention_bops: those of QK^T and PV, which have no weight: MACs x bits of one operand x bits of the other.
         float_bops: those of the network in full precision.
         stored_bits: of all parameters: weights of sites in each of their bitwidths, every other parameter in float32.
     """
@@ -49,46 +50,61 @@ def plan_cost(architecture: Architecture, plan: BitwidthPlan, steps: int) -> Pla
         KeyError: the plan lacks a site.
         ValueError: the plan was made for another number of steps.
     """
-    bops = sum(macs * bits.weight * bits.activation for bits, macs in macs_by_bits(architecture, plan, steps).items())
-    attention = attention_bops(architecture, steps)
+    bops = _bops(macs_by_bits(architecture, plan, steps))
+    attention = attention_bops(architecture, plan, steps)
     stored = sum(math.prod(site.weight_shape) * sum(plan.weight_copies(site.name)) for site in architecture.sites)
     return PlanCost(bops + attention, attention, float_bops(architecture, steps), stored + other_bits(architecture))
 
 
 def mean_bits(architecture: Architecture, plan: BitwidthPlan, steps: int) -> tuple[float, float]:
-    """The (weight, activation) bits of a multiply-accumulate of the sites, on average over sites and steps.
+    """The (weight, activation) bits of a multiply-accumulate of layers with weights, on average over them and steps.
 
     Raises:
         KeyError: the plan lacks a site.
-        ValueError: the plan was made for another number of steps, or the network has no work at sites.
+        ValueError: the plan was made for another number of steps, or the network has no work at such layers.
     """
     work = macs_by_bits(architecture, plan, steps)
     total = sum(work.values())
     if total == 0:
-        raise ValueError("expected a network with work at its sites, got none; a mean of its bits has no meaning")
+        raise ValueError(
+            "expected a network with work at layers with weights, got none; a mean of its bits has no meaning"
+        )
     weight = sum(macs * bits.weight for bits, macs in work.items())
     activation = sum(macs * bits.activation for bits, macs in work.items())
     return weight / total, activation / total
 
 
 def macs_by_bits(architecture: Architecture, plan: BitwidthPlan, steps: int) -> Mapping[LayerBits, int]:
-    """How many multiply-accumulates of all steps use which bits; attention's are left out."""
+    """How many multiply-accumulates of all steps use which bits; attention's products are left out."""
+    return _macs_by_bits((site for site in architecture.sites if site.weighted), plan, steps)
+
+
+def _macs_by_bits(sites: Iterable[Site], plan: BitwidthPlan, steps: int) -> Mapping[LayerBits, int]:
     work: Counter[LayerBits] = Counter()
-    for site in architecture.sites:
+    for site in sites:
         for bits, count in plan.counts(site.name, steps).items():
             work[bits] += count * site.macs
     return work
 
 
+def _bops(work: Mapping[LayerBits, int]) -> int:
+    return sum(macs * bits.weight * bits.activation for bits, macs in work.items())
+
+
 def float_bops(architecture: Architecture, steps: int) -> int:
     """Bit operations of so many steps in full precision."""
-    macs = sum(site.macs for site in architecture.sites)
-    return steps * macs * FLOAT_BITS**2 + attention_bops(architecture, steps)
+    return steps * (sum(site.macs for site in architecture.sites) + architecture.attention_macs) * FLOAT_BITS**2
 
 
-def attention_bops(architecture: Architecture, steps: int) -> int:
-    """Bit operations of attention's products over so many steps, which no plan changes."""
-    return steps * architecture.attention_macs * FLOAT_BITS**2
+def attention_bops(architecture: Architecture, plan: BitwidthPlan, steps: int) -> int:
+    """Bit operations of attention's products over so many steps; those that are no sites are float.
+
+    Raises:
+        KeyError: the plan lacks a site.
+        ValueError: the plan was made for another number of steps.
+    """
+    products = _macs_by_bits((site for site in architecture.sites if not site.weighted), plan, steps)
+    return _bops(products) + steps * architecture.attention_macs * FLOAT_BITS**2
 
 
 def other_bits(architecture: Architecture) -> int:

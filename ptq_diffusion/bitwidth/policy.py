@@ -17,8 +17,8 @@ Measured = TypeVar("Measured")
 class BitwidthPolicy(ABC, Generic[Measured]):
     """From a network, a table of steps and, for some, a measurement to a plan.
 
-    A policy decides the bits of inner layers only; its roles say those of the first and the last layer and of the
-    layers that a pattern names.
+    A policy decides the bits of inner layers only; its roles say those of the first and the last layer, of
+    attention's products, and of what a pattern names.
 
     Class attributes:
         reads: the measurement that `plan` needs.

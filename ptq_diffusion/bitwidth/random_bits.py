@@ -25,6 +25,7 @@ class RandomBits(UnderBudget[None]):
         activations: see there.
         first: see there.
         last: see there.
+        attention: see there.
         patterns: see there.
 
     Raises:
@@ -41,9 +42,10 @@ class RandomBits(UnderBudget[None]):
         activations: Sequence[int],
         first: Mapping[str, Any],
         last: Mapping[str, Any],
+        attention: Mapping[str, Any],
         patterns: Sequence[Mapping[str, Any]],
     ) -> None:
-        super().__init__(saving, bytes, over, weights, activations, first, last, patterns)
+        super().__init__(saving, bytes, over, weights, activations, first, last, attention, patterns)
         self.seed = seed
 
     def spend(self, choices: Choices, evidence: None = None) -> Spending:  # noqa: ARG002

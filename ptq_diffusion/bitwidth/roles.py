@@ -1,4 +1,4 @@
-"""Bits that no policy decides: those of the first and the last layer, and of layers that a pattern names."""
+"""Bits that no policy decides: those of the first and the last layer, of attention, and of what a pattern names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,33 +16,39 @@ class Roles:
     Args:
         first: of the first layer.
         last: of the last layer.
+        attention: of attention's products.
         patterns: shell-style patterns of layer names with their bits; they override the roles, the last match wins.
     """
 
     first: LayerBits
     last: LayerBits
+    attention: LayerBits
     patterns: tuple[tuple[str, LayerBits], ...]
 
     @classmethod
     def of_options(
-        cls, first: Mapping[str, Any], last: Mapping[str, Any], patterns: Sequence[Mapping[str, Any]]
+        cls,
+        first: Mapping[str, Any],
+        last: Mapping[str, Any],
+        attention: Mapping[str, Any],
+        patterns: Sequence[Mapping[str, Any]],
     ) -> "Roles":
-        """From `{weight, activation}` for the first and the last layer and `{name, weight, activation}` of patterns.
+        """From `{weight, activation}` of the roles and `{name, weight, activation}` of patterns.
 
         Raises:
             ValueError: an entry has other keys than these, or a bitwidth is none.
         """
         entries = [_with_keys(entry, {"name", "weight", "activation"}) for entry in patterns]
         named = tuple((str(entry["name"]), LayerBits(entry["weight"], entry["activation"])) for entry in entries)
-        return cls(layer_bits(first), layer_bits(last), named)
+        return cls(layer_bits(first), layer_bits(last), layer_bits(attention), named)
 
     def fixed(self, sites: Sequence[Site]) -> dict[str, LayerBits]:
-        """Bits of the layers that are not free, by name.
+        """Bits of the sites that are not free, by name.
 
         Raises:
             ValueError: a pattern matches no layer.
         """
-        by_role = {Role.FIRST: self.first, Role.LAST: self.last}
+        by_role = {Role.FIRST: self.first, Role.LAST: self.last, Role.ATTENTION: self.attention}
         layers = {site.name: by_role[site.role] for site in sites if site.role in by_role}
         for pattern, bits in self.patterns:
             matches = [site.name for site in sites if fnmatchcase(site.name, pattern)]

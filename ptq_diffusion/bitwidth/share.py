@@ -25,6 +25,7 @@ class Share(BitwidthPolicy[None]):
         high: `{weight, activation}` bits at the others.
         first: of the first layer, at every step.
         last: of the last layer, at every step.
+        attention: of its products, at every step: `activation` of Q and P, `weight` of K and V.
         patterns: exceptions by name, at every step.
 
     Raises:
@@ -38,12 +39,13 @@ class Share(BitwidthPolicy[None]):
         high: Mapping[str, Any],
         first: Mapping[str, Any],
         last: Mapping[str, Any],
+        attention: Mapping[str, Any],
         patterns: Sequence[Mapping[str, Any]],
     ) -> None:
         if not 0 <= share <= 1:
             raise ValueError(f"expected a share of the steps from 0 to 1, got {share}")
         self.share, self._low, self._high = share, layer_bits(low), layer_bits(high)
-        super().__init__(Roles.of_options(first, last, patterns), [self._low, self._high])
+        super().__init__(Roles.of_options(first, last, attention, patterns), [self._low, self._high])
 
     def check(self, architecture: Architecture, steps: Sequence[Step]) -> None:
         super().check(architecture, steps)

@@ -25,6 +25,7 @@ class StepSNR(BitwidthPolicy[StepSignal]):
         ratio: `norm` for |m| / |D|, `power` for its square.
         first: of the first layer, at every step.
         last: of the last layer, at every step.
+        attention: of its products, at every step: `activation` of Q and P, `weight` of K and V.
         patterns: exceptions by name, at every step.
 
     Raises:
@@ -39,9 +40,10 @@ class StepSNR(BitwidthPolicy[StepSignal]):
         ratio: Ratio,
         first: Mapping[str, Any],
         last: Mapping[str, Any],
+        attention: Mapping[str, Any],
         patterns: Sequence[Mapping[str, Any]],
     ) -> None:
-        super().__init__(Roles.of_options(first, last, patterns), [layer_bits(entry) for entry in offered])
+        super().__init__(Roles.of_options(first, last, attention, patterns), [layer_bits(entry) for entry in offered])
         require_ascending(self.offered)
         self.ratio: Ratio = ratio
 

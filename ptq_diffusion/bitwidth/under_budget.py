@@ -37,7 +37,7 @@ class UnderBudget(BitwidthPolicy[Measured]):
 
     Args:
         saving: how many times fewer bit operations than full precision the plan takes at least, attention's products
-            included, which are float; null for no such budget.
+            included; null for no such budget.
         bytes: of all parameters at most, as reports count them: weights at their bits, the others in float32; null for
             no such budget.
         over: what may differ in its bits: `layers_and_steps`, `layers` (the same at every step) or `steps` (the same in
@@ -46,6 +46,7 @@ class UnderBudget(BitwidthPolicy[Measured]):
         activations: bits offered to activations, ascending, 2 to 8.
         first: `{weight, activation}` bits of the first layer, at every step.
         last: of the last layer, at every step.
+        attention: of its products, at every step: `activation` of Q and P, `weight` of K and V.
         patterns: exceptions by name, at every step.
 
     Raises:
@@ -62,13 +63,14 @@ class UnderBudget(BitwidthPolicy[Measured]):
         activations: Sequence[int],
         first: Mapping[str, Any],
         last: Mapping[str, Any],
+        attention: Mapping[str, Any],
         patterns: Sequence[Mapping[str, Any]],
     ) -> None:
         _require_budget(saving, bytes)
         self.saving, self.bytes, self.over = saving, bytes, over
         self.weights, self.activations = _ascending("weights", weights), _ascending("activations", activations)
         offered = [LayerBits(weight, activation) for weight in self.weights for activation in self.activations]
-        super().__init__(Roles.of_options(first, last, patterns), offered)
+        super().__init__(Roles.of_options(first, last, attention, patterns), offered)
 
     @abstractmethod
     def spend(self, choices: Choices, evidence: Measured) -> Spending:
@@ -89,7 +91,7 @@ class UnderBudget(BitwidthPolicy[Measured]):
             raise ValueError(
                 f"expected a saving of at most {most}, that of the cheapest plan, {name}, got "
                 f"{self.saving}; lower saving or offer fewer bits ({cheapest.attention_share:.0%} of that plan's bit "
-                "operations are attention's products, which are float)"
+                "operations are attention's products, whose bits are bitwidth.attention)"
             )
         if stored is not None and cheapest.stored_bits > stored:
             raise ValueError(

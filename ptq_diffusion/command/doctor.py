@@ -24,7 +24,7 @@ EXTRAS = {
     "test": ("pytest", "the tests"),
 }
 MALICIOUS_LIGHTNING = ("2.6.2", "2.6.3")
-MODEL_CHECKSUMS = {"bundled:cifar10_ddpm": "fcbb897f30d1cc9f", "bundled:fashion_ddpm": "4296a986c3f3639e"}
+MODEL_CHECKSUMS = {"bundled:cifar10_ddpm": "8157c7dd33fb2aed", "bundled:fashion_ddpm": "84a60b48ac639ff7"}
 """`folder_checksum` of every bundled denoiser."""
 LITTLE_ROOM = 2**30
 

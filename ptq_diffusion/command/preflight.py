@@ -3,7 +3,9 @@
 import torch
 from omegaconf import DictConfig
 
+from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
+from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.command.preamble import needed
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
@@ -15,6 +17,8 @@ from ptq_diffusion.stage.evaluate import build_metrics
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit_table import check_reach, fit_table
 from ptq_diffusion.stage.reference import build_extractor
+from ptq_diffusion.stage.sensitivity import MeasureSensitivity, sensitivity_chunks
+from ptq_diffusion.stage.step_signal import MeasureStepSignal
 
 
 def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
@@ -29,6 +33,7 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
         shop.table(cfg, model)
         if "bitwidth" in used:
             _check_bits(cfg, model, shop)
+            _check_measurements(cfg, goal)
         if "correction" in used:
             _check_correction(cfg, model, shop)
         if goal is Export:
@@ -44,13 +49,26 @@ def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     if not isinstance(policy, BitwidthPolicy):
         raise ValueError(f"expected a bitwidth policy, got {type(policy).__name__}; choose one with bitwidth=NAME")
     policy.check(model.architecture(), table)
-    if cfg.noise.steps is not None and policy.by_step:
-        raise ValueError(
-            f"expected the same bits at every step, which another table can follow, got {cfg.labels.bitwidth}, whose "
-            "bits belong to the sampler's own steps; set noise.steps=null"
-        )
     shop.observations(cfg, model)
     construct(cfg.quantizer.weight)(MOST_BITS)
+
+
+def _check_measurements(cfg: DictConfig, goal: type[Stage]) -> None:
+    """What a policy reads is measured at the sampler's own steps, on images of the float path."""
+    policy = construct(cfg.bitwidth)
+    if cfg.noise.steps is not None and (policy.by_step or goal in (MeasureStepSignal, MeasureSensitivity)):
+        what = goal.name if goal in (MeasureStepSignal, MeasureSensitivity) else cfg.labels.bitwidth
+        raise ValueError(
+            f"expected noise.steps=null with bits that belong to the sampler's own steps, got noise.steps="
+            f"{cfg.noise.steps} with {what}; set noise.steps=null"
+        )
+    if goal is MeasureSensitivity and not isinstance(policy, UnderBudget):
+        raise ValueError(
+            f"expected a policy whose offers sensitivities are measured of, got {cfg.labels.bitwidth}; choose one that "
+            "spends a budget, such as bitwidth=budget"
+        )
+    if goal is MeasureSensitivity or policy.reads is Evidence.SENSITIVITY:
+        sensitivity_chunks(cfg)
 
 
 def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:

@@ -1,11 +1,15 @@
 """Floor 3: repair of the quantization noise."""
 
-from ptq_diffusion.correction.contract import AskedBatch, Batch, Correction, FitPath, MomentCorrection, PathCorrection
-from ptq_diffusion.correction.corrected_denoiser import Predictor
+from ptq_diffusion.correction.contract import Correction, Reads
+from ptq_diffusion.correction.corrected_denoiser import CorrectedDenoiser
+from ptq_diffusion.correction.evidence import MomentEvidence, PairedBatch, PathBatch, PathEvidence
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
+from ptq_diffusion.correction.fitting import fit_moments
 from ptq_diffusion.correction.method.auto import Auto, Choice
+from ptq_diffusion.correction.method.chain import Chain
 from ptq_diffusion.correction.method.d2dpm import D2DPM
 from ptq_diffusion.correction.method.gated import GatedPTQD
+from ptq_diffusion.correction.method.matched import Matched
 from ptq_diffusion.correction.method.none import NoCorrection
 from ptq_diffusion.correction.method.ptqd import PTQD
 from ptq_diffusion.correction.method.qncd import QNCD
@@ -21,32 +25,35 @@ from ptq_diffusion.correction.pipeline.folding import FoldedLayer, fold
 from ptq_diffusion.correction.step_report import StepReport
 
 __all__ = [
-    "D2DPM",
-    "PTQD",
-    "QNCD",
-    "TAC",
-    "AskedBatch",
     "Auto",
-    "Batch",
+    "Chain",
     "Choice",
+    "CorrectedDenoiser",
     "CorrectedNetwork",
     "CorrectedScheduler",
     "Correction",
+    "D2DPM",
     "Fingerprint",
-    "FitPath",
     "FittedCorrection",
     "FoldedLayer",
     "GatedPTQD",
-    "MomentCorrection",
+    "Matched",
+    "MomentEvidence",
     "NoCorrection",
     "NoiseStatistics",
-    "PathCorrection",
-    "Predictor",
+    "PTQD",
+    "PairedBatch",
+    "PathBatch",
+    "PathEvidence",
+    "QNCD",
+    "Reads",
     "Regression",
     "Rescaled",
     "StepCorrection",
     "StepMoments",
     "StepReport",
     "StepbaQ",
+    "TAC",
+    "fit_moments",
     "fold",
 ]

@@ -1,4 +1,4 @@
-"""What a correction makes of a network along one walk of some images."""
+"""A quantized network whose output is corrected, along the path of some images."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ Ask = Callable[[Tensor, Step], Output]
 """A quantized network with the correction's rescalings, from states at a step to q and the features."""
 
 
-class Predictor:
+class CorrectedDenoiser:
     """m~ of (x_t, step), step after step: the correction's repairs of q - d, with d the bias that was estimated last.
 
     A correction that estimates nothing has d = 0.
@@ -22,7 +22,7 @@ class Predictor:
     Args:
         correction: fitted.
         ask: the quantized network, with the correction's rescalings.
-        noise: for the estimates, of the same images as the walk and independent of its noise.
+        noise: for the estimates, of the same images as the path and independent of its noise.
     """
 
     def __init__(self, correction: FittedCorrection, ask: Ask, noise: SampleNoise) -> None:
@@ -30,9 +30,9 @@ class Predictor:
         self._bias: Tensor | float = 0.0
 
     def __call__(self, x_t: Tensor, step: Step) -> Tensor:
-        found = self._correction.found[step.i]
+        correction = self._correction.corrections[step.i]
         q, features = self._ask(x_t, step)
-        if found.estimates:
+        if correction.estimates:
             self._bias = estimated_bias(self._ask, x_t, q, step, self._noise.draw(x_t.device))
         return self._correction.output(q - self._bias, x_t, features, step)
 
@@ -45,6 +45,6 @@ def estimated_bias(ask: Ask, x_t: Tensor, q: Tensor, step: Step, noise: Tensor) 
     """
     x_0 = step.predict_x_0(x_t, q)
     noised = step.signal * x_0 + step.noise * noise
-    known = (x_0 - step.p_x * noised) / step.p_m
-    again, _ = ask(noised, step)
-    return torch.mean(again - known, dim=(2, 3), keepdim=True)
+    exact = (x_0 - step.p_x * noised) / step.p_m
+    output, _ = ask(noised, step)
+    return torch.mean(output - exact, dim=(2, 3), keepdim=True)

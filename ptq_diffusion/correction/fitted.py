@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,20 +30,24 @@ RESCALING = "rescaling"
 CONFIG, COEFFICIENTS = "correction.json", "correction.safetensors"
 FILES = (CONFIG, COEFFICIENTS)
 """The files of a folder."""
-NO_RESIDUAL = (math.nan, math.nan)
+FORMAT = 2
+"""The version of both files; 1 had no version and held the report's fields by position."""
+REPORT, RESIDUAL = ([field.name for field in dataclasses.fields(kind)] for kind in (StepReport, Residual))
 
 
 @dataclass(frozen=True)
 class StepCorrection:
-    """What is done at one step.
+    """A correction of one step.
 
     Args:
         repairs: applied to the output one after the other; none leaves it as it is.
         sigma: sigma', the standard deviation of the noise to add.
-        report: what was found.
-        estimates: ask the network a second time here for the bias of its output, see `Predictor`.
-        rescalings: what layers of the network compute with here, by their names; the others as they are.
-        residual: what sigma' follows from; None where it belongs to this table alone.
+        report: numbers about the noise and the repairs.
+        estimates: ask the network a second time here for the bias of its output, see
+            `CorrectedDenoiser`.
+        rescalings: the scales, biases and grids that layers of the network compute with here, by their names; other
+            layers are as they are.
+        residual: the noise that sigma' follows from; None where sigma' belongs to this table alone.
     """
 
     repairs: tuple[Repair, ...]
@@ -65,52 +70,52 @@ class FittedCorrection:
 
     Args:
         steps: the table to sample with.
-        found: what is done at each of its steps.
+        corrections: one for each of its steps.
     """
 
     steps: Table
-    found: Sequence[StepCorrection]
+    corrections: Sequence[StepCorrection]
 
     def output(self, q: Tensor, x_t: Tensor, features: Tensor | None, step: Step) -> Tensor:
-        """m~ at a step, (B, C, H, W), but for what only a `Predictor` knows: a bias that is estimated on the way."""
-        return self.found[step.i].output(q, x_t, features)
+        """m~ at a step, (B, C, H, W), but for what a `CorrectedDenoiser` alone knows: an estimated bias."""
+        return self.corrections[step.i].output(q, x_t, features)
 
     def sigma(self, step: Step) -> float:
         """sigma' at a step."""
-        return self.found[step.i].sigma
+        return self.corrections[step.i].sigma
 
     @property
     def rescalings(self) -> Sequence[Mapping[str, Rescaling]]:
         """The rescalings of the network's layers, by name, at every step; see `QuantizedDenoiser.rescaled`."""
-        return [found.rescalings for found in self.found]
+        return [correction.rescalings for correction in self.corrections]
 
     @property
     def needs_features(self) -> bool:
         """Whether a step reads the features; a correction that reads none is a function of q and x_t."""
-        return any(repair.needs_features for found in self.found for repair in found.repairs)
+        return any(repair.needs_features for one in self.corrections for repair in one.repairs)
 
     @property
     def rescales(self) -> bool:
         """Whether a step changes layers of the network."""
-        return any(found.rescalings for found in self.found)
+        return any(one.rescalings for one in self.corrections)
 
     @property
     def evaluations(self) -> int:
-        """How often the network is asked beside once a step; a correction that does so needs a `Predictor`."""
-        return sum(found.estimates for found in self.found)
+        """How often the network is asked beside once a step; where it is, a `CorrectedDenoiser` is needed."""
+        return sum(one.estimates for one in self.corrections)
 
     def without_repairs(self) -> "FittedCorrection":
         """The table and sigma' alone, for a network that repairs its output itself, such as a `CorrectedNetwork`."""
-        bare = [dataclasses.replace(found, repairs=(), rescalings={}) for found in self.found]
+        bare = [dataclasses.replace(one, repairs=(), rescalings={}) for one in self.corrections]
         return FittedCorrection(self.steps, bare)
 
     def report(self) -> Sequence[StepReport]:
-        """What was found, one entry for each step."""
-        return [found.report for found in self.found]
+        """One report for each step."""
+        return [one.report for one in self.corrections]
 
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiplications of all steps for one image of shape (C, H, W)."""
-        return sum(repair.macs(shape) for found in self.found for repair in found.repairs)
+        return sum(repair.macs(shape) for one in self.corrections for repair in one.repairs)
 
     @property
     def size(self) -> int:
@@ -120,24 +125,28 @@ class FittedCorrection:
     def _tensors(self) -> dict[str, Tensor]:
         """Coefficients by step/place/kind/field, those of layers by step/rescaling/layer/field."""
         tensors: dict[str, Tensor] = {}
-        for i, found in enumerate(self.found):
-            for place, repair in enumerate(found.repairs):
+        for i, one in enumerate(self.corrections):
+            for place, repair in enumerate(one.repairs):
                 tensors |= {f"{i}/{place}/{repair.kind}/{name}": tensor for name, tensor in repair.tensors().items()}
-            tensors |= {f"{i}/{RESCALING}/{name}": tensor for name, tensor in named(found.rescalings).items()}
+            tensors |= {f"{i}/{RESCALING}/{name}": tensor for name, tensor in named(one.rescalings).items()}
         return tensors
 
     def save(self, folder: Path) -> None:
         """Write `correction.json` and `correction.safetensors` into an existing folder."""
         tensors = self._tensors()
-        tensors["sigma"] = torch.tensor([found.sigma for found in self.found], dtype=torch.float64)
-        tensors["report"] = torch.tensor([_numbers(found.report) for found in self.found], dtype=torch.float64)
-        left = [dataclasses.astuple(found.residual) if found.residual else NO_RESIDUAL for found in self.found]
-        tensors["residual"] = torch.tensor(left, dtype=torch.float64)
+        tensors["sigma"] = _column([one.sigma for one in self.corrections])
+        for name in REPORT:
+            tensors[f"report/{name}"] = _column([getattr(one.report, name) for one in self.corrections])
+        none = dict.fromkeys(RESIDUAL)
+        residuals = [dataclasses.asdict(one.residual) if one.residual else none for one in self.corrections]
+        for name in RESIDUAL:
+            tensors[f"residual/{name}"] = _column([residual[name] for residual in residuals])
         # Steps may share a tensor, as interpolated ones do; a file holds each on its own.
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / COEFFICIENTS)
         config = {
+            "format": FORMAT,
             "table": self.steps.to_json(),
-            "estimates": [found.estimates for found in self.found],
+            "estimates": [one.estimates for one in self.corrections],
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
@@ -147,32 +156,55 @@ class FittedCorrection:
 
         Raises:
             FileNotFoundError: the folder lacks a file.
-            ValueError: the files are broken or none that `save` wrote, such as of a kind of repair that does not exist.
+            ValueError: the files are broken, of another format or none that `save` wrote, such as of a kind of repair
+                that does not exist.
         """
         for name in (CONFIG, COEFFICIENTS):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"expected {name} in {folder}, a folder that FittedCorrection.save wrote")
         try:
-            tensors, config = load_file(folder / COEFFICIENTS), json.loads((folder / CONFIG).read_text())
-            steps = Table.from_json(config["table"])
-            return cls(steps, _found(tensors, steps, config["estimates"]))
-        except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+            config = json.loads((folder / CONFIG).read_text())
+            if (version := config.get("format", 1)) != FORMAT:
+                raise ValueError(f"their format is {version}, this version reads {FORMAT}")
+            tensors, steps = load_file(folder / COEFFICIENTS), Table.from_json(config["table"])
+            return cls(steps, _step_corrections(tensors, steps, config["estimates"]))
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
             raise ValueError(
                 f"expected coefficients that FittedCorrection.save wrote in {folder}, got others ({error}); "
                 "fit or export it again"
             ) from error
 
 
-def _found(tensors: dict[str, Tensor], steps: Sequence[Step], estimates: Sequence[bool]) -> list[StepCorrection]:
-    """Every step's, from tensors as `save` names them."""
-    numbers = [tensors.pop(name).tolist() for name in ("sigma", "report", "residual")]
+def _step_corrections(tensors: dict[str, Tensor], steps: Table, estimates: Sequence[bool]) -> list[StepCorrection]:
+    """The correction of every step, from tensors as `save` names them."""
+    sigmas = tensors.pop("sigma").tolist()
+    reports = [StepReport(**row) for row in _rows(tensors, "report", REPORT)]
+    residuals = [None if None in row.values() else Residual(**row) for row in _rows(tensors, "residual", RESIDUAL)]
     rescalings = _rescalings({name: tensors.pop(name) for name in list(tensors) if f"/{RESCALING}/" in name})
     repairs = _repairs(tensors)
     if beyond := {i for i in repairs.keys() | rescalings.keys() if not 0 <= i < len(steps)}:
         raise ValueError(f"expected those of {len(steps)} steps, got some of step {min(beyond)}")
+    rows = zip(sigmas, reports, estimates, residuals, strict=True)
+    corrections = [
+        StepCorrection(tuple(repairs[i]), sigma, report, estimated, rescalings[i], residual)
+        for i, (sigma, report, estimated, residual) in enumerate(rows)
+    ]
+    if len(corrections) != len(steps):
+        raise ValueError(f"expected numbers of {len(steps)} steps, got those of {len(corrections)}")
+    return corrections
+
+
+def _column(values: Sequence[float | None]) -> Tensor:
+    """One number of every step, float64; NaN stands for None."""
+    return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float64)
+
+
+def _rows(tensors: dict[str, Tensor], group: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The inverse of a group's columns: its fields at every step by name, taken out of the tensors."""
+    columns = [tensors.pop(f"{group}/{name}").tolist() for name in names]
     return [
-        StepCorrection(tuple(repairs[i]), sigma, _report(told), estimated, rescalings[i], _residual(left))
-        for i, (_, sigma, told, left, estimated) in enumerate(zip(steps, *numbers, estimates, strict=True))
+        {name: None if math.isnan(value) else value for name, value in zip(names, values, strict=True)}
+        for values in zip(*columns, strict=True)
     ]
 
 
@@ -185,31 +217,16 @@ def _repairs(tensors: dict[str, Tensor]) -> defaultdict[int, list[Repair]]:
     unknown = {kind for *_, kind in parts} - set(KINDS)
     if unknown:
         raise ValueError(f"expected repairs of the kinds {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
-    found: defaultdict[int, list[Repair]] = defaultdict(list)
+    repairs: defaultdict[int, list[Repair]] = defaultdict(list)
     for (step, _, kind), fields in sorted(parts.items(), key=lambda part: part[0]):
-        found[step].append(KINDS[kind](**fields))
-    return found
+        repairs[step].append(KINDS[kind](**fields))
+    return repairs
 
 
 def _rescalings(tensors: Mapping[str, Tensor]) -> defaultdict[int, dict[str, Rescaling]]:
-    """Those of every step, from tensors named step/rescaling/layer/field."""
+    """The rescalings of every step, from tensors named step/rescaling/layer/field."""
     parts: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         i, _, layer = name.split("/", 2)
         parts[int(i)][layer] = tensor
     return defaultdict(dict, {i: of_named(layers) for i, layers in parts.items()})
-
-
-def _numbers(report: StepReport) -> list[float]:
-    """The report's fields in order; NaN stands for None."""
-    return [math.nan if value is None else value for value in dataclasses.astuple(report)]
-
-
-def _report(numbers: Sequence[float]) -> StepReport:
-    names = [field.name for field in dataclasses.fields(StepReport)]
-    values = {name: None if math.isnan(x) else x for name, x in zip(names, numbers, strict=True)}
-    return StepReport(**values)  # type: ignore[arg-type]
-
-
-def _residual(numbers: Sequence[float]) -> Residual | None:
-    return None if any(map(math.isnan, numbers)) else Residual(*numbers)

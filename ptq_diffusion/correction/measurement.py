@@ -1,12 +1,13 @@
-"""What is reported of a step, measured on the images whose float output is known."""
+"""Measurement of a step on the images with m: the noise before and after its repairs, and the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Literal
 
 import torch
 
-from ptq_diffusion.correction.contract import AskedBatch
+from ptq_diffusion.correction.evidence import PairedBatch
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.noise.moments import StepMoments
 from ptq_diffusion.correction.noise.residual import Residual
@@ -15,14 +16,17 @@ from ptq_diffusion.correction.step_report import StepReport
 from ptq_diffusion.numeric.moments import Moments
 from ptq_diffusion.sampler.step import Step
 
+Variance = Literal["original", "rule"]
+"""sigma' = sigma, or sigma'^2 = max(sigma^2 - [Var F(m~) - Var F(m)], 0) with F the step's mean."""
+
 
 @dataclass(frozen=True)
 class StepMeasurement:
-    """The noise of a step before and after its repairs.
+    """Noise of a step before and after its repairs.
 
     Args:
         step: the row.
-        repairs: what was done.
+        repairs: those of the step.
         before: moments of m, q - m and x_t.
         after: moments of m, m~ - m and x_t.
         spread: Var F(m~) - Var F(m) with F the step's mean, averaged over channels.
@@ -35,7 +39,7 @@ class StepMeasurement:
     spread: float
 
     @classmethod
-    def of(cls, batches: Sequence[AskedBatch], repairs: tuple[Repair, ...], step: Step) -> "StepMeasurement":
+    def of(cls, batches: Sequence[PairedBatch], repairs: tuple[Repair, ...], step: Step) -> "StepMeasurement":
         """Measure the repairs on the images of a step."""
         before, after, means = [], [], []
         for batch in batches:
@@ -45,14 +49,14 @@ class StepMeasurement:
             pair = torch.cat([step.mean(batch.x_t, batch.m), step.mean(batch.x_t, m)], dim=1)
             means.append(Moments.of(pair.permute(0, 2, 3, 1).flatten(0, 2)))
         variances = reduce(Moments.merge, means).covariance.diagonal()
-        of_float, of_repaired = variances.chunk(2)
-        spread = float(of_repaired.mean() - of_float.mean())
+        float_variance, repaired_variance = variances.chunk(2)
+        spread = float(repaired_variance.mean() - float_variance.mean())
         return cls(step, repairs, reduce(StepMoments.merge, before), reduce(StepMoments.merge, after), spread)
 
-    def matched_sigma(self) -> float:
-        """sigma' of the variance rule; 0 stays 0, so that a deterministic sampler stays one."""
-        if self.step.sigma == 0:
-            return 0.0
+    def sigma(self, variance: Variance) -> float:
+        """sigma' by the variance rule or as it is; 0 stays 0, so that a deterministic sampler stays one."""
+        if variance == "original" or self.step.sigma == 0:
+            return self.step.sigma
         return max(self.step.sigma**2 - self.spread, 0.0) ** 0.5
 
     def correction(self, sigma: float) -> StepCorrection:
@@ -62,9 +66,9 @@ class StepMeasurement:
         return StepCorrection(self.repairs, sigma, report, residual=residual if sigma == self.step.sigma else None)
 
     def _report(self, sigma: float, residual: Residual) -> StepReport:
-        _, across, of_m = self.before.pooled()
-        k = across / of_m if of_m > 0 else 0.0
-        left, power = self.after.noise_power, self.before.noise_power
+        _, covariance, variance_of_m = self.before.pooled()
+        k = covariance / variance_of_m if variance_of_m > 0 else 0.0
+        remainder, power = self.after.noise_power, self.before.noise_power
         return StepReport(
             t=self.step.t,
             k=k,
@@ -72,8 +76,31 @@ class StepMeasurement:
             variance=residual.variance,
             sigma=self.step.sigma,
             sigma_used=sigma,
-            r2=1 - left / power if power > 0 else 1.0,
+            r2=1 - remainder / power if power > 0 else 1.0,
             budget=residual.budget(self.step),
             snr_q=self.before.snr,
             snr_f=self.step.snr,
+        )
+
+
+def require_variance(variance: Variance) -> None:
+    """Refuse a rule of sigma' that does not exist.
+
+    Raises:
+        ValueError: the variance is none of the two.
+    """
+    if variance not in ("original", "rule"):
+        raise ValueError(f"expected variance to be original or rule, got {variance!r}")
+
+
+def require_carried(variance: Variance, steps: Sequence[Step]) -> None:
+    """Refuse a sigma' that belongs to a table where it is to be carried onto another.
+
+    Raises:
+        ValueError: the rule changes the sigma of a step.
+    """
+    if variance == "rule" and any(step.sigma > 0 for step in steps):
+        raise ValueError(
+            "expected a noise scale that another table can follow, got variance=rule; set "
+            "correction.variance=original or noise.steps=null"
         )

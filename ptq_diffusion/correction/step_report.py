@@ -1,11 +1,11 @@
-"""Diagnostics of one step of a fitted correction: coefficients, variances and the shape of the residual."""
+"""Report of one step of a fitted correction."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """Diagnostics of one step.
+    """Report of one step: the noise, what the correction explains of it, and the residual's shape.
 
     The residual is r = D - k m - mu of a correction from moments, times its `residual_scale`, with which D2-DPM's is m~
     - m, and m~ - m of one along a path, on the states that it was fitted on and whose float output is known. PTQD adds
@@ -20,14 +20,15 @@ class StepReport:
         bias: the root mean square over channels of the bias, likewise.
         variance: v, the residual's variance.
         sigma: the noise scale of the step's table.
-        sigma_used: sigma', what is left of it to add.
+        sigma_used: sigma', the noise scale that is added.
         r2: 1 - E|residual|^2 / E|D|^2, the share of the noise that the correction explains.
         budget: the share of sigma^2 that the residual takes, above 1 where sigma^2 cannot absorb it; None where the
             sampler adds no noise.
         snr_q: signal-to-noise ratio of the quantized output.
         snr_f: of the forward process.
         r2_held_out: R^2 on the samples of odd index of a fit on those of even index; well below r2 where there are too
-            few samples. Of a regression, used or left out, before matching: each half of the samples from the other.
+            few samples. Of a regression, used or left out, and of a chain that has one: each half
+            of the samples from the other, before matching.
         reliability: of the noise's own k, the share of k^2 that is no sampling error (`higher_moments.reliability`): 1
             where groups of samples agree on k, near 0 where k had better be left alone.
         skewness: E[r^3] / E[r^2]^1.5, 0 of a normal residual.

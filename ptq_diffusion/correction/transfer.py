@@ -16,8 +16,8 @@ from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
 
-def interpolated(fitted: FittedCorrection, own: Table, steps: Table) -> FittedCorrection:
-    """The same correction at the steps of another table.
+def interpolated(fitted: FittedCorrection, fit_steps: Table, steps: Table) -> FittedCorrection:
+    """A fitted correction at the steps of another table.
 
     Statistics of the noise belong to a network at a time and are smooth in log-SNR; b and sigma belong to a table. So
     k, mu, kernels, matrices, layers' gains, offsets and input grids, and the residual are interpolated linearly in
@@ -27,7 +27,7 @@ def interpolated(fitted: FittedCorrection, own: Table, steps: Table) -> FittedCo
 
     Args:
         fitted: the correction.
-        own: the sampler's table that it was fitted on.
+        fit_steps: the sampler's table that it was fitted on.
         steps: of the same sampler with another number of steps.
 
     Raises:
@@ -35,58 +35,58 @@ def interpolated(fitted: FittedCorrection, own: Table, steps: Table) -> FittedCo
             prediction or clip or only one of them adds noise, the new one reaches beyond the fitted one, neighbouring
             steps are repaired in different orders, or sigma' belongs to the fitted table alone.
     """
-    require_reach(own, steps)
-    if fitted.steps != own:
+    require_reach(fit_steps, steps)
+    if list(fitted.steps) != list(fit_steps):
         raise ValueError(
             "expected a correction that samples with the sampler's table, got one that made a table of its own, as "
             "stepbaq or direction=reduced do; fit on the sampler's own table: noise.steps=null"
         )
-    found = []
+    corrections = []
     for step in steps:
         low, high, weight = _place(fitted.steps, step)
         if low == high and dataclasses.replace(step, i=low) == fitted.steps[low]:
-            found.append(fitted.found[low])
+            corrections.append(fitted.corrections[low])
         elif fitted.evaluations:
             raise ValueError(
                 "expected a correction with coefficients to carry onto another table, got one that estimates on the "
                 "way; set noise.steps=null"
             )
         else:
-            found.append(_between(fitted.found[low], fitted.found[high], weight, step))
-    return FittedCorrection(steps, found)
+            corrections.append(_between(fitted.corrections[low], fitted.corrections[high], weight, step))
+    return FittedCorrection(steps, corrections)
 
 
-def require_reach(own: Table, steps: Table) -> None:
-    """Refuse a table that what was fitted on `own` cannot serve.
+def require_reach(fit_steps: Table, steps: Table) -> None:
+    """Refuse a table that a correction fitted on another cannot serve.
 
     Raises:
-        ValueError: it is of another sampler, prediction or clip, or has times beyond the own ones by more than the
+        ValueError: it is of another sampler, prediction or clip, or has times beyond the fitted ones by more than the
             distance to their next.
     """
     first, last = (
-        own[0].t + (own[0].t - own[min(1, len(own) - 1)].t),
-        own[-1].t - (own[-min(2, len(own))].t - own[-1].t),
+        fit_steps[0].t + (fit_steps[0].t - fit_steps[min(1, len(fit_steps) - 1)].t),
+        fit_steps[-1].t - (fit_steps[-min(2, len(fit_steps))].t - fit_steps[-1].t),
     )
     if beyond := [step.t for step in steps if not last <= step.t <= first]:
         raise ValueError(
             f"expected times within {last:g} to {first:g}, one spacing beyond those that were fitted, got "
             f"{', '.join(f'{t:g}' for t in beyond)}; raise noise.steps"
         )
-    ours, theirs = _family(own), _family(steps)
+    ours, theirs = _family(fit_steps), _family(steps)
     if differing := [name for name in ours if ours[name] != theirs[name]]:
         raise ValueError(
             "expected a table that differs from the fitted one in its steps only, got another "
             + ", ".join(f"{name} ({theirs[name]} in place of {ours[name]})" for name in differing)
             + "; fit on the sampler's own table: noise.steps=null"
         )
-    if min(own[0].abar_t, steps[0].abar_t) == 0:
+    if min(fit_steps[0].abar_t, steps[0].abar_t) == 0:
         raise ValueError(
             "expected a signal at every step, t = T has none, so no log-SNR to interpolate in; set noise.steps=null"
         )
 
 
 def _family(table: Table) -> dict[str, object]:
-    """The properties that two tables must share, by name."""
+    """Properties that two tables must share, by name."""
     return {
         "clip": table.clip,
         "prediction": table.prediction,
@@ -96,10 +96,10 @@ def _family(table: Table) -> dict[str, object]:
     }
 
 
-def _place(own: Sequence[Step], step: Step) -> tuple[int, int, float]:
+def _place(fit_steps: Table, step: Step) -> tuple[int, int, float]:
     """The rows on both sides of a step, and how far it is from the first to the second; one row where it meets it."""
-    at, here = [math.log(row.snr) for row in own], math.log(step.snr)
-    high = min(bisect_left(at, here), len(own) - 1)
+    at, here = [math.log(row.snr) for row in fit_steps], math.log(step.snr)
+    high = min(bisect_left(at, here), len(fit_steps) - 1)
     low = high - 1 if high > 0 and here < at[high] else high
     return low, high, (here - at[low]) / (at[high] - at[low]) if low < high else 0.0
 
@@ -113,10 +113,10 @@ def _between(a: StepCorrection, b: StepCorrection, weight: float, step: Step) ->
     residual = a.residual.lerp(b.residual, weight)
     names = [field.name for field in dataclasses.fields(StepReport)]
     mixed = {name: _mixed(getattr(a.report, name), getattr(b.report, name), weight) for name in names}
-    told = StepReport(**mixed)  # type: ignore[arg-type]
+    between = StepReport(**mixed)  # type: ignore[arg-type]
     sigma = residual.sigma(step)
     report = dataclasses.replace(
-        told,
+        between,
         t=step.t,
         sigma=step.sigma,
         sigma_used=sigma,
@@ -129,28 +129,28 @@ def _between(a: StepCorrection, b: StepCorrection, weight: float, step: Step) ->
 
 
 def _mixed_rescalings(a: StepCorrection, b: StepCorrection, weight: float) -> dict[str, Rescaling]:
-    """Of every layer that one of the steps rescales: the other has its grid and else leaves it as it is."""
+    """Rescalings of every layer that one of the steps rescales: the other has its grid and else leaves it as it is."""
     mixed = {}
     for name in dict.fromkeys((*a.rescalings, *b.rescalings)):
         known = a.rescalings.get(name) or b.rescalings[name]
-        one, two = (found.rescalings.get(name, known.identity_like()) for found in (a, b))
+        one, two = (correction.rescalings.get(name, known.identity_like()) for correction in (a, b))
         mixed[name] = one.lerp(two, weight)
     return mixed
 
 
 def _aligned(a: StepCorrection, b: StepCorrection, step: Step) -> Sequence[tuple[Repair, Repair]]:
     """The repairs of both, with one that does nothing in the place of each that only the other step has."""
-    of_a, of_b = ({repair.kind: repair for repair in found.repairs} for found in (a, b))
+    of_a, of_b = ({repair.kind: repair for repair in correction.repairs} for correction in (a, b))
     known = of_a | of_b
     kinds = [kind for kind in KINDS if kind in known]
-    for found, own in ((a, of_a), (b, of_b)):
-        if [repair.kind for repair in found.repairs] != [kind for kind in kinds if kind in own]:
+    for correction, by_kind in ((a, of_a), (b, of_b)):
+        if [repair.kind for repair in correction.repairs] != [kind for kind in kinds if kind in by_kind]:
             raise ValueError(
                 f"expected steps that are repaired in one order around t = {step.t:g}, got {_kinds(a)} and "
                 f"{_kinds(b)}; fit on the sampler's own table: noise.steps=null"
             )
-    nothing = {kind: known[kind].nothing() for kind in kinds}
-    return [(of_a.get(kind, nothing[kind]), of_b.get(kind, nothing[kind])) for kind in kinds]
+    identity = {kind: known[kind].identity_like() for kind in kinds}
+    return [(of_a.get(kind, identity[kind]), of_b.get(kind, identity[kind])) for kind in kinds]
 
 
 def _mixed(a: float | None, b: float | None, weight: float) -> float | None:
@@ -169,5 +169,5 @@ def _mixed_repair(a: Repair, b: Repair, weight: float) -> Repair:
     return type(a)(**{name: torch.lerp(tensor, of_b[name], weight) for name, tensor in a.tensors().items()})
 
 
-def _kinds(found: StepCorrection) -> str:
-    return ", ".join(repair.kind for repair in found.repairs) or "nothing"
+def _kinds(correction: StepCorrection) -> str:
+    return ", ".join(repair.kind for repair in correction.repairs) or "nothing"

@@ -54,9 +54,21 @@ class Workshop:
         return model.to(self.device)
 
     def table(self, cfg: DictConfig, model: Denoiser) -> Table:
-        """The table of the sampler that `cfg.sampler` names, for a model, float or quantized."""
+        """The table of the sampler that `cfg.sampler` names, for a model, float or quantized.
+
+        Raises:
+            ValueError: the table has a time that the model cannot be told.
+        """
         scheduler = dict(model.scheduler_config)
-        return self._once(lambda: construct(cfg.sampler).table(scheduler), "table", plain(cfg.sampler), scheduler)
+        table: Table = self._once(
+            lambda: construct(cfg.sampler).table(scheduler), "table", plain(cfg.sampler), scheduler
+        )
+        if not model.answers_at_zero and (last := min(step.t for step in table)) <= 0:
+            raise ValueError(
+                f"expected times above 0, of which the network's Fourier embedding takes the logarithm, got t = "
+                f"{last:g}; set +sampler.scheduler.timestep_spacing=trailing"
+            )
+        return table
 
     def observations(self, cfg: DictConfig, model: Denoiser) -> InputObservations:
         """Observations of the inputs of every site, for quantizers of the kind that `cfg.quantizer` names.

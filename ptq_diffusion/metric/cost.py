@@ -15,7 +15,7 @@ class Cost:
 
     Args:
         bops_per_image: bit operations of all steps, sum over layers of MACs x weight bits x activation bits.
-            Attention's QK^T and PV have no weight; both operands are float here and count with 32 x 32 bits.
+            Attention's QK^T and PV have no weight: MACs x bits of Q x bits of K, and of P x of V.
         attention_bops: the part of them that attention's products are.
         weight_bytes: quantized weights at their bits, once for every bitwidth that a step needs, all other parameters
             as float32; scales are not counted.
@@ -54,7 +54,7 @@ def usual_bits(model: Denoiser, plan: BitwidthPlan) -> tuple[int, int]:
 
 
 def mean_bits(model: Denoiser, plan: BitwidthPlan) -> tuple[float, float]:
-    """The (weight, activation) bits of a multiply-accumulate, on average over the sites and the plan's steps."""
+    """The (weight, activation) bits of a multiply-accumulate of layers with weights, on average over all steps."""
     return mean_bits_of(_architecture(model), plan, plan.steps)
 
 

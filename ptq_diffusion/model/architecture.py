@@ -10,8 +10,8 @@ class Architecture:
     """What a bitwidth policy and a cost need to know of a network.
 
     Args:
-        sites: every layer that can be quantized, in the network's order.
-        attention_macs: multiply-accumulates of one forward of one sample that belong to no site: QK^T and PV.
+        sites: every layer and product that can be quantized, in the network's order.
+        attention_macs: multiply-accumulates of one forward of one sample in attention's products that are no sites.
         parameters: how many numbers the network has, the sites' weights among them.
     """
 

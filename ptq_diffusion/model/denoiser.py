@@ -64,17 +64,22 @@ class Denoiser(nn.Module, ABC):
         """
 
     @property
+    def answers_at_zero(self) -> bool:
+        """Whether the network can be told t = 0, where some take the logarithm of the time."""
+        return True
+
+    @property
     @abstractmethod
     def network(self) -> nn.Module:
         """The module whose layers the sites name."""
 
     @abstractmethod
     def sites(self) -> Sequence[Site]:
-        """Every layer that can be quantized, in the network's order."""
+        """Every layer and every product of attention that can be quantized, in the network's order."""
 
     @abstractmethod
     def attention_macs(self) -> int:
-        """Multiply-accumulates of one forward of one sample that belong to no site: the products QK^T and PV."""
+        """Multiply-accumulates of one forward of one sample in attention's products that are no sites."""
 
     def architecture(self) -> Architecture:
         """The network as planning sees it."""

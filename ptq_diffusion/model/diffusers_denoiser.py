@@ -13,7 +13,7 @@ from ptq_diffusion.model.denoiser import Denoiser, Output, Timestep
 from ptq_diffusion.model.family import Family
 from ptq_diffusion.model.loading import load_folder
 from ptq_diffusion.model.macs import Macs, count_macs, layers_of
-from ptq_diffusion.model.site import Kind, Role, Site
+from ptq_diffusion.model.site import Kind, Role, Site, product_sites
 
 
 class DiffusersDenoiser(Denoiser):
@@ -41,15 +41,17 @@ class DiffusersDenoiser(Denoiser):
 
     @classmethod
     def from_folder(cls, path: str) -> "DiffusersDenoiser":
-        """Load what a diffusers pipeline saved: `unet/` (safetensors only) and `scheduler/`; nothing else is read.
+        """Load what a diffusers pipeline saved: `unet/` (safetensors only) and `scheduler/`, or the same at one place.
+
+        Weights of half precision are computed with in float32.
 
         Args:
             path: the folder, or `bundled:NAME`.
 
         Raises:
-            FileNotFoundError: the folder lacks one of its files.
-            ValueError: the network is of no known family, its files are broken or do not belong together, or no model
-                of this name is bundled.
+            FileNotFoundError: there is no such folder, or it lacks one of its files.
+            ValueError: the pipeline is a latent one, the network is of no known family or quantized already, its files
+                are broken or do not belong together, or no model of this name is bundled.
         """
         network, family, scheduler_config = load_folder(path)
         return cls(network.eval().requires_grad_(False), family, dict(network.config), scheduler_config)
@@ -57,6 +59,10 @@ class DiffusersDenoiser(Denoiser):
     @property
     def network(self) -> nn.Module:
         return self._network
+
+    @property
+    def answers_at_zero(self) -> bool:
+        return self.family.answers_at_zero(self.config)
 
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
         m = self.family.call(self._network, step.input_scale * x_t, step.t, condition)
@@ -79,19 +85,31 @@ class DiffusersDenoiser(Denoiser):
 
     @cached_property
     def _macs(self) -> Macs:
+        try:
+            attentions = self.family.attentions(self._float_network)
+            return count_macs(self._float_network, self._ask, attentions)
+        # Options that fit each other when a network is made may still give blocks of sizes that do not.
+        except Exception as error:
+            raise ValueError(
+                f"expected a network that can be asked about {self.shape}, got one that fails on it "
+                f"({' '.join(str(error).split())[:300]}); mend the sizes and blocks in its config.json"
+            ) from error
+
+    def _ask(self, network: nn.Module) -> None:
         state, time = torch.zeros(1, *self.shape, device="meta"), torch.zeros((), device="meta")
-        return count_macs(self._float_network, lambda network: self.family.call(network, state, time, None))
+        shape = self.family.call(network, state, time, None).shape
+        if shape[2:] != state.shape[2:]:
+            raise ValueError(f"its output is of {shape[2]}x{shape[3]}")
 
     @cached_property
     def _sites(self) -> Sequence[Site]:
         roles = {self.family.first: Role.FIRST, self.family.last: Role.LAST}
-        return [
-            Site(
-                name,
-                Kind.CONV2D if isinstance(layer, nn.Conv2d) else Kind.LINEAR,
-                roles.get(name, Role.INNER),
-                self._macs.layers[name],
-                tuple(layer.weight.shape),
-            )
-            for name, layer in layers_of(self._float_network).items()
-        ]
+        layers, sites = layers_of(self._float_network), list[Site]()
+        for name, _ in self._float_network.named_modules():
+            if name in self._macs.products:
+                sites += product_sites(name, self._macs.products[name])
+            elif layer := layers.get(name):
+                kind = Kind.CONV2D if isinstance(layer, nn.Conv2d) else Kind.LINEAR
+                role, macs = roles.get(name, Role.INNER), self._macs.layers[name]
+                sites.append(Site(name, kind, role, macs, tuple(layer.weight.shape)))
+        return sites

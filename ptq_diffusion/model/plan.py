@@ -18,6 +18,8 @@ VERSION = 1
 class LayerBits:
     """Bits of one layer's weight and of its input activation: 2 to 8, or 32 for float.
 
+    Of a product of attention, `activation` is of Q or P, its first operand, and `weight` of K or V, its second.
+
     Raises:
         ValueError: a bitwidth is neither.
     """

@@ -1,5 +1,6 @@
 """Floor 2: quantized networks: integers, and settings by step."""
 
+from ptq_diffusion.network.attention import QuantizedAttention
 from ptq_diffusion.network.insertion import quantize
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import CurrentStep, QuantizedConv2d, QuantizedLayer, QuantizedLinear
@@ -15,6 +16,7 @@ __all__ = [
     "InputGrid",
     "InputObservations",
     "LayerSettings",
+    "QuantizedAttention",
     "QuantizedConv2d",
     "QuantizedDenoiser",
     "QuantizedLayer",

@@ -1,13 +1,15 @@
 """Build the quantized copy of a float network by a bitwidth plan."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.plan import BitwidthPlan
+from ptq_diffusion.model.site import Site
+from ptq_diffusion.network.attention import install, quantized_attentions
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer, quantized_layer
 from ptq_diffusion.network.observing import InputObservations
@@ -25,7 +27,7 @@ def quantize(
     Args:
         model: the float one.
         plan: bits of every site at every step.
-        observations: of the inputs of its layers.
+        observations: of the inputs of its layers and of attention's operands.
         weight: from a bitwidth to a fresh quantizer of a weight.
 
     Raises:
@@ -37,12 +39,15 @@ def quantize(
 
     def quantized(name: str, layer: nn.Module) -> QuantizedLayer:
         stored = [_stored(layer.get_parameter("weight").detach(), bits, weight) for bits in plan.weight_copies(name)]
-        bias = None if layer.bias is None else layer.get_parameter("bias").detach()
+        bias = None if layer.bias is None else layer.get_parameter("bias").detach().clone()
         return quantized_layer(layer, stored, bias, layer_settings(plan, name, observations), current)
 
     network = model.network
-    layers = {site.name: quantized(site.name, network.get_submodule(site.name)) for site in sites}
-    denoiser = model.with_network(with_layers(network, layers))
+    names = [site.name for site in sites if site.weighted]
+    copied = with_layers(network, {name: quantized(name, network.get_submodule(name)) for name in names})
+    for name, products in quantized_attentions(sites, plan).items():
+        install(copied, name, operand_settings(plan, products, observations), current)
+    denoiser = model.with_network(copied)
     return QuantizedDenoiser(denoiser, sites, model.attention_macs(), plan, current)
 
 
@@ -56,11 +61,26 @@ def with_layers(network: nn.Module, layers: dict[str, QuantizedLayer]) -> nn.Mod
 
 
 def layer_settings(plan: BitwidthPlan, site: str, observations: InputObservations) -> LayerSettings:
-    """The settings of one layer: a row where nothing changes from step to step, or a row for every step."""
-    bits, copies = plan.activation[site], plan.weight_copies(site)
+    """The settings of one layer: a row for every step of the plan, which is one where nothing ever changes."""
+    copies = plan.weight_copies(site)
     places = [copies.index(own) for own in plan.weight[site]]
-    steps = max(len(bits), len(places))
-    quantizers = {b: observations.quantizer(site, b) for b in sorted(set(bits) - {FLOAT_BITS})}
+    return _settings(site, plan.activation[site], places, plan.steps, observations)
+
+
+def operand_settings(
+    plan: BitwidthPlan, products: Sequence[Site], observations: InputObservations
+) -> dict[str, LayerSettings]:
+    """The settings of the operands of attention's products, by their names."""
+    pairs = ((site.operands, (plan.activation[site.name], plan.weight[site.name])) for site in products)
+    series = (pair for operands, bits in pairs for pair in zip(operands, bits, strict=True))
+    return {operand: _settings(operand, bits, [0], plan.steps, observations) for operand, bits in series}
+
+
+def _settings(
+    operand: str, bits: Sequence[int], places: Sequence[int], steps: int, observations: InputObservations
+) -> LayerSettings:
+    """Settings from the bits of an operand and the places of the weight's copy, each of one step or of every step."""
+    quantizers = {b: observations.quantizer(operand, b) for b in sorted(set(bits) - {FLOAT_BITS})}
     grids = {b: _grid(quantizer) for b, quantizer in quantizers.items()}
     unused = torch.ones(1), torch.zeros(1, dtype=torch.int32)
     scale, zero_point = zip(*(grids.get(b, unused) for b in bits), strict=True)

@@ -16,9 +16,11 @@ class StoredWeight(nn.Module, ABC):
 
     Attributes:
         bits: of one number, 32 for float.
+        symmetric: whether its grid is, which float counts as.
     """
 
     bits: int
+    symmetric: bool
 
     @abstractmethod
     def values(self, gain: Tensor | None = None) -> Tensor:
@@ -50,7 +52,7 @@ class QuantizedWeight(StoredWeight):
 
     def __init__(self, packed: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.grid, self.bits, self.shape = grid, grid.bits, shape
+        self.grid, self.bits, self.symmetric, self.shape = grid, grid.bits, grid.symmetric, shape
         self.register_buffer("packed", packed)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
@@ -105,7 +107,7 @@ class FloatWeight(StoredWeight):
     """
 
     weight: Tensor
-    bits = FLOAT_BITS
+    bits, symmetric = FLOAT_BITS, True
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -126,10 +128,25 @@ def stored_weight(tensors: Mapping[str, Tensor], bits: int, symmetric: bool, sha
         ValueError: bits that no grid has, or tensors of another shape or type.
     """
     if bits == FLOAT_BITS:
+        if tuple(tensors["weight"].shape) != shape:
+            raise ValueError(f"expected a weight of {shape}, got {tuple(tensors['weight'].shape)}")
         return FloatWeight(tensors["weight"])
     grid, scale = Grid(bits, symmetric), tensors["scale"]
     zero_point = torch.zeros_like(scale, dtype=torch.int32) if symmetric else tensors["zero_point"]
     unpack(tensors["packed"], bits, shape)
+    require_scales(scale)
+    if zero_point.dtype != torch.int32:
+        raise ValueError(f"expected zero points of {torch.int32}, got {zero_point.dtype}")
     if scale.shape != zero_point.shape or tuple(scale.shape) not in ((1,), shape[:1]):
         raise ValueError(f"expected a scale for each of {shape[0]} output channels or one, got {tuple(scale.shape)}")
     return QuantizedWeight(tensors["packed"], scale, zero_point, grid, shape)
+
+
+def require_scales(scale: Tensor) -> None:
+    """Refuse scales that no grid has.
+
+    Raises:
+        ValueError: they are of another type than float32, or one is not a positive number.
+    """
+    if scale.dtype != torch.float32 or not bool(((scale > 0) & scale.isfinite()).all()):
+        raise ValueError(f"expected positive scales of {torch.float32}, got {scale.dtype} of at least {scale.min()}")

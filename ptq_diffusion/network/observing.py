@@ -1,4 +1,4 @@
-"""Observation of a network's layers: the distributions of their inputs, and their outputs one by one."""
+"""Observation of a network: distributions of layers' inputs and of attention's operands, and outputs one by one."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ptq_diffusion.model.site import Site
+from ptq_diffusion.model.site import Site, products_by_attention
+from ptq_diffusion.network.attention import watching_operands
 from ptq_diffusion.network.layer import QuantizedLayer
 from ptq_diffusion.network.rescaling import InputGrid
 from ptq_diffusion.quantizer import Quantizer, RangeSearch
@@ -19,7 +20,7 @@ MOST_BITS = 8
 
 
 class InputObservations:
-    """The distribution of the input of every site, observed once for all bitwidths.
+    """The distribution of every operand that is no weight, observed once for all bitwidths.
 
     Args:
         sites: of a float network.
@@ -31,7 +32,9 @@ class InputObservations:
 
     def __init__(self, sites: Sequence[Site], activation: Callable[[int], Quantizer]) -> None:
         self._make = activation
-        self._observers = {site.name: activation(MOST_BITS) for site in sites}
+        self._observers = {name: activation(MOST_BITS) for site in sites for name in site.operands}
+        self._layers = [site.name for site in sites if site.weighted]
+        self._attentions = list(products_by_attention(sites))
         if any(observer.per_channel for observer in self._observers.values()):
             raise ValueError(
                 "expected a per-tensor activation quantizer, got one per channel, which only weights can have; "
@@ -42,37 +45,41 @@ class InputObservations:
     def observing(self, network: nn.Module) -> Iterator[None]:
         """Within this context a forward of the float network is observed."""
         with ExitStack() as hooks:
-            for name, observer in self._observers.items():
+            for name in self._layers:
                 hook = network.get_submodule(name).register_forward_pre_hook(
-                    lambda _, inputs, observer=observer: observer.observe(inputs[0])
+                    lambda _, inputs, name=name: self._observers[name].observe(inputs[0])
                 )
                 hooks.enter_context(hook)
+            hooks.enter_context(watching_operands(network, self._attentions, self._observe))
             yield
 
-    def quantizer(self, site: str, bits: int) -> Quantizer:
-        """The frozen quantizer of a site's input at so many bits.
+    def _observe(self, operand: str, x: Tensor) -> None:
+        self._observers[operand].observe(x)
+
+    def quantizer(self, operand: str, bits: int) -> Quantizer:
+        """The frozen quantizer of an operand at so many bits; the input of a layer has the layer's name.
 
         Raises:
-            RuntimeError: nothing was observed; the message names the site.
+            RuntimeError: nothing was observed; the message names the operand.
         """
         quantizer = self._make(bits)
         try:
-            quantizer.observed(self._observers[site].observation())
+            quantizer.observed(self._observers[operand].observation())
         except RuntimeError as error:
-            raise RuntimeError(f"{site}: {error}") from error
+            raise RuntimeError(f"{operand}: {error}") from error
         quantizer.freeze()
         return quantizer
 
     def save(self, path: Path) -> None:
-        """Write all observations as safetensors, by site/name."""
-        parts = ((site, observer.observation()) for site, observer in self._observers.items())
-        save_file({f"{site}/{name}": tensor for site, part in parts for name, tensor in part.items()}, path)
+        """Write all observations as safetensors, by operand/name."""
+        parts = ((operand, observer.observation()) for operand, observer in self._observers.items())
+        save_file({f"{operand}/{name}": tensor for operand, part in parts for name, tensor in part.items()}, path)
 
     def restore(self, path: Path) -> None:
         """Take what `save` wrote.
 
         Raises:
-            ValueError: the file is broken, or holds observations of other sites or another kind of quantizer.
+            ValueError: the file is broken, or holds observations of other operands or another kind of quantizer.
         """
         try:
             tensors = load_file(path)
@@ -82,15 +89,15 @@ class InputObservations:
             ) from error
         parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in tensors.items():
-            site, _, part = name.rpartition("/")
-            parts[site][part] = tensor
+            operand, _, part = name.rpartition("/")
+            parts[operand][part] = tensor
         if odd := sorted(parts.keys() ^ self._observers.keys()):
             raise ValueError(
                 f"{path} holds observations of another network: only one of both has {odd[0]} ({len(odd)} differ); "
                 "calibrate again"
             )
-        for site, observer in self._observers.items():
-            observer.observed(parts[site])
+        for operand, observer in self._observers.items():
+            observer.observed(parts[operand])
 
 
 @contextmanager

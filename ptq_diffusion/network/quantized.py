@@ -1,6 +1,8 @@
 """Quantized denoisers: integers, and settings by step."""
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from ptq_diffusion.model import Condition, Denoiser, Output, Role, Site, Timestep
 from ptq_diffusion.model.plan import BitwidthPlan
+from ptq_diffusion.network.attention import PROCESSOR, QuantizedAttention, quantized_attentions
 from ptq_diffusion.network.integers import StoredWeight
 from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer
 from ptq_diffusion.network.rescaling import Rescaling
@@ -23,7 +26,7 @@ class QuantizedDenoiser(Denoiser):
     Args:
         denoiser: around a network whose sites are quantized layers that share `current`.
         sites: of the float network.
-        attention_macs: of the float network.
+        attention_macs: of the float network, those of products that are no sites.
         plan: that the layers were made by.
         current: the step, which `predict` sets.
 
@@ -57,6 +60,10 @@ class QuantizedDenoiser(Denoiser):
         """The denoiser of the float network's class, around the quantized network."""
         return self._denoiser
 
+    @property
+    def answers_at_zero(self) -> bool:
+        return self._denoiser.answers_at_zero
+
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
         self._current.i = step.i
         with self._features() as features:
@@ -79,6 +86,11 @@ class QuantizedDenoiser(Denoiser):
     def attention_macs(self) -> int:
         return self._attention_macs
 
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all tensors of the network, its plan, and the kinds of its grids."""
+        text = json.dumps([super().fingerprint(), self.plan.fingerprint(), self.symmetric()])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def with_network(self, network: nn.Module) -> Denoiser:
         return self._denoiser.with_network(network)
 
@@ -97,25 +109,41 @@ class QuantizedDenoiser(Denoiser):
         return self.layer(self.output_layer_name)
 
     def layers(self) -> dict[str, QuantizedLayer]:
-        """Every quantized layer by its site's name."""
-        return {site.name: self.layer(site.name) for site in self._sites}
+        """Every quantized layer, which has a weight, by its site's name; attention's products are none."""
+        return {site.name: self.layer(site.name) for site in self._sites if site.weighted}
 
     def inner_layers(self) -> dict[str, QuantizedLayer]:
         """Every quantized layer but the output layer, by its site's name."""
         return {name: layer for name, layer in self.layers().items() if name != self.output_layer_name}
 
+    def attentions(self) -> dict[str, QuantizedAttention]:
+        """The processor of every attention layer whose products have quantized operands, by the layer's name."""
+        layers = {name: self.network.get_submodule(name) for name in quantized_attentions(self._sites, self.plan)}
+        processors = ((name, layer.get_submodule(PROCESSOR)) for name, layer in layers.items())
+        return {name: processor for name, processor in processors if isinstance(processor, QuantizedAttention)}
+
     @property
     def settings(self) -> StepSettings:
-        """The settings of all layers."""
-        return StepSettings({name: layer.settings for name, layer in self.layers().items()})
+        """The settings of all layers, and of all operands of attention's products where they are quantized."""
+        layers = {name: layer.settings for name, layer in self.layers().items()}
+        attentions = ((name, attention.settings()) for name, attention in self.attentions().items())
+        operands = {f"{name}.{letter}": own for name, settings in attentions for letter, own in settings.items()}
+        return StepSettings(layers | operands)
+
+    def symmetric(self) -> list[tuple[str, bool, list[bool]]]:
+        """Whether the grids of every operand are symmetric, and whether those of its weight's copies are, by name."""
+        copies = {name: [bool(weight.symmetric) for weight in layer.weights] for name, layer in self.layers().items()}
+        return [(name, settings.symmetric, copies.get(name, [])) for name, settings in self.settings.items()]
 
     def with_settings(self, settings: StepSettings) -> "QuantizedDenoiser":
         """The same integers under other settings; all tensors are shared, and this one stays as it is."""
-        # Only quantized layers and what holds them are copied; everything below them and beside them is shared.
+        # Only what has settings and what holds it is copied; everything below them and beside them is shared.
         shared = [*self.parameters(), *self.buffers(), *(module for module in self.modules() if _is_shared(module))]
         copied = copy.deepcopy(self, {id(part): part for part in (*shared, self._sites, self.plan)})
         for name, layer in copied.layers().items():
             layer.settings = settings[name]
+        for name, attention in copied.attentions().items():
+            attention.operands = nn.ModuleDict({letter: settings[f"{name}.{letter}"] for letter in attention.operands})
         return copied
 
     def rescaled(self, rescalings: Sequence[Mapping[str, Rescaling]]) -> "QuantizedDenoiser":
@@ -151,4 +179,7 @@ class QuantizedDenoiser(Denoiser):
 
 
 def _is_shared(module: nn.Module) -> bool:
-    return isinstance(module, StoredWeight) or not any(isinstance(part, QuantizedLayer) for part in module.modules())
+    parts = module.modules()
+    return isinstance(module, StoredWeight) or not any(
+        isinstance(p, QuantizedLayer | QuantizedAttention) for p in parts
+    )

@@ -1,7 +1,7 @@
 """A quantized network as a folder: packed integers, scales and settings by step; json and safetensors only."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from ptq_diffusion.model import Denoiser, DiffusersDenoiser
 from ptq_diffusion.model.family import FAMILIES
 from ptq_diffusion.model.plan import BitwidthPlan
-from ptq_diffusion.network.integers import QuantizedWeight, StoredWeight, stored_weight
+from ptq_diffusion.model.site import Site
+from ptq_diffusion.network.attention import PROCESSOR, install, quantized_attentions
+from ptq_diffusion.network.integers import StoredWeight, stored_weight
 from ptq_diffusion.network.layer import CurrentStep, quantized_layer
 from ptq_diffusion.network.quantized import QuantizedDenoiser
 from ptq_diffusion.network.step_settings import StepSettings
@@ -21,7 +23,7 @@ from ptq_diffusion.network.step_settings import StepSettings
 DESCRIPTION, TENSORS = "quantized.json", "quantized.safetensors"
 FILES = (DESCRIPTION, TENSORS)
 """The files of a folder."""
-VERSION = 1
+VERSION = 3
 """Of the format."""
 SETTINGS, WEIGHT, BIAS, OTHER = "settings", "weight", "bias", "other"
 """First parts of the names of tensors."""
@@ -32,8 +34,14 @@ def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
 
     Raises:
         TypeError: a denoiser that is not of diffusers.
+        ValueError: layers are rescaled, which belongs to a correction and is saved with it.
     """
     denoiser = quantized.denoiser
+    if rescaled := [name for name, settings in quantized.settings.items() if settings.gain is not None]:
+        raise ValueError(
+            f"expected a network as it was quantized, got one with rescaled layers, such as {rescaled[0]}; save the "
+            "network that `rescaled` was called on, and the correction beside it"
+        )
     if not isinstance(denoiser, DiffusersDenoiser):
         raise TypeError(f"expected a quantized network of diffusers, got a {type(denoiser).__name__}")
     save_file({name: tensor.contiguous() for name, tensor in _tensors(quantized).items()}, folder / TENSORS)
@@ -42,11 +50,10 @@ def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
         "family": denoiser.family.network_class.__name__,
         "network": denoiser.config,
         "scheduler": denoiser.scheduler_config,
-        "symmetric": {name: layer.settings.symmetric for name, layer in quantized.layers().items()},
-        "weights": {name: [_grid_of(weight) for weight in layer.weights] for name, layer in quantized.layers().items()},
+        "symmetric": quantized.symmetric(),
         "plan": json.loads(quantized.plan.to_json()),
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description) + "\n")
+    (folder / DESCRIPTION).write_text(json.dumps(description, separators=(",", ":")) + "\n")
 
 
 def load_quantized(folder: Path) -> QuantizedDenoiser:
@@ -64,7 +71,7 @@ def load_quantized(folder: Path) -> QuantizedDenoiser:
         if description["version"] != VERSION:
             raise ValueError(f"version {description['version']} in place of {VERSION}")
         return _rebuilt(description, tensors)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"expected a quantized network of version {VERSION} in {folder}, got other or broken files "
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); quantize or export it again"
@@ -72,7 +79,7 @@ def load_quantized(folder: Path) -> QuantizedDenoiser:
 
 
 def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
-    """Every tensor of the network by name: settings of all layers, their weights and biases, all other parameters."""
+    """Every tensor of the network by name: settings, weights and biases of layers, all other parameters."""
     tensors = {f"{SETTINGS}/{name}": tensor for name, tensor in quantized.settings.tensors().items()}
     for name, layer in quantized.layers().items():
         for place, weight in enumerate(layer.weights):
@@ -80,38 +87,45 @@ def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
             tensors |= {f"{WEIGHT}/{name}/{place}/{part}": tensor for part, tensor in weight.tensors().items()}
         if layer.bias is not None:
             tensors[f"{BIAS}/{name}"] = layer.bias
-    sites = tuple(f"{name}." for name in quantized.layers())
-    others = quantized.network.state_dict().items()
-    return tensors | {f"{OTHER}/{name}": tensor for name, tensor in others if not name.startswith(sites)}
+    replaced, others = _replaced(quantized.sites(), quantized.plan), quantized.network.state_dict().items()
+    return tensors | {f"{OTHER}/{name}": tensor for name, tensor in others if not name.startswith(replaced)}
 
 
-def _grid_of(weight: nn.Module) -> list[int | bool]:
-    """Bits and symmetry of a stored weight."""
-    assert isinstance(weight, StoredWeight)
-    return [weight.bits, weight.grid.symmetric if isinstance(weight, QuantizedWeight) else True]
+def _replaced(sites: Iterable[Site], plan: BitwidthPlan) -> tuple[str, ...]:
+    """The beginnings of the names of tensors in modules that take the places of a float network's."""
+    layers = (f"{site.name}." for site in sites if site.weighted)
+    return (*layers, *(f"{name}.{PROCESSOR}." for name in quantized_attentions(sites, plan)))
 
 
 def _rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedDenoiser:
+    if odd := [name for name in ("network", "scheduler") if not isinstance(description[name], dict)]:
+        # diffusers would take a text for a folder to read.
+        raise TypeError(f"expected the configuration of a {odd[0]}, got {type(description[odd[0]]).__name__}")
     family, plan = FAMILIES[description["family"]], BitwidthPlan.from_json(json.dumps(description["plan"]))
     with torch.device("meta"):
         network = family.network_class.from_config(description["network"]).eval()
     float_model = DiffusersDenoiser(network, family, description["network"], description["scheduler"])
     sites, current = float_model.sites(), CurrentStep()
     plan.require(sites, plan.steps)
-    table = StepSettings.of_tensors(_below(SETTINGS, tensors), description["symmetric"])
-    for site in sites:
+    kinds = {name: (of_operand, of_copies) for name, of_operand, of_copies in description["symmetric"]}
+    table = StepSettings.of_tensors(_below(SETTINGS, tensors), {name: kind for name, (kind, _) in kinds.items()})
+    for site in (site for site in sites if site.weighted):
         layer = network.get_submodule(site.name)
         weights = [
-            stored_weight(_below(f"{WEIGHT}/{site.name}/{place}", tensors), bits, symmetric, site.weight_shape)
-            for place, (bits, symmetric) in enumerate(description["weights"][site.name])
+            stored_weight(_below(f"{WEIGHT}/{site.name}/{place}", tensors), bits, kind, site.weight_shape)
+            for place, (bits, kind) in enumerate(zip(plan.weight_copies(site.name), kinds[site.name][1], strict=True))
         ]
         bias = tensors[f"{BIAS}/{site.name}"] if layer.bias is not None else None
         parent, _, child = site.name.rpartition(".")
         replacement = quantized_layer(layer, weights, bias, table[site.name], current)
         setattr(network.get_submodule(parent), child, replacement)
-    _assign_others(network, _below(OTHER, tensors), tuple(f"{site.name}." for site in sites))
+    for name in quantized_attentions(sites, plan):
+        install(network, name, table, current)
+    _assign_others(network, _below(OTHER, tensors), _replaced(sites, plan))
     denoiser: Denoiser = float_model.with_network(network.requires_grad_(False))
-    return QuantizedDenoiser(denoiser, sites, float_model.attention_macs(), plan, current)
+    quantized = QuantizedDenoiser(denoiser, sites, float_model.attention_macs(), plan, current)
+    _require_consistent(quantized, table, tensors)
+    return quantized
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,7 +133,40 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}
 
 
-def _assign_others(network: nn.Module, tensors: Mapping[str, Tensor], sites: tuple[str, ...]) -> None:
+def _assign_others(network: nn.Module, tensors: Mapping[str, Tensor], replaced: tuple[str, ...]) -> None:
     missing, unexpected = network.load_state_dict(dict(tensors), strict=False, assign=True)
-    if odd := [*(name for name in missing if not name.startswith(sites)), *unexpected]:
+    if odd := [*(name for name in missing if not name.startswith(replaced)), *unexpected]:
         raise ValueError(f"expected the parameters of the network that is described, {odd[0]} has no counterpart")
+
+
+def _require_consistent(quantized: QuantizedDenoiser, table: StepSettings, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse settings of other bits than the plan's, a bias of another shape, and what nothing reads."""
+    sites, plan = quantized.sites(), quantized.plan
+    planned = _planned(sites, plan)
+    if odd := planned.keys() ^ table.keys():
+        raise ValueError(f"expected settings of the operands that the plan quantizes, only one of both has {min(odd)}")
+    for name, rows in planned.items():
+        settings = table[name]
+        copies = [settings.weight_copy(i) for i in range(len(settings))]
+        if list(zip(settings.bits.tolist(), copies, strict=True)) != rows:
+            raise ValueError(f"expected settings of the plan's bits, {name} has others")
+    shapes = {site.name: site.weight_shape[:1] for site in sites}
+    for name, layer in quantized.layers().items():
+        if layer.bias is not None and tuple(layer.bias.shape) != shapes[name]:
+            raise ValueError(f"expected a bias of {shapes[name][0]} numbers at {name}, got {tuple(layer.bias.shape)}")
+    if unread := tensors.keys() - _tensors(quantized).keys():
+        raise ValueError(f"expected the tensors of the network that is described, nothing reads {min(unread)}")
+
+
+def _planned(sites: Iterable[Site], plan: BitwidthPlan) -> dict[str, list[tuple[int, int]]]:
+    """Bits and the weight's copy at every step of the plan, of every operand that has settings."""
+    sites, planned = list(sites), {}
+    for site in (site for site in sites if site.weighted):
+        copies = plan.weight_copies(site.name)
+        steps = [plan.at(site.name, i) for i in range(plan.steps)]
+        planned[site.name] = [(bits.activation, copies.index(bits.weight)) for bits in steps]
+    for site in (site for products in quantized_attentions(sites, plan).values() for site in products):
+        steps = [plan.at(site.name, i) for i in range(plan.steps)]
+        first, second = site.operands
+        planned |= {first: [(bits.activation, 0) for bits in steps], second: [(bits.weight, 0) for bits in steps]}
+    return planned

@@ -6,16 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ptq_diffusion.network.integers import require_scales
 from ptq_diffusion.network.rescaling import Rescaling
 from ptq_diffusion.numeric.grid import FLOAT_BITS, Grid
 from ptq_diffusion.quantizer import Numbers
 
-ROWS = ("bits", "scale", "zero_point", "copy")
-"""The settings that every layer has a number of at every step."""
+ROWS = {"bits": torch.int16, "scale": torch.float32, "zero_point": torch.int32, "copy": torch.int16}
+"""The settings that every layer has a number of at every step, and their types."""
 
 
 class LayerSettings(nn.Module):
     """What may differ from step to step in one layer, a row for each of S steps; one row serves all steps.
+
+    An operand of attention's products has settings too: its grid is that of an input, and it has no weight to choose.
 
     Buffers: `bits`, `scale`, `zero_point` (S,) of the grid of the input, `copy` (S,), which of the weight's copies is
     used, and, once a layer is rescaled, `gain` and `offset`, (S, O), of its output channels. It is never changed: other
@@ -129,10 +132,10 @@ def _identities(gain: Tensor, offset: Tensor) -> list[bool]:
 
 @dataclass(frozen=True)
 class StepSettings(Mapping[str, LayerSettings]):
-    """The settings of all layers of a network, by name.
+    """The settings of all layers of a network and of the quantized operands of attention's products, by name.
 
     Args:
-        layers: in the network's order.
+        layers: in the network's order, operands behind them.
     """
 
     layers: Mapping[str, LayerSettings]
@@ -195,8 +198,11 @@ class StepSettings(Mapping[str, LayerSettings]):
 
         Raises:
             KeyError: a setting is missing.
-            ValueError: tensors of another shape.
+            ValueError: tensors of another shape or type, or a scale that is not a positive number.
         """
+        if odd := [name for name in ROWS if tensors[name].dtype != ROWS[name]]:
+            raise ValueError(f"expected settings {odd[0]} of {ROWS[odd[0]]}, got {tensors[odd[0]].dtype}")
+        require_scales(tensors["scale"])
         shapes = {tuple(tensors[name].shape) for name in ROWS}
         if len(shapes) != 1 or next(iter(shapes))[1:] != (len(symmetric),):
             raise ValueError(f"expected settings of {len(symmetric)} layers at every step, got {sorted(shapes)}")

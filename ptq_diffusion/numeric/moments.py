@@ -14,6 +14,8 @@ TOGETHER = 1024
 class Moments:
     """Count, mean and centred second moment of D-dimensional observations; merging is Chan's pairwise update.
 
+    No observations have count 0, zeros for a mean and a scatter, no covariance (NaN), and merge as nothing.
+
     Args:
         count: number of observations.
         mean: (D,) float64.
@@ -31,20 +33,22 @@ class Moments:
         Raises:
             ValueError: an observation is NaN or infinite.
         """
-        found = reduce(cls.merge, map(cls._of_few, observations.split(TOGETHER)))
-        if not torch.isfinite(found.scatter).all():
+        moments = reduce(cls.merge, map(cls._of_few, observations.split(TOGETHER)))
+        if not torch.isfinite(moments.scatter).all():
             raise ValueError("expected finite observations, got NaN or infinity; check the network's output")
-        return found
+        return moments
 
     @classmethod
     def _of_few(cls, observations: Tensor) -> "Moments":
         rows = observations.double()
-        mean = rows.mean(0)
+        mean = rows.mean(0) if len(rows) else rows.new_zeros(rows.shape[1])
         centred = rows - mean
         return cls(len(rows), mean, centred.T @ centred)
 
     def merge(self, other: "Moments") -> "Moments":
         """The moments of both sets of observations."""
+        if not (self.count and other.count):
+            return self if self.count else other
         count = self.count + other.count
         shift = other.mean - self.mean
         mean = self.mean + shift * (other.count / count)

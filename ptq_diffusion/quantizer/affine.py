@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.numeric.histogram import DyadicHistogram, require_bins
+from ptq_diffusion.numeric.rounding import straight_through
 from ptq_diffusion.quantizer.quantizer import Quantizer, State
 from ptq_diffusion.quantizer.range_search import Distribution, RangeSearch, affine_parameters
 
@@ -30,11 +31,13 @@ class Numbers(NamedTuple):
         return cls(grid.low - int(zero_point), grid.high - int(zero_point), float(scale), float(1 / scale))
 
     def fake_quantized(self, x: Tensor) -> Tensor:
-        """x_hat, the shape of x: its nearest values on the grid."""
+        """x_hat, the shape and the dtype of x: its nearest values on the grid, straight through for gradients."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _differentiable(x, self.low, self.high, self.scale, self.inverse)
         # In place: several times faster on a CPU than torch's fused operator, which also makes a gradient mask.
-        integers = (x * self.inverse).round_().clamp_(self.low, self.high)
+        integers = (x.float() * self.inverse).round_().clamp_(self.low, self.high)
         # 0 + s i instead of s i, at the same cost: a zero loses its sign, as it does where z is added.
-        return torch.add(torch.zeros(()), integers, alpha=self.scale, out=integers)
+        return torch.add(torch.zeros(()), integers, alpha=self.scale, out=integers).to(x.dtype)
 
 
 class AffineQuantizer(Quantizer):
@@ -42,7 +45,8 @@ class AffineQuantizer(Quantizer):
 
     Per tensor, a stream of tensors is observed through a histogram. Per channel, exactly one tensor (a weight) is
     observed, and each slice along axis 0 is its own group. Rounding is to nearest, ties to even, as in
-    `torch.fake_quantize_per_tensor_affine`, which this equals bit for bit.
+    `torch.fake_quantize_per_tensor_affine`, which this equals bit for bit. Arithmetic is float32 whatever the dtype of
+    a tensor: bfloat16 cannot tell the whole numbers above 256 apart, and x / s may be beyond the largest of float16.
 
     Args:
         bits: 2 to 8.
@@ -100,7 +104,7 @@ class AffineQuantizer(Quantizer):
     def to_integers(self, x: Tensor) -> Tensor:
         self.require(State.FROZEN)
         scale, zero_point = self._broadcast(x)
-        return ((x * (1 / scale)).round() + zero_point).clamp(self.grid.low, self.grid.high).to(torch.int32)
+        return ((x.float() * (1 / scale)).round() + zero_point).clamp(self.grid.low, self.grid.high).to(torch.int32)
 
     def from_integers(self, integers: Tensor) -> Tensor:
         scale, zero_point = self._broadcast(integers)
@@ -108,9 +112,22 @@ class AffineQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.require(State.FROZEN)
+        if torch.is_grad_enabled() and (x.requires_grad or self.scale.requires_grad):
+            return self.differentiable(x)
         if self.per_channel:
-            return self.from_integers(self.to_integers(x))
+            return self.from_integers(self.to_integers(x)).to(x.dtype)
         return self._numbers.fake_quantized(x)
+
+    def differentiable(self, x: Tensor) -> Tensor:
+        """x_hat as `forward` gives it, bit for bit, by operations that a gradient passes, which take longer.
+
+        The gradient of x is 1 where x / s + z rounds to an integer of the grid and 0 where it is clamped. A scale that
+        requires a gradient gets that of learned step sizes, Esser et al., ICLR 2020, arXiv 1902.08153, eq. 3.
+        """
+        self.require(State.FROZEN)
+        scale, zero_point = self._broadcast(x)
+        low, high = (self.grid.low - zero_point).float(), (self.grid.high - zero_point).float()
+        return _differentiable(x, low, high, scale, 1 / scale)
 
     @cached_property
     def _numbers(self) -> Numbers:
@@ -135,3 +152,11 @@ class AffineQuantizer(Quantizer):
         filled = histogram.counts > 0
         values = histogram.centres()[filled].clamp(histogram.low, histogram.high)
         return Distribution(values[None], histogram.counts[filled][None].float(), low, high)
+
+
+def _differentiable(
+    x: Tensor, low: Tensor | int, high: Tensor | int, scale: Tensor | float, inverse: Tensor | float
+) -> Tensor:
+    integers = straight_through(x.float() * inverse).clamp(low, high)  # type: ignore[arg-type]
+    # Adding 0 takes the sign of a zero away.
+    return (integers * scale + 0.0).to(x.dtype)

@@ -58,11 +58,11 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def from_integers(self, integers: Tensor) -> Tensor:
-        """The values that integers stand for."""
+        """The values that integers stand for, float32."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """x_hat, equal bit for bit to `from_integers(to_integers(x))`."""
+        """x_hat in the dtype of x, equal bit for bit to `from_integers(to_integers(x))` cast to it."""
 
     def require(self, state: State) -> None:
         """Raise RuntimeError unless the quantizer is in the given state."""

@@ -46,8 +46,8 @@ def affine_parameters(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Te
         zero_point = torch.zeros_like(scale, dtype=torch.int32)
     else:
         scale = (high - low) / (grid.high - grid.low)
+        # On the grid without being clamped to it: low / scale is at most as many steps as the grid has, up to rounding.
         zero_point = (grid.low - (low / scale.clamp(min=torch.finfo(scale.dtype).tiny)).round()).to(torch.int32)
-        zero_point = zero_point.clamp(grid.low, grid.high)
     empty = scale < torch.finfo(scale.dtype).tiny
     return torch.where(empty, 1.0, scale), torch.where(empty, 0, zero_point)
 

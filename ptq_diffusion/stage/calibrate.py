@@ -1,4 +1,4 @@
-"""Stage: the distribution of every layer's input, over all steps of float sampling; it serves all bitwidths."""
+"""Stage: the distribution of every layer's input and of attention's operands over float sampling, for all bitwidths."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,7 +51,7 @@ class Calibrate(ModelStage):
     """`inputs.safetensors`: the observations of an `InputObservations`."""
 
     name = "calibrate"
-    version = 2
+    version = 3
     needs = (Trajectories,)
     uses = ("model", "sampler", "quantizer.activation")
 

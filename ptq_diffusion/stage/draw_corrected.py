@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ptq_diffusion.correction import FittedCorrection, Predictor
+from ptq_diffusion.correction import CorrectedDenoiser, FittedCorrection
 from ptq_diffusion.engine.chunks import Chunk
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.stage.draw_images import DrawImages
@@ -17,9 +17,9 @@ def draw_corrected(quantized: QuantizedDenoiser, correction: FittedCorrection) -
     """
     rescaled = quantized.rescaled(correction.rescalings)
 
-    def predictor(chunk: Chunk) -> Predictor:
+    def corrected(chunk: Chunk) -> CorrectedDenoiser:
         # A correction that asks again draws from streams of its own, so that the images' noise stays what it is.
         apart = dataclasses.replace(chunk, purpose=f"{chunk.purpose}, noised again")
-        return Predictor(correction, rescaled.predict, apart.noise(quantized.shape))
+        return CorrectedDenoiser(correction, rescaled.predict, apart.noise(quantized.shape))
 
-    return DrawImages(rescaled, correction.steps, predictor, correction.sigma)
+    return DrawImages(rescaled, correction.steps, corrected, correction.sigma)

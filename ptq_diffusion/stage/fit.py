@@ -1,4 +1,4 @@
-"""Stage: the correction, fitted to moments of the noise, or step by step on images that walk along a path."""
+"""Stage: the correction, fitted to moments of the noise, or step by step on images along a path."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,7 +9,7 @@ from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
-from ptq_diffusion.correction import Auto, FittedCorrection, MomentCorrection, NoiseStatistics, PathCorrection
+from ptq_diffusion.correction import Auto, Correction, FittedCorrection, MomentEvidence, NoiseStatistics, Reads
 from ptq_diffusion.correction.diagnostics import fit_diagnosed
 from ptq_diffusion.correction.method.auto import FLOAT
 from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
@@ -21,31 +21,30 @@ from ptq_diffusion.stage.draw_images import DrawImages
 from ptq_diffusion.stage.fit_table import carried, fit_table
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint
-from ptq_diffusion.stage.path_fit import Walk
+from ptq_diffusion.stage.path_fit import PathFit
 from ptq_diffusion.stage.quantize import Quantize
 
 
 class Fit(ModelStage):
-    """The folder of a `FittedCorrection`; of a chosen one, with its `choice.json`."""
+    """The folder of a `FittedCorrection`, with `choice.json` where it was chosen among several."""
 
     name = "fit"
     version = 1
     needs = (Quantize, FloatPath, Noise)
     uses = ("model", "sampler", "noise", "micro_batch", "correction")
-    scratch = ("walk", "trial")
+    scratch = ("path_fit", "trial")
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
-        """Moments need the noise, a choice every candidate fitted, a walk the float path and the quantized network."""
+        """A choice needs every candidate fitted; a fit the noise or the float path, and the quantized network."""
         correction = construct(cfg.correction)
-        if isinstance(correction, MomentCorrection):
-            return {need.name: Need(need, cfg) for need in (Quantize, Noise)}
         quantized = {Quantize.name: Need(Quantize, cfg)}
         if isinstance(correction, Auto):
             return quantized | {
                 name: Need(Fit, with_candidate(cfg, name), f"leave it out with ~correction.candidates.{name}")
                 for name in correction.candidates
             }
-        return quantized | {FloatPath.name: Need(FloatPath, cfg)}
+        need = Noise if correction.reads is Reads.MOMENTS else FloatPath
+        return quantized | {need.name: Need(need, cfg)}
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         correction = construct(cfg.correction)
@@ -54,16 +53,21 @@ class Fit(ModelStage):
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         correction = construct(cfg.correction)
-        if isinstance(correction, MomentCorrection):
-            self._from_moments(correction, cfg, inputs, out, shop)
-        elif isinstance(correction, PathCorrection):
-            walk = partial(self.walk, cfg, inputs, out / "walk", shop)
-            shop.runtime.launch(partial(follow, walk=walk, cfg=cfg, out=out, shop=shop), tasks=1)
-        else:
+        if isinstance(correction, Auto):
             self._choose(correction, cfg, inputs, out, shop)
+        elif correction.reads is Reads.MOMENTS:
+            self._from_moments(correction, cfg, inputs, out, shop)
+        else:
+            path_fit = partial(self.path_fit, cfg, inputs, out / "path_fit", shop)
+            shop.runtime.launch(partial(follow, path_fit=path_fit, cfg=cfg, out=out, shop=shop), tasks=1)
 
     def _from_moments(
-        self, correction: MomentCorrection, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop
+        self,
+        correction: Correction[MomentEvidence],
+        cfg: DictConfig,
+        inputs: Mapping[str, Path],
+        out: Path,
+        shop: Workshop,
     ) -> None:
         model = shop.model(cfg)
         quantized, steps = shop.quantized(inputs[Quantize.name]), fit_table(cfg, model, shop)
@@ -71,13 +75,13 @@ class Fit(ModelStage):
         statistics.require(noise_fingerprint(quantized, steps))
         carried(fit_diagnosed(correction, statistics, steps), cfg, shop).save(out)
 
-    def walk(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path, shop: Workshop) -> Walk:
-        """The images on their way."""
+    def path_fit(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path, shop: Workshop) -> PathFit:
+        """The fit along a path, on the images of `noise`."""
         model = shop.model(cfg)
         quantized = shop.quantized(inputs[Quantize.name])
         beside = FloatOutputs(inputs[FloatPath.name])
-        steps, wanted = fit_table(cfg, model, shop), noise_chunks(cfg)
-        return Walk(model, quantized, construct(cfg.correction), steps, wanted, beside.of, folder)
+        steps, images = fit_table(cfg, model, shop), noise_chunks(cfg)
+        return PathFit(model, quantized, construct(cfg.correction), steps, images, beside.of, folder)
 
     def _choose(self, correction: Auto, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         """Let every candidate draw the same images, and keep the one that is chosen."""
@@ -104,12 +108,12 @@ class Fit(ModelStage):
 
 def with_candidate(cfg: DictConfig, name: str) -> DictConfig:
     """The configuration with one of the candidates as its correction."""
-    found = cfg.copy()
-    with open_dict(found):
-        found.correction = OmegaConf.to_container(cfg.correction.candidates[name], resolve=True)
-    return found
+    candidate = cfg.copy()
+    with open_dict(candidate):
+        candidate.correction = OmegaConf.to_container(cfg.correction.candidates[name], resolve=True)
+    return candidate
 
 
-def follow(fabric: Fabric, walk: partial[Walk], cfg: DictConfig, out: Path, shop: Workshop) -> None:
+def follow(fabric: Fabric, path_fit: partial[PathFit], cfg: DictConfig, out: Path, shop: Workshop) -> None:
     """Fit step by step and save."""
-    carried(walk().go(fabric.device, shop.runtime.progress), cfg, shop).save(out)
+    carried(path_fit().go(fabric.device, shop.runtime.progress), cfg, shop).save(out)

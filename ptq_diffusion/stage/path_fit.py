@@ -1,4 +1,4 @@
-"""Images that walk through all steps together, so that each step is fitted on all of them before they go on."""
+"""Fit along a path: all images pass through a step together, and it is fitted on them before they go on."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,9 +10,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ptq_diffusion.artefact.files import holds_tensors, sync_folder, write_tensors
-from ptq_diffusion.correction import AskedBatch, Batch, FitPath, FittedCorrection, PathCorrection, StepCorrection
-from ptq_diffusion.correction.contract import SomeBatch
+from ptq_diffusion.correction import (
+    Correction,
+    FittedCorrection,
+    PairedBatch,
+    PathBatch,
+    PathEvidence,
+    Reads,
+    StepCorrection,
+)
 from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
+from ptq_diffusion.correction.evidence import SomeBatch
 from ptq_diffusion.engine.chunks import Chunk
 from ptq_diffusion.engine.runtime import track
 from ptq_diffusion.model import Denoiser
@@ -22,37 +30,37 @@ from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler import State, Step, Table
 
 
-class Walk:
-    """What both networks say at a step is kept on the disk until the step after it.
+class PathFit:
+    """A correction fitted along a path; what both networks say at a step is on the disk until the step after it.
 
     Memory holds one chunk, the images that layers are rescaled on, and of every image the state of its noise (3 kB).
-    A killed walk goes on at the chunk where it was.
+    A fit that was killed goes on at the chunk where it was.
 
     Args:
         model: the float model.
         quantized: the quantized one.
-        correction: what is fitted.
+        correction: the method, which reads a path.
         steps: the table.
-        wanted: the images.
+        images: the images, in chunks.
         float_m: the float output of a chunk at a step of float sampling.
-        folder: for what is kept on the way.
+        folder: for the files of the steps.
     """
 
     def __init__(
         self,
         model: Denoiser,
         quantized: QuantizedDenoiser,
-        correction: PathCorrection,
+        correction: Correction[PathEvidence],
         steps: Table,
-        wanted: Sequence[Chunk],
+        images: Sequence[Chunk],
         float_m: Callable[[Chunk, Step], Tensor],
         folder: Path,
     ) -> None:
         self.model, self.quantized = model, quantized
-        self.correction, self.steps, self.wanted = correction, steps, wanted
+        self.correction, self.steps, self.images = correction, steps, images
         self.float_m, self.folder = float_m, folder
         self.fitted: list[StepCorrection] = []
-        self._noise: dict[Chunk, Drawn] = {}
+        self._noise: dict[Chunk, ReplayedNoise] = {}
         self._ahead: dict[Chunk, tuple[State, State]] = {}
 
     @torch.inference_mode()
@@ -61,47 +69,47 @@ class Walk:
         self.model.to(device)
         self.quantized.to(device)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.fitted = list(self._kept())
+        self.fitted = list(self._stored())
         for step in track(self.steps[len(self.fitted) :], "fit of the correction", progress):
             self._step(step.i).mkdir(exist_ok=True)
-            rescalings, m = self._together(step, device)
+            rescalings, m = self._rescalings(step, device)
             rescaled = self.quantized.at(step.i, rescalings)
-            for chunk in self.wanted:
+            for chunk in self.images:
                 self._visit(chunk, step, rescaled, m, device)
             self.fitted.append(replace(self._fit(step), rescalings=rescalings))
-            self._keep(step)
+            self._store(step)
             shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
-        return FittedCorrection(self.steps, self.fitted)
+        return self.correction.assembled(self.fitted, self.steps)
 
-    def _kept(self) -> Iterator[StepCorrection]:
-        """What an interrupted walk fitted, from the first step on."""
+    def _stored(self) -> Iterator[StepCorrection]:
+        """The steps that an interrupted fit has fitted, from the first on."""
         for step in self.steps:
             if not (folder := self._fitted(step.i)).is_dir():
                 return
-            yield FittedCorrection.load(folder).found[0]
+            yield FittedCorrection.load(folder).corrections[0]
 
-    def _together(self, step: Step, device: torch.device) -> tuple[Mapping[str, Rescaling], Tensor]:
-        """What the layers compute with at a step, and m of the images that say so; kept for a walk that goes on."""
-        if not (together := self.correction.together):
+    def _rescalings(self, step: Step, device: torch.device) -> tuple[Mapping[str, Rescaling], Tensor]:
+        """The layers' rescalings at a step, and m of the images that they are told from; on disk if it is killed."""
+        if not (count := self.correction.images_for_rescaling):
             return {}, torch.empty(0, *self.model.shape)
-        file = self._step(step.i) / "together.safetensors"
+        file = self._step(step.i) / "rescalings.safetensors"
         if not holds_tensors(file):
-            first = [chunk for chunk in self.wanted if chunk.first < together]
+            first = [chunk for chunk in self.images if chunk.first < count]
             self._ahead = {chunk: self._states(chunk, step, device) for chunk in first}
-            y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in first])[:together]
+            y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in first])[:count]
             rescalings, m = self.correction.rescalings(self.model, self.quantized, y_t, step)
             write_tensors(file, named(rescalings) | {"m": m})
-        kept = load_file(file)
-        return of_named({name: kept[name] for name in kept.keys() - {"m"}}), kept["m"]
+        tensors = load_file(file)
+        return of_named({name: tensors[name] for name in tensors.keys() - {"m"}}), tensors["m"]
 
     def _fit(self, step: Step) -> StepCorrection:
-        before = (self._asked(step.i - 1), self.fitted[-1]) if step.i > 0 else None
-        rest = [(chunk, slice(self._among_asked(chunk), chunk.count)) for chunk in self.wanted]
-        others = StepBatches(Batch, self._step(step.i), rest)
-        return fit_step_diagnosed(self.correction, self._asked(step.i), step, before, others)
+        before = (self._paired(step.i - 1), self.fitted[-1]) if step.i > 0 else None
+        rows = [(chunk, slice(self._count_with_m(chunk), chunk.count)) for chunk in self.images]
+        evidence = PathEvidence(self._paired(step.i), StepBatches(PathBatch, self._step(step.i), rows))
+        return fit_step_diagnosed(self.correction, evidence, step, before)
 
-    def _keep(self, step: Step) -> None:
-        """What was fitted at a step, whole or absent."""
+    def _store(self, step: Step) -> None:
+        """Write the correction of a step, whole or not at all."""
         beside = self.folder / "beside"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
@@ -110,7 +118,7 @@ class Walk:
         beside.rename(self._fitted(step.i))
 
     def _visit(self, chunk: Chunk, step: Step, rescaled: QuantizedDenoiser, m: Tensor, device: torch.device) -> None:
-        """Bring a chunk to a step, ask the networks there, and keep what they say; `m` is known of the first images."""
+        """Bring a chunk to a step, ask the networks there and write their outputs; `m` is known of the first images."""
         file = self._step(step.i) / chunk.name
         if holds_tensors(file):
             return
@@ -119,40 +127,41 @@ class Walk:
         q, features = rescaled.predict(y_t, step)
         assert features is not None, "a quantized network hands over features"
         float_m = self.float_m(chunk, step).to(device)
-        kept = {"m": float_m, "q": q, "x_t": y_t, "features": features} | _named(state.past, "past")
-        if self.correction.path is FitPath.CORRECTED:
-            asked = self._among_asked(chunk)
-            known = m[chunk.first : chunk.first + asked].to(device)
-            if len(known) < asked:
-                known = torch.cat([known, self.model.predict(y_t[len(known) : asked], step).m])
-            kept |= {"m": known, "float_m": float_m, "float_x_t": float_state.x.clone()}
-            kept |= _named(float_state.past, "float_past")
-        write_tensors(file, kept)
+        tensors = {"m": float_m, "q": q, "x_t": y_t, "features": features} | _named(state.past, "past")
+        if self.correction.reads is Reads.CORRECTED_PATH:
+            count = self._count_with_m(chunk)
+            here = m[chunk.first : chunk.first + count].to(device)
+            if len(here) < count:
+                here = torch.cat([here, self.model.predict(y_t[len(here) : count], step).m])
+            tensors |= {"m": here, "float_m": float_m, "float_x_t": float_state.x.clone()}
+            tensors |= _named(float_state.past, "float_past")
+        write_tensors(file, tensors)
 
     def _states(self, chunk: Chunk, step: Step, device: torch.device) -> tuple[State, State]:
-        """The states of float sampling and those on the path, from what was kept one step before."""
+        """The states of float sampling and those on the path, from the files of the step before."""
         if chunk not in self._noise:
-            self._noise[chunk] = Drawn(chunk.noise(self.model.shape))
+            self._noise[chunk] = ReplayedNoise(chunk.noise(self.model.shape))
         z = self._noise[chunk].at(step.i, device)
         if step.i == 0:
             return self.steps.start(z), self.steps.start(z)
-        before, found = self.steps[step.i - 1], self.fitted[step.i - 1]
-        kept = {name: tensor.to(device) for name, tensor in _read(self._step(before.i) / chunk.name).items()}
-        float_before = State(kept["float_x_t"], _past(kept, "float_past"))
-        float_state = before.advance(float_before, kept["float_m"], before.sigma, z)
-        if self.correction.path is FitPath.FLOAT:
+        before, correction = self.steps[step.i - 1], self.fitted[step.i - 1]
+        tensors = {name: tensor.to(device) for name, tensor in _read(self._step(before.i) / chunk.name).items()}
+        float_before = State(tensors["float_x_t"], _past(tensors, "float_past"))
+        float_state = before.advance(float_before, tensors["float_m"], before.sigma, z)
+        if self.correction.reads is Reads.FLOAT_PATH:
             return float_state, float_state
-        m = found.output(kept["q"], kept["x_t"], kept["features"])
-        return float_state, before.advance(State(kept["x_t"], _past(kept, "past")), m, found.sigma, z)
+        m = correction.output(tensors["q"], tensors["x_t"], tensors["features"])
+        state = State(tensors["x_t"], _past(tensors, "past"))
+        return float_state, before.advance(state, m, correction.sigma, z)
 
-    def _asked(self, i: int) -> "StepBatches[AskedBatch]":
-        rows = [(chunk, slice(0, self._among_asked(chunk))) for chunk in self.wanted]
-        return StepBatches(AskedBatch, self._step(i), rows)
+    def _paired(self, i: int) -> "StepBatches[PairedBatch]":
+        rows = [(chunk, slice(0, self._count_with_m(chunk))) for chunk in self.images]
+        return StepBatches(PairedBatch, self._step(i), rows)
 
-    def _among_asked(self, chunk: Chunk) -> int:
+    def _count_with_m(self, chunk: Chunk) -> int:
         """How many images of a chunk, the first ones, the float network is asked about on the path."""
-        asked = self.correction.asked
-        return chunk.count if asked is None else min(max(asked - chunk.first, 0), chunk.count)
+        count = self.correction.images_with_m
+        return chunk.count if count is None else min(max(count - chunk.first, 0), chunk.count)
 
     def _step(self, i: int) -> Path:
         return self.folder / f"step-{i:04d}"
@@ -161,19 +170,19 @@ class Walk:
         return self.folder / f"fitted-{i:04d}"
 
 
-class Drawn:
-    """Noise by step; a walk that goes on after an interruption draws what was drawn before it."""
+class ReplayedNoise:
+    """Noise by step; after an interruption the noise of the steps before it is drawn again and dropped."""
 
     def __init__(self, noise: SampleNoise) -> None:
-        self._noise, self._drawn = noise, 0
+        self._noise, self._next = noise, 0
 
     def at(self, i: int, device: torch.device) -> Tensor:
         """The noise of step `i`, which is asked for once and after all steps before it, or without them."""
-        assert i >= self._drawn
-        while self._drawn < i:
+        assert i >= self._next
+        while self._next < i:
             self._noise.draw()
-            self._drawn += 1
-        self._drawn += 1
+            self._next += 1
+        self._next += 1
         return self._noise.draw(device)
 
 
@@ -195,16 +204,16 @@ class StepBatches(Sequence[SomeBatch]):
 
     def __getitem__(self, place: int) -> SomeBatch:  # type: ignore[override]
         chunk, images = self._rows[place]
-        kept = _read(self._folder / chunk.name)
+        tensors = _read(self._folder / chunk.name)
         names = [field.name for field in fields(self._kind) if field.name != "first"]
-        return self._kind(chunk.first + images.start, **{name: kept[name][images] for name in names})
+        return self._kind(chunk.first + images.start, **{name: tensors[name][images] for name in names})
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """What was kept of a chunk; on the float path its states are those of float sampling."""
-    kept = load_file(file)
-    aliases = {"float_m": kept["m"], "float_x_t": kept["x_t"]} | _named(_past(kept, "past"), "float_past")
-    return aliases | kept
+    """The tensors of a chunk; on the float path its states are those of float sampling."""
+    tensors = load_file(file)
+    aliases = {"float_m": tensors["m"], "float_x_t": tensors["x_t"]} | _named(_past(tensors, "past"), "float_past")
+    return aliases | tensors
 
 
 def _named(past: Sequence[Tensor], name: str) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage, Need
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.plan import BitwidthPlan
-from ptq_diffusion.stage.sensitivity import MeasureSensitivity
+from ptq_diffusion.stage.sensitivity import MeasureSensitivity, with_offer
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
 
 PLAN = "plan.json"
@@ -31,12 +31,12 @@ class Plan(ModelStage):
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
         """The artefact of the measurement that the policy reads, if any."""
-        needs: dict[Evidence, type[ModelStage]] = {
-            Evidence.STEP_SNR: MeasureStepSignal,
-            Evidence.SENSITIVITY: MeasureSensitivity,
-        }
-        need = needs.get(construct(cfg.bitwidth).reads)
-        return {} if need is None else {need.name: Need(need, cfg)}
+        reads = construct(cfg.bitwidth).reads
+        if reads is Evidence.STEP_SNR:
+            return {MeasureStepSignal.name: Need(MeasureStepSignal, cfg)}
+        if reads is Evidence.SENSITIVITY:
+            return {MeasureSensitivity.name: Need(MeasureSensitivity, with_offer(cfg))}
+        return {}
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
         model, policy = shop.model(cfg), construct(cfg.bitwidth)

@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
+from ptq_diffusion.bitwidth.budget import Budget
 from ptq_diffusion.bitwidth.sensitivity import Sensitivity
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunks
@@ -26,6 +27,10 @@ from ptq_diffusion.sampler import Table, sample
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 
+OFFER = ("weights", "activations", "first", "last", "attention", "patterns")
+"""Options of a policy that say which bits it offers to which layers."""
+ANY_BUDGET = {"saving": 1, "bytes": None, "over": "layers_and_steps"}
+"""The other options, of which a sensitivity depends on none."""
 TOGETHER = 16
 """Samples that go backwards together: a backward pass holds the inputs and outputs of all layers."""
 
@@ -151,6 +156,18 @@ def _policy(cfg: DictConfig) -> UnderBudget:
     policy = construct(cfg.bitwidth)
     assert isinstance(policy, UnderBudget)
     return policy
+
+
+def with_offer(cfg: DictConfig) -> DictConfig:
+    """The configuration with one policy in the place of all that offer the same bits, which share a sensitivity.
+
+    What a policy may spend, and on what, changes no damage.
+    """
+    shared = cfg.copy()
+    offer = {name: cfg.bitwidth[name] for name in OFFER}
+    with open_dict(shared):
+        shared.bitwidth = {"_target_": f"{Budget.__module__}.{Budget.__qualname__}"} | ANY_BUDGET | offer
+    return shared
 
 
 def sensitivity_chunks(cfg: DictConfig) -> list[tuple[Chunk, Chunk]]:

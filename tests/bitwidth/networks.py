@@ -9,7 +9,7 @@ from ptq_diffusion.model import Kind, Role, Site
 from ptq_diffusion.model.architecture import Architecture
 
 EIGHT = {"weight": 8, "activation": 8}
-FIXED = {"first": EIGHT, "last": EIGHT, "patterns": []}
+FIXED = {"first": EIGHT, "last": EIGHT, "attention": EIGHT, "patterns": []}
 
 
 def site(name, role=Role.INNER, macs=10_000, size=(4, 4)):

@@ -15,7 +15,8 @@ from tests.bitwidth.networks import LINE, architecture, sensitivity, signal, sit
 
 POLICIES = sorted(path.stem for path in (CONF / "bitwidth").glob("*.yaml"))
 every_policy = pytest.mark.parametrize("name", POLICIES)
-BITS = {role: {"weight": bits, "activation": bits + 1} for role, bits in (("inner", 4), ("first", 5), ("last", 6))}
+ROLES = {"inner": 4, "first": 5, "last": 6, "attention": 7}
+BITS = {role: {"weight": bits, "activation": bits + 1} for role, bits in ROLES.items()}
 STEPS = 7
 NETWORKS = {
     "line": LINE,
@@ -32,8 +33,15 @@ def unet(tiny_model_folder):
     return Architecture(tuple(model.sites()), model.attention_macs(), parameters)
 
 
+def preset(name):
+    """A preset over those that it builds on."""
+    options = OmegaConf.load(CONF / "bitwidth" / f"{name}.yaml")
+    bases = [preset(base) for base in options.pop("defaults", []) if base != "_self_"]
+    return OmegaConf.merge(*bases, options)
+
+
 def policy(name, **options):
-    return construct(OmegaConf.merge(OmegaConf.load(CONF / "bitwidth" / f"{name}.yaml"), options))
+    return construct(OmegaConf.merge(preset(name), options))
 
 
 def measured(chosen, network, steps):
@@ -89,12 +97,31 @@ def test_the_first_and_the_last_layer_and_patterns_keep_their_bits(name):
 
 
 @every_policy
+def test_attention_is_float_unless_it_is_told_bits_of_its_own(name, unet):
+    names = [site.name for site in unet.sites if not site.weighted]
+    spender = {"saving": 3} if isinstance(policy(name), UnderBudget) else {}
+    told = policy(name, attention={"weight": 6, "activation": 8}, **spender)
+    pattern = {"name": "mid_block.*.qk", "weight": 7, "activation": 5}
+    named = policy(name, patterns=[pattern], **spender)
+    assert not {site.name for site in told.roles.free(unet.sites)} & set(names)
+    for made, qk, others in (
+        (policy(name, **spender), LayerBits(32, 32), LayerBits(32, 32)),
+        (told, LayerBits(6, 8), LayerBits(6, 8)),
+        (named, LayerBits(7, 5), LayerBits(32, 32)),
+    ):
+        plan = planned(made, unet)
+        for i in range(STEPS):
+            for each in names:
+                assert plan.at(each, i) == (qk if each == "mid_block.attentions.0.qk" else others)
+
+
+@every_policy
 def test_a_network_of_outer_layers_alone(name):
     network = NETWORKS["first"]
     try:
         plan = planned(policy(name), network)
     except ValueError as error:
-        assert name in ("budget", "budget_layers", "budget_steps", "greedy", "random")
+        assert isinstance(policy(name), UnderBudget)
         assert "expected a saving of at most 16.0," in str(error)
     else:
         assert not plan.varies and plan["in"] == policy(name).roles.first
@@ -176,7 +203,7 @@ def test_the_last_match_wins():
         assert found["a.emb"] == LayerBits(7, 7) and found["b.conv"] == LayerBits(3, 3)
 
 
-@pytest.mark.parametrize("part", ["inner", "first", "last", "patterns"])
+@pytest.mark.parametrize("part", [*ROLES, "patterns"])
 def test_bits_that_make_no_sense_are_refused_at_construction(part):
     bad = {"weight": 9, "activation": 8}
     with pytest.raises(ValueError, match="expected weight bits of 2 to 8, or 32 for float, got 9"):

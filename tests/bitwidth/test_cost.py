@@ -14,8 +14,10 @@ from ptq_diffusion.metric.cost import cost, mean_bits, usual_bits
 from ptq_diffusion.model import Denoiser, DiffusersDenoiser, Kind, Role, Site
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
+from ptq_diffusion.model.site import product_sites
 
 FLOAT = LayerBits(32, 32)
+EIGHT_SIX = (LayerBits(8, 6), LayerBits(6, 8))
 
 
 class TwoLayers(Denoiser):
@@ -77,12 +79,26 @@ def everywhere(denoiser, bits):
 
 def test_a_network_by_hand(denoiser):
     """Attention's two products included: four layers of 16 positions and 16 channels."""
-    sites = denoiser.sites()
+    sites = [site for site in denoiser.sites() if site.weighted]
     macs, weights = sum(site.macs for site in sites), sum(math.prod(site.weight_shape) for site in sites)
     others = sum(parameter.numel() for parameter in denoiser.network.parameters()) - weights
-    found = cost(denoiser, everywhere(denoiser, LayerBits(4, 8)), 50)
-    assert found.bops_per_image == 50 * (macs * 32 + 4 * 2 * 16 * 16 * 16 * 1024)
-    assert found.weight_bytes == weights // 2 + 4 * others
+    layers = dict.fromkeys((site.name for site in sites), LayerBits(4, 8))
+    for qk, pv, bits in ((FLOAT, FLOAT, 2 * 1024), (LayerBits(8, 8), FLOAT, 64 + 1024), (*EIGHT_SIX, 2 * 48)):
+        products = {s.name: qk if s.name.endswith(".qk") else pv for s in denoiser.sites() if not s.weighted}
+        found = cost(denoiser, BitwidthPlan.constant(layers | products), 50)
+        assert found.attention_bops == 50 * 4 * 16 * 16 * 16 * bits
+        assert found.bops_per_image == 50 * macs * 32 + found.attention_bops
+        assert found.weight_bytes == weights // 2 + 4 * others, "products store nothing"
+        assert mean_bits(denoiser, BitwidthPlan.constant(layers | products)) == (4, 8)
+
+
+def test_products_by_step_by_hand():
+    sites = (Site("0", Kind.LINEAR, Role.INNER, 100, (10, 10)), *product_sites("a", 7))
+    plan_ = BitwidthPlan({"0": (4,), "a.qk": (8, 32), "a.pv": (6,)}, {"0": (8,), "a.qk": (8, 4), "a.pv": (4, 8)})
+    found = plan_cost(Architecture(sites, 3, 100), plan_, 2)
+    assert found.attention_bops == 7 * (8 * 8 + 32 * 4 + 6 * 4 + 6 * 8) + 2 * 3 * 1024
+    assert found.bops == 2 * 100 * 4 * 8 + found.attention_bops
+    assert found.float_bops == 2 * (100 + 7 + 7 + 3) * 1024 and found.stored_bits == 100 * 4
 
 
 def test_float_saves_nothing(denoiser):
@@ -142,18 +158,21 @@ BITS = st.sampled_from([2, 3, 4, 8, 32])
 def test_costs_equal_an_enumeration(data):
     """Every site, every step, every bit on its own."""
     macs = data.draw(st.lists(st.integers(1, 50), min_size=1, max_size=3))
-    sites = tuple(Site(str(i), Kind.LINEAR, Role.INNER, work, (work, 2)) for i, work in enumerate(macs))
+    layers = tuple(Site(str(i), Kind.LINEAR, Role.INNER, work, (work, 2)) for i, work in enumerate(macs))
+    sites = (*layers, *product_sites("a", data.draw(st.integers(1, 50))))
     architecture = Architecture(sites, data.draw(st.integers(0, 9)), 2 * sum(macs) + data.draw(st.integers(0, 9)))
     steps = data.draw(st.integers(1, 3))
     table = [{site.name: LayerBits(data.draw(BITS), data.draw(BITS)) for site in sites} for _ in range(steps)]
     found, plan_ = plan_cost(architecture, BitwidthPlan.by_step(table), steps), BitwidthPlan.by_step(table)
-    pairs = [(site, layers[site.name]) for layers in table for site in sites]
-    attention = 1024 * steps * architecture.attention_macs
+    pairs = [(site, row[site.name]) for row in table for site in layers]
+    products = [(site, row[site.name]) for row in table for site in sites if site not in layers]
+    attention = sum(site.macs * bits.weight * bits.activation for site, bits in products)
+    attention += 1024 * steps * architecture.attention_macs
     assert found.bops == sum(site.macs * bits.weight * bits.activation for site, bits in pairs) + attention
     assert found.attention_bops == attention
     full = plan_cost(architecture, BitwidthPlan.constant({site.name: FLOAT for site in sites}), steps)
     assert found.float_bops == full.bops and full.saving == 1 and found.saving >= 1
-    copies = {(site.name, layers[site.name].weight) for layers in table for site in sites}
+    copies = {(site.name, row[site.name].weight) for row in table for site in layers}
     others = architecture.parameters - 2 * sum(macs)
     assert found.stored_bits == sum(2 * macs[int(name)] * bits for name, bits in copies) + 32 * others
     weight, activation = mean_bits_of(architecture, plan_, steps)

@@ -61,7 +61,7 @@ FILE = "unet/diffusion_pytorch_model.safetensors"
 MODELS = {
     "no configuration": (without(UNET), "lacks unet/config.json"),
     "no scheduler": (without(SCHEDULER), "lacks scheduler/scheduler_config.json"),
-    "no weights": (without(FILE), r"lacks unet/\*\.safetensors"),
+    "no weights": (without(FILE), r"lacks unet/\w+\.safetensors"),
     "pickled weights only": (without(FILE, instead="unet/diffusion_pytorch_model.bin"), "safe_serialization=True"),
     "truncated weights": (truncated_weights, "broken"),
     "weights that are text": (overwritten(FILE, b"version https://git-lfs"), "broken"),

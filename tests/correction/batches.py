@@ -1,6 +1,6 @@
 """Batches of which the float network was asked about the first images only."""
 
-from ptq_diffusion.correction import AskedBatch, Batch
+from ptq_diffusion.correction import PairedBatch, PathBatch
 
 
 def split(whole, asked):
@@ -9,9 +9,9 @@ def split(whole, asked):
     for batch in whole:
         here = min(max(asked - batch.first, 0), len(batch.q))
         if here > 0:
-            first.append(AskedBatch(batch.first, *(t[:here] for t in fields_of(batch)), batch.m[:here]))
+            first.append(PairedBatch(batch.first, *(t[:here] for t in fields_of(batch)), batch.m[:here]))
         if here < len(batch.q):
-            rest.append(Batch(batch.first + here, *(t[here:] for t in fields_of(batch))))
+            rest.append(PathBatch(batch.first + here, *(t[here:] for t in fields_of(batch))))
     return first, rest
 
 

@@ -2,16 +2,16 @@
 
 import pytest
 
-from ptq_diffusion.engine.workshop import build_quantizers
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.model import DiffusersDenoiser
-from ptq_diffusion.network import observing, quantize
+from ptq_diffusion.network import InputObservations, quantize
 from tests.correction.pipelines import states
 from tests.steps import at
 
 
 @pytest.fixture(scope="module")
-def calibrated(composed):
-    """From a float model to quantizers with weights of four bits."""
+def quantized_copy(composed):
+    """From a float model to its quantized copy, with weights of four bits."""
     cfg = composed(
         "+bitwidth=w4a8",
         "+quantizer@quantizer.weight=symmetric_per_channel",
@@ -19,20 +19,13 @@ def calibrated(composed):
     )
 
     def make(model):
-        quantizers = build_quantizers(cfg, model)
-        quantizers.observe_weights(model.network)
-        with observing(model.network, quantizers):
+        observations = InputObservations(model.sites(), construct(cfg.quantizer.activation))
+        with observations.observing(model.network):
             model.predict(states(model, 0), at(500))
-        quantizers.freeze()
-        return quantizers
+        plan = construct(cfg.bitwidth).plan(model.architecture(), (), None)
+        return quantize(model, plan, observations, construct(cfg.quantizer.weight))
 
     return make
-
-
-@pytest.fixture(scope="module")
-def quantized_copy(calibrated):
-    """From a float model to its quantized copy."""
-    return lambda model: model.with_network(quantize(model.network, calibrated(model)))
 
 
 @pytest.fixture(scope="module")

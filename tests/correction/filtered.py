@@ -4,22 +4,12 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn import functional as F
 
-from ptq_diffusion.correction import AskedBatch, Regression
+from ptq_diffusion.correction import Chain, Matched, PairedBatch, PathEvidence, Regression
 from ptq_diffusion.sampler import DDIM
 
 STEP = DDIM(8, 1.0, {}).table(DDPMScheduler(clip_sample=False).config)[3]
 SHAPE, COUNT = (2, 9, 8), 200
-OPTIONS = {
-    "on_q": 1,
-    "on_x": 1,
-    "on_features": 0,
-    "ridges": [0.0],
-    "matching": False,
-    "variance": "original",
-    "path": "float",
-    "images": 64,
-    "readout_bits": 32,
-}
+OPTIONS = {"on_q": 1, "on_x": 1, "on_features": 0, "ridges": [0.0], "variance": "original", "path": "float"}
 
 
 def blurred(x):
@@ -46,11 +36,23 @@ def contradicting(even, odd):
 def batches(tensors):
     m, q, x, features = tensors
     parts = [slice(0, 61), slice(61, 64), slice(64, None)]
-    return [AskedBatch(p.start, q[p], x[p], features[p], m[p], x[p], m[p]) for p in parts]
+    return [PairedBatch(p.start, q[p], x[p], features[p], m[p], x[p], m[p]) for p in parts]
+
+
+def method(matching=False, **options):
+    """The regression, with matching behind it if so wanted, or matching alone where there is no regressor."""
+    options = OPTIONS | options
+    if options["on_features"]:
+        options = {"readout_bits": 32} | options
+    sides = [options[name] for name in ("on_q", "on_x", "on_features")]
+    links = {"regression": Regression(**options)} if any(sides) else {}
+    if matching:
+        links["matched"] = Matched(options["variance"], options["path"])
+    return Chain(links) if len(links) > 1 else next(iter(links.values()))
 
 
 def fitted(tensors, **options):
-    return Regression(**OPTIONS | options).fit_step(batches(tensors), STEP)
+    return method(**options).fit_step(PathEvidence(batches(tensors)), STEP)
 
 
 def correct(found, tensors):

@@ -6,19 +6,27 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from ptq_diffusion.correction import (
-    AskedBatch,
+    CorrectedDenoiser,
     Fingerprint,
     FittedCorrection,
     NoiseStatistics,
-    PathCorrection,
-    Predictor,
+    PairedBatch,
+    PathEvidence,
+    Reads,
+    fit_moments,
 )
-from ptq_diffusion.network import OutputLayerTap
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import sample
 from tests.correction.presets import CORRECTIONS, FILES
 
-REACHING_IN = {name for name, file in FILES.items() if file.get("on_features") or "then" in file}
+
+def reaches_in(file):
+    return (
+        bool(file.get("on_features")) or "range_search" in file or any(map(reaches_in, file.get("links", {}).values()))
+    )
+
+
+REACHING_IN = {name for name, file in FILES.items() if reaches_in(file)}
 """Those that read or change what is inside the network."""
 WITH_NETWORK = {"qncd"}
 SEED, BATCH, STEPS = 3, 3, 3
@@ -33,34 +41,34 @@ def states(model, seed):
 def fitted(name, steps, pair):
     """On white noise at every step; the path does not matter here."""
     model, quantized = pair
-    tap = OutputLayerTap(quantized, model.sites())
     correction = CORRECTIONS[name]
-    if isinstance(correction, PathCorrection):
-        return FittedCorrection(steps, [fitted_step(correction, step, model, tap) for step in steps])
+    if correction.reads is not Reads.MOMENTS:
+        return FittedCorrection(steps, [fitted_step(correction, step, model, quantized) for step in steps])
     seen = []
     for step in steps:
         x = states(model, step.i)
-        seen.append((model.predict(x, step).m, *tap.predict(x, step), x))
+        seen.append((model.predict(x, step).m, *quantized.predict(x, step), x))
     owner = Fingerprint("network", steps.fingerprint(), model.shape)
-    return correction.fit(NoiseStatistics.of(owner, ((m, q, x) for m, q, _, x in seen), first=0), steps)
+    return fit_moments(correction, NoiseStatistics.of(owner, ((m, q, x) for m, q, _, x in seen), first=0), steps)
 
 
-def fitted_step(correction, step, model, tap):
+def fitted_step(correction, step, model, quantized):
     """One step of a correction along a path."""
     x = states(model, step.i)
-    rescalings, m = correction.rescalings(model, tap, x, step)
-    q, features = tap.predict(x, step, rescalings)
-    return replace(correction.fit_step([AskedBatch(0, q, x, features, m, x, m)], step), rescalings=rescalings)
+    rescalings, m = correction.rescalings(model, quantized, x, step)
+    q, features = quantized.at(step.i, rescalings).predict(x, step)
+    return replace(
+        correction.fit_step(PathEvidence([PairedBatch(0, q, x, features, m, x, m)]), step), rescalings=rescalings
+    )
 
 
 @torch.no_grad()
 def our_states(pair, correction):
     """x_T and every x_s after it, and the images."""
     model, quantized = pair
-    tap = OutputLayerTap(quantized, model.sites())
-
     noise = SampleNoise(SEED, range(BATCH), model.shape)
-    predict = Predictor(correction, tap.predict, SampleNoise(SEED, range(BATCH), model.shape, "apart"))
+    rescaled = quantized.rescaled(correction.rescalings)
+    predict = CorrectedDenoiser(correction, rescaled.predict, SampleNoise(SEED, range(BATCH), model.shape, "apart"))
     visits = list(sample(predict, correction.steps, noise, correction.sigma))
     return torch.stack([visit.x_t for visit in visits]), model.decode(visits[-1].x_s)
 

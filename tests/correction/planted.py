@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 from omegaconf import OmegaConf
 
-from ptq_diffusion.correction import PTQD, Fingerprint, NoiseStatistics, StepMoments
+from ptq_diffusion.correction import PTQD, Fingerprint, NoiseStatistics, StepMoments, fit_moments
 from ptq_diffusion.main import CONF
 from ptq_diffusion.sampler import DDIM
 
@@ -32,12 +32,12 @@ def statistics(steps, **noise):
 
 
 def fitted(steps=STEPS, options=None, **noise):
-    return PTQD(**PAPER | (options or {})).fit(statistics(steps, **noise), steps)
+    return fit_moments(PTQD(**PAPER | (options or {})), statistics(steps, **noise), steps)
 
 
 def terms_of(found):
     """k, the bias per channel and the report of every step."""
-    affine = [step.repairs[0] for step in found.found]
+    affine = [step.repairs[0] for step in found.corrections]
     return [
         SimpleNamespace(k=float(own.k), bias=own.bias, report=report)
         for own, report in zip(affine, found.report(), strict=True)

@@ -8,18 +8,19 @@ import torch
 from diffusers import DDPMScheduler
 
 from ptq_diffusion.correction import (
-    AskedBatch,
     Fingerprint,
     FittedCorrection,
-    MomentCorrection,
     NoiseStatistics,
-    PathCorrection,
+    PairedBatch,
+    PathEvidence,
+    Reads,
+    fit_moments,
 )
 from ptq_diffusion.sampler import DDIM
 from tests.correction.presets import CORRECTIONS
 
 STEPPING_BACK = {"stepbaq"}
-FROM_MOMENTS = [name for name, correction in CORRECTIONS.items() if isinstance(correction, MomentCorrection)]
+FROM_MOMENTS = [name for name, correction in CORRECTIONS.items() if correction.reads is Reads.MOMENTS]
 SHAPE = (3, 4, 5)
 
 every_correction = pytest.mark.parametrize("name", CORRECTIONS)
@@ -47,9 +48,9 @@ def features(q):
 
 def fitted(name, steps, noise=1.0):
     correction = CORRECTIONS[name]
-    if isinstance(correction, PathCorrection):
+    if correction.reads is not Reads.MOMENTS:
         return FittedCorrection(steps, [correction.fit_step(batches(step, noise), step) for step in steps])
-    return correction.fit(statistics(steps, noise), steps)
+    return fit_moments(correction, statistics(steps, noise), steps)
 
 
 def statistics(steps, noise=1.0):
@@ -60,10 +61,12 @@ def statistics(steps, noise=1.0):
 
 def batches(step, noise):
     m, q, x = tensors(step, noise)
-    return [
-        AskedBatch(first, q[part], x[part], features(q[part]), m[part], x[part], m[part])
-        for first, part in ((0, slice(7)), (7, slice(7, None)))
-    ]
+    return PathEvidence(
+        [
+            PairedBatch(first, q[part], x[part], features(q[part]), m[part], x[part], m[part])
+            for first, part in ((0, slice(7)), (7, slice(7, None)))
+        ]
+    )
 
 
 @every_correction
@@ -85,10 +88,10 @@ def test_another_table_is_refused(name, steps):
     correction = CORRECTIONS[name]
     for other in (steps[:-1], steps.with_steps([*steps, steps[-1]]), steps[:0]):
         with pytest.raises(ValueError, match=f"expected statistics of all {len(other)} steps, got {len(steps)}"):
-            correction.fit(measured, other)
+            fit_moments(correction, measured, other)
     with pytest.raises(ValueError, match="same steps"):
         clipped = tuple(dataclasses.replace(step, clip=2.0) for step in steps)
-        correction.fit(measured, dataclasses.replace(steps, clip=2.0, steps=clipped))
+        fit_moments(correction, measured, dataclasses.replace(steps, clip=2.0, steps=clipped))
 
 
 @every_correction
@@ -168,7 +171,7 @@ def test_a_saved_correction_is_the_same_bit_for_bit(name, steps, tmp_path):
     found.save(tmp_path)
     loaded = FittedCorrection.load(tmp_path)
     assert list(loaded.steps) == list(found.steps) and list(loaded.report()) == list(found.report())
-    assert [own.estimates for own in loaded.found] == [own.estimates for own in found.found]
+    assert [own.estimates for own in loaded.corrections] == [own.estimates for own in found.corrections]
     for step in steps:
         _, q, x = tensors(step)
         assert torch.equal(loaded.output(q, x, features(q), step), found.output(q, x, features(q), step))

@@ -8,7 +8,16 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ptq_diffusion.correction import AskedBatch, Batch, Fingerprint, MomentCorrection, NoiseStatistics, Regression
+from ptq_diffusion.correction import (
+    Fingerprint,
+    NoiseStatistics,
+    PairedBatch,
+    PathBatch,
+    PathEvidence,
+    Reads,
+    Regression,
+    fit_moments,
+)
 from ptq_diffusion.correction.diagnostics import fit_diagnosed, fit_step_diagnosed
 from ptq_diffusion.correction.noise.higher_moments import GROUPS, reliability
 from ptq_diffusion.sampler import DDIM
@@ -26,7 +35,7 @@ MEASURED = {
     "neighbour_correlation",
     "step_correlation",
 }
-FROM_MOMENTS = [name for name, correction in CORRECTIONS.items() if isinstance(correction, MomentCorrection)]
+FROM_MOMENTS = [name for name, correction in CORRECTIONS.items() if correction.reads is Reads.MOMENTS]
 ALONG_PATHS = [name for name in CORRECTIONS if name not in FROM_MOMENTS]
 
 
@@ -64,7 +73,7 @@ def batches(step, sizes=(13, 1, 26), **noise):
     ends = torch.tensor(sizes).cumsum(0).tolist()
     parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
     features = torch.cat([q, q.square()], dim=1)
-    return [AskedBatch(p.start, q[p], x[p], features[p], m[p], x[p], m[p]) for p in parts]
+    return [PairedBatch(p.start, q[p], x[p], features[p], m[p], x[p], m[p]) for p in parts]
 
 
 def walked(name, sizes=(13, 1, 26), **noise):
@@ -72,7 +81,7 @@ def walked(name, sizes=(13, 1, 26), **noise):
     before, found = None, []
     for step in STEPS:
         seen = batches(step, sizes, **noise)
-        found.append(fit_step_diagnosed(CORRECTIONS[name], seen, step, before))
+        found.append(fit_step_diagnosed(CORRECTIONS[name], PathEvidence(seen), step, before))
         before = (seen, found[-1])
     return [own.report for own in found]
 
@@ -81,10 +90,10 @@ def test_the_held_out_share_is_told_from_images_that_the_fit_has_not_seen():
     """Of seven asked, too few to be matched, only with the others of the same half."""
     step, matched = STEPS[2], CORRECTIONS["matched"]
     asked, others = split(batches(step, k=-0.5), 7)
-    found = fit_step_diagnosed(matched, asked, step, None, others).report.r2_held_out
+    found = fit_step_diagnosed(matched, PathEvidence(asked, others), step, None).report.r2_held_out
     halves = [[batch.half(parity) for batch in part] for part in (asked, others) for parity in (0, 1)]
     even, odd, rest = halves[0], halves[1], [batch for batch in halves[2] if len(batch.q)]
-    repairs = matched.fit_step(even, step, rest).repairs
+    repairs = matched.fit_step(PathEvidence(even, rest), step).repairs
     left, power = (
         sum(float((of - batch.m).square().sum()) for of, batch in zip(outputs, odd, strict=True))
         for outputs in ([batch.repaired(repairs) for batch in odd], [batch.q for batch in odd])
@@ -110,7 +119,7 @@ def by_hand(r, before):
 def test_streamed_diagnostics_of_moments_equal_two_passes(name, kind):
     found = report(name, kind=kind)
     left = []
-    for step, own in zip(STEPS, CORRECTIONS[name].fit(statistics(kind=kind), STEPS).found, strict=True):
+    for step, own in zip(STEPS, fit_moments(CORRECTIONS[name], statistics(kind=kind), STEPS).corrections, strict=True):
         m, q, x = (tensor.double() for tensor in tensors(step, kind))
         q = m + (tensors(step, kind)[1] - tensors(step, kind)[0]).double()
         left.append(own.output(q, x, x) - m)
@@ -126,7 +135,7 @@ def test_diagnostics_along_paths_equal_two_passes(name):
     found = walked(name)
     left = []
     for step in STEPS:
-        own = CORRECTIONS[name].fit_step(batches(step), step)
+        own = CORRECTIONS[name].fit_step(PathEvidence(batches(step)), step)
         left.append(torch.cat([batch.repaired(own.repairs) - batch.m for batch in batches(step)]))
     for i, own in enumerate(found):
         for field, expected in by_hand(left[i], left[max(i - 1, 0)]).items():
@@ -142,9 +151,9 @@ JUDGED_ON_HALVES = {"ptqd_gated"}
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_diagnostics_change_nothing_that_was_there(name):
     if name in FROM_MOMENTS:
-        plain, found = CORRECTIONS[name].fit(statistics(), STEPS).report(), report(name)
+        plain, found = fit_moments(CORRECTIONS[name], statistics(), STEPS).report(), report(name)
     else:
-        plain = [CORRECTIONS[name].fit_step(batches(step), step).report for step in STEPS]
+        plain = [CORRECTIONS[name].fit_step(PathEvidence(batches(step)), step).report for step in STEPS]
         found = walked(name)
     bare, expected = ([dataclasses.replace(own, **dict.fromkeys(MEASURED)) for own in of] for of in (found, plain))
     assert bare == expected
@@ -198,22 +207,22 @@ def test_r2_held_out_is_that_of_a_fit_on_even_images_on_odd_ones():
     for i, step in enumerate(STEPS):
         m, q, _ = (tensor.double() for tensor in tensors(step))
         noise = (tensors(step)[1] - tensors(step)[0]).double()
-        own = CORRECTIONS["ptqd"].fit(NoiseStatistics(OWNER, statistics().even), STEPS).found[i]
+        own = fit_moments(CORRECTIONS["ptqd"], NoiseStatistics(OWNER, statistics().even), STEPS).corrections[i]
         left = noise - float(own.repairs[0].k) * m - own.repairs[0].bias[:, None, None]
         expected = 1 - left[1::2].square().mean() / noise[1::2].square().mean()
         assert found[i].r2_held_out == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_r2_held_out_of_a_regression_is_of_each_half_from_the_other():
-    one_ridge = Regression(3, 1, 0, [0.1], False, "original", "float", 64, 32)
+    one_ridge = Regression(3, 1, 0, [0.1], "original", "float")
     for step in STEPS:
         left = power = 0.0
         for parity in (0, 1):
             (seen,), (unseen,) = ([b.half(p) for b in batches(step, (COUNT,))] for p in (parity, 1 - parity))
-            repaired = unseen.repaired(one_ridge.fit_step([seen], step).repairs)
+            repaired = unseen.repaired(one_ridge.fit_step(PathEvidence([seen]), step).repairs)
             left += float((repaired - unseen.m).double().square().sum())
             power += float((unseen.q - unseen.m).double().square().sum())
-        found = one_ridge.fit_step(batches(step), step)
+        found = one_ridge.fit_step(PathEvidence(batches(step)), step)
         assert found.repairs and found.report.r2_held_out == pytest.approx(1 - left / power, rel=1e-5)
 
 
@@ -257,7 +266,11 @@ def test_without_noise_there_is_no_residual_to_speak_of(name):
         found = fit_diagnosed(CORRECTIONS[name], NoiseStatistics.of(OWNER, seen, 0), STEPS).report()
     else:
         m = clean[1]
-        found = [fit_step_diagnosed(CORRECTIONS[name], [AskedBatch(0, m, m, m, m, m, m)], STEPS[1], None).report]
+        found = [
+            fit_step_diagnosed(
+                CORRECTIONS[name], PathEvidence([PairedBatch(0, m, m, m, m, m, m)]), STEPS[1], None
+            ).report
+        ]
     for own in found:
         assert own.r2_held_out == 1
         assert {getattr(own, field) for field in MEASURED - {"r2_held_out"}} == {None}
@@ -273,8 +286,8 @@ def test_one_image_has_no_half(name):
 @pytest.mark.parametrize("cut", [1, 2, 5])
 def test_halves_of_halves_do_not_depend_on_the_batches(cut):
     q = torch.arange(11.0).view(-1, 1, 1, 1)
-    whole = Batch(0, q, q, q, q, q)
-    parts = [Batch(first, *[q[first : first + cut]] * 5) for first in range(0, 11, cut)]
+    whole = PathBatch(0, q, q, q, q, q)
+    parts = [PathBatch(first, *[q[first : first + cut]] * 5) for first in range(0, 11, cut)]
     for parity in (0, 1):
         for again in (0, 1):
             found = torch.cat([part.half(parity).half(again).q for part in parts])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ptq_diffusion.correction import PTQD, Fingerprint, NoiseStatistics, StepMoments
+from ptq_diffusion.correction import PTQD, Fingerprint, NoiseStatistics, StepMoments, fit_moments
 from ptq_diffusion.main import CONF
 from ptq_diffusion.model import GaussianDenoiser
 from ptq_diffusion.numeric.seed import SampleNoise, generator
@@ -77,7 +77,7 @@ def measured(name):
 
 def corrected(name, **options):
     """x_0 of the noisy sampler, corrected."""
-    found, noisy = PTQD(**PAPER | options).fit(measured(name), table(name)), quantized(2)
+    found, noisy = fit_moments(PTQD(**PAPER | options), measured(name), table(name)), quantized(2)
     walk = sample(lambda x, step: found.output(noisy(x, step), x, x, step), found.steps, OneStream(2), found.sigma)
     *_, last = walk
     return last.x_s.double()
@@ -147,7 +147,7 @@ def test_every_term_is_needed(name, without, moved, gaussian_law):
 
 @every_sampler
 def test_what_was_planted_is_found(name):
-    report = PTQD(**PAPER).fit(measured(name), table(name)).report()
+    report = fit_moments(PTQD(**PAPER), measured(name), table(name)).report()
     for found, step in zip(report, table(name), strict=True):
         assert found.k == pytest.approx(k(step), abs=0.02)
         assert found.variance == pytest.approx(v(step), rel=0.02)
@@ -166,7 +166,7 @@ def test_without_the_samplers_noise_the_mean_comes_back_and_the_residual_stays(g
 
     moments = [StepMoments.of(visit.m, noisy(visit.x_t, visit.step, 1), visit.x_t) for visit in walk]
     statistics = NoiseStatistics(Fingerprint("planted", steps.fingerprint(), SHAPE), moments)
-    found = PTQD(**PAPER).fit(statistics, steps)
+    found = fit_moments(PTQD(**PAPER), statistics, steps)
     predict = lambda x, step: found.output(noisy(x, step, 2), x, x, step)  # noqa: E731
     *_, last = sample(predict, found.steps, OneStream(2), found.sigma)
     mean, std = gaussian_law(MODEL, steps)

@@ -10,13 +10,16 @@ import torch
 from torch.nn import functional as F
 
 from ptq_diffusion.correction import (
-    AskedBatch,
+    Chain,
     Fingerprint,
     FittedCorrection,
+    Matched,
     NoiseStatistics,
-    PathCorrection,
+    PairedBatch,
+    PathEvidence,
+    Reads,
     Regression,
-    Rescaled,
+    fit_moments,
 )
 from ptq_diffusion.model import GaussianDenoiser
 from ptq_diffusion.numeric.seed import generator
@@ -54,13 +57,14 @@ def features(q):
 
 def fit(correction, tensors):
     """Of (m, q, x_t) at every step."""
-    if isinstance(correction, PathCorrection):
-        batches = [AskedBatch(0, q, x, features(q), m, x, m) for m, q, x in tensors]
+    if correction.reads is not Reads.MOMENTS:
+        batches = [PairedBatch(0, q, x, features(q), m, x, m) for m, q, x in tensors]
         return FittedCorrection(
-            STEPS, [correction.fit_step([batch], step) for batch, step in zip(batches, STEPS, strict=True)]
+            STEPS,
+            [correction.fit_step(PathEvidence([batch]), step) for batch, step in zip(batches, STEPS, strict=True)],
         )
     owner = Fingerprint("planted", STEPS.fingerprint(), SHAPE)
-    return correction.fit(NoiseStatistics.of(owner, tensors, first=0), STEPS)
+    return fit_moments(correction, NoiseStatistics.of(owner, tensors, first=0), STEPS)
 
 
 def draw(noise, count, *seed):
@@ -93,8 +97,8 @@ def test_planted_k_mu_and_white_noise(name):
 
 
 def sees_neighbours(correction):
-    behind = correction.then if isinstance(correction, Rescaled) else correction
-    return isinstance(behind, Regression)
+    links = correction.links.values() if isinstance(correction, Chain) else [correction]
+    return any(isinstance(link, Regression | Matched) for link in links)
 
 
 @every_correction

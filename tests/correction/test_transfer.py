@@ -9,15 +9,17 @@ from diffusers import DDPMScheduler
 
 from ptq_diffusion.correction import (
     PTQD,
-    AskedBatch,
     Fingerprint,
     FittedCorrection,
     NoiseStatistics,
-    PathCorrection,
+    PairedBatch,
+    PathEvidence,
+    Reads,
     Regression,
     StepCorrection,
     StepMoments,
     StepReport,
+    fit_moments,
 )
 from ptq_diffusion.correction.noise.residual import Residual
 from ptq_diffusion.correction.repair.affine import Affine
@@ -47,11 +49,13 @@ def fitted_by(correction, steps):
     for step in steps:
         m, r, x = torch.randn(3, 30, *SHAPE, generator=torch.Generator().manual_seed(step.i))
         m = m + x
-        batches.append(AskedBatch(0, 0.93 * m + 0.05 * r, x, torch.cat([x * r, r], dim=1), m, x, m))
-    if isinstance(correction, PathCorrection):
-        return FittedCorrection(steps, [correction.fit_step([b], s) for b, s in zip(batches, steps, strict=True)])
+        batches.append(PairedBatch(0, 0.93 * m + 0.05 * r, x, torch.cat([x * r, r], dim=1), m, x, m))
+    if correction.reads is not Reads.MOMENTS:
+        return FittedCorrection(
+            steps, [correction.fit_step(PathEvidence([b]), s) for b, s in zip(batches, steps, strict=True)]
+        )
     owner = Fingerprint("network", steps.fingerprint(), SHAPE)
-    return correction.fit(NoiseStatistics.of(owner, ((b.m, b.q, b.x_t) for b in batches), first=0), steps)
+    return fit_moments(correction, NoiseStatistics.of(owner, ((b.m, b.q, b.x_t) for b in batches), first=0), steps)
 
 
 def saved(correction, folder):
@@ -86,7 +90,7 @@ def test_what_is_not_refused_before_it_is_fitted_is_carried(name, eta):
             interpolated(fitted(name, own), own, new)
     else:
         found = fitted(name, own)
-        for step, one in zip(own, found.found, strict=True):
+        for step, one in zip(own, found.corrections, strict=True):
             assert one.sigma == one.residual.sigma(step)
         assert interpolated(found, own, new).steps == new
 
@@ -148,10 +152,10 @@ def test_what_is_linear_in_log_snr_is_exact(kind, own, wanted, sampler):
     given, steps = sampler(own), sampler(wanted)
     found, expected = interpolated(planted(kind, given), given, steps), planted(kind, steps)
     assert found.steps == steps
-    for step, ours, theirs in zip(steps, found.found, expected.found, strict=True):
+    for step, ours, theirs in zip(steps, found.corrections, expected.corrections, strict=True):
         if step.t > given[0].t:
             earliest = dataclasses.replace(step, signal=given[0].signal, noise=given[0].noise)
-            theirs = planted(kind, steps.with_steps([earliest])).found[0]
+            theirs = planted(kind, steps.with_steps([earliest])).corrections[0]
         for a, b in zip(ours.repairs, theirs.repairs, strict=True):
             assert all(torch.allclose(t, b.tensors()[name], rtol=1e-9, atol=1e-12) for name, t in a.tensors().items())
         assert ours.sigma == pytest.approx(theirs.sigma, rel=1e-9)
@@ -172,8 +176,8 @@ def test_coefficients_that_are_smooth_are_recovered_from_noise():
         moments.append(StepMoments.of(m, (1 + k(step)) * m + 0.05 + v(step) ** 0.5 * r, x))
     options = {name: value for name, value in FILES["ptqd"].items() if name != "_target_"}
     statistics = NoiseStatistics(Fingerprint("toy", steps.fingerprint(), (2, 4, 4)), moments)
-    found = interpolated(PTQD(**options).fit(statistics, steps), steps, table(20))
-    for own, step in zip(found.found, found.steps, strict=True):
+    found = interpolated(fit_moments(PTQD(**options), statistics, steps), steps, table(20))
+    for own, step in zip(found.corrections, found.steps, strict=True):
         assert own.report.k == pytest.approx(k(step), abs=0.01)
         assert own.report.variance == pytest.approx(v(step), rel=0.03)
         assert own.repairs[0].bias.tolist() == pytest.approx([0.05, 0.05], abs=0.01)
@@ -210,17 +214,20 @@ def test_a_step_without_signal_is_refused():
 def test_a_step_that_was_left_out_is_one_that_does_nothing(kind):
     """Half-way between a repair and none lies half of it."""
     given, to = planted(kind, table(50)), table(40)
-    for kept in range(len(given.found[0].repairs)):
+    for kept in range(len(given.corrections[0].repairs)):
         gaps = [
-            own if i % 2 else dataclasses.replace(own, repairs=own.repairs[:kept]) for i, own in enumerate(given.found)
+            own if i % 2 else dataclasses.replace(own, repairs=own.repairs[:kept])
+            for i, own in enumerate(given.corrections)
         ]
         full = [
-            dataclasses.replace(own, repairs=(*own.repairs[:kept], *(r.nothing() for r in own.repairs[kept:])))
+            dataclasses.replace(own, repairs=(*own.repairs[:kept], *(r.identity_like() for r in own.repairs[kept:])))
             if i % 2 == 0
             else own
-            for i, own in enumerate(given.found)
+            for i, own in enumerate(given.corrections)
         ]
-        ours, theirs = (interpolated(FittedCorrection(given.steps, f), given.steps, to).found for f in (gaps, full))
+        ours, theirs = (
+            interpolated(FittedCorrection(given.steps, f), given.steps, to).corrections for f in (gaps, full)
+        )
         q, x = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
         for own, other in zip(ours, theirs, strict=True):
             assert torch.allclose(own.output(q, x, q), other.output(q, x, q), atol=1e-9)
@@ -230,19 +237,25 @@ def test_a_step_that_was_left_out_is_one_that_does_nothing(kind):
 def test_nothing_leaves_the_output(kind):
     (repair,) = KINDS[kind](table(6)[2])
     q, x = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
-    assert torch.allclose(repair.nothing().output(q, x, q), q, atol=1e-12)
+    assert torch.allclose(repair.identity_like().output(q, x, q), q, atol=1e-12)
     assert not torch.allclose(repair.output(q, x, q), q, atol=1e-3)
 
 
 def test_between_one_repair_and_another_lies_half_of_each():
     """As where gates leave out the regression at one step and the matching at the next."""
     given, to = planted("two", table(50)), table(40)
-    alone = [dataclasses.replace(own, repairs=own.repairs[i % 2 : i % 2 + 1]) for i, own in enumerate(given.found)]
-    filled = [
-        dataclasses.replace(own, repairs=tuple(r if j == i % 2 else r.nothing() for j, r in enumerate(own.repairs)))
-        for i, own in enumerate(given.found)
+    alone = [
+        dataclasses.replace(own, repairs=own.repairs[i % 2 : i % 2 + 1]) for i, own in enumerate(given.corrections)
     ]
-    ours, theirs = (interpolated(FittedCorrection(given.steps, f), given.steps, to).found for f in (alone, filled))
+    filled = [
+        dataclasses.replace(
+            own, repairs=tuple(r if j == i % 2 else r.identity_like() for j, r in enumerate(own.repairs))
+        )
+        for i, own in enumerate(given.corrections)
+    ]
+    ours, theirs = (
+        interpolated(FittedCorrection(given.steps, f), given.steps, to).corrections for f in (alone, filled)
+    )
     q, x = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     for own, other in zip(ours, theirs, strict=True):
         assert torch.allclose(own.output(q, x, q), other.output(q, x, q), atol=1e-9)
@@ -250,7 +263,7 @@ def test_between_one_repair_and_another_lies_half_of_each():
 
 def test_neighbours_that_are_repaired_in_different_orders_are_refused():
     given = planted("two", table(50))
-    mixed = [dataclasses.replace(own, repairs=own.repairs[:: 1 - i % 2 * 2]) for i, own in enumerate(given.found)]
+    mixed = [dataclasses.replace(own, repairs=own.repairs[:: 1 - i % 2 * 2]) for i, own in enumerate(given.corrections)]
     with pytest.raises(ValueError, match="repaired in one order.*noise.steps=null"):
         interpolated(FittedCorrection(given.steps, mixed), given.steps, table(40))
 
@@ -261,3 +274,18 @@ def test_what_estimates_on_the_way_is_not_carried():
         CORRECTIONS["qncd"].check_carried(own)
     with pytest.raises(ValueError, match=r"estimates on the way.*noise\.steps=null"):
         interpolated(fitted("qncd", own), own, new)
+
+
+def test_between_steps_nothing_is_said_of_the_correlation_with_the_step_before():
+    """Of another table the step before is another one."""
+    given = planted("affine", table(50))
+    told = [
+        dataclasses.replace(own, report=dataclasses.replace(own.report, step_correlation=0.5, kurtosis=0.5))
+        for own in given.corrections
+    ]
+    steps = table(20)
+    found = interpolated(FittedCorrection(given.steps, told), given.steps, steps).report()
+    shared = {step.t for step in given.steps} & {step.t for step in steps}
+    between = [report for report in found if report.t not in shared]
+    assert between and {report.step_correlation for report in between} == {None}
+    assert {report.kurtosis for report in found} == {0.5}

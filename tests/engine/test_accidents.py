@@ -29,12 +29,13 @@ def truncated(stage, name):
 
 
 def foreign_owner(place):
-    path = place.artefact("calibrate") / "quantizers.safetensors"
-    save_file(load_file(path), path, {"owners": json.dumps({"elsewhere/weight": "another"})})
+    path = place.artefact("calibrate") / "inputs.safetensors"
+    tensors = {name.replace("conv_in/", "elsewhere/"): tensor.clone() for name, tensor in load_file(path).items()}
+    save_file(tensors, path)
     manifest = path.parent / "files.json"
     sizes = json.loads(manifest.read_text()) | {path.name: path.stat().st_size}
     manifest.write_text(json.dumps(sizes))
-    return ["correction=bias"]
+    return ["bitwidth=w4a4"]
 
 
 def foreign_fingerprint(place):
@@ -50,7 +51,7 @@ def started_quietly(place, *words):
 
 
 def no_number(place):
-    place.patch.setattr(DiffusersDenoiser, "predict", lambda self, x_t, step: Output(x_t * torch.nan))
+    place.patch.setattr(DiffusersDenoiser, "predict", lambda self, x_t, step, condition=None: Output(x_t * torch.nan))
     return ["seeds=[7]"]
 
 
@@ -94,7 +95,9 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 FULL_TOO = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 ACCIDENTS = {
     "truncated statistics": (truncated("noise", "noise.safetensors"), "the same command makes it again"),
-    "truncated ranges": (truncated("calibrate", "quantizers.safetensors"), "quantizers.safetensors as it was written"),
+    "truncated ranges": (truncated("calibrate", "inputs.safetensors"), "inputs.safetensors as it was written"),
+    "a truncated plan": (truncated("plan", "plan.json"), "plan.json as it was written"),
+    "a truncated network": (truncated("quantize", "quantized.safetensors"), "quantized.safetensors as it was written"),
     "truncated images": (truncated("samples_quantized", "00*.safetensors"), "the same command makes it again"),
     "a truncated evaluation": (truncated("evaluate", "evaluation.json"), "evaluation.json as it was written"),
     "ranges of another network": (foreign_owner, "calibrate again"),

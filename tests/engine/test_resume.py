@@ -12,7 +12,7 @@ from ptq_diffusion.correction import FittedCorrection, Rescaled
 from ptq_diffusion.engine.chunks import read_chunks
 from ptq_diffusion.metric import ResNet9
 from ptq_diffusion.numeric.seed import SampleNoise
-from ptq_diffusion.stage.path_fit import Walk
+from ptq_diffusion.stage.path_fit import PathFit
 from ptq_diffusion.stage.training.checkpoint import SafetensorsCheckpointIO, present
 from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
 from ptq_diffusion.stage.training.feature_network_training import FeatureNetworkTraining
@@ -78,14 +78,14 @@ def test_a_fit_killed_on_its_way_goes_on_and_ends_with_the_same_bytes(make, tmp_
     goal = ["goal=fit", f"correction={correction}", "noise.images=8"]
     expected = contents(make(*goal, f"outputs={tmp_path / 'whole'}"))
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Walk, "_visit", dying(visits))
+        patch.setattr(PathFit, "_visit", dying(visits))
         make(*goal)
     assert contents(make(*goal)) == expected
 
 
 def dying(visits):
-    """`Walk._visit` that is killed after so many."""
-    visit, done = Walk._visit, []
+    """`PathFit._visit` that is killed after so many."""
+    visit, done = PathFit._visit, []
 
     def dies(self, *arguments):
         if len(done) == visits:
@@ -101,7 +101,7 @@ def test_layers_are_rescaled_alike_before_and_after_a_kill(make, tmp_path, monke
     goal = ["goal=fit", "correction=rescaled", "noise.images=10"]
     expected = contents(make(*goal, f"outputs={tmp_path / 'whole'}"))
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Walk, "_visit", dying(4))
+        patch.setattr(PathFit, "_visit", dying(4))
         make(*goal)
     find, given = Rescaled.rescalings, []
     monkeypatch.setattr(Rescaled, "rescalings", lambda *words: given.append(len(words[3])) or find(*words))
@@ -113,9 +113,11 @@ def test_layers_are_rescaled_alike_before_and_after_a_kill(make, tmp_path, monke
 def test_the_work_of_a_fit_grows_with_the_steps_and_not_with_their_square(make, monkeypatch, killed):
     """Every noise is drawn and every step written once, and twice at most what was before a kill."""
     steps, drawn, saved = 6, [], []
-    draw, save, visit = SampleNoise.draw, FittedCorrection.save, Walk._visit
+    draw, save, visit = SampleNoise.draw, FittedCorrection.save, PathFit._visit
     monkeypatch.setattr(SampleNoise, "draw", lambda *given: drawn.append(1) or draw(*given))
-    monkeypatch.setattr(FittedCorrection, "save", lambda own, folder: saved.extend(own.found) or save(own, folder))
+    monkeypatch.setattr(
+        FittedCorrection, "save", lambda own, folder: saved.extend(own.corrections) or save(own, folder)
+    )
     goal = ["goal=fit", "correction=wiener", f"sampler.steps={steps}", "noise.images=7"]
     make("goal=noise", *goal[1:])
     drawn.clear()
@@ -127,7 +129,7 @@ def test_the_work_of_a_fit_grows_with_the_steps_and_not_with_their_square(make, 
             visit(walk, chunk, step, *known)
 
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(Walk, "_visit", dies)
+            patch.setattr(PathFit, "_visit", dies)
             make(*goal)
     make(*goal)
     chunks = 2

@@ -1,18 +1,20 @@
 """A folder that stock diffusers wrote is loaded as it is, and its layers are known by name, role and work."""
 
 import json
-import shutil
+import math
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from safetensors.torch import load_file, save_file
+from diffusers.models.attention_processor import Attention
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ptq_diffusion.model import DiffusersDenoiser, Kind, Role
-from ptq_diffusion.model.family import FAMILIES
+from ptq_diffusion.model.family import FAMILIES, UNet2D
 from ptq_diffusion.model.loading import MODELS, folder_checksum
+from ptq_diffusion.model.site import products_by_attention
 from tests.steps import at
 
 CASES = [
@@ -22,12 +24,6 @@ CASES = [
     {"prediction_type": "epsilon", "channels": 2, "size": (8, 8), "out_channels": 4},
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(value) for value in case.values()))
-
-
-@pytest.fixture
-def folder(tiny_model_folder, tmp_path):
-    """A copy that a test may break."""
-    return shutil.copytree(tiny_model_folder(), tmp_path / "model")
 
 
 def states(denoiser, count=2):
@@ -102,7 +98,7 @@ def test_pickled_weights_are_never_opened(folder):
     for path in (folder / "unet").glob("*.safetensors"):
         path.unlink()
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'exit 1'\ntR.")
-    with pytest.raises(FileNotFoundError, match=r"lacks unet/.*safetensors; .*safe_serialization=True"):
+    with pytest.raises(FileNotFoundError, match=r"lacks unet/.*not read: .*\.bin.*safe_serialization=True"):
         DiffusersDenoiser.from_folder(str(folder))
 
 
@@ -113,11 +109,6 @@ def test_pickled_weights_beside_other_safe_ones_are_not_opened_either(folder):
     safe.rename(safe.with_name("other.safetensors"))
     with pytest.raises(FileNotFoundError, match="lacks unet/diffusion_pytorch_model.safetensors"):
         DiffusersDenoiser.from_folder(str(folder))
-
-
-def test_a_folder_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected a folder that a diffusers pipeline saved"):
-        DiffusersDenoiser.from_folder(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("name", ["UNet2DConditionModel", "AutoencoderKL", None])
@@ -145,12 +136,61 @@ def around(network):
         ({"class_embed_type": "timestep"}, "expected an unconditional UNet2DModel"),
         ({"in_channels": 3, "out_channels": 4}, "as many output channels as the 3 input channels, or twice as many"),
         ({"sample_size": None}, "set sample_size"),
+        ({"time_embedding_type": "learned", "num_train_timesteps": 10}, "expected .* positional or fourier"),
     ],
-    ids=["classes", "class embedding", "channels", "size"],
+    ids=["classes", "class embedding", "channels", "size", "learned times"],
 )
 def test_networks_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         around(small(**options))
+
+
+@pytest.mark.parametrize("size", ["8", [8], 8.0, (8.0, 8), 0, -8, (8, 0), 10**9, True, (8, True), (8, 8, 8), {}])
+def test_sizes_that_are_none_are_refused(size):
+    with pytest.raises(ValueError, match=r"expected a sample_size of one or two whole numbers of 1 to \d+, got"):
+        around(small(sample_size=size))
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [7, 8, 12, 28, (8, 12), (16, 6)])
+def test_a_size_is_taken_exactly_where_the_network_answers(levels, size):
+    """The rule of multiples against the network itself."""
+    blocks = {
+        "down_block_types": ("DownBlock2D",) * levels,
+        "up_block_types": ("UpBlock2D",) * levels,
+        "block_out_channels": (4,) * levels,
+    }
+    network = small(sample_size=size, add_attention=False, **blocks)
+    height, width = (size, size) if isinstance(size, int) else size
+    try:
+        answers = network(torch.zeros(1, 3, height, width), 1).sample.shape[2:] == (height, width)
+    except RuntimeError:
+        answers = False
+    if answers:
+        assert around(network).shape == (3, height, width)
+    else:
+        with pytest.raises(ValueError, match=rf"a multiple of 2\^{levels - 1} = .* got {height}x{width}"):
+            around(network)
+
+
+def test_blocks_that_do_not_meet_are_refused_in_one_line():
+    """Such a network can be made, and fails when it is asked."""
+    odd = around(small(downsample_padding=5, block_out_channels=(4, 4), **two_blocks(), add_attention=False))
+    for ask in (odd.sites, odd.attention_macs):
+        with pytest.raises(ValueError, match=r"expected a network that can be asked about \(3, 8, 8\)"):
+            ask()
+
+
+def two_blocks():
+    return {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+
+
+def test_only_fourier_times_have_no_zero():
+    """The logarithm of 0 makes nothing finite, that of any later time does."""
+    for kind in ("positional", "fourier"):
+        denoiser = around(small(time_embedding_type=kind))
+        answers = [bool(denoiser.predict(states(denoiser), at(t)).m.isfinite().all()) for t in (0.0, 1.0, 999.0)]
+        assert answers == [denoiser.answers_at_zero, True, True]
 
 
 # Sites.
@@ -167,18 +207,30 @@ def test_sites_are_all_convolutions_and_linear_layers_in_order(denoiser):
         name: layer for name, layer in denoiser.network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)
     }
     sites = denoiser.sites()
-    assert [site.name for site in sites] == list(layers)
-    for site in sites:
+    assert [site.name for site in sites if site.weighted] == list(layers)
+    for site in (site for site in sites if site.weighted):
         layer = layers[site.name]
         assert site.kind is (Kind.CONV2D if isinstance(layer, nn.Conv2d) else Kind.LINEAR)
         assert site.weight_shape == tuple(layer.weight.shape)
     assert {site.kind for site in sites} == set(Kind)
+    assert all(site.operands == (site.name,) for site in sites if site.weighted)
+
+
+def test_every_attention_has_two_products_without_a_weight(denoiser):
+    products = [site for site in denoiser.sites() if site.kind is Kind.MATMUL]
+    attentions = [name for name, module in denoiser.network.named_modules() if isinstance(module, Attention)]
+    assert [site.name for site in products] == [f"{name}.{pair}" for name in attentions for pair in ("qk", "pv")]
+    for site in products:
+        attention, _, (first, second) = site.name.rpartition(".")
+        assert site.operands == (f"{attention}.{first}", f"{attention}.{second}")
+        assert not site.weighted and math.prod(site.weight_shape) == 0 and site.role is Role.ATTENTION
+    assert list(products_by_attention(denoiser.sites())) == attentions
 
 
 def test_the_first_and_the_last_layer_have_their_roles(denoiser):
     roles = {site.name: site.role for site in denoiser.sites()}
     assert roles.pop("conv_in") is Role.FIRST and roles.pop("conv_out") is Role.LAST
-    assert set(roles.values()) == {Role.INNER}
+    assert set(roles.values()) == {Role.INNER, Role.ATTENTION}
     # By shape: they are where images go in and come out.
     shapes = {site.role: site.weight_shape for site in denoiser.sites()}
     assert shapes[Role.FIRST][1] == denoiser.shape[0]
@@ -197,8 +249,9 @@ def test_macs_are_half_the_operations_that_torch_counts(denoiser):
     counts = flops(denoiser).get_flop_counts()
     by_kind = {str(operation): count for operation, count in counts["Global"].items()}
     products = sum(by_kind.get(f"aten.{name}", 0) for name in ("convolution", "mm", "addmm"))
-    assert 2 * sum(site.macs for site in denoiser.sites()) == products
-    for site in denoiser.sites():
+    layers = [site for site in denoiser.sites() if site.weighted]
+    assert 2 * sum(site.macs for site in layers) == products
+    for site in layers:
         (module,) = {name for name in counts if name.endswith(f".{site.name}")}
         assert 2 * site.macs == sum(counts[module].values())
 
@@ -221,7 +274,20 @@ def test_attention_macs_by_hand(tiny_model_folder, case):
     assert len(attentions) == 4
     _, height, width = denoiser.shape
     length = height // 2 * (width // 2)
-    assert denoiser.attention_macs() == len(attentions) * 2 * length * length * 16
+    macs = [site.macs for site in denoiser.sites() if site.kind is Kind.MATMUL]
+    assert macs == len(attentions) * 2 * [length * length * 16]
+    assert denoiser.attention_macs() == 0, "every product is a site"
+
+
+def test_products_that_a_family_does_not_tell_are_no_sites(denoiser):
+    class Reticent(UNet2D):
+        def attentions(self, network):
+            return ()
+
+    told = sum(site.macs for site in denoiser.sites() if site.kind is Kind.MATMUL)
+    reticent = DiffusersDenoiser(denoiser.network, Reticent(), denoiser.config, {})
+    assert list(reticent.sites()) == [site for site in denoiser.sites() if site.weighted]
+    assert reticent.attention_macs() == told > 0
 
 
 def test_attention_macs_are_the_rest_of_what_torch_counts(denoiser):
@@ -230,7 +296,8 @@ def test_attention_macs_are_the_rest_of_what_torch_counts(denoiser):
 
 
 def test_a_network_without_attention_has_no_attention_macs():
-    assert around(small(add_attention=False)).attention_macs() == 0
+    without = around(small(add_attention=False))
+    assert without.attention_macs() == 0 and all(site.weighted for site in without.sites())
 
 
 def test_counting_leaves_the_network_as_it_was(denoiser):
@@ -253,86 +320,3 @@ def test_another_network_leaves_the_first_untouched(denoiser):
     assert replaced.shape == denoiser.shape and replaced.scheduler_config == denoiser.scheduler_config
     assert torch.equal(denoiser.predict(x, at(7.0)).m, before)
     assert not torch.equal(replaced.predict(x, at(7.0)).m, before)
-
-
-# The folder's identity.
-
-
-def change_weight(folder):
-    (path,) = (folder / "unet").glob("*.safetensors")
-    tensors = load_file(path)
-    tensors["conv_in.bias"][0] += 1e-6
-    save_file(tensors, path)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        change_weight,
-        lambda folder: edit(folder / "scheduler" / "scheduler_config.json", prediction_type="sample"),
-        lambda folder: edit(folder / "unet" / "config.json", norm_eps=1e-4),
-    ],
-    ids=["weight", "scheduler", "network"],
-)
-def test_the_checksum_changes_with_what_is_loaded(folder, change):
-    before = folder_checksum(str(folder))
-    assert len(before) == 16 and before == folder_checksum(str(folder))
-    change(folder)
-    assert folder_checksum(str(folder)) != before
-
-
-INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"
-
-
-@pytest.fixture
-def sharded(folder):
-    """A folder with the weights in one file and, in shards, others that its index leads to."""
-    denoiser = DiffusersDenoiser.from_folder(str(folder))
-    denoiser.network.state_dict()["conv_in.bias"].zero_()
-    (whole,) = (folder / "unet").glob("*.safetensors")
-    kept = whole.read_bytes()
-    denoiser.network.save_pretrained(folder / "unet", max_shard_size="20KB")
-    whole.write_bytes(kept)
-    assert len(list((folder / "unet").glob("*-of-*.safetensors"))) > 1
-    return folder
-
-
-def test_an_index_decides_which_weights_are_read_and_is_in_the_checksum(sharded):
-    def loaded():
-        return DiffusersDenoiser.from_folder(str(sharded)).network.state_dict()["conv_in.bias"]
-
-    with_index, bias = folder_checksum(str(sharded)), loaded()
-    (sharded / "unet" / "README.md").write_text("not loaded")
-    (sharded / "unet" / "other.safetensors").write_bytes(b"not loaded")
-    (sharded / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not loaded")
-    assert folder_checksum(str(sharded)) == with_index
-    change_shard(sharded)
-    assert folder_checksum(str(sharded)) != with_index and not bias.any()
-
-
-def change_shard(folder):
-    path = next(iter(sorted((folder / "unet").glob("*-of-*.safetensors"))))
-    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
-
-
-def test_without_its_index_a_folder_is_another_model(sharded):
-    with_index = folder_checksum(str(sharded))
-    (sharded / INDEX).unlink()
-    assert folder_checksum(str(sharded)) != with_index
-    assert DiffusersDenoiser.from_folder(str(sharded)).network.state_dict()["conv_in.bias"].any()
-
-
-def test_a_shard_that_is_missing_and_an_index_of_none_are_refused(sharded):
-    shard = next((sharded / "unet").glob("*-of-*.safetensors"))
-    shard.unlink()
-    with pytest.raises(FileNotFoundError, match=f"lacks unet/{shard.name}"):
-        folder_checksum(str(sharded))
-    (sharded / INDEX).write_text("{}")
-    with pytest.raises(ValueError, match="expected a weight_map in .*index.json"):
-        folder_checksum(str(sharded))
-
-
-def test_the_checksum_belongs_to_the_contents(tiny_model_folder, folder):
-    (folder / "README.md").write_text("not loaded")
-    assert folder_checksum(str(folder)) == folder_checksum(str(tiny_model_folder()))
-    assert folder_checksum(str(folder)) != folder_checksum(str(tiny_model_folder(channels=1)))

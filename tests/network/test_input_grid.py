@@ -1,23 +1,20 @@
-"""Layers' inputs on grids of their own: chosen for what a layer is given, used within a context, and gone after it."""
+"""Layers' inputs on grids of their own: chosen for what a layer is given, used at a step, and in no other network."""
 
 import pytest
 import torch
-from torch import nn
 
-from ptq_diffusion.network import (
-    InputGrid,
-    LayerQuantizers,
-    QuantizedConv2d,
-    Rescaling,
-    regridding,
-    rescaled,
-)
+from ptq_diffusion.model import DiffusersDenoiser
+from ptq_diffusion.model.plan import LayerBits
+from ptq_diffusion.network import InputGrid, Rescaling, quantize, regridding
+from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax
+from tests.network.networks import FLOAT, WEIGHT, by_step, maker, observed, quantized, states, without_hooks
+from tests.steps import at
 
 MSE = LpSearch(2.0, 80)
 
 
-def activation(bits, symmetric, seen):
+def calibrated(bits, symmetric, seen):
     quantizer = AffineQuantizer(bits, symmetric, False, MinMax(), 256)
     quantizer.observe(seen)
     quantizer.freeze()
@@ -28,76 +25,83 @@ def draw(seed, scale=1.0, shift=0.0):
     return scale * torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(seed)) + shift
 
 
-def network(bits=4, symmetric=False):
-    """Two layers whose inputs were calibrated on far wider ones; a third with a float input."""
-    torch.manual_seed(0)
-    convs = [nn.Conv2d(3, 3, 1).requires_grad_(False) for _ in range(3)]
-    quantizers = [activation(bits, symmetric, draw(0, scale=9)), activation(bits, symmetric, draw(1, scale=9)), None]
-    layers = zip(convs, quantizers, strict=True)
-    return nn.Sequential(*(QuantizedConv2d(conv, LayerQuantizers(None, own)) for conv, own in layers))
+def error(x_hat, x):
+    return float((x_hat - x).square().sum())
 
 
-def error(quantizer, x):
-    return float((quantizer(x) - x).square().sum())
+@pytest.fixture(scope="module")
+def denoiser(tiny_model_folder):
+    return DiffusersDenoiser.from_folder(str(tiny_model_folder()))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["affine", "symmetric"])
+def network(denoiser, request):
+    """Of two layers with a float input."""
+    floats = {"time_embedding.linear_1": LayerBits(4, 32), "conv_out": FLOAT}
+    return quantized(denoiser, LayerBits(4, 4), activation=maker(request.param, False), **floats)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (0.01, 0.5), (30.0, -4.0)])
-def test_a_grid_told_from_an_input_has_a_smaller_error_there_than_the_calibrated_one(bits, symmetric, scale, shift):
-    quantizer, x = activation(bits, symmetric, draw(0, scale=9)), draw(1, scale, shift)
-    calibrated = error(quantizer, x)
-    quantizer.instead = InputGrid.of(x, quantizer, MSE).numbers(quantizer)
-    assert error(quantizer, x) < calibrated
+def test_a_grid_for_an_input_has_a_smaller_error_there_than_the_calibrated_one(bits, symmetric, scale, shift):
+    grid, x = Grid(bits, symmetric), draw(1, scale, shift)
+    before = error(calibrated(bits, symmetric, draw(0, scale=9))(x), x)
+    assert error(InputGrid.of(x, grid, MSE).numbers(grid).fake_quantized(x), x) < before
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_a_quantizer_computes_as_one_that_has_the_grid_for_its_own(symmetric):
-    quantizer, x = activation(4, symmetric, draw(0, scale=9)), draw(1, shift=0.3)
-    grid = InputGrid.of(x, quantizer, MSE)
-    other = AffineQuantizer.blank(4, symmetric, False)
-    other.adopt({"scale": grid.scale, "zero_point": grid.zero_point})
-    quantizer.instead = grid.numbers(quantizer)
-    assert torch.equal(quantizer(x), other(x))
-    assert not quantizer(torch.zeros(3)).any(), "zero is on every grid"
+@pytest.mark.parametrize("search", [MinMax(), MSE], ids=["min-max", "mse"])
+def test_a_grid_is_that_of_a_quantizer_which_saw_the_input_alone(symmetric, search):
+    grid, x = Grid(4, symmetric), draw(1, shift=0.3)
+    own = InputGrid.of(x, grid, search)
+    quantizer = AffineQuantizer(4, symmetric, False, search, 1024)
+    quantizer.observe(x)
+    quantizer.freeze()
+    assert torch.equal(own.numbers(grid).fake_quantized(3 * x), quantizer(3 * x))
+    assert not own.numbers(grid).fake_quantized(torch.zeros(3)).any(), "zero is on every grid"
 
 
-def test_each_layer_is_given_a_grid_for_what_the_layers_before_it_say():
-    layers, x, found = network(), draw(5), {}
-    named = dict(layers.named_children())
-    with torch.no_grad(), regridding(named, MSE, found):
-        within = layers(x)
-    assert found.keys() == {"0", "1"}, "a float input has no grid"
-    use = {name: Rescaling(torch.ones(3), torch.zeros(3), grid) for name, grid in found.items()}
-    with torch.no_grad():
-        plain = layers(x)
-        with rescaled(layers, use):
-            assert torch.equal(layers(x), within)
-        assert torch.equal(layers(x), plain) and not torch.equal(plain, within)
+def test_each_layer_is_given_a_grid_for_what_the_layers_before_it_say(denoiser, network):
+    grids, x = {}, states(denoiser)
+    plain = network.predict(x, at(500.0)).m
+    with regridding(network.layers(), MSE, 0, grids):
+        within = network.predict(x, at(500.0)).m
+    floats = {"time_embedding.linear_1", "conv_out"}
+    assert grids.keys() == set(network.layers()) - floats, "a float input has no grid"
+    use = {}
+    for name, grid in grids.items():
+        ones = torch.ones(network.layer(name).weights[0].shape[0])
+        use[name] = Rescaling(ones, torch.zeros_like(ones), grid)
+    assert torch.equal(network.at(0, use).predict(x, at(500.0)).m, within)
+    assert torch.equal(network.predict(x, at(500.0)).m, plain) and not torch.equal(plain, within)
 
 
-@pytest.mark.parametrize("context", ["regridding", "rescaled"])
-def test_within_an_error_too_grids_come_back(context):
-    layers = network()
-    named = dict(layers.named_children())
-    grid = InputGrid(torch.tensor([0.5]), torch.tensor([1], dtype=torch.int32))
-    use = {"0": Rescaling(torch.ones(3), torch.zeros(3), grid)}
-    entered = regridding(named, MSE, {}) if context == "regridding" else rescaled(layers, use)
-    with pytest.raises(RuntimeError, match="on the way"), entered:
-        layers(draw(5))
-        assert layers[0].activation.instead is not None
+def test_grids_are_of_the_bits_of_their_step(denoiser):
+    plan = by_step(denoiser, [LayerBits(4, 2), LayerBits(4, 8), LayerBits(4, 32)])
+    network, x, errors = quantize(denoiser, plan, observed(denoiser), WEIGHT), states(denoiser), []
+    layers = {"conv_in": network.layer("conv_in")}
+    for i in range(3):
+        grids = {}
+        with regridding(layers, MSE, i, grids):
+            network.predict(x, at(500.0, i))
+        errors.append({name: float(grid.scale) for name, grid in grids.items()})
+    assert errors[2] == {} and errors[0]["conv_in"] > 10 * errors[1]["conv_in"]
+
+
+def test_hooks_are_gone_after_an_error(denoiser, network):
+    x = states(denoiser)
+    expected = network.predict(x, at(500.0)).m
+    with pytest.raises(RuntimeError, match="on the way"), regridding(network.layers(), MSE, 0, {}):
+        assert not without_hooks(network)
         raise RuntimeError("on the way")
-    assert layers[0].activation.instead is None and not layers[0].activation._forward_pre_hooks
+    assert without_hooks(network) and torch.equal(network.predict(x, at(500.0)).m, expected)
 
 
-def test_a_grid_for_a_layer_with_a_float_input_is_refused():
-    layers, grid = network(), InputGrid(torch.tensor([0.5]), torch.tensor([1], dtype=torch.int32))
-    with (
-        pytest.raises(ValueError, match="expected 2 to quantize its input .* got Identity; fit it for this network"),
-        rescaled(layers, {"0": Rescaling(torch.full((3,), 2.0), torch.zeros(3), grid)} | {"2": _of(grid)}),
-    ):
-        pass
-    assert layers[0].instead is None and layers[0].activation.instead is None
+def test_a_grid_for_a_layer_with_a_float_input_is_refused(network):
+    grid = InputGrid(torch.tensor([0.5]), torch.tensor([1], dtype=torch.int32))
+    with pytest.raises(ValueError, match="expected conv_out to quantize its input, .* got a float input; fit it"):
+        network.at(0, {"conv_out": _of(grid)})
 
 
 def _of(grid):
@@ -107,12 +111,12 @@ def _of(grid):
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
 def test_between_two_grids_lie_grids_that_hold_zero(weight):
     a, b = (InputGrid(torch.tensor([s]), torch.tensor([z], dtype=torch.int32)) for s, z in ((0.5, -8), (1.5, 7)))
-    found = a.lerp(b, weight)
-    assert found.zero_point.dtype == torch.int32 and -8 <= int(found.zero_point) <= 7
-    assert float(found.scale) == pytest.approx(0.5 + weight)
+    between = a.lerp(b, weight)
+    assert between.zero_point.dtype == torch.int32 and -8 <= int(between.zero_point) <= 7
+    assert float(between.scale) == pytest.approx(0.5 + weight)
     for end, own in ((0.0, a), (1.0, b)):
         if weight == end:
-            assert torch.equal(found.scale, own.scale) and torch.equal(found.zero_point, own.zero_point)
+            assert torch.equal(between.scale, own.scale) and torch.equal(between.zero_point, own.zero_point)
 
 
 def test_a_layer_without_a_grid_of_its_own_takes_that_of_its_neighbour():

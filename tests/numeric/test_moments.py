@@ -67,3 +67,13 @@ def test_covariance_is_that_of_the_population():
 def test_rows_that_are_not_finite_are_refused(bad):
     with pytest.raises(ValueError, match="check the network"):
         Moments.of(torch.tensor([[1.0, 2.0], [bad, 3.0]]))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_no_rows_are_no_observations_and_merge_as_nothing(order):
+    none, some = Moments.of(ROWS[:0]), Moments.of(ROWS)
+    assert none.count == 0 and not none.mean.any() and not none.scatter.any()
+    merged = reduce(Moments.merge, [none, some, none][::order])
+    assert merged.count == len(ROWS)
+    assert torch.equal(merged.mean, some.mean) and torch.equal(merged.scatter, some.scatter)
+    assert none.merge(none).count == 0

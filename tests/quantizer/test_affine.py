@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax, Percentile
+from ptq_diffusion.numeric.grid import Grid
+from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax, Numbers, Percentile
 
 MSE = LpSearch(p=2, candidates=80)
 
@@ -60,10 +61,9 @@ def test_bounds_that_hold_the_zero_point_are_adding_it_and_subtracting_it(bits, 
     steps = torch.cat([torch.arange(-2 * high, 2 * high, 0.25), ends, -ends])
     x = torch.cat([steps, weights().flatten()]) * scale
     for z in range(high + 1):
-        quantizer = AffineQuantizer(bits, False, False, MinMax(), 16)
-        quantizer.adopt({"scale": torch.tensor([scale]), "zero_point": torch.tensor([z], dtype=torch.int32)})
+        numbers = Numbers.of(torch.tensor([scale]), torch.tensor([z], dtype=torch.int32), Grid(bits, False))
         expected = ((x * (1 / torch.tensor(scale))).round() + z).clamp(0, high).sub(z).mul(torch.tensor(scale))
-        assert torch.equal(quantizer(x).view(torch.int32), expected.view(torch.int32))
+        assert torch.equal(numbers.fake_quantized(x).view(torch.int32), expected.view(torch.int32))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated.*")
@@ -158,3 +158,35 @@ def test_a_tensor_of_zeros_is_kept(bits, symmetric, per_channel):
 def test_other_bitwidths_are_refused(bits):
     with pytest.raises(ValueError, match="expected 2 to 8 bits"):
         AffineQuantizer(bits, True, True, MSE, 8192)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_gradient_of_a_scale_is_that_of_learned_step_sizes(symmetric, per_channel):
+    """round(x / s) - x / s on the grid; the grid's end, measured from zero, beyond."""
+    quantizer = frozen(3, symmetric, per_channel, MinMax())
+    quantizer.scale.requires_grad_()
+    x = 2 * weights()
+    quantizer(x).sum().backward()
+    scale, zero_point = (part.detach().view(-1, 1, 1, 1) for part in (quantizer.scale, quantizer.zero_point))
+    position, low, high = x / scale, quantizer.grid.low - zero_point, quantizer.grid.high - zero_point
+    rounded = position.round()
+    inside = (rounded >= low) & (rounded <= high)
+    slope = torch.where(inside, rounded - position, rounded.clamp(low, high))
+    expected = slope.sum((1, 2, 3)) if per_channel else slope.sum()[None]
+    assert torch.allclose(quantizer.scale.grad, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_numbers_of_a_grid_are_its_quantizer_with_and_without_gradients(symmetric, dtype):
+    quantizer = frozen(3, symmetric, False)
+    numbers = Numbers.of(quantizer.scale, quantizer.zero_point, quantizer.grid)
+    x = (3 * weights()).to(dtype)
+    expected, seen = quantizer(x), []
+    for fake_quantized in (numbers.fake_quantized, quantizer):
+        leaf = x.clone().requires_grad_()
+        assert torch.equal(fake_quantized(x), expected) and torch.equal(fake_quantized(leaf), expected)
+        fake_quantized(leaf).sum().backward()
+        seen.append(leaf.grad)
+    assert torch.equal(*seen) and 0 < (seen[0] == 0).sum() < x.numel()

@@ -78,6 +78,40 @@ def test_forward_is_what_the_integers_stand_for_bit_for_bit(frozen, name, search
 
 
 @every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_arithmetic_is_float32_whatever_the_dtype(frozen, name, search, bits, dtype):
+    """The integers are those of the same values in float32, and the result is theirs in the input's dtype."""
+    quantizer = frozen(name, search, bits)
+    for x in (X.to(dtype), (300 * X).to(dtype), EXTREMES.to(dtype)):
+        integers = quantizer.to_integers(x)
+        assert torch.equal(integers, quantizer.to_integers(x.float()))
+        expected = quantizer.from_integers(integers)
+        assert expected.dtype == torch.float32
+        for quantized in (quantizer(x), quantizer.differentiable(x)):
+            assert quantized.dtype == dtype
+            assert torch.equal(quantized, expected.to(dtype))
+            assert torch.equal(quantized.signbit(), expected.to(dtype).signbit())
+
+
+@every
+def test_a_gradient_is_one_on_the_grid_and_zero_beyond(frozen, name, search, bits):
+    quantizer = frozen(name, search, bits)
+    steps = torch.arange(-(2.0**bits) - 3, 2.0**bits + 3, 0.37).expand(6, -1)
+    reached = quantizer.scale.view(-1, 1) * steps
+    for dtype in (torch.float32, torch.bfloat16):
+        x = reached.to(dtype, copy=True).requires_grad_()
+        quantized = quantizer(x)
+        assert torch.equal(quantized, quantizer(x.detach())) and not quantizer(x.detach()).requires_grad
+        quantized.sum().backward()
+        integers = (x.detach().float() * (1 / quantizer.scale.view(-1, 1))).round() + quantizer.zero_point.view(-1, 1)
+        inside = (integers >= quantizer.grid.low) & (integers <= quantizer.grid.high)
+        assert inside.any() and not inside.all()
+        assert torch.allclose(x.grad.float(), inside.float(), rtol=1e-6, atol=0)
+    with torch.no_grad():
+        assert not quantizer(x).requires_grad
+
+
+@every
 def test_quantizing_leaves_its_input_and_its_earlier_results(frozen, name, search, bits):
     quantizer, x = frozen(name, search, bits), X.clone()
     first = quantizer(x)
@@ -136,7 +170,12 @@ def test_the_way_leads_from_observing_to_frozen_only(fresh, name, search):
     quantizer.observe(X)
     quantizer.freeze()
     assert quantizer.state is State.FROZEN
-    for use in (quantizer.freeze, lambda: quantizer.observe(X), lambda: quantizer.adopt({})):
+    for use in (
+        quantizer.freeze,
+        quantizer.observation,
+        lambda: quantizer.observe(X),
+        lambda: quantizer.observed({}),
+    ):
         with pytest.raises(RuntimeError, match="expected a quantizer that is observing"):
             use()
 
@@ -155,23 +194,55 @@ def test_observing_leaves_the_tensor_as_it_is(frozen, fresh, name, search):
 @every_search
 def test_what_was_observed_is_dropped(fresh, name, search):
     """Statistics are larger than what they become, and go with it wherever it is copied."""
-    for finish in (lambda q: q.freeze(), lambda q: q.adopt(dict(q.named_buffers()))):
-        quantizer = fresh(name, search, 4)
-        empty = len(pickle.dumps(quantizer))
-        quantizer.observe(X)
-        observing = len(pickle.dumps(quantizer))
-        finish(quantizer)
-        assert len(pickle.dumps(quantizer)) < min(observing, empty + 1000)
+    quantizer = fresh(name, search, 4)
+    empty = len(pickle.dumps(quantizer))
+    quantizer.observe(X)
+    observing = len(pickle.dumps(quantizer))
+    quantizer.freeze()
+    assert len(pickle.dumps(quantizer)) < min(observing, empty + 1000)
 
 
-@every
-def test_adopted_buffers_make_the_same_quantizer(frozen, fresh, name, search, bits):
-    origin = frozen(name, search, bits)
-    heir = fresh(name, search, bits)
-    heir.observe(torch.ones_like(X))
-    heir.adopt(dict(origin.named_buffers()))
-    assert heir.state is State.FROZEN
-    assert torch.equal(bits_of(heir(3 * X)), bits_of(origin(3 * X)))
-    assert torch.equal(heir.to_integers(X), origin.to_integers(X))
-    for own, lent in zip(heir.buffers(), origin.buffers(), strict=True):
-        assert own.data_ptr() != lent.data_ptr()
+PER_TENSOR = [name for name in QUANTIZERS if "per_channel" not in name]
+
+
+@pytest.mark.parametrize(("name", "search", "bits"), list(itertools.product(PER_TENSOR, SEARCHES, BITS)))
+def test_what_another_observed_makes_the_same_quantizer(frozen, fresh, name, search, bits):
+    """Of any bits, and in place of what was observed before."""
+    for other in (2, 8):
+        origin, heir = fresh(name, search, other), fresh(name, search, bits)
+        origin.observe(X)
+        heir.observe(torch.ones_like(X))
+        observation = {part: tensor.clone() for part, tensor in origin.observation().items()}
+        heir.observed(observation)
+        heir.freeze()
+        assert torch.equal(bits_of(heir(3 * X)), bits_of(frozen(name, search, bits)(3 * X)))
+        assert torch.equal(heir.to_integers(X), frozen(name, search, bits).to_integers(X))
+        origin.observe(3 * X)
+        assert any(not torch.equal(tensor, observation[part]) for part, tensor in origin.observation().items())
+
+
+@pytest.mark.parametrize("name", PER_TENSOR)
+def test_observing_goes_on_from_what_another_observed(fresh, name):
+    """In any parts, and the other's observations stay as they are."""
+    origin, heir, whole = (fresh(name, "mse", 4) for _ in range(3))
+    origin.observe(X)
+    before = {part: tensor.clone() for part, tensor in origin.observation().items()}
+    heir.observed(origin.observation())
+    heir.observe(3 * X)
+    for part, tensor in origin.observation().items():
+        assert torch.equal(tensor, before[part])
+    for seen in (3 * X, X):
+        whole.observe(seen)
+    for quantizer in (heir, whole):
+        quantizer.freeze()
+    assert torch.equal(heir.scale, whole.scale) and torch.equal(heir.zero_point, whole.zero_point)
+
+
+@every_quantizer
+def test_observations_of_another_kind_are_refused(fresh, name):
+    quantizer = fresh(name, "mse", 4)
+    with pytest.raises(RuntimeError, match="nothing was observed"):
+        quantizer.observation()
+    for other in ({}, {"counts": torch.zeros(8)}, {"scale": torch.ones(1)}):
+        with pytest.raises(ValueError, match="expected a histogram for a quantizer of a whole tensor.*calibrate again"):
+            quantizer.observed(other)

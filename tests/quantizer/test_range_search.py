@@ -158,6 +158,25 @@ def test_parameters_cover_the_interval_and_hit_zero(grid):
     assert scale[3] == scale[5] == 1
 
 
+@every_grid
+def test_the_zero_point_lies_on_the_grid_whatever_the_interval(grid):
+    """One end much larger than the other, equal ends, one-sided intervals, and the smallest numbers of all."""
+    ends = torch.cat([torch.zeros(1), torch.logspace(-45, 38, 400), torch.rand(400, generator=torch.Generator())])
+    low, high = (side.flatten() for side in torch.meshgrid(-ends, ends, indexing="ij"))
+    for lower, upper in ((low, high), (-high, -high / 3), (high / 3, high)):
+        scale, zero_point = affine_parameters(lower, upper, grid)
+        assert scale.isfinite().all() and (scale > 0).all()
+        assert (zero_point >= grid.low).all() and (zero_point <= grid.high).all()
+
+
+def test_a_percentile_that_falls_between_two_values_clips_both_tails_alike():
+    """75 percent of eight values are the six in the middle; a value that ends exactly at the tail belongs to it."""
+    values = torch.tensor([[-9.0, -4.0, -2.0, -1.0, 1.0, 2.0, 4.0, 9.0]])
+    for sign in (1, -1):
+        low, high = Percentile(75)(Distribution.of_groups(sign * values), Grid(4, False))
+        assert (low.item(), high.item()) == (-4, 4)
+
+
 @pytest.mark.parametrize("percentile", [0, 50, 100.1, -1])
 def test_percentiles_out_of_range_are_refused(percentile):
     with pytest.raises(ValueError, match="expected a percentile above 50"):

@@ -1,52 +1,53 @@
-"""The walk asks the float network about as many images as the correction says, each once a step."""
+"""A fit along a path asks the float network about as many images as the correction says, each once a step."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from ptq_diffusion.correction import FitPath, StepCorrection, StepReport
+from ptq_diffusion.correction import Reads, StepCorrection
+from ptq_diffusion.correction.step_report import StepReport
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.network import QuantizedLayer
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler import sample
-from ptq_diffusion.stage import path_fit as walk
-from ptq_diffusion.stage.path_fit import Walk
+from ptq_diffusion.stage import path_fit
+from ptq_diffusion.stage.path_fit import PathFit
 
 STEPS, IMAGES = 2, 15
 
 
 def rows_asked(make, monkeypatch, *words):
     """Of the float network along the corrected path."""
-    asked, go, predict = [], Walk.go, DiffusersDenoiser.predict
+    asked, go, predict = [], PathFit.go, DiffusersDenoiser.predict
 
-    def recorded(denoiser, x_t, step):
+    def recorded(denoiser, x_t, step, condition=None):
         if not any(isinstance(module, QuantizedLayer) for module in denoiser.network.modules()):
             asked.append(len(x_t))
-        return predict(denoiser, x_t, step)
+        return predict(denoiser, x_t, step, condition)
 
     def going(walk, *words):
         with monkeypatch.context() as patch:
             patch.setattr(DiffusersDenoiser, "predict", recorded)
             return go(walk, *words)
 
-    monkeypatch.setattr(Walk, "go", going)
+    monkeypatch.setattr(PathFit, "go", going)
     make("goal=fit", f"noise.images={IMAGES}", f"sampler.steps={STEPS}", *words)
     return asked
 
 
 def followed(make, monkeypatch, *words):
-    """The walk of a fit, and of every step (step, batches that were asked about, others)."""
-    seen, walks, diagnosed, go = [], [], walk.fit_step_diagnosed, Walk.go
+    """The fit, and of every step (step, batches with m, batches without)."""
+    seen, fits, diagnosed, go = [], [], path_fit.fit_step_diagnosed, PathFit.go
 
-    def recorded(correction, asked, step, before, others):
-        seen.append((step, list(asked), list(others)))
-        return diagnosed(correction, asked, step, before, others)
+    def recorded(correction, evidence, step, before):
+        seen.append((step, list(evidence.paired), list(evidence.unpaired)))
+        return diagnosed(correction, evidence, step, before)
 
-    monkeypatch.setattr(walk, "fit_step_diagnosed", recorded)
-    monkeypatch.setattr(Walk, "go", lambda own, *words: walks.append(own) or go(own, *words))
+    monkeypatch.setattr(path_fit, "fit_step_diagnosed", recorded)
+    monkeypatch.setattr(PathFit, "go", lambda own, *words: fits.append(own) or go(own, *words))
     make("goal=fit", f"noise.images={IMAGES}", f"sampler.steps={STEPS}", *words)
-    (own,) = walks
+    (own,) = fits
     return own, seen
 
 
@@ -55,9 +56,12 @@ def followed(make, monkeypatch, *words):
     ("words", "expected"),
     [
         (["correction=matched", "correction.images=6"], 6),
-        (["correction=readout_matched", "correction.images=64"], IMAGES),
-        (["correction=rescaled_matched", "correction.images=9", "correction.then.images=6"], 9),
-        (["correction=rescaled_matched", "correction.images=9", "correction.then.images=13"], 13),
+        (["correction=readout_matched", "correction.links.matched.images=64"], IMAGES),
+        (["correction=rescaled_matched", "correction.links.rescaled.images=9", "correction.links.matched.images=6"], 9),
+        (
+            ["correction=rescaled_matched", "correction.links.rescaled.images=9", "correction.links.matched.images=13"],
+            13,
+        ),
         (["correction=rescaled", "correction.images=9"], 9),
         (["correction=tac"], IMAGES),
     ],
@@ -73,17 +77,20 @@ def test_the_float_network_is_asked_once_about_each_of_the_first_images(
     ("words", "expected"),
     [
         (["correction=matched", "correction.images=6"], 6),
-        (["correction=rescaled_matched", "correction.images=9", "correction.then.images=6"], 6),
-        (["correction=rescaled_matched", "correction.images=9", "correction.then.images=13"], 13),
+        (["correction=rescaled_matched", "correction.links.rescaled.images=9", "correction.links.matched.images=6"], 6),
+        (
+            ["correction=rescaled_matched", "correction.links.rescaled.images=9", "correction.links.matched.images=13"],
+            13,
+        ),
         (["correction=tac"], IMAGES),
-        (["correction=wiener", "correction.images=6"], IMAGES),  # along float sampling, where m is known of all
+        (["correction=wiener"], IMAGES),  # along float sampling, where m is known of all
     ],
 )
 def test_every_image_is_seen_once_with_what_the_float_network_says_of_it(
     make, monkeypatch, words, expected, micro_batch
 ):
     own, seen = followed(make, monkeypatch, f"micro_batch={micro_batch}", *words)
-    model, seed = own.model, own.wanted[0].seed
+    model, seed = own.model, own.images[0].seed
     for step, asked, others in seen:
         assert indices(asked) == list(range(expected)) and indices(others) == list(range(expected, IMAGES))
         for batch in asked:
@@ -99,16 +106,16 @@ def test_every_image_is_seen_once_with_what_the_float_network_says_of_it(
 @pytest.mark.parametrize(
     "words",
     [
-        ["correction=readout_matched", "correction.variance=rule"],
-        ["correction=rescaled_matched"],
+        ["correction=readout_matched", "correction.links.matched.variance=rule", "correction.links.matched.images=10"],
+        ["correction=rescaled_matched", "correction.links.matched.images=10"],
         ["correction=wiener"],
     ],
     ids=" ".join,
 )
 def test_a_path_goes_on_from_what_was_fitted_with_the_noise_of_its_images(make, monkeypatch, words):
     """On a corrected path the next state is the step's mean of m~, and sigma' times the image's own noise."""
-    own, seen = followed(make, monkeypatch, "correction.images=10", *words)
-    noise = SampleNoise(own.wanted[0].seed, range(IMAGES), own.model.shape, "noise")
+    own, seen = followed(make, monkeypatch, *words)
+    noise = SampleNoise(own.images[0].seed, range(IMAGES), own.model.shape, "noise")
     first, second = ({name: joined([*asked, *others], name) for name in NAMES} for _, asked, others in seen)
     assert torch.equal(first["x_t"], noise.draw())
     z, step, found = noise.draw(), own.steps[0], own.fitted[0]
@@ -116,19 +123,19 @@ def test_a_path_goes_on_from_what_was_fitted_with_the_noise_of_its_images(make, 
     assert torch.allclose(second["float_x_t"], float_next, atol=1e-5)
     m = found.output(first["q"], first["x_t"], first["features"])
     corrected = step.mean(first["x_t"], m) + found.sigma * z
-    along = own.correction.path is FitPath.CORRECTED
+    along = own.correction.reads is Reads.CORRECTED_PATH
     assert torch.allclose(second["x_t"], corrected if along else float_next, atol=1e-5)
     assert step.sigma > 0 and not torch.allclose(corrected, float_next, atol=1e-3)
 
 
 def test_no_more_than_two_steps_lie_on_the_disk(make, monkeypatch):
-    lying, fit = [], Walk._fit
+    lying, fit = [], PathFit._fit
 
     def counted(own, step):
         lying.append(len(list(own.folder.glob("step-*"))))
         return fit(own, step)
 
-    monkeypatch.setattr(Walk, "_fit", counted)
+    monkeypatch.setattr(PathFit, "_fit", counted)
     make("goal=fit", "correction=matched", f"noise.images={IMAGES}", "sampler.steps=4")
     assert lying == [1, 2, 2, 2]
 
@@ -153,13 +160,13 @@ def test_along_float_sampling_it_is_not_asked_again(make, monkeypatch, correctio
 @pytest.mark.parametrize("correction", ["tac", "wiener"])
 def test_predictions_that_later_steps_read_are_kept_on_the_way(make, monkeypatch, correction):
     """Without repairs, states are those of the loop on a table whose steps read the prediction before theirs."""
-    seen, walks, go = [], [], Walk.go
+    seen, fits, go = [], [], PathFit.go
 
     def states(own, model, chunk):
         return list(sample(lambda x, step: model.predict(x, step).m, own.steps, chunk.noise(own.model.shape)))
 
-    def unrepaired(_, asked, step, *others):
-        seen.append(list(asked))
+    def unrepaired(_, evidence, step, before):
+        seen.append(list(evidence.paired))
         report = StepReport(step.t, 0.0, 0.0, 0.0, step.sigma, step.sigma, 1.0, None, 1.0, step.snr)
         return StepCorrection((), step.sigma, report)
 
@@ -167,16 +174,16 @@ def test_predictions_that_later_steps_read_are_kept_on_the_way(make, monkeypatch
         rows = (replace(step, c_0=(*step.c_0, 0.3 if step.i else 0.0)) for step in own.steps)
         own.steps = own.steps.with_steps(rows)
         own.float_m = lambda chunk, step: states(own, own.model, chunk)[step.i].m
-        walks.append(own)
+        fits.append(own)
         return go(own, *words)
 
-    monkeypatch.setattr(walk, "fit_step_diagnosed", unrepaired)
-    monkeypatch.setattr(Walk, "go", going)
+    monkeypatch.setattr(path_fit, "fit_step_diagnosed", unrepaired)
+    monkeypatch.setattr(PathFit, "go", going)
     make("goal=fit", f"correction={correction}", "noise.images=4", "sampler.steps=4", "micro_batch=4")
-    (own,) = walks
-    (chunk,) = own.wanted
+    (own,) = fits
+    (chunk,) = own.images
     float_visits = states(own, own.model, chunk)
-    visits = float_visits if own.correction.path is FitPath.FLOAT else states(own, own.quantized, chunk)
+    visits = float_visits if own.correction.reads is Reads.FLOAT_PATH else states(own, own.quantized, chunk)
     assert len(seen) == len(visits) == 4
     for asked, visit, float_visit in zip(seen, visits, float_visits, strict=True):
         assert torch.allclose(joined(asked, "x_t"), visit.x_t, atol=1e-5)

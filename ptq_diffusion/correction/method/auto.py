@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ptq_diffusion.correction.contract import Correction
+from ptq_diffusion.correction.contract import Correction, Requirements
 from ptq_diffusion.sampler.table import Table
 
 NONE, FLOAT = "none", "full_precision"
@@ -20,7 +20,7 @@ CHOICE = "choice.json"
 
 
 class Judge(Protocol):
-    """What says how far samples are from the float model's, smaller being closer."""
+    """A measure of how far samples are from the float model's, smaller being closer."""
 
     def __call__(
         self, full_precision: Tensor, variants: Mapping[str, Tensor], against: str
@@ -34,7 +34,7 @@ class Judge(Protocol):
         """
 
     def checksum(self) -> str:
-        """Of the files that it read."""
+        """The checksum of the files that it read."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which candidate is used, and why.
+    """The choice of a candidate, and its reason.
 
     Args:
         chosen: its name.
@@ -72,15 +72,15 @@ class Choice:
 
     @classmethod
     def load(cls, folder: Path) -> "Choice | None":
-        """What `save` wrote; None for a correction that nobody had to choose."""
+        """Read what `save` wrote; None for a correction that nobody had to choose."""
         if not (folder / CHOICE).is_file():
             return None
-        found: dict[str, Any] = json.loads((folder / CHOICE).read_text())
-        trials = {name: Trial(**trial) for name, trial in found["trials"].items()}
-        return cls(found["chosen"], found["reason"], trials)
+        record: dict[str, Any] = json.loads((folder / CHOICE).read_text())
+        trials = {name: Trial(**trial) for name, trial in record["trials"].items()}
+        return cls(record["chosen"], record["reason"], trials)
 
 
-class Auto(Correction):
+class Auto(Requirements):
     """The candidate whose samples come closest to the float model's, if it certainly harms nothing; else none.
 
     Each candidate is fitted on the images of `noise`, then samples `images` others. The closest is used if its distance
@@ -99,9 +99,9 @@ class Auto(Correction):
         ValueError: there is no candidate "none" or none beside it, or fewer than 2 images.
     """
 
-    def __init__(self, candidates: Mapping[str, Correction], images: int, seed: int, judge: Judge) -> None:
-        fit = {name for name, own in candidates.items() if isinstance(own, Correction) and not isinstance(own, Auto)}
-        if odd := sorted(candidates.keys() - fit):
+    def __init__(self, candidates: Mapping[str, Correction[Any]], images: int, seed: int, judge: Judge) -> None:
+        corrections = {name for name, candidate in candidates.items() if isinstance(candidate, Correction)}
+        if odd := sorted(candidates.keys() - corrections):
             raise ValueError(
                 f"expected candidates that are corrections to be fitted, got another in {', '.join(odd)}; "
                 "add one with +correction@correction.candidates.NAME=NAME"
@@ -128,7 +128,7 @@ class Auto(Correction):
     def check_carried(self, steps: Table) -> None:
         self._check_all(lambda candidate: candidate.check_carried(steps))
 
-    def _check_all(self, check: Callable[[Correction], None]) -> None:
+    def _check_all(self, check: Callable[[Correction[Any]], None]) -> None:
         for name, candidate in self.candidates.items():
             try:
                 check(candidate)
@@ -137,16 +137,16 @@ class Auto(Correction):
 
     def choose(self, full_precision: Tensor, variants: Mapping[str, Tensor]) -> Choice:
         """The choice from images of the float model and of every candidate; see `Judge`."""
-        judged = self.judge(full_precision, variants, NONE)
-        trials = {name: Trial(*found) for name, found in judged.items()}
+        judgement = self.judge(full_precision, variants, NONE)
+        trials = {name: Trial(*numbers) for name, numbers in judgement.items()}
         best = min((name for name in trials if name != NONE), key=lambda name: trials[name].distance)
-        found = trials[best]
-        width = NormalDist().inv_cdf(1 - ERROR / (len(trials) - 1)) * found.standard_error
-        low, high = found.difference - width, found.difference + width
-        said = (
-            f"{best} is the closest to the float model's samples: {found.distance:.3f}, {found.difference:+.3f} "
+        trial = trials[best]
+        width = NormalDist().inv_cdf(1 - ERROR / (len(trials) - 1)) * trial.standard_error
+        low, high = trial.difference - width, trial.difference + width
+        reason = (
+            f"{best} is the closest to the float model's samples: {trial.distance:.3f}, {trial.difference:+.3f} "
             f"[{low:+.3f}, {high:+.3f}] against none"
         )
         if high < 0:
-            return Choice(best, said, trials)
-        return Choice(NONE, f"{said}, which is not certainly closer", trials)
+            return Choice(best, reason, trials)
+        return Choice(NONE, f"{reason}, which is not certainly closer", trials)

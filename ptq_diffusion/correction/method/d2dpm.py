@@ -4,20 +4,19 @@ from typing import Literal
 
 import torch
 
-from ptq_diffusion.correction.contract import MomentCorrection
-from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
+from ptq_diffusion.correction.contract import Correction, Reads
+from ptq_diffusion.correction.evidence import MomentEvidence
+from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.noise.moments import StepMoments
 from ptq_diffusion.correction.noise.residual import Residual
-from ptq_diffusion.correction.noise.statistics import NoiseStatistics
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.correction.step_report import StepReport
 from ptq_diffusion.sampler.step import Step
-from ptq_diffusion.sampler.table import Table
 
 Variant = Literal["deterministic", "stochastic"]
 
 
-class D2DPM(MomentCorrection):
+class D2DPM(Correction[MomentEvidence]):
     """m~ = q - E[D|q] with E[D|q] = E[D] + beta (q - E[q]), beta = Cov(D, q) / Var q (Zeng et al., AAAI 2025).
 
     Statistics are pooled over pixels and centred per channel. What q leaves of the noise has the variance
@@ -32,35 +31,33 @@ class D2DPM(MomentCorrection):
         ValueError: the variant is neither.
     """
 
+    reads = Reads.MOMENTS
+
     def __init__(self, variant: Variant) -> None:
         if variant not in ("deterministic", "stochastic"):
             raise ValueError(f"expected variant to be deterministic or stochastic, got {variant!r}")
         self.variant = variant
 
-    def fit(self, statistics: NoiseStatistics, steps: Table) -> FittedCorrection:
-        statistics.require_table(steps)
-        found = [self._fit_step(moments, step) for moments, step in zip(statistics.steps, steps, strict=True)]
-        return FittedCorrection(steps, found)
-
     def residual_scale(self, k: float) -> float:
         """D - E[D|q] = (D - k m - mu) / (1 + k)."""
         return 1 / (1 + k)
 
-    def _fit_step(self, moments: StepMoments, step: Step) -> StepCorrection:
-        beta, left = _regression_on_q(moments, step)
+    def fit_step(self, evidence: MomentEvidence, step: Step) -> StepCorrection:
+        moments = evidence.whole
+        beta, variance = _regression_on_q(moments, step)
         # (q - mu) / (1 + k) with 1 / (1 + k) = 1 - beta.
         k = beta / (1 - beta)
         bias = (moments.mean_noise - beta * (moments.mean_m + moments.mean_noise)) / (1 - beta)
-        residual = Residual(left, absorbed=-1 if self.variant == "stochastic" else 1)
+        residual = Residual(variance, absorbed=-1 if self.variant == "stochastic" else 1)
         power = moments.noise_power
         report = StepReport(
             t=step.t,
             k=k,
             bias=float(bias.square().mean().sqrt()),
-            variance=left,
+            variance=variance,
             sigma=step.sigma,
             sigma_used=residual.sigma(step),
-            r2=1 - left / power if power > 0 else 1.0,
+            r2=1 - variance / power if power > 0 else 1.0,
             budget=residual.budget(step),
             snr_q=moments.snr,
             snr_f=step.snr,
@@ -70,22 +67,22 @@ class D2DPM(MomentCorrection):
 
 
 def _regression_on_q(moments: StepMoments, step: Step) -> tuple[float, float]:
-    """beta and V."""
-    of_noise, across, of_m = moments.pooled()
-    if of_m <= 0:
+    """The pair (beta, V)."""
+    noise_variance, covariance, m_variance = moments.pooled()
+    if m_variance <= 0:
         raise ValueError(
             f"expected a float output that varies, at t = {step.t} it is constant, so nothing tells it from noise; "
             "measure more samples or use correction=none"
         )
-    of_q, with_q = of_m + 2 * across + of_noise, of_noise + across
-    if of_q <= 0:
+    q_variance, with_q = m_variance + 2 * covariance + noise_variance, noise_variance + covariance
+    if q_variance <= 0:
         raise ValueError(
             f"expected a quantized output that varies, at t = {step.t} it is constant; raise the number of bits"
         )
-    beta = with_q / of_q
+    beta = with_q / q_variance
     if beta >= 1:
         raise ValueError(
             f"expected beta < 1, at t = {step.t} it is {beta:.3f}: the quantized output holds no signal; "
             "raise the number of bits"
         )
-    return beta, max(of_noise - beta * with_q, 0.0)
+    return beta, max(noise_variance - beta * with_q, 0.0)

@@ -5,17 +5,16 @@ import math
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.contract import MomentCorrection
-from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
+from ptq_diffusion.correction.contract import Correction, Reads
+from ptq_diffusion.correction.evidence import MomentEvidence
+from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.method.ptqd import PTQD
 from ptq_diffusion.correction.noise.moments import StepMoments
-from ptq_diffusion.correction.noise.statistics import NoiseStatistics
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.sampler.step import Step
-from ptq_diffusion.sampler.table import Table
 
 
-class GatedPTQD(MomentCorrection):
+class GatedPTQD(Correction[MomentEvidence]):
     """m~ = (q - mu) / (1 + k) and sigma' as PTQD has them, or k = 0, mu = 0 or sigma' = sigma at a step.
 
     k and mu are fitted on the images of even index and judged on those of odd index, and the other way round. Of the
@@ -28,69 +27,67 @@ class GatedPTQD(MomentCorrection):
         ValueError: the statistics do not tell the halves apart, or one of them is empty.
     """
 
+    reads = Reads.MOMENTS
+
     def check_images(self, images: int, channels: int) -> None:  # noqa: ARG002
         if images < 2:
             raise ValueError(f"expected at least 2 images to judge the terms on, got {images}; raise noise.images")
 
-    def fit(self, statistics: NoiseStatistics, steps: Table) -> FittedCorrection:
-        statistics.require_table(steps)
-        if not statistics.even:
+    def fit_step(self, evidence: MomentEvidence, step: Step) -> StepCorrection:
+        whole, even = evidence.whole, evidence.even
+        if even is None:
             raise ValueError(
                 "expected statistics that tell images of even and odd index apart, got some without; measure them again"
             )
-        rows = zip(statistics.steps, statistics.even, steps, strict=True)
-        return FittedCorrection(steps, [_fit_step(whole, even, step) for whole, even, step in rows])
+        odd = whole.without(even)
+        if not (odd.joint.count and even.joint.count):
+            raise ValueError("expected at least 2 images to judge the terms on, got 1; raise noise.images")
+        halves = (even, odd), (odd, even)
+
+        def error(terms: tuple[bool, bool]) -> float:
+            try:
+                _fitted(whole, step, *terms, False)
+                return sum(_error(judging, _fitted(fitting, step, *terms, False)) for fitting, judging in halves)
+            except ValueError:  # k is undefined, or 1 + k is not positive
+                return math.inf
+
+        def miss(terms: tuple[bool, bool], variance: bool) -> float:
+            return sum(_miss(judging, _fitted(fitting, step, *terms, variance), step) for fitting, judging in halves)
+
+        terms = min(TERMS, key=error)  # the first of those that are level
+        return _fitted(whole, step, *terms, miss(terms, True) < miss(terms, False))
 
 
 TERMS = ((False, False), (True, False), (False, True), (True, True))
 """k and the bias, used or not, the fewest terms first."""
 
 
-def _fit_step(whole: StepMoments, even: StepMoments, step: Step) -> StepCorrection:
-    odd = whole.without(even)
-    if not (odd.joint.count and even.joint.count):
-        raise ValueError("expected at least 2 images to judge the terms on, got 1; raise noise.images")
-    halves = (even, odd), (odd, even)
-
-    def error(terms: tuple[bool, bool]) -> float:
-        try:
-            _fitted(whole, step, *terms, False)
-            return sum(_error(judged, _fitted(known, step, *terms, False)) for known, judged in halves)
-        except ValueError:  # k is undefined, or 1 + k is not positive
-            return math.inf
-
-    def miss(terms: tuple[bool, bool], variance: bool) -> float:
-        return sum(_miss(judged, _fitted(known, step, *terms, variance), step) for known, judged in halves)
-
-    terms = min(TERMS, key=error)  # the first of those that are level
-    return _fitted(whole, step, *terms, miss(terms, True) < miss(terms, False))
-
-
 def _fitted(moments: StepMoments, step: Step, correlated: bool, bias: bool, variance: bool) -> StepCorrection:
-    terms = PTQD.of_terms(correlated, "intercept" if bias else "off", "pooled" if variance else "off")
-    return terms.fit_step(moments, step)
+    ptqd = PTQD.of_terms(correlated, "intercept" if bias else "off", "pooled" if variance else "off")
+    return ptqd.fit_step(MomentEvidence(moments), step)
 
 
-def _affine(found: StepCorrection) -> tuple[float, Tensor]:
-    (repair,) = found.repairs
+def _affine(correction: StepCorrection) -> tuple[float, Tensor]:
+    """The pair (k, mu)."""
+    (repair,) = correction.repairs
     assert isinstance(repair, Affine)
     return float(repair.k), repair.bias
 
 
-def _error(moments: StepMoments, found: StepCorrection) -> float:
+def _error(moments: StepMoments, correction: StepCorrection) -> float:
     """E|m~ - m|^2 per channel: m~ - m = (D - k m - mu) / (1 + k)."""
-    k, mu = _affine(found)
-    of_noise, across, of_m = moments.pooled()
-    left = moments.mean_noise - k * moments.mean_m - mu
-    return (of_noise - 2 * k * across + k**2 * of_m + float(left.square().mean())) / (1 + k) ** 2
+    k, mu = _affine(correction)
+    noise_variance, covariance, m_variance = moments.pooled()
+    mean = moments.mean_noise - k * moments.mean_m - mu
+    return (noise_variance - 2 * k * covariance + k**2 * m_variance + float(mean.square().mean())) / (1 + k) ** 2
 
 
-def _miss(moments: StepMoments, found: StepCorrection, step: Step) -> float:
+def _miss(moments: StepMoments, correction: StepCorrection, step: Step) -> float:
     """|Var F(m~) + sigma'^2 - Var F(m) - sigma^2|, averaged over channels, F(m) = b m + a x_t."""
-    k, _ = _affine(found)
+    k, _ = _affine(correction)
     b, a, eye = step.gain, step.carry, torch.eye(moments.channels, dtype=torch.float64)
-    of_float = torch.cat([b * eye, 0 * eye, a * eye], dim=1)
-    of_repaired = torch.cat([b / (1 + k) * eye, b / (1 + k) * eye, a * eye], dim=1)
+    float_row = torch.cat([b * eye, 0 * eye, a * eye], dim=1)
+    repaired_row = torch.cat([b / (1 + k) * eye, b / (1 + k) * eye, a * eye], dim=1)
     covariance = moments.joint.covariance
-    float_variance, variance = ((row @ covariance @ row.T).diagonal().mean() for row in (of_float, of_repaired))
-    return abs(float(variance - float_variance) + found.sigma**2 - step.sigma**2)
+    float_variance, variance = ((row @ covariance @ row.T).diagonal().mean() for row in (float_row, repaired_row))
+    return abs(float(variance - float_variance) + correction.sigma**2 - step.sigma**2)

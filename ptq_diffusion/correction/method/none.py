@@ -2,16 +2,17 @@
 
 import dataclasses
 
-from ptq_diffusion.correction.contract import MomentCorrection
-from ptq_diffusion.correction.fitted import FittedCorrection
+from ptq_diffusion.correction.contract import Correction, Reads
+from ptq_diffusion.correction.evidence import MomentEvidence
+from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.method.ptqd import PTQD
-from ptq_diffusion.correction.noise.statistics import NoiseStatistics
-from ptq_diffusion.sampler.table import Table
+from ptq_diffusion.sampler.step import Step
 
 
-class NoCorrection(MomentCorrection):
+class NoCorrection(Correction[MomentEvidence]):
     """m~ = q and sigma' = sigma. Its report still shows what PTQD would find with all its terms off."""
 
-    def fit(self, statistics: NoiseStatistics, steps: Table) -> FittedCorrection:
-        fitted = PTQD.of_terms().fit(statistics, steps)
-        return FittedCorrection(steps, [dataclasses.replace(found, repairs=()) for found in fitted.found])
+    reads = Reads.MOMENTS
+
+    def fit_step(self, evidence: MomentEvidence, step: Step) -> StepCorrection:
+        return dataclasses.replace(PTQD.of_terms().fit_step(evidence, step), repairs=())

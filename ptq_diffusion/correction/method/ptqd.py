@@ -1,15 +1,16 @@
 """PTQD: correlated noise divided out, bias subtracted, the residual absorbed by the sampler's variance."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.contract import MomentCorrection
+from ptq_diffusion.correction.contract import Correction, Reads
+from ptq_diffusion.correction.evidence import MomentEvidence
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
 from ptq_diffusion.correction.noise.moments import StepMoments
 from ptq_diffusion.correction.noise.residual import Residual
-from ptq_diffusion.correction.noise.statistics import NoiseStatistics
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.correction.step_report import StepReport
 from ptq_diffusion.sampler.step import Step
@@ -21,7 +22,7 @@ Direction = Literal["original", "reduced"]
 Centre = Literal["channel", "global"]
 
 
-class PTQD(MomentCorrection):
+class PTQD(Correction[MomentEvidence]):
     """m~ = (q - mu) / (1 + k),  sigma'^2 = max(sigma^2 - b^2 v / (1 + k)^2, 0).
 
     D = k m + mu + r splits the quantization noise into a part along the float output, a bias per channel and a residual
@@ -45,6 +46,8 @@ class PTQD(MomentCorrection):
         ValueError: an option is none of the above.
     """
 
+    reads = Reads.MOMENTS
+
     def __init__(
         self,
         correlated: bool,
@@ -63,7 +66,7 @@ class PTQD(MomentCorrection):
 
     @classmethod
     def of_terms(cls, correlated: bool = False, bias: Bias = "off", variance: Variance = "off") -> "PTQD":
-        """The paper's, of these terms alone."""
+        """The paper's method with these terms alone."""
         return cls(correlated, bias, variance, centre="channel", k_clamp=False, direction="original")
 
     def check(self, steps: Table) -> None:
@@ -78,20 +81,15 @@ class PTQD(MomentCorrection):
                 "correction.direction=original or noise.steps=null"
             )
 
-    def fit(self, statistics: NoiseStatistics, steps: Table) -> FittedCorrection:
-        statistics.require_table(steps)
-        found = [self.fit_step(moments, step) for moments, step in zip(statistics.steps, steps, strict=True)]
-        table = steps
-        if self.direction == "reduced":
-            table = steps.with_steps(step.with_direction_of(own.sigma) for step, own in zip(steps, found, strict=True))
-        return FittedCorrection(table, found)
+    def assembled(self, corrections: Sequence[StepCorrection], steps: Table) -> FittedCorrection:
+        if self.direction != "reduced":
+            return FittedCorrection(steps, corrections)
+        rows = zip(steps, corrections, strict=True)
+        table = steps.with_steps(step.with_direction_of(correction.sigma) for step, correction in rows)
+        return FittedCorrection(table, corrections)
 
-    def fit_step(self, moments: StepMoments, step: Step) -> StepCorrection:
-        """The correction of one step from its moments.
-
-        Raises:
-            ValueError: the moments are degenerate.
-        """
+    def fit_step(self, evidence: MomentEvidence, step: Step) -> StepCorrection:
+        moments = evidence.whole
         k = self._k(moments, step)
         bias = self._bias(moments, k)
         v = self._variance(moments, k)
@@ -129,24 +127,24 @@ class PTQD(MomentCorrection):
 
     def _variance(self, moments: StepMoments, k: float) -> float:
         if self.variance == "mean_std":
-            of_noise, across, of_m = moments.per_sample.unbind(1)
-            stds = (of_noise - 2 * k * across + k**2 * of_m).clamp(min=0).sqrt()
+            noise_variance, covariance, m_variance = moments.per_sample.unbind(1)
+            stds = (noise_variance - 2 * k * covariance + k**2 * m_variance).clamp(min=0).sqrt()
             return float(stds.mean().square())
         return _residual_variance(moments, k)
 
 
 def _residual_variance(moments: StepMoments, k: float) -> float:
     """Var(D - k m), centred per channel and averaged over channels."""
-    of_noise, across, of_m = moments.pooled()
-    return max(of_noise - 2 * k * across + k**2 * of_m, 0.0)
+    noise_variance, covariance, m_variance = moments.pooled()
+    return max(noise_variance - 2 * k * covariance + k**2 * m_variance, 0.0)
 
 
 def _report(
     moments: StepMoments, step: Step, k: float, bias: Tensor, v: float, budget: float | None, sigma_used: float
 ) -> StepReport:
     power = moments.noise_power
-    left = moments.mean_noise - k * moments.mean_m - bias
-    unexplained = _residual_variance(moments, k) + float(left.square().mean())
+    mean_residual = moments.mean_noise - k * moments.mean_m - bias
+    unexplained = _residual_variance(moments, k) + float(mean_residual.square().mean())
     return StepReport(
         t=step.t,
         k=k,

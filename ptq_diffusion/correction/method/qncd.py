@@ -2,15 +2,16 @@
 
 import dataclasses
 
-from ptq_diffusion.correction.contract import MomentCorrection
-from ptq_diffusion.correction.fitted import FittedCorrection
+from ptq_diffusion.correction.contract import Correction, Reads
+from ptq_diffusion.correction.evidence import MomentEvidence
+from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.method.none import NoCorrection
-from ptq_diffusion.correction.noise.statistics import NoiseStatistics
+from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
 
-class QNCD(MomentCorrection):
-    """m~ = q - d with d the mean of q's error, found every few steps by noising x_0 again with known noise.
+class QNCD(Correction[MomentEvidence]):
+    """m~ = q - d with d the mean of q's error, estimated every few steps by noising x_0 again with known noise.
 
     Chu et al., QNCD, ACM MM 2024, arXiv 2403.19140, its estimation at run time; its smoothing of embeddings is another
     matter. d is of every image and channel, see `estimated_bias`, and is taken off until the next estimate. Nothing is
@@ -30,6 +31,7 @@ class QNCD(MomentCorrection):
         ValueError: every is below 1.
     """
 
+    reads = Reads.MOMENTS
     asks_again = True
 
     def __init__(self, every: int) -> None:
@@ -43,9 +45,5 @@ class QNCD(MomentCorrection):
             "way; set noise.steps=null"
         )
 
-    def fit(self, statistics: NoiseStatistics, steps: Table) -> FittedCorrection:
-        found = NoCorrection().fit(statistics, steps).found
-        estimating = [
-            dataclasses.replace(own, estimates=step.i % self.every == 0) for own, step in zip(found, steps, strict=True)
-        ]
-        return FittedCorrection(steps, estimating)
+    def fit_step(self, evidence: MomentEvidence, step: Step) -> StepCorrection:
+        return dataclasses.replace(NoCorrection().fit_step(evidence, step), estimates=step.i % self.every == 0)

@@ -1,85 +1,66 @@
-"""Every layer's input grid, scales and bias anew for each step, and what is left repaired behind the network."""
+"""Every layer's input grid, scales and bias anew for each step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.contract import AskedBatch, Batch, FitPath, PathCorrection
+from ptq_diffusion.correction.contract import Correction, PathName, along
+from ptq_diffusion.correction.evidence import PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measurement import StepMeasurement
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import InputGrid, QuantizedDenoiser, Rescaling, Spread, regridding, watching
 from ptq_diffusion.quantizer import RangeSearch
 from ptq_diffusion.sampler.step import Step
-from ptq_diffusion.sampler.table import Table
 
 FEWEST = 8
-"""Images of which the means and deviations of a layer's channels are told."""
+"""The fewest images that determine the means and deviations of a layer's channels."""
 
 
-class Rescaled(PathCorrection):
+class Rescaled(Correction[PathEvidence]):
     """y~ = g y + c of every layer's output channels at every step, with the mean and the deviation of the float layer.
 
     Layers are matched one after the other within one forward, each on what the rescaled ones before it say, so that no
     layer inherits an error of mean or scale. g multiplies the scales of the quantized weight and c joins the bias: a
-    step costs what it did. The output layer is left to `then`. Three of four images are fitted; where that does not
-    bring the output on every fourth nearer to the float one, the step keeps its layers as they are.
+    step costs what it did. The output layer is left to what comes behind in a `Chain`, attention's products, which have
+    neither, as they are. Three of four images are fitted;
+    where that does not bring the output on every fourth nearer to the float one, the step keeps its layers as they are.
 
-    What a report says of the noise, and of the share of it that is explained, is of the rescaled network's.
+    The report's noise, and the share of it that is explained, are those of the rescaled network.
 
     Args:
-        then: what is fitted behind the rescaled network; None leaves its output as it is.
         range_search: chooses the interval that the grid of a layer's input covers at a step; None leaves the grids as
             they were calibrated.
         images: how many images, the first ones, layers are rescaled on, all in memory at once; all if there are fewer.
+        path: "float" fits on float trajectories, "corrected" on what the corrected steps before lead to.
 
     Raises:
-        ValueError: `then` is not fitted along a path or rescales layers itself, or there are fewer than 8 images; when
-            it is fitted, the network computes a layer several times.
+        ValueError: there is no such path, or fewer than 8 images; when it is fitted, the network computes a layer
+            several times.
     """
 
-    def __init__(self, then: PathCorrection | None, range_search: RangeSearch | None, images: int) -> None:
-        if not isinstance(then, PathCorrection | None):
-            raise ValueError(
-                "expected then to be a correction that is fitted along a path, such as matched or readout, or null, "
-                f"got {type(then).__name__}; set correction.then=null to leave the output as it is"
-            )
-        if then and then.together:
-            raise ValueError(
-                "expected then to repair what rescaled layers leave, got one that rescales them again; "
-                "set correction.then to what comes behind it, or to null"
-            )
+    def __init__(self, range_search: RangeSearch | None, images: int, path: PathName) -> None:
         if images < FEWEST:
             raise ValueError(
                 f"expected at least {FEWEST} images to rescale layers on, got {images}; raise correction.images"
             )
-        self.then, self.range_search, self.together = then, range_search, images
-        self.path, self.asked = (then.path, then.asked) if then else (FitPath.CORRECTED, images)
+        self.reads, self.images_with_m = along(path, images if path == "corrected" else None)
+        self.range_search, self.images_for_rescaling = range_search, images
 
-    def check(self, steps: Table) -> None:
-        if self.then:
-            self.then.check(steps)
-
-    def check_carried(self, steps: Table) -> None:
-        if self.then:
-            self.then.check_carried(steps)
-
-    def check_images(self, images: int, channels: int) -> None:
+    def check_images(self, images: int, channels: int) -> None:  # noqa: ARG002
         if images < FEWEST:
             raise ValueError(
                 f"expected at least {FEWEST} images to rescale layers on, every fourth to judge it, got {images}; "
                 "raise noise.images"
             )
-        if self.then:
-            self.then.check_images(images, channels)
 
     def rescalings(
         self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, step: Step
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
-        """All layers but the output layer, or none where every fourth image gains nothing from a fit to the rest; m."""
+        """Rescalings of all layers but the output layer, or none where every fourth image gains nothing; and m."""
         judging = torch.arange(len(x_t)) % 4 == 3
         layers = quantized.inner_layers()
         targets: dict[str, Spread] = {}
@@ -90,16 +71,14 @@ class Rescaled(PathCorrection):
 
         with watching(model.network, layers, see):
             m = model.predict(x_t, step).m
-        found = rescalings_towards(targets, quantized, x_t[~judging], step, self.range_search)
+        rescalings = rescalings_towards(targets, quantized, x_t[~judging], step, self.range_search)
         before, after = (
-            _power(quantized.at(step.i, use).predict(x_t[judging], step).m - m[judging]) for use in ({}, found)
+            _power(quantized.at(step.i, use).predict(x_t[judging], step).m - m[judging]) for use in ({}, rescalings)
         )
-        return (found if after < before else {}), m
+        return (rescalings if after < before else {}), m
 
-    def fit_step(self, asked: Sequence[AskedBatch], step: Step, others: Sequence[Batch] = ()) -> StepCorrection:
-        if self.then:
-            return self.then.fit_step(asked, step, others)
-        return StepMeasurement.of(asked, (), step).correction(step.sigma)
+    def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
+        return StepMeasurement.of(evidence.paired, (), step).correction(step.sigma)
 
 
 def rescalings_towards(
@@ -109,25 +88,25 @@ def rescalings_towards(
     step: Step,
     range_search: RangeSearch | None,
 ) -> Mapping[str, Rescaling]:
-    """What gives layers the targets' means and deviations on these states, one after the other in one forward.
+    """Rescalings that give layers the targets' means and deviations on these states, layer by layer in one forward.
 
     The input of each is first given a grid of its own, if there is a range search.
     """
     layers = quantized.inner_layers()
-    found: dict[str, Rescaling] = {}
+    rescalings: dict[str, Rescaling] = {}
     grids: dict[str, InputGrid] = {}
 
     def match(name: str, output: Tensor) -> Tensor:
         channels = layers[name].channels
-        found[name] = Rescaling.between(Spread.of(output, channels), targets[name])
-        return found[name].of(output, channels)
+        rescalings[name] = Rescaling.between(Spread.of(output, channels), targets[name])
+        return rescalings[name].of(output, channels)
 
     with ExitStack() as stack:
         if range_search:
             stack.enter_context(regridding(layers, range_search, step.i, grids))
         stack.enter_context(watching(quantized.network, targets, match))
         quantized.predict(x_t, step)
-    return {name: replace(own, input_grid=grids.get(name)) for name, own in found.items()}
+    return {name: replace(rescaling, input_grid=grids.get(name)) for name, rescaling in rescalings.items()}
 
 
 def _require_once(name: str, seen: Mapping[str, Spread]) -> None:

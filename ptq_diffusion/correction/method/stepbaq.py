@@ -3,18 +3,19 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 
-from ptq_diffusion.correction.contract import MomentCorrection
-from ptq_diffusion.correction.fitted import FittedCorrection
+from ptq_diffusion.correction.contract import Correction, Reads
+from ptq_diffusion.correction.evidence import MomentEvidence
+from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
 from ptq_diffusion.correction.method.ptqd import PTQD
-from ptq_diffusion.correction.noise.statistics import NoiseStatistics
 from ptq_diffusion.sampler.ddim import step_from
 from ptq_diffusion.sampler.process import Process
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
 
-class StepbaQ(MomentCorrection):
+class StepbaQ(Correction[MomentEvidence]):
     """x_t with an error of variance s^2 is, divided by sqrt(1 + s^2), a state at tau, abar_tau = abar_t / (1 + s^2).
 
     Chen et al., StepbaQ, NeurIPS 2024, equations 5 to 8. At every row but the first the state is rescaled, the network
@@ -29,6 +30,8 @@ class StepbaQ(MomentCorrection):
     Args:
         bias: subtract the mean of D from the output, per channel, and with it the mean of the error from the state.
     """
+
+    reads = Reads.MOMENTS
 
     def __init__(self, bias: bool) -> None:
         self.bias = bias
@@ -47,12 +50,13 @@ class StepbaQ(MomentCorrection):
             "expected a correction that keeps the sampler's table, stepbaq makes its own; set noise.steps=null"
         )
 
-    def fit(self, statistics: NoiseStatistics, steps: Table) -> FittedCorrection:
-        self.check(steps)
-        measured = PTQD.of_terms(bias="total" if self.bias else "off").fit(statistics, steps).found
+    def fit_step(self, evidence: MomentEvidence, step: Step) -> StepCorrection:
+        return PTQD.of_terms(bias="total" if self.bias else "off").fit_step(evidence, step)
+
+    def assembled(self, corrections: Sequence[StepCorrection], steps: Table) -> FittedCorrection:
         table: list[Step] = []
         variance = 0.0
-        for step, own in zip(steps, measured, strict=True):
+        for step, correction in zip(steps, corrections, strict=True):
             shrink = (1 + variance) ** -0.5
             if table:
                 table[-1] = _scaled(table[-1], shrink)
@@ -60,14 +64,11 @@ class StepbaQ(MomentCorrection):
                 abar = step.abar_t * shrink**2
                 step = step_from(step, time_of(abar, steps), Process.of_abar(abar, steps.prediction))
             table.append(step)
-            variance = step.gain**2 * own.report.variance
-        found = [
-            dataclasses.replace(
-                own, sigma=step.sigma, report=dataclasses.replace(own.report, sigma_used=step.sigma), residual=None
-            )
-            for own, step in zip(measured, table, strict=True)
-        ]
-        return FittedCorrection(steps.with_steps(table), found)
+            variance = step.gain**2 * correction.report.variance
+        return FittedCorrection(
+            steps.with_steps(table),
+            [_with_sigma(correction, step.sigma) for correction, step in zip(corrections, table, strict=True)],
+        )
 
 
 def time_of(abar: float, steps: Table) -> float:
@@ -93,6 +94,12 @@ def time_of(abar: float, steps: Table) -> float:
         f"expected an error that is less than a step back to the first time, abar = {steps[0].abar_t:.3g}, got one "
         f"that leaves {abar:.3g}: the quantized output holds too little signal; raise the number of bits"
     )
+
+
+def _with_sigma(correction: StepCorrection, sigma: float) -> StepCorrection:
+    """The correction with the sigma of a table of its own, which no other table can follow."""
+    report = dataclasses.replace(correction.report, sigma_used=sigma)
+    return dataclasses.replace(correction, sigma=sigma, report=report, residual=None)
 
 
 def _scaled(step: Step, by: float) -> Step:

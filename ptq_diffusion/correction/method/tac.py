@@ -5,14 +5,15 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.contract import AskedBatch, Batch, FitPath, PathCorrection
+from ptq_diffusion.correction.contract import Correction, Reads
+from ptq_diffusion.correction.evidence import PairedBatch, PathBatch, PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measurement import StepMeasurement
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.sampler.step import Step
 
 
-class TAC(PathCorrection):
+class TAC(Correction[PathEvidence]):
     """m~ = K q - c along the corrected path (Yao et al., Timestep-Aware Correction, ECCV 2024).
 
     The gain minimises sum_n |K q_n - m_n|^2 (1 + relative E|m|^2 / |m_n|^2), a convex mix of the squared and the
@@ -34,40 +35,41 @@ class TAC(PathCorrection):
         ValueError: the weight is negative.
     """
 
-    path = FitPath.CORRECTED
+    reads = Reads.CORRECTED_PATH
 
     def __init__(self, relative: float, input_bias: bool) -> None:
         if relative < 0:
             raise ValueError(f"expected relative to be at least 0, got {relative}")
         self.relative, self.input_bias = relative, input_bias
 
-    def fit_step(self, asked: Sequence[AskedBatch], step: Step, others: Sequence[Batch] = ()) -> StepCorrection:  # noqa: ARG002
-        gain = self._gain(asked, step)
-        drift = torch.zeros(asked[0].m.shape[1], dtype=torch.float64)
+    def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
+        images = evidence.paired
+        gain = self._gain(images, step)
+        drift = torch.zeros(images[0].m.shape[1], dtype=torch.float64)
         if self.input_bias and step.gain != 0:
-            ahead = self._ahead(asked, step, gain, drift)
+            ahead = self._ahead(images, step, gain, drift)
             offset = ahead / step.gain
-            nearer = self._ahead(asked, step, gain, offset).abs() < ahead.abs()
+            nearer = self._ahead(images, step, gain, offset).abs() < ahead.abs()
             drift = torch.where(nearer, offset, drift)
         # K q - c = (q - mu) / (1 + k).
         repair = Affine(torch.tensor(1 / gain - 1, dtype=torch.float64), drift / gain)
-        return StepMeasurement.of(asked, (repair,), step).correction(step.sigma)
+        return StepMeasurement.of(images, (repair,), step).correction(step.sigma)
 
-    def _ahead(self, batches: Sequence[Batch], step: Step, gain: float, offset: Tensor) -> Tensor:
+    def _ahead(self, batches: Sequence[PathBatch], step: Step, gain: float, offset: Tensor) -> Tensor:
         """The mean of the next state less that of float sampling, (C,)."""
-        moved = ((gain * b.q - offset.to(b.q)[:, None, None], b) for b in batches)
-        return _mean(step.mean(b.x_t, m) - step.mean(b.float_x_t, b.float_m) for m, b in moved)
+        pairs = ((gain * b.q - offset.to(b.q)[:, None, None], b) for b in batches)
+        return _mean(step.mean(b.x_t, m) - step.mean(b.float_x_t, b.float_m) for m, b in pairs)
 
-    def _gain(self, asked: Sequence[AskedBatch], step: Step) -> float:
-        products = [torch.stack([_dot(b.q, b.m), _dot(b.q, b.q), _dot(b.m, b.m)], dim=1) for b in asked]
-        of_both, of_q, of_m = torch.cat(products).unbind(1)
-        if not of_m.all():
+    def _gain(self, batches: Sequence[PairedBatch], step: Step) -> float:
+        products = [torch.stack([_dot(b.q, b.m), _dot(b.q, b.q), _dot(b.m, b.m)], dim=1) for b in batches]
+        q_m, q_q, m_m = torch.cat(products).unbind(1)
+        if not m_m.all():
             raise ValueError(
-                f"expected a float output that is not zero, at t = {step.t} it is zero for {int((of_m == 0).sum())} of "
-                f"{len(of_m)} images, to which no error is relative; measure other samples or use correction=none"
+                f"expected a float output that is not zero, at t = {step.t} it is zero for {int((m_m == 0).sum())} of "
+                f"{len(m_m)} images, to which no error is relative; measure other samples or use correction=none"
             )
-        weights = 1 + self.relative * of_m.mean() / of_m
-        gain = float((weights * of_both).sum() / (weights * of_q).sum())
+        weights = 1 + self.relative * m_m.mean() / m_m
+        gain = float((weights * q_m).sum() / (weights * q_q).sum())
         if not 0 < gain < float("inf"):
             raise ValueError(
                 f"expected a positive gain, at t = {step.t} it is {gain:.3g}: the quantized output points away from "

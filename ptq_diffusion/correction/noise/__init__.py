@@ -1,1 +1,1 @@
-"""What is measured of the quantization noise."""
+"""Measurements of the quantization noise."""

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 GROUPS = 8
-"""Images are told apart by their index modulo this; those of even index are fitted on, the odd ones held out."""
+"""The number of groups, by index modulo this: images of even index are fitted on, the odd ones held out."""
 ORDER = 4
 EXPONENTS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
-"""Of D and m in the monomials whose products are all powers up to the fourth."""
+"""Exponents of D and m in the monomials whose products are all powers up to the fourth."""
 RESOLVED = 1e-6
-"""A residual of less than this share of the power it is the difference of is told from rounding by no fourth moment."""
+"""The share of the power it is the difference of, below which rounding hides a residual from its fourth moment."""
 
 
 @dataclass(frozen=True)
-class NoiseDetail:
+class HigherMoments:
     """Sums over the samples of one step, float64; merging adds them, so neither order nor split matters.
 
     With u = (1, D, m) at a pixel the residual is r = w . u, w = (-mu, 1, -k). So the mean product of two residuals, be
@@ -36,8 +36,8 @@ class NoiseDetail:
     across: Tensor
 
     @classmethod
-    def of(cls, terms: Tensor, before: Tensor | None, first: int) -> "NoiseDetail":
-        """Of a batch.
+    def of(cls, terms: Tensor, before: Tensor | None, first: int) -> "HigherMoments":
+        """The sums of a batch.
 
         Args:
             terms: u, see `terms`.
@@ -49,19 +49,19 @@ class NoiseDetail:
         across = torch.zeros_like(right) if before is None else _products(terms, before)
         return cls(powers(terms, first), torch.stack([right, below]), across)
 
-    def merge(self, other: "NoiseDetail") -> "NoiseDetail":
-        """Of both batches."""
-        return NoiseDetail(self.powers + other.powers, self.neighbours + other.neighbours, self.across + other.across)
+    def merge(self, other: "HigherMoments") -> "HigherMoments":
+        """The sums of both batches."""
+        return HigherMoments(self.powers + other.powers, self.neighbours + other.neighbours, self.across + other.across)
 
     def moment(self, order: int, k: float, mu: Tensor, groups: slice = slice(None)) -> float:
         """E[(D - k m - mu)^order] over the samples of some groups, averaged over channels, (C,) mu; NaN of none."""
         sums = self.powers[groups].sum(0)
-        found = torch.zeros_like(mu)
+        moment = torch.zeros_like(mu)
         for a, b in product(range(order + 1), repeat=2):
             if (rest := order - a - b) >= 0:
                 ways = factorial(order) // (factorial(a) * factorial(b) * factorial(rest))
-                found += ways * (-k) ** b * (-mu) ** rest * sums[:, a, b]
-        return float((found / sums[:, 0, 0]).mean())
+                moment += ways * (-k) ** b * (-mu) ** rest * sums[:, a, b]
+        return float((moment / sums[:, 0, 0]).mean())
 
     def centre(self, k: float) -> Tensor:
         """E[D_c] - k E[m_c], (C,)."""
@@ -71,8 +71,8 @@ class NoiseDetail:
     def deviation(self, k: float) -> float | None:
         """The standard deviation of r; None where rounding hides it."""
         variance = self.moment(2, k, self.centre(k))
-        nothing = torch.zeros_like(self.centre(k))
-        power = self.moment(2, 0.0, nothing) + self.moment(2, k, nothing)
+        zero = torch.zeros_like(self.centre(k))
+        power = self.moment(2, 0.0, zero) + self.moment(2, k, zero)
         return float(variance**0.5) if variance > RESOLVED * power else None
 
     def standardized(self, order: int, k: float) -> float | None:
@@ -81,7 +81,10 @@ class NoiseDetail:
         return None if deviation is None else self.moment(order, k, self.centre(k)) / deviation**order
 
     def neighbour_correlation(self, k: float) -> float | None:
-        """Of r with r one pixel to the right and one below, their mean; None of images of one pixel or no residual."""
+        """The correlation of r with r one pixel to the right and one below, their mean.
+
+        None of images of one pixel or without a residual.
+        """
         deviation, pairs = self.deviation(k), self.neighbours[:, 0, 0, 0]
         if deviation is None or not pairs.all():
             return None
@@ -89,14 +92,17 @@ class NoiseDetail:
         return float((torch.einsum("ci,pcij,cj->p", w, self.neighbours, w) / len(w) / pairs).mean()) / deviation**2
 
     def step_correlation(self, k: float, k_before: float, deviation_before: float | None) -> float | None:
-        """Of r with r of the step before at the same pixel; None at the first step or where there is no residual."""
-        ours, count = self.deviation(k), float(self.across[0, 0, 0])
-        if not (ours and deviation_before and count):
+        """The correlation of r with r of the step before at the same pixel.
+
+        None at the first step or where there is no residual.
+        """
+        deviation, count = self.deviation(k), float(self.across[0, 0, 0])
+        if not (deviation and deviation_before and count):
             return None
         before = self.across[:, 0] / count
         w = _weights(before[:, 1] - k_before * before[:, 2], k_before)
         products = torch.einsum("ci,cij,cj->", _weights(self.centre(k), k), self.across, w)
-        return float(products) / len(self.across) / count / (ours * deviation_before)
+        return float(products) / len(self.across) / count / (deviation * deviation_before)
 
 
 def terms(m: Tensor, q: Tensor) -> Tensor:
@@ -112,10 +118,10 @@ def powers(terms: Tensor, first: int) -> Tensor:
     products = (monomials @ monomials.mT).transpose(0, 1)
     sums = torch.zeros(GROUPS, *products.shape[1:], dtype=torch.float64)
     sums.index_add_(0, (first + torch.arange(len(products))) % GROUPS, products)
-    found = torch.zeros(*sums.shape[:2], ORDER + 1, ORDER + 1, dtype=torch.float64)
+    by_exponent = torch.zeros(*sums.shape[:2], ORDER + 1, ORDER + 1, dtype=torch.float64)
     for (i, (a, b)), (j, (c, d)) in product(enumerate(EXPONENTS), repeat=2):
-        found[:, :, a + c, b + d] = sums[:, :, i, j]
-    return found
+        by_exponent[:, :, a + c, b + d] = sums[:, :, i, j]
+    return by_exponent
 
 
 def reliability(powers: Tensor) -> float | None:
@@ -128,21 +134,21 @@ def reliability(powers: Tensor) -> float | None:
     k = group_coefficients(powers)
     if len(k) < 2 or float(k.sum()) == 0:
         return None
-    of_pairs = (k.sum().square() - k.square().sum()) / (len(k) * (len(k) - 1))
-    return max(float(of_pairs / k.mean().square()), 0.0)
+    pair_mean = (k.sum().square() - k.square().sum()) / (len(k) * (len(k) - 1))
+    return max(float(pair_mean / k.mean().square()), 0.0)
 
 
 def group_coefficients(powers: Tensor) -> Tensor:
-    """k of every group that has samples whose m varies."""
+    """The coefficient k of every group that has samples whose m varies."""
     sums = powers[powers[:, 0, 0, 0] > 0]
     mean = sums / sums[:, :, :1, :1]
-    across = (mean[:, :, 1, 1] - mean[:, :, 1, 0] * mean[:, :, 0, 1]).sum(1)
-    of_m = (mean[:, :, 0, 2] - mean[:, :, 0, 1].square()).sum(1)
-    return across[of_m > 0] / of_m[of_m > 0]
+    covariance = (mean[:, :, 1, 1] - mean[:, :, 1, 0] * mean[:, :, 0, 1]).sum(1)
+    variance = (mean[:, :, 0, 2] - mean[:, :, 0, 1].square()).sum(1)
+    return covariance[variance > 0] / variance[variance > 0]
 
 
 def _weights(mu: Tensor, k: float) -> Tensor:
-    """w, (C, 3)."""
+    """The weights w, (C, 3)."""
     return torch.stack([-mu, torch.ones_like(mu), torch.full_like(mu, -k)], dim=1)
 
 

@@ -22,7 +22,7 @@ class StepMoments:
 
     @classmethod
     def of(cls, m: Tensor, q: Tensor, x_t: Tensor) -> "StepMoments":
-        """Moments of a batch: outputs m and q and states x_t, each (B, C, H, W), on the same inputs."""
+        """The moments of a batch: outputs m and q and states x_t, each (B, C, H, W), on the same inputs."""
         noise = q - m
         pixels = torch.cat([m, noise, x_t], dim=1).permute(0, 2, 3, 1).flatten(0, 2)
         d, flat = noise.double().flatten(1), m.double().flatten(1)
@@ -32,12 +32,10 @@ class StepMoments:
 
     def merge(self, other: "StepMoments") -> "StepMoments":
         """The moments of both batches."""
-        if not (self.joint.count and other.joint.count):
-            return self if self.joint.count else other
         return StepMoments(self.joint.merge(other.joint), torch.cat([self.per_sample, other.per_sample]))
 
     def without(self, part: "StepMoments") -> "StepMoments":
-        """The moments of the samples that a part of them leaves; what each sample has for itself is not told apart."""
+        """The moments of the samples that a part of them leaves, without `per_sample`, which tells no parts apart."""
         return StepMoments(self.joint.without(part.joint), self.per_sample[:0])
 
     @property
@@ -58,8 +56,8 @@ class StepMoments:
     def pooled(self) -> tuple[float, float, float]:
         """Var D, Cov(D, m) and Var m, centred per channel and averaged over channels."""
         c, covariance = self.channels, self.joint.covariance
-        of_noise, across, of_m = covariance[c : 2 * c, c : 2 * c], covariance[c : 2 * c, :c], covariance[:c, :c]
-        return float(of_noise.diagonal().mean()), float(across.diagonal().mean()), float(of_m.diagonal().mean())
+        noise, across, m = covariance[c : 2 * c, c : 2 * c], covariance[c : 2 * c, :c], covariance[:c, :c]
+        return float(noise.diagonal().mean()), float(across.diagonal().mean()), float(m.diagonal().mean())
 
     def pooled_globally(self) -> tuple[float, float, float]:
         """Var D, Cov(D, m) and Var m, centred by one mean over all channels."""

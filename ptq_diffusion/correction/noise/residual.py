@@ -1,4 +1,4 @@
-"""What repairs leave of the noise in a step's output, and what the sampler's own noise makes of it."""
+"""Residual noise after a step's repairs, and the sampler variance that absorbs it."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class Residual:
     It belongs to a network at a time, and sigma' to a table: on another one sigma' is computed anew from it.
 
     Args:
-        variance: of m~ - m, as noise.
+        variance: the variance of m~ - m, as noise.
         absorbed: the share of it that sigma' makes room for: 1 of PTQD, 0 where sigma stays, -1 where sigma' holds a
             sample of it as well, as the stochastic D2-DPM has it.
     """
@@ -21,7 +21,7 @@ class Residual:
     absorbed: float
 
     def sigma(self, step: Step) -> float:
-        """sigma' of a step."""
+        """The noise scale sigma' of a step."""
         if self.absorbed == 0:
             return step.sigma
         return max(step.sigma**2 - self.absorbed * step.gain**2 * self.variance, 0.0) ** 0.5
@@ -31,7 +31,7 @@ class Residual:
         return step.gain**2 * self.variance / step.sigma**2 if step.sigma > 0 else None
 
     def lerp(self, other: "Residual", weight: float) -> "Residual":
-        """From this one at weight 0 to the other at 1."""
+        """The residual between this one, at weight 0, and the other, at 1."""
         return Residual(
             (1 - weight) * self.variance + weight * other.variance,
             (1 - weight) * self.absorbed + weight * other.absorbed,

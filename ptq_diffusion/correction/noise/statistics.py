@@ -1,4 +1,4 @@
-"""What is measured of the quantization noise D = q - m, step by step, and kept instead of trajectories."""
+"""Statistics of the quantization noise D = q - m, step by step, kept instead of trajectories."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ptq_diffusion.correction.noise.higher_moments import NoiseDetail, terms
+from ptq_diffusion.correction.noise.higher_moments import HigherMoments, terms
 from ptq_diffusion.correction.noise.moments import StepMoments
 from ptq_diffusion.numeric.moments import Moments
 from ptq_diffusion.sampler.table import Table
@@ -19,12 +19,12 @@ from ptq_diffusion.sampler.table import Table
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What statistics belong to.
+    """The owner of statistics: a network, a table and a resolution.
 
     Args:
-        network: of the quantized network, `network_fingerprint`.
-        steps: of the sampler's table, `Table.fingerprint`.
-        shape: of one latent, (C, H, W).
+        network: the fingerprint of the quantized network, `network_fingerprint`.
+        steps: the fingerprint of the sampler's table, `sampler.step.fingerprint`.
+        shape: the shape of one latent, (C, H, W).
     """
 
     network: str
@@ -34,39 +34,40 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class NoiseStatistics:
-    """The moments of every step of a table, and what they belong to.
+    """The moments of every step of a table, and their owner.
 
     Args:
         fingerprint: the owner.
-        steps: of all samples.
-        even: of the samples of even index, to fit on what is not judged on; empty where they were not told apart.
-        details: what the residual is diagnosed from; empty likewise.
+        steps: the moments of all samples.
+        even: the moments of the samples of even index, to fit on what is not judged on; empty where halves were not
+            told apart.
+        higher: the sums from which the residual is diagnosed; empty likewise.
     """
 
     fingerprint: Fingerprint
     steps: Sequence[StepMoments]
     even: Sequence[StepMoments] = ()
-    details: Sequence[NoiseDetail] = ()
+    higher: Sequence[HigherMoments] = ()
 
     @classmethod
     def of(
-        cls, fingerprint: Fingerprint, seen: Iterable[tuple[Tensor, Tensor, Tensor]], first: int
+        cls, fingerprint: Fingerprint, visits: Iterable[tuple[Tensor, Tensor, Tensor]], first: int
     ) -> "NoiseStatistics":
-        """Of one batch on its way through all steps; no more than two of them are held.
+        """The statistics of one batch on its way through all steps; no more than two steps are held.
 
         Args:
             fingerprint: the owner.
-            seen: m, q and x_t at every step, each (B, C, H, W).
+            visits: m, q and x_t at every step, each (B, C, H, W).
             first: the index of the first sample.
         """
-        steps, even, details, before = [], [], [], None
-        for m, q, x_t in seen:
+        steps, even, higher, before = [], [], [], None
+        for m, q, x_t in visits:
             steps.append(StepMoments.of(m, q, x_t))
             even.append(StepMoments.of(*(tensor[first % 2 :: 2] for tensor in (m, q, x_t))))
             now = terms(m, q)
-            details.append(NoiseDetail.of(now, before, first))
+            higher.append(HigherMoments.of(now, before, first))
             before = now
-        return cls(fingerprint, steps, even, details)
+        return cls(fingerprint, steps, even, higher)
 
     def require(self, fingerprint: Fingerprint) -> None:
         """Refuse to serve another network, step table or resolution.
@@ -101,7 +102,7 @@ class NoiseStatistics:
             self.fingerprint,
             [a.merge(b) for a, b in zip(self.steps, other.steps, strict=True)],
             [a.merge(b) for a, b in zip(self.even, other.even, strict=True)],
-            [a.merge(b) for a, b in zip(self.details, other.details, strict=True)],
+            [a.merge(b) for a, b in zip(self.higher, other.higher, strict=True)],
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -111,22 +112,22 @@ class NoiseStatistics:
             named |= _named(f"{i}/", step)
         for i, step in enumerate(self.even):
             named |= _named(f"{i}/even_", step)
-        for i, detail in enumerate(self.details):
-            named |= {f"{i}/{field.name}": getattr(detail, field.name) for field in dataclasses.fields(NoiseDetail)}
+        for i, moments in enumerate(self.higher):
+            named |= {f"{i}/{field.name}": getattr(moments, field.name) for field in dataclasses.fields(HigherMoments)}
         return named
 
     @classmethod
     def of_tensors(cls, fingerprint: Fingerprint, named: Mapping[str, Tensor]) -> "NoiseStatistics":
         """The inverse of `tensors`."""
-        names = [field.name for field in dataclasses.fields(NoiseDetail)]
-        steps, even, details = (
+        names = [field.name for field in dataclasses.fields(HigherMoments)]
+        steps, even, higher = (
             range(sum(name.endswith(f"/{last}") for name in named)) for last in ("count", "even_count", names[0])
         )
         return cls(
             fingerprint,
             [_step(f"{i}/", named) for i in steps],
             [_step(f"{i}/even_", named) for i in even],
-            [NoiseDetail(**{name: named[f"{i}/{name}"] for name in names}) for i in details],
+            [HigherMoments(**{name: named[f"{i}/{name}"] for name in names}) for i in higher],
         )
 
     def save(self, path: Path) -> None:

@@ -14,7 +14,7 @@ from ptq_diffusion.network import QuantizedDenoiser, load_quantized, save_quanti
 from ptq_diffusion.network.saving import FILES
 
 FOLDER = ("config.json", CONFIG, COEFFICIENTS, *FILES)
-"""What a saved one holds beside the network's weights."""
+"""The files of a saved network beside its weights."""
 
 
 class CorrectedNetwork(ModelMixin, ConfigMixin):
@@ -92,18 +92,17 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         self.correction.save(folder)
 
     def output_layers(self) -> Sequence[FoldedLayer]:
-        """One weight set of the output layer for every step, as `fold` makes it.
+        """Weight sets of the output layer, one for every step, as `fold` makes them.
 
         Folding rounds differently in the last bit, so this network itself repairs behind its layer. Rescalings of other
-        layers are beside it, in `correction.found`.
+        layers are beside it, in `correction.corrections`.
 
         Raises:
             ValueError: a filter does not fold.
         """
-        return [
-            fold(self.rescaled.output_layer, i, found, self.config.in_channels)
-            for i, found in enumerate(self.correction.found)
-        ]
+        channels = self.config.in_channels
+        corrections = enumerate(self.correction.corrections)
+        return [fold(self.rescaled.output_layer, i, correction, channels) for i, correction in corrections]
 
     def forward(
         self, sample: Tensor, timestep: float | Tensor, return_dict: bool = True

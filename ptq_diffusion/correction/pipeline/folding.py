@@ -36,7 +36,7 @@ class FoldedLayer:
         return m
 
 
-def fold(layer: QuantizedLayer, i: int, found: StepCorrection, channels: int) -> FoldedLayer:
+def fold(layer: QuantizedLayer, i: int, correction: StepCorrection, channels: int) -> FoldedLayer:
     """W' = (1 + K_q) W + R and b' = (1 + K_q) b + c of the step's filter; K_x and what comes after it are left.
 
     Without a filter that reads h the layer stays as it is, with all repairs left. W' is off the weight's grid.
@@ -44,7 +44,7 @@ def fold(layer: QuantizedLayer, i: int, found: StepCorrection, channels: int) ->
     Args:
         layer: the quantized output layer.
         i: the step.
-        found: fitted behind it.
+        correction: fitted behind it.
         channels: C of an image.
 
     Raises:
@@ -55,10 +55,10 @@ def fold(layer: QuantizedLayer, i: int, found: StepCorrection, channels: int) ->
         raise ValueError(f"expected an output layer that is a convolution and keeps the size, got {layer}")
     values, bias = layer.operands(i)
     bias = values.new_zeros(len(values)) if bias is None else bias
-    first, *others = found.repairs or (None,)
+    first, *others = correction.repairs or (None,)
     first = first.filter if isinstance(first, FilterInt8) else first
     if not isinstance(first, Filter) or not first.needs_features:
-        return FoldedLayer(values, bias, channels, found.repairs)
+        return FoldedLayer(values, bias, channels, correction.repairs)
     if first.on_q.shape[-1] > 1:
         raise ValueError(
             f"expected a filter of h with K_q of one pixel, got {first.on_q.shape[-1]} x {first.on_q.shape[-1]}; "
@@ -70,8 +70,8 @@ def fold(layer: QuantizedLayer, i: int, found: StepCorrection, channels: int) ->
     refitted = torch.einsum("oc,cfij->ofij", mix, weight[:channels]) + _widened(first.on_features, side)
     weight = torch.cat([refitted, weight[channels:]])
     bias = torch.cat([mix @ bias[:channels] + first.offset, bias[channels:]])
-    left = (_only_x(first),) if first.on_x.numel() else ()
-    return FoldedLayer(weight.to(values), bias.to(values), channels, (*left, *others))
+    rest = (_only_x(first),) if first.on_x.numel() else ()
+    return FoldedLayer(weight.to(values), bias.to(values), channels, (*rest, *others))
 
 
 def _keeps_size(layer: QuantizedConv2d) -> bool:
@@ -85,7 +85,7 @@ def _widened(kernel: Tensor, side: int) -> Tensor:
     return F.pad(kernel, ((side - kernel.shape[-1]) // 2,) * 4)
 
 
-def _only_x(found: Filter) -> Filter:
-    channels = len(found.offset)
-    nothing = found.on_q.new_zeros(channels, 0, 1, 1)
-    return Filter(nothing, found.on_x, nothing, torch.zeros_like(found.offset))
+def _only_x(whole: Filter) -> Filter:
+    channels = len(whole.offset)
+    empty = whole.on_q.new_zeros(channels, 0, 1, 1)
+    return Filter(empty, whole.on_x, empty, torch.zeros_like(whole.offset))

@@ -1,1 +1,1 @@
-"""Repairs: maps from a quantized output to an estimate of the float output at one step."""
+"""Repairs of the output of one step."""

@@ -70,7 +70,7 @@ class FilterInt8(Repair):
 
     @property
     def filter(self) -> Filter:
-        """The same with R in float64."""
+        """The equal `Filter` with R in float64."""
         return Filter(self.on_q, self.on_x, self.integers * self.scale[:, None, None, None], self.offset)
 
     def output(self, q: Tensor, x_t: Tensor, features: Tensor | None) -> Tensor:

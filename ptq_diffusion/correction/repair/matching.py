@@ -1,4 +1,4 @@
-"""Restores second moments: gives back to the spectrum of an estimate the variance that least squares takes away."""
+"""Matching of second moments, which restores to an estimate the spectrum that least squares takes from it."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ptq_diffusion.correction.repair.spectral import RINGS, Spectral
 from ptq_diffusion.numeric.spectrum import cosine_transform, radial_bands
+from ptq_diffusion.numeric.transport import squared_wasserstein, symmetric_root, transport_map
 from ptq_diffusion.sampler.step import Step
 
 SHRINKAGE = 1e-3
@@ -31,7 +32,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, m: Tensor, x_t: Tensor) -> "Spectrum":
-        """The moments of a batch of outputs and states, each (B, C, H, W)."""
+        """The moments of a batch, each (B, C, H, W)."""
         pair = torch.cat([m, x_t], dim=1).double()
         mean = pair.mean((0, 2, 3))
         bands = radial_bands(*m.shape[-2:], RINGS).flatten()
@@ -70,13 +71,14 @@ class Spectrum:
 
     @property
     def linear(self) -> Tensor:
-        """L, (bands, C, C): the regression of m on x_t."""
+        """L, (bands, C, C): the regression of m on x_t, the least one where the covariance of x_t is singular."""
         c = len(self.mean) // 2
-        return torch.linalg.lstsq(self.power[:, c:, c:], self.power[:, c:, :c]).solution.mT
+        # Not lstsq, whose last bits depend on where in memory a tensor lies.
+        return self.power[:, :c, c:] @ torch.linalg.pinv(self.power[:, c:, c:], hermitian=True)
 
     @property
     def rest(self) -> Tensor:
-        """Cov(m - L x_t), (bands, C, C)."""
+        """The covariance of m - L x_t, (bands, C, C)."""
         c = len(self.mean) // 2
         return self.power[:, :c, :c] - self.linear @ self.power[:, c:, :c]
 
@@ -85,10 +87,10 @@ def match(source: Spectrum, target: Spectrum) -> Spectral:
     """The map of (m^, x_t) that has the moments of m given x_t in every band and moves m^ the least.
 
     Split m and m^ into what is linear in x_t and a rest, m = L x_t + e and m^ = L^ x_t + e^. Then m~ = L x_t + A e^
-    with the optimal transport A = S^-1/2 (S^1/2 T S^1/2)^1/2 S^-1/2 from covariance S = Cov e^ to T = Cov e (Dowson and
-    Landau, 1982). Where x_t has the spectrum of float sampling, so has the next state, affine in (m~, x_t), at every
-    eta and without a change of sigma; a drift of x_t itself stays. A least-squares estimate lacks the variance that it
-    cannot explain, which over the steps becomes blur; PTQD's has too much.
+    with the optimal transport A, `transport_map`, from Cov e^ to Cov e. Where x_t has the spectrum of float sampling,
+    so has the next state, affine in (m~, x_t), at every eta and without a change of sigma; a drift of x_t itself stays.
+    A least-squares estimate lacks the variance that it cannot explain, which over the steps becomes blur; PTQD's has
+    too much.
 
     Args:
         source: of the estimate m^ and the states that it was made on.
@@ -104,7 +106,7 @@ def match(source: Spectrum, target: Spectrum) -> Spectral:
             "raise noise.images"
         )
     white = SHRINKAGE * torch.eye(c, dtype=torch.float64) * _mean_variance(target.rest)
-    gain = _transport(source.rest + white, target.rest + white)
+    gain = transport_map(source.rest + white, target.rest + white)
     on_x = target.linear - gain @ source.linear
     return Spectral(gain, on_x, target.mean[:c] - gain[0] @ source.mean[:c] - on_x[0] @ source.mean[c:])
 
@@ -117,23 +119,10 @@ def distance(source: Spectrum, target: Spectrum, step: Step) -> float:
         target: of the float output and the states of float sampling.
         step: what makes the next state of them.
     """
-    (mean, s), (aim, t) = source.next_state(step), target.next_state(step)
-    root = _root(s)
-    gaps = (s + t - 2 * _root(root @ t @ root)).diagonal(dim1=-2, dim2=-1).sum(-1)
+    (mean, covariances), (aim, aims) = source.next_state(step), target.next_state(step)
+    gaps = squared_wasserstein(torch.zeros(()), aims, covariances, symmetric_root(covariances))
     return float((mean - aim).square().sum() + (gaps * source.sizes).sum() / source.sizes.sum())
 
 
 def _mean_variance(covariance: Tensor) -> Tensor:
     return covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=0)[..., None, None]
-
-
-def _transport(source: Tensor, target: Tensor) -> Tensor:
-    """The symmetric optimal transport map from N(0, source) to N(0, target), both (..., C, C)."""
-    root = _root(source)
-    inverse = torch.linalg.pinv(root, hermitian=True)
-    return inverse @ _root(root @ target @ root) @ inverse
-
-
-def _root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    return (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT

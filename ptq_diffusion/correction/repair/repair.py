@@ -1,4 +1,4 @@
-"""The contract of a repair: m~, an estimate of the float output, from q, x_t and the output layer's input."""
+"""The contract of a repair: m~ at one step from q, x_t and the output layer's input."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ class Repair(ABC):
         Args:
             q: the quantized network's output, (B, C, H, W).
             x_t: the state that it was asked about, (B, C, H, W).
-            features: the input of its output layer after that layer's activation quantizer, (B, F, H, W); None will
-                do where they are not needed.
+            features: the input of its output layer after that layer's activation quantizer, (B, F, H, W); None
+                suffices where they are not needed.
         """
 
     @property
@@ -34,10 +34,10 @@ class Repair(ABC):
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiplications for one image of shape (C, H, W), those that fold into the output layer left out."""
 
-    def nothing(self) -> "Repair":
-        """The one of the same shapes that leaves the output as it is."""
+    def identity_like(self) -> "Repair":
+        """The repair of this kind and these shapes that leaves the output as it is."""
         return type(self)(**{name: torch.zeros_like(tensor) for name, tensor in self.tensors().items()})
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Its coefficients by name."""
+        """The coefficients by name."""
         return {field.name: getattr(self, field.name).contiguous() for field in fields(self)}  # type: ignore[arg-type]

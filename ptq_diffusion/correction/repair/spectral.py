@@ -33,7 +33,7 @@ class Spectral(Repair):
         matrices, spectrum = torch.cat([self.on_q, self.on_x], dim=2), cosine_transform(torch.cat([q, x_t], dim=1))
         return inverse_cosine_transform(banded(matrices.to(q), bands, spectrum)) + self.offset.to(q)[:, None, None]
 
-    def nothing(self) -> "Spectral":
+    def identity_like(self) -> "Spectral":
         eye = torch.eye(len(self.offset), dtype=self.on_q.dtype).expand_as(self.on_q)
         return Spectral(eye, torch.zeros_like(self.on_x), torch.zeros_like(self.offset))
 
@@ -47,13 +47,17 @@ class Spectral(Repair):
         return transforms + 2 * channels**2 * height * width
 
 
+RINGS = 16
+"""The number of rings of frequencies that a spectral repair has at most; a small size lacks some of them."""
+
+
 def banded(matrices: Tensor, bands: Tensor, spectrum: Tensor) -> Tensor:
     """Every coefficient's channels times the matrix of its band: (bands, O, I) and (B, I, H, W) to (B, O, H, W).
 
     One channel after the other, as planes: matrices so small cost more than they compute.
     """
     planes = matrices[bands].permute(3, 2, 0, 1).contiguous()
-    total = planes[0] * spectrum[:, :1]
+    output = planes[0] * spectrum[:, :1]
     for plane, channel in zip(planes[1:], spectrum[:, 1:].split(1, dim=1), strict=True):
-        total.addcmul_(plane, channel)
-    return total
+        output.addcmul_(plane, channel)
+    return output

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ptq_diffusion.metric.feature.feature import FeatureExtractor
 from ptq_diffusion.numeric.moments import Moments
+from ptq_diffusion.numeric.transport import squared_wasserstein, symmetric_root
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ class FeatureMoments:
     @cached_property
     def root(self) -> Tensor:
         """The symmetric square root of the covariance, (D, D), computed once."""
-        values, vectors = torch.linalg.eigh(self.covariance)
-        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        return symmetric_root(self.covariance)
 
     def require(self, extractor: str) -> None:
         """Refuse moments of another feature space.
@@ -112,12 +111,10 @@ class FeatureMoments:
 
 
 def frechet_distance(samples: FeatureMoments, reference: FeatureMoments) -> float:
-    """The squared 2-Wasserstein distance of the two Gaussians with these moments (Dowson and Landau, 1982).
+    """The `squared_wasserstein` distance of the two Gaussians with these moments.
 
-    |mu_s - mu_r|^2 + tr S_s + tr S_r - 2 tr (S_r^1/2 S_s S_r^1/2)^1/2; of Inception features it is called FID (Heusel
-    et al., NeurIPS 2017, arXiv 1706.08500). The matrix under the last root is symmetric, so its trace is a sum of
-    square roots of real eigenvalues. The distance of finite samples is biased upwards, by an amount that falls with
-    the count: compare equal counts only.
+    Of Inception features it is called FID (Heusel et al., NeurIPS 2017, arXiv 1706.08500). The distance of finite
+    samples is biased upwards, by an amount that falls with the count: compare equal counts only.
 
     Args:
         samples: moments of the generated images.
@@ -135,8 +132,5 @@ def frechet_distance(samples: FeatureMoments, reference: FeatureMoments) -> floa
 
 def distance_to(mean: Tensor, covariance: Tensor, reference: FeatureMoments) -> float:
     """`frechet_distance` of the moments (D,) and (D, D), float64, of features known to be of the same extractor."""
-    eigenvalues = torch.linalg.eigvalsh(reference.root @ covariance @ reference.root)
-    overlap = eigenvalues.clamp(min=0).sqrt().sum()
     shift = (mean - reference.mean).square().sum()
-    distance = shift + covariance.trace() + reference.covariance.trace() - 2 * overlap
-    return max(0.0, distance.item())
+    return max(0.0, squared_wasserstein(shift, covariance, reference.covariance, reference.root).item())

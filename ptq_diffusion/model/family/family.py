@@ -31,6 +31,10 @@ class Family(ABC):
             ValueError: a network that this family cannot ask; the message says why.
         """
 
+    def answers_at_zero(self, config: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        """Whether a network of this configuration can be told t = 0."""
+        return True
+
     @abstractmethod
     def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:
         """The network's native output, (B, C or more, H, W): a predicted variance comes after the first C channels.
@@ -45,3 +49,11 @@ class Family(ABC):
     @abstractmethod
     def blocks(self, network: nn.Module) -> Sequence[str]:
         """The names of the residual and attention blocks, in the order of computation."""
+
+    def attentions(self, network: nn.Module) -> Sequence[str]:  # noqa: ARG002
+        """The names of the attention layers whose products are sites; those of all others are always float.
+
+        Each is an `Attention` of diffusers that computes as `AttnProcessor` does: with `to_q`, `to_k` and `to_v`, and
+        without norms of q and k.
+        """
+        return ()

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from ptq_diffusion.model.condition import Condition
 from ptq_diffusion.model.family.family import Family
 
+LARGEST = 2**14
+"""Pixels of a side: a larger number is an error of writing."""
+
 
 class UNet2D(Family):
     """`UNet2DModel` without class labels. One with twice as many output as input channels predicts a variance too."""
@@ -27,11 +30,16 @@ class UNet2D(Family):
                 f"expected as many output channels as the {config['in_channels']} input channels, or twice as many, "
                 f"got {config['out_channels']}"
             )
-        size = config["sample_size"]
-        if size is None:
-            raise ValueError("expected a UNet2DModel with a sample_size; set sample_size in its config.json")
-        height, width = (size, size) if isinstance(size, int) else size
-        return config["in_channels"], height, width
+        if config["time_embedding_type"] == "learned":
+            raise ValueError(
+                "expected a UNet2DModel with positional or fourier time embeddings, got learned ones, which know whole "
+                "times only; use another model"
+            )
+        return config["in_channels"], *_size(config)
+
+    def answers_at_zero(self, config: Mapping[str, Any]) -> bool:
+        """Fourier embeddings take the logarithm of the time, and the output is divided by it."""
+        return config["time_embedding_type"] != "fourier"
 
     def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:
         if condition is not None:
@@ -41,3 +49,31 @@ class UNet2D(Family):
 
     def blocks(self, network: nn.Module) -> Sequence[str]:
         return [name for name, module in network.named_modules() if isinstance(module, ResnetBlock2D | Attention)]
+
+    def attentions(self, network: nn.Module) -> Sequence[str]:
+        return [name for name, module in network.named_modules() if isinstance(module, Attention)]
+
+
+def _size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width, which every block but the last halves and the way up doubles again.
+
+    Raises:
+        ValueError: they are no sizes, or their halves are no whole numbers.
+    """
+    size = config["sample_size"]
+    if size is None:
+        raise ValueError("expected a UNet2DModel with a sample_size; set sample_size in its config.json")
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= LARGEST for side in sides):
+        raise ValueError(
+            f"expected a sample_size of one or two whole numbers of 1 to {LARGEST}, got {size!r}; set sample_size in "
+            "the network's config.json"
+        )
+    height, width = sides
+    levels = len(config["down_block_types"]) - 1
+    if height % 2**levels or width % 2**levels:
+        raise ValueError(
+            f"expected a sample_size that is a multiple of 2^{levels} = {2**levels}, as the network halves its input "
+            f"{levels} times, got {height}x{width}; use a network of fewer levels or other sizes"
+        )
+    return height, width

@@ -1,10 +1,12 @@
 """Each of PTQD's terms is used exactly where held-out images gain from it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ptq_diffusion.correction import PTQD, Fingerprint, GatedPTQD, NoiseStatistics
+from ptq_diffusion.correction import PTQD, Fingerprint, GatedPTQD, NoiseStatistics, StepMoments, fit_moments
 from ptq_diffusion.numeric.moments import Moments
 from ptq_diffusion.sampler import DDIM
 from tests.correction.presets import CORRECTIONS
@@ -26,7 +28,7 @@ def statistics(k, mu, noise, count=COUNT):
 
 @pytest.mark.parametrize(("k", "mu"), [(0.2, 0.3), (0.2, 0.0), (0.0, 0.3), (-0.2, 0.3), (0.0, 0.0)])
 def test_planted_terms_are_used_and_others_are_left(k, mu):
-    found = GatedPTQD().fit(statistics(k, mu, noise=0.05), STEPS).found
+    found = fit_moments(GatedPTQD(), statistics(k, mu, noise=0.05), STEPS).corrections
     for step in found:
         (repair,) = step.repairs
         assert (abs(float(repair.k)) > 0.01) == (k != 0)
@@ -56,7 +58,7 @@ CONTRADICTING = {
 
 @pytest.mark.parametrize("name", CONTRADICTING)
 def test_what_each_half_finds_and_the_other_does_not_is_left(name):
-    found = GatedPTQD().fit(halves(*CONTRADICTING[name]), STEPS).found
+    found = fit_moments(GatedPTQD(), halves(*CONTRADICTING[name]), STEPS).corrections
     for own, step in zip(found, STEPS, strict=True):
         (repair,) = own.repairs
         if name.startswith("k"):
@@ -69,7 +71,7 @@ def test_what_each_half_finds_and_the_other_does_not_is_left(name):
 
 def test_with_every_term_it_is_ptqd():
     measured = statistics(0.2, 0.3, noise=0.3)
-    gated, plain = (correction.fit(measured, STEPS).found for correction in (GatedPTQD(), ALL))
+    gated, plain = (fit_moments(correction, measured, STEPS).corrections for correction in (GatedPTQD(), ALL))
     for own, other in zip(gated, plain, strict=True):
         assert torch.equal(own.repairs[0].k, other.repairs[0].k)
         assert torch.equal(own.repairs[0].bias, other.repairs[0].bias)
@@ -87,17 +89,17 @@ def test_the_schedule_is_left_where_the_next_state_varies_too_little_already():
             yield m, m - 0.2 * carried / step.gain * x, x
 
     measured = NoiseStatistics.of(Fingerprint("network", STEPS.fingerprint(), SHAPE), seen(), first=0)
-    gated, plain = (correction.fit(measured, STEPS).found for correction in (GatedPTQD(), ALL))
+    gated, plain = (fit_moments(correction, measured, STEPS).corrections for correction in (GatedPTQD(), ALL))
     assert [own.sigma for own in gated] == [step.sigma for step in STEPS]
     assert any(other.sigma < step.sigma for other, step in zip(plain, STEPS, strict=True))
 
 
 def test_a_k_that_cannot_be_used_is_not():
-    (first, *_) = found = GatedPTQD().fit(statistics(-1.5, 0.0, noise=0.05), STEPS).found
+    (first, *_) = found = fit_moments(GatedPTQD(), statistics(-1.5, 0.0, noise=0.05), STEPS).corrections
     assert len(found) == len(STEPS) and float(first.repairs[0].k) == 0
     with pytest.raises(ValueError, match="1 \\+ k > 0"):
-        ALL.fit(statistics(-1.5, 0.0, noise=0.05), STEPS)
-    (first, *_) = CORRECTIONS["ptqd_release"].fit(statistics(-1.5, 0.0, noise=0.05), STEPS).found
+        fit_moments(ALL, statistics(-1.5, 0.0, noise=0.05), STEPS)
+    (first, *_) = fit_moments(CORRECTIONS["ptqd_release"], statistics(-1.5, 0.0, noise=0.05), STEPS).corrections
     assert float(first.repairs[0].k) == 0, "raised to 0 before it is judged"
 
 
@@ -112,14 +114,29 @@ def test_what_a_part_leaves_is_the_rest():
 
 def test_one_image_judges_nothing():
     with pytest.raises(ValueError, match="at least 2 images"):
-        GatedPTQD().fit(statistics(0.2, 0.3, 0.05, count=1), STEPS)
+        fit_moments(GatedPTQD(), statistics(0.2, 0.3, 0.05, count=1), STEPS)
     measured = statistics(0.2, 0.3, 0.05)
     with pytest.raises(ValueError, match="even and odd"):
-        GatedPTQD().fit(NoiseStatistics(measured.fingerprint, measured.steps), STEPS)
+        fit_moments(GatedPTQD(), NoiseStatistics(measured.fingerprint, measured.steps), STEPS)
 
 
 def test_k_is_left_where_dividing_by_it_would_raise_the_residual_more_than_it_removes():
     """E|m~ - m|^2 with 1 + k = 1/2 is 4 E[r^2]; without it k^2 E[m^2] + E[r^2] is less."""
     measured = statistics(-0.5, 0.0, noise=1.0)
-    assert all(float(step.repairs[0].k) == 0 for step in GatedPTQD().fit(measured, STEPS).found)
-    assert all(float(step.repairs[0].k) < -0.4 for step in ALL.fit(measured, STEPS).found)
+    assert all(float(step.repairs[0].k) == 0 for step in fit_moments(GatedPTQD(), measured, STEPS).corrections)
+    assert all(float(step.repairs[0].k) < -0.4 for step in fit_moments(ALL, measured, STEPS).corrections)
+
+
+def test_a_schedule_that_changes_nothing_is_left():
+    """Without the sampler's noise sigma' is 0 either way, and the fewer terms are used: none absorbs the residual."""
+    steps = DDIM(4, 0.0, {}).table(DDPMScheduler(clip_sample=False).config)
+    measured = statistics(0.2, 0.3, noise=0.3)
+    owner = Fingerprint("n", steps.fingerprint(), SHAPE)
+    found = fit_moments(GatedPTQD(), replace(measured, fingerprint=owner), steps)
+    assert [own.residual.absorbed for own in found.corrections] == [0] * len(steps)
+
+
+def test_what_a_part_leaves_is_without_each_samples_own_moments():
+    m, q, x = torch.randn(3, 10, *SHAPE, generator=torch.Generator().manual_seed(0))
+    whole, even = (StepMoments.of(*(tensor[part] for tensor in (m, q, x))) for part in (slice(None), slice(0, None, 2)))
+    assert whole.per_sample.shape == (10, 3) and whole.without(even).per_sample.shape == (0, 3)

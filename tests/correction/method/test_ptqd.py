@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ptq_diffusion.correction import PTQD, Fingerprint, NoCorrection, NoiseStatistics, StepMoments
+from ptq_diffusion.correction import PTQD, Fingerprint, NoCorrection, NoiseStatistics, StepMoments, fit_moments
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
 from ptq_diffusion.sampler import DDIM, DDPM
@@ -74,7 +74,7 @@ def test_the_correction_is_the_inverse_of_what_was_planted():
 def test_terms_belong_to_their_step():
     """k differs from step to step, and every step is corrected by its own."""
     moments = [StepMoments.of(*planted(step, k=-0.02 * step.i, v=0.0)) for step in STEPS]
-    found = PTQD(**PAPER).fit(NoiseStatistics(Fingerprint("n", STEPS.fingerprint(), SHAPE), moments), STEPS)
+    found = fit_moments(PTQD(**PAPER), NoiseStatistics(Fingerprint("n", STEPS.fingerprint(), SHAPE), moments), STEPS)
     for step in STEPS:
         m, q, x = planted(step, k=-0.02 * step.i, v=0.0)
         assert terms_of(found)[step.i].k == pytest.approx(-0.02 * step.i, abs=1e-9)
@@ -172,7 +172,7 @@ def test_a_switch_switches_its_term_only(correlated, bias, variance):
 
 def test_with_all_terms_off_it_is_no_correction():
     off = fitted(options={"correlated": False, "bias": "off", "variance": "off"})
-    none = NoCorrection().fit(statistics(STEPS), STEPS)
+    none = fit_moments(NoCorrection(), statistics(STEPS), STEPS)
     assert list(none.report()) == list(off.report())
     for step in STEPS:
         _, q, x = planted(step)
@@ -191,7 +191,8 @@ def test_with_all_terms_off_it_is_no_correction():
     ],
 )
 def test_presets_act_as_they_are_called(name, terms):
-    found = construct(OmegaConf.load(CONF / "correction" / f"{name}.yaml")).fit(statistics(STEPS), STEPS)
+    correction = construct(OmegaConf.load(CONF / "correction" / f"{name}.yaml"))
+    found = fit_moments(correction, statistics(STEPS), STEPS)
     for step in STEPS[:-1]:
         _, q, x = planted(step)
         output = found.output(q, x, x, step)
@@ -216,8 +217,8 @@ def test_a_constant_float_output_is_refused_where_k_is_needed():
     q = m + torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
     constant = NoiseStatistics(Fingerprint("n", steps.fingerprint(), SHAPE), [StepMoments.of(m, q, q)])
     with pytest.raises(ValueError, match="at t = 875 it is constant"):
-        PTQD(**PAPER).fit(constant, steps)
-    assert terms_of(PTQD(**PAPER | {"correlated": False}).fit(constant, steps))[0].k == 0
+        fit_moments(PTQD(**PAPER), constant, steps)
+    assert terms_of(fit_moments(PTQD(**PAPER | {"correlated": False}), constant, steps))[0].k == 0
 
 
 @pytest.mark.parametrize("option", ["bias", "variance", "centre", "direction"])

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 from omegaconf import OmegaConf
 
-from ptq_diffusion.correction import PTQD
+from ptq_diffusion.correction import PTQD, fit_moments
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
 from ptq_diffusion.sampler import DDIM, DDPM
@@ -105,7 +105,8 @@ def test_one_mean_over_all_channels_mixes_their_offsets_into_k():
 def test_the_release_by_hand(k, eta):
     """One step of its sampler, from the samples alone: correct, fuse, then point in the direction that is left."""
     steps = DDIM(8, eta, {}).table(CONFIG)
-    found = construct(OmegaConf.load(CONF / "correction" / "ptqd_release.yaml")).fit(statistics(steps, k=k), steps)
+    release = construct(OmegaConf.load(CONF / "correction" / "ptqd_release.yaml"))
+    found = fit_moments(release, statistics(steps, k=k), steps)
     abar = DDPMScheduler().alphas_cumprod.double()
     for step, own in zip(steps, found.steps, strict=True):
         m, q, x = planted(step, k=k)

@@ -1,6 +1,5 @@
 """What is particular to QNCD: the bias is found while sampling, from what the network says of known noise."""
 
-import operator
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,12 +9,13 @@ from diffusers import DDPMScheduler
 
 from ptq_diffusion.correction import (
     QNCD,
+    CorrectedDenoiser,
     Fingerprint,
     FittedCorrection,
     NoCorrection,
     NoiseStatistics,
-    Predictor,
     StepMoments,
+    fit_moments,
 )
 from ptq_diffusion.correction.corrected_denoiser import estimated_bias
 from ptq_diffusion.engine.chunks import Chunk
@@ -24,7 +24,6 @@ from ptq_diffusion.network import Rescaling
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import DDIM, sample
 from ptq_diffusion.stage.draw_corrected import draw_corrected
-from ptq_diffusion.stage.evaluate import _costs
 
 SHAPE, COUNT = (2, 4, 4), 4000
 MODEL = GaussianDenoiser(SHAPE, mean=0.4, std=0.5)
@@ -32,27 +31,26 @@ MU = torch.tensor([0.1, -0.15]).view(2, 1, 1)
 STEPS = DDIM(12, 0.5, {}).table(MODEL.scheduler_config)
 
 
-def biased(x, step, rescalings=None):
+def biased(x, step):
     """Q and features of a network without layers."""
-    assert not rescalings
     return Output(MODEL.predict(x, step).m + MU, x)
 
 
 def fitted(correction, steps=STEPS):
     x = torch.randn(20, *SHAPE, generator=generator("x"))
     moments = [StepMoments.of(MODEL.predict(x, step).m, biased(x, step)[0], x) for step in steps]
-    return correction.fit(NoiseStatistics(Fingerprint("network", steps.fingerprint(), SHAPE), moments), steps)
+    return fit_moments(correction, NoiseStatistics(Fingerprint("network", steps.fingerprint(), SHAPE), moments), steps)
 
 
 def drawn(correction, seed, indices, asked=None):
     """x_0 of these images of the biased network, corrected."""
 
-    def ask(x, step, rescalings):
+    def ask(x, step):
         if asked is not None:
             asked.append((x.clone(), step))
-        return biased(x, step, rescalings)
+        return biased(x, step)
 
-    predict = Predictor(correction, ask, SampleNoise(seed, indices, SHAPE, "apart"))
+    predict = CorrectedDenoiser(correction, ask, SampleNoise(seed, indices, SHAPE, "apart"))
     *_, last = sample(predict, correction.steps, SampleNoise(seed, indices, SHAPE), correction.sigma)
     return last.x_s
 
@@ -81,10 +79,10 @@ def test_a_planted_bias_is_found_within_its_standard_errors(kind):
 
 def test_the_estimate_is_taken_off_until_the_next():
     correction = fitted(QNCD(5))
-    assert [own.estimates for own in correction.found] == [
+    assert [own.estimates for own in correction.corrections] == [
         i % 5 == 0 for i in range(12)
     ] and correction.evaluations == 3
-    predict = Predictor(correction, biased, SampleNoise(3, range(6), SHAPE, "apart"))
+    predict = CorrectedDenoiser(correction, biased, SampleNoise(3, range(6), SHAPE, "apart"))
     noise, x = SampleNoise(3, range(6), SHAPE, "apart"), torch.randn(6, *SHAPE, generator=generator("x"))
     for step in STEPS:
         q, _ = biased(x, step)
@@ -121,10 +119,13 @@ def test_estimates_shift_no_noise_of_the_walk():
     starts, again = [], []
     for correction in (fitted(NoCorrection()), fitted(QNCD(4))):
         asked = []
-        tap = SimpleNamespace(
-            predict=lambda x, step, rescalings, asked=asked: asked.append((x.clone(), step)) or biased(x, step)
+        network = SimpleNamespace(
+            shape=SHAPE,
+            decode=MODEL.decode,
+            predict=lambda x, step, asked=asked: asked.append((x.clone(), step)) or biased(x, step),
         )
-        draw_corrected(MODEL, tap, correction)(chunk, torch.device("cpu"))
+        network.rescaled = lambda rescalings, network=network: network
+        draw_corrected(network, correction)(chunk, torch.device("cpu"))
         assert len(asked) == len(STEPS) + correction.evaluations
         starts.append(asked[0][0])
         again.append(asked[1])
@@ -136,21 +137,11 @@ def test_estimates_shift_no_noise_of_the_walk():
     assert abs(float((e * starts[0]).mean())) < 0.3 and not torch.allclose(e, starts[0], atol=0.5)
 
 
-def test_what_is_asked_again_costs(composed, tiny_model_folder):
-    cfg = composed(
-        *(
-            "+model=diffusers",
-            f"model.path={tiny_model_folder()}",
-            "+sampler=ddim",
-            "sampler.steps=12",
-            "+bitwidth=w4a8",
-        ),
-        *("+quantizer@quantizer.weight=symmetric_per_channel", "+quantizer@quantizer.activation=affine_per_tensor"),
-    )
-    found = _costs(cfg, fitted(QNCD(5)))
-    ratio = found["corrected"]["bops_per_image"] / found["quantized"]["bops_per_image"]
-    assert ratio == pytest.approx(15 / 12)
-    assert found["corrected"]["weight_bytes"] == found["quantized"]["weight_bytes"]
+def test_what_is_asked_again_costs(report):
+    rows = {
+        row["variant"]: row for row in report("correction=qncd", "correction.every=5", "sampler.steps=12")[0]["rows"]
+    }
+    assert rows["corrected"]["bops_per_image"] / rows["quantized"]["bops_per_image"] == pytest.approx(15 / 12)
 
 
 def test_options_that_make_no_sense_are_refused():
@@ -159,18 +150,16 @@ def test_options_that_make_no_sense_are_refused():
 
 
 def test_the_bias_of_a_rescaled_network_is_that_of_the_rescaled_one():
+    """The network with the correction's rescalings is asked, also about the states that are noised again."""
     plain = fitted(QNCD(3))
-    layers = [{"layer": Rescaling(torch.full((1,), 1.0 + step.i), torch.zeros(1))} for step in STEPS]
-    found = [replace(own, rescalings=use) for own, use in zip(plain.found, layers, strict=True)]
-    asked = []
-
-    def ask(x, step, rescalings):
-        asked.append(rescalings)
-        return Output(MODEL.predict(x, step).m + MU, x)
-
-    predict = Predictor(FittedCorrection(STEPS, found), ask, SampleNoise(0, range(2), SHAPE, "apart"))
-    for _ in sample(predict, STEPS, SampleNoise(0, range(2), SHAPE), plain.sigma):
-        pass
-    expected = [use for own, use in zip(plain.found, layers, strict=True) for _ in range(1 + own.estimates)]
-    assert any(own.estimates for own in plain.found)
-    assert len(asked) == len(expected) and all(map(operator.is_, asked, expected))
+    rescalings = [{"layer": Rescaling(torch.full((1,), 1.0 + step.i), torch.zeros(1))} for step in STEPS]
+    rows = zip(plain.corrections, rescalings, strict=True)
+    correction = FittedCorrection(STEPS, [replace(own, rescalings=row) for own, row in rows])
+    asked, given = [], []
+    rescaled = SimpleNamespace(
+        shape=SHAPE, decode=MODEL.decode, predict=lambda x, step: asked.append(step) or biased(x, step)
+    )
+    network = SimpleNamespace(shape=SHAPE, rescaled=lambda table: given.append(table) or rescaled)
+    draw_corrected(network, correction)(Chunk("images", 7, 0, 2, 2), torch.device("cpu"))
+    assert given == [rescalings]
+    assert len(asked) == len(STEPS) + correction.evaluations > len(STEPS)

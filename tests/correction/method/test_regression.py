@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn import functional as F
 
-from ptq_diffusion.correction import AskedBatch, Batch, FittedCorrection, Regression
+from ptq_diffusion.correction import FittedCorrection, Matched, PairedBatch, PathBatch, PathEvidence, Regression
 from ptq_diffusion.correction.repair.filter import Filter
 from ptq_diffusion.correction.transfer import interpolated
 from ptq_diffusion.sampler import DDIM
@@ -81,12 +81,12 @@ def test_eight_bits_of_no_readout_are_refused():
 def test_a_readout_in_eight_bits_is_saved_bit_for_bit_and_not_interpolated(tmp_path):
     tensors, steps = planted(), DDIM(8, 1.0, {}).table(DDPMScheduler(clip_sample=False).config)
     readout = Regression(**OPTIONS | {"on_features": 3, "readout_bits": 8})
-    rows = [readout.fit_step(batches(planted(seed=step.i)), step) for step in steps]
+    rows = [readout.fit_step(PathEvidence(batches(planted(seed=step.i))), step) for step in steps]
     found = FittedCorrection(steps, rows)
     found.save(tmp_path)
     loaded = FittedCorrection.load(tmp_path)
     assert loaded.size == found.size and loaded.needs_features
-    for own, other in zip(found.found, loaded.found, strict=True):
+    for own, other in zip(found.corrections, loaded.corrections, strict=True):
         assert torch.equal(correct(own, tensors), correct(other, tensors))
     with pytest.raises(ValueError, match="readout_bits=32"):
         interpolated(found, steps, DDIM(5, 1.0, {}).table(DDPMScheduler(clip_sample=False).config))
@@ -103,7 +103,7 @@ def test_the_variance_rule_adds_what_the_estimate_lacks(eta):
     step = DDIM(8, eta, {}).table(DDPMScheduler(clip_sample=False).config)[3]
     tensors = planted(noise=1.0)
     m, _, x, _ = tensors
-    found = Regression(**OPTIONS | {"variance": "rule"}).fit_step(batches(tensors), step)
+    found = Regression(**OPTIONS | {"variance": "rule"}).fit_step(PathEvidence(batches(tensors)), step)
     spread = [step.mean(x, output).var((0, 2, 3), correction=0).mean() for output in (correct(found, tensors), m)]
     expected = step.sigma**2 - float(spread[0] - spread[1]) if eta else 0.0
     assert found.sigma**2 == pytest.approx(max(expected, 0.0), rel=1e-9)
@@ -112,19 +112,19 @@ def test_the_variance_rule_adds_what_the_estimate_lacks(eta):
 
 def test_the_split_into_even_and_odd_images_does_not_depend_on_the_batches():
     m, q, x, features = planted(count=30)
-    one = [AskedBatch(0, q, x, features, m, x, m)]
-    many = [AskedBatch(i, *(t[i : i + 3] for t in (q, x, features, m, x, m))) for i in range(0, 30, 3)]
+    one = [PairedBatch(0, q, x, features, m, x, m)]
+    many = [PairedBatch(i, *(t[i : i + 3] for t in (q, x, features, m, x, m))) for i in range(0, 30, 3)]
     regression = Regression(**OPTIONS | {"ridges": [1e-3, 1e-1]})
-    a, b = (regression.fit_step(parts, STEP).output(q, x, features) for parts in (one, many))
+    a, b = (regression.fit_step(PathEvidence(parts), STEP).output(q, x, features) for parts in (one, many))
     assert torch.allclose(a, b, atol=1e-10)
 
 
 def test_a_regression_is_of_the_images_that_were_asked_about_alone():
     regression = Regression(**OPTIONS | {"ridges": [1e-3, 1e-1], "path": "corrected"})
     first, rest = split(batches(planted()), 60)
-    own = regression.fit_step(first, STEP)
-    for beside in (rest, [Batch(b.first, *(100 * t for t in fields_of(b))) for b in rest]):
-        other = regression.fit_step(first, STEP, beside)
+    own = regression.fit_step(PathEvidence(first), STEP)
+    for beside in (rest, [PathBatch(b.first, *(100 * t for t in fields_of(b))) for b in rest]):
+        other = regression.fit_step(PathEvidence(first, beside), STEP)
         assert other.report == own.report
         for a, b in zip(own.repairs[0].tensors().values(), other.repairs[0].tensors().values(), strict=True):
             assert torch.equal(a, b)
@@ -133,11 +133,13 @@ def test_a_regression_is_of_the_images_that_were_asked_about_alone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": 1}, "expected at least 2 images.*got 1; raise correction.images"),
+        ({"path": "corrected", "images": 1}, "expected at least 2 images.*got 1; raise correction.images"),
         ({"on_q": 2}, "expected on_q to be 0 or an odd side"),
         ({"on_x": -1}, "expected on_x to be 0 or an odd side"),
-        ({"on_q": 0, "on_x": 0}, "expected a regressor or matching"),
-        ({"ridges": []}, "expected a regressor or matching, and ridges"),
+        ({"images": 64}, "expected images with path=corrected only.*got 64; set correction.images=null"),
+        ({"on_features": 3}, "expected readout_bits to be 8 or 32, got None; set correction.readout_bits=32"),
+        ({"on_q": 0, "on_x": 0}, "expected a regressor"),
+        ({"ridges": []}, "expected a regressor, and ridges"),
         ({"ridges": [-1.0]}, "ridges of at least 0"),
         ({"variance": "pooled"}, "expected variance to be original or rule"),
         ({"path": "quantized"}, "expected path to be float or corrected, got 'quantized'"),
@@ -151,17 +153,17 @@ def test_options_that_make_no_sense_are_refused(options, message):
 def test_a_chunk_of_one_image_counts_and_one_image_in_all_is_refused():
     m, q, x, features = planted(count=9)
     parts = [slice(0, 8), slice(8, 9)]
-    chunks = [AskedBatch(p.start, q[p], x[p], features[p], m[p], x[p], m[p]) for p in parts]
-    whole = [AskedBatch(0, q, x, features, m, x, m)]
+    chunks = [PairedBatch(p.start, q[p], x[p], features[p], m[p], x[p], m[p]) for p in parts]
+    whole = [PairedBatch(0, q, x, features, m, x, m)]
     regression = Regression(**OPTIONS | {"ridges": [1e-3]})
-    a, b = (regression.fit_step(batches, STEP).output(q, x, features) for batches in (chunks, whole))
+    a, b = (regression.fit_step(PathEvidence(batches), STEP).output(q, x, features) for batches in (chunks, whole))
     assert torch.allclose(a, b, atol=1e-10)
     with pytest.raises(ValueError, match="at least 2 images to choose a ridge"):
-        regression.fit_step(chunks[1:], STEP)
+        regression.fit_step(PathEvidence(chunks[1:]), STEP)
     with pytest.raises(
         ValueError, match="expected at least 10 images to match the spectrum of 2 channels, half of them .* got 1"
     ):
-        Regression(**OPTIONS | {"on_q": 0, "on_x": 0, "matching": True}).fit_step(chunks[1:], STEP)
+        Matched("original", "float").fit_step(PathEvidence(chunks[1:]), STEP)
 
 
 def test_a_regression_that_the_other_half_refutes_is_left_out():

@@ -4,7 +4,18 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ptq_diffusion.correction import D2DPM, TAC, AskedBatch, Fingerprint, NoiseStatistics, StepMoments
+from ptq_diffusion.correction import (
+    D2DPM,
+    TAC,
+    Fingerprint,
+    MomentEvidence,
+    NoiseStatistics,
+    PairedBatch,
+    PathEvidence,
+    StepMoments,
+    fit_moments,
+)
+from ptq_diffusion.numeric.moments import Moments
 from ptq_diffusion.sampler import DDIM
 
 SHAPE = (3, 6, 5)
@@ -22,7 +33,7 @@ def planted(step, k=-0.1, v=0.05, count=60):
 
 def d2dpm(variant, steps=STEPS, **noise):
     moments = [StepMoments.of(*planted(step, **noise)) for step in steps]
-    return D2DPM(variant).fit(NoiseStatistics(Fingerprint("n", steps.fingerprint(), SHAPE), moments), steps)
+    return fit_moments(D2DPM(variant), NoiseStatistics(Fingerprint("n", steps.fingerprint(), SHAPE), moments), steps)
 
 
 def centred(x):
@@ -57,7 +68,7 @@ def test_a_sample_of_the_noise_adds_the_variance_that_its_mean_takes_off():
 def batches(step, drift):
     m, q, x = planted(step)
     parts = [slice(0, 17), slice(17, None)]
-    return [AskedBatch(p.start, q[p], x[p] + drift, q[p], m[p], x[p], m[p]) for p in parts]
+    return PathEvidence([PairedBatch(p.start, q[p], x[p] + drift, q[p], m[p], x[p], m[p]) for p in parts])
 
 
 @pytest.mark.parametrize("relative", [0.0, 1.0, 10.0])
@@ -108,7 +119,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="relative to be at least 0"):
         TAC(-1.0, True)
     m, _, x = planted(STEPS[0])
-    opposite = [AskedBatch(0, -m, x, x, m, x, m)]
+    opposite = PathEvidence([PairedBatch(0, -m, x, x, m, x, m)])
     with pytest.raises(ValueError, match="expected a positive gain, at t = 875"):
         TAC(1.0, True).fit_step(opposite, STEPS[0])
     with pytest.raises(ValueError, match="expected beta < 1, at t = 875"):
@@ -120,7 +131,15 @@ def test_more_bits_are_no_remedy_for_a_float_output_without_signal(level):
     m, x = torch.full((6, *SHAPE), level), torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(0))
     constant = NoiseStatistics(Fingerprint("n", STEPS[:1].fingerprint(), SHAPE), [StepMoments.of(m, m + x, x)])
     with pytest.raises(ValueError, match="float output that varies, at t = 875 it is constant.*correction=none"):
-        D2DPM("deterministic").fit(constant, STEPS[:1])
+        fit_moments(D2DPM("deterministic"), constant, STEPS[:1])
     if level == 0:
         with pytest.raises(ValueError, match="not zero, at t = 875 it is zero for 6 of 6 images.*correction=none"):
-            TAC(1.0, True).fit_step([AskedBatch(0, m + x, x, x, m, x, m)], STEPS[0])
+            TAC(1.0, True).fit_step(PathEvidence([PairedBatch(0, m + x, x, x, m, x, m)]), STEPS[0])
+
+
+def test_an_output_without_signal_is_refused_by_d2dpm():
+    """q = m + D with Cov(D, m) = -Var m, exactly: beta is 1, and 1 - beta divides nothing."""
+    scatter = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 2.0, 0.0], [0.0, 0.0, 1.0]]).double()
+    moments = StepMoments(Moments(1, torch.zeros(3).double(), scatter), torch.zeros(0, 3).double())
+    with pytest.raises(ValueError, match=r"expected beta < 1, at t = 875 it is 1\.000.*holds no signal"):
+        D2DPM("deterministic").fit_step(MomentEvidence(moments), STEPS[0])

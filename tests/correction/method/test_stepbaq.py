@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ptq_diffusion.correction import Fingerprint, NoiseStatistics, StepbaQ, StepMoments
+from ptq_diffusion.correction import Fingerprint, NoiseStatistics, StepbaQ, StepMoments, fit_moments
 from ptq_diffusion.correction.method.stepbaq import time_of
 from ptq_diffusion.model import DiffusersDenoiser, GaussianDenoiser
 from ptq_diffusion.numeric.seed import generator
@@ -33,7 +33,9 @@ def fitted(steps, v, bias=True):
     moments = [
         StepMoments.of(MODEL.predict(x, step).m, noisy(x, step, v), x) for x, step in zip(draws, steps, strict=True)
     ]
-    return StepbaQ(bias).fit(NoiseStatistics(Fingerprint("network", steps.fingerprint(), SHAPE), moments), steps)
+    return fit_moments(
+        StepbaQ(bias), NoiseStatistics(Fingerprint("network", steps.fingerprint(), SHAPE), moments), steps
+    )
 
 
 def with_noise(law, steps, v):

@@ -4,45 +4,41 @@ import pytest
 import torch
 from diffusers import DDPMPipeline
 
-from ptq_diffusion.correction import (
-    CorrectedNetwork,
-    CorrectedScheduler,
-)
+from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler
 from ptq_diffusion.model import DiffusersDenoiser
-from ptq_diffusion.network import OutputLayerTap, quantize
 from ptq_diffusion.sampler import DDIM, DDPM
 from tests.correction.pipelines import OURS, WITH_NETWORK, assert_equal, fitted, our_states, pipeline_states, states
 from tests.correction.presets import CORRECTIONS
 from tests.steps import at
 
 
-def repairing(model, calibrated, correction):
+def repairing(quantized, correction):
     """The pipeline that goal=export writes."""
-    network = CorrectedNetwork(model, calibrated(model), correction)
+    network = CorrectedNetwork(quantized, correction)
     return DDPMPipeline(network, CorrectedScheduler(correction.without_repairs()))
 
 
 @pytest.mark.parametrize("name", [name for name in CORRECTIONS if name not in WITH_NETWORK])
-def test_a_network_that_repairs_itself_gives_a_saved_pipeline_our_images_bit_for_bit(name, pair, calibrated, tmp_path):
+def test_a_network_that_repairs_itself_gives_a_saved_pipeline_our_images_bit_for_bit(name, pair, tmp_path):
     correction = fitted(name, DDIM(eta=0.5, **OURS).table(pair[0].scheduler_config), pair)
-    repairing(pair[0], calibrated, correction).save_pretrained(tmp_path)
+    repairing(pair[1], correction).save_pretrained(tmp_path)
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors"}
     loaded = DDPMPipeline.from_pretrained(tmp_path)
     assert type(loaded.unet) is CorrectedNetwork
     assert_equal(our_states(pair, correction), pipeline_states(loaded))
 
 
-def test_a_network_that_predicts_a_variance_too_repairs_itself(tiny_model_folder, calibrated):
+def test_a_network_that_predicts_a_variance_too_repairs_itself(tiny_model_folder, quantized_copy):
     model = DiffusersDenoiser.from_folder(str(tiny_model_folder(out_channels=6)))
-    pair = model, model.with_network(quantize(model.network, calibrated(model)))
+    pair = model, quantized_copy(model)
     correction = fitted("readout", DDPM(**OURS).table(model.scheduler_config), pair)
-    assert_equal(our_states(pair, correction), pipeline_states(repairing(model, calibrated, correction)))
+    assert_equal(our_states(pair, correction), pipeline_states(repairing(pair[1], correction)))
 
 
 @pytest.fixture(scope="module")
-def network(pair, calibrated):
+def network(pair):
     steps = DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config)
-    return repairing(pair[0], calibrated, fitted("readout", steps, pair)).unet
+    return repairing(pair[1], fitted("readout", steps, pair)).unet
 
 
 def test_it_answers_like_a_unet_at_the_times_of_its_table_only(network, pair):
@@ -61,25 +57,28 @@ def test_it_answers_states_in_float32_only(network, pair):
         network(states(pair[0], 0).double(), 333)
 
 
-def test_a_correction_that_asks_twice_is_refused(pair, calibrated):
+def test_a_correction_that_asks_twice_is_refused(pair):
     correction = fitted("qncd", DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair)
     with pytest.raises(ValueError, match=r"asks the network once a step.*goal=samples_corrected"):
-        CorrectedNetwork(pair[0], calibrated(pair[0]), correction)
+        CorrectedNetwork(pair[1], correction)
 
 
 def test_its_output_layer_folded_for_every_step_says_the_same(network, pair):
-    tap, x = OutputLayerTap(network.quantized, pair[0].sites()), states(pair[0], 0)
+    quantized, x = network.quantized, states(pair[0], 0)
     for step, layer in zip(network.correction.steps, network.output_layers(), strict=True):
-        _, features = tap.predict(x, step)
-        assert not torch.equal(layer.weight, tap.layer.weight)
+        _, features = quantized.predict(x, step)
+        assert not torch.equal(layer.weight, quantized.output_layer.operands(step.i)[0])
         assert torch.allclose(layer.output(x, features), network(x, step.t).sample, atol=1e-5)
 
 
 def test_a_broken_file_of_quantizers_makes_no_network(network, tmp_path):
     network.save_pretrained(tmp_path)
-    (file,) = tmp_path.rglob("quantizers.safetensors")
+    (file,) = tmp_path.rglob("quantized.safetensors")
     file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(ValueError, match=rf"{file}, got a broken file .*; calibrate or export again"):
+    with pytest.raises(
+        ValueError,
+        match=rf"expected a quantized network .*{file.parent}, got other or broken files .*; quantize or export it",
+    ):
         CorrectedNetwork.from_pretrained(tmp_path)
 
 

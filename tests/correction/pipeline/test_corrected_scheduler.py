@@ -7,10 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 
-from ptq_diffusion.correction import (
-    CorrectedScheduler,
-    FittedCorrection,
-)
+from ptq_diffusion.correction import CorrectedScheduler, FittedCorrection
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.sampler import DDIM, DDPM
 from tests.correction.pipelines import (
@@ -57,7 +54,7 @@ def test_a_pipeline_draws_the_images_of_our_loop_bit_for_bit(name, sampler, clip
 def test_noise_that_a_step_absorbs_whole_is_drawn_all_the_same(pair):
     correction = fitted("ptqd", DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair)
     sigmas = [0.0, 0.5, 0.0]
-    found = [dataclasses.replace(own, sigma=sigma) for own, sigma in zip(correction.found, sigmas, strict=True)]
+    found = [dataclasses.replace(own, sigma=sigma) for own, sigma in zip(correction.corrections, sigmas, strict=True)]
     correction = FittedCorrection(correction.steps, found)
     pipe = DDPMPipeline(pair[1].network, CorrectedScheduler(correction))
     assert_equal(our_states(pair, correction), pipeline_states(pipe))
@@ -162,8 +159,7 @@ def test_other_times_and_broken_outputs_are_refused(pair, scheduler):
         scheduler.step(x, 667, x)
     with pytest.raises(FloatingPointError, match="after t = 333"):
         scheduler.step(x * torch.nan, torch.tensor(333), x)
-    table = scheduler.correction.steps
-    twice = FittedCorrection(table.with_steps([table[0]] * STEPS), scheduler.correction.found)
+    twice = FittedCorrection([scheduler.correction.steps[0]] * STEPS, scheduler.correction.corrections)
     with pytest.raises(ValueError, match="whose times differ"):
         CorrectedScheduler(twice)
 
@@ -187,7 +183,7 @@ def test_a_step_reads_the_prediction_before_it_until_sampling_begins_anew(pair):
     table = fit.steps.with_steps(
         dataclasses.replace(step, c_0=(*step.c_0, 0.3 if step.i else 0.0)) for step in fit.steps
     )
-    scheduler = CorrectedScheduler(FittedCorrection(table, fit.found))
+    scheduler = CorrectedScheduler(FittedCorrection(table, fit.corrections))
     for _ in range(2):
         scheduler.set_timesteps(STEPS)
         state, stream, other = table.start(states(model, 0)), *(torch.Generator().manual_seed(5) for _ in range(2))

@@ -7,11 +7,11 @@ import torch
 from diffusers import DDPMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
-from ptq_diffusion.correction import AskedBatch, Regression
+from ptq_diffusion.correction import Matched, PairedBatch, PathEvidence
 from ptq_diffusion.correction.repair.matching import Spectrum, distance, match
 from ptq_diffusion.sampler import DDIM
 from tests.correction.batches import split
-from tests.correction.filtered import COUNT, OPTIONS, SHAPE, STEP, batches, contradicting, correct, fitted, planted
+from tests.correction.filtered import COUNT, SHAPE, STEP, batches, contradicting, correct, fitted, method, planted
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.3, 1.0])
@@ -44,9 +44,10 @@ def test_what_matching_costs_is_less_than_the_error_itself(noise):
 def test_matching_aims_at_float_sampling_where_the_path_has_left_it():
     m, q, x, features = planted()
     drifted = [
-        AskedBatch(b.first, b.q, b.x_t, b.features, 2 * b.m + 1, 0.5 * b.x_t, b.m) for b in batches((m, q, x, features))
+        PairedBatch(b.first, b.q, b.x_t, b.features, 2 * b.m + 1, 0.5 * b.x_t, b.m)
+        for b in batches((m, q, x, features))
     ]
-    found = Regression(**OPTIONS | {"matching": True, "path": "corrected"}).fit_step(drifted, STEP)
+    found = method(matching=True, path="corrected").fit_step(PathEvidence(drifted), STEP)
     output = found.output(q, x, features)
     assert torch.allclose(output.mean((0, 2, 3)), (2 * m + 1).mean((0, 2, 3)), atol=1e-9)
     on_half = Spectrum.of(2 * m + 1, 0.5 * x)
@@ -65,12 +66,12 @@ def test_spectra_do_not_depend_on_the_split():
 
 @pytest.mark.parametrize("asked", [20, 33, 77, COUNT])
 def test_matching_needs_no_float_output_on_the_path_and_is_of_all_images(asked):
-    matching = Regression(**OPTIONS | {"on_q": 0, "on_x": 0, "matching": True, "path": "corrected"})
+    matching = Matched("original", "corrected")
     tensors = planted()
-    whole = matching.fit_step(batches(tensors), STEP)
+    whole = matching.fit_step(PathEvidence(batches(tensors)), STEP)
     first, rest = split(batches(tensors), asked)
     assert [sum(len(b.q) for b in part) for part in (first, rest)] == [asked, COUNT - asked]
-    part = matching.fit_step(first, STEP, rest)
+    part = matching.fit_step(PathEvidence(first, rest), STEP)
     for own, other in zip(whole.repairs[0].tensors().values(), part.repairs[0].tensors().values(), strict=True):
         assert torch.allclose(own, other, rtol=1e-9, atol=1e-12)
 
@@ -128,3 +129,22 @@ def test_a_channel_that_says_nothing_is_not_blown_up():
     estimate[:, 0] = 1e-3 * m[:, 0]
     found = match(Spectrum.of(estimate, x), Spectrum.of(m, x))
     assert 1 < float(found.on_q.abs().max()) < 40
+
+
+def test_the_regression_on_the_state_does_not_depend_on_where_it_lies_in_memory():
+    m, _, x, _ = planted()
+    spectrum = Spectrum.of(m, x)
+    expected = spectrum.linear
+    for offset in range(8):
+        memory = torch.empty(spectrum.power.numel() + 8, dtype=torch.float64)
+        power = memory[offset : offset + spectrum.power.numel()].view(spectrum.power.shape).copy_(spectrum.power)
+        assert torch.equal(replace(spectrum, power=power).linear, expected)
+
+
+def test_a_state_that_does_not_vary_predicts_nothing():
+    m, _, x, _ = planted()
+    x[:, 1] = 0.5
+    spectrum = Spectrum.of(m, x)
+    assert torch.isfinite(spectrum.linear).all() and not spectrum.linear[:, :, 1].any()
+    across = spectrum.power[:, :2, 2:] - spectrum.linear @ spectrum.power[:, 2:, 2:]
+    assert torch.allclose(across, torch.zeros_like(across), atol=1e-9)

@@ -1,0 +1,132 @@
+"""Evidence that one step of a correction is fitted on: moments of the noise, or images along a path."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import chain
+from typing import Generic, Self, TypeVar
+
+from torch import Tensor
+
+from ptq_diffusion.correction.noise.moments import StepMoments
+from ptq_diffusion.correction.repair.repair import Repair
+
+
+@dataclass(frozen=True)
+class MomentEvidence:
+    """Moments of the noise of one step along float sampling.
+
+    Args:
+        whole: moments of all images.
+        even: moments of the images of even index, to fit on what is not judged on; None where halves were not told
+            apart.
+    """
+
+    whole: StepMoments
+    even: StepMoments | None = None
+
+
+@dataclass(frozen=True)
+class PathBatch:
+    """Images at one step of a path, without the float output where they are.
+
+    Args:
+        first: the index of the first image.
+        q: the quantized output on x_t, (B, C, H, W).
+        x_t: the states on the path, (B, C, H, W).
+        features: the input of the quantized output layer, (B, F, H, W).
+        float_m: the float output on float_x_t.
+        float_x_t: the states of float sampling with the same noise; on the float path x_t itself.
+    """
+
+    first: int
+    q: Tensor
+    x_t: Tensor
+    features: Tensor
+    float_m: Tensor
+    float_x_t: Tensor
+
+    def half(self, parity: int) -> Self:
+        """The images of even (0) or odd (1) index, of which there may be none, indexed anew among their like."""
+        offset = (self.first + parity) % 2
+        tensors = {field.name: getattr(self, field.name)[offset::2] for field in fields(self) if field.name != "first"}
+        return type(self)((self.first + offset) // 2, **tensors)
+
+    def repaired(self, repairs: Sequence[Repair]) -> Tensor:
+        """m~ after all repairs, (B, C, H, W)."""
+        m = self.q
+        for repair in repairs:
+            m = repair.output(m, self.x_t, self.features)
+        return m
+
+
+@dataclass(frozen=True)
+class PairedBatch(PathBatch):
+    """Images at one step of a path, with the float output where they are.
+
+    Args:
+        m: the float output on x_t, (B, C, H, W).
+    """
+
+    m: Tensor
+
+
+SomeBatch = TypeVar("SomeBatch", bound=PathBatch)
+"""Batches with m or without."""
+
+
+@dataclass(frozen=True)
+class PathEvidence:
+    """Images of one step along a path, in batches that may be read from disk when they are asked for.
+
+    Args:
+        paired: the images with m, the first ones.
+        unpaired: the images without m, all others.
+    """
+
+    paired: Sequence[PairedBatch]
+    unpaired: Sequence[PathBatch] = ()
+
+    def batches(self) -> Iterator[PathBatch]:
+        """All images, one batch at a time."""
+        return chain(self.paired, self.unpaired)
+
+    def half(self, parity: int) -> "PathEvidence":
+        """The images of even (0) or odd (1) index."""
+        return PathEvidence(_half(self.paired, parity), _half(self.unpaired, parity))
+
+    def repaired(self, repairs: Sequence[Repair]) -> "PathEvidence":
+        """The same images with m~ after these repairs in the place of q."""
+        if not repairs:
+            return self
+        return PathEvidence(_repaired(self.paired, repairs), _repaired(self.unpaired, repairs))
+
+
+class _Derived(Sequence[SomeBatch], Generic[SomeBatch]):
+    """Batches made of others one at a time, when they are asked for.
+
+    Args:
+        batches: the others.
+        places: which of them.
+        change: makes a batch of one of them.
+    """
+
+    def __init__(
+        self, batches: Sequence[SomeBatch], places: Sequence[int], change: Callable[[SomeBatch], SomeBatch]
+    ) -> None:
+        self._batches, self._places, self._change = batches, places, change
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, place: int) -> SomeBatch:  # type: ignore[override]
+        return self._change(self._batches[self._places[place]])
+
+
+def _half(batches: Sequence[SomeBatch], parity: int) -> Sequence[SomeBatch]:
+    """The half of every batch, batches without an image left out."""
+    places = [place for place, batch in enumerate(batches) if len(batch.half(parity).q)]
+    return _Derived(batches, places, lambda batch: batch.half(parity))
+
+
+def _repaired(batches: Sequence[SomeBatch], repairs: Sequence[Repair]) -> Sequence[SomeBatch]:
+    return _Derived(batches, range(len(batches)), lambda batch: replace(batch, q=batch.repaired(repairs)))

@@ -1,0 +1,108 @@
+"""Corrections one behind the other."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from ptq_diffusion.correction.contract import Correction, Reads
+from ptq_diffusion.correction.evidence import PathEvidence
+from ptq_diffusion.correction.fitted import StepCorrection
+from ptq_diffusion.correction.measurement import StepMeasurement
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.network import QuantizedDenoiser, Rescaling
+from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
+
+
+class Chain(Correction[PathEvidence]):
+    """m~ of every link is q of the next: each is fitted at a step to what the links before it leave of the noise.
+
+    The first link may rescale layers, of which all others see the result. sigma' is that of the last link. The report
+    is of the whole chain; its held-out R^2 is that of the first link which measures it, as a regression does.
+
+    Args:
+        links: corrections that are fitted along one path, by name, in their order.
+
+    Raises:
+        ValueError: there is no link, a link reads moments, links read different paths or ask the float network about
+            different numbers of images, or another link than the first rescales layers, or than the last sets sigma'.
+    """
+
+    def __init__(self, links: Mapping[str, Correction[PathEvidence]]) -> None:
+        _require_links(links)
+        self.links = dict(links)
+        first, last = next(iter(links.values())), list(links.values())[-1]
+        self.reads, self.keeps_sigma = first.reads, last.keeps_sigma
+        self.images_for_rescaling, self.images_with_m = first.images_for_rescaling, last.images_with_m
+
+    def check(self, steps: Table) -> None:
+        self._check_all(lambda link: link.check(steps))
+
+    def check_images(self, images: int, channels: int) -> None:
+        self._check_all(lambda link: link.check_images(images, channels))
+
+    def check_carried(self, steps: Table) -> None:
+        self._check_all(lambda link: link.check_carried(steps))
+
+    def _check_all(self, check: Callable[[Correction[PathEvidence]], None]) -> None:
+        for name, link in self.links.items():
+            try:
+                check(link)
+            except ValueError as error:
+                raise ValueError(f"of the link {name}: {error}") from error
+
+    def rescalings(
+        self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, step: Step
+    ) -> tuple[Mapping[str, Rescaling], Tensor]:
+        return next(iter(self.links.values())).rescalings(model, quantized, x_t, step)
+
+    def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
+        corrections: list[StepCorrection] = []
+        remainder = evidence
+        for link in self.links.values():
+            corrections.append(link.fit_step(remainder, step))
+            remainder = remainder.repaired(corrections[-1].repairs)
+        repairs = tuple(repair for correction in corrections for repair in correction.repairs)
+        whole = StepMeasurement.of(evidence.paired, repairs, step).correction(corrections[-1].sigma)
+        held_out = [correction.report.r2_held_out for correction in corrections]
+        r2_held_out = next((r2 for r2 in held_out if r2 is not None), None)
+        return replace(whole, report=replace(whole.report, r2_held_out=r2_held_out))
+
+
+def _require_links(links: Mapping[str, Correction[PathEvidence]]) -> None:
+    if not links:
+        raise ValueError("expected at least one link, got none; add one with +correction@correction.links.NAME=NAME")
+    fitted = {name for name, link in links.items() if _may_be_link(link)}
+    if odd := sorted(links.keys() - fitted):
+        raise ValueError(
+            "expected links that are fitted along a path and no chains themselves, such as matched or readout, got "
+            f"others in {', '.join(odd)}; leave it out with ~correction.links.{odd[0]}"
+        )
+    _require_agreement("path", {name: link.reads.value for name, link in links.items()})
+    behind = {name: link for name, link in links.items() if not link.images_for_rescaling}
+    _require_agreement("images", {name: link.images_with_m for name, link in behind.items()})
+    first, *others = links
+    if rescaling := [name for name in others if links[name].images_for_rescaling]:
+        raise ValueError(
+            f"expected no link but the first to rescale layers, got {rescaling[0]} behind {first}; leave it out with "
+            f"~correction.links.{rescaling[0]}"
+        )
+    if setting := [name for name in list(links)[:-1] if not links[name].keeps_sigma]:
+        raise ValueError(
+            f"expected no link but the last to set sigma', got {setting[0]}; set "
+            f"correction.links.{setting[0]}.variance=original"
+        )
+
+
+def _may_be_link(link: object) -> bool:
+    return isinstance(link, Correction) and link.reads is not Reads.MOMENTS and not isinstance(link, Chain)
+
+
+def _require_agreement(option: str, values: Mapping[str, object]) -> None:
+    """Refuse links that are given different values of an option."""
+    if len(set(values.values())) > 1:
+        pairs = ", ".join(f"{name} {value}" for name, value in values.items())
+        raise ValueError(
+            f"expected links with one value of {option}, got {pairs}; set correction.links.NAME.{option} of each"
+        )

@@ -1,0 +1,171 @@
+"""Attention whose products QK^T and PV have quantized operands."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from torch import Tensor, nn
+
+from ptq_diffusion.model.plan import BitwidthPlan
+from ptq_diffusion.model.site import Site, products_by_attention
+from ptq_diffusion.network.layer import CurrentStep
+from ptq_diffusion.network.step_settings import LayerSettings
+from ptq_diffusion.numeric.grid import FLOAT_BITS
+
+OPERANDS = ("q", "k", "p", "v")
+"""The operands of both products, p being softmax(q k^T / sqrt(d))."""
+PROJECTIONS = ("q", "k", "v")
+"""Those that are outputs of a projection."""
+PROCESSOR = "processor"
+"""The attribute of an `Attention` that computes."""
+
+
+class QuantizedAttention(nn.Module):
+    """An attention processor of diffusers that quantizes q, k, p and v by the settings of the current step.
+
+    `AttnProcessor` computes both products one after the other, with the softmax between them in float. At a step where
+    all operands are float the original processor computes, whose fused kernel rounds otherwise in the last bits.
+
+    Attributes:
+        operands: settings of `q`, `k`, `p` and `v`.
+
+    Args:
+        original: the processor of the float attention.
+        operands: settings of `q`, `k`, `p` and `v`.
+        current: shared by all layers of a network.
+    """
+
+    operands: nn.ModuleDict
+
+    def __init__(
+        self, original: Callable[..., Tensor], operands: Mapping[str, LayerSettings], current: CurrentStep
+    ) -> None:
+        super().__init__()
+        self.original, self.current = original, current
+        self.operands = nn.ModuleDict(operands)
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """The module's call, whose arguments `Attention` looks up by name to know what to pass."""
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+    def forward(self, attn: Attention, *inputs: Tensor | None) -> Tensor:
+        i = self.current.i
+        if all(settings.grid(i) is None for settings in self.settings().values()):
+            return self.original(attn, *inputs)
+        view: Any = _QuantizedView(attn, self.settings(), i)
+        return AttnProcessor()(view, *inputs)
+
+    def settings(self) -> dict[str, LayerSettings]:
+        """The settings of `q`, `k`, `p` and `v`."""
+        return {letter: settings for letter, settings in self.operands.items() if isinstance(settings, LayerSettings)}
+
+
+class _QuantizedView:
+    """An attention layer as `AttnProcessor` sees it: all its own, but for the operands of its products.
+
+    Args:
+        attention: the layer.
+        operands: settings of `q`, `k`, `p` and `v`.
+        i: the step.
+    """
+
+    def __init__(self, attention: Attention, operands: Mapping[str, LayerSettings], i: int) -> None:
+        self._attention, self._operands, self._i = attention, operands, i
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._attention, name)
+
+    def to_v(self, x: Tensor) -> Tensor:
+        return self._quantized("v", self._attention.to_v(x))
+
+    def get_attention_scores(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        q, k = self._quantized("q", q), self._quantized("k", k)
+        return self._quantized("p", self._attention.get_attention_scores(q, k, mask))
+
+    def _quantized(self, letter: str, x: Tensor) -> Tensor:
+        return self._operands[letter](x, self._i)
+
+
+def quantized_attentions(sites: Iterable[Site], plan: BitwidthPlan) -> dict[str, list[Site]]:
+    """The products of every attention layer of which an operand has fewer than float bits at any step, by its name."""
+    return {
+        name: products
+        for name, products in products_by_attention(sites).items()
+        if any({*plan.weight[site.name], *plan.activation[site.name]} != {FLOAT_BITS} for site in products)
+    }
+
+
+def install(network: nn.Module, name: str, settings: Mapping[str, LayerSettings], current: CurrentStep) -> None:
+    """Make one attention layer of a network compute with quantized operands.
+
+    Args:
+        network: it is changed.
+        name: of the attention layer.
+        settings: of its operands among others, by their full names.
+        current: shared by all layers of the network.
+
+    Raises:
+        TypeError: the layer is no `Attention` of diffusers.
+    """
+    attention = network.get_submodule(name)
+    if not isinstance(attention, Attention):
+        raise TypeError(f"expected an Attention layer of diffusers at {name}, got {type(attention).__name__}")
+    operands = {letter: settings[f"{name}.{letter}"] for letter in OPERANDS}
+    attention.set_processor(QuantizedAttention(attention.processor, operands, current))
+
+
+@contextmanager
+def watching_operands(
+    network: nn.Module, attentions: Sequence[str], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Within this context the operands of attention's products are shown by their full names.
+
+    Nothing that the network computes changes: p is computed once more, beside the layer's own kernel.
+    """
+    with ExitStack() as hooks:
+        for name in attentions:
+            attention, watch = network.get_submodule(name), _Watch(name, see)
+            for letter in PROJECTIONS:
+                projection = attention.get_submodule(f"to_{letter}")
+                hooks.enter_context(projection.register_forward_hook(watch.projected(letter)))
+            hooks.enter_context(attention.register_forward_hook(watch.finished, with_kwargs=True))
+        yield
+
+
+class _Watch:
+    """Hooks of one attention layer that show its operands.
+
+    Args:
+        name: of the layer.
+        see: is called with the full name of an operand and the operand.
+    """
+
+    def __init__(self, name: str, see: Callable[[str, Tensor], None]) -> None:
+        self._name, self._see = name, see
+        self._projections: dict[str, Tensor] = {}
+
+    def projected(self, letter: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        """The hook of a projection."""
+
+        def keep(_: nn.Module, __: tuple, output: Tensor) -> None:
+            self._projections[letter] = output
+
+        return keep
+
+    def finished(self, attention: Attention, _: tuple, options: Mapping[str, Any], __: Tensor) -> None:
+        """The hook of the layer."""
+        q, k = (attention.head_to_batch_dim(self._projections[letter]) for letter in ("q", "k"))
+        batch, length = self._projections["k"].shape[:2]
+        mask = attention.prepare_attention_mask(options.get("attention_mask"), length, batch)
+        operands = {**self._projections, "p": attention.get_attention_scores(q, k, mask)}
+        self._projections.clear()
+        for letter, operand in operands.items():
+            self._see(f"{self._name}.{letter}", operand)

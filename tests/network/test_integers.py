@@ -1,0 +1,125 @@
+"""Stored weights take the bytes that their bits need, and are the quantizer's numbers bit for bit."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+
+from ptq_diffusion.network import FloatWeight, QuantizedWeight
+from ptq_diffusion.network.integers import stored_weight
+from ptq_diffusion.quantizer import AffineQuantizer, LpSearch
+
+SHAPES = [(6, 5, 3, 3), (7, 3), (5, 3, 1, 1)]
+every = pytest.mark.parametrize(
+    ("bits", "symmetric", "per_channel"), list(itertools.product(range(2, 9), (True, False), (True, False)))
+)
+
+
+def drawn(shape):
+    """Channels of different scale, one of them positive and one nothing but zeros."""
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    w *= torch.logspace(-2, 2, shape[0]).view(-1, *[1] * (len(shape) - 1))
+    w[1], w[2] = w[1].abs() + 0.5, 0
+    return w
+
+
+def frozen(weight, bits, symmetric, per_channel):
+    quantizer = AffineQuantizer(bits, symmetric, per_channel, LpSearch(2, 8), 256)
+    quantizer.observe(weight)
+    quantizer.freeze()
+    return quantizer
+
+
+def bits_of(x):
+    return x.view(torch.int32)
+
+
+@every
+def test_bytes_are_those_of_the_bits_and_values_are_the_quantizers(bits, symmetric, per_channel):
+    for shape in SHAPES:
+        weight = drawn(shape)
+        quantizer = frozen(weight, bits, symmetric, per_channel)
+        stored = QuantizedWeight.of(weight, quantizer)
+        assert stored.packed.dtype == torch.uint8 and stored.packed.numel() == -(-weight.numel() * bits // 8)
+        assert (stored.bits, stored.symmetric) == (bits, symmetric)
+        assert torch.equal(bits_of(stored.values()), bits_of(quantizer(weight)))
+
+
+@every
+def test_tensors_make_the_same_weight(bits, symmetric, per_channel):
+    weight = drawn(SHAPES[0])
+    stored = QuantizedWeight.of(weight, frozen(weight, bits, symmetric, per_channel))
+    tensors = stored.tensors()
+    assert ("zero_point" in tensors) is not symmetric
+    again = stored_weight(tensors, bits, symmetric, SHAPES[0])
+    assert torch.equal(bits_of(again.values()), bits_of(stored.values()))
+    assert (again.bits, again.symmetric) == (bits, symmetric)
+
+
+@every
+def test_a_gain_is_in_the_scales(bits, symmetric, per_channel):
+    """The same integers times other scales; as a factor behind the values but for the last bit."""
+    weight, gain = drawn(SHAPES[0]), torch.linspace(0.5, 3, 6)
+    stored = QuantizedWeight.of(weight, frozen(weight, bits, symmetric, per_channel))
+    plain, scaled = stored.values(), stored.values(gain)
+    assert torch.allclose(scaled, plain * gain.view(-1, 1, 1, 1), rtol=3e-7, atol=0)
+    zero_points = {"zero_point": stored.zero_point.expand(6)} if "zero_point" in stored.tensors() else {}
+    tensors = stored.tensors() | {"scale": stored.scale * gain} | zero_points
+    other = stored_weight(tensors, bits, symmetric, SHAPES[0])
+    assert torch.equal(bits_of(other.values()), bits_of(scaled))
+    assert torch.equal(stored.values(), plain), "values without a gain stay as they were"
+
+
+def test_what_is_computed_with_follows_the_tensors():
+    weight = drawn(SHAPES[0])
+    stored = QuantizedWeight.of(weight, frozen(weight, 4, True, True))
+    before = stored.values()
+    doubled = copy.deepcopy(stored)._apply(lambda tensor: 2 * tensor if tensor.is_floating_point() else tensor)
+    assert torch.equal(doubled.values(), 2 * before) and torch.equal(stored.values(), before)
+
+
+def test_a_float_weight_is_the_tensor_itself():
+    weight = drawn(SHAPES[0])
+    stored = FloatWeight(weight)
+    assert stored.values() is weight and stored.bits == 32
+    assert torch.equal(stored.values(torch.full((6,), 2.0)), 2 * weight)
+    assert torch.equal(stored_weight(stored.tensors(), 32, True, SHAPES[0]).values(), weight)
+
+
+def test_other_kinds_of_quantizers_are_refused():
+    with pytest.raises(TypeError, match="expected an AffineQuantizer of a weight, got Identity"):
+        QuantizedWeight.of(drawn(SHAPES[0]), torch.nn.Identity())
+
+
+def changed(**tensors):
+    weight = drawn((6, 5))
+    return {**QuantizedWeight.of(weight, frozen(weight, 4, False, True)).tensors(), **tensors}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "bits", "message"),
+    [
+        (changed(), 5, "19 bytes"),
+        (changed(), 9, "2 to 8 bits"),
+        (changed(packed=torch.zeros(14).byte()), 4, "15 bytes"),
+        (changed(packed=torch.zeros(15)), 4, "15 bytes"),
+        (changed(scale=torch.ones(5), zero_point=torch.zeros(5).int()), 4, "each of 6 output channels or one"),
+        (changed(scale=torch.ones(1)), 4, "each of 6 output channels or one"),
+        (changed(scale=torch.ones(6).double()), 4, "positive scales of torch.float32"),
+        (changed(scale=torch.zeros(6)), 4, "positive scales"),
+        (changed(scale=torch.full((6,), torch.inf)), 4, "positive scales"),
+        (changed(scale=torch.full((6,), torch.nan)), 4, "positive scales"),
+        (changed(zero_point=torch.zeros(6)), 4, "zero points of torch.int32"),
+        ({"weight": torch.ones(5, 6)}, 32, r"a weight of \(6, 5\)"),
+    ],
+)
+def test_tensors_that_do_not_belong_together_are_refused(tensors, bits, message):
+    with pytest.raises(ValueError, match=message):
+        stored_weight(tensors, bits, False, (6, 5))
+
+
+@pytest.mark.parametrize("name", ["packed", "scale", "zero_point"])
+def test_a_missing_tensor_is_refused(name):
+    with pytest.raises(KeyError, match=name):
+        stored_weight({key: tensor for key, tensor in changed().items() if key != name}, 4, False, (6, 5))
