@@ -13,7 +13,7 @@ from ptq_diffusion.command.schema import require_schema
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct, plain
 from ptq_diffusion.engine.run_files import LOG, REPORT
-from ptq_diffusion.engine.run_folder import run_folder
+from ptq_diffusion.engine.run_folder import locked_run_folder
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.stage import Stage, upstream
 from ptq_diffusion.engine.store import Store
@@ -81,11 +81,12 @@ def run(cfg: DictConfig) -> None:
     quiet_libraries()
     keep_freed_memory()
     with writable(Path(cfg.outputs) / "runs"):
-        _run(cfg, stage, store)
+        with locked_run_folder(store, stage, cfg) as folder:
+            _run(cfg, stage, store, folder)
 
 
-def _run(cfg: DictConfig, stage: type[Stage], store: Store) -> None:
-    folder, runtime = run_folder(store, stage, cfg), store.runtime
+def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> None:
+    runtime = store.runtime
     runtime.log = folder / LOG
     for line in preamble(cfg, store, stage):
         runtime.say(line)
