@@ -1,4 +1,4 @@
-"""What fitting costs beside sampling as many images: OMP_NUM_THREADS=1 python experiments/fit_cost/measure.py IMAGES.
+"""What fitting, and measuring sensitivities, cost beside sampling as many images: OMP_NUM_THREADS=1 python experiments/fit_cost/measure.py IMAGES.
 
 CPU time of one process and thread; the tasks take turns, so that a busy machine slows all alike.
 """
@@ -29,21 +29,25 @@ from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
+from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
+from ptq_diffusion.stage.sensitivity import MeasureSensitivity
 
 NAMES = (
     *("ptqd", "ptqd_gated", "d2dpm", "tac", "matched", "wiener_matched", "readout_matched"),
     *("rescaled_matched", "rescaled_readout_matched"),
 )
 SMALL = ("sampler.steps=5", "seeds=[0]", "calibration.images=16", "bitwidth=w4a8")
+SENSITIVITY = "sensitivity of 4 bitwidths"
 ROUNDS = 3
 
 
-def composed(images: int, correction: str) -> DictConfig:
+def composed(images: int, correction: str, *words: str) -> DictConfig:
     """A few steps of so many images, which fitting and sampling share."""
+    counts = (f"{option}={images}" for option in ("images", "noise.images", "sensitivity.images"))
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [*SMALL, f"noise.images={images}", f"images={images}", f"correction={correction}"])
+        return compose("config", [*SMALL, *counts, f"correction={correction}", *words])
 
 
 def made(stage: type[Stage], cfg: DictConfig, inputs: dict[str, Path], runtime: Runtime) -> None:
@@ -77,11 +81,14 @@ def main(images: int) -> None:
     runtime, plain = Runtime("cpu", progress=False), composed(images, "none")
     with TemporaryDirectory() as outputs:
         store = Store(Path(outputs), Workshop(runtime))
-        shared = {stage.name: store.obtain(stage, plain) for stage in (Calibrate, FloatPath)}
+        shared = {stage.name: store.obtain(stage, plain) for stage in (Calibrate, Quantize, FloatPath)}
         tasks: dict[str, Callable[[], object]] = {
             "float": partial(made, FullPrecisionSamples, plain, {}, runtime),
             "quantized": partial(made, QuantizedSamples, plain, shared, runtime),
             "float path": partial(made, FloatPath, plain, {}, runtime),
+            SENSITIVITY: partial(
+                made, MeasureSensitivity, composed(images, "none", "bitwidth=budget"), shared, runtime
+            ),
         }
         for name in NAMES:
             tasks[name] = partial(fitted, composed(images, name), shared, runtime)
@@ -89,7 +96,7 @@ def main(images: int) -> None:
         for _ in range(ROUNDS):
             spent = {name: [*spent[name], seconds(task)] for name, task in tasks.items()}
     table = Table("", "CPU s", "/ float sampling", "/ quantized sampling")
-    for name in ("float path", *NAMES):
+    for name in ("float path", SENSITIVITY, *NAMES):
         ratios = (statistics.median(map(truediv, spent[name], spent[base])) for base in ("float", "quantized"))
         table.add_row(name, f"{statistics.median(spent[name]):.1f}", *(f"{found:.2f}" for found in ratios))
     Console().print(table)
