@@ -1,4 +1,6 @@
-"""What fitting, and measuring sensitivities, cost beside sampling as many images: OMP_NUM_THREADS=1 python experiments/fit_cost/measure.py IMAGES.
+"""Cost of fits and of sensitivities beside sampling as many images.
+
+    OMP_NUM_THREADS=1 python experiments/fit_cost/measure.py IMAGES
 
 CPU time of one process and thread; the tasks take turns, so that a busy machine slows all alike.
 """
@@ -79,6 +81,7 @@ def main(images: int) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     runtime, plain = Runtime("cpu", progress=False), composed(images, "none")
+    budget = composed(images, "none", "bitwidth=budget")
     with TemporaryDirectory() as outputs:
         store = Store(Path(outputs), Workshop(runtime))
         shared = {stage.name: store.obtain(stage, plain) for stage in (Calibrate, Quantize, FloatPath)}
