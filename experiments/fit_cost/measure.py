@@ -89,9 +89,7 @@ def main(images: int) -> None:
             "float": partial(made, FullPrecisionSamples, plain, {}, runtime),
             "quantized": partial(made, QuantizedSamples, plain, shared, runtime),
             "float path": partial(made, FloatPath, plain, {}, runtime),
-            SENSITIVITY: partial(
-                made, MeasureSensitivity, composed(images, "none", "bitwidth=budget"), shared, runtime
-            ),
+            SENSITIVITY: partial(made, MeasureSensitivity, budget, shared, runtime),
         }
         for name in NAMES:
             tasks[name] = partial(fitted, composed(images, name), shared, runtime)
