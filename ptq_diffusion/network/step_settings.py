@@ -162,22 +162,25 @@ class StepSettings(Mapping[str, LayerSettings]):
         """
         names = dict.fromkeys(name for row in rescalings for name in row)
         for name in names:
-            self._require(name, [row[name] for row in rescalings if name in row])
+            self._require(name, [row.get(name) for row in rescalings])
         rescaled = {name: self.layers[name].rescaled([row.get(name) for row in rescalings]) for name in names}
         return StepSettings({**self.layers, **rescaled})
 
-    def _require(self, name: str, rescalings: Sequence[Rescaling]) -> None:
+    def _require(self, name: str, rescalings: Sequence[Rescaling | None]) -> None:
         if name not in self.layers:
             raise ValueError(
                 f"expected a quantized layer {name}, which the correction was fitted for, got a network without; fit "
                 "it for this network"
             )
-        float_input = bool((self.layers[name].bits == FLOAT_BITS).any())
-        if float_input and any(rescaling.input_grid for rescaling in rescalings):
-            raise ValueError(
-                f"expected {name} to quantize its input, for which the correction has a grid, got a float input; fit "
-                "it for this network"
-            )
+        layer = self.layers[name]
+        if len(layer) not in (1, len(rescalings)):
+            return  # `LayerSettings.rescaled` says which numbers of steps differ.
+        for i, rescaling in enumerate(rescalings):
+            if rescaling is not None and rescaling.input_grid is not None and layer.grid(i) is None:
+                raise ValueError(
+                    f"expected {name} to quantize its input, for which the correction has a grid at step {i}, got a "
+                    "float input; fit it for this network"
+                )
 
     def tensors(self) -> dict[str, Tensor]:
         """Every setting of all layers, (S, layers), by name; gains and offsets belong to corrections, not here."""

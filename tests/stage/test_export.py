@@ -39,3 +39,16 @@ def test_the_folder_loads_as_the_readme_says(make):
         [sys.executable, "-c", f"{code}\nassert len(images) == 8"], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def test_an_export_takes_the_bytes_that_the_report_states(make, report):
+    """Of the bundled network with four bits a weight: packed integers, scales, settings of every step, coefficients."""
+    chosen = ["model.path=bundled:cifar10_ddpm", "bitwidth=w4a8", "correction=ptqd", "images=4", "seeds=[5]", "noise.images=2"]
+    rows, _ = report(*chosen, "calibration.images=2", "sampler.steps=2")
+    (corrected,) = (row for row in rows["rows"] if row["variant"] == "corrected")
+    folder = make("goal=export", *chosen, "calibration.images=2", "sampler.steps=2")
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("files.json", "config.yaml")]
+    size = sum(path.stat().st_size for path in files)
+    assert corrected["weight_bytes"] <= size <= 1.15 * corrected["weight_bytes"]
+    (full,) = (row for row in rows["rows"] if row["variant"] == "full_precision")
+    assert size < full["weight_bytes"] / 6
