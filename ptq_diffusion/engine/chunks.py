@@ -22,7 +22,7 @@ class Chunk:
     """A micro-batch of samples of one run seed.
 
     Every chunk is computed at the full size, so that the last one is bit-identical whatever the number of images; the
-    first `count` samples are wanted, the others are padding.
+    first `count` samples count, the others are padding.
     """
 
     purpose: str
@@ -60,7 +60,7 @@ def chunks(purpose: str, seeds: Sequence[int], images: int, micro_batch: int) ->
 
 
 class ChunkWork(nn.Module, ABC):
-    """What is done with a chunk. Networks that it holds are moved to the device."""
+    """A function of a chunk. Networks that it holds are moved to the device."""
 
     @abstractmethod
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
@@ -69,10 +69,10 @@ class ChunkWork(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Missing:
-    """What all devices need to know of the chunks that are still to be done.
+    """Instructions to all devices: the chunks that are still to be done, and how.
 
     Args:
-        chunks: they are.
+        chunks: in their order.
         folder: where their files go.
         title: what the progress bar calls them.
         progress: whether there is a bar.
@@ -98,20 +98,20 @@ def do_share(fabric: Fabric, build: Callable[[Workshop], ChunkWork], missing: Mi
 
 
 def run_chunks(
-    build: Callable[[Workshop], ChunkWork], wanted: Sequence[Chunk], folder: Path, shop: Workshop, title: str
+    build: Callable[[Workshop], ChunkWork], all_chunks: Sequence[Chunk], folder: Path, shop: Workshop, title: str
 ) -> None:
     """Do the chunks whose files `folder` lacks, shared by all devices; no chunk depends on another.
 
     Args:
         build: makes the work with a workshop. Each device calls it in a process of its own, so it is what can be
             pickled and its result need not be: a bound method of a stage with its configuration, never a lambda.
-        wanted: all chunks.
+        all_chunks: in their order.
         folder: receives a file for each; a file cut short by a power cut counts as missing.
         shop: of this process, with the devices.
         title: what the progress bar calls the work.
     """
     folder.mkdir(exist_ok=True)
-    missing = [chunk for chunk in wanted if not holds_tensors(folder / chunk.name)]
+    missing = [chunk for chunk in all_chunks if not holds_tensors(folder / chunk.name)]
     if missing:
         work = Missing(missing, folder, title, shop.runtime.progress, torch.get_num_threads())
         shop.runtime.launch(partial(do_share, build=build, missing=work, shop=shop), len(missing))

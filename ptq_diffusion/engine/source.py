@@ -45,7 +45,7 @@ class Package:
         self._references: dict[Definition, References] = {}
 
     def defining(self, dotted: str) -> Definition | None:
-        """What defines a name such as `package.folder.Class`, or a file's whole; None outside of the package."""
+        """The definition of a name such as `package.folder.Class`, or of all of a file; None outside of the package."""
         first, *parts = dotted.split(".")
         if first != self.root.name:
             return None
@@ -112,7 +112,7 @@ class Package:
         return self._references[definition]
 
     def _named_in(self, definition: Definition) -> Iterator[Definition]:
-        """What the names within a definition stand for, and the methods of classes that are called by both names."""
+        """Definitions that names within a definition stand for, and methods called as `Class.method`."""
         references = self.references(definition)
         for name in (*references.names, *(name for name, _ in references.members)):
             yield from self._named(definition.file, name)
@@ -139,7 +139,7 @@ class Package:
                     yield from self._inherited(parent, word)
 
     def _named(self, file: Path, name: str) -> Iterator[Definition]:
-        """What a name in a file stands for within the package."""
+        """Definitions of the package that a name in a file stands for."""
         syntax = self.syntax(file)
         if name in syntax.definitions and name != WHOLE:
             yield Definition(file, name)
@@ -162,11 +162,11 @@ class Package:
 
     def _outside(self, definition: Definition) -> frozenset[str]:
         """The base classes of a class that are defined outside of the package, those of its bases included."""
-        found: set[str] = set()
+        outside: set[str] = set()
         for base in self.syntax(definition.file).bases.get(definition.name, ()):
             ours = list(self._named(definition.file, base))
-            found |= {name for parent in ours for name in self._outside(parent)} if ours else {base}
-        return frozenset(found)
+            outside |= {name for parent in ours for name in self._outside(parent)} if ours else {base}
+        return frozenset(outside)
 
     def _neutral(self, file: Path) -> bool:
         name = self._name(file)

@@ -107,7 +107,7 @@ class Syntax:
 
 
 def _parts(node: ast.AST) -> Iterator[ast.AST]:
-    """What a node consists of, without annotations."""
+    """The parts of a node, without annotations."""
     for field, value in ast.iter_fields(node):
         if field not in ("annotation", "returns"):
             yield from (part for part in (value if isinstance(value, list) else [value]) if isinstance(part, ast.AST))

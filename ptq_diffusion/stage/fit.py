@@ -116,4 +116,5 @@ def with_candidate(cfg: DictConfig, name: str) -> DictConfig:
 
 def follow(fabric: Fabric, path_fit: partial[PathFit], cfg: DictConfig, out: Path, shop: Workshop) -> None:
     """Fit step by step and save."""
-    carried(path_fit().go(fabric.device, shop.runtime.progress), cfg, shop).save(out)
+    fitted = path_fit().go(fabric.device, Fit().title, shop.runtime.progress)
+    carried(fitted, cfg, shop).save(out)

@@ -34,6 +34,7 @@ class PathFit:
     """A correction fitted along a path; what both networks say at a step is on the disk until the step after it.
 
     Memory holds one chunk, the images that layers are rescaled on, and of every image the state of its noise (3 kB).
+    The files of two steps are mapped.
     A fit that was killed goes on at the chunk where it was.
 
     Args:
@@ -62,15 +63,16 @@ class PathFit:
         self.fitted: list[StepCorrection] = []
         self._noise: dict[Chunk, ReplayedNoise] = {}
         self._ahead: dict[Chunk, tuple[State, State]] = {}
+        self._files = ChunkFiles()
 
     @torch.inference_mode()
-    def go(self, device: torch.device, progress: bool) -> FittedCorrection:
+    def go(self, device: torch.device, title: str, progress: bool) -> FittedCorrection:
         """Fit all steps."""
         self.model.to(device)
         self.quantized.to(device)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.fitted = list(self._stored())
-        for step in track(self.steps[len(self.fitted) :], "fit of the correction", progress):
+        for step in track(self.steps[len(self.fitted) :], title, progress):
             self._step(step.i).mkdir(exist_ok=True)
             rescalings, m = self._rescalings(step, device)
             rescaled = self.quantized.at(step.i, rescalings)
@@ -78,6 +80,7 @@ class PathFit:
                 self._visit(chunk, step, rescaled, m, device)
             self.fitted.append(replace(self._fit(step), rescalings=rescalings))
             self._store(step)
+            self._files.forget(self._step(step.i - 1))
             shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
         return self.correction.assembled(self.fitted, self.steps)
 
@@ -105,7 +108,7 @@ class PathFit:
     def _fit(self, step: Step) -> StepCorrection:
         before = (self._paired(step.i - 1), self.fitted[-1]) if step.i > 0 else None
         rows = [(chunk, slice(self._count_with_m(chunk), chunk.count)) for chunk in self.images]
-        evidence = PathEvidence(self._paired(step.i), StepBatches(PathBatch, self._step(step.i), rows))
+        evidence = PathEvidence(self._paired(step.i), StepBatches(PathBatch, self._step(step.i), rows, self._files))
         return fit_step_diagnosed(self.correction, evidence, step, before)
 
     def _store(self, step: Step) -> None:
@@ -145,7 +148,9 @@ class PathFit:
         if step.i == 0:
             return self.steps.start(z), self.steps.start(z)
         before, correction = self.steps[step.i - 1], self.fitted[step.i - 1]
-        tensors = {name: tensor.to(device) for name, tensor in _read(self._step(before.i) / chunk.name).items()}
+        tensors = {
+            name: tensor.to(device) for name, tensor in self._files.tensors(self._step(before.i) / chunk.name).items()
+        }
         float_before = State(tensors["float_x_t"], _past(tensors, "float_past"))
         float_state = before.advance(float_before, tensors["float_m"], before.sigma, z)
         if self.correction.reads is Reads.FLOAT_PATH:
@@ -156,7 +161,7 @@ class PathFit:
 
     def _paired(self, i: int) -> "StepBatches[PairedBatch]":
         rows = [(chunk, slice(0, self._count_with_m(chunk))) for chunk in self.images]
-        return StepBatches(PairedBatch, self._step(i), rows)
+        return StepBatches(PairedBatch, self._step(i), rows, self._files)
 
     def _count_with_m(self, chunk: Chunk) -> int:
         """How many images of a chunk, the first ones, the float network is asked about on the path."""
@@ -187,16 +192,19 @@ class ReplayedNoise:
 
 
 class StepBatches(Sequence[SomeBatch]):
-    """Images of the chunks of one step, each chunk read when it is asked for.
+    """Images of the chunks of one step, each chunk mapped when it is asked for.
 
     Args:
         kind: with m or without.
         folder: of the step.
         rows: which images of every chunk; a chunk of which there are none is left out.
+        files: reads them.
     """
 
-    def __init__(self, kind: type[SomeBatch], folder: Path, rows: Sequence[tuple[Chunk, slice]]) -> None:
-        self._kind, self._folder = kind, folder
+    def __init__(
+        self, kind: type[SomeBatch], folder: Path, rows: Sequence[tuple[Chunk, slice]], files: "ChunkFiles"
+    ) -> None:
+        self._kind, self._folder, self._files = kind, folder, files
         self._rows = [(chunk, images) for chunk, images in rows if images.start < images.stop]
 
     def __len__(self) -> int:
@@ -204,16 +212,28 @@ class StepBatches(Sequence[SomeBatch]):
 
     def __getitem__(self, place: int) -> SomeBatch:  # type: ignore[override]
         chunk, images = self._rows[place]
-        tensors = _read(self._folder / chunk.name)
+        tensors = self._files.tensors(self._folder / chunk.name)
         names = [field.name for field in fields(self._kind) if field.name != "first"]
         return self._kind(chunk.first + images.start, **{name: tensors[name][images] for name in names})
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a chunk; on the float path its states are those of float sampling."""
-    tensors = load_file(file)
-    aliases = {"float_m": tensors["m"], "float_x_t": tensors["x_t"]} | _named(_past(tensors, "past"), "float_past")
-    return aliases | tensors
+class ChunkFiles:
+    """Files of chunks, each opened once: its tensors are mapped, so that they take memory only where there is room."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[Path, Mapping[str, Tensor]] = {}
+
+    def tensors(self, file: Path) -> Mapping[str, Tensor]:
+        """The tensors of a chunk; on the float path its states are those of float sampling."""
+        if file not in self._tensors:
+            tensors = load_file(file)
+            aliases = {f"float_{name}": tensor for name, tensor in tensors.items() if not name.startswith("float_")}
+            self._tensors[file] = aliases | tensors
+        return self._tensors[file]
+
+    def forget(self, folder: Path) -> None:
+        """Close the files of a folder, whose room on the disk is free again when it is removed."""
+        self._tensors = {file: tensors for file, tensors in self._tensors.items() if file.parent != folder}
 
 
 def _named(past: Sequence[Tensor], name: str) -> dict[str, Tensor]:

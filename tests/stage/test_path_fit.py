@@ -192,3 +192,19 @@ def test_predictions_that_later_steps_read_are_kept_on_the_way(make, monkeypatch
     assert not torch.allclose(
         visits[2].x_t, list(sample(lambda _, s: visits[s.i].m, unread, chunk.noise(own.model.shape)))[2].x_t, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("correction", ["tac", "rescaled_matched"])
+def test_the_file_of_a_chunk_is_opened_once_a_step_and_closed_with_it(make, monkeypatch, correction):
+    opened, closed, load, forget = [], [], path_fit.load_file, path_fit.ChunkFiles.forget
+
+    def forgetting(files, folder):
+        forget(files, folder)
+        closed.append({file.parent.name for file in files._tensors})
+
+    monkeypatch.setattr(path_fit, "load_file", lambda file: opened.append(file) or load(file))
+    monkeypatch.setattr(path_fit.ChunkFiles, "forget", forgetting)
+    make("goal=fit", f"correction={correction}", "noise.images=16", "sampler.steps=3")
+    chunks = [file for file in opened if file.name != "rescalings.safetensors"]
+    assert len(chunks) == len(set(chunks)) == 4 * 3
+    assert closed == [{"step-0000"}, {"step-0001"}, {"step-0002"}]
