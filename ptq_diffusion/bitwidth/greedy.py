@@ -15,7 +15,7 @@ UNLIMITED = np.iinfo(np.int64).max
 
 
 class Greedy(UnderBudget[Sensitivity]):
-    """From the cheapest plan, raise the bits with the largest drop of damage for what they add, until none fits.
+    """Raises bits from the cheapest plan on, the largest drop of damage for what it adds first, until none fits.
 
     A raise may skip bitwidths. What it adds is its part of the bit operations' limit plus its part of the bytes' limit.
     Not exact: see `Budget`, whose damage is not above this one's but for the solver's gap.
@@ -87,7 +87,7 @@ class _Climb:
 
 
 def _changes(values: NDArray, assignment: Assignment, row: int) -> tuple[NDArray, Flags]:
-    """What every raise of a row adds to the sum of its (C, W, A) values, and which of them are raises."""
+    """The amount that every raise of a row adds to its sum of (C, W, A) values, and which entries are raises."""
     weight, activation = int(assignment.weight[row]), assignment.activation[row]
     columns, weights, activations = values.shape
     present = values[np.arange(columns), weight, activation]

@@ -15,7 +15,7 @@ Measured = TypeVar("Measured")
 
 
 class BitwidthPolicy(ABC, Generic[Measured]):
-    """From a network, a table of steps and, for some, a measurement to a plan.
+    """A rule that makes a plan of a network, a table of steps and, for some policies, a measurement.
 
     A policy decides the bits of inner layers only; its roles say those of the first and the last layer, of
     attention's products, and of what a pattern names.

@@ -12,7 +12,7 @@ from ptq_diffusion.numeric.seed import generator
 
 
 class RandomBits(UnderBudget[None]):
-    """From the cheapest plan, raise bits by one offer at a layer and step drawn by chance, until no raise fits.
+    """Raises bits from the cheapest plan on, by one offer at a layer and step drawn by chance, until no raise fits.
 
     So the plan is within one raise of the budget, as plans that it is compared with are.
 
@@ -75,7 +75,7 @@ class _Climb:
 
     @property
     def cells(self) -> int:
-        """How many there are."""
+        """The number of cells."""
         return self.assignment.activation.size + self.assignment.weight.size
 
     def raised(self, cell: int) -> bool:

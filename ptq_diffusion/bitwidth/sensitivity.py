@@ -58,7 +58,7 @@ class Sensitivity:
 
     @property
     def steps(self) -> int:
-        """How many steps were measured."""
+        """The number of steps that were measured."""
         return self.weight.shape[1]
 
     def select(
@@ -87,7 +87,7 @@ class Sensitivity:
         require_origin("sensitivities", (self.network, self.table), (network, table))
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors."""
+        """Write the measurement as safetensors."""
         fields = {
             "sites": list(self.sites),
             "weight_bits": list(self.weight_bits),
@@ -100,7 +100,7 @@ class Sensitivity:
 
     @classmethod
     def load(cls, path: Path) -> "Sensitivity":
-        """Read what `save` wrote, bit for bit.
+        """Read the measurement that `save` wrote, bit for bit.
 
         Raises:
             FileNotFoundError: there is no such file.

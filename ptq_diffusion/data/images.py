@@ -27,7 +27,7 @@ class LabelledImages:
 
 
 class ImageSource(ABC):
-    """Where images come from."""
+    """A source of images."""
 
     @abstractmethod
     def load(self) -> LabelledImages:

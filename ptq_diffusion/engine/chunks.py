@@ -1,4 +1,4 @@
-"""Work on samples, chunk by chunk, on any number of devices: what is behind trajectories, noise and images."""
+"""Work on samples, chunk by chunk, on any number of devices, as for trajectories, noise and images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +60,7 @@ def chunks(purpose: str, seeds: Sequence[int], images: int, micro_batch: int) ->
 
 
 class ChunkWork(nn.Module, ABC):
-    """What is done with a chunk. Networks that it holds are moved to the device."""
+    """Work that is done on one chunk after the other. Networks that it holds are moved to the device."""
 
     @abstractmethod
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ class ChunkWork(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Missing:
-    """What all devices need to know of the chunks that are still to be done.
+    """The chunks that are still to be done, as every device is told of them.
 
     Args:
         chunks: they are.

@@ -63,7 +63,7 @@ def _allowed(name: str) -> Callable[..., Any]:
 
 
 def _constructible(found: object, home: str) -> bool:
-    """A class of ours or its `from_folder`; of others a network, scheduler or optimizer: a function may run files."""
+    """Whether it is a class of ours, its `from_folder`, a network, scheduler or optimizer: a function may run files."""
     if home.startswith(OURS):
         return isinstance(found, type) or getattr(found, "__name__", "") == "from_folder"
     return isinstance(found, type) and issubclass(found, (ModelMixin, SchedulerMixin, Optimizer))

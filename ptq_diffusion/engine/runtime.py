@@ -1,4 +1,4 @@
-"""What may differ between two runs without changing a number: the device, progress, loggers."""
+"""The circumstances of a run that change no number: the device, progress, loggers."""
 
 import logging
 import warnings
@@ -35,7 +35,7 @@ class TitledProgressBar(RichProgressBar):
 
 @dataclass
 class Runtime:
-    """How to run; only the device type and `arithmetic` are in signatures.
+    """The settings of how to run; only the device type and `arithmetic` are in signatures.
 
     Args:
         accelerator: Lightning's word for the device type: auto, cpu, gpu.
@@ -93,7 +93,7 @@ class Runtime:
         return Runtime, (self.accelerator, self.progress, self.devices)
 
     def say(self, text: str) -> None:
-        """One line for the user."""
+        """Print one line for the user."""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
         if self.log is not None:
             with self.log.open("a") as file:

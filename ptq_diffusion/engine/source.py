@@ -45,7 +45,7 @@ class Package:
         self._references: dict[Definition, References] = {}
 
     def defining(self, dotted: str) -> Definition | None:
-        """What defines a name such as `package.folder.Class`, or a file's whole; None outside of the package."""
+        """The definition of a name such as `package.folder.Class`, or a file's whole; None outside of the package."""
         first, *parts = dotted.split(".")
         if first != self.root.name:
             return None
@@ -61,7 +61,7 @@ class Package:
         return Definition(folder / "__init__.py", WHOLE)
 
     def _defined(self, file: Path, name: str = WHOLE) -> Definition:
-        """A name of a file, which may have imported it."""
+        """The definition of a name that a file has, which may have imported it."""
         syntax = self.syntax(file)
         passed_on = None if name in syntax.definitions else self.defining(syntax.imports.get(name, ""))
         return passed_on or Definition(file, name)
@@ -112,7 +112,7 @@ class Package:
         return self._references[definition]
 
     def _named_in(self, definition: Definition) -> Iterator[Definition]:
-        """What the names within a definition stand for, and the methods of classes that are called by both names."""
+        """The definitions that the names within a definition stand for, and the methods named as `Class.method`."""
         references = self.references(definition)
         for name in (*references.names, *(name for name, _ in references.members)):
             yield from self._named(definition.file, name)
@@ -139,7 +139,7 @@ class Package:
                     yield from self._inherited(parent, word)
 
     def _named(self, file: Path, name: str) -> Iterator[Definition]:
-        """What a name in a file stands for within the package."""
+        """The definitions within the package that a name in a file stands for."""
         syntax = self.syntax(file)
         if name in syntax.definitions and name != WHOLE:
             yield Definition(file, name)

@@ -30,7 +30,7 @@ class Stage(ABC):
     scratch: ClassVar[tuple[str, ...]] = ()
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, "Need"]:
-        """What `make` receives for a whole configuration, by name: by default the artefacts of all of `needs`."""
+        """The artefacts that `make` receives for a whole configuration, by name: by default those of all of `needs`."""
         return {need.name: Need(need, cfg) for need in self.needs}
 
     @property

@@ -101,13 +101,13 @@ class Syntax:
         return {node.name: [_last_word(base) for base in node.bases] for node in classes}
 
     def methods(self, name: str) -> Mapping[str, str]:
-        """From the methods of a class to their definitions; empty of what is no class."""
+        """The definitions of a class's methods, by the methods' names; none of a name that is no class."""
         prefix = f"{name}."
         return {found.removeprefix(prefix): found for found in self.definitions if found.startswith(prefix)}
 
 
 def _parts(node: ast.AST) -> Iterator[ast.AST]:
-    """What a node consists of, without annotations."""
+    """The nodes that a node consists of, without annotations."""
     for field, value in ast.iter_fields(node):
         if field not in ("annotation", "returns"):
             yield from (part for part in (value if isinstance(value, list) else [value]) if isinstance(part, ast.AST))

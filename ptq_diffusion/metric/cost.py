@@ -1,4 +1,4 @@
-"""What a quantized network costs: bit operations and bytes."""
+"""The cost of a quantized network: bit operations and bytes."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from ptq_diffusion.model.plan import BitwidthPlan
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image and one network.
+    """The cost of one image and of one network.
 
     Args:
         bops_per_image: bit operations of all steps, sum over layers of MACs x weight bits x activation bits.
@@ -27,7 +27,7 @@ class Cost:
 
     @property
     def attention_share(self) -> float:
-        """The part of the bit operations that attention's products are, 0 to 1."""
+        """The share of attention's products in the bit operations, 0 to 1."""
         return self.attention_bops / self.bops_per_image
 
 

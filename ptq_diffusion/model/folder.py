@@ -17,7 +17,7 @@ MODELS = Bundles(Path(__file__).parent)
 
 PIPELINE, NETWORK, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 WEIGHTS = "diffusion_pytorch_model"
-"""What the names of all files of weights begin with."""
+"""The beginning of the names of all files of weights."""
 
 LATENT = ("vae", "vqvae", "movq")
 """Names of decoders beside a network, by which a pipeline is known to be a latent one."""

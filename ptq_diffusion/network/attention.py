@@ -16,9 +16,9 @@ from ptq_diffusion.numeric.grid import FLOAT_BITS
 OPERANDS = ("q", "k", "p", "v")
 """The operands of both products, p being softmax(q k^T / sqrt(d))."""
 PROJECTIONS = ("q", "k", "v")
-"""Those that are outputs of a projection."""
+"""The operands that are outputs of a projection."""
 PROCESSOR = "processor"
-"""The attribute of an `Attention` that computes."""
+"""The attribute of an `Attention` that holds the processor, which computes."""
 
 
 class QuantizedAttention(nn.Module):

@@ -24,7 +24,7 @@ from ptq_diffusion.sampler import Step
 
 @dataclass(frozen=True)
 class LayerCall:
-    """What passed through one layer in one forward.
+    """The input and the output of one layer in one forward.
 
     Args:
         x: its input, (B, ...).
@@ -77,7 +77,7 @@ class Adjoint:
 
 
 def step_adjoint(model: Denoiser, names: Sequence[str], x_t: Tensor, step: Step, adjoint: Tensor) -> Adjoint:
-    """One step backwards: from the gradient by x_s to those by x_t and by every layer's output.
+    """Take one step backwards: from the gradient by x_s to those by x_t and by every layer's output.
 
     Args:
         model: the float model.
@@ -129,12 +129,12 @@ class LayerDamage:
         return Spread.of(self.call.y, self.layer.channels)
 
     def of_input(self, grid: Grid, range_search: RangeSearch) -> float:
-        """<g, e>^2 summed over the samples, e from the input on a grid of its own."""
+        """Damage, <g, e>^2 summed over the samples, of the input on a grid of its own."""
         x_hat = InputGrid.of(self.call.x, grid, range_search).numbers(grid).fake_quantized(self.call.x)
         return self._projection(self.layer.compute(x_hat, self.weight, self.layer.bias))
 
     def of_weight(self, weight: Tensor) -> float:
-        """<g, e>^2 summed over the samples, e from another weight."""
+        """Damage, <g, e>^2 summed over the samples, of another weight."""
         return self._projection(self.layer.compute(self.call.x, weight, self.layer.bias))
 
     def _projection(self, output: Tensor) -> float:

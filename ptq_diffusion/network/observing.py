@@ -76,7 +76,7 @@ class InputObservations:
         save_file({f"{operand}/{name}": tensor for operand, part in parts for name, tensor in part.items()}, path)
 
     def restore(self, path: Path) -> None:
-        """Take what `save` wrote.
+        """Take the observations that `save` wrote.
 
         Raises:
             ValueError: the file is broken, or holds observations of other operands or another kind of quantizer.

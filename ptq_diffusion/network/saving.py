@@ -24,7 +24,7 @@ DESCRIPTION, TENSORS = "quantized.json", "quantized.safetensors"
 FILES = (DESCRIPTION, TENSORS)
 """The files of a folder."""
 VERSION = 3
-"""Of the format."""
+"""The version of the format."""
 SETTINGS, WEIGHT, BIAS, OTHER = "settings", "weight", "bias", "other"
 """First parts of the names of tensors."""
 

@@ -16,7 +16,7 @@ ROWS = {"bits": torch.int16, "scale": torch.float32, "zero_point": torch.int32, 
 
 
 class LayerSettings(nn.Module):
-    """What may differ from step to step in one layer, a row for each of S steps; one row serves all steps.
+    """The settings of one layer that may differ from step to step, a row for each of S steps; one row serves all steps.
 
     An operand of attention's products has settings too: its grid is that of an input, and it has no weight to choose.
 
@@ -88,7 +88,7 @@ class LayerSettings(nn.Module):
         return None if bits == FLOAT_BITS else Grid(bits, self.symmetric)
 
     def weight_copy(self, i: int) -> int:
-        """Which of the weight's copies is used at step i."""
+        """The index of the weight's copy that is used at step i."""
         return self._copies[self.row(i)]
 
     def channels(self, i: int) -> tuple[Tensor, Tensor] | None:

@@ -11,7 +11,7 @@ from ptq_diffusion.numeric.moments import Moments
 
 @dataclass(frozen=True)
 class LinearMap:
-    """y = slope^T z + intercept.
+    """The map y = slope^T z + intercept.
 
     Args:
         slope: (I, O) float64.
@@ -24,7 +24,7 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """A regression and how well it does on what it has not seen.
+    """A regression and its error on observations that it was not fitted to.
 
     Args:
         map: fitted to all observations.

@@ -15,7 +15,7 @@ from ptq_diffusion.quantizer.range_search import Distribution, RangeSearch, affi
 
 
 class Numbers(NamedTuple):
-    """low - z, high - z, s and 1 / s in float32.
+    """The numbers that a forward needs of a grid: low - z, high - z, s and 1 / s in float32.
 
     Whole numbers this small are exact in float32, so clamping between these saves adding z and subtracting it.
     """
@@ -27,7 +27,7 @@ class Numbers(NamedTuple):
 
     @classmethod
     def of(cls, scale: Tensor, zero_point: Tensor, grid: Grid) -> "Numbers":
-        """From s, (1,) float32, and z, (1,) int32."""
+        """The numbers of a scale s, (1,) float32, and a zero point z, (1,) int32."""
         return cls(grid.low - int(zero_point), grid.high - int(zero_point), float(scale), float(1 / scale))
 
     def fake_quantized(self, x: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class AffineQuantizer(Quantizer):
 
     @cached_property
     def _numbers(self) -> Numbers:
-        """Of a frozen grid for a whole tensor."""
+        """The numbers of a frozen grid for a whole tensor."""
         return Numbers.of(self.scale, self.zero_point, self.grid)
 
     def extra_repr(self) -> str:

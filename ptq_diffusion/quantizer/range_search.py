@@ -11,7 +11,7 @@ from ptq_diffusion.numeric.grid import Grid
 
 @dataclass(frozen=True)
 class Distribution:
-    """What a search looks at: weighted values of G groups, each with its exact extremes.
+    """The distribution that a search reads: weighted values of G groups, each with its exact extremes.
 
     A weight brings all its values with weight 1 (one group for the tensor or one a channel); an activation brings the
     bins of a histogram.
@@ -30,7 +30,7 @@ class Distribution:
 
     @classmethod
     def of_groups(cls, values: Tensor) -> "Distribution":
-        """Every row of a (G, n) tensor is one group."""
+        """The distribution of a (G, n) tensor, each row of which is a group."""
         low, high = values.aminmax(dim=1)
         return cls(values, torch.ones(1, values.shape[1]), low, high)
 
@@ -61,14 +61,14 @@ class RangeSearch(ABC):
 
 
 class MinMax(RangeSearch):
-    """The extremes: nothing is clipped."""
+    """The interval between the extremes: nothing is clipped."""
 
     def __call__(self, seen: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         return seen.low, seen.high
 
 
 class Percentile(RangeSearch):
-    """The central share of the values; the tails are clipped evenly.
+    """The interval of the central share of the values; the tails are clipped evenly.
 
     Args:
         percentile: how much lies inside, in percent, above 50 and at most 100, such as 99.99.

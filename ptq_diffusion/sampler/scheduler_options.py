@@ -9,9 +9,9 @@ import numpy as np
 from diffusers import SchedulerMixin
 
 SAME_DEFAULTS = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler")
-"""Classes whose configurations may leave out what equals a default: DDIM and DDPM have the same ones."""
+"""Classes whose configurations may leave out values that equal a default: DDIM and DDPM have the same ones."""
 ABSENT = {"trained_betas": None, "thresholding": False, "rescale_betas_zero_snr": False}
-"""What every scheduler does that has no such option."""
+"""The behaviour of every scheduler that has no such option."""
 NOT_READ = {"dynamic_thresholding_ratio", "sample_max_value"}
 """Options of thresholding, which is refused."""
 ADVICE = {"clip_sample": "false", "set_alpha_to_one": "true", "variance_type": "fixed_small"}

@@ -96,7 +96,7 @@ class Table(Sequence[Step]):
         return hashlib.sha256(json.dumps(self.to_json() | {"steps": steps}).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as what JSON can hold, with the version of this form."""
+        """All fields as values that JSON can hold, with the version of this form."""
         return {"format": FORMAT} | dataclasses.asdict(self)
 
     @classmethod

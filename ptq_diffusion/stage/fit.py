@@ -99,7 +99,7 @@ class Fit(ModelStage):
         shop.runtime.say(f"auto: {choice.reason}")
 
     def trial(self, cfg: DictConfig, inputs: Mapping[str, Path], name: str, shop: Workshop) -> DrawImages:
-        """What is done on every device for a candidate, or for the float model."""
+        """The work of every device for a candidate, or for the float model."""
         if name == FLOAT:
             model = shop.model(cfg)
             return DrawImages.of(model, shop.table(cfg, model))

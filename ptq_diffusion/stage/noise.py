@@ -60,7 +60,7 @@ class Noise(ModelStage):
         reduce(NoiseStatistics.merge, parts).save(out / "noise.safetensors")
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasureNoise:
-        """What is done on every device."""
+        """The work of every device."""
         model = shop.model(cfg)
         quantized = shop.quantized(inputs[Quantize.name])
         return MeasureNoise(quantized, fit_table(cfg, model, shop), FloatOutputs(inputs[FloatPath.name]).of)

@@ -31,7 +31,7 @@ from ptq_diffusion.sampler import State, Step, Table
 
 
 class PathFit:
-    """A correction fitted along a path; what both networks say at a step is on the disk until the step after it.
+    """A correction fitted along a path; both networks' outputs at a step stay on the disk until the step after it.
 
     Memory holds one chunk, the images that layers are rescaled on, and of every image the state of its noise (3 kB).
     A fit that was killed goes on at the chunk where it was.
@@ -159,7 +159,7 @@ class PathFit:
         return StepBatches(PairedBatch, self._step(i), rows)
 
     def _count_with_m(self, chunk: Chunk) -> int:
-        """How many images of a chunk, the first ones, the float network is asked about on the path."""
+        """The number of images of a chunk, its first ones, that the float network is asked about on the path."""
         count = self.correction.images_with_m
         return chunk.count if count is None else min(max(count - chunk.first, 0), chunk.count)
 
@@ -217,7 +217,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _named(past: Sequence[Tensor], name: str) -> dict[str, Tensor]:
-    """Earlier predictions of x_0 under name/0, name/1, the latest first."""
+    """The earlier predictions of x_0 under name/0, name/1, the latest first."""
     return {f"{name}/{j}": x_0.clone() for j, x_0 in enumerate(past)}
 
 

@@ -14,7 +14,7 @@ from ptq_diffusion.metric.real_statistics import RealStatistics
 
 
 class ReferenceStatistics(Stage):
-    """From all images of a data source to `reference.safetensors`: moments of their features, and some of these."""
+    """`reference.safetensors`: moments of the features of all images of a data source, and some of the features."""
 
     name = "reference_statistics"
     version = 2

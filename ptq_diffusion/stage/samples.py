@@ -23,7 +23,7 @@ class Samples(Stage):
 
     @abstractmethod
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:
-        """What is done on every device."""
+        """The work of every device."""
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         wanted = chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)

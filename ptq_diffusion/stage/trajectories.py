@@ -16,7 +16,7 @@ from ptq_diffusion.sampler import Table, sample
 
 
 class RecordStates(ChunkWork):
-    """Float sampling, every state kept."""
+    """Float sampling that keeps every state."""
 
     def __init__(self, model: Denoiser, steps: Table) -> None:
         super().__init__()
@@ -39,6 +39,6 @@ class Trajectories(ModelStage):
         run_chunks(partial(self.work, cfg), wanted, out / "chunks", shop, self.title)
 
     def work(self, cfg: DictConfig, shop: Workshop) -> RecordStates:
-        """What is done on every device."""
+        """The work of every device."""
         model = shop.model(cfg)
         return RecordStates(model, shop.table(cfg, model))

@@ -20,7 +20,7 @@ from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay, resuma
 
 
 class TrainFeatureNetwork(Stage):
-    """From labelled images to a `ResNet9` folder with its test accuracy; resumes from its own checkpoint."""
+    """A `ResNet9` folder with its test accuracy, trained on labelled images; resumes from its own checkpoint."""
 
     name = "train_feature_network"
     version = 1

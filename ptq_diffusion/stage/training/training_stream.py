@@ -24,7 +24,7 @@ class Augmentation:
     shift: int
 
     def __call__(self, images: Tensor, draw: torch.Generator) -> Tensor:
-        """Augment (B, C, H, W) images, each on its own."""
+        """Augment images (B, C, H, W), each on its own."""
         batch, _, height, width = images.shape
         if self.flip:
             mirror = torch.rand(batch, generator=draw) < 0.5
