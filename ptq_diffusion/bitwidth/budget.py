@@ -106,8 +106,8 @@ def _solve(choices: Choices, damage: Numbers, limits: Limits) -> tuple[Assignmen
     if result.x is None:
         raise RuntimeError(f"expected a plan within the budget, the solver has none: {result.message}")
     weight = result.x[:heads].reshape(rows, weights).argmax(1)
-    taken = result.x[heads:].reshape(damage.shape)
-    activation = taken[np.arange(rows), :, weight, :].argmax(2)
+    selection = result.x[heads:].reshape(damage.shape)
+    activation = selection[np.arange(rows), :, weight, :].argmax(2)
     return Assignment(weight, activation), float(result.mip_dual_bound)
 
 

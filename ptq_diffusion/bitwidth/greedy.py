@@ -43,7 +43,7 @@ class _Climb:
         self._bops, self._stored, self._damage = choices.bops, choices.stored, damage
         limits = (choices.limits.bops, choices.limits.stored)
         spent = choices.cost(self.assignment)
-        self._left = np.array(
+        self._remainder = np.array(
             [UNLIMITED if limit is None else limit - cost for limit, cost in zip(limits, spent, strict=True)]
         )
         self._price = np.array([0.0 if limit is None else 1 / max(limit, 1) for limit in limits])
@@ -59,11 +59,11 @@ class _Climb:
             row, move = divmod(int(self._worth.argmax()), self._worth.shape[1])
             if self._worth[row, move] <= 0:
                 return False
-            if (self._added[row, move] <= self._left).all():
+            if (self._added[row, move] <= self._remainder).all():
                 break
             # It never will: what is left only shrinks.
             self._worth[row, move] = -np.inf
-        self._left = np.where(self._price > 0, self._left - self._added[row, move], UNLIMITED)
+        self._remainder = np.where(self._price > 0, self._remainder - self._added[row, move], UNLIMITED)
         columns, activations = self._damage.shape[1], self._damage.shape[3]
         if move < columns * activations:
             self.assignment.activation[row, move // activations] = move % activations

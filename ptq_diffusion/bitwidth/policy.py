@@ -83,5 +83,5 @@ def require_ascending(offered: Sequence[LayerBits]) -> None:
     """
     prices = [bits.weight * bits.activation for bits in offered]
     if not prices or any(a >= b for a, b in zip(prices, prices[1:], strict=False)):
-        said = ", ".join(f"W{bits.weight}A{bits.activation}" for bits in offered) or "nothing"
-        raise ValueError(f"expected offered bits in ascending order of weight x activation bits, got {said}")
+        offers = ", ".join(f"W{bits.weight}A{bits.activation}" for bits in offered) or "nothing"
+        raise ValueError(f"expected offered bits in ascending order of weight x activation bits, got {offers}")

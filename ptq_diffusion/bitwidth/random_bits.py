@@ -68,7 +68,7 @@ class _Climb:
         self.assignment = choices.cheapest()
         self._bops, self._stored = choices.bops, choices.stored
         limits = (choices.limits.bops, choices.limits.stored)
-        self._left = [
+        self._remainder = [
             None if limit is None else limit - cost
             for limit, cost in zip(limits, choices.cost(self.assignment), strict=True)
         ]
@@ -89,10 +89,12 @@ class _Climb:
         before = self._cost(row)
         bits[0] += 1
         added = [new - old for new, old in zip(self._cost(row), before, strict=True)]
-        if any(left is not None and more > left for left, more in zip(self._left, added, strict=True)):
+        if any(limit is not None and more > limit for limit, more in zip(self._remainder, added, strict=True)):
             bits[0] -= 1
             return False
-        self._left = [None if left is None else left - more for left, more in zip(self._left, added, strict=True)]
+        self._remainder = [
+            None if limit is None else limit - more for limit, more in zip(self._remainder, added, strict=True)
+        ]
         return True
 
     def _cost(self, row: int) -> tuple[int, int]:

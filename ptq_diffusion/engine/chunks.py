@@ -98,20 +98,20 @@ def do_share(fabric: Fabric, build: Callable[[Workshop], ChunkWork], missing: Mi
 
 
 def run_chunks(
-    build: Callable[[Workshop], ChunkWork], wanted: Sequence[Chunk], folder: Path, shop: Workshop, title: str
+    build: Callable[[Workshop], ChunkWork], chunks_to_do: Sequence[Chunk], folder: Path, shop: Workshop, title: str
 ) -> None:
     """Do the chunks whose files `folder` lacks, shared by all devices; no chunk depends on another.
 
     Args:
         build: makes the work with a workshop. Each device calls it in a process of its own, so it is what can be
             pickled and its result need not be: a bound method of a stage with its configuration, never a lambda.
-        wanted: all chunks.
+        chunks_to_do: all chunks, those of present files included.
         folder: receives a file for each; a file cut short by a power cut counts as missing.
         shop: of this process, with the devices.
         title: what the progress bar calls the work.
     """
     folder.mkdir(exist_ok=True)
-    missing = [chunk for chunk in wanted if not holds_tensors(folder / chunk.name)]
+    missing = [chunk for chunk in chunks_to_do if not holds_tensors(folder / chunk.name)]
     if missing:
         work = Missing(missing, folder, title, shop.runtime.progress, torch.get_num_threads())
         shop.runtime.launch(partial(do_share, build=build, missing=work, shop=shop), len(missing))

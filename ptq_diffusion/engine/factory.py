@@ -55,18 +55,18 @@ def targets(node: object) -> list[str]:
 
 def _allowed(name: str) -> Callable[..., Any]:
     """The class or function of this name, refused by what it is: a module of ours may import one that is not."""
-    found = get_object(name) if name.startswith(ALLOWED) else None
-    home = f"{getattr(found, '__module__', '')}."
-    if not callable(found) or not home.startswith(ALLOWED) or not _constructible(found, home):
+    target = get_object(name) if name.startswith(ALLOWED) else None
+    home = f"{getattr(target, '__module__', '')}."
+    if not callable(target) or not home.startswith(ALLOWED) or not _constructible(target, home):
         raise ValueError(f"expected a _target_ that names a class of {', '.join(ALLOWED)}, got {name!r}")
-    return found
+    return target
 
 
-def _constructible(found: object, home: str) -> bool:
+def _constructible(target: object, home: str) -> bool:
     """Whether it is a class of ours, its `from_folder`, a network, scheduler or optimizer: a function may run files."""
     if home.startswith(OURS):
-        return isinstance(found, type) or getattr(found, "__name__", "") == "from_folder"
-    return isinstance(found, type) and issubclass(found, (ModelMixin, SchedulerMixin, Optimizer))
+        return isinstance(target, type) or getattr(target, "__name__", "") == "from_folder"
+    return isinstance(target, type) and issubclass(target, (ModelMixin, SchedulerMixin, Optimizer))
 
 
 def _parts(node: object) -> list[Mapping[str, Any]]:
@@ -79,15 +79,17 @@ def _parts(node: object) -> list[Mapping[str, Any]]:
 def _require_options(target: Callable[..., Any], part: Mapping[str, Any]) -> None:
     """Refuse options that a target does not have, lacks or annotates with another type; nothing is converted."""
     name = target.__qualname__.removesuffix(".from_folder")
-    given = {key: value for key, value in part.items() if key not in ("_target_", "_partial_")}
-    known = inspect.signature(target).parameters
-    if unknown := sorted(given.keys() - known.keys()):
-        raise ValueError(f"expected options of {name}, which has {_list(known)}, got {_list(unknown)}")
-    required = {key for key, parameter in known.items() if parameter.default is parameter.empty}
-    if (missing := sorted(required - given.keys())) and not part.get("_partial_"):
-        raise ValueError(f"expected all options of {name}, which has {_list(known)}, got none for {_list(missing)}")
+    options = {key: value for key, value in part.items() if key not in ("_target_", "_partial_")}
+    parameters = inspect.signature(target).parameters
+    if surplus := sorted(options.keys() - parameters.keys()):
+        raise ValueError(f"expected options of {name}, which has {_list(parameters)}, got {_list(surplus)}")
+    required = {key for key, parameter in parameters.items() if parameter.default is parameter.empty}
+    if (missing := sorted(required - options.keys())) and not part.get("_partial_"):
+        raise ValueError(
+            f"expected all options of {name}, which has {_list(parameters)}, got none for {_list(missing)}"
+        )
     hints = get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
-    for key, value in given.items():
+    for key, value in options.items():
         if _parts(value):
             continue
         try:
@@ -95,8 +97,10 @@ def _require_options(target: Callable[..., Any], part: Mapping[str, Any]) -> Non
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(step) for step in (key, *first["loc"]))
-            wanted = first["msg"].replace("Input should be ", "to be ")
-            raise ValueError(f"expected {place} of {name} {wanted}, got {first['input']!r}; give another") from None
+            expectation = first["msg"].replace("Input should be ", "to be ")
+            raise ValueError(
+                f"expected {place} of {name} {expectation}, got {first['input']!r}; give another"
+            ) from None
 
 
 def _list(names: Iterable[str]) -> str:

@@ -71,8 +71,8 @@ class Runtime:
     @property
     def device_type(self) -> str:
         """The device type that `accelerator` comes to: cpu, cuda, mps."""
-        found = None if self.accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
-        return "cpu" if found is None else found.type
+        accelerator = None if self.accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
+        return "cpu" if accelerator is None else accelerator.type
 
     @property
     def device(self) -> torch.device:

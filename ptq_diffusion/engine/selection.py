@@ -13,7 +13,7 @@ def select(cfg: DictConfig, keys: Iterable[str]) -> DictConfig:
     Raises:
         ValueError: a key is missing from the configuration.
     """
-    chosen = OmegaConf.create({})
+    selection = OmegaConf.create({})
     for key in keys:
         value = OmegaConf.select(cfg, key, throw_on_missing=True, default=KeyError)
         if value is KeyError or value is None:
@@ -22,8 +22,8 @@ def select(cfg: DictConfig, keys: Iterable[str]) -> DictConfig:
                 f"expected {key!r} in the configuration, which this goal needs; choose one, such as {group}=NAME "
                 "(ptq-diffusion --help lists the names)"
             )
-        OmegaConf.update(chosen, key, plain(value) if OmegaConf.is_config(value) else value, force_add=True)
-    return chosen
+        OmegaConf.update(selection, key, plain(value) if OmegaConf.is_config(value) else value, force_add=True)
+    return selection
 
 
 def same_numbers(node: object) -> object:

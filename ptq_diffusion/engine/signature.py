@@ -27,60 +27,60 @@ class Signatures:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self._known: dict[str, str] = {}
+        self._signatures: dict[str, str] = {}
 
     def of(self, stage: type[Stage], cfg: DictConfig) -> str:
         """Sixteen hex digits over a stage's configuration, files and needs, the source it runs, device, libraries."""
-        key = json.dumps([stage.name, _said(stage, cfg)])
-        if key not in self._known:
-            self._known[key] = self.computed(stage, cfg)
-        return self._known[key]
+        key = json.dumps([stage.name, _configuration(stage, cfg)])
+        if key not in self._signatures:
+            self._signatures[key] = self.computed(stage, cfg)
+        return self._signatures[key]
 
     def computed(self, stage: type[Stage], cfg: DictConfig) -> str:
         """The signature, computed now from those of the stage's needs."""
-        given = select(cfg, stage.uses)
+        part = select(cfg, stage.uses)
         identity = {
             "stage": [stage.name, stage.version],
-            "source": source(stage, given),
+            "source": source(stage, part),
             "device": self.runtime.device_type,
             "arithmetic": self.runtime.arithmetic,
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
-            "config": same_numbers(plain(given)),
+            "config": same_numbers(plain(part)),
             "needs": {name: self.of(need.stage, need.cfg) for name, need in stage().inputs(cfg).items()},
-            "evidence": stage().evidence(given),
+            "evidence": stage().evidence(part),
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def source(stage: type[Stage], given: DictConfig) -> str:
+def source(stage: type[Stage], part: DictConfig) -> str:
     """A digest of the source that a stage runs on a part of the configuration."""
-    return OURS.digest(closure(stage, given))
+    return OURS.digest(closure(stage, part))
 
 
-def closure(stage: type[Stage], given: DictConfig) -> frozenset[Definition]:
+def closure(stage: type[Stage], part: DictConfig) -> frozenset[Definition]:
     """The definitions that a stage may run: its own, those that its configuration names, and all that they lead to.
 
     It begins at `make`: what `evidence` returns is in the signature itself. Other stages are left out: their artefacts
     are read, they are not run, and their source is in their signatures.
     """
-    named = targets(plain(given))
-    configured = [found for target in named if (found := OURS.defining(target))]
+    names = targets(plain(part))
+    configured = [definition for target in names if (definition := OURS.defining(target))]
     others = [_definition(other) for other in {*_needed(stage)} - {stage}]
-    methods = {"make", *(target.rpartition(".")[2] for target in named)}
+    methods = {"make", *(target.rpartition(".")[2] for target in names)}
     return OURS.closure([_definition(stage), _definition(Workshop), *configured], methods, others)
 
 
 def _needed(stage: type[Stage]) -> list[type[Stage]]:
-    return [stage, *(found for need in stage.needs for found in _needed(need))]
+    return [stage, *(other for need in stage.needs for other in _needed(need))]
 
 
-def _definition(known: type) -> Definition:
-    defining = OURS.defining(f"{known.__module__}.{known.__name__}")
-    return defining or Definition(Path(inspect.getfile(known)), known.__name__)
+def _definition(kind: type) -> Definition:
+    defining = OURS.defining(f"{kind.__module__}.{kind.__name__}")
+    return defining or Definition(Path(inspect.getfile(kind)), kind.__name__)
 
 
-def _said(stage: type[Stage], cfg: DictConfig) -> Any:  # noqa: ANN401
+def _configuration(stage: type[Stage], cfg: DictConfig) -> Any:  # noqa: ANN401
     """All that the configuration says of a stage and its needs."""
     keys = sorted({key for needed in _needed(stage) for key in needed.uses})
     values = {key: OmegaConf.select(cfg, key) for key in keys}

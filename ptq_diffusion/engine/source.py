@@ -67,23 +67,23 @@ class Package:
         return passed_on or Definition(file, name)
 
     def closure(
-        self, starts: Iterable[Definition], methods: Collection[str] = (), without: Collection[Definition] = ()
+        self, starts: Iterable[Definition], calls: Collection[str] = (), without: Collection[Definition] = ()
     ) -> frozenset[Definition]:
         """The definitions that code may run which begins at some of them.
 
         Args:
             starts: they are.
-            methods: the methods that are called first.
+            calls: the names of the methods that are called first.
             without: definitions that no name leads to.
         """
         reached: set[Definition] = set()
-        words, waiting = set(methods), set(starts)
+        words, waiting = set(calls), set(starts)
         while waiting:
             reached |= waiting
             words |= {word for definition in waiting for word in self._words_in(definition)}
-            named = {found for definition in waiting for found in self._named_in(definition)}
-            called = {method for definition in reached for method in self._called(definition, words)}
-            waiting = {found for found in named | called if not self._neutral(found.file)} - {*without} - reached
+            names = {other for definition in waiting for other in self._named_in(definition)}
+            methods = {method for definition in reached for method in self._called(definition, words)}
+            waiting = {other for other in names | methods if not self._neutral(other.file)} - {*without} - reached
         return frozenset(reached)
 
     def digest(self, closure: Iterable[Definition]) -> str:
@@ -92,8 +92,8 @@ class Package:
         A file counts as a whole, also where only a part of it was reached: so nothing is missed that reading overlooks.
         """
         digest = hashlib.sha256()
-        named = {self._name(definition.file): definition.file for definition in closure}
-        for name, file in sorted(named.items()):
+        files = {self._name(definition.file): definition.file for definition in closure}
+        for name, file in sorted(files.items()):
             digest.update(f"{name}\n{self.syntax(file).text}\n".encode())
         return digest.hexdigest()
 
@@ -127,7 +127,7 @@ class Package:
         yield from (word for name, word in references.members if not self._classes(definition.file, name))
 
     def _classes(self, file: Path, name: str) -> list[Definition]:
-        return [found for found in self._named(file, name) if found.name in self.syntax(found.file).bases]
+        return [owner for owner in self._named(file, name) if owner.name in self.syntax(owner.file).bases]
 
     def _inherited(self, owner: Definition, word: str) -> Iterator[Definition]:
         """The method of this name that a class has or inherits within the package."""
@@ -146,10 +146,10 @@ class Package:
             return
         # `import a.b` makes b available where a is named.
         imports = (dotted for bound, dotted in syntax.imports.items() if bound == name or bound.startswith(f"{name}."))
-        for found in map(self.defining, imports):
-            if found is not None:
-                names = self.syntax(found.file).definitions if found.name == WHOLE else [found.name]
-                yield from (Definition(found.file, each) for each in names)
+        for definition in map(self.defining, imports):
+            if definition is not None:
+                names = self.syntax(definition.file).definitions if definition.name == WHOLE else [definition.name]
+                yield from (Definition(definition.file, each) for each in names)
 
     def _called(self, definition: Definition, words: Collection[str]) -> Iterator[Definition]:
         """The methods of a class that may be called where these words stand."""
@@ -162,11 +162,11 @@ class Package:
 
     def _outside(self, definition: Definition) -> frozenset[str]:
         """The base classes of a class that are defined outside of the package, those of its bases included."""
-        found: set[str] = set()
+        outside: set[str] = set()
         for base in self.syntax(definition.file).bases.get(definition.name, ()):
             ours = list(self._named(definition.file, base))
-            found |= {name for parent in ours for name in self._outside(parent)} if ours else {base}
-        return frozenset(found)
+            outside |= {name for parent in ours for name in self._outside(parent)} if ours else {base}
+        return frozenset(outside)
 
     def _neutral(self, file: Path) -> bool:
         name = self._name(file)

@@ -96,12 +96,12 @@ class Store:
     def _fill(self, stage: type[Stage], partial: Path, cfg: DictConfig, inputs: Mapping[str, Path]) -> None:
         """Make everything in `partial` and bring it to the disk, unless an attempt came as far as its manifest."""
         if not (partial / MANIFEST).is_file():
-            given = select(cfg, stage.uses)
-            stage().make(given, inputs, partial, self.shop)
-            write_text(partial / "config.yaml", OmegaConf.to_yaml(given, resolve=True))
-            for left in partial.rglob("*.tmp"):
-                if left.is_file():
-                    left.unlink()
+            part = select(cfg, stage.uses)
+            stage().make(part, inputs, partial, self.shop)
+            write_text(partial / "config.yaml", OmegaConf.to_yaml(part, resolve=True))
+            for remnant in partial.rglob("*.tmp"):
+                if remnant.is_file():
+                    remnant.unlink()
             write_manifest(partial, stage.scratch)
         for name in stage.scratch:
             shutil.rmtree(partial / name, ignore_errors=True)

@@ -83,16 +83,16 @@ class Syntax:
 
         A method is a definition of its own, named `Class.method`; the rest of its class is that of the class.
         """
-        found: dict[str, list[ast.AST]] = {WHOLE: []}
+        definitions: dict[str, list[ast.AST]] = {WHOLE: []}
         for statement in self.tree.body:
             if isinstance(statement, ast.ClassDef):
-                found[statement.name] = [*_without_methods(statement)]
+                definitions[statement.name] = [*_without_methods(statement)]
                 for method in _methods(statement):
-                    found.setdefault(f"{statement.name}.{method.name}", []).append(method)
+                    definitions.setdefault(f"{statement.name}.{method.name}", []).append(method)
             elif not isinstance(statement, ast.Import | ast.ImportFrom):
                 for name in _defined(statement):
-                    found.setdefault(name, []).append(statement)
-        return found
+                    definitions.setdefault(name, []).append(statement)
+        return definitions
 
     @cached_property
     def bases(self) -> Mapping[str, Sequence[str]]:
@@ -103,7 +103,7 @@ class Syntax:
     def methods(self, name: str) -> Mapping[str, str]:
         """The definitions of a class's methods, by the methods' names; none of a name that is no class."""
         prefix = f"{name}."
-        return {found.removeprefix(prefix): found for found in self.definitions if found.startswith(prefix)}
+        return {whole.removeprefix(prefix): whole for whole in self.definitions if whole.startswith(prefix)}
 
 
 def _parts(node: ast.AST) -> Iterator[ast.AST]:

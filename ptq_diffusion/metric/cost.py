@@ -42,8 +42,8 @@ def cost(model: Denoiser, plan: BitwidthPlan, steps: int) -> Cost:
     Raises:
         ValueError: the plan was made for another number of steps.
     """
-    found = plan_cost(_architecture(model), plan, steps)
-    return Cost(found.bops, found.attention_bops, found.stored_bits // 8)
+    total = plan_cost(_architecture(model), plan, steps)
+    return Cost(total.bops, total.attention_bops, total.stored_bits // 8)
 
 
 def usual_bits(model: Denoiser, plan: BitwidthPlan) -> tuple[int, int]:

@@ -97,8 +97,8 @@ def step_adjoint(model: Denoiser, names: Sequence[str], x_t: Tensor, step: Step,
         with recording(model.network, names, calls):
             m = model.predict(x, step).m
         x_s = step.mean(x, m)  # No gradient depends on the noise that is added.
-        wanted = [x, *(call.probe for call in calls.values())]
-        state, *gradients = torch.autograd.grad(x_s, wanted, adjoint.clone(), allow_unused=True)
+        variables = [x, *(call.probe for call in calls.values())]
+        state, *gradients = torch.autograd.grad(x_s, variables, adjoint.clone(), allow_unused=True)
     # A layer that the output does not depend on has no gradient.
     zeros = (torch.zeros_like(call.probe) for call in calls.values())
     full = (zero if gradient is None else gradient for gradient, zero in zip(gradients, zeros, strict=True))

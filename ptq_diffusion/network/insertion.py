@@ -38,16 +38,16 @@ def quantize(
     current = CurrentStep()
 
     def quantized(name: str, layer: nn.Module) -> QuantizedLayer:
-        stored = [_stored(layer.get_parameter("weight").detach(), bits, weight) for bits in plan.weight_copies(name)]
+        copies = [_stored(layer.get_parameter("weight").detach(), bits, weight) for bits in plan.weight_copies(name)]
         bias = None if layer.bias is None else layer.get_parameter("bias").detach().clone()
-        return quantized_layer(layer, stored, bias, layer_settings(plan, name, observations), current)
+        return quantized_layer(layer, copies, bias, layer_settings(plan, name, observations), current)
 
     network = model.network
     names = [site.name for site in sites if site.weighted]
-    copied = with_layers(network, {name: quantized(name, network.get_submodule(name)) for name in names})
+    network_copy = with_layers(network, {name: quantized(name, network.get_submodule(name)) for name in names})
     for name, products in quantized_attentions(sites, plan).items():
-        install(copied, name, operand_settings(plan, products, observations), current)
-    denoiser = model.with_network(copied)
+        install(network_copy, name, operand_settings(plan, products, observations), current)
+    denoiser = model.with_network(network_copy)
     return QuantizedDenoiser(denoiser, sites, model.attention_macs(), plan, current)
 
 
@@ -56,14 +56,14 @@ def with_layers(network: nn.Module, layers: dict[str, QuantizedLayer]) -> nn.Mod
 
     The layers that are replaced are not copied before.
     """
-    replaced = {id(network.get_submodule(name)): layer for name, layer in layers.items()}
-    return copy.deepcopy(network, dict(replaced)).eval().requires_grad_(False)
+    replacements = {id(network.get_submodule(name)): layer for name, layer in layers.items()}
+    return copy.deepcopy(network, dict(replacements)).eval().requires_grad_(False)
 
 
 def layer_settings(plan: BitwidthPlan, site: str, observations: InputObservations) -> LayerSettings:
     """The settings of one layer: a row for every step of the plan, which is one where nothing ever changes."""
     copies = plan.weight_copies(site)
-    places = [copies.index(own) for own in plan.weight[site]]
+    places = [copies.index(bits) for bits in plan.weight[site]]
     return _settings(site, plan.activation[site], places, plan.steps, observations)
 
 

@@ -91,8 +91,8 @@ class QuantizedWeight(StoredWeight):
         return channels.view(-1, *[1] * (len(self.shape) - 1))
 
     def tensors(self) -> Mapping[str, Tensor]:
-        named = {"packed": self.packed, "scale": self.scale}
-        return named if self.grid.symmetric else named | {"zero_point": self.zero_point}
+        tensors = {"packed": self.packed, "scale": self.scale}
+        return tensors if self.grid.symmetric else tensors | {"zero_point": self.zero_point}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedWeight":
         self._integers = self._values = None

@@ -126,9 +126,9 @@ def regridding(
         for name, layer in layers.items():
             if (grid := layer.settings.grid(i)) is not None:
 
-                def replaced(_: nn.Module, inputs: tuple, __: Tensor, name: str = name, grid: object = grid) -> Tensor:
+                def regrid(_: nn.Module, inputs: tuple, __: Tensor, name: str = name, grid: object = grid) -> Tensor:
                     grids[name] = InputGrid.of(inputs[0], grid, range_search)  # type: ignore[arg-type]
                     return grids[name].numbers(grid).fake_quantized(inputs[0])  # type: ignore[arg-type]
 
-                stack.enter_context(layer.settings.register_forward_hook(replaced))
+                stack.enter_context(layer.settings.register_forward_hook(regrid))
         yield

@@ -127,7 +127,7 @@ class QuantizedDenoiser(Denoiser):
         """The settings of all layers, and of all operands of attention's products where they are quantized."""
         layers = {name: layer.settings for name, layer in self.layers().items()}
         attentions = ((name, attention.settings()) for name, attention in self.attentions().items())
-        operands = {f"{name}.{letter}": own for name, settings in attentions for letter, own in settings.items()}
+        operands = {f"{name}.{letter}": row for name, settings in attentions for letter, row in settings.items()}
         return StepSettings(layers | operands)
 
     def symmetric(self) -> list[tuple[str, bool, list[bool]]]:

@@ -52,8 +52,8 @@ class LayerSettings(nn.Module):
         offset: Tensor | None = None,
     ) -> None:
         super().__init__()
-        named = {"bits": bits, "scale": scale, "zero_point": zero_point, "copy": copy, "gain": gain, "offset": offset}
-        for name, buffer in named.items():
+        buffers = {"bits": bits, "scale": scale, "zero_point": zero_point, "copy": copy, "gain": gain, "offset": offset}
+        for name, buffer in buffers.items():
             self.register_buffer(name, buffer)
         self.symmetric = symmetric
         rows = zip(bits.tolist(), scale.unbind(), zero_point.unbind(), strict=True)

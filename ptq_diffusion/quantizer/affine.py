@@ -65,7 +65,7 @@ class AffineQuantizer(Quantizer):
         self.range_search = range_search
         require_bins(bins)
         self._histogram: DyadicHistogram | None = None if per_channel else DyadicHistogram(bins)
-        self._seen: Distribution | None = None
+        self._groups: Distribution | None = None
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
 
@@ -74,16 +74,16 @@ class AffineQuantizer(Quantizer):
         if self._histogram is not None:
             self._histogram.add(x)
             return
-        if self._seen is not None:
+        if self._groups is not None:
             raise RuntimeError("a per-channel quantizer observes one tensor, a weight; this is its second")
-        self._seen = Distribution.of_groups(x.detach().float().flatten(1))
+        self._groups = Distribution.of_groups(x.detach().float().flatten(1))
 
     def freeze(self) -> None:
         self.require(State.OBSERVING)
-        seen = self._distribution()
-        low, high = self.range_search(seen, self.grid)
+        distribution = self._distribution()
+        low, high = self.range_search(distribution, self.grid)
         self.scale, self.zero_point = affine_parameters(low, high, self.grid)
-        self._histogram = self._seen = None
+        self._histogram = self._groups = None
         self.state = State.FROZEN
 
     def observation(self) -> Mapping[str, Tensor]:
@@ -142,8 +142,8 @@ class AffineQuantizer(Quantizer):
         return self.scale.view(shape), self.zero_point.view(shape)
 
     def _distribution(self) -> Distribution:
-        if self._seen is not None:
-            return self._seen
+        if self._groups is not None:
+            return self._groups
         if self._histogram is None or self._histogram.exponent is None:
             raise RuntimeError("nothing was observed; run calibration data through the network before freezing")
         histogram = self._histogram

@@ -50,22 +50,22 @@ class Evaluate(ModelStage):
     uses = ("model", *SAMPLING, "feature", "reference", "metric", "judging")
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
-        judged = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}
-        return super().evidence(cfg) | judged
+        checksums = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}
+        return super().evidence(cfg) | checksums
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         images = {variant: read_images(inputs[stage]) for variant, stage in VARIANTS.items()}
         extractor = build_extractor(cfg)
         settings = Settings(cfg.judging.replicates, cfg.judging.seed, cfg.judging.neighbours, list(cfg.seeds))
-        judged = judge(images, extractor, construct(cfg.reference), build_metrics(cfg), settings, shop.runtime.track)
+        judgement = judge(images, extractor, construct(cfg.reference), build_metrics(cfg), settings, shop.runtime.track)
         (out / "features").mkdir(exist_ok=True)
-        for variant, found in judged.features.items():
-            found.save(out / "features" / f"{variant}.safetensors", extractor.checksum())
+        for variant, features in judgement.features.items():
+            features.save(out / "features" / f"{variant}.safetensors", extractor.checksum())
         costs = _costs(cfg, inputs, shop)
-        drawn = {"images": cfg.images, "seeds": list(cfg.seeds)}
-        rows = [{"variant": name} | costs[name] | dict(judged.rows[name]) | drawn for name in VARIANTS]
-        evaluation = {"rows": rows, "paired": judged.paired, "protocol": judged.protocol}
-        write_json(out / "evaluation.json", evaluation | {"protocol_id": judged.protocol_id})
+        sampling = {"images": cfg.images, "seeds": list(cfg.seeds)}
+        rows = [{"variant": name} | costs[name] | dict(judgement.rows[name]) | sampling for name in VARIANTS]
+        evaluation = {"rows": rows, "paired": judgement.paired, "protocol": judgement.protocol}
+        write_json(out / "evaluation.json", evaluation | {"protocol_id": judgement.protocol_id})
 
 
 def build_metrics(cfg: DictConfig) -> Sequence[Metric]:

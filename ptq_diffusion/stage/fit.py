@@ -48,8 +48,8 @@ class Fit(ModelStage):
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         correction = construct(cfg.correction)
-        judged = {"judge": correction.judge.checksum()} if isinstance(correction, Auto) else {}
-        return super().evidence(cfg) | judged
+        checksums = {"judge": correction.judge.checksum()} if isinstance(correction, Auto) else {}
+        return super().evidence(cfg) | checksums
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         correction = construct(cfg.correction)
@@ -85,12 +85,12 @@ class Fit(ModelStage):
 
     def _choose(self, correction: Auto, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         """Let every candidate draw the same images, and keep the one that is chosen."""
-        wanted = chunks("trial", [correction.seed], correction.images, cfg.micro_batch)
+        chunks_to_do = chunks("trial", [correction.seed], correction.images, cfg.micro_batch)
         (out / "trial").mkdir(exist_ok=True)
 
         def images(name: str) -> Tensor:
             trial = partial(self.trial, cfg, inputs, name)
-            run_chunks(trial, wanted, out / "trial" / name, shop, f"{self.title}: {name}")
+            run_chunks(trial, chunks_to_do, out / "trial" / name, shop, f"{self.title}: {name}")
             return torch.cat([chunk["images"] for chunk in read_chunks(out / "trial" / name)])
 
         choice = correction.choose(images(FLOAT), {name: images(name) for name in correction.candidates})

@@ -37,12 +37,12 @@ class MeasureNoise(ChunkWork):
         noise = chunk.noise(self.quantized.shape)
         walk = sample(lambda _, s: self.m(chunk, s).to(device), self.steps, noise, device=device)
 
-        def kept(tensor: Tensor) -> Tensor:
+        def rows(tensor: Tensor) -> Tensor:
             """Without padding, where moments are taken: they are float64, which not every device has."""
             return tensor[: chunk.count].cpu()
 
-        seen = ((kept(v.m), kept(self.quantized.predict(v.x_t, v.step).m), kept(v.x_t)) for v in walk)
-        return NoiseStatistics.of(self.owner, seen, chunk.first).tensors()
+        observations = ((rows(v.m), rows(self.quantized.predict(v.x_t, v.step).m), rows(v.x_t)) for v in walk)
+        return NoiseStatistics.of(self.owner, observations, chunk.first).tensors()
 
 
 class Noise(ModelStage):

@@ -69,7 +69,7 @@ class PathFit:
         self.model.to(device)
         self.quantized.to(device)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.fitted = list(self._stored())
+        self.fitted = list(self._corrections_on_disk())
         for step in track(self.steps[len(self.fitted) :], "fit of the correction", progress):
             self._step(step.i).mkdir(exist_ok=True)
             rescalings, m = self._rescalings(step, device)
@@ -81,10 +81,10 @@ class PathFit:
             shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
         return self.correction.assembled(self.fitted, self.steps)
 
-    def _stored(self) -> Iterator[StepCorrection]:
+    def _corrections_on_disk(self) -> Iterator[StepCorrection]:
         """The steps that an interrupted fit has fitted, from the first on."""
         for step in self.steps:
-            if not (folder := self._fitted(step.i)).is_dir():
+            if not (folder := self._correction_folder(step.i)).is_dir():
                 return
             yield FittedCorrection.load(folder).corrections[0]
 
@@ -94,9 +94,9 @@ class PathFit:
             return {}, torch.empty(0, *self.model.shape)
         file = self._step(step.i) / "rescalings.safetensors"
         if not holds_tensors(file):
-            first = [chunk for chunk in self.images if chunk.first < count]
-            self._ahead = {chunk: self._states(chunk, step, device) for chunk in first}
-            y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in first])[:count]
+            chunks_ahead = [chunk for chunk in self.images if chunk.first < count]
+            self._ahead = {chunk: self._states(chunk, step, device) for chunk in chunks_ahead}
+            y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in chunks_ahead])[:count]
             rescalings, m = self.correction.rescalings(self.model, self.quantized, y_t, step)
             write_tensors(file, named(rescalings) | {"m": m})
         tensors = load_file(file)
@@ -115,7 +115,7 @@ class PathFit:
         beside.mkdir()
         FittedCorrection(self.steps.with_steps([step]), [self.fitted[step.i]]).save(beside)
         sync_folder(beside)
-        beside.rename(self._fitted(step.i))
+        beside.rename(self._correction_folder(step.i))
 
     def _visit(self, chunk: Chunk, step: Step, rescaled: QuantizedDenoiser, m: Tensor, device: torch.device) -> None:
         """Bring a chunk to a step, ask the networks there and write their outputs; `m` is known of the first images."""
@@ -127,14 +127,14 @@ class PathFit:
         q, features = rescaled.predict(y_t, step)
         assert features is not None, "a quantized network hands over features"
         float_m = self.float_m(chunk, step).to(device)
-        tensors = {"m": float_m, "q": q, "x_t": y_t, "features": features} | _named(state.past, "past")
+        tensors = {"m": float_m, "q": q, "x_t": y_t, "features": features} | _past_tensors(state.past, "past")
         if self.correction.reads is Reads.CORRECTED_PATH:
             count = self._count_with_m(chunk)
             here = m[chunk.first : chunk.first + count].to(device)
             if len(here) < count:
                 here = torch.cat([here, self.model.predict(y_t[len(here) : count], step).m])
             tensors |= {"m": here, "float_m": float_m, "float_x_t": float_state.x.clone()}
-            tensors |= _named(float_state.past, "float_past")
+            tensors |= _past_tensors(float_state.past, "float_past")
         write_tensors(file, tensors)
 
     def _states(self, chunk: Chunk, step: Step, device: torch.device) -> tuple[State, State]:
@@ -166,7 +166,7 @@ class PathFit:
     def _step(self, i: int) -> Path:
         return self.folder / f"step-{i:04d}"
 
-    def _fitted(self, i: int) -> Path:
+    def _correction_folder(self, i: int) -> Path:
         return self.folder / f"fitted-{i:04d}"
 
 
@@ -212,15 +212,15 @@ class StepBatches(Sequence[SomeBatch]):
 def _read(file: Path) -> dict[str, Tensor]:
     """The tensors of a chunk; on the float path its states are those of float sampling."""
     tensors = load_file(file)
-    aliases = {"float_m": tensors["m"], "float_x_t": tensors["x_t"]} | _named(_past(tensors, "past"), "float_past")
-    return aliases | tensors
+    float_past = _past_tensors(_past(tensors, "past"), "float_past")
+    return {"float_m": tensors["m"], "float_x_t": tensors["x_t"]} | float_past | tensors
 
 
-def _named(past: Sequence[Tensor], name: str) -> dict[str, Tensor]:
+def _past_tensors(past: Sequence[Tensor], name: str) -> dict[str, Tensor]:
     """The earlier predictions of x_0 under name/0, name/1, the latest first."""
     return {f"{name}/{j}": x_0.clone() for j, x_0 in enumerate(past)}
 
 
 def _past(tensors: Mapping[str, Tensor], name: str) -> tuple[Tensor, ...]:
-    """The predictions that `_named` gave names to."""
+    """The predictions that `_past_tensors` named."""
     return tuple(tensors[key] for key in sorted(key for key in tensors if key.startswith(f"{name}/")))

@@ -26,8 +26,8 @@ class Samples(Stage):
         """The work of every device."""
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
-        wanted = chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
-        run_chunks(partial(self.work, cfg, inputs), wanted, out / "chunks", shop, self.title)
+        chunks_to_do = chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
+        run_chunks(partial(self.work, cfg, inputs), chunks_to_do, out / "chunks", shop, self.title)
 
 
 def read_images(folder: Path) -> Tensor:

@@ -118,8 +118,8 @@ class MeasureSensitivity(ModelStage):
     file = "sensitivity.safetensors"
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
-        wanted = [part for part, _ in sensitivity_chunks(cfg)]
-        run_chunks(partial(self.work, cfg, inputs), wanted, out / "chunks", shop, self.title)
+        chunks_to_do = [part for part, _ in sensitivity_chunks(cfg)]
+        run_chunks(partial(self.work, cfg, inputs), chunks_to_do, out / "chunks", shop, self.title)
         parts = list(read_chunks(out / "chunks"))
         model = shop.model(cfg)
         numbers = cfg.sensitivity.images * torch.Size(model.shape).numel()
@@ -134,12 +134,12 @@ class MeasureSensitivity(ModelStage):
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasureDamage:
         """The work of every device."""
-        model, copied, policy = shop.model(cfg), shop.host.model(cfg), _policy(cfg)
+        model, host_model, policy = shop.model(cfg), shop.host.model(cfg), _policy(cfg)
         architecture, table = model.architecture(), shop.table(cfg, model)
         observations = read_observations(cfg, inputs[Calibrate.name], shop.host)
         make_weight = construct(cfg.quantizer.weight)
         plans = {bits: policy.uniform(architecture, LayerBits(bits, policy.activations[-1])) for bits in policy.weights}
-        networks = {bits: quantize(copied, plan, observations, make_weight) for bits, plan in plans.items()}
+        networks = {bits: quantize(host_model, plan, observations, make_weight) for bits, plan in plans.items()}
         names = [site.name for site in policy.roles.free(architecture.sites)]
         input_quantizer = construct(cfg.quantizer.activation)(policy.activations[-1])
         if not isinstance(input_quantizer, AffineQuantizer):
@@ -163,11 +163,11 @@ def with_offer(cfg: DictConfig) -> DictConfig:
 
     What a policy may spend, and on what, changes no damage.
     """
-    shared = cfg.copy()
+    representative = cfg.copy()
     offer = {name: cfg.bitwidth[name] for name in OFFER}
-    with open_dict(shared):
-        shared.bitwidth = {"_target_": f"{Budget.__module__}.{Budget.__qualname__}"} | ANY_BUDGET | offer
-    return shared
+    with open_dict(representative):
+        representative.bitwidth = {"_target_": f"{Budget.__module__}.{Budget.__qualname__}"} | ANY_BUDGET | offer
+    return representative
 
 
 def sensitivity_chunks(cfg: DictConfig) -> list[tuple[Chunk, Chunk]]:

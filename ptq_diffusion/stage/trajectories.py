@@ -35,8 +35,8 @@ class Trajectories(ModelStage):
     uses = ("model", "sampler", "calibration", "micro_batch")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
-        wanted = chunks("calibration", [cfg.calibration.seed], cfg.calibration.images, cfg.micro_batch)
-        run_chunks(partial(self.work, cfg), wanted, out / "chunks", shop, self.title)
+        chunks_to_do = chunks("calibration", [cfg.calibration.seed], cfg.calibration.images, cfg.micro_batch)
+        run_chunks(partial(self.work, cfg), chunks_to_do, out / "chunks", shop, self.title)
 
     def work(self, cfg: DictConfig, shop: Workshop) -> RecordStates:
         """The work of every device."""
