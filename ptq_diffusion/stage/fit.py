@@ -16,8 +16,8 @@ from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage, Need
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.stage.draw_corrected import draw_corrected
-from ptq_diffusion.stage.draw_images import DrawImages
+from ptq_diffusion.stage.drawing.corrected import draw_corrected
+from ptq_diffusion.stage.drawing.images import DrawImages
 from ptq_diffusion.stage.fit_table import carried, fit_table
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint

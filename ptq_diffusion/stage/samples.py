@@ -12,7 +12,7 @@ from torch import Tensor
 from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.stage.draw_images import DrawImages
+from ptq_diffusion.stage.drawing.images import DrawImages
 
 IMAGES = ("images", "seeds", "micro_batch")
 SAMPLING = ("sampler", *IMAGES)

@@ -12,7 +12,7 @@ from diffusers import DDPMPipeline
 
 import ptq_diffusion.correction
 from ptq_diffusion.numeric.seed import generator
-from ptq_diffusion.stage.draw_images import to_bytes
+from ptq_diffusion.stage.drawing.images import to_bytes
 from ptq_diffusion.stage.samples import read_images
 
 
