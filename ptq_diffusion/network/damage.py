@@ -42,7 +42,7 @@ def recording(network: nn.Module, names: Sequence[str], calls: dict[str, LayerCa
     """Within this context the calls of layers are recorded, and zeros with a gradient are added to their outputs.
 
     Raises:
-        ValueError: a layer is called twice in one forward, which one set of bits would serve in two places.
+        ValueError: a layer is called twice in one forward, so that one set of bits would serve two places.
     """
 
     def record(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -66,9 +66,9 @@ class Adjoint:
     """Gradients of <v, x_0> at one step.
 
     Args:
-        state: by x_t, (B, C, H, W): what the step before is asked about.
-        calls: of every layer.
-        gradients: by the output of every layer, (B, ...).
+        state: the gradient by x_t, (B, C, H, W), from which the step before goes on backwards.
+        calls: the call of every layer, by name.
+        gradients: the gradient by the output of every layer, (B, ...), by name.
     """
 
     state: Tensor
@@ -81,7 +81,7 @@ def step_adjoint(model: Denoiser, names: Sequence[str], x_t: Tensor, step: Step,
 
     Args:
         model: the float model.
-        names: of the layers.
+        names: the names of the layers.
         x_t: the state of float sampling, (B, C, H, W).
         step: from x_t to x_s.
         adjoint: the gradient by x_s, (B, C, H, W).
@@ -101,8 +101,8 @@ def step_adjoint(model: Denoiser, names: Sequence[str], x_t: Tensor, step: Step,
         state, *gradients = torch.autograd.grad(x_s, variables, adjoint.clone(), allow_unused=True)
     # A layer that the output does not depend on has no gradient.
     zeros = (torch.zeros_like(call.probe) for call in calls.values())
-    full = (zero if gradient is None else gradient for gradient, zero in zip(gradients, zeros, strict=True))
-    return Adjoint(state, calls, dict(zip(calls, full, strict=True)))
+    by_layer = (zero if gradient is None else gradient for gradient, zero in zip(gradients, zeros, strict=True))
+    return Adjoint(state, calls, dict(zip(calls, by_layer, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ class LayerDamage:
 
     Args:
         layer: the quantized layer, for its geometry.
-        weight: of the float layer.
-        call: of the float layer.
-        gradient: of <v, x_0> by the layer's output, (B, ...).
+        weight: the float layer's weight.
+        call: the float layer's call.
+        gradient: the gradient of <v, x_0> by the layer's output, (B, ...).
     """
 
     layer: QuantizedLayer

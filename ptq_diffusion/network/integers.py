@@ -56,7 +56,7 @@ class QuantizedWeight(StoredWeight):
         self.register_buffer("packed", packed)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
-        # Unpacked once: what a forward computes with, rebuilt wherever the tensors go.
+        # Unpacked once for all forwards, and once more wherever the tensors are moved to.
         self._integers: Tensor | None = None
         self._values: Tensor | None = None
 

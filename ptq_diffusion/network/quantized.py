@@ -179,7 +179,5 @@ class QuantizedDenoiser(Denoiser):
 
 
 def _is_shared(module: nn.Module) -> bool:
-    parts = module.modules()
-    return isinstance(module, StoredWeight) or not any(
-        isinstance(p, QuantizedLayer | QuantizedAttention) for p in parts
-    )
+    has_settings = any(isinstance(part, QuantizedLayer | QuantizedAttention) for part in module.modules())
+    return isinstance(module, StoredWeight) or not has_settings

@@ -107,13 +107,15 @@ def _rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Q
     float_model = DiffusersDenoiser(network, family, description["network"], description["scheduler"])
     sites, current = float_model.sites(), CurrentStep()
     plan.require(sites, plan.steps)
-    kinds = {name: (of_operand, of_copies) for name, of_operand, of_copies in description["symmetric"]}
-    table = StepSettings.of_tensors(_below(SETTINGS, tensors), {name: kind for name, (kind, _) in kinds.items()})
+    symmetric_operand = {name: operand for name, operand, _ in description["symmetric"]}
+    symmetric_copies = {name: copies for name, _, copies in description["symmetric"]}
+    table = StepSettings.of_tensors(_below(SETTINGS, tensors), symmetric_operand)
     for site in (site for site in sites if site.weighted):
         layer = network.get_submodule(site.name)
+        copies = zip(plan.weight_copies(site.name), symmetric_copies[site.name], strict=True)
         weights = [
-            stored_weight(_below(f"{WEIGHT}/{site.name}/{place}", tensors), bits, kind, site.weight_shape)
-            for place, (bits, kind) in enumerate(zip(plan.weight_copies(site.name), kinds[site.name][1], strict=True))
+            stored_weight(_below(f"{WEIGHT}/{site.name}/{place}", tensors), bits, symmetric, site.weight_shape)
+            for place, (bits, symmetric) in enumerate(copies)
         ]
         bias = tensors[f"{BIAS}/{site.name}"] if layer.bias is not None else None
         parent, _, child = site.name.rpartition(".")

@@ -28,8 +28,8 @@ class LayerSettings(nn.Module):
         bits: of the input, (S,) int16; 32 leaves it float.
         scale: (S,) float32.
         zero_point: (S,) int32.
-        copy: (S,) int16.
-        symmetric: whether the grids of the input are.
+        copy: the index of the weight's copy, (S,) int16.
+        symmetric: whether the grids of the input are symmetric.
         gain: (S, O) float32, or None for 1.
         offset: (S, O) float32, or None for 0.
     """

@@ -20,7 +20,7 @@ from ptq_diffusion.stage.quantize import Quantize
 
 
 class MeasureNoise(ChunkWork):
-    """Float sampling, replayed; at every state the quantized network is asked, and only moments are kept.
+    """Replays float sampling and asks the quantized network at every state; only moments are kept.
 
     Args:
         quantized: the network.
