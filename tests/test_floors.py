@@ -1,4 +1,4 @@
-"""A file imports its own folder and lower floors, never a sibling or a higher one."""
+"""A file imports its own folder and lower floors, never a sibling or a higher one; and it is small enough to read."""
 
 import ast
 import sys
@@ -28,6 +28,8 @@ FLOORS = {
 }
 TOP = 8  # the modules of the package's root: the entry point and the version
 GROUND_FLOOR_LIBRARIES = {PACKAGE, "numpy", "safetensors", "torch"} | sys.stdlib_module_names
+LONGEST_FUNCTION, LONGEST_FILE, LARGEST_FOLDER = 40, 300, 20  # lines, lines, Python files
+RIDDLES = ("What ", "Of ", "Those ", "Which ")  # a first line that says neither what a thing is nor what it does
 NOT_A_NOUN = {"utils", "util", "common", "core", "helpers", "helper", "misc"}
 
 
@@ -77,9 +79,46 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+def documented(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, docstring) of the module, of every class and function, and of every constant or field described below."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", ())
+        for statement in body if isinstance(body, list) else ():
+            value = statement.value if isinstance(statement, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield statement.lineno, value.value
+
+
+def excesses(root: Path) -> list[str]:
+    """One line for each function, file and folder of the package at `root` that is too long, and for each riddle."""
+    lines = []
+    for path in sorted(root.rglob("*.py")):
+        source, place = path.read_text(encoding="utf-8"), path.relative_to(root).as_posix()
+        tree = ast.parse(source)
+        if (length := source.count("\n")) > LONGEST_FILE:
+            lines.append(f"{place}: a file of {length} lines; split it along a noun")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > LONGEST_FUNCTION:
+                    lines.append(f"{place}:{node.lineno}: {node.name} of {length} lines; split it along a noun")
+        riddles = ((line, text) for line, text in documented(tree) if text.startswith(RIDDLES))
+        lines += [
+            f"{place}:{line}: a riddle, {text.splitlines()[0]!r}; say what it is or does" for line, text in riddles
+        ]
+    for folder in sorted({path.parent for path in root.rglob("*.py")}):
+        if (count := len(list(folder.glob("*.py")))) > LARGEST_FOLDER:
+            lines.append(f"{folder.relative_to(root).as_posix()}: a folder of {count} files; split it along a noun")
+    return lines
+
+
 def test_every_file_keeps_to_its_floor() -> None:
     assert len(list(ROOT.rglob("*.py"))) > 10
     assert violations(ROOT) == []
+
+
+def test_every_function_file_and_folder_is_small_and_says_what_it_is() -> None:
+    assert excesses(ROOT) == []
 
 
 def test_every_folder_of_code_is_a_package() -> None:
@@ -135,3 +174,37 @@ def test_an_allowed_import_is_no_violation(tmp_path: Path, path: str, source: st
     allowed.parent.mkdir(exist_ok=True)
     allowed.write_text(source)
     assert violations(tmp_path) == []
+
+
+def function(lines: int) -> str:
+    """The source of a function of so many lines."""
+    return "def f():\n" + "    x = 1\n" * (lines - 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"a.py": "x = 1\n" + function(LONGEST_FUNCTION + 1)}, "a.py:2: f of 41 lines"),
+        ({"a.py": f"class A:\n    {function(41).replace(chr(10), chr(10) + '    ')}"}, "a.py:2: f of 41 lines"),
+        ({"a.py": "x = 1\n" * (LONGEST_FILE + 1)}, "a.py: a file of 301 lines"),
+        ({f"deep/{i}.py": "" for i in range(LARGEST_FOLDER + 1)}, "deep: a folder of 21 files"),
+        ({"a.py": '"""What it is."""'}, "a.py:1: a riddle, 'What it is.'"),
+        ({"a.py": 'class A:\n    """Of a batch.\n\n    More.\n    """'}, "a.py:2: a riddle, 'Of a batch.'"),
+        ({"a.py": 'async def f():\n    """Those that are left."""'}, "a.py:2: a riddle"),
+        ({"a.py": 'class A:\n    x = 1\n    """Which it is."""'}, "a.py:3: a riddle"),
+        ({"a.py": 'X = 1\n"""Of the format."""'}, "a.py:2: a riddle"),
+    ],
+)
+def test_a_planted_excess_is_found(tmp_path: Path, files: dict[str, str], expected: str) -> None:
+    for name, source in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(source)
+    (line,) = excesses(tmp_path)
+    assert line.startswith(expected)
+
+
+def test_the_limits_themselves_are_no_excess(tmp_path: Path) -> None:
+    for i in range(LARGEST_FOLDER):
+        (tmp_path / f"{i}.py").write_text('"""Whatever it is."""\n' + function(LONGEST_FUNCTION) + "x = 1\n" * 259)
+    assert len((tmp_path / "0.py").read_text().splitlines()) == LONGEST_FILE
+    assert excesses(tmp_path) == []

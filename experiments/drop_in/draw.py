@@ -26,7 +26,7 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.loading import MODELS
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.numeric.seed import generator
-from ptq_diffusion.stage.draw_images import to_bytes
+from ptq_diffusion.stage.drawing.images import to_bytes
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.quantize import Quantize

@@ -30,8 +30,8 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import LayerSettings, QuantizedConv2d, QuantizedDenoiser, QuantizedLinear, quantize
 from ptq_diffusion.sampler import DDIM, DDPM, sample
-from ptq_diffusion.stage.draw_corrected import draw_corrected
-from ptq_diffusion.stage.draw_images import DrawImages
+from ptq_diffusion.stage.drawing.corrected import draw_corrected
+from ptq_diffusion.stage.drawing.images import DrawImages
 from ptq_diffusion.stage.float_path import RecordOutputs
 from ptq_diffusion.stage.noise import MeasureNoise
 

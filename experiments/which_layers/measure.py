@@ -31,7 +31,7 @@ from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import InputGrid, QuantizedDenoiser, Rescaling, regridding, watching
 from ptq_diffusion.quantizer import LpSearch
 from ptq_diffusion.sampler import Step
-from ptq_diffusion.stage.draw_images import to_bytes
+from ptq_diffusion.stage.drawing.images import to_bytes
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.samples import read_images
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples

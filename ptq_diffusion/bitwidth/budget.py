@@ -13,7 +13,7 @@ from ptq_diffusion.bitwidth.sensitivity import Sensitivity
 from ptq_diffusion.bitwidth.under_budget import Spending, UnderBudget
 
 GAP = 1e-5
-"""How far above the best plan's damage the damage may be, relative to it: far below what a measurement knows."""
+"""Largest relative excess of damage over the best plan's: far below what a measurement knows."""
 SCALE = 1e4
 """The sum of the largest damages as the solver sees it: its absolute tolerances (1e-6) are small beside it."""
 
@@ -39,7 +39,7 @@ class Budget(UnderBudget[Sensitivity]):
 
 @dataclass(frozen=True, eq=False)
 class Optimum:
-    """What the solver says.
+    """The solver's answer.
 
     Args:
         assignment: of least damage.
@@ -106,8 +106,8 @@ def _solve(choices: Choices, damage: Numbers, limits: Limits) -> tuple[Assignmen
     if result.x is None:
         raise RuntimeError(f"expected a plan within the budget, the solver has none: {result.message}")
     weight = result.x[:heads].reshape(rows, weights).argmax(1)
-    taken = result.x[heads:].reshape(damage.shape)
-    activation = taken[np.arange(rows), :, weight, :].argmax(2)
+    selection = result.x[heads:].reshape(damage.shape)
+    activation = selection[np.arange(rows), :, weight, :].argmax(2)
     return Assignment(weight, activation), float(result.mip_dual_bound)
 
 

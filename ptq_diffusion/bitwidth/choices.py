@@ -1,4 +1,4 @@
-"""What a budget is spent on: a grid of groups of layers by groups of steps, each of which gets bits.
+"""The choices that a budget is spent on: a grid of groups of layers by groups of steps, each of which gets bits.
 
 Shapes: R groups of layers, C groups of steps, W bitwidths of weights, A bitwidths of activations. A weight has one
 bitwidth at all steps, so it is chosen for a group of layers; activations are chosen for every pair of groups.
@@ -20,7 +20,7 @@ from ptq_diffusion.model.site import Site
 Integers = NDArray[np.int64]
 Numbers = NDArray[np.float64]
 Over = Literal["layers_and_steps", "layers", "steps"]
-"""What may differ in its bits: layers and steps, layers alone, or steps alone."""
+"""The dimensions along which bits may differ: layers and steps, layers alone, or steps alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the choices may cost together; None is no limit.
+    """Upper bounds of the cost of all choices together; None is no limit.
 
     Args:
         bops: bit operations.

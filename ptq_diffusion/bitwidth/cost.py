@@ -1,4 +1,4 @@
-"""What a plan costs over a table of steps: bit operations and stored bits, exact."""
+"""The cost of a plan over a table of steps: bit operations and stored bits, exact."""
 
 import math
 from collections import Counter
@@ -29,12 +29,12 @@ class PlanCost:
 
     @property
     def saving(self) -> float:
-        """How many times fewer bit operations than in full precision."""
+        """Bit operations in full precision over those of the plan."""
         return self.float_bops / self.bops
 
     @property
     def attention_share(self) -> float:
-        """The part of the bit operations that attention's products are, 0 to 1."""
+        """The share of attention's products in the bit operations, 0 to 1."""
         return self.attention_bops / self.bops
 
 
@@ -75,7 +75,7 @@ def mean_bits(architecture: Architecture, plan: BitwidthPlan, steps: int) -> tup
 
 
 def macs_by_bits(architecture: Architecture, plan: BitwidthPlan, steps: int) -> Mapping[LayerBits, int]:
-    """How many multiply-accumulates of all steps use which bits; attention's products are left out."""
+    """Multiply-accumulates of all steps by the bits that they use; attention's products are left out."""
     return _macs_by_bits((site for site in architecture.sites if site.weighted), plan, steps)
 
 

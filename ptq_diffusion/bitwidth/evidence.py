@@ -63,8 +63,8 @@ def require_origin(what: str, measured: tuple[str, str], present: tuple[str, str
     Raises:
         ValueError: they differ.
     """
-    for part, recorded, current in zip(("network", "table"), measured, present, strict=True):
-        if recorded != current:
+    for part, origin, current in zip(("network", "table"), measured, present, strict=True):
+        if origin != current:
             raise ValueError(
-                f"expected {what} of {part} {current}, got that of another {part}, {recorded}; measure again"
+                f"expected {what} of {part} {current}, got that of another {part}, {origin}; measure again"
             )

@@ -15,7 +15,7 @@ UNLIMITED = np.iinfo(np.int64).max
 
 
 class Greedy(UnderBudget[Sensitivity]):
-    """From the cheapest plan, raise the bits with the largest drop of damage for what they add, until none fits.
+    """Raises bits from the cheapest plan on, the largest drop of damage for what it adds first, until none fits.
 
     A raise may skip bitwidths. What it adds is its part of the bit operations' limit plus its part of the bytes' limit.
     Not exact: see `Budget`, whose damage is not above this one's but for the solver's gap.
@@ -43,7 +43,7 @@ class _Climb:
         self._bops, self._stored, self._damage = choices.bops, choices.stored, damage
         limits = (choices.limits.bops, choices.limits.stored)
         spent = choices.cost(self.assignment)
-        self._left = np.array(
+        self._remainder = np.array(
             [UNLIMITED if limit is None else limit - cost for limit, cost in zip(limits, spent, strict=True)]
         )
         self._price = np.array([0.0 if limit is None else 1 / max(limit, 1) for limit in limits])
@@ -59,11 +59,11 @@ class _Climb:
             row, move = divmod(int(self._worth.argmax()), self._worth.shape[1])
             if self._worth[row, move] <= 0:
                 return False
-            if (self._added[row, move] <= self._left).all():
+            if (self._added[row, move] <= self._remainder).all():
                 break
             # It never will: what is left only shrinks.
             self._worth[row, move] = -np.inf
-        self._left = np.where(self._price > 0, self._left - self._added[row, move], UNLIMITED)
+        self._remainder = np.where(self._price > 0, self._remainder - self._added[row, move], UNLIMITED)
         columns, activations = self._damage.shape[1], self._damage.shape[3]
         if move < columns * activations:
             self.assignment.activation[row, move // activations] = move % activations
@@ -87,7 +87,7 @@ class _Climb:
 
 
 def _changes(values: NDArray, assignment: Assignment, row: int) -> tuple[NDArray, Flags]:
-    """What every raise of a row adds to the sum of its (C, W, A) values, and which of them are raises."""
+    """The amount that every raise of a row adds to its sum of (C, W, A) values, and which entries are raises."""
     weight, activation = int(assignment.weight[row]), assignment.activation[row]
     columns, weights, activations = values.shape
     present = values[np.arange(columns), weight, activation]

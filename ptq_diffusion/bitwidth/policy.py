@@ -15,7 +15,7 @@ Measured = TypeVar("Measured")
 
 
 class BitwidthPolicy(ABC, Generic[Measured]):
-    """From a network, a table of steps and, for some, a measurement to a plan.
+    """A rule that makes a plan of a network, a table of steps and, for some policies, a measurement.
 
     A policy decides the bits of inner layers only; its roles say those of the first and the last layer, of
     attention's products, and of what a pattern names.
@@ -83,5 +83,5 @@ def require_ascending(offered: Sequence[LayerBits]) -> None:
     """
     prices = [bits.weight * bits.activation for bits in offered]
     if not prices or any(a >= b for a, b in zip(prices, prices[1:], strict=False)):
-        said = ", ".join(f"W{bits.weight}A{bits.activation}" for bits in offered) or "nothing"
-        raise ValueError(f"expected offered bits in ascending order of weight x activation bits, got {said}")
+        offers = ", ".join(f"W{bits.weight}A{bits.activation}" for bits in offered) or "nothing"
+        raise ValueError(f"expected offered bits in ascending order of weight x activation bits, got {offers}")

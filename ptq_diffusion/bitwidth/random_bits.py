@@ -12,7 +12,7 @@ from ptq_diffusion.numeric.seed import generator
 
 
 class RandomBits(UnderBudget[None]):
-    """From the cheapest plan, raise bits by one offer at a layer and step drawn by chance, until no raise fits.
+    """Raises bits from the cheapest plan on, by one offer at a layer and step drawn by chance, until no raise fits.
 
     So the plan is within one raise of the budget, as plans that it is compared with are.
 
@@ -68,14 +68,14 @@ class _Climb:
         self.assignment = choices.cheapest()
         self._bops, self._stored = choices.bops, choices.stored
         limits = (choices.limits.bops, choices.limits.stored)
-        self._left = [
+        self._remainder = [
             None if limit is None else limit - cost
             for limit, cost in zip(limits, choices.cost(self.assignment), strict=True)
         ]
 
     @property
     def cells(self) -> int:
-        """How many there are."""
+        """The number of cells."""
         return self.assignment.activation.size + self.assignment.weight.size
 
     def raised(self, cell: int) -> bool:
@@ -89,10 +89,12 @@ class _Climb:
         before = self._cost(row)
         bits[0] += 1
         added = [new - old for new, old in zip(self._cost(row), before, strict=True)]
-        if any(left is not None and more > left for left, more in zip(self._left, added, strict=True)):
+        if any(limit is not None and more > limit for limit, more in zip(self._remainder, added, strict=True)):
             bits[0] -= 1
             return False
-        self._left = [None if left is None else left - more for left, more in zip(self._left, added, strict=True)]
+        self._remainder = [
+            None if limit is None else limit - more for limit, more in zip(self._remainder, added, strict=True)
+        ]
         return True
 
     def _cost(self, row: int) -> tuple[int, int]:

@@ -33,7 +33,7 @@ class Roles:
         attention: Mapping[str, Any],
         patterns: Sequence[Mapping[str, Any]],
     ) -> "Roles":
-        """From `{weight, activation}` of the roles and `{name, weight, activation}` of patterns.
+        """The roles of options: `{weight, activation}` of each role and `{name, weight, activation}` of each pattern.
 
         Raises:
             ValueError: an entry has other keys than these, or a bitwidth is none.
@@ -95,7 +95,7 @@ class Roles:
 
 
 def layer_bits(entry: Mapping[str, Any]) -> LayerBits:
-    """From `{weight, activation}`.
+    """The bits that the options `{weight, activation}` of a layer name.
 
     Raises:
         ValueError: the entry has other keys, or a bitwidth is none.

@@ -58,7 +58,7 @@ class Sensitivity:
 
     @property
     def steps(self) -> int:
-        """How many steps were measured."""
+        """The number of steps that were measured."""
         return self.weight.shape[1]
 
     def select(
@@ -73,8 +73,8 @@ class Sensitivity:
             raise ValueError(f"expected sensitivities of {steps} steps, got those of {self.steps}; measure again")
         rows = _places("site", self.sites, sites)
         selected = [
-            damage[rows][:, :, _places(f"{operand} bits", measured, wanted)]
-            for (operand, damage, measured), wanted in zip(self._operands(), (weights, activations), strict=True)
+            damage[rows][:, :, _places(f"{operand} bits", offers, bits)]
+            for (operand, damage, offers), bits in zip(self._operands(), (weights, activations), strict=True)
         ]
         return selected[0], selected[1]
 
@@ -87,7 +87,7 @@ class Sensitivity:
         require_origin("sensitivities", (self.network, self.table), (network, table))
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors."""
+        """Write the measurement as safetensors."""
         fields = {
             "sites": list(self.sites),
             "weight_bits": list(self.weight_bits),
@@ -100,7 +100,7 @@ class Sensitivity:
 
     @classmethod
     def load(cls, path: Path) -> "Sensitivity":
-        """Read what `save` wrote, bit for bit.
+        """Read the measurement that `save` wrote, bit for bit.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -124,7 +124,7 @@ class Sensitivity:
         return (("weight", self.weight, self.weight_bits), ("activation", self.activation, self.activation_bits))
 
 
-def _places(what: str, measured: Sequence[object], wanted: Sequence[object]) -> list[int]:
-    if missing := [value for value in wanted if value not in measured]:
+def _places(what: str, measured: Sequence[object], values: Sequence[object]) -> list[int]:
+    if missing := [value for value in values if value not in measured]:
         raise ValueError(f"expected a sensitivity of {what} {missing[0]}, got none; measure again")
-    return [measured.index(value) for value in wanted]
+    return [measured.index(value) for value in values]

@@ -58,6 +58,6 @@ class Share(BitwidthPolicy[None]):
         return self.roles.uniform(architecture.sites, by_step)
 
     def early(self, steps: int) -> int:
-        """How many of so many steps get the low bits."""
+        """The number of steps, of `steps`, that get the low bits."""
         # The share as it is written, not its neighbour in binary: .225 of 20 is a half.
         return floor(Fraction(str(self.share)) * steps + Fraction(1, 2))

@@ -59,7 +59,7 @@ class StepSignal:
 
     @property
     def steps(self) -> int:
-        """How many steps were measured."""
+        """The number of steps that were measured."""
         return self.signal.shape[1]
 
     def snr(self, offered: Sequence[LayerBits], ratio: Ratio) -> Tensor:
@@ -90,7 +90,7 @@ class StepSignal:
         require_origin("the steps' signal and noise", (self.network, self.table), (network, table))
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors."""
+        """Write the measurement as safetensors."""
         fields = {
             "offered": [[bits.weight, bits.activation] for bits in self.offered],
             "network": self.network,
@@ -101,7 +101,7 @@ class StepSignal:
 
     @classmethod
     def load(cls, path: Path) -> "StepSignal":
-        """Read what `save` wrote, bit for bit.
+        """Read the measurement that `save` wrote, bit for bit.
 
         Raises:
             FileNotFoundError: there is no such file.

@@ -13,7 +13,7 @@ from ptq_diffusion.sampler.step import Step
 
 
 class StepSNR(BitwidthPolicy[StepSignal]):
-    """At each step the fewest offered bits for which SNR_Q(t) > SNR_F(t), else the most: PTQD's rule.
+    """PTQD's rule: at each step the fewest offered bits for which SNR_Q(t) > SNR_F(t), else the most.
 
     He et al., NeurIPS 2023, arXiv 2305.10657, section 4.4. SNR_Q is |m| / |D| of the network's output m and the error D
     that the bits cause, SNR_F = abar_t / (1 - abar_t) that of x_t. All inner layers have the same bits at a step. Not

@@ -1,4 +1,4 @@
-"""What all policies that spend a budget share: their options, the budget in numbers, and its refusal."""
+"""The base of all policies that spend a budget: their options, the budget in numbers, and its refusal."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from ptq_diffusion.sampler.step import Step
 
 @dataclass(frozen=True)
 class Spending:
-    """An assignment and what the policy says of it.
+    """An assignment and the policy's account of it.
 
     Args:
         assignment: which keeps the limits.

@@ -25,13 +25,13 @@ EXTRAS = {
 }
 MALICIOUS_LIGHTNING = ("2.6.2", "2.6.3")
 MODEL_CHECKSUMS = {"bundled:cifar10_ddpm": "8157c7dd33fb2aed", "bundled:fashion_ddpm": "84a60b48ac639ff7"}
-"""`folder_checksum` of every bundled denoiser."""
+"""The `folder_checksum` of every bundled denoiser."""
 LITTLE_ROOM = 2**30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was examined.
+    """The result of one examination.
 
     Args:
         name: of the thing.
@@ -116,7 +116,7 @@ def extras(installed: Mapping[str, str | None]) -> Iterator[Finding]:
 
 
 def lightning(release: str | None) -> Finding:
-    """Two releases of Lightning were malicious (GHSA-w37p-236h-pfx3)."""
+    """Examines the release of Lightning, of which two were malicious (GHSA-w37p-236h-pfx3)."""
     if release in MALICIOUS_LIGHTNING:
         remedy = (
             "uninstall it now, take this machine's credentials for stolen, then pip install 'lightning!=2.6.2,!=2.6.3'"
@@ -126,7 +126,7 @@ def lightning(release: str | None) -> Finding:
 
 
 def torchvision(present: bool, load: Callable[[], object]) -> Finding:
-    """It is not needed, but Lightning, diffusers and torchmetrics import it where it is, and fail with it."""
+    """Examines torchvision: nothing needs it, but Lightning, diffusers and torchmetrics import it and fail with it."""
     if not present:
         return Finding("torchvision", "not installed, and not needed")
     try:
@@ -148,7 +148,7 @@ def imports(load: Callable[[], object]) -> Finding:
 
 
 def accelerator() -> Finding:
-    """The build of torch and the device that it sees."""
+    """Examines the build of torch and the device that it sees."""
     import torch
 
     device = torch.accelerator.current_accelerator(check_available=True)

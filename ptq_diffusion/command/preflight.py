@@ -54,7 +54,7 @@ def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
 
 
 def _check_measurements(cfg: DictConfig, goal: type[Stage]) -> None:
-    """What a policy reads is measured at the sampler's own steps, on images of the float path."""
+    """Refuse a measurement that cannot be taken: at other steps than the sampler's, or on too many images."""
     policy = construct(cfg.bitwidth)
     if cfg.noise.steps is not None and (policy.by_step or goal in (MeasureStepSignal, MeasureSensitivity)):
         what = goal.name if goal in (MeasureStepSignal, MeasureSensitivity) else cfg.labels.bitwidth

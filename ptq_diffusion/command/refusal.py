@@ -77,7 +77,7 @@ def refusal(error: Exception, overrides: Sequence[str], conf: Path) -> str | Non
 
 
 def closest(name: str, known: Sequence[str]) -> str:
-    """The known names that look most like this one, in words; all of them where none does and they are few."""
+    """The known names that look most like this one, in words; a few names, none of them alike, are all listed."""
     matches = get_close_matches(name, known, n=3, cutoff=0.6)
     if not matches:
         # A right last part at a wrong place, such as eta for sampler.eta.
@@ -88,7 +88,7 @@ def closest(name: str, known: Sequence[str]) -> str:
 
 
 def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path) -> str:
-    """Hydra's errors of a command line, in our words where ours say more."""
+    """The message for one of Hydra's errors of a command line, in our words where ours say more."""
     text = _line(error)
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
@@ -157,7 +157,7 @@ def _only_close(name: str, options: Sequence[str]) -> str:
 
 
 def _of_value(error: OmegaConfBaseException) -> str:
-    """OmegaConf's errors of one option."""
+    """The message for one of OmegaConf's errors of an option."""
     key, text = error.full_key, _line(error).partition(" full_key:")[0]
     if isinstance(error, MissingMandatoryValue):
         return f"expected a value of {key}, which has none of its own; give one: {key}=VALUE"
@@ -167,7 +167,7 @@ def _of_value(error: OmegaConfBaseException) -> str:
 
 
 def _of_tensors(error: SafetensorError) -> str:
-    """A safetensors file that is no such file; a disk that is full comes as one of these too."""
+    """The message for a file that is no safetensors file; a full disk raises the same error."""
     if re.search(r"os error (28|122)\b", str(error)):
         return _full(str(error))
     return (
@@ -177,7 +177,7 @@ def _of_tensors(error: SafetensorError) -> str:
 
 
 def _of_system(error: OSError) -> str:
-    """A refusal of the operating system."""
+    """The message for a refusal of the operating system."""
     what = f"{error.strerror}" + (f": {error.filename!s}" if error.filename else "")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _full(what)

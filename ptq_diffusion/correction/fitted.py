@@ -101,7 +101,7 @@ class FittedCorrection:
 
     @property
     def evaluations(self) -> int:
-        """How often the network is asked beside once a step; where it is, a `CorrectedDenoiser` is needed."""
+        """Evaluations of the network beside one a step; where there are any, a `CorrectedDenoiser` is needed."""
         return sum(one.estimates for one in self.corrections)
 
     def without_repairs(self) -> "FittedCorrection":

@@ -27,7 +27,7 @@ class LabelledImages:
 
 
 class ImageSource(ABC):
-    """Where images come from."""
+    """A source of images."""
 
     @abstractmethod
     def load(self) -> LabelledImages:
@@ -107,11 +107,11 @@ class FolderImages(ImageSource):
         self.folder = Path(folder)
 
     def files(self) -> list[Path]:
-        found = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not found:
+        files = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not files:
             kinds = ", ".join(sorted(SUFFIXES))
             raise FileNotFoundError(f"expected images ({kinds}) below {self.folder}, found none; check the path")
-        return found
+        return files
 
     def check(self) -> None:
         """Find out from the files' headers whether `load` will work, and leave no surprise for later.

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process."""
+"""An option of glibc's allocator by which freed memory stays with the process."""
 
 import ctypes
 import platform

@@ -14,7 +14,7 @@ from ptq_diffusion.engine.store import Store
 
 
 def run_path(store: Store, stage: type[Stage], cfg: DictConfig) -> Path:
-    """outputs/runs/<name>-<signature of the stage>."""
+    """The path of a run's folder, outputs/runs/<name>-<signature of the stage>."""
     return Path(cfg.outputs) / "runs" / f"{cfg.name}-{store.signature(stage, cfg)}"
 
 

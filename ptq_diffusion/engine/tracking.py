@@ -25,7 +25,7 @@ class Tracker(ABC):
 
 
 class NoTracker(Tracker):
-    """Nothing beside the files."""
+    """A tracker that logs nothing beside the run's files."""
 
     def start(self, name: str, folder: Path, config: Mapping[str, Any]) -> Sequence[Logger]:  # noqa: ARG002
         return ()

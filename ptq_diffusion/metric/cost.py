@@ -1,17 +1,17 @@
-"""What a quantized network costs: bit operations and bytes."""
+"""The cost of a quantized network: bit operations and bytes."""
 
 from dataclasses import dataclass
 
 from ptq_diffusion.bitwidth.cost import macs_by_bits, plan_cost
 from ptq_diffusion.bitwidth.cost import mean_bits as mean_bits_of
-from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.denoiser import Denoiser
 from ptq_diffusion.model.plan import BitwidthPlan
+from ptq_diffusion.numeric.grid import FLOAT_BITS
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image and one network.
+    """The cost of one image and of one network.
 
     Args:
         bops_per_image: bit operations of all steps, sum over layers of MACs x weight bits x activation bits.
@@ -27,8 +27,33 @@ class Cost:
 
     @property
     def attention_share(self) -> float:
-        """The part of the bit operations that attention's products are, 0 to 1."""
+        """The share of attention's products in the bit operations, 0 to 1."""
         return self.attention_bops / self.bops_per_image
+
+
+@dataclass(frozen=True)
+class VariantCost:
+    """The cost of one variant, as a row of an evaluation has it.
+
+    Args:
+        weight_bits: that most multiply-accumulates use, see `usual_bits`.
+        activation_bits: likewise.
+        mean_weight_bits: of a multiply-accumulate on average, see `mean_bits`.
+        mean_activation_bits: likewise.
+        bops_per_image: bit operations of all evaluations of the network and of the correction.
+        bops_saving: bit operations in full precision over these.
+        attention_share: the share of attention's products in them, 0 to 1.
+        weight_bytes: of the network, and of the correction's coefficients.
+    """
+
+    weight_bits: int
+    activation_bits: int
+    mean_weight_bits: float
+    mean_activation_bits: float
+    bops_per_image: int
+    bops_saving: float
+    attention_share: float
+    weight_bytes: int
 
 
 def cost(model: Denoiser, plan: BitwidthPlan, steps: int) -> Cost:
@@ -42,22 +67,41 @@ def cost(model: Denoiser, plan: BitwidthPlan, steps: int) -> Cost:
     Raises:
         ValueError: the plan was made for another number of steps.
     """
-    found = plan_cost(_architecture(model), plan, steps)
-    return Cost(found.bops, found.attention_bops, found.stored_bits // 8)
+    total = plan_cost(model.architecture(), plan, steps)
+    return Cost(total.bops, total.attention_bops, total.stored_bits // 8)
+
+
+def variant_cost(
+    model: Denoiser, plan: BitwidthPlan, steps: int, weight_bytes: int, evaluations: int = 0, macs: int = 0
+) -> VariantCost:
+    """The cost of a variant, with what a correction adds to the network.
+
+    Args:
+        model: the float model.
+        plan: bits of every site.
+        steps: rows of the table, each one evaluation of the network.
+        weight_bytes: of all that the variant stores.
+        evaluations: of the network, beside those of the table.
+        macs: multiply-accumulates of the correction for one image, in float.
+
+    Raises:
+        ValueError: the plan was made for another number of steps.
+    """
+    total = plan_cost(model.architecture(), plan, steps)
+    # An evaluation beside the table's counts as its mean step, whatever bits it has: exact where bits do not vary.
+    bops, attention = (x * (steps + evaluations) // steps for x in (total.bops, total.attention_bops))
+    bops += macs * FLOAT_BITS**2
+    bits, means = usual_bits(model, plan), mean_bits(model, plan)
+    return VariantCost(*bits, *means, bops, total.float_bops / bops, attention / bops, weight_bytes)
 
 
 def usual_bits(model: Denoiser, plan: BitwidthPlan) -> tuple[int, int]:
     """The (weight, activation) bits that most multiply-accumulates use, the WxAy by which a plan is called."""
-    totals = macs_by_bits(_architecture(model), plan, plan.steps)
+    totals = macs_by_bits(model.architecture(), plan, plan.steps)
     usual = max(totals, key=lambda bits: totals[bits])
     return usual.weight, usual.activation
 
 
 def mean_bits(model: Denoiser, plan: BitwidthPlan) -> tuple[float, float]:
     """The (weight, activation) bits of a multiply-accumulate of layers with weights, on average over all steps."""
-    return mean_bits_of(_architecture(model), plan, plan.steps)
-
-
-def _architecture(model: Denoiser) -> Architecture:
-    parameters = sum(parameter.numel() for parameter in model.network.parameters())
-    return Architecture(tuple(model.sites()), model.attention_macs(), parameters)
+    return mean_bits_of(model.architecture(), plan, plan.steps)

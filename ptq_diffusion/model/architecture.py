@@ -7,7 +7,7 @@ from ptq_diffusion.model.site import Site
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a bitwidth policy and a cost need to know of a network.
+    """The facts of a network that a bitwidth policy and a cost need.
 
     Args:
         sites: every layer and product that can be quantized, in the network's order.

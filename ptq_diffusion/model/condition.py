@@ -33,8 +33,8 @@ class Condition:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that there are, by name."""
-        named = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: tensor for name, tensor in named if tensor is not None}
+        pairs = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: tensor for name, tensor in pairs if tensor is not None}
 
     def rows(self, samples: slice) -> "Condition":
         """The condition of some of the samples."""

@@ -33,8 +33,8 @@ class Output(NamedTuple):
 
     Attributes:
         m: the native output (epsilon, v or x0), (B, C, H, W).
-        features: the input of the output layer after its activation quantizer, (B, F, H, W), of a quantized network;
-            None of a float one.
+        features: the input of a quantized network's output layer, after the activation quantizer, (B, F, H, W);
+            None for a float network.
     """
 
     m: Tensor
@@ -42,7 +42,7 @@ class Output(NamedTuple):
 
 
 class Denoiser(nn.Module, ABC):
-    """A network with what sampling needs to know of it.
+    """A network with all that sampling needs to know of it.
 
     Attributes:
         shape: of one latent, (C, H, W).
@@ -55,12 +55,12 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
-        """The output on states (B, C, H, W) that all are at one step of a table.
+        """Compute the output on states (B, C, H, W) that all are at one step of a table.
 
         Args:
             x_t: the states.
             step: the row of the table.
-            condition: of the B samples; None of an unconditional model.
+            condition: the condition of the B samples; None for an unconditional model.
         """
 
     @property

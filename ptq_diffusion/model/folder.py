@@ -17,7 +17,7 @@ MODELS = Bundles(Path(__file__).parent)
 
 PIPELINE, NETWORK, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 WEIGHTS = "diffusion_pytorch_model"
-"""What the names of all files of weights begin with."""
+"""The beginning of the names of all files of weights."""
 
 LATENT = ("vae", "vqvae", "movq")
 """Names of decoders beside a network, by which a pipeline is known to be a latent one."""
@@ -74,17 +74,17 @@ def find_files(path: str) -> ModelFiles:
     flat = not (folder / "unet").is_dir() and (folder / NETWORK).is_file()
     home, beside = (folder, folder) if flat else (folder / "unet", folder / "scheduler")
     network, scheduler = home / NETWORK, beside / SCHEDULER
-    chosen = _choose_weights(home)
+    weights_file = _choose_weights(home)
     missing = [str(file.relative_to(folder)) for file in (network, scheduler) if not file.is_file()]
-    if chosen is None:
+    if weights_file is None:
         missing.append(f"{(home / WEIGHTS).relative_to(folder)}.safetensors{_others(home)}")
-    if missing or chosen is None:
+    if missing or weights_file is None:
         raise FileNotFoundError(
             f"expected a folder that a diffusers pipeline saved, {folder} lacks {', '.join(missing)}; {_remedy(folder)}"
         )
-    sharded = chosen.suffix == ".json"
-    weights = _shards(chosen) if sharded else (chosen,)
-    return ModelFiles(folder, network, scheduler, weights, chosen if sharded else None, pipeline)
+    sharded = weights_file.suffix == ".json"
+    weights = _shards(weights_file) if sharded else (weights_file,)
+    return ModelFiles(folder, network, scheduler, weights, weights_file if sharded else None, pipeline)
 
 
 def shard_names(index: Path) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from ptq_diffusion.model.site import Site
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 
 VERSION = 1
-"""Of the saved form."""
+"""The version of the saved form."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class BitwidthPlan:
         return self.at(site, 0)
 
     def counts(self, site: str, steps: int) -> Mapping[LayerBits, int]:
-        """At how many of so many steps a site has which bits; any number if the plan is made for one step.
+        """The number of steps, of `steps`, at which a site has which bits; a plan made for one step takes any number.
 
         Raises:
             KeyError: the plan has no such site.

@@ -1,4 +1,4 @@
-"""Where a network can be quantized."""
+"""The sites of a network: its places that can be quantized."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """What a site computes."""
+    """The operation that a site computes."""
 
     CONV2D = "conv2d"
     LINEAR = "linear"

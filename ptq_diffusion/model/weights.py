@@ -77,7 +77,7 @@ def fitted_weights(
 
 
 def _without_prefixes(weights: dict[str, Tensor], files: ModelFiles) -> dict[str, Tensor]:
-    """The same by the names that the network had before it was compiled or wrapped."""
+    """The tensors by the names that the network had before it was compiled or wrapped."""
     names = {name: name.replace(COMPILED, "") for name in weights}
     if all(name.startswith(PARALLEL) for name in names.values()):
         names = {name: short.removeprefix(PARALLEL) for name, short in names.items()}

@@ -16,9 +16,9 @@ from ptq_diffusion.numeric.grid import FLOAT_BITS
 OPERANDS = ("q", "k", "p", "v")
 """The operands of both products, p being softmax(q k^T / sqrt(d))."""
 PROJECTIONS = ("q", "k", "v")
-"""Those that are outputs of a projection."""
+"""The operands that are outputs of a projection."""
 PROCESSOR = "processor"
-"""The attribute of an `Attention` that computes."""
+"""The attribute of an `Attention` that holds the processor, which computes."""
 
 
 class QuantizedAttention(nn.Module):
@@ -26,9 +26,6 @@ class QuantizedAttention(nn.Module):
 
     `AttnProcessor` computes both products one after the other, with the softmax between them in float. At a step where
     all operands are float the original processor computes, whose fused kernel rounds otherwise in the last bits.
-
-    Attributes:
-        operands: settings of `q`, `k`, `p` and `v`.
 
     Args:
         original: the processor of the float attention.
@@ -135,8 +132,8 @@ def watching_operands(
             attention, watch = network.get_submodule(name), _Watch(name, see)
             for letter in PROJECTIONS:
                 projection = attention.get_submodule(f"to_{letter}")
-                hooks.enter_context(projection.register_forward_hook(watch.projected(letter)))
-            hooks.enter_context(attention.register_forward_hook(watch.finished, with_kwargs=True))
+                hooks.enter_context(projection.register_forward_hook(watch.projection_hook(letter)))
+            hooks.enter_context(attention.register_forward_hook(watch.layer_hook, with_kwargs=True))
         yield
 
 
@@ -144,7 +141,7 @@ class _Watch:
     """Hooks of one attention layer that show its operands.
 
     Args:
-        name: of the layer.
+        name: the layer's name.
         see: is called with the full name of an operand and the operand.
     """
 
@@ -152,16 +149,16 @@ class _Watch:
         self._name, self._see = name, see
         self._projections: dict[str, Tensor] = {}
 
-    def projected(self, letter: str) -> Callable[[nn.Module, tuple, Tensor], None]:
-        """The hook of a projection."""
+    def projection_hook(self, letter: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        """The hook of a projection, which keeps the output."""
 
         def keep(_: nn.Module, __: tuple, output: Tensor) -> None:
             self._projections[letter] = output
 
         return keep
 
-    def finished(self, attention: Attention, _: tuple, options: Mapping[str, Any], __: Tensor) -> None:
-        """The hook of the layer."""
+    def layer_hook(self, attention: Attention, _: tuple, options: Mapping[str, Any], __: Tensor) -> None:
+        """The hook of the layer, which shows all operands once the layer is done."""
         q, k = (attention.head_to_batch_dim(self._projections[letter]) for letter in ("q", "k"))
         batch, length = self._projections["k"].shape[:2]
         mask = attention.prepare_attention_mask(options.get("attention_mask"), length, batch)

@@ -24,7 +24,7 @@ from ptq_diffusion.sampler import Step
 
 @dataclass(frozen=True)
 class LayerCall:
-    """What passed through one layer in one forward.
+    """The input and the output of one layer in one forward.
 
     Args:
         x: its input, (B, ...).
@@ -42,7 +42,7 @@ def recording(network: nn.Module, names: Sequence[str], calls: dict[str, LayerCa
     """Within this context the calls of layers are recorded, and zeros with a gradient are added to their outputs.
 
     Raises:
-        ValueError: a layer is called twice in one forward, which one set of bits would serve in two places.
+        ValueError: a layer is called twice in one forward, so that one set of bits would serve two places.
     """
 
     def record(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -66,9 +66,9 @@ class Adjoint:
     """Gradients of <v, x_0> at one step.
 
     Args:
-        state: by x_t, (B, C, H, W): what the step before is asked about.
-        calls: of every layer.
-        gradients: by the output of every layer, (B, ...).
+        state: the gradient by x_t, (B, C, H, W), from which the step before goes on backwards.
+        calls: the call of every layer, by name.
+        gradients: the gradient by the output of every layer, (B, ...), by name.
     """
 
     state: Tensor
@@ -77,11 +77,11 @@ class Adjoint:
 
 
 def step_adjoint(model: Denoiser, names: Sequence[str], x_t: Tensor, step: Step, adjoint: Tensor) -> Adjoint:
-    """One step backwards: from the gradient by x_s to those by x_t and by every layer's output.
+    """Take one step backwards: from the gradient by x_s to those by x_t and by every layer's output.
 
     Args:
         model: the float model.
-        names: of the layers.
+        names: the names of the layers.
         x_t: the state of float sampling, (B, C, H, W).
         step: from x_t to x_s.
         adjoint: the gradient by x_s, (B, C, H, W).
@@ -97,12 +97,12 @@ def step_adjoint(model: Denoiser, names: Sequence[str], x_t: Tensor, step: Step,
         with recording(model.network, names, calls):
             m = model.predict(x, step).m
         x_s = step.mean(x, m)  # No gradient depends on the noise that is added.
-        wanted = [x, *(call.probe for call in calls.values())]
-        state, *gradients = torch.autograd.grad(x_s, wanted, adjoint.clone(), allow_unused=True)
+        variables = [x, *(call.probe for call in calls.values())]
+        state, *gradients = torch.autograd.grad(x_s, variables, adjoint.clone(), allow_unused=True)
     # A layer that the output does not depend on has no gradient.
     zeros = (torch.zeros_like(call.probe) for call in calls.values())
-    full = (zero if gradient is None else gradient for gradient, zero in zip(gradients, zeros, strict=True))
-    return Adjoint(state, calls, dict(zip(calls, full, strict=True)))
+    by_layer = (zero if gradient is None else gradient for gradient, zero in zip(gradients, zeros, strict=True))
+    return Adjoint(state, calls, dict(zip(calls, by_layer, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ class LayerDamage:
 
     Args:
         layer: the quantized layer, for its geometry.
-        weight: of the float layer.
-        call: of the float layer.
-        gradient: of <v, x_0> by the layer's output, (B, ...).
+        weight: the float layer's weight.
+        call: the float layer's call.
+        gradient: the gradient of <v, x_0> by the layer's output, (B, ...).
     """
 
     layer: QuantizedLayer
@@ -129,12 +129,12 @@ class LayerDamage:
         return Spread.of(self.call.y, self.layer.channels)
 
     def of_input(self, grid: Grid, range_search: RangeSearch) -> float:
-        """<g, e>^2 summed over the samples, e from the input on a grid of its own."""
+        """Damage, <g, e>^2 summed over the samples, of the input on a grid of its own."""
         x_hat = InputGrid.of(self.call.x, grid, range_search).numbers(grid).fake_quantized(self.call.x)
         return self._projection(self.layer.compute(x_hat, self.weight, self.layer.bias))
 
     def of_weight(self, weight: Tensor) -> float:
-        """<g, e>^2 summed over the samples, e from another weight."""
+        """Damage, <g, e>^2 summed over the samples, of another weight."""
         return self._projection(self.layer.compute(self.call.x, weight, self.layer.bias))
 
     def _projection(self, output: Tensor) -> float:

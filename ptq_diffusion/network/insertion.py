@@ -14,7 +14,7 @@ from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredW
 from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer, quantized_layer
 from ptq_diffusion.network.observing import InputObservations
 from ptq_diffusion.network.quantized import QuantizedDenoiser
-from ptq_diffusion.network.step_settings import LayerSettings
+from ptq_diffusion.network.step_settings import ROWS, LayerSettings
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.quantizer import AffineQuantizer, Quantizer
 
@@ -25,7 +25,7 @@ def quantize(
     """A quantized copy of a float denoiser; the original stays as it is.
 
     Args:
-        model: the float one.
+        model: the float denoiser.
         plan: bits of every site at every step.
         observations: of the inputs of its layers and of attention's operands.
         weight: from a bitwidth to a fresh quantizer of a weight.
@@ -37,17 +37,17 @@ def quantize(
     plan.require(sites, plan.steps)
     current = CurrentStep()
 
-    def quantized(name: str, layer: nn.Module) -> QuantizedLayer:
-        stored = [_stored(layer.get_parameter("weight").detach(), bits, weight) for bits in plan.weight_copies(name)]
+    def replacement(name: str, layer: nn.Module) -> QuantizedLayer:
+        copies = [_stored(layer.get_parameter("weight").detach(), bits, weight) for bits in plan.weight_copies(name)]
         bias = None if layer.bias is None else layer.get_parameter("bias").detach().clone()
-        return quantized_layer(layer, stored, bias, layer_settings(plan, name, observations), current)
+        return quantized_layer(layer, copies, bias, layer_settings(plan, name, observations), current)
 
     network = model.network
     names = [site.name for site in sites if site.weighted]
-    copied = with_layers(network, {name: quantized(name, network.get_submodule(name)) for name in names})
+    network_copy = with_layers(network, {name: replacement(name, network.get_submodule(name)) for name in names})
     for name, products in quantized_attentions(sites, plan).items():
-        install(copied, name, operand_settings(plan, products, observations), current)
-    denoiser = model.with_network(copied)
+        install(network_copy, name, operand_settings(plan, products, observations), current)
+    denoiser = model.with_network(network_copy)
     return QuantizedDenoiser(denoiser, sites, model.attention_macs(), plan, current)
 
 
@@ -56,14 +56,14 @@ def with_layers(network: nn.Module, layers: dict[str, QuantizedLayer]) -> nn.Mod
 
     The layers that are replaced are not copied before.
     """
-    replaced = {id(network.get_submodule(name)): layer for name, layer in layers.items()}
-    return copy.deepcopy(network, dict(replaced)).eval().requires_grad_(False)
+    replacements = {id(network.get_submodule(name)): layer for name, layer in layers.items()}
+    return copy.deepcopy(network, dict(replacements)).eval().requires_grad_(False)
 
 
 def layer_settings(plan: BitwidthPlan, site: str, observations: InputObservations) -> LayerSettings:
     """The settings of one layer: a row for every step of the plan, which is one where nothing ever changes."""
     copies = plan.weight_copies(site)
-    places = [copies.index(own) for own in plan.weight[site]]
+    places = [copies.index(bits) for bits in plan.weight[site]]
     return _settings(site, plan.activation[site], places, plan.steps, observations)
 
 
@@ -79,15 +79,16 @@ def operand_settings(
 def _settings(
     operand: str, bits: Sequence[int], places: Sequence[int], steps: int, observations: InputObservations
 ) -> LayerSettings:
-    """Settings from the bits of an operand and the places of the weight's copy, each of one step or of every step."""
+    """Settings from an operand's bits and the places of the weight's copies, one for all steps or one for each."""
     quantizers = {b: observations.quantizer(operand, b) for b in sorted(set(bits) - {FLOAT_BITS})}
     grids = {b: _grid(quantizer) for b, quantizer in quantizers.items()}
     unused = torch.ones(1), torch.zeros(1, dtype=torch.int32)
     scale, zero_point = zip(*(grids.get(b, unused) for b in bits), strict=True)
-    rows = (torch.tensor(bits, dtype=torch.int16), torch.cat(scale), torch.cat(zero_point))
     symmetric = any(q.grid.symmetric for q in quantizers.values() if isinstance(q, AffineQuantizer))
-    table = [row.expand(steps).clone() for row in (*rows, torch.tensor(places, dtype=torch.int16))]
-    return LayerSettings(table[0], table[1], table[2], table[3], symmetric)
+    bits_row, copy_row = (torch.tensor(numbers, dtype=torch.int16) for numbers in (bits, places))
+    columns = (bits_row, torch.cat(scale), torch.cat(zero_point), copy_row)
+    by_step = dict(zip(ROWS, (column.expand(steps).clone() for column in columns), strict=True))
+    return LayerSettings(**by_step, symmetric=symmetric)
 
 
 def _grid(quantizer: Quantizer) -> tuple[Tensor, Tensor]:

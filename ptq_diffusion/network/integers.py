@@ -56,7 +56,7 @@ class QuantizedWeight(StoredWeight):
         self.register_buffer("packed", packed)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
-        # Unpacked once: what a forward computes with, rebuilt wherever the tensors go.
+        # Unpacked once for all forwards, and once more wherever the tensors are moved to.
         self._integers: Tensor | None = None
         self._values: Tensor | None = None
 
@@ -91,8 +91,8 @@ class QuantizedWeight(StoredWeight):
         return channels.view(-1, *[1] * (len(self.shape) - 1))
 
     def tensors(self) -> Mapping[str, Tensor]:
-        named = {"packed": self.packed, "scale": self.scale}
-        return named if self.grid.symmetric else named | {"zero_point": self.zero_point}
+        tensors = {"packed": self.packed, "scale": self.scale}
+        return tensors if self.grid.symmetric else tensors | {"zero_point": self.zero_point}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedWeight":
         self._integers = self._values = None

@@ -28,10 +28,10 @@ class QuantizedLayer(nn.Module, ABC):
         weights: the copies of the weight, of which the settings choose one at every step.
         bias: float, (O,), or None.
         settings: by step.
-        channels: the dimension of its output that channels are.
+        channels: the dimension of the output that holds the channels.
 
     Args:
-        layer: of which geometry and bias are taken; it is not changed, and may be on the meta device.
+        layer: the float layer, for its geometry; it is not changed, and may be on the meta device.
         weights: at least one.
         bias: (O,), or None.
         settings: of one step or of every step of a table.

@@ -13,10 +13,11 @@ from ptq_diffusion.model.site import Site, products_by_attention
 from ptq_diffusion.network.attention import watching_operands
 from ptq_diffusion.network.layer import QuantizedLayer
 from ptq_diffusion.network.rescaling import InputGrid
+from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.quantizer import Quantizer, RangeSearch
 
 MOST_BITS = 8
-"""Bits of the quantizers that observe; what they see serves all bitwidths."""
+"""Bits of the quantizers that observe; their observations serve all bitwidths."""
 
 
 class InputObservations:
@@ -76,7 +77,7 @@ class InputObservations:
         save_file({f"{operand}/{name}": tensor for operand, part in parts for name, tensor in part.items()}, path)
 
     def restore(self, path: Path) -> None:
-        """Take what `save` wrote.
+        """Take the observations that `save` wrote.
 
         Raises:
             ValueError: the file is broken, or holds observations of other operands or another kind of quantizer.
@@ -114,7 +115,7 @@ def watching(network: nn.Module, names: Iterable[str], see: Callable[[str, Tenso
 def regridding(
     layers: Mapping[str, QuantizedLayer], range_search: RangeSearch, i: int, grids: dict[str, InputGrid]
 ) -> Iterator[None]:
-    """Within this context every quantized input gets a grid for what it is, kept in `grids`, and is put on it.
+    """Within this context every quantized input is put on a grid chosen from its own values and kept in `grids`.
 
     Args:
         layers: by name; those with a float input at the step are left out.
@@ -122,13 +123,16 @@ def regridding(
         i: the step.
         grids: receives the grids by name.
     """
-    with ExitStack() as stack:
+
+    def regrid(name: str, grid: Grid, x: Tensor) -> Tensor:
+        grids[name] = InputGrid.of(x, grid, range_search)
+        return grids[name].numbers(grid).fake_quantized(x)
+
+    with ExitStack() as hooks:
         for name, layer in layers.items():
             if (grid := layer.settings.grid(i)) is not None:
-
-                def replaced(_: nn.Module, inputs: tuple, __: Tensor, name: str = name, grid: object = grid) -> Tensor:
-                    grids[name] = InputGrid.of(inputs[0], grid, range_search)  # type: ignore[arg-type]
-                    return grids[name].numbers(grid).fake_quantized(inputs[0])  # type: ignore[arg-type]
-
-                stack.enter_context(layer.settings.register_forward_hook(replaced))
+                hook = layer.settings.register_forward_hook(
+                    lambda _, inputs, __, name=name, grid=grid: regrid(name, grid, inputs[0])
+                )
+                hooks.enter_context(hook)
         yield

@@ -105,7 +105,7 @@ class QuantizedDenoiser(Denoiser):
 
     @property
     def output_layer(self) -> QuantizedLayer:
-        """The layer that says the output."""
+        """The layer that computes the output."""
         return self.layer(self.output_layer_name)
 
     def layers(self) -> dict[str, QuantizedLayer]:
@@ -127,7 +127,7 @@ class QuantizedDenoiser(Denoiser):
         """The settings of all layers, and of all operands of attention's products where they are quantized."""
         layers = {name: layer.settings for name, layer in self.layers().items()}
         attentions = ((name, attention.settings()) for name, attention in self.attentions().items())
-        operands = {f"{name}.{letter}": own for name, settings in attentions for letter, own in settings.items()}
+        operands = {f"{name}.{letter}": row for name, settings in attentions for letter, row in settings.items()}
         return StepSettings(layers | operands)
 
     def symmetric(self) -> list[tuple[str, bool, list[bool]]]:
@@ -136,7 +136,7 @@ class QuantizedDenoiser(Denoiser):
         return [(name, settings.symmetric, copies.get(name, [])) for name, settings in self.settings.items()]
 
     def with_settings(self, settings: StepSettings) -> "QuantizedDenoiser":
-        """The same integers under other settings; all tensors are shared, and this one stays as it is."""
+        """The network of the same integers with other settings; tensors are shared, and this one stays as it is."""
         # Only what has settings and what holds it is copied; everything below them and beside them is shared.
         shared = [*self.parameters(), *self.buffers(), *(module for module in self.modules() if _is_shared(module))]
         copied = copy.deepcopy(self, {id(part): part for part in (*shared, self._sites, self.plan)})
@@ -160,7 +160,7 @@ class QuantizedDenoiser(Denoiser):
         return self.with_settings(self.settings.rescaled(rescalings))
 
     def at(self, i: int, rescalings: Mapping[str, Rescaling]) -> "QuantizedDenoiser":
-        """The network with layers rescaled at step i, of which alone it can be asked then.
+        """The network with layers rescaled at step i, the only step that it can be asked about then.
 
         Raises:
             ValueError: see `rescaled`.
@@ -179,7 +179,5 @@ class QuantizedDenoiser(Denoiser):
 
 
 def _is_shared(module: nn.Module) -> bool:
-    parts = module.modules()
-    return isinstance(module, StoredWeight) or not any(
-        isinstance(p, QuantizedLayer | QuantizedAttention) for p in parts
-    )
+    has_settings = any(isinstance(part, QuantizedLayer | QuantizedAttention) for part in module.modules())
+    return isinstance(module, StoredWeight) or not has_settings

@@ -11,11 +11,11 @@ from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.quantizer import AffineQuantizer, Numbers, RangeSearch
 
 CONSTANT = 1e-4
-"""A channel whose standard deviation is below this share of its root mean square says only its mean."""
+"""Share of its root mean square below which a channel's standard deviation counts as none."""
 LARGEST_GAIN = 4.0
-"""Beyond it, or below its inverse, two deviations are not of one channel at two precisions, and are not matched."""
+"""Largest ratio, or inverse of one, of two deviations that are matched: beyond it they are not of one channel."""
 BINS = 1024
-"""Of the histogram of a layer's input."""
+"""Bins of the histogram of a layer's input."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class InputGrid:
         return Numbers.of(self.scale, self.zero_point, grid)
 
     def lerp(self, other: "InputGrid", weight: float) -> "InputGrid":
-        """From this one at weight 0 to the other at 1; zero stays on the grid."""
+        """The grid between this one, at weight 0, and the other, at 1; zero stays on the grid."""
         zero_point = torch.lerp(self.zero_point.float(), other.zero_point.float(), weight).round().int()
         return InputGrid(torch.lerp(self.scale, other.scale, weight), zero_point)
 
@@ -72,7 +72,7 @@ class Spread:
 
     @property
     def varies(self) -> Tensor:
-        """Whether a channel is more than its mean, (O,) bool."""
+        """Whether each channel varies around its mean, (O,) bool."""
         return self.deviation > CONSTANT * (self.mean.square() + self.deviation.square()).sqrt()
 
 
@@ -94,20 +94,20 @@ class Rescaling:
 
     @classmethod
     def between(cls, source: Spread, target: Spread) -> "Rescaling":
-        """The one that gives every channel the target's mean and, where both vary alike, its standard deviation."""
+        """The rescaling that gives channels the target's mean and, where both vary alike, its standard deviation."""
         ratio = target.deviation / source.deviation
         alike = source.varies & target.varies & (ratio < LARGEST_GAIN) & (ratio > 1 / LARGEST_GAIN)
         gain = torch.where(alike, ratio, 1.0)
         return cls(gain.float(), (target.mean - gain * source.mean).float())
 
     def of(self, output: Tensor, channels: int) -> Tensor:
-        """y~, of the shape of y, whose channels are one of its dimensions."""
+        """The rescaled output y~, of the shape of y, whose channels are one of its dimensions."""
         shape = [1] * output.ndim
         shape[channels] = -1
         return output * self.gain.to(output).view(shape) + self.offset.to(output).view(shape)
 
     def lerp(self, other: "Rescaling", weight: float) -> "Rescaling":
-        """From this one at weight 0 to the other at 1; where only one has a grid, with that."""
+        """The rescaling between this one, at weight 0, and the other, at 1; a grid that only one has is taken whole."""
         grids = self.input_grid, other.input_grid
         both = grids[0].lerp(grids[1], weight) if grids[0] and grids[1] else grids[0] or grids[1]
         return Rescaling(torch.lerp(self.gain, other.gain, weight), torch.lerp(self.offset, other.offset, weight), both)
@@ -117,7 +117,7 @@ class Rescaling:
         return Rescaling(torch.ones_like(self.gain), torch.zeros_like(self.offset))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by field."""
+        """The tensors of the rescaling by field."""
         grid = {} if self.input_grid is None else vars(self.input_grid)
         return {"gain": self.gain, "offset": self.offset, **grid}
 

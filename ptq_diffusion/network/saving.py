@@ -24,7 +24,7 @@ DESCRIPTION, TENSORS = "quantized.json", "quantized.safetensors"
 FILES = (DESCRIPTION, TENSORS)
 """The files of a folder."""
 VERSION = 3
-"""Of the format."""
+"""The version of the format."""
 SETTINGS, WEIGHT, BIAS, OTHER = "settings", "weight", "bias", "other"
 """First parts of the names of tensors."""
 
@@ -87,11 +87,11 @@ def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
             tensors |= {f"{WEIGHT}/{name}/{place}/{part}": tensor for part, tensor in weight.tensors().items()}
         if layer.bias is not None:
             tensors[f"{BIAS}/{name}"] = layer.bias
-    replaced, others = _replaced(quantized.sites(), quantized.plan), quantized.network.state_dict().items()
-    return tensors | {f"{OTHER}/{name}": tensor for name, tensor in others if not name.startswith(replaced)}
+    prefixes, others = _module_prefixes(quantized.sites(), quantized.plan), quantized.network.state_dict().items()
+    return tensors | {f"{OTHER}/{name}": tensor for name, tensor in others if not name.startswith(prefixes)}
 
 
-def _replaced(sites: Iterable[Site], plan: BitwidthPlan) -> tuple[str, ...]:
+def _module_prefixes(sites: Iterable[Site], plan: BitwidthPlan) -> tuple[str, ...]:
     """The beginnings of the names of tensors in modules that take the places of a float network's."""
     layers = (f"{site.name}." for site in sites if site.weighted)
     return (*layers, *(f"{name}.{PROCESSOR}." for name in quantized_attentions(sites, plan)))
@@ -107,13 +107,15 @@ def _rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Q
     float_model = DiffusersDenoiser(network, family, description["network"], description["scheduler"])
     sites, current = float_model.sites(), CurrentStep()
     plan.require(sites, plan.steps)
-    kinds = {name: (of_operand, of_copies) for name, of_operand, of_copies in description["symmetric"]}
-    table = StepSettings.of_tensors(_below(SETTINGS, tensors), {name: kind for name, (kind, _) in kinds.items()})
+    symmetric_operand = {name: operand for name, operand, _ in description["symmetric"]}
+    symmetric_copies = {name: copies for name, _, copies in description["symmetric"]}
+    table = StepSettings.of_tensors(_below(SETTINGS, tensors), symmetric_operand)
     for site in (site for site in sites if site.weighted):
         layer = network.get_submodule(site.name)
+        copies = zip(plan.weight_copies(site.name), symmetric_copies[site.name], strict=True)
         weights = [
-            stored_weight(_below(f"{WEIGHT}/{site.name}/{place}", tensors), bits, kind, site.weight_shape)
-            for place, (bits, kind) in enumerate(zip(plan.weight_copies(site.name), kinds[site.name][1], strict=True))
+            stored_weight(_below(f"{WEIGHT}/{site.name}/{place}", tensors), bits, symmetric, site.weight_shape)
+            for place, (bits, symmetric) in enumerate(copies)
         ]
         bias = tensors[f"{BIAS}/{site.name}"] if layer.bias is not None else None
         parent, _, child = site.name.rpartition(".")
@@ -121,7 +123,7 @@ def _rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Q
         setattr(network.get_submodule(parent), child, replacement)
     for name in quantized_attentions(sites, plan):
         install(network, name, table, current)
-    _assign_others(network, _below(OTHER, tensors), _replaced(sites, plan))
+    _assign_others(network, _below(OTHER, tensors), _module_prefixes(sites, plan))
     denoiser: Denoiser = float_model.with_network(network.requires_grad_(False))
     quantized = QuantizedDenoiser(denoiser, sites, float_model.attention_macs(), plan, current)
     _require_consistent(quantized, table, tensors)
@@ -133,19 +135,19 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}
 
 
-def _assign_others(network: nn.Module, tensors: Mapping[str, Tensor], replaced: tuple[str, ...]) -> None:
+def _assign_others(network: nn.Module, tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> None:
     missing, unexpected = network.load_state_dict(dict(tensors), strict=False, assign=True)
-    if odd := [*(name for name in missing if not name.startswith(replaced)), *unexpected]:
+    if odd := [*(name for name in missing if not name.startswith(prefixes)), *unexpected]:
         raise ValueError(f"expected the parameters of the network that is described, {odd[0]} has no counterpart")
 
 
 def _require_consistent(quantized: QuantizedDenoiser, table: StepSettings, tensors: Mapping[str, Tensor]) -> None:
     """Refuse settings of other bits than the plan's, a bias of another shape, and what nothing reads."""
     sites, plan = quantized.sites(), quantized.plan
-    planned = _planned(sites, plan)
-    if odd := planned.keys() ^ table.keys():
+    plan_rows = _plan_rows(sites, plan)
+    if odd := plan_rows.keys() ^ table.keys():
         raise ValueError(f"expected settings of the operands that the plan quantizes, only one of both has {min(odd)}")
-    for name, rows in planned.items():
+    for name, rows in plan_rows.items():
         settings = table[name]
         copies = [settings.weight_copy(i) for i in range(len(settings))]
         if list(zip(settings.bits.tolist(), copies, strict=True)) != rows:
@@ -158,15 +160,15 @@ def _require_consistent(quantized: QuantizedDenoiser, table: StepSettings, tenso
         raise ValueError(f"expected the tensors of the network that is described, nothing reads {min(unread)}")
 
 
-def _planned(sites: Iterable[Site], plan: BitwidthPlan) -> dict[str, list[tuple[int, int]]]:
+def _plan_rows(sites: Iterable[Site], plan: BitwidthPlan) -> dict[str, list[tuple[int, int]]]:
     """Bits and the weight's copy at every step of the plan, of every operand that has settings."""
-    sites, planned = list(sites), {}
+    sites, plan_rows = list(sites), {}
     for site in (site for site in sites if site.weighted):
         copies = plan.weight_copies(site.name)
         steps = [plan.at(site.name, i) for i in range(plan.steps)]
-        planned[site.name] = [(bits.activation, copies.index(bits.weight)) for bits in steps]
+        plan_rows[site.name] = [(bits.activation, copies.index(bits.weight)) for bits in steps]
     for site in (site for products in quantized_attentions(sites, plan).values() for site in products):
         steps = [plan.at(site.name, i) for i in range(plan.steps)]
         first, second = site.operands
-        planned |= {first: [(bits.activation, 0) for bits in steps], second: [(bits.weight, 0) for bits in steps]}
-    return planned
+        plan_rows |= {first: [(bits.activation, 0) for bits in steps], second: [(bits.weight, 0) for bits in steps]}
+    return plan_rows

@@ -16,7 +16,7 @@ ROWS = {"bits": torch.int16, "scale": torch.float32, "zero_point": torch.int32, 
 
 
 class LayerSettings(nn.Module):
-    """What may differ from step to step in one layer, a row for each of S steps; one row serves all steps.
+    """The settings of one layer that may differ from step to step, a row for each of S steps; one row serves all steps.
 
     An operand of attention's products has settings too: its grid is that of an input, and it has no weight to choose.
 
@@ -28,8 +28,8 @@ class LayerSettings(nn.Module):
         bits: of the input, (S,) int16; 32 leaves it float.
         scale: (S,) float32.
         zero_point: (S,) int32.
-        copy: (S,) int16.
-        symmetric: whether the grids of the input are.
+        copy: the index of the weight's copy, (S,) int16.
+        symmetric: whether the grids of the input are symmetric.
         gain: (S, O) float32, or None for 1.
         offset: (S, O) float32, or None for 0.
     """
@@ -52,8 +52,8 @@ class LayerSettings(nn.Module):
         offset: Tensor | None = None,
     ) -> None:
         super().__init__()
-        named = {"bits": bits, "scale": scale, "zero_point": zero_point, "copy": copy, "gain": gain, "offset": offset}
-        for name, buffer in named.items():
+        buffers = {"bits": bits, "scale": scale, "zero_point": zero_point, "copy": copy, "gain": gain, "offset": offset}
+        for name, buffer in buffers.items():
             self.register_buffer(name, buffer)
         self.symmetric = symmetric
         rows = zip(bits.tolist(), scale.unbind(), zero_point.unbind(), strict=True)
@@ -88,7 +88,7 @@ class LayerSettings(nn.Module):
         return None if bits == FLOAT_BITS else Grid(bits, self.symmetric)
 
     def weight_copy(self, i: int) -> int:
-        """Which of the weight's copies is used at step i."""
+        """The index of the weight's copy that is used at step i."""
         return self._copies[self.row(i)]
 
     def channels(self, i: int) -> tuple[Tensor, Tensor] | None:

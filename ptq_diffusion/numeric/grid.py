@@ -1,9 +1,9 @@
-"""Integer grids: which integers a quantized tensor may hold."""
+"""Integer grids: the integers that a quantized tensor may hold."""
 
 from dataclasses import dataclass
 
 FLOAT_BITS = 32
-"""The bitwidth that means: not quantized."""
+"""The bitwidth of what is not quantized."""
 
 
 @dataclass(frozen=True)

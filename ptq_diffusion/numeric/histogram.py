@@ -1,4 +1,4 @@
-"""A streaming histogram whose result does not depend on the order or the split of what it saw."""
+"""A streaming histogram whose result does not depend on the order or the split of the values."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torch import Tensor
 SMALLEST = -148
 """The exponent of a range that holds no value but zero: below that of every other float32."""
 MOST_BINS = 2**20
-"""More bins than this would cost memory and no error."""
+"""The most bins of a histogram: more would cost memory and raise no error."""
 TOGETHER = 2**15
 """Values counted at a time on a CPU, few enough to stay in its cache."""
 
@@ -64,7 +64,7 @@ class DyadicHistogram:
         self.counts += counts.cpu()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The counts and what they are of, by name, to be kept as safetensors.
+        """The counts, the range and the extremes by name, to be kept as safetensors.
 
         Raises:
             ValueError: nothing was counted.

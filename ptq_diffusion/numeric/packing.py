@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 PERIOD = 8
-"""Eight codes of n bits fill n bytes, whatever n is."""
+"""The number of codes that fill whole bytes: eight codes of n bits fill n bytes, whatever n is."""
 
 
 def pack(integers: Tensor, bits: int) -> Tensor:
@@ -70,7 +70,7 @@ def _require_bits(bits: int) -> None:
 
 
 def _rows(values: Tensor, width: int) -> Tensor:
-    """(n,) as (rows, width), zeros at the end."""
+    """The numbers (n,) as (rows, width), zeros at the end."""
     return torch.nn.functional.pad(values, (0, -values.numel() % width)).reshape(-1, width)
 
 

@@ -11,7 +11,7 @@ from ptq_diffusion.numeric.moments import Moments
 
 @dataclass(frozen=True)
 class LinearMap:
-    """y = slope^T z + intercept.
+    """The map y = slope^T z + intercept.
 
     Args:
         slope: (I, O) float64.
@@ -24,7 +24,7 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """A regression and how well it does on what it has not seen.
+    """A regression and its error on observations that it was not fitted to.
 
     Args:
         map: fitted to all observations.
@@ -65,17 +65,17 @@ def ridge(moments: Moments, inputs: int, strength: float) -> LinearMap:
     return LinearMap(slope, moments.mean[inputs:] - moments.mean[:inputs] @ slope)
 
 
-def mean_squared_error(found: LinearMap, moments: Moments) -> float:
+def mean_squared_error(linear_map: LinearMap, moments: Moments) -> float:
     """E|y - map(z)|^2, summed over the dimensions of y, of the observations (z, y) with these moments."""
-    inputs = len(found.slope)
+    inputs = len(linear_map.slope)
     z, y, both = (
         moments.covariance[:inputs, :inputs],
         moments.covariance[inputs:, inputs:],
         moments.covariance[:inputs, inputs:],
     )
-    left = moments.mean[inputs:] - moments.mean[:inputs] @ found.slope - found.intercept
-    explained = (found.slope * (2 * both - z @ found.slope)).sum()
-    return max(float(y.trace() - explained + left.square().sum()), 0.0)
+    residual = moments.mean[inputs:] - moments.mean[:inputs] @ linear_map.slope - linear_map.intercept
+    explained = (linear_map.slope * (2 * both - z @ linear_map.slope)).sum()
+    return max(float(y.trace() - explained + residual.square().sum()), 0.0)
 
 
 def held_out_ridge(first: Moments, second: Moments, inputs: int, strengths: Sequence[float]) -> RidgeFit:

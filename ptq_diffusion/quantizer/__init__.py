@@ -1,4 +1,4 @@
-"""Floor 1: how one tensor is quantized."""
+"""Floor 1: quantizers of one tensor."""
 
 from ptq_diffusion.quantizer.affine import AffineQuantizer, Numbers
 from ptq_diffusion.quantizer.quantizer import Quantizer, State

@@ -15,7 +15,7 @@ from ptq_diffusion.quantizer.range_search import Distribution, RangeSearch, affi
 
 
 class Numbers(NamedTuple):
-    """low - z, high - z, s and 1 / s in float32.
+    """The numbers that a forward needs of a grid: low - z, high - z, s and 1 / s in float32.
 
     Whole numbers this small are exact in float32, so clamping between these saves adding z and subtracting it.
     """
@@ -27,7 +27,7 @@ class Numbers(NamedTuple):
 
     @classmethod
     def of(cls, scale: Tensor, zero_point: Tensor, grid: Grid) -> "Numbers":
-        """From s, (1,) float32, and z, (1,) int32."""
+        """The numbers of a scale s, (1,) float32, and a zero point z, (1,) int32."""
         return cls(grid.low - int(zero_point), grid.high - int(zero_point), float(scale), float(1 / scale))
 
     def fake_quantized(self, x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class AffineQuantizer(Quantizer):
         self.range_search = range_search
         require_bins(bins)
         self._histogram: DyadicHistogram | None = None if per_channel else DyadicHistogram(bins)
-        self._seen: Distribution | None = None
+        self._groups: Distribution | None = None
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
 
@@ -74,16 +74,16 @@ class AffineQuantizer(Quantizer):
         if self._histogram is not None:
             self._histogram.add(x)
             return
-        if self._seen is not None:
+        if self._groups is not None:
             raise RuntimeError("a per-channel quantizer observes one tensor, a weight; this is its second")
-        self._seen = Distribution.of_groups(x.detach().float().flatten(1))
+        self._groups = Distribution.of_groups(x.detach().float().flatten(1))
 
     def freeze(self) -> None:
         self.require(State.OBSERVING)
-        seen = self._distribution()
-        low, high = self.range_search(seen, self.grid)
+        distribution = self._distribution()
+        low, high = self.range_search(distribution, self.grid)
         self.scale, self.zero_point = affine_parameters(low, high, self.grid)
-        self._histogram = self._seen = None
+        self._histogram = self._groups = None
         self.state = State.FROZEN
 
     def observation(self) -> Mapping[str, Tensor]:
@@ -131,7 +131,7 @@ class AffineQuantizer(Quantizer):
 
     @cached_property
     def _numbers(self) -> Numbers:
-        """Of a frozen grid for a whole tensor."""
+        """The numbers of a frozen grid for a whole tensor."""
         return Numbers.of(self.scale, self.zero_point, self.grid)
 
     def extra_repr(self) -> str:
@@ -142,8 +142,8 @@ class AffineQuantizer(Quantizer):
         return self.scale.view(shape), self.zero_point.view(shape)
 
     def _distribution(self) -> Distribution:
-        if self._seen is not None:
-            return self._seen
+        if self._groups is not None:
+            return self._groups
         if self._histogram is None or self._histogram.exponent is None:
             raise RuntimeError("nothing was observed; run calibration data through the network before freezing")
         histogram = self._histogram

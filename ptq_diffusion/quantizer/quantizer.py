@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class State(Enum):
-    """What a quantizer is doing; the way leads from OBSERVING to FROZEN and not back."""
+    """The phase of a quantizer; the way leads from OBSERVING to FROZEN and not back."""
 
     OBSERVING = "observing"
     FROZEN = "frozen"
 
 
 class Quantizer(nn.Module, ABC):
-    """Maps a tensor to the nearest values of an integer grid, once it has seen what the tensor looks like."""
+    """Maps a tensor to the nearest values of an integer grid, once it has observed such tensors."""
 
     def __init__(self, per_channel: bool) -> None:
         """A quantizer with one grid for each slice along axis 0 if `per_channel`, which only a weight can have."""

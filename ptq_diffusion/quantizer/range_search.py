@@ -11,7 +11,7 @@ from ptq_diffusion.numeric.grid import Grid
 
 @dataclass(frozen=True)
 class Distribution:
-    """What a search looks at: weighted values of G groups, each with its exact extremes.
+    """The distribution that a search reads: weighted values of G groups, each with its exact extremes.
 
     A weight brings all its values with weight 1 (one group for the tensor or one a channel); an activation brings the
     bins of a histogram.
@@ -30,7 +30,7 @@ class Distribution:
 
     @classmethod
     def of_groups(cls, values: Tensor) -> "Distribution":
-        """Every row of a (G, n) tensor is one group."""
+        """The distribution of a (G, n) tensor, each row of which is a group."""
         low, high = values.aminmax(dim=1)
         return cls(values, torch.ones(1, values.shape[1]), low, high)
 
@@ -56,19 +56,19 @@ class RangeSearch(ABC):
     """A rule for the interval that a grid should cover."""
 
     @abstractmethod
-    def __call__(self, seen: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:
+    def __call__(self, distribution: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:
         """The ends (low, high), each (G,), of the interval of every group."""
 
 
 class MinMax(RangeSearch):
-    """The extremes: nothing is clipped."""
+    """The interval between the extremes: nothing is clipped."""
 
-    def __call__(self, seen: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        return seen.low, seen.high
+    def __call__(self, distribution: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        return distribution.low, distribution.high
 
 
 class Percentile(RangeSearch):
-    """The central share of the values; the tails are clipped evenly.
+    """The interval of the central share of the values; the tails are clipped evenly.
 
     Args:
         percentile: how much lies inside, in percent, above 50 and at most 100, such as 99.99.
@@ -82,9 +82,9 @@ class Percentile(RangeSearch):
             raise ValueError(f"expected a percentile above 50 and at most 100, got {percentile}")
         self.percentile = percentile
 
-    def __call__(self, seen: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        values, order = seen.values.sort(dim=1)
-        counts = seen.counts.expand_as(values).gather(1, order).double()
+    def __call__(self, distribution: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        values, order = distribution.values.sort(dim=1)
+        counts = distribution.counts.expand_as(values).gather(1, order).double()
         share = counts.cumsum(1) / counts.sum(1, keepdim=True)
         tail = (1 - self.percentile / 100) / 2
         first = (share <= tail).sum(1, keepdim=True)
@@ -92,7 +92,7 @@ class Percentile(RangeSearch):
         low, high = values.gather(1, first).squeeze(1), values.gather(1, last).squeeze(1)
         # The outermost bin of a histogram stands for its extreme value, so that 100 percent is min-max.
         inside_low, inside_high = first.squeeze(1) > 0, last.squeeze(1) < values.shape[1] - 1
-        return torch.where(inside_low, low, seen.low), torch.where(inside_high, high, seen.high)
+        return torch.where(inside_low, low, distribution.low), torch.where(inside_high, high, distribution.high)
 
 
 class LpSearch(RangeSearch):
@@ -113,27 +113,29 @@ class LpSearch(RangeSearch):
             raise ValueError(f"expected p > 0 and candidates >= 1, got p={p} and candidates={candidates}")
         self.p, self.candidates = p, candidates
 
-    def __call__(self, seen: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:
+    def __call__(self, distribution: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:
         factors = torch.linspace(1, 1 / self.candidates, self.candidates).tolist()
-        low, high = self._best(seen, grid, [(seen.low * f, seen.high * f) for f in factors])
+        low, high = self._best(distribution, grid, [(distribution.low * f, distribution.high * f) for f in factors])
         if not grid.symmetric:
-            low, high = self._best(seen, grid, [(low, high)] + [(low * f, high) for f in factors])
-            low, high = self._best(seen, grid, [(low, high)] + [(low, high * f) for f in factors])
+            low, high = self._best(distribution, grid, [(low, high)] + [(low * f, high) for f in factors])
+            low, high = self._best(distribution, grid, [(low, high)] + [(low, high * f) for f in factors])
         return low, high
 
-    def _best(self, seen: Distribution, grid: Grid, intervals: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _best(
+        self, distribution: Distribution, grid: Grid, intervals: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
         """The interval of least error in every group; the first of equals."""
         lows, highs = (torch.stack(ends) for ends in zip(*intervals, strict=True))
         if lows.shape[1] == 1:  # All intervals at once: a single group is small, nearly always the bins of a histogram.
-            errors = self.error(seen, lows[:, 0], highs[:, 0], grid)[:, None]
+            errors = self.error(distribution, lows[:, 0], highs[:, 0], grid)[:, None]
         else:
-            errors = torch.stack([self.error(seen, low, high, grid) for low, high in intervals])
+            errors = torch.stack([self.error(distribution, low, high, grid) for low, high in intervals])
         choice = errors.argmin(0, keepdim=True)
         return lows.gather(0, choice)[0], highs.gather(0, choice)[0]
 
-    def error(self, seen: Distribution, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+    def error(self, distribution: Distribution, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
         """The count-weighted sum of |x - x_hat|^p of every group, (G,); of one group, for every interval."""
         scale, zero_point = affine_parameters(low, high, grid)
         scale, zero_point = scale[:, None], zero_point[:, None]
-        rounded = ((seen.values * (1 / scale)).round() + zero_point).clamp(grid.low, grid.high)
-        return (((rounded - zero_point) * scale - seen.values).abs().pow(self.p) * seen.counts).sum(1)
+        rounded = ((distribution.values * (1 / scale)).round() + zero_point).clamp(grid.low, grid.high)
+        return (((rounded - zero_point) * scale - distribution.values).abs().pow(self.p) * distribution.counts).sum(1)

@@ -59,7 +59,7 @@ def noise_curves(report: Sequence[StepReport], path: Path) -> None:
 
 
 def _explained(axis: Axes, report: Sequence[StepReport]) -> None:
-    """A gap between the lines means that there were too few images."""
+    """Draw the explained variance: a gap between the lines means that there were too few images."""
     times = [step.t for step in report]
     axis.plot(times, [step.r2 for step in report], label="where it was fitted")
     axis.plot(times, _numbers([step.r2_held_out for step in report]), label="held out", linestyle="--")
@@ -67,7 +67,7 @@ def _explained(axis: Axes, report: Sequence[StepReport]) -> None:
 
 
 def _residual(axis: Axes, report: Sequence[StepReport]) -> None:
-    """At 0 the residual is white and fresh at every step, as the variance budget takes it to be."""
+    """Draw the residual's correlations: at 0 it is white and fresh at every step, as the variance budget assumes."""
     times = [step.t for step in report]
     axis.plot(times, _numbers([step.neighbour_correlation for step in report]), label="with its neighbours")
     axis.plot(times, _numbers([step.step_correlation for step in report]), label="with the step before")

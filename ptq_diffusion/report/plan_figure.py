@@ -23,9 +23,10 @@ def plan_figure(
 
     Args:
         plan: the bits.
-        architecture: of the network.
-        table: of the sampler.
-        signal: of every offer of bits, whose SNR_Q is drawn against SNR_F; None where the policy does not read it.
+        architecture: the network's sites and work.
+        table: the sampler's table.
+        signal: the signal and the noise of every offer of bits, whose SNR_Q is drawn against SNR_F; None where the
+            policy does not read it.
         path: the file to write.
     """
     figure = Figure(figsize=(9, 8.5 if signal else 6.5), layout="constrained")
@@ -48,8 +49,8 @@ def bits_by_step(plan: BitwidthPlan, architecture: Architecture, steps: int) -> 
 
 def _signal_to_noise(axis: Axes, signal: StepSignal, table: Table) -> None:
     rows = np.arange(len(table))
-    for offer, power in zip(signal.offered, signal.snr(signal.offered, "norm"), strict=True):
-        axis.semilogy(rows, power.numpy(), marker=".", label=f"SNR$_Q$ of W{offer.weight}A{offer.activation}")
+    for offer, ratio in zip(signal.offered, signal.snr(signal.offered, "norm"), strict=True):
+        axis.semilogy(rows, ratio.numpy(), marker=".", label=f"SNR$_Q$ of W{offer.weight}A{offer.activation}")
     axis.semilogy(rows, [step.snr for step in table], color="black", label="SNR$_F$, forward process")
     axis.set_ylabel("signal to noise, $|m| / |D|$")
     axis.legend(fontsize=8)
@@ -71,8 +72,8 @@ def _heat_map(axis: Axes, plan: BitwidthPlan, architecture: Architecture, table:
     image = axis.imshow(bits, aspect="auto", interpolation="nearest", cmap="viridis", vmin=2, vmax=9)
     bar = figure.colorbar(image, ax=axis, ticks=range(2, 10), label="activation bits")
     bar.set_ticklabels([*map(str, range(2, 9)), "float"])
-    shown = range(0, len(architecture.sites), max(len(architecture.sites) // 20, 1))
-    axis.set_yticks(list(shown), [architecture.sites[place].name for place in shown], fontsize=6)
+    places = range(0, len(architecture.sites), max(len(architecture.sites) // 20, 1))
+    axis.set_yticks(list(places), [architecture.sites[place].name for place in places], fontsize=6)
     ticks = range(0, len(table), max(len(table) // 10, 1))
     axis.set_xticks(list(ticks), [f"{table[i].t:g}" for i in ticks])
     axis.set_xlabel("$t$ of the step, from noise to image")

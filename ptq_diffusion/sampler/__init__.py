@@ -1,4 +1,4 @@
-"""Floor 1: how x_T becomes x_0."""
+"""Floor 1: samplers, which turn x_T into x_0."""
 
 from ptq_diffusion.sampler.ddim import DDIM
 from ptq_diffusion.sampler.ddpm import DDPM

@@ -1,11 +1,11 @@
-"""The forward process at one time, and what a network's output says there of x_0 and epsilon."""
+"""The forward process at one time, and x_0 and epsilon from a network's output there."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Process:
-    """x_t = signal x_0 + noise epsilon at one time, with what the network predicts of it.
+    """The process x_t = signal x_0 + noise epsilon at one time, with the prediction type of the network.
 
     Args:
         signal: coefficient of x_0, sqrt(abar_t) where the process preserves variance.

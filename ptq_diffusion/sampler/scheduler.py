@@ -1,4 +1,4 @@
-"""A diffusers scheduler from the configuration that a model was saved with, and what samplers take from it."""
+"""A diffusers scheduler from the configuration that a model was saved with, and its times and clipping for samplers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

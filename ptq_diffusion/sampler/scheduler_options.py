@@ -9,9 +9,9 @@ import numpy as np
 from diffusers import SchedulerMixin
 
 SAME_DEFAULTS = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler")
-"""Classes whose configurations may leave out what equals a default: DDIM and DDPM have the same ones."""
+"""Classes whose configurations may leave out values that equal a default: DDIM and DDPM have the same ones."""
 ABSENT = {"trained_betas": None, "thresholding": False, "rescale_betas_zero_snr": False}
-"""What every scheduler does that has no such option."""
+"""The behaviour of every scheduler that has no such option."""
 NOT_READ = {"dynamic_thresholding_ratio", "sample_max_value"}
 """Options of thresholding, which is refused."""
 ADVICE = {"clip_sample": "false", "set_alpha_to_one": "true", "variance_type": "fixed_small"}
@@ -37,23 +37,24 @@ def scheduler_options(
             f"expected the configuration of a scheduler with a beta_schedule, such as DDPMScheduler, got that of "
             f"{name}; use a model that was trained with one"
         )
-    known = {key: option.default for key, option in inspect.signature(kind.__init__).parameters.items()}
-    del known["self"]
-    if unknown := set(overrides) - set(known):
+    own_defaults = {key: option.default for key, option in inspect.signature(kind.__init__).parameters.items()}
+    del own_defaults["self"]
+    if surplus := set(overrides) - set(own_defaults):
         raise ValueError(
-            f"expected options of {kind.__name__} in sampler.scheduler, got {', '.join(sorted(unknown))}; "
-            f"it has {', '.join(sorted(known))}"
+            f"expected options of {kind.__name__} in sampler.scheduler, got {', '.join(sorted(surplus))}; "
+            f"it has {', '.join(sorted(own_defaults))}"
         )
-    defaults = known if name in SAME_DEFAULTS else ABSENT if name else ABSENT | {"set_alpha_to_one": True}
-    options = {key: value for key, value in (dict(defaults) | dict(config) | dict(overrides)).items() if key in known}
-    _require_all(options, set(known), str(name))
+    defaults = own_defaults if name in SAME_DEFAULTS else ABSENT if name else ABSENT | {"set_alpha_to_one": True}
+    values = dict(defaults) | dict(config) | dict(overrides)
+    options = {key: value for key, value in values.items() if key in own_defaults}
+    _require_all(options, set(own_defaults), str(name))
     _require_values(options)
     return options
 
 
-def _require_all(options: Mapping[str, Any], known: set[str], name: str) -> None:
+def _require_all(options: Mapping[str, Any], names: set[str], name: str) -> None:
     unread = NOT_READ if options.get("clip_sample") else NOT_READ | {"clip_sample_range"}
-    if missing := sorted(known - set(options) - unread):
+    if missing := sorted(names - set(options) - unread):
         words = " ".join(f"+sampler.scheduler.{key}={ADVICE.get(key, 'VALUE')}" for key in missing)
         raise ValueError(
             f"expected a scheduler that says its {', '.join(missing)}, got the configuration of {name}, which does "

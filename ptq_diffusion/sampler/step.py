@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class State:
-    """Where sampling stands between two steps.
+    """The state of sampling between two steps.
 
     Args:
         x: x_t, (B, C, H, W).
@@ -24,7 +24,7 @@ class State:
 
 @dataclass(frozen=True)
 class Step:
-    """From x_t to x_s:  x_s = c_x x_t + c_m m + sum_j c_0[j] x_0(t + j) + sigma z  with  x_0 = clip(p_x x_t + p_m m).
+    """The step to x_s:  x_s = c_x x_t + c_m m + sum_j c_0[j] x_0(t + j) + sigma z  with  x_0 = clip(p_x x_t + p_m m).
 
     m is the network's native output (epsilon, v or x0), z standard normal noise, and x_0(t + j) the prediction that was
     made j steps before.
@@ -63,12 +63,12 @@ class Step:
 
     @property
     def gain(self) -> float:
-        """b = d x_s / d m without the clip: what an error of the network's output is multiplied by."""
+        """The gain b = d x_s / d m without the clip, the factor of an error of the network's output."""
         return self.c_m + self.c_0[0] * self.p_m
 
     @property
     def carry(self) -> float:
-        """a = d x_s / d x_t at a fixed m, without the clip: what an error of the state is multiplied by."""
+        """The carry a = d x_s / d x_t at a fixed m, without the clip, the factor of an error of the state."""
         return self.c_x + self.c_0[0] * self.p_x
 
     @property
@@ -82,12 +82,12 @@ class Step:
         return self.signal**2 / self.noise**2
 
     def predict_x_0(self, x_t: Tensor, m: Tensor) -> Tensor:
-        """x_0 as the network's output m implies it, clipped."""
+        """The prediction of x_0 that the network's output m implies, clipped."""
         x_0 = self.p_x * x_t + self.p_m * m
         return x_0 if self.clip is None else x_0.clamp(-self.clip, self.clip)
 
     def mean(self, x_t: Tensor, m: Tensor, past: Sequence[Tensor] = ()) -> Tensor:
-        """F(m), x_s before noise is added.
+        """The mean F(m): x_s before noise is added.
 
         Args:
             x_t: the state, (B, C, H, W).

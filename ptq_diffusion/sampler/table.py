@@ -96,7 +96,7 @@ class Table(Sequence[Step]):
         return hashlib.sha256(json.dumps(self.to_json() | {"steps": steps}).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as what JSON can hold, with the version of this form."""
+        """All fields as values that JSON can hold, with the version of this form."""
         return {"format": FORMAT} | dataclasses.asdict(self)
 
     @classmethod
@@ -135,8 +135,8 @@ def _step(data: object) -> Step:
 
 def _fields(data: object, names: set[str], kind: str) -> Mapping[str, Any]:
     if not isinstance(data, Mapping) or set(data) != names:
-        given = ", ".join(sorted(map(str, data))) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"expected {kind} with {', '.join(sorted(names))}, got {given}; make the table again")
+        fields = ", ".join(sorted(map(str, data))) if isinstance(data, Mapping) else type(data).__name__
+        raise ValueError(f"expected {kind} with {', '.join(sorted(names))}, got {fields}; make the table again")
     return data
 
 

@@ -1,1 +1,1 @@
-"""Floor 5: the story in order. Each stage is one file; thin Lightning modules carry the loops."""
+"""Floor 5: the stages of an experiment, in order. Each is one file; thin Lightning modules carry the loops."""

@@ -21,7 +21,7 @@ OBSERVATIONS = "inputs.safetensors"
 
 
 class States(IterableDataset[tuple[int, Tensor]]):
-    """(i, x_t), the index of a step and its states, of every chunk and step; one chunk is in memory at a time."""
+    """The pairs (i, x_t) of a step's index and its states, of all chunks; one chunk is in memory at a time."""
 
     def __init__(self, folder: Path, steps: Sequence[Step]) -> None:
         self.folder, self.table = folder, steps

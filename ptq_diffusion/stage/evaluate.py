@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ptq_diffusion.correction.fitted import FILES as CORRECTION
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.metric.cost import cost, mean_bits, usual_bits
+from ptq_diffusion.metric.cost import VariantCost, cost, variant_cost
 from ptq_diffusion.metric.judgement import judge
 from ptq_diffusion.metric.metric import Metric, Settings
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
@@ -50,22 +51,22 @@ class Evaluate(ModelStage):
     uses = ("model", *SAMPLING, "feature", "reference", "metric", "judging")
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
-        judged = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}
-        return super().evidence(cfg) | judged
+        checksums = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}
+        return super().evidence(cfg) | checksums
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         images = {variant: read_images(inputs[stage]) for variant, stage in VARIANTS.items()}
         extractor = build_extractor(cfg)
         settings = Settings(cfg.judging.replicates, cfg.judging.seed, cfg.judging.neighbours, list(cfg.seeds))
-        judged = judge(images, extractor, construct(cfg.reference), build_metrics(cfg), settings, shop.runtime.track)
+        judgement = judge(images, extractor, construct(cfg.reference), build_metrics(cfg), settings, shop.runtime.track)
         (out / "features").mkdir(exist_ok=True)
-        for variant, found in judged.features.items():
-            found.save(out / "features" / f"{variant}.safetensors", extractor.checksum())
-        costs = _costs(cfg, inputs, shop)
-        drawn = {"images": cfg.images, "seeds": list(cfg.seeds)}
-        rows = [{"variant": name} | costs[name] | dict(judged.rows[name]) | drawn for name in VARIANTS]
-        evaluation = {"rows": rows, "paired": judged.paired, "protocol": judged.protocol}
-        write_json(out / "evaluation.json", evaluation | {"protocol_id": judged.protocol_id})
+        for variant, features in judgement.features.items():
+            features.save(out / "features" / f"{variant}.safetensors", extractor.checksum())
+        costs = variant_costs(cfg, inputs, shop)
+        sampling = {"images": cfg.images, "seeds": list(cfg.seeds)}
+        rows = [{"variant": name} | asdict(costs[name]) | dict(judgement.rows[name]) | sampling for name in VARIANTS]
+        evaluation = {"rows": rows, "paired": judgement.paired, "protocol": judgement.protocol}
+        write_json(out / "evaluation.json", evaluation | {"protocol_id": judgement.protocol_id})
 
 
 def build_metrics(cfg: DictConfig) -> Sequence[Metric]:
@@ -95,46 +96,23 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "evaluation.json").read_text())
 
 
-def _costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> dict[str, dict[str, float]]:
-    """Bits, bit operations and bytes by variant.
+def variant_costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> dict[str, VariantCost]:
+    """The cost of every variant.
 
-    A correction adds its own operations, in float, its coefficients, and evaluations of the network beside once a step.
+    A correction adds its own operations, in float, its coefficients, and evaluations of the network beside one a step.
     Bytes are those of the files: packed integers, scales, settings of every step, coefficients.
     """
     model = shop.model(cfg)
-    steps, correction = len(shop.table(cfg, model)), FittedCorrection.load(inputs[Fit.name])
-    plan = read_plan(inputs[Plan.name])
+    steps, plan = len(shop.table(cfg, model)), read_plan(inputs[Plan.name])
     unquantized = BitwidthPlan.constant(dict.fromkeys(plan.sites, LayerBits(FLOAT_BITS, FLOAT_BITS)))
-    full = cost(model, unquantized, steps).bops_per_image
-
-    def of(plan: BitwidthPlan, size: int, again: int = 0, macs: int = 0) -> dict[str, float]:
-        weight, activation = usual_bits(model, plan)
-        mean_weight, mean_activation = mean_bits(model, plan)
-        plan_cost = cost(model, plan, steps)
-        # An evaluation beside the table's counts as its mean step, whatever bits it has: exact where bits do not vary.
-        bops, attention = (x * (steps + again) // steps for x in (plan_cost.bops_per_image, plan_cost.attention_bops))
-        bops += macs * FLOAT_BITS**2
-        return {
-            "weight_bits": weight,
-            "activation_bits": activation,
-            "mean_weight_bits": mean_weight,
-            "mean_activation_bits": mean_activation,
-            "bops_per_image": bops,
-            "bops_saving": full / bops,
-            "attention_share": attention / bops,
-            "weight_bytes": size,
-        }
-
-    quantized = bytes_of(inputs[Quantize.name], QUANTIZED)
+    correction = FittedCorrection.load(inputs[Fit.name])
+    network = bytes_of(inputs[Quantize.name], QUANTIZED)
+    coefficients = bytes_of(inputs[Fit.name], CORRECTION)
+    beside = (correction.evaluations, correction.macs(model.shape))
     return {
-        "full_precision": of(unquantized, cost(model, unquantized, steps).weight_bytes),
-        "quantized": of(plan, quantized),
-        "corrected": of(
-            plan,
-            quantized + bytes_of(inputs[Fit.name], CORRECTION),
-            correction.evaluations,
-            correction.macs(model.shape),
-        ),
+        "full_precision": variant_cost(model, unquantized, steps, cost(model, unquantized, steps).weight_bytes),
+        "quantized": variant_cost(model, plan, steps, network),
+        "corrected": variant_cost(model, plan, steps, network + coefficients, *beside),
     }
 
 

@@ -16,8 +16,8 @@ from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage, Need
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.stage.draw_corrected import draw_corrected
-from ptq_diffusion.stage.draw_images import DrawImages
+from ptq_diffusion.stage.drawing.corrected import draw_corrected
+from ptq_diffusion.stage.drawing.images import DrawImages
 from ptq_diffusion.stage.fit_table import carried, fit_table
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint
@@ -48,8 +48,8 @@ class Fit(ModelStage):
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         correction = construct(cfg.correction)
-        judged = {"judge": correction.judge.checksum()} if isinstance(correction, Auto) else {}
-        return super().evidence(cfg) | judged
+        checksums = {"judge": correction.judge.checksum()} if isinstance(correction, Auto) else {}
+        return super().evidence(cfg) | checksums
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         correction = construct(cfg.correction)
@@ -85,12 +85,12 @@ class Fit(ModelStage):
 
     def _choose(self, correction: Auto, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         """Let every candidate draw the same images, and keep the one that is chosen."""
-        wanted = chunks("trial", [correction.seed], correction.images, cfg.micro_batch)
+        chunks_to_do = chunks("trial", [correction.seed], correction.images, cfg.micro_batch)
         (out / "trial").mkdir(exist_ok=True)
 
         def images(name: str) -> Tensor:
             trial = partial(self.trial, cfg, inputs, name)
-            run_chunks(trial, wanted, out / "trial" / name, shop, f"{self.title}: {name}")
+            run_chunks(trial, chunks_to_do, out / "trial" / name, shop, f"{self.title}: {name}")
             return torch.cat([chunk["images"] for chunk in read_chunks(out / "trial" / name)])
 
         choice = correction.choose(images(FLOAT), {name: images(name) for name in correction.candidates})
@@ -99,7 +99,7 @@ class Fit(ModelStage):
         shop.runtime.say(f"auto: {choice.reason}")
 
     def trial(self, cfg: DictConfig, inputs: Mapping[str, Path], name: str, shop: Workshop) -> DrawImages:
-        """What is done on every device for a candidate, or for the float model."""
+        """The work of every device for a candidate, or for the float model."""
         if name == FLOAT:
             model = shop.model(cfg)
             return DrawImages.of(model, shop.table(cfg, model))

@@ -29,7 +29,7 @@ def check_reach(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
 
 
 def carried(fitted: FittedCorrection, cfg: DictConfig, shop: Workshop) -> FittedCorrection:
-    """What was fitted, at the sampler's steps.
+    """The fitted correction at the sampler's steps.
 
     Raises:
         ValueError: the correction cannot be carried from its table to the sampler's.

@@ -1,4 +1,4 @@
-"""Stage: what the float network says along float sampling, once for all that is fitted beside it."""
+"""Stage: the float network's outputs along float sampling, once for all that is fitted beside it."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -18,7 +18,7 @@ from ptq_diffusion.stage.fit_table import fit_table
 
 
 class RecordOutputs(ChunkWork):
-    """Float sampling, every output kept, also of the padding: who reads them asks other networks for whole chunks."""
+    """Float sampling that keeps every output, also of the padding: its readers ask other networks for whole chunks."""
 
     def __init__(self, model: Denoiser, steps: Table) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class FloatPath(ModelStage):
         run_chunks(partial(self.work, cfg), noise_chunks(cfg), out / "chunks", shop, self.title)
 
     def work(self, cfg: DictConfig, shop: Workshop) -> RecordOutputs:
-        """What is done on every device."""
+        """The work of every device."""
         model = shop.model(cfg)
         return RecordOutputs(model, fit_table(cfg, model, shop))
 

@@ -20,7 +20,7 @@ from ptq_diffusion.stage.quantize import Quantize
 
 
 class MeasureNoise(ChunkWork):
-    """Float sampling, replayed; at every state the quantized network is asked, and only moments are kept.
+    """Replays float sampling and asks the quantized network at every state; only moments are kept.
 
     Args:
         quantized: the network.
@@ -37,12 +37,12 @@ class MeasureNoise(ChunkWork):
         noise = chunk.noise(self.quantized.shape)
         walk = sample(lambda _, s: self.m(chunk, s).to(device), self.steps, noise, device=device)
 
-        def kept(tensor: Tensor) -> Tensor:
+        def rows(tensor: Tensor) -> Tensor:
             """Without padding, where moments are taken: they are float64, which not every device has."""
             return tensor[: chunk.count].cpu()
 
-        seen = ((kept(v.m), kept(self.quantized.predict(v.x_t, v.step).m), kept(v.x_t)) for v in walk)
-        return NoiseStatistics.of(self.owner, seen, chunk.first).tensors()
+        observations = ((rows(v.m), rows(self.quantized.predict(v.x_t, v.step).m), rows(v.x_t)) for v in walk)
+        return NoiseStatistics.of(self.owner, observations, chunk.first).tensors()
 
 
 class Noise(ModelStage):
@@ -60,7 +60,7 @@ class Noise(ModelStage):
         reduce(NoiseStatistics.merge, parts).save(out / "noise.safetensors")
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasureNoise:
-        """What is done on every device."""
+        """The work of every device."""
         model = shop.model(cfg)
         quantized = shop.quantized(inputs[Quantize.name])
         return MeasureNoise(quantized, fit_table(cfg, model, shop), FloatOutputs(inputs[FloatPath.name]).of)

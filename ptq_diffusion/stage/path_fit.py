@@ -31,11 +31,10 @@ from ptq_diffusion.sampler import State, Step, Table
 
 
 class PathFit:
-    """A correction fitted along a path; what both networks say at a step is on the disk until the step after it.
+    """A correction fitted along a path; both networks' outputs at a step stay on the disk until the step after it.
 
     Memory holds one chunk, the images that layers are rescaled on, and of every image the state of its noise (3 kB).
-    The files of two steps are mapped.
-    A fit that was killed goes on at the chunk where it was.
+    The files of two steps are mapped. A fit that was killed goes on at the chunk where it was.
 
     Args:
         model: the float model.
@@ -71,7 +70,7 @@ class PathFit:
         self.model.to(device)
         self.quantized.to(device)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.fitted = list(self._stored())
+        self.fitted = list(self._corrections_on_disk())
         for step in track(self.steps[len(self.fitted) :], title, progress):
             self._step(step.i).mkdir(exist_ok=True)
             rescalings, m = self._rescalings(step, device)
@@ -84,10 +83,10 @@ class PathFit:
             shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
         return self.correction.assembled(self.fitted, self.steps)
 
-    def _stored(self) -> Iterator[StepCorrection]:
+    def _corrections_on_disk(self) -> Iterator[StepCorrection]:
         """The steps that an interrupted fit has fitted, from the first on."""
         for step in self.steps:
-            if not (folder := self._fitted(step.i)).is_dir():
+            if not (folder := self._correction_folder(step.i)).is_dir():
                 return
             yield FittedCorrection.load(folder).corrections[0]
 
@@ -97,9 +96,9 @@ class PathFit:
             return {}, torch.empty(0, *self.model.shape)
         file = self._step(step.i) / "rescalings.safetensors"
         if not holds_tensors(file):
-            first = [chunk for chunk in self.images if chunk.first < count]
-            self._ahead = {chunk: self._states(chunk, step, device) for chunk in first}
-            y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in first])[:count]
+            chunks_ahead = [chunk for chunk in self.images if chunk.first < count]
+            self._ahead = {chunk: self._states(chunk, step, device) for chunk in chunks_ahead}
+            y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in chunks_ahead])[:count]
             rescalings, m = self.correction.rescalings(self.model, self.quantized, y_t, step)
             write_tensors(file, named(rescalings) | {"m": m})
         tensors = load_file(file)
@@ -118,7 +117,7 @@ class PathFit:
         beside.mkdir()
         FittedCorrection(self.steps.with_steps([step]), [self.fitted[step.i]]).save(beside)
         sync_folder(beside)
-        beside.rename(self._fitted(step.i))
+        beside.rename(self._correction_folder(step.i))
 
     def _visit(self, chunk: Chunk, step: Step, rescaled: QuantizedDenoiser, m: Tensor, device: torch.device) -> None:
         """Bring a chunk to a step, ask the networks there and write their outputs; `m` is known of the first images."""
@@ -130,14 +129,14 @@ class PathFit:
         q, features = rescaled.predict(y_t, step)
         assert features is not None, "a quantized network hands over features"
         float_m = self.float_m(chunk, step).to(device)
-        tensors = {"m": float_m, "q": q, "x_t": y_t, "features": features} | _named(state.past, "past")
+        tensors = {"m": float_m, "q": q, "x_t": y_t, "features": features} | _past_tensors(state.past, "past")
         if self.correction.reads is Reads.CORRECTED_PATH:
             count = self._count_with_m(chunk)
             here = m[chunk.first : chunk.first + count].to(device)
             if len(here) < count:
                 here = torch.cat([here, self.model.predict(y_t[len(here) : count], step).m])
             tensors |= {"m": here, "float_m": float_m, "float_x_t": float_state.x.clone()}
-            tensors |= _named(float_state.past, "float_past")
+            tensors |= _past_tensors(float_state.past, "float_past")
         write_tensors(file, tensors)
 
     def _states(self, chunk: Chunk, step: Step, device: torch.device) -> tuple[State, State]:
@@ -164,14 +163,14 @@ class PathFit:
         return StepBatches(PairedBatch, self._step(i), rows, self._files)
 
     def _count_with_m(self, chunk: Chunk) -> int:
-        """How many images of a chunk, the first ones, the float network is asked about on the path."""
+        """The number of images of a chunk, its first ones, that the float network is asked about on the path."""
         count = self.correction.images_with_m
         return chunk.count if count is None else min(max(count - chunk.first, 0), chunk.count)
 
     def _step(self, i: int) -> Path:
         return self.folder / f"step-{i:04d}"
 
-    def _fitted(self, i: int) -> Path:
+    def _correction_folder(self, i: int) -> Path:
         return self.folder / f"fitted-{i:04d}"
 
 
@@ -236,11 +235,11 @@ class ChunkFiles:
         self._tensors = {file: tensors for file, tensors in self._tensors.items() if file.parent != folder}
 
 
-def _named(past: Sequence[Tensor], name: str) -> dict[str, Tensor]:
-    """Earlier predictions of x_0 under name/0, name/1, the latest first."""
+def _past_tensors(past: Sequence[Tensor], name: str) -> dict[str, Tensor]:
+    """The earlier predictions of x_0 under name/0, name/1, the latest first."""
     return {f"{name}/{j}": x_0.clone() for j, x_0 in enumerate(past)}
 
 
 def _past(tensors: Mapping[str, Tensor], name: str) -> tuple[Tensor, ...]:
-    """The predictions that `_named` gave names to."""
+    """The predictions that `_past_tensors` named."""
     return tuple(tensors[key] for key in sorted(key for key in tensors if key.startswith(f"{name}/")))

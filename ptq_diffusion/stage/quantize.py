@@ -22,7 +22,5 @@ class Quantize(ModelStage):
     uses = ("model", "quantizer")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
-        model, observations = shop.host.model(cfg), read_observations(cfg, inputs[Calibrate.name], shop.host)
-        save_quantized(
-            quantize(model, read_plan(inputs[Plan.name]), observations, construct(cfg.quantizer.weight)), out
-        )
+        plan, observations = read_plan(inputs[Plan.name]), read_observations(cfg, inputs[Calibrate.name], shop.host)
+        save_quantized(quantize(shop.host.model(cfg), plan, observations, construct(cfg.quantizer.weight)), out)

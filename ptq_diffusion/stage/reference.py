@@ -14,7 +14,7 @@ from ptq_diffusion.metric.real_statistics import RealStatistics
 
 
 class ReferenceStatistics(Stage):
-    """From all images of a data source to `reference.safetensors`: moments of their features, and some of these."""
+    """`reference.safetensors`: moments of the features of all images of a data source, and some of the features."""
 
     name = "reference_statistics"
     version = 2
@@ -22,10 +22,10 @@ class ReferenceStatistics(Stage):
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
         extractor = build_extractor(cfg)
-        found = RealStatistics.of_images(construct(cfg.data).load().images, extractor)
-        found.save(out / "reference.safetensors")
-        counts = {"images": found.moments.count, "vectors": len(found.vectors)}
-        write_json(out / "metrics.json", counts | {"extractor": found.moments.extractor})
+        statistics = RealStatistics.of_images(construct(cfg.data).load().images, extractor)
+        statistics.save(out / "reference.safetensors")
+        counts = {"images": statistics.moments.count, "vectors": len(statistics.vectors)}
+        write_json(out / "metrics.json", counts | {"extractor": statistics.moments.extractor})
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         return {"extractor": build_extractor(cfg).checksum(), "data": construct(cfg.data).checksum()}

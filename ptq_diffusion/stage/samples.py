@@ -12,7 +12,7 @@ from torch import Tensor
 from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.stage.draw_images import DrawImages
+from ptq_diffusion.stage.drawing.images import DrawImages
 
 IMAGES = ("images", "seeds", "micro_batch")
 SAMPLING = ("sampler", *IMAGES)
@@ -23,11 +23,11 @@ class Samples(Stage):
 
     @abstractmethod
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:
-        """What is done on every device."""
+        """The work of every device."""
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
-        wanted = chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
-        run_chunks(partial(self.work, cfg, inputs), wanted, out / "chunks", shop, self.title)
+        chunks_to_do = chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
+        run_chunks(partial(self.work, cfg, inputs), chunks_to_do, out / "chunks", shop, self.title)
 
 
 def read_images(folder: Path) -> Tensor:

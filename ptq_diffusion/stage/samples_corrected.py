@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.stage.draw_corrected import draw_corrected
-from ptq_diffusion.stage.draw_images import DrawImages
+from ptq_diffusion.stage.drawing.corrected import draw_corrected
+from ptq_diffusion.stage.drawing.images import DrawImages
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.samples import IMAGES, Samples

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.stage.draw_images import DrawImages
+from ptq_diffusion.stage.drawing.images import DrawImages
 from ptq_diffusion.stage.samples import SAMPLING, Samples
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.stage.draw_images import DrawImages
+from ptq_diffusion.stage.drawing.images import DrawImages
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.samples import SAMPLING, Samples
 

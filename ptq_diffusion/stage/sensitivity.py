@@ -42,19 +42,19 @@ class MeasureDamage(ChunkWork):
 
     Args:
         model: the float model.
-        weights: a network whose inner layers have a bitwidth of weights, by this bitwidth.
-        names: of the layers that are measured.
-        activations: bits of inputs.
-        input_quantizer: any one of a layer's input: its range search and whether its grid is symmetric are taken.
-        table: of the sampler.
-        outputs: of the float network.
+        networks: for every bitwidth of weights a network whose inner layers have it.
+        names: the names of the layers that are measured.
+        activations: the bitwidths of inputs.
+        input_quantizer: a quantizer of inputs, for its range search and the symmetry of its grid.
+        table: the sampler's table.
+        outputs: the outputs of the float network.
         parents: the chunk of the float path that each chunk lies in, by the index of its first sample.
     """
 
     def __init__(
         self,
         model: Denoiser,
-        weights: Mapping[int, QuantizedDenoiser],
+        networks: Sequence[QuantizedDenoiser],
         names: Sequence[str],
         activations: Sequence[int],
         input_quantizer: AffineQuantizer,
@@ -63,7 +63,7 @@ class MeasureDamage(ChunkWork):
         parents: Mapping[int, Chunk],
     ) -> None:
         super().__init__()
-        self.model, self.networks = model, nn.ModuleList(weights.values())
+        self.model, self.networks = model, nn.ModuleList(networks)
         self.names, self.activations = list(names), list(activations)
         self.input_quantizer = input_quantizer
         self.table, self.outputs, self.parents = table, outputs, parents
@@ -118,14 +118,12 @@ class MeasureSensitivity(ModelStage):
     file = "sensitivity.safetensors"
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
-        wanted = [part for part, _ in sensitivity_chunks(cfg)]
-        run_chunks(partial(self.work, cfg, inputs), wanted, out / "chunks", shop, self.title)
+        chunks_to_do = [part for part, _ in sensitivity_chunks(cfg)]
+        run_chunks(partial(self.work, cfg, inputs), chunks_to_do, out / "chunks", shop, self.title)
         parts = list(read_chunks(out / "chunks"))
         model = shop.model(cfg)
         numbers = cfg.sensitivity.images * torch.Size(model.shape).numel()
-        weight, activation = (
-            torch.stack([p[name] for p in parts]).sum(0) / numbers for name in ("weight", "activation")
-        )
+        weight, activation = (_total(parts, name) / numbers for name in ("weight", "activation"))
         policy, table = _policy(cfg), shop.table(cfg, model)
         names = tuple(site.name for site in policy.roles.free(model.sites()))
         origin = model.fingerprint(), table.fingerprint()
@@ -134,22 +132,24 @@ class MeasureSensitivity(ModelStage):
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasureDamage:
         """The work of every device."""
-        model, copied, policy = shop.model(cfg), shop.host.model(cfg), _policy(cfg)
+        model, host_model, policy = shop.model(cfg), shop.host.model(cfg), _policy(cfg)
         architecture, table = model.architecture(), shop.table(cfg, model)
         observations = read_observations(cfg, inputs[Calibrate.name], shop.host)
         make_weight = construct(cfg.quantizer.weight)
-        plans = {bits: policy.uniform(architecture, LayerBits(bits, policy.activations[-1])) for bits in policy.weights}
-        networks = {bits: quantize(copied, plan, observations, make_weight) for bits, plan in plans.items()}
+        plans = [policy.uniform(architecture, LayerBits(bits, policy.activations[-1])) for bits in policy.weights]
+        networks = [quantize(host_model, plan, observations, make_weight) for plan in plans]
         names = [site.name for site in policy.roles.free(architecture.sites)]
         input_quantizer = construct(cfg.quantizer.activation)(policy.activations[-1])
         if not isinstance(input_quantizer, AffineQuantizer):
             kind = type(input_quantizer).__name__
             raise ValueError(f"expected an AffineQuantizer of activations to measure sensitivities of, got {kind}")
-        outputs, parents = (
-            FloatOutputs(inputs[FloatPath.name]),
-            {p.first: parent for p, parent in sensitivity_chunks(cfg)},
-        )
+        outputs = FloatOutputs(inputs[FloatPath.name])
+        parents = {part.first: parent for part, parent in sensitivity_chunks(cfg)}
         return MeasureDamage(model, networks, names, policy.activations, input_quantizer, table, outputs, parents)
+
+
+def _total(parts: Iterable[Mapping[str, Tensor]], name: str) -> Tensor:
+    return torch.stack([part[name] for part in parts]).sum(0)
 
 
 def _policy(cfg: DictConfig) -> UnderBudget:
@@ -163,11 +163,11 @@ def with_offer(cfg: DictConfig) -> DictConfig:
 
     What a policy may spend, and on what, changes no damage.
     """
-    shared = cfg.copy()
+    representative = cfg.copy()
     offer = {name: cfg.bitwidth[name] for name in OFFER}
-    with open_dict(shared):
-        shared.bitwidth = {"_target_": f"{Budget.__module__}.{Budget.__qualname__}"} | ANY_BUDGET | offer
-    return shared
+    with open_dict(representative):
+        representative.bitwidth = {"_target_": f"{Budget.__module__}.{Budget.__qualname__}"} | ANY_BUDGET | offer
+    return representative
 
 
 def sensitivity_chunks(cfg: DictConfig) -> list[tuple[Chunk, Chunk]]:

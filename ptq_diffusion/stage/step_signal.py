@@ -21,12 +21,12 @@ from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 
 
 class MeasurePowers(ChunkWork):
-    """Float sampling, replayed; at every state the network of every offer is asked, and powers are summed.
+    """Replays float sampling, asks the network of every offer at every state, and sums powers.
 
     Args:
         networks: one for each offer.
-        table: of the sampler.
-        outputs: of the float network.
+        table: the sampler's table.
+        outputs: the outputs of the float network.
     """
 
     def __init__(self, networks: Sequence[QuantizedDenoiser], table: Table, outputs: FloatOutputs) -> None:
@@ -36,9 +36,8 @@ class MeasurePowers(ChunkWork):
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
         shape = self.networks[0].shape
         assert isinstance(shape, tuple)
-        walk = sample(
-            lambda _, step: self.outputs.of(chunk, step).to(device), self.table, chunk.noise(shape), device=device
-        )
+        noise = chunk.noise(shape)
+        walk = sample(lambda _, step: self.outputs.of(chunk, step).to(device), self.table, noise, device=device)
         signal, error = torch.zeros(2, len(self.networks), len(self.table), dtype=torch.float64)
         for visit in walk:
             m = visit.m[: chunk.count].cpu().double()

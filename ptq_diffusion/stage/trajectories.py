@@ -16,7 +16,7 @@ from ptq_diffusion.sampler import Table, sample
 
 
 class RecordStates(ChunkWork):
-    """Float sampling, every state kept."""
+    """Float sampling that keeps every state."""
 
     def __init__(self, model: Denoiser, steps: Table) -> None:
         super().__init__()
@@ -35,10 +35,10 @@ class Trajectories(ModelStage):
     uses = ("model", "sampler", "calibration", "micro_batch")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
-        wanted = chunks("calibration", [cfg.calibration.seed], cfg.calibration.images, cfg.micro_batch)
-        run_chunks(partial(self.work, cfg), wanted, out / "chunks", shop, self.title)
+        chunks_to_do = chunks("calibration", [cfg.calibration.seed], cfg.calibration.images, cfg.micro_batch)
+        run_chunks(partial(self.work, cfg), chunks_to_do, out / "chunks", shop, self.title)
 
     def work(self, cfg: DictConfig, shop: Workshop) -> RecordStates:
-        """What is done on every device."""
+        """The work of every device."""
         model = shop.model(cfg)
         return RecordStates(model, shop.table(cfg, model))

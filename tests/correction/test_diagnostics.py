@@ -27,14 +27,7 @@ from tests.correction.presets import CORRECTIONS
 SHAPE, COUNT = (3, 6, 5), 40
 STEPS = DDIM(4, 1.0, {}).table(DDPMScheduler(clip_sample=False).config)
 OWNER = Fingerprint("network", STEPS.fingerprint(), SHAPE)
-MEASURED = {
-    "r2_held_out",
-    "reliability",
-    "skewness",
-    "kurtosis",
-    "neighbour_correlation",
-    "step_correlation",
-}
+MEASURED = {"r2_held_out", "reliability", "skewness", "kurtosis", "neighbour_correlation", "step_correlation"}
 FROM_MOMENTS = [name for name, correction in CORRECTIONS.items() if correction.reads is Reads.MOMENTS]
 ALONG_PATHS = [name for name in CORRECTIONS if name not in FROM_MOMENTS]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ptq_diffusion.metric import DistanceToFloat
-from ptq_diffusion.stage.draw_images import DrawImages
+from ptq_diffusion.stage.drawing.images import DrawImages
 
 AUTO = [
     "correction=auto",

@@ -12,7 +12,7 @@ from diffusers import DDPMPipeline
 
 import ptq_diffusion.correction
 from ptq_diffusion.numeric.seed import generator
-from ptq_diffusion.stage.draw_images import to_bytes
+from ptq_diffusion.stage.drawing.images import to_bytes
 from ptq_diffusion.stage.samples import read_images
 
 
@@ -43,10 +43,17 @@ def test_the_folder_loads_as_the_readme_says(make):
 
 def test_an_export_takes_the_bytes_that_the_report_states(make, report):
     """Of the bundled network with four bits a weight: packed integers, scales, settings of every step, coefficients."""
-    chosen = ["model.path=bundled:cifar10_ddpm", "bitwidth=w4a8", "correction=ptqd", "images=4", "seeds=[5]", "noise.images=2"]
+    chosen = [
+        "model.path=bundled:cifar10_ddpm",
+        "bitwidth=w4a8",
+        "correction=ptqd",
+        "images=4",
+        "seeds=[5]",
+        "noise.images=2",
+    ]
     rows, _ = report(*chosen, "calibration.images=2", "sampler.steps=2")
     (corrected,) = (row for row in rows["rows"] if row["variant"] == "corrected")
-    folder = make("goal=export", *chosen, "calibration.images=2", "sampler.steps=2")
+    folder = make("goal=export", *chosen)
     files = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("files.json", "config.yaml")]
     size = sum(path.stat().st_size for path in files)
     assert corrected["weight_bytes"] <= size <= 1.15 * corrected["weight_bytes"]

@@ -39,7 +39,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """How close the samples of one candidate come to the float model's.
+    """The distance of one candidate's samples to the float model's.
 
     Args:
         distance: to the float samples from the same noise.

@@ -16,7 +16,7 @@ from ptq_diffusion.sampler.step import State
 BETA_SCHEDULE = (
     "the table of a CorrectedScheduler, which only itself can follow (use DDPMPipeline, which keeps its scheduler),"
 )
-"""In the configuration, so that diffusers refuses to make another scheduler of it: the correction would be lost."""
+"""The configuration's mark, by which diffusers refuses to make another scheduler of it and lose the correction."""
 
 
 class CorrectedScheduler(SchedulerMixin, ConfigMixin):
@@ -119,7 +119,7 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
         **options: object,
     ) -> SchedulerOutput | tuple[Tensor]:
-        """From x_t to x_s.
+        """Advance the state from x_t to x_s.
 
         Args:
             model_output: q, (B, C, H, W), or (B, 2C, H, W) of a network that predicts a variance too.

@@ -112,7 +112,7 @@ def match(source: Spectrum, target: Spectrum) -> Spectral:
 
 
 def distance(source: Spectrum, target: Spectrum, step: Step) -> float:
-    """How far the next state is from where it should be: the squared Wasserstein distance of Gaussians, per pixel.
+    """The squared Wasserstein distance, per pixel, of the next state to its target, both taken as Gaussian.
 
     Args:
         source: of the output in use and the states that it was made on.

@@ -33,7 +33,7 @@ POWER_QUANTILE = 0.8416
 
 Track = Callable[[Iterable[int]], Iterable[int]]
 Statistic = Callable[[Tensor], Mapping[str, Tensor]]
-"""From weights of the images, (B, N) float64, to a metric of each variant, (B,)."""
+"""A function from weights of the images, (B, N) float64, to a metric of each variant, (B,)."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ptq_diffusion.model.condition import Condition
 
 
 class Family(ABC):
-    """How networks of one diffusers class are called and laid out. It has no state: one instance serves all networks.
+    """The call and the layout of networks of one diffusers class. It has no state: one instance serves all networks.
 
     Class attributes:
         network_class: the diffusers class.

@@ -38,7 +38,7 @@ class UNet2D(Family):
         return config["in_channels"], *_size(config)
 
     def answers_at_zero(self, config: Mapping[str, Any]) -> bool:
-        """Fourier embeddings take the logarithm of the time, and the output is divided by it."""
+        """False with Fourier embeddings, which take the logarithm of the time; the output is also divided by it."""
         return config["time_embedding_type"] != "fourier"
 
     def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:

@@ -16,7 +16,7 @@ from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.reference import build_extractor
 
 BEST = "best"
-"""In place of a name: the correction of the lowest FID in each cell, chosen by the numbers that it is judged by."""
+"""The word for the correction of the lowest FID in each cell, chosen by the numbers that it is judged by."""
 
 
 def with_differences(lines: Sequence[Line], runs: Sequence[Run], against: str) -> list[Line]:
@@ -51,7 +51,7 @@ def _cells(lines: Sequence[Line]) -> list[list[Line]]:
 
 
 def _differences(runs: Sequence[Run], against: str) -> dict[str, Mapping[str, Interval | str]]:
-    """By run, what its table line shows; a cell without the other correction says so."""
+    """The differences that the table line of every run shows; a cell without the other correction says so."""
     cfg = OmegaConf.create(read_config(runs[0].folder))
     names = {run.name: run.correction for run in runs}
     best = min(runs, key=lambda run: run.report["rows"][2]["fid"] if run.report else 0.0).name

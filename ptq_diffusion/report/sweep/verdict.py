@@ -56,7 +56,7 @@ def cells_of(verdict: Verdict) -> list[str]:
 
 
 def verdict_table(rows: Sequence[Sequence[str]]) -> Table:
-    """For the console, whole on 80 columns."""
+    """The verdict as a table for the console, whole on 80 columns."""
     table = Table(*TITLES, title="over all cells", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
         table.add_row(row[0].replace("_", " "), *row[1:])

@@ -38,10 +38,10 @@ class SafetensorsCheckpointIO(CheckpointIO):
         map_location: Any = None,  # noqa: ANN401, ARG002
         weights_only: bool | None = None,  # noqa: ARG002
     ) -> dict[str, Any]:
-        found = present(path)
-        if found is None:
+        folder = present(path)
+        if folder is None:
             raise FileNotFoundError(f"expected a checkpoint at {path}, found none")
-        return _from_json(json.loads((found / "state.json").read_text()), load_file(found / "tensors.safetensors"))
+        return _from_json(json.loads((folder / "state.json").read_text()), load_file(folder / "tensors.safetensors"))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
@@ -49,7 +49,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
 
 def present(path: str | Path) -> Path | None:
     """The checkpoint at a path, or the one before it where saving was interrupted; None where there is neither."""
-    return next((found for found in (Path(path), Path(f"{path}.old")) if found.is_dir()), None)
+    return next((folder for folder in (Path(path), Path(f"{path}.old")) if folder.is_dir()), None)
 
 
 def _to_json(value: object, name: str, tensors: dict[str, torch.Tensor]) -> object:

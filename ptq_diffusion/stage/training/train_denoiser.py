@@ -17,7 +17,7 @@ from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay, resuma
 
 
 class TrainDenoiser(Stage):
-    """From images to a `DDPMPipeline` folder that holds the averaged weights; resumes from its own checkpoint."""
+    """A `DDPMPipeline` folder of averaged weights, trained on images; resumes from its own checkpoint."""
 
     name = "train_denoiser"
     version = 1

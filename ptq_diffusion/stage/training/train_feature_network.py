@@ -20,7 +20,7 @@ from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay, resuma
 
 
 class TrainFeatureNetwork(Stage):
-    """From labelled images to a `ResNet9` folder with its test accuracy; resumes from its own checkpoint."""
+    """A `ResNet9` folder with its test accuracy, trained on labelled images; resumes from its own checkpoint."""
 
     name = "train_feature_network"
     version = 1
@@ -40,12 +40,12 @@ class TrainFeatureNetwork(Stage):
             label_smoothing=training.label_smoothing,
         )
         data, test = labelled(cfg.data), labelled(cfg.test_data)
-        for given in (data, test):
-            require_classes(given, module.network.num_classes)
+        for images in (data, test):
+            require_classes(images, module.network.num_classes)
         start = resumable_fit(module, data, training, out, shop.runtime, self.title)
         module.network.save(out)
         network = ResNet9.load(out)
-        measured = accuracy_and_loss(network, test)
+        scores = accuracy_and_loss(network, test)
         facts = {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "steps": training.steps,
@@ -53,7 +53,7 @@ class TrainFeatureNetwork(Stage):
             "seed": training.seed,
             "checksum": network.checksum(),
         }
-        write_json(out / "metrics.json", measured | facts)
+        write_json(out / "metrics.json", scores | facts)
         # How it went differs from one attempt to the next; what came of it does not.
         write_json(out / "log" / f"from_{start}" / "time.json", {"seconds": time.perf_counter() - begin})
 

@@ -24,17 +24,17 @@ class Augmentation:
     shift: int
 
     def __call__(self, images: Tensor, draw: torch.Generator) -> Tensor:
-        """Augment (B, C, H, W) images, each on its own."""
+        """Augment images (B, C, H, W), each on its own."""
         batch, _, height, width = images.shape
         if self.flip:
             mirror = torch.rand(batch, generator=draw) < 0.5
             images = torch.where(mirror[:, None, None, None], images.flip(3), images)
         if self.shift:
             padded = torch.nn.functional.pad(images, [self.shift] * 4, mode="reflect")
-            top = torch.randint(2 * self.shift + 1, (batch, 1), generator=draw) + torch.arange(height)
-            left = torch.randint(2 * self.shift + 1, (batch, 1), generator=draw) + torch.arange(width)
+            rows = torch.randint(2 * self.shift + 1, (batch, 1), generator=draw) + torch.arange(height)
+            columns = torch.randint(2 * self.shift + 1, (batch, 1), generator=draw) + torch.arange(width)
             sample = torch.arange(batch)[:, None, None]
-            images = padded[sample, :, top[:, :, None], left[:, None, :]].permute(0, 3, 1, 2)
+            images = padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         return images
 
 

@@ -23,7 +23,7 @@ from ptq_diffusion.model import GaussianDenoiser, Output
 from ptq_diffusion.network import Rescaling
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import DDIM, sample
-from ptq_diffusion.stage.draw_corrected import draw_corrected
+from ptq_diffusion.stage.drawing.corrected import draw_corrected
 
 SHAPE, COUNT = (2, 4, 4), 4000
 MODEL = GaussianDenoiser(SHAPE, mean=0.4, std=0.5)

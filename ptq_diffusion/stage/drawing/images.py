@@ -11,7 +11,7 @@ from ptq_diffusion.sampler import Step, Table, sample
 
 
 class DrawImages(ChunkWork):
-    """Sampling to the end; images as bytes.
+    """Sampling to the end, which gives images as bytes.
 
     Args:
         model: what is sampled, float or quantized.
@@ -32,7 +32,7 @@ class DrawImages(ChunkWork):
 
     @classmethod
     def of(cls, model: Denoiser, steps: Table) -> "DrawImages":
-        """Uncorrected."""
+        """The uncorrected sampling of a model."""
         return cls(model, steps, lambda _: lambda x_t, step: model.predict(x_t, step).m, lambda step: step.sigma)
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:

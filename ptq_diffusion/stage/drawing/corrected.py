@@ -5,11 +5,11 @@ import dataclasses
 from ptq_diffusion.correction import CorrectedDenoiser, FittedCorrection
 from ptq_diffusion.engine.chunks import Chunk
 from ptq_diffusion.network import QuantizedDenoiser
-from ptq_diffusion.stage.draw_images import DrawImages
+from ptq_diffusion.stage.drawing.images import DrawImages
 
 
 def draw_corrected(quantized: QuantizedDenoiser, correction: FittedCorrection) -> DrawImages:
-    """Draws images of a quantized model with a correction's output, noise scale and step table.
+    """The work that draws images of a quantized model with a correction's output, noise scale and step table.
 
     Args:
         quantized: as its own settings have it.
