@@ -43,7 +43,7 @@ def test_two_processes_make_what_one_makes(launcher, tiny, make, tmp_path):
     assert ended.returncode == 1 and "2 failed" in ended.stdout, ended.stderr
     logs = [path.read_text() for path in outputs.rglob("*_log.out")]
     made = Counter(re.findall(r"(\w+): making (\w+)", "".join([ended.stdout, *logs])))
-    assert set(made.values()) == {1} and len(made) == 6 + 3 * 2, "three stages are each job's own"
+    assert set(made.values()) == {1} and len(made) == 8 + 3 * 2, "three stages are each job's own"
     for correction in ("none", "ptqd"):
         make("goal=evaluate", "sampler.eta=1", f"correction={correction}", f"outputs={tmp_path / 'serial'}")
     assert artefacts(outputs) == artefacts(tmp_path / "serial")

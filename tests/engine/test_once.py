@@ -45,7 +45,7 @@ def counted(monkeypatch):
     count(digest, "open", lambda file, *_: f"digest of {file}")
     count(Signatures, "computed", lambda self, stage, cfg: f"signature of {stage.name} {cfg.correction}")
     count(workshop, "load_quantized", lambda folder: "quantized network")
-    count(diffusers_denoiser, "count_macs", lambda network, _: f"MACs on {next(network.parameters()).device}")
+    count(diffusers_denoiser, "count_macs", lambda network, *_: f"MACs on {next(network.parameters()).device}")
     return counts
 
 
@@ -54,7 +54,7 @@ def test_a_cold_run_does_each_thing_once(make, counted, overrides, fits):
     make(*SMALL, *overrides)
     assert counted.pop("MACs on meta") == 2, "one count of the float network, one of the quantized"
     assert counted["weights"] == counted["quantized network"] == 1
-    assert len([word for word in counted if word.startswith("digest of")]) == 3, "two configurations and the weights"
+    assert len([word for word in counted if word.startswith("digest of")]) == 4, "three configurations and the weights"
     assert {word: times for word, times in counted.items() if times > 1} == {}
     # Candidates of a choice have a configuration each and share the artefacts behind them.
     stages = Counter(word.split()[2] for word in counted if word.startswith("signature of"))
