@@ -64,10 +64,16 @@ def check_whole(folder: Path) -> None:
     It is not made again by itself: what was made from it before the damage is in question too, so a person decides.
 
     Raises:
-        ValueError: a file is missing or has another size than when it was written.
+        ValueError: a file is missing or has another size than when it was written, or the manifest is broken.
     """
     manifest = folder / MANIFEST
-    sizes = json.loads(manifest.read_text()) if manifest.is_file() else {MANIFEST: "some"}
+    try:
+        sizes = json.loads(manifest.read_text()) if manifest.is_file() else {MANIFEST: "some"}
+    except ValueError as error:
+        raise ValueError(
+            f"expected the names and sizes of files in {manifest}, got something else ({error}); remove {folder}, and "
+            "the same command makes it again"
+        ) from error
     for name, size in sizes.items():
         path = folder / name
         actual = path.stat().st_size if path.is_file() else "no file"

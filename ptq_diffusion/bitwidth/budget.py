@@ -60,7 +60,7 @@ def minimise(choices: Choices, damage: Numbers) -> Optimum:
         damage: (R, C, W, A) of every choice.
 
     Raises:
-        RuntimeError: the solver gives up.
+        ValueError: the solver gives up.
     """
     scale = SCALE / (float(np.abs(damage).max(axis=(2, 3)).sum()) or 1.0)
     limits, bound = choices.limits, None
@@ -104,7 +104,9 @@ def _solve(choices: Choices, damage: Numbers, limits: Limits) -> tuple[Assignmen
         options={"mip_rel_gap": GAP},
     )
     if result.x is None:
-        raise RuntimeError(f"expected a plan within the budget, the solver has none: {result.message}")
+        raise ValueError(
+            f"expected a plan within the budget, the solver has none ({result.message}); change saving or bytes a little"
+        )
     weight = result.x[:heads].reshape(rows, weights).argmax(1)
     selection = result.x[heads:].reshape(damage.shape)
     activation = selection[np.arange(rows), :, weight, :].argmax(2)

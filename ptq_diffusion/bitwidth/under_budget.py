@@ -38,8 +38,8 @@ class UnderBudget(BitwidthPolicy[Measured]):
     Args:
         saving: how many times fewer bit operations than full precision the plan takes at least, attention's products
             included; null for no such budget.
-        bytes: of all parameters at most, as reports count them: weights at their bits, the others in float32; null for
-            no such budget.
+        bytes: of all parameters at most, weights at their bits, the others in float32; scales and settings, a few per
+            cent which reports count too, come on top; null for no such budget.
         over: what may differ in its bits: `layers_and_steps`, `layers` (the same at every step) or `steps` (the same in
             every inner layer).
         weights: bits offered to weights, ascending, 2 to 8.

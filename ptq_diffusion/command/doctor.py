@@ -24,7 +24,7 @@ EXTRAS = {
     "test": ("pytest", "the tests"),
 }
 MALICIOUS_LIGHTNING = ("2.6.2", "2.6.3")
-MODEL_CHECKSUMS = {"bundled:cifar10_ddpm": "8157c7dd33fb2aed", "bundled:fashion_ddpm": "84a60b48ac639ff7"}
+MODEL_CHECKSUMS = {"bundled:cifar10_ddpm": "a389de1e3edc109b", "bundled:fashion_ddpm": "1ed9a14521ab7932"}
 """The `folder_checksum` of every bundled denoiser."""
 LITTLE_ROOM = 2**30
 

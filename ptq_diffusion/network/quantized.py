@@ -168,10 +168,9 @@ class QuantizedDenoiser(Denoiser):
         return self.with_settings(self.settings.at(i)).rescaled([rescalings]) if rescalings else self
 
     def _require_channels(self, name: str, channels: int) -> None:
-        layer = self.layers().get(name)
-        present = None if layer is None else layer.weights[0].values().shape[0]  # type: ignore[operator]
-        if present != channels:
-            message = "no such layer" if present is None else f"one of {present}"
+        shapes = {site.name: site.weight_shape for site in self._sites if site.weighted}
+        if name not in shapes or shapes[name][0] != channels:
+            message = f"one of {shapes[name][0]}" if name in shapes else "no such layer"
             raise ValueError(
                 f"expected a quantized layer {name} of {channels} output channels, which the correction was fitted "
                 f"for, got {message}; fit it for this network"

@@ -157,8 +157,8 @@ class StepSettings(Mapping[str, LayerSettings]):
         """The table with rescalings of layers, by name, for every step.
 
         Raises:
-            ValueError: another number of steps, or a layer that the network does not have, whose input has no grid to
-                replace, or of another number of channels.
+            ValueError: another number of steps, or a layer that the network does not have or whose input has no grid to
+                replace.
         """
         names = dict.fromkeys(name for row in rescalings for name in row)
         for name in names:

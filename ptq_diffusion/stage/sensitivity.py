@@ -27,10 +27,11 @@ from ptq_diffusion.sampler import Table, sample
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 
-OFFER = ("weights", "activations", "first", "last", "attention", "patterns")
+OFFER = ("weights", "activations", "patterns")
 """Options of a policy that say which bits it offers to which layers."""
-ANY_BUDGET = {"saving": 1, "bytes": None, "over": "layers_and_steps"}
-"""The other options, of which a sensitivity depends on none."""
+BITS = {"weight": 8, "activation": 8}
+ANY = {"saving": 1, "bytes": None, "over": "layers_and_steps", "first": BITS, "last": BITS, "attention": BITS}
+"""The other options, on whose values no sensitivity depends."""
 TOGETHER = 16
 """Samples that go backwards together: a backward pass holds the inputs and outputs of all layers."""
 
@@ -166,7 +167,7 @@ def with_offer(cfg: DictConfig) -> DictConfig:
     representative = cfg.copy()
     offer = {name: cfg.bitwidth[name] for name in OFFER}
     with open_dict(representative):
-        representative.bitwidth = {"_target_": f"{Budget.__module__}.{Budget.__qualname__}"} | ANY_BUDGET | offer
+        representative.bitwidth = {"_target_": f"{Budget.__module__}.{Budget.__qualname__}"} | ANY | offer
     return representative
 
 
