@@ -111,7 +111,7 @@ WORDS = {
     "a class that is none": ("sampler._target_=ptq_diffusion.nothing", "ptq_diffusion.nothing"),
     "a module in place of a class": ("sampler._target_=ptq_diffusion.sampler", "_target_"),
     "a class of another group": ("bitwidth._target_=ptq_diffusion.sampler.DDIM", "options of DDIM"),
-    "a model that is not there": (f"model.path={NOWHERE}", "save_pretrained"),
+    "a model that is not there": (f"model.path={NOWHERE}", "there is no folder"),
     "data that are not there": (f"experiment=train_denoiser data.folder={NOWHERE}", "data.folder"),
     "a training without data": ("experiment=train_denoiser", "data.folder=VALUE"),
 }

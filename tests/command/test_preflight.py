@@ -59,7 +59,7 @@ BAD = {
     "no such term": (["correction.bias=both"], "'intercept', 'total' or 'off'"),
     "no such path": (["correction=matched", "correction.path=quantized"], "path of Matched to be 'float' or"),
     "no such goal": (["goal=nothing"], "samples_corrected"),
-    "no such model": (["model.path=/nowhere"], "save_pretrained"),
+    "no such model": (["model.path=/nowhere"], "there is no folder /nowhere; check the path"),
     "no such reference": (["reference=statistics", "reference.path=/nowhere"], "goal=reference_statistics"),
     "a goal without its data": (["goal=reference_statistics"], "data=NAME"),
 }
