@@ -105,7 +105,7 @@ def _solve(choices: Choices, damage: Numbers, limits: Limits) -> tuple[Assignmen
     )
     if result.x is None:
         raise ValueError(
-            f"expected a plan within the budget, the solver has none ({result.message}); change saving or bytes a little"
+            f"expected a plan within the budget, the solver has none ({result.message}); change saving or bytes"
         )
     weight = result.x[:heads].reshape(rows, weights).argmax(1)
     selection = result.x[heads:].reshape(damage.shape)
