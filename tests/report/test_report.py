@@ -61,7 +61,7 @@ def test_a_report_holds_what_it_promises(report):
         "ssim_to_fp_se",
     }
     assert all((folder / figure).stat().st_size > 10_000 for figure in found["figures"])
-    assert len(found["figures"]) == 2
+    assert [Path(figure).name for figure in found["figures"]] == ["images.png", "noise.png", "plan.png"]
     with (folder / "table.csv").open() as file:
         assert [row["fid"] for row in csv.DictReader(file)] == [str(row["fid"]) for row in found["rows"]]
 
@@ -80,7 +80,8 @@ def test_the_same_command_recomputes_nothing(report):
 
 
 FORCED = {
-    "true": {"trajectories", "calibrate", "float_path", "noise", "fit", "evaluate"} | set(VARIANTS.values()),
+    "true": {"trajectories", "calibrate", "plan", "quantize", "float_path", "noise", "fit", "evaluate"}
+    | set(VARIANTS.values()),
     "evaluate": {"evaluate"},
     "noise": {"noise", "fit", "samples_corrected", "evaluate"},
 }

@@ -14,6 +14,8 @@ from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
+from ptq_diffusion.stage.sensitivity import MeasureSensitivity
+from ptq_diffusion.stage.step_signal import MeasureStepSignal
 
 BITS = "W/A"
 """The factor that stands for a policy: its inner bits, or its name where they change with layers or steps."""
@@ -135,8 +137,12 @@ UNCOUNTED = (
 
 
 def _used(stage: type[Stage]) -> tuple[str, ...]:
-    """Every part of the configuration that an artefact depends on."""
-    return (*stage.uses, *(part for need in stage.needs for part in _used(need)))
+    """Every part of the configuration that an artefact depends on.
+
+    A plan's measurements are left out: only some policies read them, and lines of different artefacts stay apart.
+    """
+    needs = (need for need in stage.needs if need not in (MeasureStepSignal, MeasureSensitivity))
+    return (*stage.uses, *(part for need in needs for part in _used(need)))
 
 
 def _differs(key: str, runs: Sequence[Run]) -> bool:

@@ -28,7 +28,7 @@ def test_a_choice_that_does_not_fit_is_recorded_and_the_next_job_runs(failed, tm
     said = failed("sampler.eta=2,0", "correction=none")
     ((run, failure),) = failures(tmp_path).items()
     assert failure["error"] == "ValueError" and failure["config"]["sampler"]["eta"] == 2
-    assert "sampler.eta=2" in failure["overrides"] and "check(cfg, stage)" in failure["traceback"]
+    assert "sampler.eta=2" in failure["overrides"] and "check(cfg, stage, shop)" in failure["traceback"]
     assert "1 failed; the others are complete" in said and said.count(failure["message"]) == 2 and run in said
     assert len(list(tmp_path.glob("outputs/runs/*/report.json"))) == 1
 
@@ -36,7 +36,7 @@ def test_a_choice_that_does_not_fit_is_recorded_and_the_next_job_runs(failed, tm
 def test_a_job_without_a_signature_leaves_its_failure_too(failed, tmp_path):
     failed("correction=none", "model.path=/nowhere")
     ((run, failure),) = failures(tmp_path).items()
-    assert run.startswith("unnamed-") and "save_pretrained" in failure["message"]
+    assert run.startswith("unnamed-") and "there is no folder /nowhere" in failure["message"]
 
 
 def test_jobs_that_write_to_different_places_are_one_sweep(failed, tmp_path):
