@@ -113,14 +113,15 @@ class UnderBudget(BitwidthPolicy[Measured]):
 
     def _choices(self, architecture: Architecture, free: tuple[Site, ...], cheapest: PlanCost, steps: int) -> Choices:
         """The choices, whose limits are what the fixed layers and attention leave of the budget."""
-        unlimited = Choices(free, steps, self.over, self.weights, self.activations, Limits(None, None))
+        rows = architecture.rows_over(steps)
+        unlimited = Choices(free, rows, self.over, self.weights, self.activations, Limits(None, None))
         spent = unlimited.cost(unlimited.cheapest())
         bops, stored = self._limits(architecture, steps)
         limits = Limits(
             None if bops is None else bops - (cheapest.bops - spent[0]),
             None if stored is None else stored - (cheapest.stored_bits - spent[1]),
         )
-        return Choices(free, steps, self.over, self.weights, self.activations, limits)
+        return Choices(free, rows, self.over, self.weights, self.activations, limits)
 
     def _limits(self, architecture: Architecture, steps: int) -> tuple[int | None, int | None]:
         """Bit operations and stored bits of a whole plan at most."""

@@ -27,6 +27,7 @@ from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.plan import Plan
+from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
@@ -44,6 +45,7 @@ STAGES: dict[str, type[Stage]] = {
         TrainDenoiser,
         TrainFeatureNetwork,
         ReferenceStatistics,
+        EncodePrompts,
         Trajectories,
         Calibrate,
         FloatPath,

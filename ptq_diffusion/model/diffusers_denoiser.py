@@ -1,6 +1,6 @@
 """Networks of diffusers with the scheduler that they were trained with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -61,6 +61,17 @@ class DiffusersDenoiser(Denoiser):
         return self._network
 
     @property
+    def needs(self) -> Collection[str]:
+        return self.family.needs(self.config)
+
+    @property
+    def classes(self) -> int | None:
+        return self.family.classes(self.config)
+
+    def null(self) -> Condition | None:
+        return self.family.null(self.config)
+
+    @property
     def answers_at_zero(self) -> bool:
         return self.family.answers_at_zero(self.config)
 
@@ -97,7 +108,11 @@ class DiffusersDenoiser(Denoiser):
 
     def _ask(self, network: nn.Module) -> None:
         state, time = torch.zeros(1, *self.shape, device="meta"), torch.zeros((), device="meta")
-        shape = self.family.call(network, state, time, None).shape
+        rows = {
+            name: torch.zeros(1, *shape, device="meta", dtype=torch.int64 if name == "labels" else torch.float32)
+            for name, shape in self.family.needs(self.config).items()
+        }
+        shape = self.family.call(network, state, time, Condition(**rows) if rows else None).shape
         if shape[2:] != state.shape[2:]:
             raise ValueError(f"its output is of {shape[2]}x{shape[3]}")
 

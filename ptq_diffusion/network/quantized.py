@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -61,6 +61,23 @@ class QuantizedDenoiser(Denoiser):
         return self._denoiser
 
     @property
+    def needs(self) -> Collection[str]:
+        return self._denoiser.needs
+
+    @property
+    def classes(self) -> int | None:
+        return self._denoiser.classes
+
+    def null(self) -> Condition | None:
+        return self._denoiser.null()
+
+    def rows_per_image(self, step: Timestep) -> int:
+        return self._denoiser.rows_per_image(step)
+
+    def combined(self, rows: Tensor, step: Timestep) -> Tensor:
+        return self._denoiser.combined(rows, step)
+
+    @property
     def answers_at_zero(self) -> bool:
         return self._denoiser.answers_at_zero
 
@@ -70,7 +87,7 @@ class QuantizedDenoiser(Denoiser):
             m = self._denoiser.predict(x_t, step, condition).m
         if len(features) != 1:
             raise ValueError(f"expected an output layer that is computed once, it was {len(features)} times")
-        return Output(m, features[0])
+        return Output(m, self._denoiser.combined(features[0], step))
 
     @contextmanager
     def _features(self) -> Iterator[list[Tensor]]:
@@ -87,15 +104,12 @@ class QuantizedDenoiser(Denoiser):
         return self._attention_macs
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits over all tensors of the network, its plan, and the kinds of its grids."""
-        text = json.dumps([super().fingerprint(), self.plan.fingerprint(), self.symmetric()])
+        """Sixteen hex digits over all tensors of the network, guidance, its plan, and the kinds of its grids."""
+        text = json.dumps([self._denoiser.fingerprint(), self.plan.fingerprint(), self.symmetric()])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def with_network(self, network: nn.Module) -> Denoiser:
         return self._denoiser.with_network(network)
-
-    def decode(self, x_0: Tensor) -> Tensor:
-        return self._denoiser.decode(x_0)
 
     def layer(self, name: str) -> QuantizedLayer:
         """The layer at a site."""

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ptq_diffusion.model import Denoiser, DiffusersDenoiser
+from ptq_diffusion.model import Condition, Denoiser, DiffusersDenoiser, Guided
 from ptq_diffusion.model.family import FAMILIES
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.model.site import Site
@@ -23,9 +23,9 @@ from ptq_diffusion.network.step_settings import StepSettings
 DESCRIPTION, TENSORS = "quantized.json", "quantized.safetensors"
 FILES = (DESCRIPTION, TENSORS)
 """The files of a folder."""
-VERSION = 3
+VERSION = 4
 """The version of the format."""
-SETTINGS, WEIGHT, BIAS, OTHER = "settings", "weight", "bias", "other"
+SETTINGS, WEIGHT, BIAS, OTHER, NULL = "settings", "weight", "bias", "other", "null"
 """First parts of the names of tensors."""
 
 
@@ -36,7 +36,8 @@ def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
         TypeError: a denoiser that is not of diffusers.
         ValueError: layers are rescaled, which belongs to a correction and is saved with it.
     """
-    denoiser = quantized.denoiser
+    guided = quantized.denoiser
+    denoiser = guided.denoiser if isinstance(guided, Guided) else guided
     if rescaled := [name for name, settings in quantized.settings.items() if settings.gain is not None]:
         raise ValueError(
             f"expected a network as it was quantized, got one with rescaled layers, such as {rescaled[0]}; save the "
@@ -50,6 +51,7 @@ def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
         "family": denoiser.family.network_class.__name__,
         "network": denoiser.config,
         "scheduler": denoiser.scheduler_config,
+        "guidance": {"scale": guided.scale, "interval": guided.interval} if isinstance(guided, Guided) else None,
         "symmetric": quantized.symmetric(),
         "plan": json.loads(quantized.plan.to_json()),
     }
@@ -87,6 +89,9 @@ def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
             tensors |= {f"{WEIGHT}/{name}/{place}/{part}": tensor for part, tensor in weight.tensors().items()}
         if layer.bias is not None:
             tensors[f"{BIAS}/{name}"] = layer.bias
+    if isinstance(quantized.denoiser, Guided):
+        null = quantized.denoiser.null().tensors()
+        tensors |= {f"{NULL}/{name}": tensor for name, tensor in null.items()}
     prefixes, others = _module_prefixes(quantized.sites(), quantized.plan), quantized.network.state_dict().items()
     return tensors | {f"{OTHER}/{name}": tensor for name, tensor in others if not name.startswith(prefixes)}
 
@@ -124,10 +129,18 @@ def _rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Q
     for name in quantized_attentions(sites, plan):
         install(network, name, table, current)
     _assign_others(network, _below(OTHER, tensors), _module_prefixes(sites, plan))
-    denoiser: Denoiser = float_model.with_network(network.requires_grad_(False))
+    denoiser = _guided(float_model.with_network(network.requires_grad_(False)), description, tensors)
     quantized = QuantizedDenoiser(denoiser, sites, float_model.attention_macs(), plan, current)
     _require_consistent(quantized, table, tensors)
     return quantized
+
+
+def _guided(denoiser: Denoiser, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Denoiser:
+    """The denoiser with the guidance that is described, if any."""
+    if (guidance := description["guidance"]) is None:
+        return denoiser
+    null = Condition.of_tensors(_below(NULL, tensors))
+    return Guided(denoiser, null, guidance["scale"], tuple(guidance["interval"]))
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

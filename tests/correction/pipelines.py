@@ -15,6 +15,7 @@ from ptq_diffusion.correction import (
     Reads,
     fit_moments,
 )
+from ptq_diffusion.model import Pixels
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import sample
 from tests.correction.presets import CORRECTIONS, FILES
@@ -55,7 +56,7 @@ def fitted(name, steps, pair):
 def fitted_step(correction, step, model, quantized):
     """One step of a correction along a path."""
     x = states(model, step.i)
-    rescalings, m = correction.rescalings(model, quantized, x, step)
+    rescalings, m = correction.rescalings(model, quantized, x, None, step)
     q, features = quantized.at(step.i, rescalings).predict(x, step)
     return replace(
         correction.fit_step(PathEvidence([PairedBatch(0, q, x, features, m, x, m)]), step), rescalings=rescalings
@@ -70,7 +71,7 @@ def our_states(pair, correction):
     rescaled = quantized.rescaled(correction.rescalings)
     predict = CorrectedDenoiser(correction, rescaled.predict, SampleNoise(SEED, range(BATCH), model.shape, "apart"))
     visits = list(sample(predict, correction.steps, noise, correction.sigma))
-    return torch.stack([visit.x_t for visit in visits]), model.decode(visits[-1].x_s)
+    return torch.stack([visit.x_t for visit in visits]), Pixels().decode(visits[-1].x_s)
 
 
 def pipeline_states(pipe):

@@ -12,8 +12,7 @@ TWO_BLOCKS = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBl
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_class_embeds": 10}, "expected an unconditional UNet2DModel"),
-        ({"class_embed_type": "timestep"}, "expected an unconditional UNet2DModel"),
+        ({"class_embed_type": "timestep"}, "got one with class_embed_type='timestep'"),
         ({"in_channels": 3, "out_channels": 4}, "as many output channels as the 3 input channels, or twice as many"),
         ({"sample_size": None}, "set sample_size"),
         ({"time_embedding_type": "learned", "num_train_timesteps": 10}, "expected .* positional or fourier"),

@@ -35,6 +35,18 @@ class Family(ABC):
         """Whether a network of this configuration can be told t = 0."""
         return True
 
+    def needs(self, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002
+        """The tensors of a condition that the network reads, by name, and the shape of a usual row of each."""
+        return {}
+
+    def classes(self, config: Mapping[str, Any]) -> int | None:  # noqa: ARG002
+        """The number of classes of a network that reads labels, "no class" left out; None of others."""
+        return None
+
+    def null(self, config: Mapping[str, Any]) -> Condition | None:  # noqa: ARG002
+        """The condition of one sample that means no class; None where a network knows none."""
+        return None
+
     @abstractmethod
     def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:
         """The network's native output, (B, C or more, H, W): a predicted variance comes after the first C channels.

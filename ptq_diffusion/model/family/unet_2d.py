@@ -1,4 +1,4 @@
-"""Unconditional diffusers `UNet2DModel` networks."""
+"""Diffusers `UNet2DModel` networks, unconditional or with class labels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,14 +17,17 @@ LARGEST = 2**14
 
 
 class UNet2D(Family):
-    """`UNet2DModel` without class labels. One with twice as many output as input channels predicts a variance too."""
+    """`UNet2DModel`. One with twice as many output as input channels predicts a variance too."""
 
     network_class = UNet2DModel
     first, last = "conv_in", "conv_out"
 
     def shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
-        if config["class_embed_type"] is not None or config["num_class_embeds"] is not None:
-            raise ValueError("expected an unconditional UNet2DModel, got one with class embeddings; use another model")
+        if config["class_embed_type"] is not None:
+            raise ValueError(
+                "expected a UNet2DModel without classes or with num_class_embeds, got one with class_embed_type="
+                f"{config['class_embed_type']!r}; use another model"
+            )
         if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):
             raise ValueError(
                 f"expected as many output channels as the {config['in_channels']} input channels, or twice as many, "
@@ -41,11 +44,23 @@ class UNet2D(Family):
         """False with Fourier embeddings, which take the logarithm of the time; the output is also divided by it."""
         return config["time_embedding_type"] != "fourier"
 
+    def needs(self, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        return {} if config["num_class_embeds"] is None else {"labels": ()}
+
+    def classes(self, config: Mapping[str, Any]) -> int | None:
+        return config["num_class_embeds"]
+
     def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:
-        if condition is not None:
+        config: Any = network.config
+        labels = None if condition is None else condition.labels
+        if condition is not None and config.num_class_embeds is None:
             raise ValueError("expected no condition of an unconditional UNet2DModel, got one; leave it out")
+        if labels is None and config.num_class_embeds is not None:
+            raise ValueError(
+                "expected class labels for this UNet2DModel, got a condition without; set condition=labels"
+            )
         # diffusers would cut a number that is no tensor down to a whole time.
-        return network(x_t, torch.as_tensor(t)).sample
+        return network(x_t, torch.as_tensor(t), class_labels=labels).sample
 
     def blocks(self, network: nn.Module) -> Sequence[str]:
         return [name for name, module in network.named_modules() if isinstance(module, ResnetBlock2D | Attention)]
