@@ -8,14 +8,15 @@ from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.command.condition import check_condition
 from ptq_diffusion.command.preamble import needed
+from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model import Condition, Denoiser, Guided
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.stage.evaluate import build_metrics
-from ptq_diffusion.stage.export import Export
+from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_table import check_reach, fit_table
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor
@@ -43,7 +44,7 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
         if "correction" in used:
             _check_correction(cfg, model, shop)
         if goal is Export:
-            _check_export(cfg)
+            _check_export(cfg, model, shop)
         if "images" in used:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
         if "judging" in used:
@@ -86,7 +87,11 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
         correction.check_carried(steps)
 
 
-def _check_export(cfg: DictConfig) -> None:
+def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
+    export_name(cfg, model, shop)
+    guidance, anything = cfg.condition.guidance, Condition(labels=torch.zeros(1))
+    low, high = guidance.interval
+    stock_scale(Guided(model, anything, guidance.scale, (low, high)), shop.table(cfg, model))
     if construct(cfg.correction).asks_again:
         raise ValueError(
             "expected a correction that asks the network once a step, for a pipeline does not ask again, got "

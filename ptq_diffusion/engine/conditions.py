@@ -144,7 +144,7 @@ def null_condition(model: Denoiser, source: ConditionSource) -> Condition:
         ValueError: neither knows one.
     """
     null = source.null()
-    null = model.null() if null is None else null
+    null = model.null if null is None else null
     if null is None:
         raise ValueError(
             "expected a network that knows a null condition to guide away from, got one without; set "

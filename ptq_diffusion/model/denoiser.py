@@ -1,7 +1,7 @@
 """The contract of a model: a network that is asked (x_t, step, condition) and answers with its output."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class Denoiser(nn.Module, ABC):
         """
 
     @property
-    def needs(self) -> Collection[str]:
+    def needs(self) -> Sequence[str]:
         """The names of the tensors of a condition that the network reads; none of an unconditional one."""
         return ()
 
@@ -73,6 +73,7 @@ class Denoiser(nn.Module, ABC):
         """The number of classes, whose labels are 0 to one less; None of a network that reads no labels."""
         return None
 
+    @property
     def null(self) -> Condition | None:
         """The condition of one sample that means no class, for guidance; None where the network knows none."""
         return None

@@ -1,6 +1,6 @@
 """Networks of diffusers with the scheduler that they were trained with."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -61,13 +61,14 @@ class DiffusersDenoiser(Denoiser):
         return self._network
 
     @property
-    def needs(self) -> Collection[str]:
-        return self.family.needs(self.config)
+    def needs(self) -> Sequence[str]:
+        return tuple(self.family.needs(self.config))
 
     @property
     def classes(self) -> int | None:
         return self.family.classes(self.config)
 
+    @property
     def null(self) -> Condition | None:
         return self.family.null(self.config)
 

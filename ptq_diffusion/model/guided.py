@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ class Guided(Denoiser):
         return self._denoiser.network
 
     @property
-    def needs(self) -> Collection[str]:
+    def needs(self) -> Sequence[str]:
         return self._denoiser.needs
 
     @property
@@ -68,6 +68,7 @@ class Guided(Denoiser):
     def answers_at_zero(self) -> bool:
         return self._denoiser.answers_at_zero
 
+    @property
     def null(self) -> Condition:
         return Condition(**{name: self.get_buffer(f"null_{name}") for name in self._names})
 
@@ -87,7 +88,7 @@ class Guided(Denoiser):
             return self._denoiser.predict(x_t, step, condition)
         if condition is None:
             raise ValueError("expected a condition to guide towards, got none; set condition=labels or prompts")
-        both = concatenated(self.null().to(x_t.device).expanded(len(x_t)), condition)
+        both = concatenated(self.null.to(x_t.device).expanded(len(x_t)), condition)
         m, features = self._denoiser.predict(torch.cat([x_t, x_t]), step, both)
         return Output(self.combined(m, step), None if features is None else self.combined(features, step))
 
@@ -99,9 +100,9 @@ class Guided(Denoiser):
 
     def fingerprint(self) -> str:
         text = json.dumps(
-            [self._denoiser.fingerprint(), tensors_digest(self.null().tensors()), self.scale, self.interval]
+            [self._denoiser.fingerprint(), tensors_digest(self.null.tensors()), self.scale, self.interval]
         )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def with_network(self, network: nn.Module) -> "Guided":
-        return Guided(self._denoiser.with_network(network), self.null(), self.scale, self.interval)
+        return Guided(self._denoiser.with_network(network), self.null, self.scale, self.interval)

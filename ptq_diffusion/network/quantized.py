@@ -3,12 +3,12 @@
 import copy
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ptq_diffusion.model import Condition, Denoiser, Output, Role, Site, Timestep
+from ptq_diffusion.model import Condition, Denoiser, Guided, Output, Role, Site, Timestep
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.network.attention import PROCESSOR, QuantizedAttention, quantized_attentions
 from ptq_diffusion.network.integers import StoredWeight
@@ -61,15 +61,16 @@ class QuantizedDenoiser(Denoiser):
         return self._denoiser
 
     @property
-    def needs(self) -> Collection[str]:
+    def needs(self) -> Sequence[str]:
         return self._denoiser.needs
 
     @property
     def classes(self) -> int | None:
         return self._denoiser.classes
 
+    @property
     def null(self) -> Condition | None:
-        return self._denoiser.null()
+        return self._denoiser.null
 
     def rows_per_image(self, step: Timestep) -> int:
         return self._denoiser.rows_per_image(step)
@@ -159,6 +160,12 @@ class QuantizedDenoiser(Denoiser):
         for name, attention in copied.attentions().items():
             attention.operands = nn.ModuleDict({letter: settings[f"{name}.{letter}"] for letter in attention.operands})
         return copied
+
+    def unguided(self) -> "QuantizedDenoiser":
+        """The same network without its guidance, for a pipeline that guides by itself; tensors are shared."""
+        if not isinstance(self._denoiser, Guided):
+            return self
+        return QuantizedDenoiser(self._denoiser.denoiser, self._sites, self._attention_macs, self.plan, self._current)
 
     def rescaled(self, rescalings: Sequence[Mapping[str, Rescaling]]) -> "QuantizedDenoiser":
         """The network with rescalings of its layers, by name, for every step of a table.

@@ -90,7 +90,7 @@ def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
         if layer.bias is not None:
             tensors[f"{BIAS}/{name}"] = layer.bias
     if isinstance(quantized.denoiser, Guided):
-        null = quantized.denoiser.null().tensors()
+        null = quantized.denoiser.null.tensors()
         tensors |= {f"{NULL}/{name}": tensor for name, tensor in null.items()}
     prefixes, others = _module_prefixes(quantized.sites(), quantized.plan), quantized.network.state_dict().items()
     return tensors | {f"{OTHER}/{name}": tensor for name, tensor in others if not name.startswith(prefixes)}
