@@ -5,6 +5,8 @@ import torch
 
 from ptq_diffusion.correction import CorrectedDenoiser, CorrectedNetwork
 from ptq_diffusion.model import Condition, DiffusersDenoiser, Guided
+from ptq_diffusion.network import QuantizedDenoiser
+from ptq_diffusion.network.layer import CurrentStep
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler import DDIM
 from tests.correction.pipelines import OURS, WITH_NETWORK, fitted, states
@@ -71,6 +73,7 @@ def test_guidance_that_no_pipeline_has_is_refused(guided, steps):
     correction = fitted("bias", steps, guided, LABELS)
     some = quantized.denoiser.denoiser
     for scale, interval in ((0.5, (0.0, 1.0)), (2.0, (0.0, 0.5))):
-        quantized._denoiser = Guided(some, NULL, scale, interval)
+        parts = quantized.sites(), quantized.attention_macs(), quantized.plan, CurrentStep()
+        other = QuantizedDenoiser(Guided(some, NULL, scale, interval), *parts)
         with pytest.raises(ValueError, match=r"guidance above 1 and at all steps.*goal=samples_corrected"):
-            CorrectedNetwork(quantized, correction)
+            CorrectedNetwork(other, correction)
