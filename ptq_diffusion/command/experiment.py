@@ -21,6 +21,7 @@ from ptq_diffusion.engine.tracking import Tracker
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.report.report import make_report, table
 from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.drawing.image_files import ImageFiles
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
@@ -59,6 +60,7 @@ STAGES: dict[str, type[Stage]] = {
         QuantizedSamples,
         CorrectedSamples,
         Export,
+        ImageFiles,
         Evaluate,
     )
 }
