@@ -245,7 +245,7 @@ def drop(*path):
 
 
 DESCRIPTIONS = {
-    "another version": (put("version", value=2), "version 2 in place of 3"),
+    "another version": (put("version", value=2), "version 2 in place of 4"),
     "no version": (drop("version"), "KeyError: 'version'"),
     "a list": (lambda _: [1], "TypeError"),
     "another class": (put("family", value="torch.load"), "KeyError: 'torch.load'"),
@@ -253,7 +253,7 @@ DESCRIPTIONS = {
     "no class": (put("family", value=None), "KeyError"),
     "a class that is a list": (put("family", value=["UNet2DModel"]), "TypeError"),
     "blocks that are none": (put("network", "down_block_types", value=["os.system", "os.system"]), "os.system"),
-    "labels": (put("network", "num_class_embeds", value=10), "unconditional"),
+    "labels": (put("network", "num_class_embeds", value=10), "class_embedding.weight has no counterpart"),
     "no size": (put("network", "sample_size", value=None), "sample_size"),
     "a wider network": (put("network", "block_out_channels", value=[8, 24]), "ValueError"),
     "more layers": (put("network", "layers_per_block", value=2), "sites"),
@@ -277,7 +277,7 @@ DESCRIPTIONS = {
 
 @pytest.mark.parametrize(("describe", "message"), DESCRIPTIONS.values(), ids=DESCRIPTIONS)
 def test_a_description_of_something_else_is_refused(saved, tmp_path, describe, message):
-    with pytest.raises(ValueError, match=rf"expected a quantized network of version 3 in .*({message})"):
+    with pytest.raises(ValueError, match=rf"expected a quantized network of version 4 in .*({message})"):
         load_quantized(rewritten(saved, tmp_path, describe))
 
 
@@ -316,7 +316,7 @@ STORED = {
 
 @pytest.mark.parametrize(("store", "message"), STORED.values(), ids=STORED)
 def test_tensors_of_something_else_are_refused(saved, tmp_path, store, message):
-    with pytest.raises(ValueError, match=rf"(?s)expected a quantized network of version 3 in .*({message})"):
+    with pytest.raises(ValueError, match=rf"(?s)expected a quantized network of version 4 in .*({message})"):
         load_quantized(rewritten(saved, tmp_path, store=store))
 
 

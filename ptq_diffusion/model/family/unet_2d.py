@@ -1,4 +1,4 @@
-"""Unconditional diffusers `UNet2DModel` networks."""
+"""Diffusers `UNet2DModel` networks, unconditional or with class labels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,41 +11,39 @@ from torch import Tensor, nn
 
 from ptq_diffusion.model.condition import Condition
 from ptq_diffusion.model.family.family import Family
-
-LARGEST = 2**14
-"""Pixels of a side: a larger number is an error of writing."""
+from ptq_diffusion.model.family.state_size import require_channels, sides
 
 
 class UNet2D(Family):
-    """`UNet2DModel` without class labels. One with twice as many output as input channels predicts a variance too."""
+    """`UNet2DModel`. One with twice as many output as input channels predicts a variance too."""
 
     network_class = UNet2DModel
     first, last = "conv_in", "conv_out"
 
     def shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
-        if config["class_embed_type"] is not None or config["num_class_embeds"] is not None:
-            raise ValueError("expected an unconditional UNet2DModel, got one with class embeddings; use another model")
-        if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):
+        if config["class_embed_type"] is not None:
             raise ValueError(
-                f"expected as many output channels as the {config['in_channels']} input channels, or twice as many, "
-                f"got {config['out_channels']}"
+                "expected a UNet2DModel without classes or with num_class_embeds, got one with class_embed_type="
+                f"{config['class_embed_type']!r}; use another model"
             )
-        if config["time_embedding_type"] == "learned":
-            raise ValueError(
-                "expected a UNet2DModel with positional or fourier time embeddings, got learned ones, which know whole "
-                "times only; use another model"
-            )
-        return config["in_channels"], *_size(config)
+        return require_channels(config), *_size(config)
 
     def answers_at_zero(self, config: Mapping[str, Any]) -> bool:
         """False with Fourier embeddings, which take the logarithm of the time; the output is also divided by it."""
         return config["time_embedding_type"] != "fourier"
 
+    def needs(self, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        return {} if config["num_class_embeds"] is None else {"labels": ()}
+
+    def classes(self, config: Mapping[str, Any]) -> int | None:
+        return config["num_class_embeds"]
+
     def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:
-        if condition is not None:
-            raise ValueError("expected no condition of an unconditional UNet2DModel, got one; leave it out")
+        labels = self.required(network, condition).get("labels")
+        embedding = network.get_submodule("time_proj")
         # diffusers would cut a number that is no tensor down to a whole time.
-        return network(x_t, torch.as_tensor(t)).sample
+        time = _whole(t, embedding) if isinstance(embedding, nn.Embedding) else torch.as_tensor(t)
+        return network(x_t, time, class_labels=labels).sample
 
     def blocks(self, network: nn.Module) -> Sequence[str]:
         return [name for name, module in network.named_modules() if isinstance(module, ResnetBlock2D | Attention)]
@@ -54,22 +52,28 @@ class UNet2D(Family):
         return [name for name, module in network.named_modules() if isinstance(module, Attention)]
 
 
+def _whole(t: float | Tensor, embedding: nn.Embedding) -> Tensor:
+    """A time as a row of learned embeddings.
+
+    Raises:
+        ValueError: no row has this time.
+    """
+    time = torch.as_tensor(t)
+    if not time.is_meta and (float(time) != int(time) or not 0 <= int(time) < embedding.num_embeddings):
+        raise ValueError(
+            f"expected a whole time from 0 to {embedding.num_embeddings - 1}, for which this UNet2DModel has learned "
+            f"embeddings, got {float(time)}; use a sampler and a scheduler of these times"
+        )
+    return time.long()
+
+
 def _size(config: Mapping[str, Any]) -> tuple[int, int]:
     """Height and width, which every block but the last halves and the way up doubles again.
 
     Raises:
         ValueError: they are no sizes, or their halves are no whole numbers.
     """
-    size = config["sample_size"]
-    if size is None:
-        raise ValueError("expected a UNet2DModel with a sample_size; set sample_size in its config.json")
-    sides = size if isinstance(size, list | tuple) else (size, size)
-    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= LARGEST for side in sides):
-        raise ValueError(
-            f"expected a sample_size of one or two whole numbers of 1 to {LARGEST}, got {size!r}; set sample_size in "
-            "the network's config.json"
-        )
-    height, width = sides
+    height, width = sides(config, "UNet2DModel")
     levels = len(config["down_block_types"]) - 1
     if height % 2**levels or width % 2**levels:
         raise ValueError(
