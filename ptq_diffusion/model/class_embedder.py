@@ -15,13 +15,13 @@ def load_class_table(component: Component) -> Tensor:
         ValueError: the files are others or do not belong together.
     """
     config, weights = read_json(component.config), read_weights(component)
-    expected = (config.get("classes"), config.get("dim"))
-    if config.get("_class_name") != "ClassEmbedder" or not all(type(number) is int for number in expected):
+    kind, classes, dim = (config.get(name) for name in ("_class_name", "classes", "dim"))
+    if kind != "ClassEmbedder" or not isinstance(classes, int) or not isinstance(dim, int):
         raise ValueError(
-            f"expected _class_name ClassEmbedder and numbers of classes and dim in {component.config}, got "
-            f"{config.get('_class_name')!r} of {expected[0]!r} and {expected[1]!r}; save the folder again"
+            f"expected _class_name ClassEmbedder and numbers of classes and dim in {component.config}, got {kind!r} of "
+            f"{classes!r} and {dim!r}; save the folder again"
         )
-    shape = (expected[0] + 1, expected[1])
+    shape = (classes + 1, dim)
     if set(weights) != {"weight"} or tuple(weights["weight"].shape) != shape or not weights["weight"].isfinite().all():
         names = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
         raise ValueError(

@@ -239,7 +239,7 @@ def test_learned_times_are_whole_and_equal_to_stock():
 
 
 REFUSED = {
-    "an image beside the state": ("stable diffusion", {"in_channels": 9}, "9 input and 4 output channels, which is cond"),
+    "an image beside the state": ("stable diffusion", {"in_channels": 9}, "9 input and 4 output channels, which is"),
     "an image beside tokens": ("flux", {"out_channels": 4}, "8 input and 4 output channels, which is conditioned by"),
     "other channels": ("dit", {"out_channels": 7}, "expected as many output channels as the 4 .* got 7"),
     "an embedded image": ("stable diffusion", {"class_embed_type": "projection"}, "class_embed_type=None, got 'proj"),

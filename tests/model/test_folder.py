@@ -178,7 +178,7 @@ def latent(name, folder):
         edit(folder / "model_index.json", **{name: ["diffusers", "VQModel"], "vqvae": [None, None]})
 
 
-@pytest.mark.parametrize(("name", "seen"), itertools.product(["vae", "vqvae", "movq"], ["folder", "index", "both"]))
+@pytest.mark.parametrize(("name", "seen"), [*itertools.product(["vae", "vqvae", "movq"], ["folder", "index", "both"])])
 def test_a_latent_pipeline_has_a_decoder_wherever_it_is_known_by(folder, name, seen):
     """By the decoder's folder or by what model_index.json names: it is never taken for one of pixels."""
     latent(name, folder)

@@ -15,7 +15,7 @@ TWO_BLOCKS = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBl
         ({"class_embed_type": "timestep"}, "expected a UNet2DModel without classes or with num_class_embeds"),
         (
             {"in_channels": 6, "out_channels": 3},
-            "got one of 6 input and 3 output channels, which is conditioned by an image",
+            "6 input and 3 output channels, which is conditioned by an image",
         ),
         ({"in_channels": 3, "out_channels": 4}, "as many output channels as the 3 input channels, or twice as many"),
         ({"sample_size": None}, "set sample_size"),

@@ -67,7 +67,7 @@ class Flux(Family):
             encoder_hidden_states=embeddings,
             pooled_projections=tensors["pooled"],
             timestep=times(t, x_t).to(x_t.dtype) / 1000,
-            img_ids=_places(*packed.shape[2:], x_t),
+            img_ids=_places(packed),
             txt_ids=x_t.new_zeros(embeddings.shape[1], 3),
             guidance=tensors.get("scale"),
         ).sample
@@ -78,9 +78,10 @@ class Flux(Family):
         return [name for name, module in network.named_modules() if isinstance(module, kinds)]
 
 
-def _places(rows: int, columns: int, like: Tensor) -> Tensor:
-    """The place (0, row, column) of every token, (rows x columns, 3)."""
-    places = torch.zeros(rows, columns, 3, dtype=like.dtype, device=like.device)
-    places[..., 1] = torch.arange(rows, device=like.device)[:, None]
-    places[..., 2] = torch.arange(columns, device=like.device)
+def _places(packed: Tensor) -> Tensor:
+    """The place (0, row, column) of every token of a packed state, (B, 4 C, rows, columns): (rows x columns, 3)."""
+    rows, columns = packed.shape[2:]
+    places = packed.new_zeros(rows, columns, 3)
+    places[..., 1] = torch.arange(rows, device=packed.device)[:, None]
+    places[..., 2] = torch.arange(columns, device=packed.device)
     return places.flatten(0, 1)
