@@ -1,36 +1,122 @@
-"""Decoders: images from the latents that sampling ends in."""
+"""Decoders: from the states that a model denoises to images."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, ModelMixin, VQModel
 from torch import Tensor, nn
+
+from ptq_diffusion.model.components import read_json
+from ptq_diffusion.model.folder import find_files, named_digest
+from ptq_diffusion.model.loading import load_component, require_latents
+
+CLASSES: dict[str, type[ModelMixin]] = {kind.__name__: kind for kind in (AutoencoderKL, VQModel, AutoencoderDC)}
+"""Classes of autoencoders by name."""
+UNSCALED = "movq"
+"""The name of a component whose latents the stock pipelines neither scale nor quantize."""
 
 
 class Decoder(nn.Module, ABC):
-    """A map from latents to images; the last part of drawing, which no quantization touches."""
+    """The way from states x_0 to images. It has no state: the same x_0 always gives the same image.
 
-    @abstractmethod
-    def decode(self, x_0: Tensor) -> Tensor:
-        """Images in [0, 1], (B, 3 or 1, H', W'), from latents, (B, C, H, W)."""
+    Attributes:
+        factor: pixels of an image's side by those of a state's.
+        checksum: sixteen hex digits over all that decides the images, or the name of a decoder without files.
+    """
+
+    factor: int
+    checksum: str
 
     @abstractmethod
     def shape(self, latent: tuple[int, int, int]) -> tuple[int, int, int]:
-        """The shape of the image, (3 or 1, H', W'), of a latent of shape (C, H, W)."""
+        """The shape of the image, (3 or 1, factor H, factor W), of a state of shape (C, H, W)."""
+
+    @abstractmethod
+    def decode(self, x_0: Tensor) -> Tensor:
+        """Images (B, 3 or 1, factor H, factor W) in [0, 1] of states (B, C, H, W), each independent of the others."""
 
 
 class Pixels(Decoder):
-    """Images themselves, in [-1, 1], as the latents of a pixel model."""
+    """Images that are themselves denoised, in [-1, 1]."""
 
-    def decode(self, x_0: Tensor) -> Tensor:
-        return (x_0 / 2 + 0.5).clamp(0, 1)
+    factor, checksum = 1, "pixels"
 
     def shape(self, latent: tuple[int, int, int]) -> tuple[int, int, int]:
         return latent
 
+    def decode(self, x_0: Tensor) -> Tensor:
+        return _to_unit_interval(x_0)
 
-def load_decoder(path: str) -> Decoder:  # noqa: ARG001
-    """The decoder of a model folder.
+
+class Autoencoder(Decoder):
+    """The decoder of a latent model: AutoencoderKL, VQModel or AutoencoderDC, of x_0 / scaling + shift.
+
+    Images are decoded one by one, as kernels round otherwise in batches of other sizes.
 
     Args:
-        path: the folder, or `bundled:NAME`.
+        network: of one of the classes; it is not changed.
+        checksum: of its files.
+        scaled: whether the latents are scaled and, of a VQModel, quantized; those of `movq` are not.
     """
-    return Pixels()
+
+    def __init__(self, network: nn.Module, checksum: str, scaled: bool = True) -> None:
+        super().__init__()
+        self.network, self.checksum, self.scaled = network, checksum, scaled
+        config: Any = network.config
+        blocks = "encoder_block_out_channels" if isinstance(network, AutoencoderDC) else "block_out_channels"
+        self.factor = 2 ** (len(config[blocks]) - 1)
+
+    def shape(self, latent: tuple[int, int, int]) -> tuple[int, int, int]:
+        config: Any = self.network.config
+        channels = config.get("out_channels") or config["in_channels"]
+        return channels, self.factor * latent[1], self.factor * latent[2]
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        options = {} if self.scaled else {"force_not_quantize": True}
+        decode: Any = self.network.decode
+        images = [decode(latent, **options).sample for latent in self._latents(x_0).split(1)]
+        return _to_unit_interval(torch.cat(images))
+
+    def _latents(self, x_0: Tensor) -> Tensor:
+        """The latents as the autoencoder made them."""
+        if not self.scaled:
+            return x_0
+        config: Any = self.network.config
+        mean, deviation = (config.get(name) for name in ("latents_mean", "latents_std"))
+        if mean is not None and deviation is not None:
+            mean, deviation = (x_0.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (mean, deviation))
+            return x_0 * deviation / config["scaling_factor"] + mean
+        latents = x_0 / config["scaling_factor"]
+        shift = config.get("shift_factor")
+        return latents if shift is None else latents + shift
+
+
+def load_decoder(path: str) -> Decoder:
+    """The decoder of a model folder, in evaluation mode; `Pixels` of one without.
+
+    Args:
+        path: the folder, `bundled:NAME`, or `org/name` in the hub's local cache.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it lacks one of its files.
+        ValueError: the decoder is of no known class, its files are broken, or its latents are of other channels than
+            the network's.
+    """
+    files = find_files(path)
+    if files.decoder is None:
+        return Pixels()
+    require_latents(files)
+    config = read_json(files.decoder.config)
+    network = load_component(files.decoder, config, CLASSES[config["_class_name"]]).eval().requires_grad_(False)
+    return Autoencoder(network, decoder_checksum(path), files.decoder.config.parent.name != UNSCALED)
+
+
+def decoder_checksum(path: str) -> str:
+    """Sixteen hex digits over the files of a model folder's decoder, or the name of a decoder without files."""
+    files = find_files(path)
+    return Pixels.checksum if files.decoder is None else named_digest(files.decoder.files, files.index.folder)
+
+
+def _to_unit_interval(x: Tensor) -> Tensor:
+    return (x / 2 + 0.5).clamp(0, 1)

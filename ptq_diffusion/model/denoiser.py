@@ -33,8 +33,8 @@ class Output(NamedTuple):
 
     Attributes:
         m: the native output (epsilon, v or x0), (B, C, H, W).
-        features: the input of a quantized network's output layer, after the activation quantizer, (B, F, H, W),
-            combined over the rows of an image as m is; None for a float network.
+        features: the input of a quantized network's output layer, after the activation quantizer, (B, F, H/p, W/p), p
+            being the patch size, combined over the rows of an image as m is; None for a float network.
     """
 
     m: Tensor
@@ -63,21 +63,6 @@ class Denoiser(nn.Module, ABC):
             condition: the condition of the B samples; None for an unconditional model.
         """
 
-    @property
-    def needs(self) -> Sequence[str]:
-        """The names of the tensors of a condition that the network reads; none of an unconditional one."""
-        return ()
-
-    @property
-    def classes(self) -> int | None:
-        """The number of classes, whose labels are 0 to one less; None of a network that reads no labels."""
-        return None
-
-    @property
-    def null(self) -> Condition | None:
-        """The condition of one sample that means no class, for guidance; None where the network knows none."""
-        return None
-
     def rows_per_image(self, step: Timestep) -> int:  # noqa: ARG002
         """The number of rows of a batch that the network is asked about for one image at a step."""
         return 1
@@ -94,6 +79,39 @@ class Denoiser(nn.Module, ABC):
     def answers_at_zero(self) -> bool:
         """Whether the network can be told t = 0, where some take the logarithm of the time."""
         return True
+
+    @property
+    def needs(self) -> Sequence[str]:
+        """The names of the tensors of a condition that the model reads."""
+        return ()
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are, the labels from 0 up; None where the model reads no labels."""
+        return None
+
+    @property
+    def null(self) -> Condition | None:
+        """The condition of one row that stands for "no class"; None where there is none."""
+        return None
+
+    @property
+    def patch_size(self) -> int:
+        """The side of the patch of the state that one position of the output layer computes, in latent pixels."""
+        return 1
+
+    def feature_map(self, inputs: Tensor, size: tuple[int, int]) -> Tensor:  # noqa: ARG002
+        """The inputs of the output layer as a map, (B, F, H/p, W/p), p being the patch size.
+
+        Args:
+            inputs: as the output layer is given them: a map already, or tokens (B, H/p x W/p, F).
+            size: of the states, (H, W).
+        """
+        return inputs
+
+    def unpatched(self, patches: Tensor) -> Tensor:
+        """The output m, (B, C, H, W), from the output layer's as a map, (B, p p C', H/p, W/p); C' is C or more."""
+        return patches[:, : self.shape[0]]
 
     @property
     @abstractmethod

@@ -1,6 +1,7 @@
 """Networks of diffusers with the scheduler that they were trained with."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -8,12 +9,27 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from ptq_diffusion.artefact.digest import tensors_digest
 from ptq_diffusion.model.condition import Condition
 from ptq_diffusion.model.denoiser import Denoiser, Output, Timestep
 from ptq_diffusion.model.family import Family
 from ptq_diffusion.model.loading import load_folder
 from ptq_diffusion.model.macs import Macs, count_macs, layers_of
 from ptq_diffusion.model.site import Kind, Role, Site, product_sites
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a model folder, where it says more of them than the network's configuration.
+
+    Args:
+        count: how many it names in model_index.json; the network may have more.
+        table: the embeddings that labels stand for, (count + 1, D), of which the last is "no class"; None where the
+            network reads labels itself.
+    """
+
+    count: int
+    table: Tensor | None = None
 
 
 class DiffusersDenoiser(Denoiser):
@@ -24,13 +40,21 @@ class DiffusersDenoiser(Denoiser):
         family: how networks of its class are called.
         config: the configuration of the network, of which the sites are told.
         scheduler_config: the scheduler's configuration.
+        classes: of the folder, or None.
 
     Raises:
-        ValueError: the family cannot ask such a network.
+        ValueError: the family cannot ask such a network, or its classes are of another.
     """
 
+    table: Tensor | None
+
     def __init__(
-        self, network: nn.Module, family: Family, config: Mapping[str, Any], scheduler_config: Mapping[str, Any]
+        self,
+        network: nn.Module,
+        family: Family,
+        config: Mapping[str, Any],
+        scheduler_config: Mapping[str, Any],
+        classes: Classes | None = None,
     ) -> None:
         super().__init__()
         self._network, self.family = network, family
@@ -38,50 +62,120 @@ class DiffusersDenoiser(Denoiser):
         self.config = {name: value for name, value in config.items() if not name.startswith("_")}
         self.shape = family.shape(config)
         self.scheduler_config = dict(scheduler_config)
+        self._class_count = None if classes is None else classes.count
+        self.register_buffer("table", None if classes is None else classes.table)
+        self._require_classes()
 
     @classmethod
     def from_folder(cls, path: str) -> "DiffusersDenoiser":
-        """Load what a diffusers pipeline saved: `unet/` (safetensors only) and `scheduler/`, or the same at one place.
+        """Load what a diffusers pipeline saved: a network (safetensors only) and a scheduler.
 
+        They are in `unet/` or `transformer/` and in `scheduler/`, or both at the top; `class_embedder/` is read too.
         Weights of half precision are computed with in float32.
 
         Args:
-            path: the folder, or `bundled:NAME`.
+            path: the folder, `bundled:NAME`, or the name of a model in the hub's local cache, `org/name`.
 
         Raises:
             FileNotFoundError: there is no such folder, or it lacks one of its files.
-            ValueError: the pipeline is a latent one, the network is of no known family or quantized already, its files
-                are broken or do not belong together, or no model of this name is bundled.
+            ValueError: the pipeline or its network is of no known kind or quantized already, its files are broken or
+                do not belong together, or no model of this name is bundled.
         """
-        network, family, scheduler_config = load_folder(path)
-        return cls(network.eval().requires_grad_(False), family, dict(network.config), scheduler_config)
+        loaded = load_folder(path)
+        count = loaded.classes if loaded.class_table is None else len(loaded.class_table) - 1
+        classes = None if count is None else Classes(count, loaded.class_table)
+        network = loaded.network.eval().requires_grad_(False)
+        return cls(network, loaded.family, dict(network.config), loaded.scheduler_config, classes)
 
     @property
     def network(self) -> nn.Module:
         return self._network
 
     @property
-    def needs(self) -> Sequence[str]:
-        return tuple(self.family.needs(self.config))
-
-    @property
-    def classes(self) -> int | None:
-        return self.family.classes(self.config)
-
-    @property
-    def null(self) -> Condition | None:
-        return self.family.null(self.config)
-
-    @property
     def answers_at_zero(self) -> bool:
         return self.family.answers_at_zero(self.config)
 
+    @property
+    def needs(self) -> Sequence[str]:
+        return tuple(self.family.needs(self.config)) if self.table is None else ("labels",)
+
+    @property
+    def classes(self) -> int | None:
+        return self.family.classes(self.config) if self._class_count is None else self._class_count
+
+    @property
+    def null(self) -> Condition | None:
+        if self.table is not None:
+            return Condition(labels=torch.tensor([len(self.table) - 1]))
+        null, rows = self.family.null(self.config), self.family.classes(self.config)
+        if null is None and rows is not None and self._class_count == rows - 1:
+            # The folder names all classes but the last, which is left for "no class".
+            return Condition(labels=torch.tensor([rows - 1]))
+        return null
+
+    @property
+    def folder_classes(self) -> Classes | None:
+        """The classes of the folder that the network came from, or None."""
+        return None if self._class_count is None else Classes(self._class_count, self.table)
+
+    @property
+    def patch_size(self) -> int:
+        return self.family.patch_size(self.config)
+
+    def feature_map(self, inputs: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.family.features(inputs, size, self.config)
+
+    def unpatched(self, patches: Tensor) -> Tensor:
+        return self.family.unpatched(patches, self.config)[:, : self.shape[0]]
+
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
-        m = self.family.call(self._network, step.input_scale * x_t, step.t, condition)
+        m = self.family.call(self._network, step.input_scale * x_t, step.t, self._looked_up(condition))
         return Output(m[:, : self.shape[0]])
 
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all parameters of the network, and over the embeddings of its labels."""
+        table = {} if self.table is None else {"class_embedder": self.table}
+        return tensors_digest(self.network.state_dict() | table)
+
     def with_network(self, network: nn.Module) -> "DiffusersDenoiser":
-        return DiffusersDenoiser(network, self.family, self.config, self.scheduler_config)
+        return DiffusersDenoiser(network, self.family, self.config, self.scheduler_config, self.folder_classes)
+
+    def _looked_up(self, condition: Condition | None) -> Condition | None:
+        """The condition with one token in place of a label, where labels stand for embeddings.
+
+        Raises:
+            ValueError: there is no label, or one of no class.
+        """
+        if self.table is None:
+            return condition
+        labels = None if condition is None else condition.labels
+        if labels is None:
+            raise ValueError("expected a condition of labels for this class-conditional model; set condition=labels")
+        last = len(self.table) - 1
+        if not labels.is_meta and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
+            raise ValueError(
+                f'expected labels from 0 to {last}, of which the last is "no class", got labels from '
+                f"{int(labels.min())} to {int(labels.max())}; choose labels of classes that the model knows"
+            )
+        return Condition(embeddings=self.table[labels][:, None])
+
+    def _require_classes(self) -> None:
+        """Refuse classes that the network cannot have."""
+        needs, known = self.family.needs(self.config), self.family.classes(self.config)
+        name = self.family.network_class.__name__
+        if self.table is None:
+            # A folder may name classes that are told by something else, such as a prompt.
+            if self._class_count is not None and known is not None and self._class_count > known:
+                raise ValueError(
+                    f"expected names of at most the {known} classes of this {name} in id2label of model_index.json, "
+                    f"got {self._class_count}; mend it there"
+                )
+        elif list(needs) != ["embeddings"] or needs["embeddings"][-1] != self.table.shape[1]:
+            read = ", ".join(f"{need} of {list(row)}" for need, row in needs.items()) or "no condition"
+            raise ValueError(
+                f"expected a class_embedder whose vectors a network reads in place of a prompt, got one of dim "
+                f"{self.table.shape[1]} beside a {name} that reads {read}; save the folder again"
+            )
 
     def sites(self) -> Sequence[Site]:
         return self._sites
@@ -109,13 +203,18 @@ class DiffusersDenoiser(Denoiser):
 
     def _ask(self, network: nn.Module) -> None:
         state, time = torch.zeros(1, *self.shape, device="meta"), torch.zeros((), device="meta")
-        rows = {
-            name: torch.zeros(1, *shape, device="meta", dtype=torch.int64 if name == "labels" else torch.float32)
-            for name, shape in self.family.needs(self.config).items()
-        }
-        shape = self.family.call(network, state, time, Condition(**rows) if rows else None).shape
+        shape = self.family.call(network, state, time, self._meta_condition()).shape
         if shape[2:] != state.shape[2:]:
             raise ValueError(f"its output is of {shape[2]}x{shape[3]}")
+
+    def _meta_condition(self) -> Condition | None:
+        """A condition of one row on the meta device: a label, or a prompt of the usual length."""
+        needs = dict(self.family.needs(self.config))
+        if self.table is not None:
+            needs["embeddings"] = (1, self.table.shape[1])
+        kinds = {"labels": torch.int64, "mask": torch.int64}
+        tensors = {name: torch.zeros(1, *row, device="meta", dtype=kinds.get(name)) for name, row in needs.items()}
+        return Condition(**tensors) if tensors else None
 
     @cached_property
     def _sites(self) -> Sequence[Site]:

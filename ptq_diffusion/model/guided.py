@@ -69,6 +69,16 @@ class Guided(Denoiser):
         return self._denoiser.answers_at_zero
 
     @property
+    def patch_size(self) -> int:
+        return self._denoiser.patch_size
+
+    def feature_map(self, inputs: Tensor, size: tuple[int, int]) -> Tensor:
+        return self._denoiser.feature_map(inputs, size)
+
+    def unpatched(self, patches: Tensor) -> Tensor:
+        return self._denoiser.unpatched(patches)
+
+    @property
     def null(self) -> Condition:
         return Condition(**{name: self.get_buffer(f"null_{name}") for name in self._names})
 

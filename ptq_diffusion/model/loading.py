@@ -1,60 +1,187 @@
 """Reading model folders: a network of diffusers with its weights and its scheduler's configuration."""
 
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
+from diffusers import ModelMixin, Transformer2DModel
+from torch import Tensor
 
+from ptq_diffusion.model.class_embedder import load_class_table
+from ptq_diffusion.model.components import Component, read_json
 from ptq_diffusion.model.configuration import require_configuration
 from ptq_diffusion.model.family import FAMILIES, Family
-from ptq_diffusion.model.folder import MODELS, ModelFiles, find_files, read_json
+from ptq_diffusion.model.folder import ModelFiles, find_files
+from ptq_diffusion.model.hub import MODELS
 from ptq_diffusion.model.weights import fitted_weights, read_weights
 
-__all__ = ["MODELS", "folder_checksum", "load_folder"]
+__all__ = ["MODELS", "LoadedFolder", "folder_checksum", "load_component", "load_folder", "require_latents"]
+
+LEGACY, LEGACY_KINDS = (
+    "Transformer2DModel",
+    {"ada_norm_zero": "DiTTransformer2DModel"} | {"ada_norm_single": "PixArtTransformer2DModel"},
+)
+"""The class that early folders name, as facebook/DiT-XL-2-256 does, and the classes that it is today by `norm_type`."""
+AVERAGING = (
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+)
+"""Entries that a training leaves in the configuration of averaged weights."""
+log = logging.getLogger(__name__)
 
 
-def load_folder(path: str) -> tuple[ModelMixin, Family, dict[str, Any]]:
-    """The network of a model folder with its weights in float32, its family, and its scheduler's configuration.
+@dataclass(frozen=True)
+class LoadedFolder:
+    """The contents of a model folder that denoise.
 
     Args:
-        path: the folder, or `bundled:NAME`.
+        network: with its weights, in float32.
+        family: of the network.
+        scheduler_config: the scheduler's configuration.
+        classes: how many classes the folder names, or None.
+        class_table: the embeddings that labels stand for, see `load_class_table`, or None.
+    """
+
+    network: ModelMixin
+    family: Family
+    scheduler_config: dict[str, Any]
+    classes: int | None
+    class_table: Tensor | None
+
+
+def load_folder(path: str) -> LoadedFolder:
+    """The network of a model folder, its scheduler's configuration and its classes.
+
+    Args:
+        path: the folder, `bundled:NAME`, or `org/name` in the hub's local cache.
 
     Raises:
         FileNotFoundError: there is no such folder, or it lacks one of its files.
-        ValueError: the pipeline is a latent one, the network is of no known family or quantized already, or files are
-            broken or do not belong together.
+        ValueError: the pipeline or the network is of no known kind or quantized already, or files are broken or do not
+            belong together.
     """
     files = find_files(path)
-    config = read_json(files.network)
-    family = FAMILIES.get(str(config.get("_class_name")))
-    if family is None:
-        raise ValueError(
-            f"expected a network of {', '.join(FAMILIES)} in {files.network.parent}, got {config.get('_class_name')}; "
-            "other networks are not supported"
-        )
-    require_configuration(config, family.network_class, files.network)
-    # Shapes are compared before memory is taken, which a broken configuration may ask for without bounds.
-    expected = _construct(config, family, files, "meta").state_dict()
-    weights = fitted_weights(read_weights(files), expected, files)
-    network = _construct(config, family, files, "cpu")
-    network.load_state_dict(weights)
-    return network, family, read_json(files.scheduler)
+    require_latents(files)
+    config, family = network_config(files)
+    network = load_component(files.network, config, family.network_class)
+    if files.index.unused:
+        log.info("not used of %s: %s", files.index.folder, ", ".join(files.index.unused))
+    table = None if files.class_embedder is None else load_class_table(files.class_embedder)
+    return LoadedFolder(network, family, _scheduler_config(files), files.index.classes, table)
 
 
 def folder_checksum(path: str) -> str:
-    """Sixteen hex digits over the weights and configurations of a model folder, or of `bundled:NAME`."""
+    """Sixteen hex digits over the weights and configurations that are read of a model folder, see `find_files`.
+
+    Text encoders have a checksum of their own.
+    """
     return find_files(path).checksum()
 
 
-def _construct(config: Mapping[str, Any], family: Family, files: ModelFiles, device: str) -> ModelMixin:
+def network_config(files: ModelFiles) -> tuple[dict[str, Any], Family]:
+    """The configuration of the network of a model folder, in today's words, and its family.
+
+    Raises:
+        ValueError: the network is of no known family.
+    """
+    config = {name: value for name, value in read_json(files.network.config).items() if name not in AVERAGING}
+    name = str(config.get("_class_name"))
+    if name == LEGACY and (today := LEGACY_KINDS.get(str(config.get("norm_type")))):
+        options = signature(FAMILIES[today].network_class.__init__).parameters
+        dropped = set(signature(Transformer2DModel.__init__).parameters) - set(options)
+        config = {option: value for option, value in config.items() if option not in dropped}
+        name = config["_class_name"] = today
+    family = FAMILIES.get(name)
+    if family is None:
+        raise ValueError(
+            f"expected a network of {', '.join(FAMILIES)} in {files.network.config.parent}, got {name}; other networks "
+            "are not supported"
+        )
+    return config, family
+
+
+def require_latents(files: ModelFiles) -> None:
+    """Refuse a decoder of other latents than the network denoises.
+
+    Raises:
+        ValueError: see there, or the network cannot be asked.
+    """
+    if files.decoder is None:
+        return
+    config, family = network_config(files)
+    require_configuration(config, family.network_class, files.network.config)
+    channels = family.shape(_with_defaults(config, family.network_class))[0]
+    decoder = read_json(files.decoder.config)
+    latents = decoder.get("vq_embed_dim") or decoder.get("latent_channels")
+    if latents is not None and latents != channels:
+        raise ValueError(
+            f"expected a decoder of the {channels} channels that the network in {files.network.config.parent} "
+            f"denoises, got one of {latents} in {files.decoder.config.parent}; save the pipeline again"
+        )
+
+
+def load_component(component: Component, config: Mapping[str, Any], network_class: type[ModelMixin]) -> ModelMixin:
+    """The network of a component with its weights in float32.
+
+    Args:
+        component: its files.
+        config: its configuration, in today's words.
+        network_class: the class that the configuration names.
+
+    Raises:
+        ValueError: the network is quantized already, or files are broken or do not belong together.
+    """
+    require_configuration(config, network_class, component.config)
+    # Shapes are compared before memory is taken, which a broken configuration may ask for without bounds.
+    expected = _construct(config, network_class, component, "meta").state_dict()
+    weights = fitted_weights(read_weights(component), expected, component)
+    network = _construct(config, network_class, component, "cpu")
+    network.load_state_dict(weights)
+    return network
+
+
+def _scheduler_config(files: ModelFiles) -> dict[str, Any]:
+    """The scheduler's configuration, a legacy `predict_epsilon` in today's words: false means that x_0 is predicted.
+
+    Raises:
+        ValueError: it says two things.
+    """
+    config = read_json(files.scheduler)
+    predicts_epsilon = config.pop("predict_epsilon", None)
+    if predicts_epsilon is None:
+        return config
+    expected = "epsilon" if predicts_epsilon else "sample"
+    if config.setdefault("prediction_type", expected) != expected:
+        raise ValueError(
+            f"expected one kind of prediction in {files.scheduler}, got predict_epsilon={predicts_epsilon} and "
+            f"prediction_type={config['prediction_type']}; remove the one that is wrong"
+        )
+    return config
+
+
+def _with_defaults(config: Mapping[str, Any], network_class: type[ModelMixin]) -> dict[str, Any]:
+    parameters = signature(network_class.__init__).parameters.items()
+    return {name: parameter.default for name, parameter in parameters if name != "self"} | dict(config)
+
+
+def _construct(
+    config: Mapping[str, Any], network_class: type[ModelMixin], component: Component, device: str
+) -> ModelMixin:
     """A network of the configuration, its weights not those of the folder."""
     try:
         with torch.device(device):
-            return family.network_class.from_config(config)
+            return network_class.from_config(config)
     # diffusers raises nearly every type of error at options that do not fit each other.
     except Exception as error:
         raise ValueError(
-            f"expected the configuration of a network in {files.network}, got options that are broken or do not belong "
-            f"together ({' '.join(str(error).split())[:300]}); save the pipeline again"
+            f"expected the configuration of a network in {component.config}, got options that are broken or do not "
+            f"belong together ({' '.join(str(error).split())[:300]}); save the pipeline again"
         ) from error

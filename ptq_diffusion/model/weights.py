@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptq_diffusion.model.folder import ModelFiles, shard_names
+from ptq_diffusion.model.components import Component, shard_names
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COMPILED, PARALLEL = "_orig_mod.", "module."
@@ -17,8 +17,8 @@ EARLIER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 """Names of an attention's layers in early versions of diffusers, as in the google/ddpm repositories."""
 
 
-def read_weights(files: ModelFiles) -> dict[str, Tensor]:
-    """All tensors of a model folder by the names of the file, without what compiling left in them.
+def read_weights(files: Component) -> dict[str, Tensor]:
+    """All tensors of a component by the names of the file, without what compiling left in them.
 
     Raises:
         ValueError: a file is broken, or shards hold other tensors than their index says.
@@ -44,7 +44,7 @@ def read_weights(files: ModelFiles) -> dict[str, Tensor]:
 
 
 def fitted_weights(
-    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], files: ModelFiles
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], files: Component
 ) -> dict[str, Tensor]:
     """The weights under the names of a network: float ones as float32, others as they are.
 
@@ -59,24 +59,24 @@ def fitted_weights(
     weights = {_current(name, expected): weight for name, weight in weights.items()}
     if odd := [*(expected.keys() - weights.keys()), *(weights.keys() - expected.keys())]:
         raise ValueError(
-            f"expected the weights of the network that {files.network} describes, got those of another: "
+            f"expected the weights of the network that {files.config} describes, got those of another: "
             f"{min(odd)} and {len(odd) - 1} more have no counterpart; save the pipeline again"
         )
     for name, weight in weights.items():
         if weight.shape != expected[name].shape:
             raise ValueError(
-                f"expected the weights of the network that {files.network} describes, got files that do not belong "
+                f"expected the weights of the network that {files.config} describes, got files that do not belong "
                 f"together: {name} is {tuple(weight.shape)} in the weights and {tuple(expected[name].shape)} in the "
                 "network; save the pipeline again"
             )
         _require_numbers(name, weight, expected[name], files)
     kinds = sorted({_kind(weight) for name, weight in weights.items() if expected[name].is_floating_point()})
     if len(kinds) > 1:
-        _warn(f"the weights in {files.network.parent} are of {' and '.join(kinds)}; all are computed with as float32")
+        _warn(f"the weights in {files.config.parent} are of {' and '.join(kinds)}; all are computed with as float32")
     return {name: weight.float() if expected[name].is_floating_point() else weight for name, weight in weights.items()}
 
 
-def _without_prefixes(weights: dict[str, Tensor], files: ModelFiles) -> dict[str, Tensor]:
+def _without_prefixes(weights: dict[str, Tensor], files: Component) -> dict[str, Tensor]:
     """The tensors by the names that the network had before it was compiled or wrapped."""
     names = {name: name.replace(COMPILED, "") for name in weights}
     if all(name.startswith(PARALLEL) for name in names.values()):
@@ -85,12 +85,12 @@ def _without_prefixes(weights: dict[str, Tensor], files: ModelFiles) -> dict[str
         return weights
     if len(set(names.values())) < len(names):
         raise ValueError(
-            f"expected every weight once in {files.network.parent}, got some both with and without {COMPILED} in their "
+            f"expected every weight once in {files.config.parent}, got some both with and without {COMPILED} in their "
             "names; save the network itself, without what compiling put around it"
         )
     first = next(name for name, short in names.items() if name != short)
     _warn(
-        f"the weights in {files.network.parent} are of a compiled or wrapped network; {first} is read as {names[first]}"
+        f"the weights in {files.config.parent} are of a compiled or wrapped network; {first} is read as {names[first]}"
     )
     return {names[name]: weight for name, weight in weights.items()}
 
@@ -103,16 +103,16 @@ def _current(name: str, expected: Mapping[str, Tensor]) -> str:
     return renamed if name not in expected and renamed in expected else name
 
 
-def _require_numbers(name: str, weight: Tensor, expected: Tensor, files: ModelFiles) -> None:
+def _require_numbers(name: str, weight: Tensor, expected: Tensor, files: Component) -> None:
     allowed = FLOATS if expected.is_floating_point() else (expected.dtype,)
     if weight.dtype not in allowed:
         raise ValueError(
             f"expected {name} as {', '.join(str(kind).removeprefix('torch.') for kind in allowed)} in "
-            f"{files.network.parent}, got {_kind(weight)}; give the folder of the float network"
+            f"{files.config.parent}, got {_kind(weight)}; give the folder of the float network"
         )
     if not torch.isfinite(weight.float()).all():
         raise ValueError(
-            f"expected finite weights in {files.network.parent}, got NaN or infinity in {name}; train it anew"
+            f"expected finite weights in {files.config.parent}, got NaN or infinity in {name}; train it anew"
         )
 
 

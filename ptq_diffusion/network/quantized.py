@@ -82,13 +82,25 @@ class QuantizedDenoiser(Denoiser):
     def answers_at_zero(self) -> bool:
         return self._denoiser.answers_at_zero
 
+    @property
+    def patch_size(self) -> int:
+        return self._denoiser.patch_size
+
+    def feature_map(self, inputs: Tensor, size: tuple[int, int]) -> Tensor:
+        return self._denoiser.feature_map(inputs, size)
+
+    def unpatched(self, patches: Tensor) -> Tensor:
+        return self._denoiser.unpatched(patches)
+
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
         self._current.i = step.i
         with self._features() as features:
             m = self._denoiser.predict(x_t, step, condition).m
         if len(features) != 1:
             raise ValueError(f"expected an output layer that is computed once, it was {len(features)} times")
-        return Output(m, self._denoiser.combined(features[0], step))
+        height, width = x_t.shape[2:]
+        rows = self._denoiser.feature_map(features[0], (height, width))
+        return Output(m, self._denoiser.combined(rows, step))
 
     @contextmanager
     def _features(self) -> Iterator[list[Tensor]]:
@@ -105,7 +117,7 @@ class QuantizedDenoiser(Denoiser):
         return self._attention_macs
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits over all tensors of the network, guidance, its plan, and the kinds of its grids."""
+        """Sixteen hex digits over all tensors of the denoiser, guidance, its plan, and the kinds of its grids."""
         text = json.dumps([self._denoiser.fingerprint(), self.plan.fingerprint(), self.symmetric()])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ptq_diffusion.model import Condition, Denoiser, DiffusersDenoiser, Guided
+from ptq_diffusion.model.diffusers_denoiser import Classes
 from ptq_diffusion.model.family import FAMILIES
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.model.site import Site
@@ -27,6 +28,8 @@ VERSION = 4
 """The version of the format."""
 SETTINGS, WEIGHT, BIAS, OTHER, NULL = "settings", "weight", "bias", "other", "null"
 """First parts of the names of tensors."""
+CLASS_TABLE = "class_embedder"
+"""The name of the embeddings that labels stand for."""
 
 
 def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
@@ -36,8 +39,7 @@ def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
         TypeError: a denoiser that is not of diffusers.
         ValueError: layers are rescaled, which belongs to a correction and is saved with it.
     """
-    guided = quantized.denoiser
-    denoiser = guided.denoiser if isinstance(guided, Guided) else guided
+    guided, denoiser = quantized.denoiser, _unguided(quantized)
     if rescaled := [name for name, settings in quantized.settings.items() if settings.gain is not None]:
         raise ValueError(
             f"expected a network as it was quantized, got one with rescaled layers, such as {rescaled[0]}; save the "
@@ -52,6 +54,7 @@ def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
         "network": denoiser.config,
         "scheduler": denoiser.scheduler_config,
         "guidance": {"scale": guided.scale, "interval": guided.interval} if isinstance(guided, Guided) else None,
+        "classes": None if denoiser.folder_classes is None else denoiser.folder_classes.count,
         "symmetric": quantized.symmetric(),
         "plan": json.loads(quantized.plan.to_json()),
     }
@@ -80,6 +83,11 @@ def load_quantized(folder: Path) -> QuantizedDenoiser:
         ) from error
 
 
+def _unguided(quantized: QuantizedDenoiser) -> Denoiser:
+    denoiser = quantized.denoiser
+    return denoiser.denoiser if isinstance(denoiser, Guided) else denoiser
+
+
 def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
     """Every tensor of the network by name: settings, weights and biases of layers, all other parameters."""
     tensors = {f"{SETTINGS}/{name}": tensor for name, tensor in quantized.settings.tensors().items()}
@@ -92,8 +100,13 @@ def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
     if isinstance(quantized.denoiser, Guided):
         null = quantized.denoiser.null.tensors()
         tensors |= {f"{NULL}/{name}": tensor for name, tensor in null.items()}
-    prefixes, others = _module_prefixes(quantized.sites(), quantized.plan), quantized.network.state_dict().items()
-    return tensors | {f"{OTHER}/{name}": tensor for name, tensor in others if not name.startswith(prefixes)}
+    denoiser = _unguided(quantized)
+    if isinstance(denoiser, DiffusersDenoiser) and denoiser.table is not None:
+        tensors[CLASS_TABLE] = denoiser.table
+    prefixes, network = _module_prefixes(quantized.sites(), quantized.plan), quantized.network
+    # Some networks leave the places of tokens out of their state, as they can be computed.
+    others = dict(network.named_buffers()) | network.state_dict()
+    return tensors | {f"{OTHER}/{name}": tensor for name, tensor in others.items() if not name.startswith(prefixes)}
 
 
 def _module_prefixes(sites: Iterable[Site], plan: BitwidthPlan) -> tuple[str, ...]:
@@ -109,7 +122,9 @@ def _rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Q
     family, plan = FAMILIES[description["family"]], BitwidthPlan.from_json(json.dumps(description["plan"]))
     with torch.device("meta"):
         network = family.network_class.from_config(description["network"]).eval()
-    float_model = DiffusersDenoiser(network, family, description["network"], description["scheduler"])
+    count, class_table = description["classes"], tensors.get(CLASS_TABLE)
+    classes = None if count is None else Classes(count, class_table)
+    float_model = DiffusersDenoiser(network, family, description["network"], description["scheduler"], classes)
     sites, current = float_model.sites(), CurrentStep()
     plan.require(sites, plan.steps)
     symmetric_operand = {name: operand for name, operand, _ in description["symmetric"]}
@@ -149,7 +164,14 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _assign_others(network: nn.Module, tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> None:
-    missing, unexpected = network.load_state_dict(dict(tensors), strict=False, assign=True)
+    buffers = {name for name, _ in network.named_buffers() if not name.startswith(prefixes)}
+    computed = buffers - network.state_dict().keys()
+    for name in computed & tensors.keys():
+        parent, _, child = name.rpartition(".")
+        network.get_submodule(parent).register_buffer(child, tensors[name], persistent=False)
+    state = {name: tensor for name, tensor in tensors.items() if name not in computed}
+    missing, unexpected = network.load_state_dict(state, strict=False, assign=True)
+    missing += [name for name in computed if name not in tensors]
     if odd := [*(name for name in missing if not name.startswith(prefixes)), *unexpected]:
         raise ValueError(f"expected the parameters of the network that is described, {odd[0]} has no counterpart")
 

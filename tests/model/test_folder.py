@@ -10,6 +10,7 @@ from diffusers import DDPMPipeline, LDMPipeline, UNet2DModel, VQModel
 from safetensors.torch import load_file, save_file
 
 from ptq_diffusion.model import DiffusersDenoiser
+from ptq_diffusion.model.decoder import Autoencoder, Pixels, load_decoder
 from ptq_diffusion.model.loading import folder_checksum
 from tests.steps import at
 
@@ -177,26 +178,27 @@ def latent(name, folder):
         edit(folder / "model_index.json", **{name: ["diffusers", "VQModel"], "vqvae": [None, None]})
 
 
-# A folder of another name is known by model_index.json alone.
-DECODERS = [*itertools.product(["vae", "vqvae", "movq"], ["folder", "index", "both"]), ("first_stage", "index")]
-
-
-@pytest.mark.parametrize(("name", "seen"), DECODERS)
-def test_a_latent_pipeline_is_refused_by_the_name_of_its_decoder(folder, name, seen):
-    """By the decoder's folder, by what model_index.json names, and there by its class too."""
+@pytest.mark.parametrize(("name", "seen"), [*itertools.product(["vae", "vqvae", "movq"], ["folder", "index", "both"])])
+def test_a_latent_pipeline_has_a_decoder_wherever_it_is_known_by(folder, name, seen):
+    """By the decoder's folder or by what model_index.json names: it is never taken for one of pixels."""
     latent(name, folder)
     if seen == "folder":
         (folder / "model_index.json").unlink()
     elif seen == "index":
         shutil.rmtree(folder / name)
-    for load in (DiffusersDenoiser.from_folder, folder_checksum):
-        with pytest.raises(ValueError, match=f"got a latent one: .* has a decoder in {name}, which"):
-            load(str(folder))
+        for load in (DiffusersDenoiser.from_folder, folder_checksum, load_decoder):
+            with pytest.raises(FileNotFoundError, match=f"expected the {name} of the pipeline .* lacks {name}/config"):
+                load(str(folder))
+        return
+    decoder = load_decoder(str(folder))
+    assert isinstance(decoder, Autoencoder) and decoder.decode(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 8, 8)
+    assert DiffusersDenoiser.from_folder(str(folder)).sites()
 
 
 def test_a_component_that_is_none_makes_no_latent_pipeline(folder):
     edit(folder / "model_index.json", vae=[None, None])
     assert DiffusersDenoiser.from_folder(str(folder)).sites()
+    assert isinstance(load_decoder(str(folder)), Pixels)
 
 
 def refused(path, message):
@@ -209,7 +211,7 @@ def test_paths_that_lead_to_no_folder(tmp_path, folder, monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.chdir(tmp_path)
     refused(tmp_path / "nowhere", "there is no folder .*nowhere; check the path")
-    refused("google/ddpm-cifar10-32", "hf download google/ddpm-cifar10-32 --local-dir")
+    refused("google/ddpm-cifar10-32", "cache has no model of this name; .*: hf download google/ddpm-cifar10-32$")
     refused("~/models/mine", "such as /home/someone/models/mine")
     refused("~nobody-of-this-name/mine", "whose ~ stands for no home")
     refused(folder / "unet" / PLAIN, "got the file .*; give the folder")

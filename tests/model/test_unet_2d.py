@@ -12,12 +12,15 @@ TWO_BLOCKS = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBl
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"class_embed_type": "timestep"}, "got one with class_embed_type='timestep'"),
+        ({"class_embed_type": "timestep"}, "expected a UNet2DModel without classes or with num_class_embeds"),
+        (
+            {"in_channels": 6, "out_channels": 3},
+            "6 input and 3 output channels, which is conditioned by an image",
+        ),
         ({"in_channels": 3, "out_channels": 4}, "as many output channels as the 3 input channels, or twice as many"),
         ({"sample_size": None}, "set sample_size"),
-        ({"time_embedding_type": "learned", "num_train_timesteps": 10}, "expected .* positional or fourier"),
     ],
-    ids=["class embedding", "channels", "size", "learned times"],
+    ids=["class embedding", "image beside the state", "channels", "size"],
 )
 def test_networks_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

@@ -245,7 +245,7 @@ def drop(*path):
 
 
 DESCRIPTIONS = {
-    "another version": (put("version", value=2), "version 2 in place of 3"),
+    "another version": (put("version", value=2), "version 2 in place of 4"),
     "no version": (drop("version"), "KeyError: 'version'"),
     "a list": (lambda _: [1], "TypeError"),
     "another class": (put("family", value="torch.load"), "KeyError: 'torch.load'"),
@@ -253,7 +253,7 @@ DESCRIPTIONS = {
     "no class": (put("family", value=None), "KeyError"),
     "a class that is a list": (put("family", value=["UNet2DModel"]), "TypeError"),
     "blocks that are none": (put("network", "down_block_types", value=["os.system", "os.system"]), "os.system"),
-    "labels": (put("network", "num_class_embeds", value=10), "counterpart"),
+    "labels": (put("network", "num_class_embeds", value=10), "class_embedding.weight has no counterpart"),
     "no size": (put("network", "sample_size", value=None), "sample_size"),
     "a wider network": (put("network", "block_out_channels", value=[8, 24]), "ValueError"),
     "more layers": (put("network", "layers_per_block", value=2), "sites"),

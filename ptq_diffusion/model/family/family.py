@@ -4,10 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from diffusers import ModelMixin
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
 from ptq_diffusion.model.condition import Condition
+
+ADVICE = {"labels": "condition=labels", "embeddings": "condition=prompts"}
+"""The options that give a condition its labels, or its embeddings and what comes with them."""
 
 
 class Family(ABC):
@@ -40,12 +45,33 @@ class Family(ABC):
         return {}
 
     def classes(self, config: Mapping[str, Any]) -> int | None:  # noqa: ARG002
-        """The number of classes of a network that reads labels, "no class" left out; None of others."""
+        """How many classes the network knows, the labels from 0 up; None where it reads no labels."""
         return None
 
     def null(self, config: Mapping[str, Any]) -> Condition | None:  # noqa: ARG002
-        """The condition of one sample that means no class; None where a network knows none."""
+        """The condition of one row that stands for "no class"; None where the network has none."""
         return None
+
+    def patch_size(self, config: Mapping[str, Any]) -> int:  # noqa: ARG002
+        """The side of the patch of the state that one position of the output layer computes, in latent pixels."""
+        return 1
+
+    def features(self, inputs: Tensor, size: tuple[int, int], config: Mapping[str, Any]) -> Tensor:  # noqa: ARG002
+        """The inputs of the output layer as a map, (B, F, H/p, W/p), p being the patch size.
+
+        Args:
+            inputs: as the output layer is given them: a map already, or tokens (B, H/p x W/p, F).
+            size: of the states, (H, W).
+            config: the network's.
+        """
+        return inputs
+
+    def unpatched(self, patches: Tensor, config: Mapping[str, Any]) -> Tensor:  # noqa: ARG002
+        """The network's output, (B, C', H, W), from the output layer's as a map, (B, p p C', H/p, W/p).
+
+        C' is C or more. Each position computes a patch of p x p latent pixels, in the family's own order.
+        """
+        return patches
 
     @abstractmethod
     def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:
@@ -56,11 +82,15 @@ class Family(ABC):
             x_t: states, (B, C, H, W).
             t: the time of all of them.
             condition: of the B samples.
+
+        Raises:
+            ValueError: the condition lacks a tensor that the network reads, or has one that it does not read, or a
+                label is of no class.
         """
 
     @abstractmethod
     def blocks(self, network: nn.Module) -> Sequence[str]:
-        """The names of the residual and attention blocks, in the order of computation."""
+        """The names of the residual and attention blocks, in the order of the network's modules."""
 
     def attentions(self, network: nn.Module) -> Sequence[str]:  # noqa: ARG002
         """The names of the attention layers whose products are sites; those of all others are always float.
@@ -69,3 +99,55 @@ class Family(ABC):
         without norms of q and k.
         """
         return ()
+
+    def required(self, network: nn.Module, condition: Condition | None) -> Mapping[str, Tensor]:
+        """The tensors of a condition by name, which are those that a network reads.
+
+        Args:
+            network: of the class.
+            condition: of its samples.
+
+        Raises:
+            ValueError: see `call`.
+        """
+        config: Any = network.config
+        needs, tensors = self.needs(config), {} if condition is None else condition.tensors()
+        kind = self.network_class.__name__
+        if surplus := sorted(tensors.keys() - needs.keys()):
+            reads = f"a condition of {', '.join(needs)}" if needs else "no condition"
+            raise ValueError(f"expected {reads} for this {kind}, got {', '.join(surplus)}; leave it out")
+        if missing := [name for name in needs if name not in tensors]:
+            advice = ADVICE["labels"] if "labels" in missing else ADVICE["embeddings"]
+            raise ValueError(
+                f"expected a condition of {', '.join(needs)} for this {kind}, got one without {', '.join(missing)}; "
+                f"set {advice}"
+            )
+        if "labels" in tensors:
+            self._require_labels(tensors["labels"], config)
+        return tensors
+
+    def _require_labels(self, labels: Tensor, config: Mapping[str, Any]) -> None:
+        classes = self.classes(config)
+        if classes is None or labels.is_meta:
+            return
+        last = classes if self.null(config) is not None else classes - 1
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
+            raise ValueError(
+                f"expected labels from 0 to {last}, got labels from {int(labels.min())} to {int(labels.max())}; choose "
+                "labels of classes that the network knows"
+            )
+
+
+def times(t: float | Tensor, x_t: Tensor) -> Tensor:
+    """The time of every sample, (B,), of a time that all of them are at."""
+    return torch.as_tensor(t, device=x_t.device).expand(len(x_t))
+
+
+def plain_attentions(network: nn.Module) -> list[str]:
+    """The names of attention layers that compute as `AttnProcessor` does, in the network's order."""
+    return [name for name, module in network.named_modules() if isinstance(module, Attention) and _is_plain(module)]
+
+
+def _is_plain(attention: Attention) -> bool:
+    plain = type(attention.processor) in (AttnProcessor, AttnProcessor2_0)
+    return plain and attention.norm_q is None and attention.norm_k is None

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from ptq_diffusion.model.condition import Condition
 from ptq_diffusion.model.family.family import Family
-
-LARGEST = 2**14
-"""Pixels of a side: a larger number is an error of writing."""
+from ptq_diffusion.model.family.state_size import require_channels, sides
 
 
 class UNet2D(Family):
@@ -28,17 +26,7 @@ class UNet2D(Family):
                 "expected a UNet2DModel without classes or with num_class_embeds, got one with class_embed_type="
                 f"{config['class_embed_type']!r}; use another model"
             )
-        if config["out_channels"] not in (config["in_channels"], 2 * config["in_channels"]):
-            raise ValueError(
-                f"expected as many output channels as the {config['in_channels']} input channels, or twice as many, "
-                f"got {config['out_channels']}"
-            )
-        if config["time_embedding_type"] == "learned":
-            raise ValueError(
-                "expected a UNet2DModel with positional or fourier time embeddings, got learned ones, which know whole "
-                "times only; use another model"
-            )
-        return config["in_channels"], *_size(config)
+        return require_channels(config), *_size(config)
 
     def answers_at_zero(self, config: Mapping[str, Any]) -> bool:
         """False with Fourier embeddings, which take the logarithm of the time; the output is also divided by it."""
@@ -51,16 +39,11 @@ class UNet2D(Family):
         return config["num_class_embeds"]
 
     def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:
-        config: Any = network.config
-        labels = None if condition is None else condition.labels
-        if condition is not None and config.num_class_embeds is None:
-            raise ValueError("expected no condition of an unconditional UNet2DModel, got one; leave it out")
-        if labels is None and config.num_class_embeds is not None:
-            raise ValueError(
-                "expected class labels for this UNet2DModel, got a condition without; set condition=labels"
-            )
+        labels = self.required(network, condition).get("labels")
+        embedding = network.get_submodule("time_proj")
         # diffusers would cut a number that is no tensor down to a whole time.
-        return network(x_t, torch.as_tensor(t), class_labels=labels).sample
+        time = _whole(t, embedding) if isinstance(embedding, nn.Embedding) else torch.as_tensor(t)
+        return network(x_t, time, class_labels=labels).sample
 
     def blocks(self, network: nn.Module) -> Sequence[str]:
         return [name for name, module in network.named_modules() if isinstance(module, ResnetBlock2D | Attention)]
@@ -69,22 +52,28 @@ class UNet2D(Family):
         return [name for name, module in network.named_modules() if isinstance(module, Attention)]
 
 
+def _whole(t: float | Tensor, embedding: nn.Embedding) -> Tensor:
+    """A time as a row of learned embeddings.
+
+    Raises:
+        ValueError: no row has this time.
+    """
+    time = torch.as_tensor(t)
+    if not time.is_meta and (float(time) != int(time) or not 0 <= int(time) < embedding.num_embeddings):
+        raise ValueError(
+            f"expected a whole time from 0 to {embedding.num_embeddings - 1}, for which this UNet2DModel has learned "
+            f"embeddings, got {float(time)}; use a sampler and a scheduler of these times"
+        )
+    return time.long()
+
+
 def _size(config: Mapping[str, Any]) -> tuple[int, int]:
     """Height and width, which every block but the last halves and the way up doubles again.
 
     Raises:
         ValueError: they are no sizes, or their halves are no whole numbers.
     """
-    size = config["sample_size"]
-    if size is None:
-        raise ValueError("expected a UNet2DModel with a sample_size; set sample_size in its config.json")
-    sides = size if isinstance(size, list | tuple) else (size, size)
-    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= LARGEST for side in sides):
-        raise ValueError(
-            f"expected a sample_size of one or two whole numbers of 1 to {LARGEST}, got {size!r}; set sample_size in "
-            "the network's config.json"
-        )
-    height, width = sides
+    height, width = sides(config, "UNet2DModel")
     levels = len(config["down_block_types"]) - 1
     if height % 2**levels or width % 2**levels:
         raise ValueError(

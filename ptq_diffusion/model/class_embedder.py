@@ -1,0 +1,31 @@
+"""Embeddings of classes that a network reads in place of a prompt: `class_embedder/` of a model folder."""
+
+from torch import Tensor
+
+from ptq_diffusion.model.components import Component, read_json
+from ptq_diffusion.model.weights import read_weights
+
+
+def load_class_table(component: Component) -> Tensor:
+    """The embeddings of K classes and, in the last row, of "no class", (K + 1, D) float32.
+
+    The configuration is `{"_class_name": "ClassEmbedder", "classes": K, "dim": D}`, the file holds `weight`.
+
+    Raises:
+        ValueError: the files are others or do not belong together.
+    """
+    config, weights = read_json(component.config), read_weights(component)
+    kind, classes, dim = (config.get(name) for name in ("_class_name", "classes", "dim"))
+    if kind != "ClassEmbedder" or not isinstance(classes, int) or not isinstance(dim, int):
+        raise ValueError(
+            f"expected _class_name ClassEmbedder and numbers of classes and dim in {component.config}, got {kind!r} of "
+            f"{classes!r} and {dim!r}; save the folder again"
+        )
+    shape = (classes + 1, dim)
+    if set(weights) != {"weight"} or tuple(weights["weight"].shape) != shape or not weights["weight"].isfinite().all():
+        names = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
+        raise ValueError(
+            f"expected finite weight of {shape} in {component.config.parent}, a row for every class and one for none, "
+            f"got {names}; save the folder again"
+        )
+    return weights["weight"].float()

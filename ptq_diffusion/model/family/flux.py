@@ -1,0 +1,87 @@
+"""Diffusers `FluxTransformer2DModel` networks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from ptq_diffusion.model.condition import Condition
+from ptq_diffusion.model.family.family import Family, times
+from ptq_diffusion.model.family.state_size import require_channels
+
+SIDE = 128
+"""Latent pixels of a side, as in the stock pipeline: a network's configuration says no size."""
+PATCH = 2
+"""The side of the patch of a latent that is one token, as in the stock pipeline."""
+TOKENS = 512
+"""Tokens of a prompt, as in the stock pipeline."""
+
+
+class Flux(Family):
+    """`FluxTransformer2DModel`, Black Forest Labs, 2024: embeddings of prompts, pooled ones, and often the guidance.
+
+    A state (B, C, H, W) is packed into tokens of 2 x 2 pixels, channel by channel, with their places in rows and
+    columns; prompts have place 0. Times are those of the training, 0 to 1000, of which the network is told a
+    thousandth. Attention has processors of its own: its products stay float.
+    """
+
+    network_class = FluxTransformer2DModel
+    first, last = "x_embedder", "proj_out"
+
+    def shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        channels = require_channels(config)
+        if config["patch_size"] != 1 or channels % PATCH**2 or (config["out_channels"] or channels) != channels:
+            raise ValueError(
+                f"expected a FluxTransformer2DModel of patch_size 1 whose channels are those of {PATCH}x{PATCH} latent "
+                f"pixels, in and out, got patch_size {config['patch_size']} with {channels} and "
+                f"{config['out_channels']} channels; use another model"
+            )
+        return channels // PATCH**2, SIDE, SIDE
+
+    def needs(self, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        needs: dict[str, tuple[int, ...]] = {
+            "embeddings": (TOKENS, config["joint_attention_dim"]),
+            "pooled": (config["pooled_projection_dim"],),
+        }
+        return needs | ({"scale": ()} if config["guidance_embeds"] else {})
+
+    def patch_size(self, config: Mapping[str, Any]) -> int:  # noqa: ARG002
+        return PATCH
+
+    def features(self, inputs: Tensor, size: tuple[int, int], config: Mapping[str, Any]) -> Tensor:  # noqa: ARG002
+        return inputs.transpose(1, 2).unflatten(2, (size[0] // PATCH, size[1] // PATCH))
+
+    def unpatched(self, patches: Tensor, config: Mapping[str, Any]) -> Tensor:  # noqa: ARG002
+        return pixel_shuffle(patches, PATCH)
+
+    def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:
+        tensors = self.required(network, condition)
+        packed = pixel_unshuffle(x_t, PATCH)
+        embeddings = tensors["embeddings"]
+        tokens = network(
+            packed.flatten(2).transpose(1, 2),
+            encoder_hidden_states=embeddings,
+            pooled_projections=tensors["pooled"],
+            timestep=times(t, x_t).to(x_t.dtype) / 1000,
+            img_ids=_places(packed),
+            txt_ids=x_t.new_zeros(embeddings.shape[1], 3),
+            guidance=tensors.get("scale"),
+        ).sample
+        return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, packed.shape[2:]), PATCH)
+
+    def blocks(self, network: nn.Module) -> Sequence[str]:
+        kinds = FluxTransformerBlock | FluxSingleTransformerBlock
+        return [name for name, module in network.named_modules() if isinstance(module, kinds)]
+
+
+def _places(packed: Tensor) -> Tensor:
+    """The place (0, row, column) of every token of a packed state, (B, 4 C, rows, columns): (rows x columns, 3)."""
+    rows, columns = packed.shape[2:]
+    places = packed.new_zeros(rows, columns, 3)
+    places[..., 1] = torch.arange(rows, device=packed.device)[:, None]
+    places[..., 2] = torch.arange(columns, device=packed.device)
+    return places.flatten(0, 1)
