@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ptq_diffusion import __version__
 from ptq_diffusion.command.collect import collect_runs
 from ptq_diffusion.command.conf import CONF
+from ptq_diffusion.command.convert import convert_checkpoint
 from ptq_diffusion.command.doctor import examine
 from ptq_diffusion.command.options import print_options
 from ptq_diffusion.command.overrides import run_experiments
@@ -29,7 +30,7 @@ def main() -> None:
 
 
 def command(words: Sequence[str]) -> None:
-    """Do what the words ask for: `[OVERRIDES]` run experiments; collect, options and doctor are commands.
+    """Do what the words ask for: `[OVERRIDES]` run experiments; collect, convert, options and doctor are commands.
 
     Raises:
         ValueError: the words do not fit their command.
@@ -37,6 +38,8 @@ def command(words: Sequence[str]) -> None:
     match words:
         case ["collect", *rest]:
             collect_runs(rest)
+        case ["convert", *rest]:
+            convert_checkpoint(rest)
         case ["options", *rest]:
             print_options(rest, CONF)
         case ["doctor", *rest]:

@@ -58,8 +58,8 @@ def tiny_model_folder(tmp_path_factory):
 
     folders = {}
 
-    def make(prediction_type="epsilon", channels=3, size=(8, 8), out_channels=None) -> Path:
-        key = (prediction_type, channels, size, out_channels)
+    def make(prediction_type="epsilon", channels=3, size=(8, 8), out_channels=None, classes=None) -> Path:
+        key = (prediction_type, channels, size, out_channels, classes)
         if key in folders:
             return folders[key]
         with torch.random.fork_rng():
@@ -74,6 +74,7 @@ def tiny_model_folder(tmp_path_factory):
                 up_block_types=("AttnUpBlock2D", "UpBlock2D"),
                 attention_head_dim=8,
                 norm_num_groups=4,
+                num_class_embeds=classes,
             )
         folders[key] = tmp_path_factory.mktemp("model")
         DDPMPipeline(unet, DDPMScheduler(prediction_type=prediction_type)).save_pretrained(folders[key])

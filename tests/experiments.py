@@ -38,6 +38,7 @@ def tiny(tiny_model_folder, tmp_path):
     """Overrides that make any experiment small: a tiny model, a few images and steps, files below tmp_path."""
     return [
         "model=diffusers",
+        "feature=cifar10net",
         f"model.path={tiny_model_folder()}",
         "sampler.steps=3",
         "images=5",

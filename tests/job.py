@@ -12,6 +12,7 @@ from ptq_diffusion.main import main
 
 TINY = [
     "model=diffusers",
+    "feature=cifar10net",
     "sampler.steps=3",
     "images=3",
     "seeds=[0]",

@@ -44,7 +44,7 @@ def composed(*overrides: str) -> DictConfig:
 def fitted(name: str, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, step: Step) -> StepCorrection:
     """One step's repairs; what they cost does not depend on how well they were fitted."""
     correction = construct(composed(f"correction={name}").correction)
-    rescalings, m = correction.rescalings(model, quantized, x_t, step)
+    rescalings, m = correction.rescalings(model, quantized, x_t, None, step)
     q, features = quantized.at(step.i, rescalings).predict(x_t, step)
     assert features is not None
     evidence = PathEvidence([PairedBatch(0, q, x_t, features, m, x_t, m)])

@@ -24,10 +24,11 @@ from ptq_diffusion.correction import FittedCorrection, NoiseStatistics
 from ptq_diffusion.correction.diagnostics import fit_diagnosed
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.chunks import chunks
+from ptq_diffusion.engine.conditions import Unconditional
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model import Denoiser, Pixels
 from ptq_diffusion.network import LayerSettings, QuantizedConv2d, QuantizedDenoiser, QuantizedLinear, quantize
 from ptq_diffusion.sampler import DDIM, DDPM, sample
 from ptq_diffusion.stage.drawing.corrected import draw_corrected
@@ -98,8 +99,8 @@ def variants() -> tuple[Denoiser, QuantizedDenoiser, FittedCorrection]:
     with torch.no_grad():
         quantized = calibrated(cfg, model, shop)
         (chunk,) = chunks("noise", [0], 8, 8)
-        m = RecordOutputs(model, steps)(chunk, torch.device("cpu"))["m"]
-        work = MeasureNoise(quantized, steps, lambda _, step: m[step.i])
+        m = RecordOutputs(model, steps, Unconditional())(chunk, torch.device("cpu"))["m"]
+        work = MeasureNoise(quantized, steps, lambda _, step: m[step.i], Unconditional())
         statistics_of_noise = NoiseStatistics.of_tensors(work.owner, work(chunk, torch.device("cpu")))
     return model, quantized, fit_diagnosed(construct(cfg.correction), statistics_of_noise, steps)
 
@@ -121,12 +122,13 @@ def contenders(
     """Ways to draw BATCH images in STEPS steps, each with its noise and its conversion of the result."""
     (chunk,) = chunks("images", [0], BATCH, BATCH)
     ddim, ddpm = (s.table(model.scheduler_config) for s in (DDIM(STEPS, 1.0, {}), DDPM(STEPS, {})))
+    drawing = Unconditional(), Pixels()
     works = {
-        "our DDIM": DrawImages.of(model, ddim),
-        "our DDPM": DrawImages.of(model, ddpm),
-        "quantized, W4A8": DrawImages.of(quantized, ddim),
-        "corrected, W4A8": draw_corrected(quantized, fitted),
-        "our DDIM, again": DrawImages.of(model, ddim),
+        "our DDIM": DrawImages.of(model, ddim, *drawing),
+        "our DDPM": DrawImages.of(model, ddpm, *drawing),
+        "quantized, W4A8": DrawImages.of(quantized, ddim, *drawing),
+        "corrected, W4A8": draw_corrected(quantized, fitted, *drawing),
+        "our DDIM, again": DrawImages.of(model, ddim, *drawing),
     }
     own = {name: lambda work=work: work(chunk, torch.device("cpu")) for name, work in works.items()}
     ddim_pipeline = DDIMPipeline(model.network, DDIMScheduler.from_config(model.scheduler_config))

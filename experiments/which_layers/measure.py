@@ -27,7 +27,7 @@ from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric import paired_fid, paired_fid_to
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model import Denoiser, Pixels
 from ptq_diffusion.network import InputGrid, QuantizedDenoiser, Rescaling, regridding, watching
 from ptq_diffusion.quantizer import LpSearch
 from ptq_diffusion.sampler import Step
@@ -180,7 +180,7 @@ def images(pair: Pair, found: Sequence[Fitted], count: int) -> Tensor:
             with watching(network.network, own.maps, partial(mapped, own.maps)):
                 q, features = network.predict(y, step)
             y = step.mean(y, own.behind.output(q, y, features)) + own.behind.sigma * noise.draw("cpu")
-        drawn.append(to_bytes(pair.model.decode(y))[: chunk.count])
+        drawn.append(to_bytes(Pixels().decode(y))[: chunk.count])
     return torch.cat(drawn)
 
 

@@ -55,7 +55,7 @@ class Choices:
 
     Args:
         sites: the free layers, at least one.
-        steps: how many steps the table has, at least one.
+        rows: forwards for one image at every step of the table, at least one.
         over: what may differ in its bits.
         weights: bits offered to weights, ascending.
         activations: bits offered to activations, ascending.
@@ -63,17 +63,22 @@ class Choices:
     """
 
     sites: tuple[Site, ...]
-    steps: int
+    rows: tuple[int, ...]
     over: Over
     weights: tuple[int, ...]
     activations: tuple[int, ...]
     limits: Limits
 
+    @property
+    def steps(self) -> int:
+        """The number of steps of the table."""
+        return len(self.rows)
+
     @cached_property
     def bops(self) -> Integers:
         """Bit operations of every choice, (R, C, W, A)."""
         pairs = np.multiply.outer(np.array(self.weights), np.array(self.activations))
-        macs = np.array([[site.macs] * self.steps for site in self.sites])
+        macs = np.array([[site.macs * rows for rows in self.rows] for site in self.sites])
         return self._grouped(np.multiply.outer(macs, pairs))
 
     @cached_property

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ptq_diffusion.model.architecture import Architecture
@@ -76,13 +76,14 @@ def mean_bits(architecture: Architecture, plan: BitwidthPlan, steps: int) -> tup
 
 def macs_by_bits(architecture: Architecture, plan: BitwidthPlan, steps: int) -> Mapping[LayerBits, int]:
     """Multiply-accumulates of all steps by the bits that they use; attention's products are left out."""
-    return _macs_by_bits((site for site in architecture.sites if site.weighted), plan, steps)
+    sites = (site for site in architecture.sites if site.weighted)
+    return _macs_by_bits(sites, plan, architecture.rows_over(steps))
 
 
-def _macs_by_bits(sites: Iterable[Site], plan: BitwidthPlan, steps: int) -> Mapping[LayerBits, int]:
+def _macs_by_bits(sites: Iterable[Site], plan: BitwidthPlan, rows: Sequence[int]) -> Mapping[LayerBits, int]:
     work: Counter[LayerBits] = Counter()
     for site in sites:
-        for bits, count in plan.counts(site.name, steps).items():
+        for bits, count in plan.counts(site.name, rows).items():
             work[bits] += count * site.macs
     return work
 
@@ -93,7 +94,8 @@ def _bops(work: Mapping[LayerBits, int]) -> int:
 
 def float_bops(architecture: Architecture, steps: int) -> int:
     """Bit operations of so many steps in full precision."""
-    return steps * (sum(site.macs for site in architecture.sites) + architecture.attention_macs) * FLOAT_BITS**2
+    macs = sum(site.macs for site in architecture.sites) + architecture.attention_macs
+    return sum(architecture.rows_over(steps)) * macs * FLOAT_BITS**2
 
 
 def attention_bops(architecture: Architecture, plan: BitwidthPlan, steps: int) -> int:
@@ -103,8 +105,9 @@ def attention_bops(architecture: Architecture, plan: BitwidthPlan, steps: int) -
         KeyError: the plan lacks a site.
         ValueError: the plan was made for another number of steps.
     """
-    products = _macs_by_bits((site for site in architecture.sites if not site.weighted), plan, steps)
-    return _bops(products) + steps * architecture.attention_macs * FLOAT_BITS**2
+    rows = architecture.rows_over(steps)
+    products = _macs_by_bits((site for site in architecture.sites if not site.weighted), plan, rows)
+    return _bops(products) + sum(rows) * architecture.attention_macs * FLOAT_BITS**2
 
 
 def other_bits(architecture: Architecture) -> int:

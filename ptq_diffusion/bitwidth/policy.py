@@ -48,13 +48,15 @@ class BitwidthPolicy(ABC, Generic[Measured]):
             ValueError: as `check`, or the measurement lacks a site, a step or bits that the policy needs.
         """
 
-    def check(self, architecture: Architecture, steps: Sequence[Step]) -> None:  # noqa: ARG002
+    def check(self, architecture: Architecture, steps: Sequence[Step]) -> None:
         """Refuse what cannot be planned, before anything is measured.
 
         Raises:
             ValueError: a pattern matches no layer, there are no steps, or a budget is below the cheapest plan.
         """
         self.roles.fixed(architecture.sites)
+        if self.by_step and not steps:
+            raise ValueError("expected the steps of a sampler's table for bits that change with them, got none")
 
     def uniform(self, architecture: Architecture, bits: LayerBits) -> BitwidthPlan:
         """The plan whose inner layers have these bits at every step, such as a measurement of one offer needs.
@@ -63,16 +65,6 @@ class BitwidthPolicy(ABC, Generic[Measured]):
             ValueError: a pattern matches no layer.
         """
         return self.roles.uniform(architecture.sites, [bits])
-
-
-def require_steps(steps: Sequence[Step]) -> None:
-    """Refuse an empty table.
-
-    Raises:
-        ValueError: it is empty.
-    """
-    if not steps:
-        raise ValueError("expected the steps of a sampler's table for bits that change with them, got none")
 
 
 def require_ascending(offered: Sequence[LayerBits]) -> None:

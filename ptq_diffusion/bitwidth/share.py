@@ -5,7 +5,7 @@ from fractions import Fraction
 from math import floor
 from typing import Any
 
-from ptq_diffusion.bitwidth.policy import BitwidthPolicy, require_steps
+from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.roles import Roles, layer_bits
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan
@@ -46,10 +46,6 @@ class Share(BitwidthPolicy[None]):
             raise ValueError(f"expected a share of the steps from 0 to 1, got {share}")
         self.share, self._low, self._high = share, layer_bits(low), layer_bits(high)
         super().__init__(Roles.of_options(first, last, attention, patterns), [self._low, self._high])
-
-    def check(self, architecture: Architecture, steps: Sequence[Step]) -> None:
-        super().check(architecture, steps)
-        require_steps(steps)
 
     def plan(self, architecture: Architecture, steps: Sequence[Step], evidence: None = None) -> BitwidthPlan:  # noqa: ARG002
         self.check(architecture, steps)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ptq_diffusion.bitwidth.evidence import Evidence
-from ptq_diffusion.bitwidth.policy import BitwidthPolicy, require_ascending, require_steps
+from ptq_diffusion.bitwidth.policy import BitwidthPolicy, require_ascending
 from ptq_diffusion.bitwidth.roles import Roles, layer_bits
 from ptq_diffusion.bitwidth.step_signal import Ratio, StepSignal
 from ptq_diffusion.model.architecture import Architecture
@@ -46,10 +46,6 @@ class StepSNR(BitwidthPolicy[StepSignal]):
         super().__init__(Roles.of_options(first, last, attention, patterns), [layer_bits(entry) for entry in offered])
         require_ascending(self.offered)
         self.ratio: Ratio = ratio
-
-    def check(self, architecture: Architecture, steps: Sequence[Step]) -> None:
-        super().check(architecture, steps)
-        require_steps(steps)
 
     def plan(self, architecture: Architecture, steps: Sequence[Step], evidence: StepSignal) -> BitwidthPlan:
         self.check(architecture, steps)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ptq_diffusion.bitwidth.choices import Assignment, Choices, Limits, Over
 from ptq_diffusion.bitwidth.cost import PlanCost, float_bops, plan_cost
-from ptq_diffusion.bitwidth.policy import BitwidthPolicy, Measured, require_steps
+from ptq_diffusion.bitwidth.policy import BitwidthPolicy, Measured
 from ptq_diffusion.bitwidth.roles import Roles
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
@@ -82,7 +82,6 @@ class UnderBudget(BitwidthPolicy[Measured]):
 
     def check(self, architecture: Architecture, steps: Sequence[Step]) -> None:
         super().check(architecture, steps)
-        require_steps(steps)
         cheapest = plan_cost(architecture, self.uniform(architecture, self.offered[0]), len(steps))
         name = f"W{self.weights[0]}A{self.activations[0]} in the inner layers"
         most = floor(cheapest.saving * 1e4) / 1e4 if cheapest.bops else inf
@@ -113,14 +112,15 @@ class UnderBudget(BitwidthPolicy[Measured]):
 
     def _choices(self, architecture: Architecture, free: tuple[Site, ...], cheapest: PlanCost, steps: int) -> Choices:
         """The choices, whose limits are what the fixed layers and attention leave of the budget."""
-        unlimited = Choices(free, steps, self.over, self.weights, self.activations, Limits(None, None))
+        rows = architecture.rows_over(steps)
+        unlimited = Choices(free, rows, self.over, self.weights, self.activations, Limits(None, None))
         spent = unlimited.cost(unlimited.cheapest())
         bops, stored = self._limits(architecture, steps)
         limits = Limits(
             None if bops is None else bops - (cheapest.bops - spent[0]),
             None if stored is None else stored - (cheapest.stored_bits - spent[1]),
         )
-        return Choices(free, steps, self.over, self.weights, self.activations, limits)
+        return Choices(free, rows, self.over, self.weights, self.activations, limits)
 
     def _limits(self, architecture: Architecture, steps: int) -> tuple[int | None, int | None]:
         """Bit operations and stored bits of a whole plan at most."""

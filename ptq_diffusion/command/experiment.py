@@ -21,12 +21,14 @@ from ptq_diffusion.engine.tracking import Tracker
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.report.report import make_report, table
 from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.drawing.image_files import ImageFiles
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.plan import Plan
+from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
@@ -44,6 +46,7 @@ STAGES: dict[str, type[Stage]] = {
         TrainDenoiser,
         TrainFeatureNetwork,
         ReferenceStatistics,
+        EncodePrompts,
         Trajectories,
         Calibrate,
         FloatPath,
@@ -57,6 +60,7 @@ STAGES: dict[str, type[Stage]] = {
         QuantizedSamples,
         CorrectedSamples,
         Export,
+        ImageFiles,
         Evaluate,
     )
 }

@@ -9,13 +9,13 @@ from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
 
-PARTS = ("model", "sampler", "bitwidth", "correction", "feature", "judging", "data")
+PARTS = ("model", "condition", "sampler", "bitwidth", "correction", "feature", "judging", "data")
 """Parts of the configuration that one line each has room for."""
 
 
 def preamble(cfg: DictConfig, store: Store, goal: type[Stage]) -> list[str]:
     """One line for each choice that the goal depends on, and one for the stages that the store holds."""
-    stages = list(dict.fromkeys(needed(goal)))
+    stages = [stage for stage in dict.fromkeys(needed(goal)) if stage.serves(cfg)]
     part = select(cfg, tuple(dict.fromkeys(key for stage in stages for key in stage.uses)))
     rows = {key: _row(key, part, cfg) for key in PARTS}
     if "metric" in part:

@@ -6,16 +6,19 @@ from omegaconf import DictConfig
 from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
+from ptq_diffusion.command.condition import check_condition
 from ptq_diffusion.command.preamble import needed
+from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model import Condition, Denoiser, Guided
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.stage.evaluate import build_metrics
-from ptq_diffusion.stage.export import Export
+from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_table import check_reach, fit_table
+from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity, sensitivity_chunks
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
@@ -28,6 +31,10 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
         ValueError: two choices do not fit; the message says which and what to do.
     """
     used = {key for stage in needed(goal) for key in stage.uses}
+    if "condition" in used or goal is EncodePrompts:
+        check_condition(cfg, shop.model(cfg), shop)
+    if goal is EncodePrompts and not EncodePrompts.serves(cfg):
+        raise ValueError("expected prompts to encode, got none; set condition=prompts condition.source.path=FILE")
     if "sampler" in used:
         model = shop.model(cfg)
         shop.table(cfg, model)
@@ -37,11 +44,11 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
         if "correction" in used:
             _check_correction(cfg, model, shop)
         if goal is Export:
-            _check_export(cfg)
+            _check_export(cfg, model, shop)
         if "images" in used:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
         if "judging" in used:
-            _check_judging(cfg, model)
+            _check_judging(cfg, shop.decoder(cfg).shape(model.shape))
 
 
 def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
@@ -80,7 +87,11 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
         correction.check_carried(steps)
 
 
-def _check_export(cfg: DictConfig) -> None:
+def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
+    export_name(cfg, model, shop)
+    guidance, anything = cfg.condition.guidance, Condition(labels=torch.zeros(1))
+    low, high = guidance.interval
+    stock_scale(Guided(model, anything, guidance.scale, (low, high)), shop.table(cfg, model))
     if construct(cfg.correction).asks_again:
         raise ValueError(
             "expected a correction that asks the network once a step, for a pipeline does not ask again, got "
@@ -88,7 +99,7 @@ def _check_export(cfg: DictConfig) -> None:
         )
 
 
-def _check_judging(cfg: DictConfig, model: Denoiser) -> None:
+def _check_judging(cfg: DictConfig, shape: tuple[int, int, int]) -> None:
     """Build the metrics, and show the feature extractor and the reference the number and shape of the images."""
     if cfg.images < 2 or cfg.judging.replicates < 2:
         raise ValueError(
@@ -103,5 +114,5 @@ def _check_judging(cfg: DictConfig, model: Denoiser) -> None:
         )
     build_metrics(cfg)
     extractor = build_extractor(cfg)
-    extractor.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
+    extractor.features(torch.zeros(1, *shape, dtype=torch.uint8))
     construct(cfg.reference).check(extractor, cfg.judging.neighbours)

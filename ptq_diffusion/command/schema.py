@@ -1,10 +1,19 @@
 """The schema of an experiment: its options that name no class, and their types."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails
 
 from ptq_diffusion.command.refusal import closest
@@ -55,6 +64,22 @@ class Judging(Options):
     seed: int
 
 
+class Guidance(Options):
+    """Classifier-free guidance."""
+
+    scale: FiniteFloat
+    interval: Annotated[Sequence[FiniteFloat], Field(min_length=2, max_length=2)]
+    embedded: FiniteFloat | None
+
+
+class ConditionOptions(Options):
+    """The group `condition`."""
+
+    source: Part | None
+    guidance: Guidance
+    negative_prompt: str | None = None
+
+
 class SensitivityImages(Options):
     """The images that sensitivities are measured on."""
 
@@ -100,6 +125,7 @@ class Experiment(Options):
     force: bool | str
     runtime: Running
     model: Part
+    condition: ConditionOptions
     sampler: Part
     quantizer: Mapping[str, Part]
     bitwidth: Part
@@ -152,6 +178,8 @@ def _message(detail: ErrorDetails) -> str:
 
 def _names() -> list[str]:
     parts: dict[str, type[Options]] = {
+        "condition": ConditionOptions,
+        "condition.guidance": Guidance,
         "calibration": Samples,
         "noise": NoiseSamples,
         "sensitivity": SensitivityImages,

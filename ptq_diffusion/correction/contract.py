@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ptq_diffusion.correction.evidence import MomentEvidence, PathEvidence
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
@@ -102,6 +102,7 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         model: Denoiser,
         quantized: QuantizedDenoiser,  # noqa: ARG002
         x_t: Tensor,
+        condition: Condition | None,
         step: Step,
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
         """Scales that layers compute with at a step, chosen before the step is fitted; and m on x_t.
@@ -112,9 +113,10 @@ class Correction(Requirements, ABC, Generic[Evidence]):
             model: the float model.
             quantized: the quantized one.
             x_t: states on the path, (B, C, H, W), of the first `images_for_rescaling` images.
+            condition: theirs.
             step: the row of the table.
         """
-        return {}, model.predict(x_t, step).m
+        return {}, model.predict(x_t, step, condition).m
 
     def residual_scale(self, k: float) -> float:  # noqa: ARG002
         """The factor of D - k m - mu where the report's R^2 is taken; 1 as PTQD splits the noise."""

@@ -1,5 +1,16 @@
-"""Floor 1: images on disk, which a network is trained on and samples are judged against."""
+"""Floor 1: images, labels and prompts on disk: what networks are trained and judged on, and drawn with."""
 
 from ptq_diffusion.data.images import FolderImages, ImageSource, LabelledImages, ParquetImages
+from ptq_diffusion.data.labels import Labels
+from ptq_diffusion.data.prompts import CaptionPrompts, Prompts, TextPrompts
 
-__all__ = ["FolderImages", "ImageSource", "LabelledImages", "ParquetImages"]
+__all__ = [
+    "CaptionPrompts",
+    "FolderImages",
+    "ImageSource",
+    "LabelledImages",
+    "Labels",
+    "ParquetImages",
+    "Prompts",
+    "TextPrompts",
+]

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ptq_diffusion.artefact.files import holds_tensors, write_tensors
+from ptq_diffusion.engine.conditions import ConditionSource
 from ptq_diffusion.engine.runtime import quiet_libraries, track
 from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.model import Condition
 from ptq_diffusion.numeric.seed import SampleNoise
 
 
@@ -38,7 +40,16 @@ class Chunk:
 
     def noise(self, shape: Sequence[int]) -> SampleNoise:
         """The noise of its samples, padding included."""
-        return SampleNoise(self.seed, range(self.first, self.first + self.size), shape, self.purpose)
+        return SampleNoise(self.seed, self._indices, shape, self.purpose)
+
+    def condition(self, source: ConditionSource, device: torch.device | str = "cpu") -> Condition | None:
+        """The condition of its samples, padding included; None where there is none."""
+        condition = source.of(self.seed, self._indices, self.purpose)
+        return None if condition is None else condition.to(device)
+
+    @property
+    def _indices(self) -> range:
+        return range(self.first, self.first + self.size)
 
 
 def chunks(purpose: str, seeds: Sequence[int], images: int, micro_batch: int) -> list[Chunk]:

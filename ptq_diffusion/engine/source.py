@@ -9,7 +9,7 @@ from ptq_diffusion.engine.syntax import WHOLE, References, Syntax
 
 NEUTRAL = ("artefact/", "engine/")
 """Folders whose files change no number: how artefacts are made, kept and found, not what is in them."""
-NUMERIC = ("engine/chunks.py", "engine/workshop.py")
+NUMERIC = ("engine/chunks.py", "engine/conditions.py", "engine/workshop.py")
 """Files in these folders that say how numbers are computed after all."""
 CALLED = {
     **dict.fromkeys(("ABC", "Enum", "Generic", "NamedTuple", "Protocol", "Sequence"), frozenset[str]()),

@@ -29,9 +29,17 @@ class Stage(ABC):
     uses: ClassVar[tuple[str, ...]]
     scratch: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    def serves(cls, cfg: DictConfig) -> bool:  # noqa: ARG003
+        """Whether a whole configuration has a use for the artefact; by default it has."""
+        return True
+
     def inputs(self, cfg: DictConfig) -> Mapping[str, "Need"]:
-        """The needs of a whole configuration, by the names that `make` receives them by: by default all of `needs`."""
-        return {need.name: Need(need, cfg) for need in self.needs}
+        """The needs of a whole configuration, by the names that `make` receives them by.
+
+        By default they are those of `needs` that serve it.
+        """
+        return {need.name: Need(need, cfg) for need in self.needs if need.serves(cfg)}
 
     @property
     def title(self) -> str:

@@ -1,21 +1,32 @@
 """Objects that several stages build from their configuration in the same way, each built once."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig
 
+from ptq_diffusion.data import Labels
+from ptq_diffusion.engine.conditions import (
+    ConditionSource,
+    DrawnLabels,
+    EncodedPrompts,
+    Unconditional,
+    null_condition,
+)
 from ptq_diffusion.engine.factory import construct, plain
 from ptq_diffusion.engine.runtime import Runtime
-from ptq_diffusion.model.denoiser import Denoiser
+from ptq_diffusion.model import Decoder, Denoiser, Guided, Pixels
+from ptq_diffusion.model.decoder import load_decoder
 from ptq_diffusion.network import InputObservations, QuantizedDenoiser, load_quantized
 from ptq_diffusion.sampler import Table
 
 Part = TypeVar("Part")
 CPU = torch.device("cpu")
+PROMPTS = "prompts"
+"""The name of the artefact of encoded prompts."""
 
 
 class Workshop:
@@ -48,10 +59,55 @@ class Workshop:
         return self.on(CPU)
 
     def model(self, cfg: DictConfig) -> Denoiser:
-        """The float model that `cfg.model` names."""
+        """The float model that `cfg.model` names, without guidance."""
         model: Denoiser = self._once(lambda: construct(cfg.model), "model", plain(cfg.model))
         # Lightning leaves a model on the CPU.
         return model.to(self.device)
+
+    def guided(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> Denoiser:
+        """The float model that `cfg.model` names, guided as `cfg.condition` says.
+
+        Args:
+            cfg: the configuration.
+            inputs: artefacts by name, of which encoded prompts are read where the condition is prompts.
+
+        Raises:
+            ValueError: the network knows no null condition to guide away from.
+        """
+        model, guidance = self.model(cfg), cfg.condition.guidance
+        if guidance.scale == 1:
+            return model
+        null, (low, high) = null_condition(model, self.conditions(cfg, model, inputs)), guidance.interval
+        parts = plain(cfg.model), plain(cfg.condition), str(inputs.get(PROMPTS))
+        guided: Denoiser = self._once(lambda: Guided(model, null, guidance.scale, (low, high)), "guided", *parts)
+        return guided.to(self.device)
+
+    def conditions(self, cfg: DictConfig, model: Denoiser, inputs: Mapping[str, Path]) -> ConditionSource:
+        """The conditions that `cfg.condition` names, for a model, float or quantized; `inputs` as for `guided`.
+
+        Raises:
+            ValueError: labels that the network does not know.
+        """
+        condition = cfg.condition
+        if condition.source is None:
+            return Unconditional()
+        prompts = inputs.get(PROMPTS)
+
+        def build() -> ConditionSource:
+            source, embedded = construct(condition.source), condition.guidance.embedded
+            if isinstance(source, Labels):
+                return DrawnLabels.of_network(source, model.classes, embedded)
+            assert prompts is not None, "a stage of a model with prompts needs them"
+            return EncodedPrompts.load(prompts, embedded)
+
+        source: ConditionSource = self._once(build, "conditions", plain(condition), model.classes, str(prompts))
+        return source
+
+    def decoder(self, cfg: DictConfig) -> Decoder:
+        """The decoder of the model that `cfg.model` names, which turns latents into images."""
+        path = cfg.model.get("path")
+        decoder: Decoder = self._once(lambda: Pixels() if path is None else load_decoder(path), "decoder", path)
+        return decoder.to(self.device)
 
     def table(self, cfg: DictConfig, model: Denoiser) -> Table:
         """The table of the sampler that `cfg.sampler` names, for a model, float or quantized.

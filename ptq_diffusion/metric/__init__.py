@@ -16,6 +16,7 @@ from ptq_diffusion.metric.distance.neighbours import (
 from ptq_diffusion.metric.distance.psnr import PSNRToFloat, psnr
 from ptq_diffusion.metric.distance.ssim import SSIMToFloat, ssim
 from ptq_diffusion.metric.distance_to_float import DistanceToFloat
+from ptq_diffusion.metric.feature.efficientnet_lite0 import EfficientNetLite0
 from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
 from ptq_diffusion.metric.feature.pixels import Pixels
 from ptq_diffusion.metric.feature.resnet9 import FEATURE_NETWORKS, ResNet9
@@ -39,6 +40,7 @@ __all__ = [
     "Coverage",
     "Density",
     "DistanceToFloat",
+    "EfficientNetLite0",
     "Estimate",
     "Evidence",
     "FEATURE_NETWORKS",

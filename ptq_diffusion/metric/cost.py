@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ptq_diffusion.bitwidth.cost import macs_by_bits, plan_cost
 from ptq_diffusion.bitwidth.cost import mean_bits as mean_bits_of
-from ptq_diffusion.model.denoiser import Denoiser
+from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 
@@ -56,30 +56,30 @@ class VariantCost:
     weight_bytes: int
 
 
-def cost(model: Denoiser, plan: BitwidthPlan, steps: int) -> Cost:
+def cost(architecture: Architecture, plan: BitwidthPlan, steps: int) -> Cost:
     """The cost of sampling with a plan.
 
     Args:
-        model: the float model.
+        architecture: of the network, over the table.
         plan: bits of every site; 32 bits throughout is full precision.
-        steps: network evaluations of one image; of a plan that varies, the steps of its table.
+        steps: rows of the table; a guided network is evaluated twice for one image at some of them.
 
     Raises:
         ValueError: the plan was made for another number of steps.
     """
-    total = plan_cost(model.architecture(), plan, steps)
+    total = plan_cost(architecture, plan, steps)
     return Cost(total.bops, total.attention_bops, total.stored_bits // 8)
 
 
 def variant_cost(
-    model: Denoiser, plan: BitwidthPlan, steps: int, weight_bytes: int, evaluations: int = 0, macs: int = 0
+    architecture: Architecture, plan: BitwidthPlan, steps: int, weight_bytes: int, evaluations: int = 0, macs: int = 0
 ) -> VariantCost:
     """The cost of a variant, with what a correction adds to the network.
 
     Args:
-        model: the float model.
+        architecture: of the network, over the table.
         plan: bits of every site.
-        steps: rows of the table, each one evaluation of the network.
+        steps: rows of the table.
         weight_bytes: of all that the variant stores.
         evaluations: of the network, beside those of the table.
         macs: multiply-accumulates of the correction for one image, in float.
@@ -87,21 +87,21 @@ def variant_cost(
     Raises:
         ValueError: the plan was made for another number of steps.
     """
-    total = plan_cost(model.architecture(), plan, steps)
+    total = plan_cost(architecture, plan, steps)
     # An evaluation beside the table's counts as its mean step, whatever bits it has: exact where bits do not vary.
     bops, attention = (x * (steps + evaluations) // steps for x in (total.bops, total.attention_bops))
     bops += macs * FLOAT_BITS**2
-    bits, means = usual_bits(model, plan), mean_bits(model, plan)
+    bits, means = usual_bits(architecture, plan), mean_bits(architecture, plan)
     return VariantCost(*bits, *means, bops, total.float_bops / bops, attention / bops, weight_bytes)
 
 
-def usual_bits(model: Denoiser, plan: BitwidthPlan) -> tuple[int, int]:
+def usual_bits(architecture: Architecture, plan: BitwidthPlan) -> tuple[int, int]:
     """The (weight, activation) bits that most multiply-accumulates use, the WxAy by which a plan is called."""
-    totals = macs_by_bits(model.architecture(), plan, plan.steps)
+    totals = macs_by_bits(architecture, plan, len(architecture.rows) or plan.steps)
     usual = max(totals, key=lambda bits: totals[bits])
     return usual.weight, usual.activation
 
 
-def mean_bits(model: Denoiser, plan: BitwidthPlan) -> tuple[float, float]:
+def mean_bits(architecture: Architecture, plan: BitwidthPlan) -> tuple[float, float]:
     """The (weight, activation) bits of a multiply-accumulate of layers with weights, on average over all steps."""
-    return mean_bits_of(model.architecture(), plan, plan.steps)
+    return mean_bits_of(architecture, plan, len(architecture.rows) or plan.steps)

@@ -1,18 +1,23 @@
 """Floor 1: what is denoised."""
 
 from ptq_diffusion.model.condition import Condition
+from ptq_diffusion.model.decoder import Decoder, Pixels
 from ptq_diffusion.model.denoiser import Denoiser, Output, Timestep
 from ptq_diffusion.model.diffusers_denoiser import DiffusersDenoiser
 from ptq_diffusion.model.gaussian import GaussianDenoiser
+from ptq_diffusion.model.guided import Guided
 from ptq_diffusion.model.site import Kind, Role, Site
 
 __all__ = [
     "Condition",
+    "Decoder",
     "Denoiser",
     "DiffusersDenoiser",
     "GaussianDenoiser",
+    "Guided",
     "Kind",
     "Output",
+    "Pixels",
     "Role",
     "Site",
     "Timestep",

@@ -69,6 +69,10 @@ class Condition:
         """The condition on another device."""
         return Condition(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
+    def cloned(self) -> "Condition":
+        """The condition in memory of its own, which may take part in gradients though it was made without."""
+        return Condition(**{name: tensor.clone() for name, tensor in self.tensors().items()})
+
     def expanded(self, samples: int) -> "Condition":
         """The condition of one sample for `samples` of them.
 
@@ -78,6 +82,11 @@ class Condition:
         if len(self) != 1:
             raise ValueError(f"expected the condition of 1 sample to repeat, got one of {len(self)}; take rows of it")
         return Condition(**{name: tensor.expand(samples, *tensor.shape[1:]) for name, tensor in self.tensors().items()})
+
+
+def rows_of(condition: Condition | None, samples: slice | Sequence[int] | Tensor) -> Condition | None:
+    """The condition of some of the samples, where there is any."""
+    return None if condition is None else condition.rows(samples)
 
 
 def concatenated(first: Condition, second: Condition) -> Condition:

@@ -34,7 +34,7 @@ class Output(NamedTuple):
     Attributes:
         m: the native output (epsilon, v or x0), (B, C, H, W).
         features: the input of a quantized network's output layer, after the activation quantizer, (B, F, H/p, W/p), p
-            being the patch size; None for a float network.
+            being the patch size, combined over the rows of an image as m is; None for a float network.
     """
 
     m: Tensor
@@ -64,24 +64,36 @@ class Denoiser(nn.Module, ABC):
         """
 
     @property
-    def answers_at_zero(self) -> bool:
-        """Whether the network can be told t = 0, where some take the logarithm of the time."""
-        return True
-
-    @property
     def needs(self) -> Sequence[str]:
-        """The names of the tensors of a condition that the model reads."""
+        """The names of the tensors of a condition that the network reads; none of an unconditional one."""
         return ()
 
     @property
     def classes(self) -> int | None:
-        """How many classes there are, the labels from 0 up; None where the model reads no labels."""
+        """The number of classes, whose labels are 0 to one less; None of a network that reads no labels."""
         return None
 
     @property
     def null(self) -> Condition | None:
-        """The condition of one row that stands for "no class"; None where there is none."""
+        """The condition of one sample that means no class, for guidance; None where the network knows none."""
         return None
+
+    def rows_per_image(self, step: Timestep) -> int:  # noqa: ARG002
+        """The number of rows of a batch that the network is asked about for one image at a step."""
+        return 1
+
+    def rows(self, images: Tensor, step: Timestep) -> Tensor:
+        """The marks of the network's rows, (R B,), from those of images, (B,): a batch follows the other."""
+        return images.repeat(self.rows_per_image(step))
+
+    def combined(self, rows: Tensor, step: Timestep) -> Tensor:  # noqa: ARG002
+        """Outputs or features of images, (B, ...), from those of the network's rows, (R B, ...), linear in them."""
+        return rows
+
+    @property
+    def answers_at_zero(self) -> bool:
+        """Whether the network can be told t = 0, where some take the logarithm of the time."""
+        return True
 
     @property
     def patch_size(self) -> int:
@@ -114,19 +126,16 @@ class Denoiser(nn.Module, ABC):
     def attention_macs(self) -> int:
         """Multiply-accumulates of one forward of one sample in attention's products that are no sites."""
 
-    def architecture(self) -> Architecture:
-        """The network as planning sees it."""
+    def architecture(self, steps: Sequence[Timestep] = ()) -> Architecture:
+        """The network as planning sees it, over a table; without one it is asked about one row a step."""
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
-        return Architecture(tuple(self.sites()), self.attention_macs(), parameters)
+        rows = tuple(self.rows_per_image(step) for step in steps)
+        return Architecture(tuple(self.sites()), self.attention_macs(), parameters, rows)
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits over all parameters of the network."""
+        """Sixteen hex digits over all that changes its outputs: the parameters of the network, and guidance."""
         return tensors_digest(self.network.state_dict())
 
     @abstractmethod
     def with_network(self, network: nn.Module) -> "Denoiser":
         """The same model around another network of its class, such as a quantized copy; neither is changed."""
-
-    def decode(self, x_0: Tensor) -> Tensor:
-        """Images in [0, 1] from latents in [-1, 1]."""
-        return (x_0 / 2 + 0.5).clamp(0, 1)

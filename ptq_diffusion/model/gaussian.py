@@ -57,7 +57,3 @@ class GaussianDenoiser(Denoiser):
         if not isinstance(network, Denoiser):
             raise TypeError(f"expected a denoiser in place of the Gaussian one, got {type(network).__name__}")
         return network
-
-    def decode(self, x_0: Tensor) -> Tensor:
-        """The latents themselves, unclamped: a Gaussian has no range."""
-        return torch.as_tensor(x_0)

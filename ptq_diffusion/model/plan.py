@@ -129,17 +129,22 @@ class BitwidthPlan:
             raise ValueError(f"expected a plan with the same bits at all steps, this one has {self.steps}; name a step")
         return self.at(site, 0)
 
-    def counts(self, site: str, steps: int) -> Mapping[LayerBits, int]:
-        """The number of steps, of `steps`, at which a site has which bits; a plan made for one step takes any number.
+    def counts(self, site: str, rows: Sequence[int]) -> Mapping[LayerBits, int]:
+        """The number of rows, of those that are asked at every step, for which a site has which bits.
+
+        A plan made for one step takes any number of steps.
 
         Raises:
             KeyError: the plan has no such site.
             ValueError: the plan is made for another number of steps.
         """
-        self._require_steps(steps)
+        self._require_steps(len(rows))
         if self.steps == 1:
-            return {self.at(site, 0): steps}
-        return Counter(self.at(site, i) for i in range(steps))
+            return {self.at(site, 0): sum(rows)}
+        counts = Counter[LayerBits]()
+        for i, count in enumerate(rows):
+            counts[self.at(site, i)] += count
+        return counts
 
     def weight_copies(self, site: str) -> tuple[int, ...]:
         """The bitwidths in which a site's weight is stored, ascending; each is a copy.

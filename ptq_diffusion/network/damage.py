@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.network.layer import QuantizedLayer
 from ptq_diffusion.network.rescaling import InputGrid, Rescaling, Spread
 from ptq_diffusion.numeric.grid import Grid
@@ -76,7 +76,14 @@ class Adjoint:
     gradients: Mapping[str, Tensor]
 
 
-def step_adjoint(model: Denoiser, names: Sequence[str], x_t: Tensor, step: Step, adjoint: Tensor) -> Adjoint:
+def step_adjoint(
+    model: Denoiser,
+    names: Sequence[str],
+    x_t: Tensor,
+    step: Step,
+    adjoint: Tensor,
+    condition: Condition | None = None,
+) -> Adjoint:
     """Take one step backwards: from the gradient by x_s to those by x_t and by every layer's output.
 
     Args:
@@ -85,6 +92,7 @@ def step_adjoint(model: Denoiser, names: Sequence[str], x_t: Tensor, step: Step,
         x_t: the state of float sampling, (B, C, H, W).
         step: from x_t to x_s.
         adjoint: the gradient by x_s, (B, C, H, W).
+        condition: of the B samples.
 
     Raises:
         ValueError: a layer is called twice, or the step reads earlier predictions of x_0.
@@ -95,7 +103,7 @@ def step_adjoint(model: Denoiser, names: Sequence[str], x_t: Tensor, step: Step,
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t.clone().requires_grad_(True)
         with recording(model.network, names, calls):
-            m = model.predict(x, step).m
+            m = model.predict(x, step, None if condition is None else condition.cloned()).m
         x_s = step.mean(x, m)  # No gradient depends on the noise that is added.
         variables = [x, *(call.probe for call in calls.values())]
         state, *gradients = torch.autograd.grad(x_s, variables, adjoint.clone(), allow_unused=True)
@@ -117,12 +125,15 @@ class LayerDamage:
         weight: the float layer's weight.
         call: the float layer's call.
         gradient: the gradient of <v, x_0> by the layer's output, (B, ...).
+        images: B. A guided network has rows for them once or twice; a layer that is computed once for all, such as
+            that of a time embedding, has one, and its damage is that of all images together.
     """
 
     layer: QuantizedLayer
     weight: Tensor
     call: LayerCall
     gradient: Tensor
+    images: int
 
     @cached_property
     def _target(self) -> Spread:
@@ -141,4 +152,7 @@ class LayerDamage:
         channels = self.layer.channels
         rescaling = Rescaling.between(Spread.of(output, channels), self._target)
         error = rescaling.of(output, channels) - self.call.y
-        return float((self.gradient * error).flatten(1).sum(1, dtype=torch.float64).square().sum())
+        by_row = (self.gradient * error).flatten(1).sum(1, dtype=torch.float64)
+        # Directions of different images are independent, so that a sum over images has the sum of their squares.
+        by_image = by_row.sum() if len(by_row) % self.images else by_row.view(-1, self.images).sum(0)
+        return float(by_image.square().sum())

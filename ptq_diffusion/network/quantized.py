@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ptq_diffusion.model import Condition, Denoiser, Output, Role, Site, Timestep
+from ptq_diffusion.model import Condition, Denoiser, Guided, Output, Role, Site, Timestep
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.network.attention import PROCESSOR, QuantizedAttention, quantized_attentions
 from ptq_diffusion.network.integers import StoredWeight
@@ -61,10 +61,6 @@ class QuantizedDenoiser(Denoiser):
         return self._denoiser
 
     @property
-    def answers_at_zero(self) -> bool:
-        return self._denoiser.answers_at_zero
-
-    @property
     def needs(self) -> Sequence[str]:
         return self._denoiser.needs
 
@@ -75,6 +71,16 @@ class QuantizedDenoiser(Denoiser):
     @property
     def null(self) -> Condition | None:
         return self._denoiser.null
+
+    def rows_per_image(self, step: Timestep) -> int:
+        return self._denoiser.rows_per_image(step)
+
+    def combined(self, rows: Tensor, step: Timestep) -> Tensor:
+        return self._denoiser.combined(rows, step)
+
+    @property
+    def answers_at_zero(self) -> bool:
+        return self._denoiser.answers_at_zero
 
     @property
     def patch_size(self) -> int:
@@ -93,7 +99,8 @@ class QuantizedDenoiser(Denoiser):
         if len(features) != 1:
             raise ValueError(f"expected an output layer that is computed once, it was {len(features)} times")
         height, width = x_t.shape[2:]
-        return Output(m, self._denoiser.feature_map(features[0], (height, width)))
+        rows = self._denoiser.feature_map(features[0], (height, width))
+        return Output(m, self._denoiser.combined(rows, step))
 
     @contextmanager
     def _features(self) -> Iterator[list[Tensor]]:
@@ -110,15 +117,12 @@ class QuantizedDenoiser(Denoiser):
         return self._attention_macs
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits over all tensors of the denoiser, its plan, and the kinds of its grids."""
+        """Sixteen hex digits over all tensors of the denoiser, guidance, its plan, and the kinds of its grids."""
         text = json.dumps([self._denoiser.fingerprint(), self.plan.fingerprint(), self.symmetric()])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def with_network(self, network: nn.Module) -> Denoiser:
         return self._denoiser.with_network(network)
-
-    def decode(self, x_0: Tensor) -> Tensor:
-        return self._denoiser.decode(x_0)
 
     def layer(self, name: str) -> QuantizedLayer:
         """The layer at a site."""
@@ -168,6 +172,12 @@ class QuantizedDenoiser(Denoiser):
         for name, attention in copied.attentions().items():
             attention.operands = nn.ModuleDict({letter: settings[f"{name}.{letter}"] for letter in attention.operands})
         return copied
+
+    def unguided(self) -> "QuantizedDenoiser":
+        """The same network without its guidance, for a pipeline that guides by itself; tensors are shared."""
+        if not isinstance(self._denoiser, Guided):
+            return self
+        return QuantizedDenoiser(self._denoiser.denoiser, self._sites, self._attention_macs, self.plan, self._current)
 
     def rescaled(self, rescalings: Sequence[Mapping[str, Rescaling]]) -> "QuantizedDenoiser":
         """The network with rescalings of its layers, by name, for every step of a table.

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ptq_diffusion.model import Denoiser, DiffusersDenoiser
+from ptq_diffusion.model import Condition, Denoiser, DiffusersDenoiser, Guided
 from ptq_diffusion.model.diffusers_denoiser import Classes
 from ptq_diffusion.model.family import FAMILIES
 from ptq_diffusion.model.plan import BitwidthPlan
@@ -26,7 +26,7 @@ FILES = (DESCRIPTION, TENSORS)
 """The files of a folder."""
 VERSION = 4
 """The version of the format."""
-SETTINGS, WEIGHT, BIAS, OTHER = "settings", "weight", "bias", "other"
+SETTINGS, WEIGHT, BIAS, OTHER, NULL = "settings", "weight", "bias", "other", "null"
 """First parts of the names of tensors."""
 CLASS_TABLE = "class_embedder"
 """The name of the embeddings that labels stand for."""
@@ -39,7 +39,8 @@ def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
         TypeError: a denoiser that is not of diffusers.
         ValueError: layers are rescaled, which belongs to a correction and is saved with it.
     """
-    denoiser = quantized.denoiser
+    guided = quantized.denoiser
+    denoiser = guided.denoiser if isinstance(guided, Guided) else guided
     if rescaled := [name for name, settings in quantized.settings.items() if settings.gain is not None]:
         raise ValueError(
             f"expected a network as it was quantized, got one with rescaled layers, such as {rescaled[0]}; save the "
@@ -54,6 +55,7 @@ def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
         "network": denoiser.config,
         "scheduler": denoiser.scheduler_config,
         "classes": None if denoiser.folder_classes is None else denoiser.folder_classes.count,
+        "guidance": {"scale": guided.scale, "interval": guided.interval} if isinstance(guided, Guided) else None,
         "symmetric": quantized.symmetric(),
         "plan": json.loads(quantized.plan.to_json()),
     }
@@ -91,8 +93,12 @@ def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
             tensors |= {f"{WEIGHT}/{name}/{place}/{part}": tensor for part, tensor in weight.tensors().items()}
         if layer.bias is not None:
             tensors[f"{BIAS}/{name}"] = layer.bias
-    if isinstance(quantized.denoiser, DiffusersDenoiser) and quantized.denoiser.table is not None:
-        tensors[CLASS_TABLE] = quantized.denoiser.table
+    denoiser = quantized.denoiser
+    if isinstance(denoiser, Guided):
+        tensors |= {f"{NULL}/{name}": tensor for name, tensor in denoiser.null.tensors().items()}
+        denoiser = denoiser.denoiser
+    if isinstance(denoiser, DiffusersDenoiser) and denoiser.table is not None:
+        tensors[CLASS_TABLE] = denoiser.table
     prefixes, network = _module_prefixes(quantized.sites(), quantized.plan), quantized.network
     # Some networks leave the places of tokens out of their state, as they can be computed.
     others = dict(network.named_buffers()) | network.state_dict()
@@ -134,10 +140,18 @@ def _rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Q
     for name in quantized_attentions(sites, plan):
         install(network, name, table, current)
     _assign_others(network, _below(OTHER, tensors), _module_prefixes(sites, plan))
-    denoiser: Denoiser = float_model.with_network(network.requires_grad_(False))
+    denoiser = _guided(float_model.with_network(network.requires_grad_(False)), description, tensors)
     quantized = QuantizedDenoiser(denoiser, sites, float_model.attention_macs(), plan, current)
     _require_consistent(quantized, table, tensors)
     return quantized
+
+
+def _guided(denoiser: Denoiser, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Denoiser:
+    """The denoiser with the guidance that is described, if any."""
+    if (guidance := description["guidance"]) is None:
+        return denoiser
+    null = Condition.of_tensors(_below(NULL, tensors))
+    return Guided(denoiser, null, guidance["scale"], tuple(guidance["interval"]))
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,33 +5,46 @@ from pathlib import Path
 
 import lightning as L
 from omegaconf import DictConfig
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from ptq_diffusion.engine.chunks import read_chunks
+from ptq_diffusion.engine.chunks import Chunk
+from ptq_diffusion.engine.conditions import ConditionSource
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model import Condition, Denoiser
+from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network import InputObservations
 from ptq_diffusion.sampler import Step
-from ptq_diffusion.stage.trajectories import Trajectories
+from ptq_diffusion.stage.prompts import EncodePrompts
+from ptq_diffusion.stage.trajectories import Trajectories, calibration_chunks
 
 OBSERVATIONS = "inputs.safetensors"
 """The file of the artefact."""
 
 
-class States(IterableDataset[tuple[int, Tensor]]):
-    """The pairs (i, x_t) of a step's index and its states, of all chunks; one chunk is in memory at a time."""
+class States(IterableDataset[tuple[int, Tensor, Condition | None]]):
+    """A step's index, its states and their condition, of all steps and chunks; one chunk is in memory at a time.
 
-    def __init__(self, folder: Path, steps: Sequence[Step]) -> None:
-        self.folder, self.table = folder, steps
+    Args:
+        folder: of the chunks' files.
+        chunks: in their order.
+        steps: how many each file holds states of.
+        conditions: of the samples.
+    """
+
+    def __init__(self, folder: Path, chunks: Sequence[Chunk], steps: int, conditions: ConditionSource) -> None:
+        self.folder, self.chunks, self.steps, self.conditions = folder, chunks, steps, conditions
 
     def __len__(self) -> int:
-        return len(list(self.folder.glob("*.safetensors"))) * len(self.table)
+        return len(self.chunks) * self.steps
 
-    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        for chunk in read_chunks(self.folder):
-            yield from enumerate(chunk["states"])
+    def __iter__(self) -> Iterator[tuple[int, Tensor, Condition | None]]:
+        for chunk in self.chunks:
+            condition = rows_of(chunk.condition(self.conditions), slice(chunk.count))
+            for i, x_t in enumerate(load_file(self.folder / chunk.name)["states"]):
+                yield i, x_t, condition
 
 
 class Calibration(L.LightningModule):
@@ -41,10 +54,10 @@ class Calibration(L.LightningModule):
         super().__init__()
         self.model, self.observations, self.table = model, observations, table
 
-    def predict_step(self, batch: tuple[int, Tensor], _: int) -> None:
-        i, x_t = batch
+    def predict_step(self, batch: tuple[int, Tensor, Condition | None], _: int) -> None:
+        i, x_t, condition = batch
         with self.observations.observing(self.model.network):
-            self.model.predict(x_t, self.table[i])
+            self.model.predict(x_t, self.table[i], condition)
 
 
 class Calibrate(ModelStage):
@@ -52,14 +65,14 @@ class Calibrate(ModelStage):
 
     name = "calibrate"
     version = 3
-    needs = (Trajectories,)
-    uses = ("model", "sampler", "quantizer.activation")
+    needs = (Trajectories, EncodePrompts)
+    uses = ("model", "condition", "sampler", "calibration", "micro_batch", "quantizer.activation")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
-        model = shop.model(cfg)
+        model = shop.guided(cfg, inputs)
         observations = shop.observations(cfg, model)
-        table = shop.table(cfg, model)
-        states = States(inputs[Trajectories.name] / "chunks", table)
+        table, conditions = shop.table(cfg, model), shop.conditions(cfg, model, inputs)
+        states = States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), len(table), conditions)
         trainer = shop.runtime.trainer(out, self.title)
         calibration = Calibration(model, observations, table)
         trainer.predict(calibration, DataLoader(states, batch_size=None), return_predictions=False)

@@ -22,6 +22,7 @@ from ptq_diffusion.network.saving import FILES as QUANTIZED
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.plan import Plan, read_plan
+from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.samples import SAMPLING, read_images
@@ -47,8 +48,8 @@ class Evaluate(ModelStage):
 
     name = "evaluate"
     version = 2
-    needs = (Plan, Quantize, FullPrecisionSamples, QuantizedSamples, Fit, CorrectedSamples)
-    uses = ("model", *SAMPLING, "feature", "reference", "metric", "judging")
+    needs = (Plan, Quantize, FullPrecisionSamples, QuantizedSamples, Fit, CorrectedSamples, EncodePrompts)
+    uses = (*SAMPLING, "feature", "reference", "metric", "judging")
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         checksums = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}
@@ -102,17 +103,19 @@ def variant_costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -
     A correction adds its own operations, in float, its coefficients, and evaluations of the network beside one a step.
     Bytes are those of the files: packed integers, scales, settings of every step, coefficients.
     """
-    model = shop.model(cfg)
-    steps, plan = len(shop.table(cfg, model)), read_plan(inputs[Plan.name])
+    model = shop.guided(cfg, inputs)
+    table, plan = shop.table(cfg, model), read_plan(inputs[Plan.name])
+    architecture, steps = model.architecture(table), len(table)
     unquantized = BitwidthPlan.constant(dict.fromkeys(plan.sites, LayerBits(FLOAT_BITS, FLOAT_BITS)))
     correction = FittedCorrection.load(inputs[Fit.name])
     network = bytes_of(inputs[Quantize.name], QUANTIZED)
     coefficients = bytes_of(inputs[Fit.name], CORRECTION)
+    float_bytes = cost(architecture, unquantized, steps).weight_bytes
     beside = (correction.evaluations, correction.macs(model.shape))
     return {
-        "full_precision": variant_cost(model, unquantized, steps, cost(model, unquantized, steps).weight_bytes),
-        "quantized": variant_cost(model, plan, steps, network),
-        "corrected": variant_cost(model, plan, steps, network + coefficients, *beside),
+        "full_precision": variant_cost(architecture, unquantized, steps, float_bytes),
+        "quantized": variant_cost(architecture, plan, steps, network),
+        "corrected": variant_cost(architecture, plan, steps, network + coefficients, *beside),
     }
 
 

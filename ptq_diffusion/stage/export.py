@@ -3,25 +3,41 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from diffusers import DDPMPipeline
 from omegaconf import DictConfig
 
-from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
-from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.correction import CorrectedNetwork, FittedCorrection
+from ptq_diffusion.correction.pipeline.pipeline_folder import pipeline_name, write_pipeline
+from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.model import Denoiser, Pixels
+from ptq_diffusion.model.loading import MODELS
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.quantize import Quantize
 
 
-class Export(Stage):
-    """A folder for `DDPMPipeline.from_pretrained`, which draws the images of `samples_corrected`."""
+class Export(ModelStage):
+    """A folder for the `from_pretrained` of a stock pipeline, which draws the images of `samples_corrected`.
+
+    The pipeline is that of the model folder, with its decoder and text encoders, or a `DDPMPipeline` of an
+    unconditional network of pixels. Guidance is left to it: it must be called with the scale of the experiment.
+    """
 
     name = "export"
-    version = 1
+    version = 2
     needs = (Quantize, Fit)
-    uses = ()
+    uses = ("model",)
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
-        correction = FittedCorrection.load(inputs[Fit.name])
-        network = CorrectedNetwork(shop.host.quantized(inputs[Quantize.name]), correction)
-        DDPMPipeline(network, CorrectedScheduler(correction.without_repairs())).save_pretrained(out)
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        quantized = shop.host.quantized(inputs[Quantize.name])
+        network = CorrectedNetwork(quantized, FittedCorrection.load(inputs[Fit.name]))
+        name = export_name(cfg, quantized, shop)
+        write_pipeline(MODELS.path(cfg.model.path), name, network, out)
+        scale = network.config.guidance_scale
+        call = f", call it with guidance_scale={scale:g}" if scale != 1 else ""
+        shop.runtime.say(f"export: load it with {name}.from_pretrained{call}")
+
+
+def export_name(cfg: DictConfig, model: Denoiser, shop: Workshop) -> str:
+    """The name of the stock pipeline of an export, see `pipeline_name`."""
+    latent = not isinstance(shop.decoder(cfg), Pixels)
+    return pipeline_name(MODELS.path(cfg.model.path), model.needs, latent)

@@ -21,7 +21,8 @@ from ptq_diffusion.stage.drawing.images import DrawImages
 from ptq_diffusion.stage.fit_table import carried, fit_table
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint
-from ptq_diffusion.stage.path_fit import PathFit
+from ptq_diffusion.stage.path_fit import Images, PathFit
+from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 
 
@@ -30,21 +31,21 @@ class Fit(ModelStage):
 
     name = "fit"
     version = 1
-    needs = (Quantize, FloatPath, Noise)
-    uses = ("model", "sampler", "noise", "micro_batch", "correction")
+    needs = (Quantize, FloatPath, Noise, EncodePrompts)
+    uses = ("model", "condition", "sampler", "noise", "micro_batch", "correction")
     scratch = ("path_fit", "trial")
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
         """A choice needs every candidate fitted; a fit the noise or the float path, and the quantized network."""
         correction = construct(cfg.correction)
-        quantized = {Quantize.name: Need(Quantize, cfg)}
+        needs = {stage.name: Need(stage, cfg) for stage in (Quantize, EncodePrompts) if stage.serves(cfg)}
         if isinstance(correction, Auto):
-            return quantized | {
+            return needs | {
                 name: Need(Fit, with_candidate(cfg, name), f"leave it out with ~correction.candidates.{name}")
                 for name in correction.candidates
             }
         need = Noise if correction.reads is Reads.MOMENTS else FloatPath
-        return quantized | {need.name: Need(need, cfg)}
+        return needs | {need.name: Need(need, cfg)}
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         correction = construct(cfg.correction)
@@ -77,11 +78,10 @@ class Fit(ModelStage):
 
     def path_fit(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path, shop: Workshop) -> PathFit:
         """The fit along a path, on the images of `noise`."""
-        model = shop.model(cfg)
-        quantized = shop.quantized(inputs[Quantize.name])
-        beside = FloatOutputs(inputs[FloatPath.name])
-        steps, images = fit_table(cfg, model, shop), noise_chunks(cfg)
-        return PathFit(model, quantized, construct(cfg.correction), steps, images, beside.of, folder)
+        model = shop.guided(cfg, inputs)
+        networks = model, shop.quantized(inputs[Quantize.name])
+        images = Images(noise_chunks(cfg), FloatOutputs(inputs[FloatPath.name]).of, shop.conditions(cfg, model, inputs))
+        return PathFit(*networks, construct(cfg.correction), fit_table(cfg, model, shop), images, folder)
 
     def _choose(self, correction: Auto, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         """Let every candidate draw the same images, and keep the one that is chosen."""
@@ -100,10 +100,13 @@ class Fit(ModelStage):
 
     def trial(self, cfg: DictConfig, inputs: Mapping[str, Path], name: str, shop: Workshop) -> DrawImages:
         """The work of every device for a candidate, or for the float model."""
+        decoder = shop.decoder(cfg)
         if name == FLOAT:
-            model = shop.model(cfg)
-            return DrawImages.of(model, shop.table(cfg, model))
-        return draw_corrected(shop.quantized(inputs[Quantize.name]), FittedCorrection.load(inputs[name]))
+            model = shop.guided(cfg, inputs)
+            return DrawImages.of(model, shop.table(cfg, model), shop.conditions(cfg, model, inputs), decoder)
+        quantized = shop.quantized(inputs[Quantize.name])
+        conditions = shop.conditions(cfg, quantized, inputs)
+        return draw_corrected(quantized, FittedCorrection.load(inputs[name]), conditions, decoder)
 
 
 def with_candidate(cfg: DictConfig, name: str) -> DictConfig:

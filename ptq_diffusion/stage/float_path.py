@@ -10,22 +10,26 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, chunks, run_chunks
+from ptq_diffusion.engine.conditions import ConditionSource
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.sampler import Step, Table, sample
 from ptq_diffusion.stage.fit_table import fit_table
+from ptq_diffusion.stage.prompts import EncodePrompts
 
 
 class RecordOutputs(ChunkWork):
     """Float sampling that keeps every output, also of the padding: its readers ask other networks for whole chunks."""
 
-    def __init__(self, model: Denoiser, steps: Table) -> None:
+    def __init__(self, model: Denoiser, steps: Table, conditions: ConditionSource) -> None:
         super().__init__()
-        self.model, self.steps = model, steps
+        self.model, self.steps, self.conditions = model, steps, conditions
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
-        walk = sample(lambda x, s: self.model.predict(x, s).m, self.steps, chunk.noise(self.model.shape), device=device)
+        condition = chunk.condition(self.conditions, device)
+        noise = chunk.noise(self.model.shape)
+        walk = sample(lambda x, s: self.model.predict(x, s, condition).m, self.steps, noise, device=device)
         return {"m": torch.stack([visit.m.cpu() for visit in walk])}
 
 
@@ -58,15 +62,16 @@ class FloatPath(ModelStage):
 
     name = "float_path"
     version = 1
-    uses = ("model", "sampler", "noise", "micro_batch")
+    needs = (EncodePrompts,)
+    uses = ("model", "condition", "sampler", "noise", "micro_batch")
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
-        run_chunks(partial(self.work, cfg), noise_chunks(cfg), out / "chunks", shop, self.title)
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", shop, self.title)
 
-    def work(self, cfg: DictConfig, shop: Workshop) -> RecordOutputs:
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> RecordOutputs:
         """The work of every device."""
-        model = shop.model(cfg)
-        return RecordOutputs(model, fit_table(cfg, model, shop))
+        model = shop.guided(cfg, inputs)
+        return RecordOutputs(model, fit_table(cfg, model, shop), shop.conditions(cfg, model, inputs))
 
 
 def noise_chunks(cfg: DictConfig) -> list[Chunk]:

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from ptq_diffusion.correction import Fingerprint, NoiseStatistics
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunks
+from ptq_diffusion.engine.conditions import ConditionSource
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import QuantizedDenoiser
-from ptq_diffusion.sampler import Step, Table, sample
+from ptq_diffusion.sampler import Step, Table, Visit, sample
 from ptq_diffusion.stage.fit_table import fit_table
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
+from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 
 
@@ -26,22 +28,32 @@ class MeasureNoise(ChunkWork):
         quantized: the network.
         steps: the table.
         m: the float output of a chunk at a step.
+        conditions: of the samples.
     """
 
-    def __init__(self, quantized: QuantizedDenoiser, steps: Table, m: Callable[[Chunk, Step], Tensor]) -> None:
+    def __init__(
+        self,
+        quantized: QuantizedDenoiser,
+        steps: Table,
+        m: Callable[[Chunk, Step], Tensor],
+        conditions: ConditionSource,
+    ) -> None:
         super().__init__()
-        self.quantized, self.steps, self.m = quantized, steps, m
+        self.quantized, self.steps, self.m, self.conditions = quantized, steps, m, conditions
         self.owner = noise_fingerprint(quantized, steps)
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
-        noise = chunk.noise(self.quantized.shape)
+        noise, condition = chunk.noise(self.quantized.shape), chunk.condition(self.conditions, device)
         walk = sample(lambda _, s: self.m(chunk, s).to(device), self.steps, noise, device=device)
 
         def rows(tensor: Tensor) -> Tensor:
             """Without padding, where moments are taken: they are float64, which not every device has."""
             return tensor[: chunk.count].cpu()
 
-        observations = ((rows(v.m), rows(self.quantized.predict(v.x_t, v.step).m), rows(v.x_t)) for v in walk)
+        def q(visit: Visit) -> Tensor:
+            return self.quantized.predict(visit.x_t, visit.step, condition).m
+
+        observations = ((rows(visit.m), rows(q(visit)), rows(visit.x_t)) for visit in walk)
         return NoiseStatistics.of(self.owner, observations, chunk.first).tensors()
 
 
@@ -50,8 +62,8 @@ class Noise(ModelStage):
 
     name = "noise"
     version = 1
-    needs = (Quantize, FloatPath)
-    uses = ("model", "sampler", "noise", "micro_batch")
+    needs = (Quantize, FloatPath, EncodePrompts)
+    uses = ("model", "condition", "sampler", "noise", "micro_batch")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", shop, self.title)
@@ -63,7 +75,8 @@ class Noise(ModelStage):
         """The work of every device."""
         model = shop.model(cfg)
         quantized = shop.quantized(inputs[Quantize.name])
-        return MeasureNoise(quantized, fit_table(cfg, model, shop), FloatOutputs(inputs[FloatPath.name]).of)
+        m, conditions = FloatOutputs(inputs[FloatPath.name]).of, shop.conditions(cfg, quantized, inputs)
+        return MeasureNoise(quantized, fit_table(cfg, model, shop), m, conditions)
 
 
 def noise_fingerprint(quantized: QuantizedDenoiser, steps: Table) -> Fingerprint:

@@ -2,7 +2,8 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -22,12 +23,29 @@ from ptq_diffusion.correction import (
 from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
 from ptq_diffusion.correction.evidence import SomeBatch
 from ptq_diffusion.engine.chunks import Chunk
+from ptq_diffusion.engine.conditions import ConditionSource
 from ptq_diffusion.engine.runtime import track
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model import Condition, Denoiser
+from ptq_diffusion.model.condition import concatenated, rows_of
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
 from ptq_diffusion.network.rescaling import named, of_named
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler import State, Step, Table
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that a correction is fitted on.
+
+    Args:
+        chunks: in their order.
+        float_m: the float output of a chunk at a step of float sampling.
+        conditions: of the images.
+    """
+
+    chunks: Sequence[Chunk]
+    float_m: Callable[[Chunk, Step], Tensor]
+    conditions: ConditionSource
 
 
 class PathFit:
@@ -41,8 +59,7 @@ class PathFit:
         quantized: the quantized one.
         correction: the method, which reads a path.
         steps: the table.
-        images: the images, in chunks.
-        float_m: the float output of a chunk at a step of float sampling.
+        images: the images.
         folder: for the files of the steps.
     """
 
@@ -52,13 +69,12 @@ class PathFit:
         quantized: QuantizedDenoiser,
         correction: Correction[PathEvidence],
         steps: Table,
-        images: Sequence[Chunk],
-        float_m: Callable[[Chunk, Step], Tensor],
+        images: Images,
         folder: Path,
     ) -> None:
         self.model, self.quantized = model, quantized
-        self.correction, self.steps, self.images = correction, steps, images
-        self.float_m, self.folder = float_m, folder
+        self.correction, self.steps, self.images = correction, steps, images.chunks
+        self.float_m, self.conditions, self.folder = images.float_m, images.conditions, folder
         self.fitted: list[StepCorrection] = []
         self._noise: dict[Chunk, ReplayedNoise] = {}
         self._ahead: dict[Chunk, tuple[State, State]] = {}
@@ -99,7 +115,8 @@ class PathFit:
             chunks_ahead = [chunk for chunk in self.images if chunk.first < count]
             self._ahead = {chunk: self._states(chunk, step, device) for chunk in chunks_ahead}
             y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in chunks_ahead])[:count]
-            rescalings, m = self.correction.rescalings(self.model, self.quantized, y_t, step)
+            condition = rows_of(self._condition(chunks_ahead, device), slice(len(y_t)))
+            rescalings, m = self.correction.rescalings(self.model, self.quantized, y_t, condition, step)
             write_tensors(file, named(rescalings) | {"m": m})
         tensors = load_file(file)
         return of_named({name: tensors[name] for name in tensors.keys() - {"m"}}), tensors["m"]
@@ -125,8 +142,8 @@ class PathFit:
         if holds_tensors(file):
             return
         float_state, state = self._ahead.pop(chunk) if chunk in self._ahead else self._states(chunk, step, device)
-        y_t = state.x
-        q, features = rescaled.predict(y_t, step)
+        y_t, condition = state.x, chunk.condition(self.conditions, device)
+        q, features = rescaled.predict(y_t, step, condition)
         assert features is not None, "a quantized network hands over features"
         float_m = self.float_m(chunk, step).to(device)
         tensors = {"m": float_m, "q": q, "x_t": y_t, "features": features} | _past_tensors(state.past, "past")
@@ -134,10 +151,17 @@ class PathFit:
             count = self._count_with_m(chunk)
             here = m[chunk.first : chunk.first + count].to(device)
             if len(here) < count:
-                here = torch.cat([here, self.model.predict(y_t[len(here) : count], step).m])
+                rest = slice(len(here), count)
+                here = torch.cat([here, self.model.predict(y_t[rest], step, rows_of(condition, rest)).m])
             tensors |= {"m": here, "float_m": float_m, "float_x_t": float_state.x.clone()}
             tensors |= _past_tensors(float_state.past, "float_past")
         write_tensors(file, tensors)
+
+    def _condition(self, chunks: Sequence[Chunk], device: torch.device) -> Condition | None:
+        """The condition of the images of some chunks, padding left out."""
+        parts = [rows_of(chunk.condition(self.conditions, device), slice(chunk.count)) for chunk in chunks]
+        conditions = [part for part in parts if part is not None]
+        return reduce(concatenated, conditions) if conditions else None
 
     def _states(self, chunk: Chunk, step: Step, device: torch.device) -> tuple[State, State]:
         """The states of float sampling and those on the path, from the files of the step before."""

@@ -14,6 +14,7 @@ from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage, Need
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.plan import BitwidthPlan
+from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity, with_offer
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
 
@@ -26,22 +27,24 @@ class Plan(ModelStage):
 
     name = "plan"
     version = 1
-    needs = (MeasureStepSignal, MeasureSensitivity)
-    uses = ("model", "sampler", "bitwidth")
+    needs = (MeasureStepSignal, MeasureSensitivity, EncodePrompts)
+    uses = ("model", "condition", "sampler", "bitwidth")
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
-        """The artefact of the measurement that the policy reads, if any."""
+        """The artefact of the measurement that the policy reads, if any, and prompts where guidance needs them."""
         reads = construct(cfg.bitwidth).reads
+        needs = {EncodePrompts.name: Need(EncodePrompts, cfg)} if EncodePrompts.serves(cfg) else {}
         if reads is Evidence.STEP_SNR:
-            return {MeasureStepSignal.name: Need(MeasureStepSignal, cfg)}
+            return needs | {MeasureStepSignal.name: Need(MeasureStepSignal, cfg)}
         if reads is Evidence.SENSITIVITY:
-            return {MeasureSensitivity.name: Need(MeasureSensitivity, with_offer(cfg))}
-        return {}
+            return needs | {MeasureSensitivity.name: Need(MeasureSensitivity, with_offer(cfg))}
+        return needs
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
-        model, policy = shop.model(cfg), construct(cfg.bitwidth)
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        model, policy = shop.guided(cfg, inputs), construct(cfg.bitwidth)
         assert isinstance(policy, BitwidthPolicy)
-        architecture, table = model.architecture(), shop.table(cfg, model)
+        table = shop.table(cfg, model)
+        architecture = model.architecture(table)
         policy.check(architecture, table)
         evidence = read_evidence(policy, inputs)
         if evidence is not None:

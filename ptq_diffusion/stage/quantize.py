@@ -11,6 +11,7 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import quantize, save_quantized
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.plan import Plan, read_plan
+from ptq_diffusion.stage.prompts import EncodePrompts
 
 
 class Quantize(ModelStage):
@@ -18,9 +19,10 @@ class Quantize(ModelStage):
 
     name = "quantize"
     version = 1
-    needs = (Calibrate, Plan)
-    uses = ("model", "quantizer")
+    needs = (Calibrate, Plan, EncodePrompts)
+    uses = ("model", "condition", "quantizer")
 
-    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         plan, observations = read_plan(inputs[Plan.name]), read_observations(cfg, inputs[Calibrate.name], shop.host)
-        save_quantized(quantize(shop.host.model(cfg), plan, observations, construct(cfg.quantizer.weight)), out)
+        model = shop.host.guided(cfg, inputs)
+        save_quantized(quantize(model, plan, observations, construct(cfg.quantizer.weight)), out)

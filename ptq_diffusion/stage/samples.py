@@ -10,15 +10,15 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
-from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.drawing.images import DrawImages
 
-IMAGES = ("images", "seeds", "micro_batch")
+IMAGES = ("model", "condition", "images", "seeds", "micro_batch")
 SAMPLING = ("sampler", *IMAGES)
 
 
-class Samples(Stage):
+class Samples(ModelStage):
     """Images, `images` in each chunk file."""
 
     @abstractmethod

@@ -10,6 +10,7 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.drawing.corrected import draw_corrected
 from ptq_diffusion.stage.drawing.images import DrawImages
 from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.samples import IMAGES, Samples
 
@@ -19,8 +20,9 @@ class CorrectedSamples(Samples):
 
     name = "samples_corrected"
     version = 1
-    needs = (Quantize, Fit)
+    needs = (Quantize, Fit, EncodePrompts)
     uses = IMAGES
 
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:  # noqa: ARG002
-        return draw_corrected(shop.quantized(inputs[Quantize.name]), FittedCorrection.load(inputs[Fit.name]))
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:
+        quantized, correction = shop.quantized(inputs[Quantize.name]), FittedCorrection.load(inputs[Fit.name])
+        return draw_corrected(quantized, correction, shop.conditions(cfg, quantized, inputs), shop.decoder(cfg))

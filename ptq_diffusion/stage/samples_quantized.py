@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.drawing.images import DrawImages
+from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.samples import SAMPLING, Samples
 
@@ -16,9 +17,10 @@ class QuantizedSamples(Samples):
 
     name = "samples_quantized"
     version = 1
-    needs = (Quantize,)
+    needs = (Quantize, EncodePrompts)
     uses = SAMPLING
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:
         quantized = shop.quantized(inputs[Quantize.name])
-        return DrawImages.of(quantized, shop.table(cfg, quantized))
+        conditions = shop.conditions(cfg, quantized, inputs)
+        return DrawImages.of(quantized, shop.table(cfg, quantized), conditions, shop.decoder(cfg))

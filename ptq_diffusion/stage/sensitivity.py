@@ -13,6 +13,7 @@ from ptq_diffusion.bitwidth.budget import Budget
 from ptq_diffusion.bitwidth.sensitivity import Sensitivity
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunks
+from ptq_diffusion.engine.conditions import ConditionSource
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
@@ -26,6 +27,7 @@ from ptq_diffusion.quantizer import AffineQuantizer
 from ptq_diffusion.sampler import Table, sample
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
+from ptq_diffusion.stage.prompts import EncodePrompts
 
 OFFER = ("weights", "activations", "patterns")
 """Options of a policy that say which bits it offers to which layers."""
@@ -50,6 +52,7 @@ class MeasureDamage(ChunkWork):
         table: the sampler's table.
         outputs: the outputs of the float network.
         parents: the chunk of the float path that each chunk lies in, by the index of its first sample.
+        conditions: of the samples.
     """
 
     def __init__(
@@ -62,27 +65,29 @@ class MeasureDamage(ChunkWork):
         table: Table,
         outputs: FloatOutputs,
         parents: Mapping[int, Chunk],
+        conditions: ConditionSource,
     ) -> None:
         super().__init__()
         self.model, self.networks = model, nn.ModuleList(networks)
         self.names, self.activations = list(names), list(activations)
         self.input_quantizer = input_quantizer
-        self.table, self.outputs, self.parents = table, outputs, parents
+        self.table, self.outputs, self.parents, self.conditions = table, outputs, parents, conditions
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
         shape = (len(self.names), len(self.table))
         weight = torch.zeros(*shape, len(self.networks), dtype=torch.float64)
         activation = torch.zeros(*shape, len(self.activations), dtype=torch.float64)
-        states = self._states(chunk, device)
+        states, condition = self._states(chunk, device), chunk.condition(self.conditions, device)
         rows = range(chunk.first, chunk.first + chunk.count)
         adjoint = SampleNoise(chunk.seed, rows, self.model.shape, "direction of x_0").draw(device)
         for step in reversed(self.table):
-            backward = step_adjoint(self.model, self.names, states[step.i], step, adjoint)
+            backward = step_adjoint(self.model, self.names, states[step.i], step, adjoint, condition)
             adjoint = backward.state
             for place, name in enumerate(self.names):
                 layers = [self._layer(network, name) for network in self.networks]
                 float_weight = self.model.network.get_parameter(f"{name}.weight")
-                damage = LayerDamage(layers[0], float_weight, backward.calls[name], backward.gradients[name])
+                of_layer = backward.calls[name], backward.gradients[name]
+                damage = LayerDamage(layers[0], float_weight, *of_layer, chunk.count)
                 weight[place, step.i] = _row(damage.of_weight(layer.operands(step.i)[0]) for layer in layers)
                 activation[place, step.i] = _row(map(partial(self._of_input, damage), self.activations))
         return {"weight": weight, "activation": activation}
@@ -114,15 +119,15 @@ class MeasureSensitivity(ModelStage):
 
     name = "sensitivity"
     version = 1
-    needs = (Calibrate, FloatPath)
-    uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "sensitivity", "micro_batch")
+    needs = (Calibrate, FloatPath, EncodePrompts)
+    uses = ("model", "condition", "sampler", "quantizer", "bitwidth", "noise", "sensitivity", "micro_batch")
     file = "sensitivity.safetensors"
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         chunks_to_do = [part for part, _ in sensitivity_chunks(cfg)]
         run_chunks(partial(self.work, cfg, inputs), chunks_to_do, out / "chunks", shop, self.title)
         parts = list(read_chunks(out / "chunks"))
-        model = shop.model(cfg)
+        model = shop.guided(cfg, inputs)
         numbers = cfg.sensitivity.images * torch.Size(model.shape).numel()
         weight, activation = (_total(parts, name) / numbers for name in ("weight", "activation"))
         policy, table = _policy(cfg), shop.table(cfg, model)
@@ -133,7 +138,7 @@ class MeasureSensitivity(ModelStage):
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasureDamage:
         """The work of every device."""
-        model, host_model, policy = shop.model(cfg), shop.host.model(cfg), _policy(cfg)
+        model, host_model, policy = shop.guided(cfg, inputs), shop.host.guided(cfg, inputs), _policy(cfg)
         architecture, table = model.architecture(), shop.table(cfg, model)
         observations = read_observations(cfg, inputs[Calibrate.name], shop.host)
         make_weight = construct(cfg.quantizer.weight)
@@ -144,9 +149,10 @@ class MeasureSensitivity(ModelStage):
         if not isinstance(input_quantizer, AffineQuantizer):
             kind = type(input_quantizer).__name__
             raise ValueError(f"expected an AffineQuantizer of activations to measure sensitivities of, got {kind}")
-        outputs = FloatOutputs(inputs[FloatPath.name])
+        outputs, conditions = FloatOutputs(inputs[FloatPath.name]), shop.conditions(cfg, model, inputs)
         parents = {part.first: parent for part, parent in sensitivity_chunks(cfg)}
-        return MeasureDamage(model, networks, names, policy.activations, input_quantizer, table, outputs, parents)
+        offered = names, policy.activations, input_quantizer
+        return MeasureDamage(model, networks, *offered, table, outputs, parents, conditions)
 
 
 def _total(parts: Iterable[Mapping[str, Tensor]], name: str) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.step_signal import StepSignal
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunks
+from ptq_diffusion.engine.conditions import ConditionSource
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
@@ -18,6 +19,7 @@ from ptq_diffusion.network import QuantizedDenoiser, quantize
 from ptq_diffusion.sampler import Table, sample
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
+from ptq_diffusion.stage.prompts import EncodePrompts
 
 
 class MeasurePowers(ChunkWork):
@@ -27,16 +29,24 @@ class MeasurePowers(ChunkWork):
         networks: one for each offer.
         table: the sampler's table.
         outputs: the outputs of the float network.
+        conditions: of the samples.
     """
 
-    def __init__(self, networks: Sequence[QuantizedDenoiser], table: Table, outputs: FloatOutputs) -> None:
+    def __init__(
+        self,
+        networks: Sequence[QuantizedDenoiser],
+        table: Table,
+        outputs: FloatOutputs,
+        conditions: ConditionSource,
+    ) -> None:
         super().__init__()
-        self.networks, self.table, self.outputs = nn.ModuleList(networks), table, outputs
+        self.networks, self.table = nn.ModuleList(networks), table
+        self.outputs, self.conditions = outputs, conditions
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
         shape = self.networks[0].shape
         assert isinstance(shape, tuple)
-        noise = chunk.noise(shape)
+        noise, condition = chunk.noise(shape), chunk.condition(self.conditions, device)
         walk = sample(lambda _, step: self.outputs.of(chunk, step).to(device), self.table, noise, device=device)
         signal, error = torch.zeros(2, len(self.networks), len(self.table), dtype=torch.float64)
         for visit in walk:
@@ -44,7 +54,7 @@ class MeasurePowers(ChunkWork):
             signal[:, visit.step.i] = m.square().sum()
             for offer, network in enumerate(self.networks):
                 assert isinstance(network, QuantizedDenoiser)
-                q = network.predict(visit.x_t, visit.step).m[: chunk.count].cpu().double()
+                q = network.predict(visit.x_t, visit.step, condition).m[: chunk.count].cpu().double()
                 error[offer, visit.step.i] = (q - m).square().sum()
         return {"signal": signal, "error": error}
 
@@ -54,15 +64,15 @@ class MeasureStepSignal(ModelStage):
 
     name = "step_signal"
     version = 1
-    needs = (Calibrate, FloatPath)
-    uses = ("model", "sampler", "quantizer", "bitwidth", "noise", "micro_batch")
+    needs = (Calibrate, FloatPath, EncodePrompts)
+    uses = ("model", "condition", "sampler", "quantizer", "bitwidth", "noise", "micro_batch")
     file = "step_signal.safetensors"
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", shop, self.title)
         parts = list(read_chunks(out / "chunks"))
         signal, error = (torch.stack([part[name] for part in parts]).sum(0) for name in ("signal", "error"))
-        policy, model = construct(cfg.bitwidth), shop.model(cfg)
+        policy, model = construct(cfg.bitwidth), shop.guided(cfg, inputs)
         assert isinstance(policy, BitwidthPolicy)
         # Both are sums over the same numbers of images and pixels, whose count their ratio does not need.
         table = shop.table(cfg, model)
@@ -70,9 +80,10 @@ class MeasureStepSignal(ModelStage):
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasurePowers:
         """The work of every device."""
-        model, policy = shop.model(cfg), construct(cfg.bitwidth)
+        model, policy = shop.guided(cfg, inputs), construct(cfg.bitwidth)
         observations = read_observations(cfg, inputs[Calibrate.name], shop.host)
         architecture, weight = model.architecture(), construct(cfg.quantizer.weight)
         plans = [policy.uniform(architecture, bits) for bits in policy.offered]
-        networks = [quantize(shop.host.model(cfg), plan, observations, weight) for plan in plans]
-        return MeasurePowers(networks, shop.table(cfg, model), FloatOutputs(inputs[FloatPath.name]))
+        networks = [quantize(shop.host.guided(cfg, inputs), plan, observations, weight) for plan in plans]
+        outputs, conditions = FloatOutputs(inputs[FloatPath.name]), shop.conditions(cfg, model, inputs)
+        return MeasurePowers(networks, shop.table(cfg, model), outputs, conditions)

@@ -56,16 +56,16 @@ def plan(*layers):
 
 @pytest.mark.parametrize("steps", [1, 20])
 def test_bit_operations_by_hand(steps):
-    found = cost(TwoLayers(), plan((4, 8), (8, 32)), steps)
+    found = cost(TwoLayers().architecture(), plan((4, 8), (8, 32)), steps)
     assert found.bops_per_image == steps * (100 * 4 * 8 + 30 * 8 * 32 + 11 * 32 * 32)
 
 
 def test_bytes_by_hand():
     weights, biases = (3 * 2 * 9, 7 * 5), 3 + 7
-    assert cost(TwoLayers(), plan((32, 8), (32, 8)), 1).weight_bytes == 4 * (sum(weights) + biases)
-    assert cost(TwoLayers(), plan((8, 8), (8, 8)), 1).weight_bytes == sum(weights) + 4 * biases
+    assert cost(TwoLayers().architecture(), plan((32, 8), (32, 8)), 1).weight_bytes == 4 * (sum(weights) + biases)
+    assert cost(TwoLayers().architecture(), plan((8, 8), (8, 8)), 1).weight_bytes == sum(weights) + 4 * biases
     expected = (4 * weights[0] + 2 * weights[1] + 32 * biases) // 8
-    assert cost(TwoLayers(), plan((4, 8), (2, 8)), 1).weight_bytes == expected
+    assert cost(TwoLayers().architecture(), plan((4, 8), (2, 8)), 1).weight_bytes == expected
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +85,11 @@ def test_a_network_by_hand(denoiser):
     layers = dict.fromkeys((site.name for site in sites), LayerBits(4, 8))
     for qk, pv, bits in ((FLOAT, FLOAT, 2 * 1024), (LayerBits(8, 8), FLOAT, 64 + 1024), (*EIGHT_SIX, 2 * 48)):
         products = {s.name: qk if s.name.endswith(".qk") else pv for s in denoiser.sites() if not s.weighted}
-        found = cost(denoiser, BitwidthPlan.constant(layers | products), 50)
+        found = cost(denoiser.architecture(), BitwidthPlan.constant(layers | products), 50)
         assert found.attention_bops == 50 * 4 * 16 * 16 * 16 * bits
         assert found.bops_per_image == 50 * macs * 32 + found.attention_bops
         assert found.weight_bytes == weights // 2 + 4 * others, "products store nothing"
-        assert mean_bits(denoiser, BitwidthPlan.constant(layers | products)) == (4, 8)
+        assert mean_bits(denoiser.architecture(), BitwidthPlan.constant(layers | products)) == (4, 8)
 
 
 def test_products_by_step_by_hand():
@@ -102,7 +102,7 @@ def test_products_by_step_by_hand():
 
 
 def test_float_saves_nothing(denoiser):
-    found = cost(denoiser, everywhere(denoiser, FLOAT), 3)
+    found = cost(denoiser.architecture(), everywhere(denoiser, FLOAT), 3)
     macs = sum(site.macs for site in denoiser.sites()) + denoiser.attention_macs()
     assert found.bops_per_image == 3 * macs * 1024
     assert found.weight_bytes == sum(parameter.nbytes for parameter in denoiser.network.parameters())
@@ -110,7 +110,7 @@ def test_float_saves_nothing(denoiser):
 
 def test_more_bits_cost_more(denoiser):
     costs = {
-        bits: cost(denoiser, everywhere(denoiser, LayerBits(*bits)), 1)
+        bits: cost(denoiser.architecture(), everywhere(denoiser, LayerBits(*bits)), 1)
         for bits in itertools.product((2, 4, 8, 32), (2, 4, 8, 32))
     }
     for a, b in itertools.permutations(costs, 2):
@@ -120,15 +120,15 @@ def test_more_bits_cost_more(denoiser):
 
 
 def test_the_usual_bits_are_those_of_most_work():
-    assert usual_bits(TwoLayers(), plan((4, 8), (8, 8))) == (4, 8)
-    assert usual_bits(TwoLayers(), plan((32, 32), (8, 8))) == (32, 32)
+    assert usual_bits(TwoLayers().architecture(), plan((4, 8), (8, 8))) == (4, 8)
+    assert usual_bits(TwoLayers().architecture(), plan((32, 32), (8, 8))) == (32, 32)
 
 
 def test_the_usual_bits_add_up_layers_that_share_them(denoiser):
     largest = max(denoiser.sites(), key=lambda site: site.macs)
     layers = {site.name: LayerBits(4, 8) for site in denoiser.sites()} | {largest.name: LayerBits(8, 8)}
     assert largest.macs < sum(site.macs for site in denoiser.sites()) / 2
-    assert usual_bits(denoiser, BitwidthPlan.constant(layers)) == (4, 8)
+    assert usual_bits(denoiser.architecture(), BitwidthPlan.constant(layers)) == (4, 8)
 
 
 VARYING = BitwidthPlan({"0": (4, 8, 4), "1": (2,)}, {"0": (3, 8, 8), "1": (8,)})
@@ -139,15 +139,15 @@ def plan_of_most_steps():
 
 
 def test_a_varying_plan_by_hand():
-    found = cost(TwoLayers(), VARYING, 3)
+    found = cost(TwoLayers().architecture(), VARYING, 3)
     assert found.bops_per_image == 100 * (4 * 3 + 8 * 8 + 4 * 8) + 3 * (30 * 2 * 8 + 11 * 32 * 32)
     assert found.attention_bops == 3 * 11 * 1024
     assert found.attention_share == 3 * 11 * 1024 / found.bops_per_image
     assert found.weight_bytes == (54 * (4 + 8) + 35 * 2 + 32 * 10) // 8, "a copy for every bitwidth of a weight"
-    assert mean_bits(TwoLayers(), VARYING) == ((16 * 100 + 6 * 30) / 390, (19 * 100 + 24 * 30) / 390)
-    assert usual_bits(TwoLayers(), plan_of_most_steps()) == (4, 8)
+    assert mean_bits(TwoLayers().architecture(), VARYING) == ((16 * 100 + 6 * 30) / 390, (19 * 100 + 24 * 30) / 390)
+    assert usual_bits(TwoLayers().architecture(), plan_of_most_steps()) == (4, 8)
     with pytest.raises(ValueError, match="expected a bitwidth plan of 4 steps, got one of 3"):
-        cost(TwoLayers(), VARYING, 4)
+        cost(TwoLayers().architecture(), VARYING, 4)
 
 
 BITS = st.sampled_from([2, 3, 4, 8, 32])

@@ -73,7 +73,7 @@ MODELS = {
     "a weight less": (changed_weights(lambda tensors: tensors.pop("conv_in.weight")), "conv_in.weight"),
     "a network that cannot be built": (changed_json(UNET, down_block_types=["Odd", "Odd"]), "do not belong together"),
     "NaN in a weight": (changed_weights(lambda t: t["conv_in.weight"].fill_(torch.nan)), "NaN or infinity in conv_in"),
-    "class labels": (changed_json(UNET, num_class_embeds=10), "unconditional|counterpart"),
+    "class labels": (changed_json(UNET, num_class_embeds=10), "class_embedding|condition=labels"),
     "no size": (changed_json(UNET, sample_size=None), "sample_size"),
     "a scheduler without betas": (overwritten(SCHEDULER, b'{"_class_name": "Flow"}'), "beta_schedule"),
     "dynamic thresholding": (changed_json(SCHEDULER, thresholding=True), "thresholding"),

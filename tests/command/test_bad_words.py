@@ -14,7 +14,7 @@ WORDS = {
     "a group without its place": ("quantizer=affine_per_tensor", "quantizer@quantizer.weight=NAME"),
     "an experiment that is none": ("experiment=dem", "closest is demo"),
     "bits without a file": ("bitwidth=w5a5", "w4a4, w4a6"),
-    "a feature space that is none": ("feature=fid", "cifar10net, fashionnet, pixels"),
+    "a feature space that is none": ("feature=fid", "cifar10net, efficientnet_lite0, fashionnet, pixels"),
     "a metric without its place": ("metric=fid", "metric@metric.fid=NAME"),
     "a metric that is none": ("metric@metric.kid=nothing", "coverage, density, .*kid"),
     "another class for a metric": ("+metric.mine._target_=ptq_diffusion.metric.NoReference", "~metric.mine"),

@@ -18,10 +18,10 @@ def quantized_copy(composed):
         "+quantizer@quantizer.activation=affine_per_tensor",
     )
 
-    def make(model):
+    def make(model, condition=None):
         observations = InputObservations(model.sites(), construct(cfg.quantizer.activation))
         with observations.observing(model.network):
-            model.predict(states(model, 0), at(500))
+            model.predict(states(model, 0), at(500), condition)
         plan = construct(cfg.bitwidth).plan(model.architecture(), (), None)
         return quantize(model, plan, observations, construct(cfg.quantizer.weight))
 

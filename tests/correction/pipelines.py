@@ -15,6 +15,7 @@ from ptq_diffusion.correction import (
     Reads,
     fit_moments,
 )
+from ptq_diffusion.model import Pixels
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import sample
 from tests.correction.presets import CORRECTIONS, FILES
@@ -38,25 +39,25 @@ def states(model, seed):
 
 
 @torch.no_grad()
-def fitted(name, steps, pair):
+def fitted(name, steps, pair, condition=None):
     """On white noise at every step; the path does not matter here."""
     model, quantized = pair
     correction = CORRECTIONS[name]
     if correction.reads is not Reads.MOMENTS:
-        return FittedCorrection(steps, [fitted_step(correction, step, model, quantized) for step in steps])
+        return FittedCorrection(steps, [fitted_step(correction, step, model, quantized, condition) for step in steps])
     seen = []
     for step in steps:
         x = states(model, step.i)
-        seen.append((model.predict(x, step).m, *quantized.predict(x, step), x))
+        seen.append((model.predict(x, step, condition).m, *quantized.predict(x, step, condition), x))
     owner = Fingerprint("network", steps.fingerprint(), model.shape)
     return fit_moments(correction, NoiseStatistics.of(owner, ((m, q, x) for m, q, _, x in seen), first=0), steps)
 
 
-def fitted_step(correction, step, model, quantized):
+def fitted_step(correction, step, model, quantized, condition):
     """One step of a correction along a path."""
     x = states(model, step.i)
-    rescalings, m = correction.rescalings(model, quantized, x, step)
-    q, features = quantized.at(step.i, rescalings).predict(x, step)
+    rescalings, m = correction.rescalings(model, quantized, x, condition, step)
+    q, features = quantized.at(step.i, rescalings).predict(x, step, condition)
     return replace(
         correction.fit_step(PathEvidence([PairedBatch(0, q, x, features, m, x, m)]), step), rescalings=rescalings
     )
@@ -70,7 +71,7 @@ def our_states(pair, correction):
     rescaled = quantized.rescaled(correction.rescalings)
     predict = CorrectedDenoiser(correction, rescaled.predict, SampleNoise(SEED, range(BATCH), model.shape, "apart"))
     visits = list(sample(predict, correction.steps, noise, correction.sigma))
-    return torch.stack([visit.x_t for visit in visits]), model.decode(visits[-1].x_s)
+    return torch.stack([visit.x_t for visit in visits]), Pixels().decode(visits[-1].x_s)
 
 
 def pipeline_states(pipe):

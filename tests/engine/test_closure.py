@@ -24,6 +24,7 @@ RUNS = {
         *(f"~correction.candidates.{left_out}" for left_out in LEFT_OUT),
     ],
     "export": ["goal=export", "noise.steps=6"],
+    "labels and guidance": ["correction=ptqd", "condition=labels", "condition.guidance.scale=2"],
     "bits by step": ["goal=plan", "bitwidth=step_snr"],
     "bits by layer": ["goal=plan", "bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=4"],
 }
@@ -57,6 +58,10 @@ BRANCHES: dict[str, dict[str, str]] = {
 """Stages in which a configuration or an artefact decides what runs, with files of closures that run in no run here."""
 
 SPARED = {
+    "data/labels.py": "labels, which an unconditional model has not",
+    "engine/conditions.py": "conditions, which an unconditional model has not",
+    "model/condition.py": "conditions, which an unconditional model has not",
+    "model/guided.py": "guidance, which an unconditional model has not",
     "model/denoiser.py": "defaults of a contract, which what runs overrides",
     "model/family/family.py": "defaults of a contract, which what runs overrides",
     "numeric/rounding.py": "gradients, which no stage takes through a quantizer",
@@ -80,7 +85,7 @@ def could_be_entered(definition):
 
 
 @pytest.fixture
-def traced(make, monkeypatch):
+def traced(make, monkeypatch, tiny_model_folder):
     """From overrides to what ran in the stages of that experiment.
 
     By stage and configuration: the latter, and every function of this package that `make` entered, as the
@@ -89,11 +94,15 @@ def traced(make, monkeypatch):
     """
 
     def run(*overrides):
+        classes = "condition=labels" in overrides
+        model = [f"model.path={tiny_model_folder(classes=4)}", "condition.source.no_class=3"] if classes else []
         entered = {}
         with monkeypatch.context() as patch:
             for stage in STAGES.values():
                 patch.setattr(stage, "make", watched(stage.make, stage, entered))
-            make("images=3", "seeds=[0]", "noise.images=16", "feature=pixels", "judging.neighbours=1", *overrides)
+            make(
+                "images=3", "seeds=[0]", "noise.images=16", "feature=pixels", "judging.neighbours=1", *overrides, *model
+            )
         return entered
 
     return run

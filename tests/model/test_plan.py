@@ -39,7 +39,7 @@ def test_a_plan_is_its_table(table):
     assert plan.steps == (len(table) if plan.varies else 1)
     for name in plan.sites:
         assert plan.weight_copies(name) == tuple(sorted({layers[name].weight for layers in table}))
-        counts = plan.counts(name, len(table))
+        counts = plan.counts(name, (1,) * len(table))
         assert all(sum(layers[name] == pair for layers in table) == count for pair, count in counts.items())
         assert sum(counts.values()) == len(table)
 
@@ -57,14 +57,14 @@ def test_json_and_fingerprint_hold_all_bits(table, other):
 def test_a_constant_plan_fits_any_table_and_is_read_without_a_step():
     assert CONSTANT.steps == 1 and not CONSTANT.varies
     assert CONSTANT["a"] == CONSTANT.at("a", 99) == LayerBits(4, 8)
-    assert CONSTANT.counts("b", 7) == {LayerBits(8, 32): 7}
+    assert CONSTANT.counts("b", (1,) * 7) == {LayerBits(8, 32): 7}
     for steps in (1, 50):
         CONSTANT.require(sites("a", "b"), steps)
 
 
 def test_a_varying_plan_by_hand():
     assert [VARYING.at("a", i) for i in range(3)] == [LayerBits(4, 3), LayerBits(4, 4), LayerBits(4, 8)]
-    assert VARYING.counts("b", 3) == {LayerBits(8, 8): 2, LayerBits(4, 8): 1}
+    assert VARYING.counts("b", (1,) * 3) == {LayerBits(8, 8): 2, LayerBits(4, 8): 1}
     assert VARYING.weight_copies("b") == (4, 8) and VARYING.weight_copies("a") == (4,)
     with pytest.raises(ValueError, match="same bits at all steps, this one has 3"):
         VARYING["a"]
@@ -87,7 +87,7 @@ def test_another_table_is_refused():
     for i in (-1, 3):
         with pytest.raises(ValueError, match=f"none of number {i}; it was made for another table"):
             VARYING.at("a", i)
-    for call in (lambda: VARYING.counts("a", 4), lambda: VARYING.require(sites("a", "b"), 4)):
+    for call in (lambda: VARYING.counts("a", (1,) * 4), lambda: VARYING.require(sites("a", "b"), 4)):
         with pytest.raises(ValueError, match="expected a bitwidth plan of 4 steps, got one of 3; .* another table"):
             call()
 

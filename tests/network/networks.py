@@ -23,12 +23,12 @@ def states(denoiser, count=3):
     return torch.randn(count, *denoiser.shape, generator=torch.Generator().manual_seed(0))
 
 
-def observed(denoiser, activation=ACTIVATION):
+def observed(denoiser, activation=ACTIVATION, condition=None):
     """What the layers are given at all times."""
     observations = InputObservations(denoiser.sites(), activation)
     with observations.observing(denoiser.network):
         for t in TIMES:
-            denoiser.predict(states(denoiser), at(t))
+            denoiser.predict(states(denoiser), at(t), condition)
     return observations
 
 
@@ -52,9 +52,10 @@ def weighted(denoiser):
     return [site for site in denoiser.sites() if site.weighted]
 
 
-def quantized(denoiser, bits, weight=WEIGHT, activation=ACTIVATION, **exceptions):
+def quantized(denoiser, bits, weight=WEIGHT, activation=ACTIVATION, condition=None, **exceptions):
     """The quantized copy of a constant plan."""
-    return quantize(denoiser, constant(denoiser, bits, **exceptions), observed(denoiser, activation), weight)
+    observations = observed(denoiser, activation, condition)
+    return quantize(denoiser, constant(denoiser, bits, **exceptions), observations, weight)
 
 
 def outputs(denoiser, i=0):

@@ -134,7 +134,7 @@ def test_the_damage_is_the_squared_change_of_x_0(walk, name, i, operand):
 
     def damage(v):
         adjoint = backwards(walk, v)[i]
-        own = LayerDamage(layer, float_weight, adjoint.calls[name], adjoint.gradients[name])
+        own = LayerDamage(layer, float_weight, adjoint.calls[name], adjoint.gradients[name], BATCH)
         return own.of_weight(few_bits) if operand == "weight" else own.of_input(grid, SEARCH)
 
     x = backwards(walk, basis()[0])[i].calls[name].x
@@ -162,7 +162,7 @@ def test_the_damage_falls_with_the_bits(walk, name):
     weights, inputs = torch.zeros(2, len(offered), dtype=torch.float64)
     for v in basis():
         for adjoint in backwards(walk, v).values():
-            damage = LayerDamage(layers[0], float_weight, adjoint.calls[name], adjoint.gradients[name])
+            damage = LayerDamage(layers[0], float_weight, adjoint.calls[name], adjoint.gradients[name], BATCH)
             weights += torch.tensor([damage.of_weight(layer.operands(0)[0]) for layer in layers])
             inputs += torch.tensor([damage.of_input(Grid(bits, False), SEARCH) for bits in offered])
     for damages in (weights, inputs):
@@ -172,7 +172,7 @@ def test_the_damage_falls_with_the_bits(walk, name):
 def test_a_float_weight_does_no_damage(walk):
     adjoint, layer = backwards(walk, basis()[0])[1], with_bits(walk[0], 4).layer("middle")
     weight = walk[0].network.middle.weight
-    damage = LayerDamage(layer, weight, adjoint.calls["middle"], adjoint.gradients["middle"])
+    damage = LayerDamage(layer, weight, adjoint.calls["middle"], adjoint.gradients["middle"], BATCH)
     assert damage.of_weight(weight) < 1e-6 * damage.of_weight(layer.operands(0)[0])
 
 

@@ -9,7 +9,7 @@ from ptq_diffusion.correction.contract import Correction, Reads
 from ptq_diffusion.correction.evidence import PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measurement import StepMeasurement
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
@@ -53,9 +53,9 @@ class Chain(Correction[PathEvidence]):
                 raise ValueError(f"of the link {name}: {error}") from error
 
     def rescalings(
-        self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, step: Step
+        self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, condition: Condition | None, step: Step
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
-        return next(iter(self.links.values())).rescalings(model, quantized, x_t, step)
+        return next(iter(self.links.values())).rescalings(model, quantized, x_t, condition, step)
 
     def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
         corrections: list[StepCorrection] = []

@@ -11,7 +11,8 @@ from ptq_diffusion.correction.contract import Correction, PathName, along
 from ptq_diffusion.correction.evidence import PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measurement import StepMeasurement
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model import Condition, Denoiser
+from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network import InputGrid, QuantizedDenoiser, Rescaling, Spread, regridding, watching
 from ptq_diffusion.quantizer import RangeSearch
 from ptq_diffusion.sampler.step import Step
@@ -58,23 +59,25 @@ class Rescaled(Correction[PathEvidence]):
             )
 
     def rescalings(
-        self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, step: Step
+        self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, condition: Condition | None, step: Step
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
         """Rescalings of all layers but the output layer, or none where every fourth image gains nothing; and m."""
         judging = torch.arange(len(x_t)) % 4 == 3
-        layers = quantized.inner_layers()
+        layers, rows = quantized.inner_layers(), model.rows(~judging, step)
         targets: dict[str, Spread] = {}
 
         def see(name: str, output: Tensor) -> None:
             _require_once(name, targets)
-            targets[name] = Spread.of(output[~judging], layers[name].channels)
+            # What is computed once for all images, such as a time embedding, has no rows to choose from.
+            fitted = output[rows] if len(output) == len(rows) else output
+            targets[name] = Spread.of(fitted, layers[name].channels)
 
         with watching(model.network, layers, see):
-            m = model.predict(x_t, step).m
-        rescalings = rescalings_towards(targets, quantized, x_t[~judging], step, self.range_search)
-        before, after = (
-            _power(quantized.at(step.i, use).predict(x_t[judging], step).m - m[judging]) for use in ({}, rescalings)
-        )
+            m = model.predict(x_t, step, condition).m
+        fitting = x_t[~judging], rows_of(condition, ~judging)
+        rescalings = rescalings_towards(targets, quantized, *fitting, step, self.range_search)
+        judged = x_t[judging], step, rows_of(condition, judging)
+        before, after = (_power(quantized.at(step.i, use).predict(*judged).m - m[judging]) for use in ({}, rescalings))
         return (rescalings if after < before else {}), m
 
     def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
@@ -85,6 +88,7 @@ def rescalings_towards(
     targets: Mapping[str, Spread],
     quantized: QuantizedDenoiser,
     x_t: Tensor,
+    condition: Condition | None,
     step: Step,
     range_search: RangeSearch | None,
 ) -> Mapping[str, Rescaling]:
@@ -105,7 +109,7 @@ def rescalings_towards(
         if range_search:
             stack.enter_context(regridding(layers, range_search, step.i, grids))
         stack.enter_context(watching(quantized.network, targets, match))
-        quantized.predict(x_t, step)
+        quantized.predict(x_t, step, condition)
     return {name: replace(rescaling, input_grid=grids.get(name)) for name, rescaling in rescalings.items()}
 
 

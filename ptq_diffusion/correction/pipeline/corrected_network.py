@@ -1,4 +1,4 @@
-"""A quantized network that repairs its own output, as the unet of a stock diffusers pipeline."""
+"""A quantized network that repairs its own output, as the unet or transformer of a stock diffusers pipeline."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +10,24 @@ from torch import Tensor
 
 from ptq_diffusion.correction.fitted import COEFFICIENTS, CONFIG, FittedCorrection
 from ptq_diffusion.correction.pipeline.folding import FoldedLayer, fold
+from ptq_diffusion.model import Condition, Denoiser, DiffusersDenoiser, Guided
 from ptq_diffusion.network import QuantizedDenoiser, load_quantized, save_quantized
 from ptq_diffusion.network.saving import FILES
+from ptq_diffusion.sampler.table import Table
 
 FOLDER = ("config.json", CONFIG, COEFFICIENTS, *FILES)
 """The files of a saved network beside its weights."""
 
 
 class CorrectedNetwork(ModelMixin, ConfigMixin):
-    """m~(x_t, t): q and the features of a quantized UNet2DModel through all repairs of the step whose time is t.
+    """m~(x_t, t): q and the features of a quantized network through all repairs of the step whose time is t.
 
     With `CorrectedScheduler(correction.without_repairs())`, which does the table and sigma', a stock DDPMPipeline draws
     the images of `sampler.sample`, whatever the correction reads. It answers at the times of its table only.
+
+    A network that was guided answers every row without guidance and leaves that to the pipeline, which must be told the
+    same scale, `config.guidance_scale`: repairs are affine, so that the guided combination of repaired rows is the
+    repaired combination, which the correction was fitted for.
 
     Args:
         quantized: the network, as its own settings have it.
@@ -29,7 +35,8 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
 
     Raises:
         ValueError: the network has not exactly one output layer, two steps of the table have the same time, or the
-            correction asks the network more than once a step.
+            correction asks the network more than once a step, or guidance is none that stock pipelines have: below 1,
+            or at some of the steps.
     """
 
     config_name = "config.json"
@@ -42,10 +49,17 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
                 "draw its images with goal=samples_corrected"
             )
         self.quantized, self.correction = quantized, correction
-        self.rescaled = quantized.rescaled(correction.rescalings)
+        self.rescaled = quantized.rescaled(correction.rescalings).unguided()
         self._table = correction.steps.with_distinct_times()
         channels, *size = quantized.shape
-        self.register_to_config(in_channels=channels, out_channels=channels, sample_size=size)
+        denoiser = self.rescaled.denoiser
+        # Stock pipelines look up what the network that it stands for has in its configuration.
+        described = denoiser.config if isinstance(denoiser, DiffusersDenoiser) else {}
+        square = size[0] if size[0] == size[1] else size
+        own = {"in_channels": channels, "out_channels": channels, "sample_size": square}
+        self.register_to_config(
+            **described | own | {"guidance_scale": stock_scale(quantized.denoiser, correction.steps)}
+        )
 
     @classmethod
     def from_pretrained(  # type: ignore[override, unused-ignore]
@@ -104,19 +118,39 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         corrections = enumerate(self.correction.corrections)
         return [fold(self.rescaled.output_layer, i, correction, channels) for i, correction in corrections]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of states, float32, whatever integers the network holds."""
+        return torch.float32
+
     def forward(
-        self, sample: Tensor, timestep: float | Tensor, return_dict: bool = True
+        self,
+        sample: Tensor,
+        timestep: float | Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+        **options: object,
     ) -> UNet2DOutput | tuple[Tensor]:
         """m~, (B, C, H, W), as `.sample` or else in a tuple.
 
         Args:
             sample: x_t, (B, C, H, W).
             timestep: t, one for all.
+            encoder_hidden_states: embeddings of prompts, (B, L, D), of a network that reads them.
+            class_labels: (B,), of a network that reads them.
             return_dict: which of the two.
+            options: others of stock networks, each None.
 
         Raises:
-            ValueError: a time that the table does not have, or several, or states in another type than float32.
+            ValueError: a time that the table does not have, or several, states in another type than float32, or an
+                option that is not None.
         """
+        if given := [name for name, option in options.items() if option is not None]:
+            raise ValueError(
+                f"expected states, a time and a condition, got {', '.join(given)}, which a CorrectedNetwork does not "
+                "read; leave it out of the pipeline's call"
+            )
         if sample.dtype != torch.float32:
             raise ValueError(f"expected states in float32, in which the ranges hold, got {sample.dtype}")
         times = torch.as_tensor(timestep).unique().tolist()
@@ -126,6 +160,28 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
                 "draw with the scheduler and the steps that it was fitted for"
             )
         step = self._table.at(times[0])
-        q, features = self.rescaled.predict(sample, step)
+        tensors = {"embeddings": encoder_hidden_states, "labels": class_labels}
+        told = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        q, features = self.rescaled.predict(sample, step, Condition(**told) if told else None)
         m = self.correction.output(q, sample, features, step)
         return UNet2DOutput(sample=m) if return_dict else (m,)
+
+
+def stock_scale(denoiser: Denoiser, steps: Table) -> float:
+    """The scale of guidance to tell a stock pipeline, 1 of none.
+
+    Args:
+        denoiser: float or quantized, guided or not.
+        steps: the table.
+
+    Raises:
+        ValueError: the guidance is none that stock pipelines have.
+    """
+    if not isinstance(denoiser, Guided) or denoiser.scale == 1:
+        return 1.0
+    if denoiser.scale < 1 or any(denoiser.rows_per_image(step) == 1 for step in steps):
+        raise ValueError(
+            f"expected guidance above 1 and at all steps, as stock pipelines have it, got {denoiser.scale} within "
+            f"{list(denoiser.interval)} of t / T; draw its images with goal=samples_corrected"
+        )
+    return denoiser.scale

@@ -10,7 +10,11 @@ from torch import Tensor
 
 
 class Repair(ABC):
-    """An estimate of the float output at one step. Its fields are tensors, saved by their names."""
+    """An estimate of the float output at one step. Its fields are tensors, saved by their names.
+
+    m~ is affine in (q, x_t, h). So the m~ of a guided combination of outputs, whose weights add up to 1, is the
+    combination of their m~: a stock pipeline may guide behind a network that repairs every row by itself.
+    """
 
     kind: ClassVar[str]
 

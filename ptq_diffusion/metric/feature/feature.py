@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import safe_open
@@ -12,8 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ptq_diffusion.artefact.digest import tensors_digest
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,12 @@ class FeatureExtractor(nn.Module, ABC):
     Attributes:
         name: of the space, as in `fid_<name>`.
         num_features: the length D of a feature vector; torchmetrics reads it too.
+        batch: how many images are described together, which bounds memory.
     """
 
     name: str
     num_features: int
+    batch: ClassVar[int] = 256
 
     @abstractmethod
     def describe(self, images: Tensor) -> Features:
@@ -97,12 +98,12 @@ class FeatureExtractor(nn.Module, ABC):
 
     @torch.no_grad()
     def batches(self, images: Tensor) -> Iterator[Features]:
-        """Features of (N, C, H, W) images on the CPU, `BATCH` images at a time, of the extractor's evaluation mode."""
+        """Features of (N, C, H, W) images on the CPU, `batch` images at a time, of the extractor's evaluation mode."""
         device = next(iter(self.state_dict().values())).device
         training = self.training
         self.eval()
         try:
-            for batch in images.split(BATCH):
+            for batch in images.split(self.batch):
                 part = self.describe(batch.to(device))
                 yield Features(part.vectors.cpu(), _on_cpu(part.spatial), _on_cpu(part.probabilities))
         finally:

@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.engine.conditions import ConditionSource
+from ptq_diffusion.model import Condition, Decoder, Denoiser
 from ptq_diffusion.sampler import Step, Table, sample
+
+Predictor = Callable[[Tensor, Step], Tensor]
+"""From (x_t, step) to the output that is used."""
 
 
 class DrawImages(ChunkWork):
@@ -16,7 +20,9 @@ class DrawImages(ChunkWork):
     Args:
         model: what is sampled, float or quantized.
         steps: the table.
-        predictor: for each chunk, from (x_t, step) to the output that is used.
+        conditions: of the samples.
+        decoder: from latents to images.
+        predictor: for each chunk and its condition, from (x_t, step) to the output that is used.
         sigma: the noise scale that is used at a step.
     """
 
@@ -24,20 +30,28 @@ class DrawImages(ChunkWork):
         self,
         model: Denoiser,
         steps: Table,
-        predictor: Callable[[Chunk], Callable[[Tensor, Step], Tensor]],
+        conditions: ConditionSource,
+        decoder: Decoder,
+        predictor: Callable[[Chunk, Condition | None], Predictor],
         sigma: Callable[[Step], float],
     ) -> None:
         super().__init__()
-        self.model, self.steps, self.predictor, self.sigma = model, steps, predictor, sigma
+        self.model, self.steps, self.conditions, self.decoder = model, steps, conditions, decoder
+        self.predictor, self.sigma = predictor, sigma
 
     @classmethod
-    def of(cls, model: Denoiser, steps: Table) -> "DrawImages":
+    def of(cls, model: Denoiser, steps: Table, conditions: ConditionSource, decoder: Decoder) -> "DrawImages":
         """The uncorrected sampling of a model."""
-        return cls(model, steps, lambda _: lambda x_t, step: model.predict(x_t, step).m, lambda step: step.sigma)
+
+        def predictor(_: Chunk, condition: Condition | None) -> Predictor:
+            return lambda x_t, step: model.predict(x_t, step, condition).m
+
+        return cls(model, steps, conditions, decoder, predictor, lambda step: step.sigma)
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
-        *_, last = sample(self.predictor(chunk), self.steps, chunk.noise(self.model.shape), self.sigma, device)
-        return {"images": to_bytes(self.model.decode(last.x_s))[: chunk.count]}
+        predict = self.predictor(chunk, chunk.condition(self.conditions, device))
+        *_, last = sample(predict, self.steps, chunk.noise(self.model.shape), self.sigma, device)
+        return {"images": to_bytes(self.decoder.decode(last.x_s))[: chunk.count]}
 
 
 def to_bytes(images: Tensor) -> Tensor:

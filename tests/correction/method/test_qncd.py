@@ -19,7 +19,8 @@ from ptq_diffusion.correction import (
 )
 from ptq_diffusion.correction.corrected_denoiser import estimated_bias
 from ptq_diffusion.engine.chunks import Chunk
-from ptq_diffusion.model import GaussianDenoiser, Output
+from ptq_diffusion.engine.conditions import Unconditional
+from ptq_diffusion.model import GaussianDenoiser, Output, Pixels
 from ptq_diffusion.network import Rescaling
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import DDIM, sample
@@ -125,7 +126,7 @@ def test_estimates_shift_no_noise_of_the_walk():
             predict=lambda x, step, asked=asked: asked.append((x.clone(), step)) or biased(x, step),
         )
         network.rescaled = lambda rescalings, network=network: network
-        draw_corrected(network, correction)(chunk, torch.device("cpu"))
+        draw_corrected(network, correction, Unconditional(), Pixels())(chunk, torch.device("cpu"))
         assert len(asked) == len(STEPS) + correction.evaluations
         starts.append(asked[0][0])
         again.append(asked[1])
@@ -160,6 +161,6 @@ def test_the_bias_of_a_rescaled_network_is_that_of_the_rescaled_one():
         shape=SHAPE, decode=MODEL.decode, predict=lambda x, step: asked.append(step) or biased(x, step)
     )
     network = SimpleNamespace(shape=SHAPE, rescaled=lambda table: given.append(table) or rescaled)
-    draw_corrected(network, correction)(Chunk("images", 7, 0, 2, 2), torch.device("cpu"))
+    draw_corrected(network, correction, Unconditional(), Pixels())(Chunk("images", 7, 0, 2, 2), torch.device("cpu"))
     assert given == [rescalings]
     assert len(asked) == len(STEPS) + correction.evaluations > len(STEPS)

@@ -69,7 +69,7 @@ def outputs(network, ask, names):
 def test_distorted_scales_and_biases_of_all_layers_are_found(model, distorted):
     x, unseen = states(model, 0)[:32], states(model, 1)[:8]
     with torch.no_grad():
-        found, _ = ALONE.rescalings(model, distorted, x, at(300.0))
+        found, _ = ALONE.rescalings(model, distorted, x, None, at(300.0))
         assert found.keys() == distorted.layers().keys() - {"conv_out"}
         m, q = model.predict(unseen, at(300.0)).m, distorted.predict(unseen, at(300.0)).m
         repaired = distorted.at(0, found).predict(unseen, at(300.0)).m
@@ -100,7 +100,7 @@ def test_three_of_four_images_are_fitted_and_the_fourth_judges(pair, monkeypatch
 
     monkeypatch.setattr(QuantizedDenoiser, "predict", recorded)
     with torch.no_grad():
-        found, m = ALONE.rescalings(model, quantized, x, at(300.0))
+        found, m = ALONE.rescalings(model, quantized, x, None, at(300.0))
         assert found and torch.equal(m, model.predict(x, at(300.0)).m)
     expected = [(three_of_four(x), False), (x[3::4], False), (x[3::4], True)]
     for (given, used), (wanted, rescales) in zip(asked, expected, strict=True):
@@ -111,7 +111,7 @@ def test_rescaled_layers_have_the_means_and_deviations_of_the_float_ones(pair):
     model, quantized = pair
     x = states(model, 0)[:16]
     with torch.no_grad():
-        found, _ = ALONE.rescalings(model, quantized, x, at(300.0))
+        found, _ = ALONE.rescalings(model, quantized, x, None, at(300.0))
     assert found
     x = three_of_four(x)
     target = outputs(model.network, lambda: model.predict(x, at(300.0)), found)
@@ -161,8 +161,8 @@ def test_a_spread_is_of_channels_wherever_they_are_and_a_rescaling_gives_it(shap
 def test_a_range_search_gives_every_quantized_input_a_grid_and_none_leaves_them(pair):
     x = states(pair[0], 0)[:16]
     with torch.no_grad():
-        plain, _ = ALONE.rescalings(*pair, x, at(300.0))
-        found, _ = Rescaled(LpSearch(2.0, 80), 64, "corrected").rescalings(*pair, x, at(300.0))
+        plain, _ = ALONE.rescalings(*pair, x, None, at(300.0))
+        found, _ = Rescaled(LpSearch(2.0, 80), 64, "corrected").rescalings(*pair, x, None, at(300.0))
     assert all(own.input_grid is None for own in plain.values())
     assert found.keys() == plain.keys() and all(own.input_grid is not None for own in found.values())
 
@@ -172,7 +172,7 @@ def test_a_layer_that_is_computed_twice_is_refused(pair, monkeypatch):
     block = model.network.mid_block
     monkeypatch.setattr(block, "forward", calling(model.network.conv_in, x, block.forward))
     with torch.no_grad(), pytest.raises(ValueError, match="computes conv_in several times.*correction=matched"):
-        ALONE.rescalings(*pair, x, at(300.0))
+        ALONE.rescalings(*pair, x, None, at(300.0))
 
 
 def calling(layer, x, forward):
@@ -186,16 +186,16 @@ def test_images_that_the_fit_has_not_seen_judge_it(pair):
     apart = 20 * x + 10
     apart[3::4] = x[3::4]
     with torch.no_grad():
-        assert ALONE.rescalings(*pair, x, at(300.0))[0]
-        assert ALONE.rescalings(*pair, apart, at(300.0))[0] == {}
+        assert ALONE.rescalings(*pair, x, None, at(300.0))[0]
+        assert ALONE.rescalings(*pair, apart, None, at(300.0))[0] == {}
 
 
 def test_rescalings_that_make_no_difference_are_left_out(pair, monkeypatch):
     x = states(pair[0], 0)[:16]
     with torch.no_grad():
-        same = {name: own.identity_like() for name, own in ALONE.rescalings(*pair, x, at(300.0))[0].items()}
+        same = {name: own.identity_like() for name, own in ALONE.rescalings(*pair, x, None, at(300.0))[0].items()}
         monkeypatch.setattr(rescaled_module, "rescalings_towards", lambda *words: same)
-        assert same and ALONE.rescalings(*pair, x, at(300.0))[0] == {}
+        assert same and ALONE.rescalings(*pair, x, None, at(300.0))[0] == {}
 
 
 def test_too_few_images_to_rescale_on_are_refused():

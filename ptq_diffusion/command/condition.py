@@ -1,0 +1,54 @@
+"""Checks of conditions and guidance against the model, before anything is computed."""
+
+from collections.abc import Collection
+
+from omegaconf import DictConfig
+
+from ptq_diffusion.data import Labels, Prompts
+from ptq_diffusion.engine.conditions import DrawnLabels, null_condition
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.model import Denoiser, Guided
+
+SOURCES: dict[str, type] = {"labels": Labels, "prompts": Prompts}
+"""The kinds of sources, by the option of the group `condition` that names one."""
+
+
+def check_condition(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
+    """Refuse a condition that the model does not read or lacks, and guidance without one or without a null condition.
+
+    It is said once where there are fewer prompts than images.
+
+    Raises:
+        ValueError: they do not fit; the message says which option to set.
+        FileNotFoundError: there is no file of prompts.
+    """
+    source = None if cfg.condition.source is None else construct(cfg.condition.source)
+    guidance = cfg.condition.guidance
+    _require_kind(source, model.needs)
+    if ("scale" in model.needs) != (guidance.embedded is not None):
+        wanted = "a guidance scale for the network to embed" if guidance.embedded is None else "no such scale"
+        raise ValueError(f"expected {wanted}, got {guidance.embedded}; set condition.guidance.embedded to one or null")
+    if source is None and guidance.scale != 1:
+        raise ValueError(
+            f"expected guidance of a condition only, got condition.guidance.scale={guidance.scale} without; set "
+            "condition.guidance.scale=1"
+        )
+    if isinstance(source, Labels):
+        labels = DrawnLabels.of_network(source, model.classes, guidance.embedded)
+        if guidance.scale != 1:
+            low, high = guidance.interval
+            Guided(model, null_condition(model, labels), guidance.scale, (low, high))
+    if isinstance(source, Prompts) and (count := len(source.texts())) < cfg.images:
+        shop.runtime.say(f"condition: {count} prompts for {cfg.images} images of a seed, they repeat in order")
+
+
+def _require_kind(source: object, needs: Collection[str]) -> None:
+    """Refuse a source of another kind than the network reads."""
+    wanted = "none" if not needs else "labels" if "labels" in needs else "prompts"
+    chosen = next((name for name, kind in SOURCES.items() if isinstance(source, kind)), "none")
+    if chosen != wanted:
+        reads = {"none": "an unconditional network", "labels": "a network of class labels", "prompts": "one of prompts"}
+        raise ValueError(
+            f"expected condition={wanted} of {reads[wanted]}, got condition={chosen}; set condition={wanted}"
+        )

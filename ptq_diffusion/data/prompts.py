@@ -1,0 +1,102 @@
+"""Prompts that samples are drawn with: texts in their order, from a text file or the captions of a data set."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from ptq_diffusion.artefact.digest import files_digest
+
+
+class Prompts(ABC):
+    """A source of prompts. The prompt of sample j is number j modulo their count, so that all are used evenly."""
+
+    @abstractmethod
+    def texts(self) -> list[str]:
+        """All prompts in order, at least one.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is broken or holds no prompt.
+        """
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files that are read, sorted.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    def checksum(self) -> str:
+        """Sixteen hex digits over the files' contents."""
+        return files_digest(self.files())
+
+
+class TextPrompts(Prompts):
+    """A text file of UTF-8 with one prompt a line; empty lines are left out.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def files(self) -> list[Path]:
+        if not self.path.is_file():
+            raise FileNotFoundError(
+                f"expected a text file with one prompt a line, there is no file {self.path}; set condition.source.path"
+            )
+        return [self.path]
+
+    def texts(self) -> list[str]:
+        (file,) = self.files()
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"expected a text file of UTF-8, got {file} ({error}); save it as UTF-8") from error
+        return _some([line.strip() for line in lines if line.strip()], file)
+
+
+class CaptionPrompts(Prompts):
+    """The captions of parquet shards as the `datasets` library writes them, `<split>-*.parquet`.
+
+    Args:
+        folder: the folder of the shards.
+        split: the first part of the shards' names.
+        column: the column of texts.
+    """
+
+    def __init__(self, folder: str, split: str, column: str) -> None:
+        self.folder, self.split, self.column = Path(folder), split, column
+
+    def files(self) -> list[Path]:
+        shards = sorted(self.folder.glob(f"{self.split}-*.parquet"))
+        if not shards:
+            raise FileNotFoundError(
+                f"expected {self.split}-*.parquet in {self.folder}, found none; set condition.source.folder and "
+                "condition.source.split"
+            )
+        return shards
+
+    def texts(self) -> list[str]:
+        try:
+            import pyarrow.parquet
+        except ImportError as error:
+            raise ImportError("reading parquet needs pyarrow: pip install 'ptq-diffusion[data]'") from error
+        captions: list[str] = []
+        for shard in self.files():
+            try:
+                cells = pyarrow.parquet.read_table(shard, columns=[self.column])[self.column].to_pylist()
+                captions += [" ".join(cell.split()) for cell in cells]
+            except (pyarrow.ArrowException, AttributeError, KeyError) as error:
+                raise ValueError(
+                    f"expected parquet with texts in the column {self.column} in {shard}, got another or a broken file "
+                    f"({' '.join(str(error).split())[:300]}); set condition.source.column"
+                ) from error
+        return _some([caption for caption in captions if caption], self.folder)
+
+
+def _some(texts: list[str], source: Path) -> list[str]:
+    if not texts:
+        raise ValueError(f"expected at least one prompt in {source}, got none; write one prompt a line")
+    return texts
