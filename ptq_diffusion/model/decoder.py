@@ -1,15 +1,16 @@
 """Decoders: from the states that a model denoises to images."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, ModelMixin, VQModel
 from torch import Tensor, nn
 
-from ptq_diffusion.model.components import read_json
-from ptq_diffusion.model.folder import find_files, named_digest
-from ptq_diffusion.model.loading import load_component, require_latents
+from ptq_diffusion.model.components import Component, read_json
+from ptq_diffusion.model.folder import ModelFiles, find_files, named_digest
+from ptq_diffusion.model.loading import complete_config, load_component, require_latents
 
 CLASSES: dict[str, type[ModelMixin]] = {kind.__name__: kind for kind in (AutoencoderKL, VQModel, AutoencoderDC)}
 """Classes of autoencoders by name."""
@@ -29,12 +30,12 @@ class Decoder(nn.Module, ABC):
     checksum: str
 
     @abstractmethod
-    def shape(self, latent: tuple[int, int, int]) -> tuple[int, int, int]:
-        """The shape of the image, (3 or 1, factor H, factor W), of a state of shape (C, H, W)."""
-
-    @abstractmethod
     def decode(self, x_0: Tensor) -> Tensor:
         """Images (B, 3 or 1, factor H, factor W) in [0, 1] of states (B, C, H, W), each independent of the others."""
+
+    @abstractmethod
+    def shape(self, state: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The shape of the image, (3 or 1, H', W'), of a state of shape (C, H, W)."""
 
 
 class Pixels(Decoder):
@@ -42,8 +43,8 @@ class Pixels(Decoder):
 
     factor, checksum = 1, "pixels"
 
-    def shape(self, latent: tuple[int, int, int]) -> tuple[int, int, int]:
-        return latent
+    def shape(self, state: tuple[int, int, int]) -> tuple[int, int, int]:
+        return state
 
     def decode(self, x_0: Tensor) -> Tensor:
         return _to_unit_interval(x_0)
@@ -63,14 +64,13 @@ class Autoencoder(Decoder):
     def __init__(self, network: nn.Module, checksum: str, scaled: bool = True) -> None:
         super().__init__()
         self.network, self.checksum, self.scaled = network, checksum, scaled
-        config: Any = network.config
-        blocks = "encoder_block_out_channels" if isinstance(network, AutoencoderDC) else "block_out_channels"
-        self.factor = 2 ** (len(config[blocks]) - 1)
+        self.factor = _factor(network.config)
 
-    def shape(self, latent: tuple[int, int, int]) -> tuple[int, int, int]:
+    def shape(self, state: tuple[int, int, int]) -> tuple[int, int, int]:
         config: Any = self.network.config
-        channels = config.get("out_channels") or config["in_channels"]
-        return channels, self.factor * latent[1], self.factor * latent[2]
+        # AutoencoderDC has one number for both ends.
+        channels = config.get("out_channels", config["in_channels"])
+        return channels, self.factor * state[1], self.factor * state[2]
 
     def decode(self, x_0: Tensor) -> Tensor:
         options = {} if self.scaled else {"force_not_quantize": True}
@@ -112,10 +112,25 @@ def load_decoder(path: str) -> Decoder:
     return Autoencoder(network, decoder_checksum(path), files.decoder.config.parent.name != UNSCALED)
 
 
+def decoder_factor(files: ModelFiles) -> int:
+    """Pixels of an image's side by those of a state's, of a model folder."""
+    return Pixels.factor if files.decoder is None else _factor(_decoder_config(files.decoder))
+
+
 def decoder_checksum(path: str) -> str:
     """Sixteen hex digits over the files of a model folder's decoder, or the name of a decoder without files."""
     files = find_files(path)
     return Pixels.checksum if files.decoder is None else named_digest(files.decoder.files, files.index.folder)
+
+
+def _decoder_config(decoder: Component) -> dict[str, Any]:
+    config = read_json(decoder.config)
+    return complete_config(config, CLASSES[config["_class_name"]])
+
+
+def _factor(config: Mapping[str, Any]) -> int:
+    blocks = config.get("encoder_block_out_channels", config.get("block_out_channels"))
+    return 2 ** (len(blocks) - 1)
 
 
 def _to_unit_interval(x: Tensor) -> Tensor:

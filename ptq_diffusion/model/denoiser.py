@@ -63,6 +63,21 @@ class Denoiser(nn.Module, ABC):
             condition: the condition of the B samples; None for an unconditional model.
         """
 
+    @property
+    def needs(self) -> Sequence[str]:
+        """The names of the tensors of a condition that the network reads; none of an unconditional one."""
+        return ()
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes, whose labels are 0 to one less; None of a network that reads no labels."""
+        return None
+
+    @property
+    def null(self) -> Condition | None:
+        """The condition of one sample that means no class, for guidance; None where the network knows none."""
+        return None
+
     def rows_per_image(self, step: Timestep) -> int:  # noqa: ARG002
         """The number of rows of a batch that the network is asked about for one image at a step."""
         return 1
@@ -79,21 +94,6 @@ class Denoiser(nn.Module, ABC):
     def answers_at_zero(self) -> bool:
         """Whether the network can be told t = 0, where some take the logarithm of the time."""
         return True
-
-    @property
-    def needs(self) -> Sequence[str]:
-        """The names of the tensors of a condition that the model reads."""
-        return ()
-
-    @property
-    def classes(self) -> int | None:
-        """How many classes there are, the labels from 0 up; None where the model reads no labels."""
-        return None
-
-    @property
-    def null(self) -> Condition | None:
-        """The condition of one row that stands for "no class"; None where there is none."""
-        return None
 
     @property
     def patch_size(self) -> int:

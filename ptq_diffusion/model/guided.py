@@ -65,10 +65,6 @@ class Guided(Denoiser):
         return self._denoiser.classes
 
     @property
-    def answers_at_zero(self) -> bool:
-        return self._denoiser.answers_at_zero
-
-    @property
     def patch_size(self) -> int:
         return self._denoiser.patch_size
 
@@ -77,6 +73,10 @@ class Guided(Denoiser):
 
     def unpatched(self, patches: Tensor) -> Tensor:
         return self._denoiser.unpatched(patches)
+
+    @property
+    def answers_at_zero(self) -> bool:
+        return self._denoiser.answers_at_zero
 
     @property
     def null(self) -> Condition:

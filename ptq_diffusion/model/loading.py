@@ -116,9 +116,7 @@ def require_latents(files: ModelFiles) -> None:
     """
     if files.decoder is None:
         return
-    config, family = network_config(files)
-    require_configuration(config, family.network_class, files.network.config)
-    channels = family.shape(_with_defaults(config, family.network_class))[0]
+    channels = state_shape(files)[0]
     decoder = read_json(files.decoder.config)
     latents = decoder.get("vq_embed_dim") or decoder.get("latent_channels")
     if latents is not None and latents != channels:
@@ -126,6 +124,23 @@ def require_latents(files: ModelFiles) -> None:
             f"expected a decoder of the {channels} channels that the network in {files.network.config.parent} "
             f"denoises, got one of {latents} in {files.decoder.config.parent}; save the pipeline again"
         )
+
+
+def state_shape(files: ModelFiles) -> tuple[int, int, int]:
+    """The shape (C, H, W) of one state of the network of a model folder, from its configuration alone.
+
+    Raises:
+        ValueError: the network is of no known family or cannot be asked.
+    """
+    config, family = network_config(files)
+    require_configuration(config, family.network_class, files.network.config)
+    return family.shape(complete_config(config, family.network_class))
+
+
+def complete_config(config: Mapping[str, Any], network_class: type[ModelMixin]) -> dict[str, Any]:
+    """A configuration with the defaults of its class where it says nothing."""
+    parameters = signature(network_class.__init__).parameters.items()
+    return {name: parameter.default for name, parameter in parameters if name != "self"} | dict(config)
 
 
 def load_component(component: Component, config: Mapping[str, Any], network_class: type[ModelMixin]) -> ModelMixin:
@@ -165,11 +180,6 @@ def _scheduler_config(files: ModelFiles) -> dict[str, Any]:
             f"prediction_type={config['prediction_type']}; remove the one that is wrong"
         )
     return config
-
-
-def _with_defaults(config: Mapping[str, Any], network_class: type[ModelMixin]) -> dict[str, Any]:
-    parameters = signature(network_class.__init__).parameters.items()
-    return {name: parameter.default for name, parameter in parameters if name != "self"} | dict(config)
 
 
 def _construct(

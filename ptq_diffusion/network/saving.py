@@ -39,7 +39,8 @@ def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
         TypeError: a denoiser that is not of diffusers.
         ValueError: layers are rescaled, which belongs to a correction and is saved with it.
     """
-    guided, denoiser = quantized.denoiser, _unguided(quantized)
+    guided = quantized.denoiser
+    denoiser = guided.denoiser if isinstance(guided, Guided) else guided
     if rescaled := [name for name, settings in quantized.settings.items() if settings.gain is not None]:
         raise ValueError(
             f"expected a network as it was quantized, got one with rescaled layers, such as {rescaled[0]}; save the "
@@ -53,8 +54,8 @@ def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
         "family": denoiser.family.network_class.__name__,
         "network": denoiser.config,
         "scheduler": denoiser.scheduler_config,
-        "guidance": {"scale": guided.scale, "interval": guided.interval} if isinstance(guided, Guided) else None,
         "classes": None if denoiser.folder_classes is None else denoiser.folder_classes.count,
+        "guidance": {"scale": guided.scale, "interval": guided.interval} if isinstance(guided, Guided) else None,
         "symmetric": quantized.symmetric(),
         "plan": json.loads(quantized.plan.to_json()),
     }
@@ -83,11 +84,6 @@ def load_quantized(folder: Path) -> QuantizedDenoiser:
         ) from error
 
 
-def _unguided(quantized: QuantizedDenoiser) -> Denoiser:
-    denoiser = quantized.denoiser
-    return denoiser.denoiser if isinstance(denoiser, Guided) else denoiser
-
-
 def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
     """Every tensor of the network by name: settings, weights and biases of layers, all other parameters."""
     tensors = {f"{SETTINGS}/{name}": tensor for name, tensor in quantized.settings.tensors().items()}
@@ -97,10 +93,10 @@ def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
             tensors |= {f"{WEIGHT}/{name}/{place}/{part}": tensor for part, tensor in weight.tensors().items()}
         if layer.bias is not None:
             tensors[f"{BIAS}/{name}"] = layer.bias
-    if isinstance(quantized.denoiser, Guided):
-        null = quantized.denoiser.null.tensors()
-        tensors |= {f"{NULL}/{name}": tensor for name, tensor in null.items()}
-    denoiser = _unguided(quantized)
+    denoiser = quantized.denoiser
+    if isinstance(denoiser, Guided):
+        tensors |= {f"{NULL}/{name}": tensor for name, tensor in denoiser.null.tensors().items()}
+        denoiser = denoiser.denoiser
     if isinstance(denoiser, DiffusersDenoiser) and denoiser.table is not None:
         tensors[CLASS_TABLE] = denoiser.table
     prefixes, network = _module_prefixes(quantized.sites(), quantized.plan), quantized.network
