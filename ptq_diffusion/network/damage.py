@@ -41,16 +41,19 @@ class LayerCall:
 def recording(network: nn.Module, names: Sequence[str], calls: dict[str, LayerCall]) -> Iterator[None]:
     """Within this context the calls of layers are recorded, and zeros with a gradient are added to their outputs.
 
+    A layer that is computed anew on the same input, as in a DiT, has the gradient by both outputs.
+
     Raises:
-        ValueError: a layer is called twice in one forward, so that one set of bits would serve two places.
+        ValueError: a layer is called on two inputs in one forward, so that one set of bits would serve two places.
     """
 
     def record(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if name in calls:
+        if name not in calls:
+            probe = torch.zeros_like(output, requires_grad=True)
+            calls[name] = LayerCall(inputs[0].detach(), output.detach(), probe)
+        elif not torch.equal(calls[name].x, inputs[0]):
             raise ValueError(f"expected a network that computes every layer once, this one computes {name} twice")
-        probe = torch.zeros_like(output, requires_grad=True)
-        calls[name] = LayerCall(inputs[0].detach(), output.detach(), probe)
-        return output + probe
+        return output + calls[name].probe
 
     with ExitStack() as hooks:
         for name in names:

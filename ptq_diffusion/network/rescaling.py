@@ -70,6 +70,10 @@ class Spread:
         deviation = (rows - mean[:, None]).square_().mean(-1).mean(0).sqrt()
         return cls(mean.cpu().double(), deviation.cpu().double())  # Not every device has float64.
 
+    def equals(self, other: "Spread") -> bool:
+        """Whether the numbers of all channels are the same."""
+        return torch.equal(self.mean, other.mean) and torch.equal(self.deviation, other.deviation)
+
     @property
     def varies(self) -> Tensor:
         """Whether each channel varies around its mean, (O,) bool."""

@@ -18,10 +18,10 @@ def quantized_copy(composed):
         "+quantizer@quantizer.activation=affine_per_tensor",
     )
 
-    def make(model, condition=None):
+    def make(model, condition=None, x=None):
         observations = InputObservations(model.sites(), construct(cfg.quantizer.activation))
         with observations.observing(model.network):
-            model.predict(states(model, 0), at(500), condition)
+            model.predict(states(model, 0) if x is None else x, at(500), condition)
         plan = construct(cfg.bitwidth).plan(model.architecture(), (), None)
         return quantize(model, plan, observations, construct(cfg.quantizer.weight))
 

@@ -1,11 +1,12 @@
 """The best linear, shift-invariant estimate of the float output from all that a quantized step knows."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Literal
 
 import torch
+from torch.nn.functional import pixel_unshuffle
 
 from ptq_diffusion.correction.contract import Correction, PathName, along
 from ptq_diffusion.correction.evidence import PairedBatch, PathEvidence
@@ -29,6 +30,9 @@ class Regression(Correction[PathEvidence]):
     every step. The ridge shrinks towards doing nothing and is chosen on held-out images: even against odd ones. At a
     step where the squared error on one half of the images says that the regression of the other half is no gain, it is
     left out.
+
+    With h of tokens, each of a patch of p x p pixels, the regression is of patches, C p^2 numbers each: R reads the
+    patch's own token, as the output layer does, and K_q and K_x as many patches around as their sides reach into.
 
     Args:
         on_q: the side of K_q, odd; 0 leaves q out.
@@ -101,17 +105,27 @@ class Regression(Correction[PathEvidence]):
         even, odd = reduce(lambda a, b: (a[0].merge(b[0]), a[1].merge(b[1])), map(self._moments, batches))
         if not (even.count and odd.count):
             raise ValueError("expected at least 2 images to choose a ridge, got 1; raise noise.images")
-        channels, features = batches[0].m.shape[1], batches[0].features.shape[1]
-        ridge_fit = held_out_ridge(even, odd, len(even.mean) - channels, self.ridges)
+        layout = self._layout(batches[0])
+        ridge_fit = held_out_ridge(even, odd, len(even.mean) - layout.channels, self.ridges)
         if ridge_fit.r2 <= 0:
             return (), ridge_fit.r2
         if self.readout_bits == 8:
-            return (self._rounded(ridge_fit, even.merge(odd), channels, features),), ridge_fit.r2
-        return (self._kernels(ridge_fit.map, channels, features),), ridge_fit.r2
+            return (self._rounded(ridge_fit, even.merge(odd), layout),), ridge_fit.r2
+        return (layout.kernels(ridge_fit.map),), ridge_fit.r2
 
-    def _rounded(self, ridge_fit: RidgeFit, moments: Moments, channels: int, features: int) -> FilterInt8:
+    def _layout(self, batch: PairedBatch) -> "Layout":
+        """The layout of regressors, of pixels, or of patches where h is read and is of tokens."""
+        channels, height = batch.m.shape[1:3]
+        patch = height // batch.features.shape[2] if self.on_features else 1
+        own = self.on_features if patch == 1 else 1
+        sides = reach(self.on_q, patch), reach(self.on_x, patch), own
+        return Layout(patch, channels * patch**2, batch.features.shape[1], sides)
+
+    @staticmethod
+    def _rounded(ridge_fit: RidgeFit, moments: Moments, layout: "Layout") -> FilterInt8:
         """R on its grid, and the other kernels fitted to m - q - R * h."""
-        others = len(ridge_fit.map.slope) - features * self.on_features**2
+        channels = layout.channels
+        others = len(ridge_fit.map.slope) - layout.features * layout.sides[2] ** 2
         readout = ridge_fit.map.slope[others:]
         scale = readout.abs().amax(0) / 127
         integers = (readout / torch.where(scale > 0, scale, 1.0)).round()
@@ -120,7 +134,7 @@ class Regression(Correction[PathEvidence]):
         change[:others, :others] = torch.eye(others)
         change[others:, others:] = torch.cat([-(integers * scale).T, torch.eye(channels)], dim=1)
         rest = ridge(moments.mapped(change), others, ridge_fit.strength)
-        kernels = self._kernels(LinearMap(torch.cat([rest.slope, integers]), rest.intercept), channels, features)
+        kernels = layout.kernels(LinearMap(torch.cat([rest.slope, integers]), rest.intercept))
         return FilterInt8(kernels.on_q, kernels.on_x, kernels.on_features.to(torch.int8), scale, kernels.offset)
 
     def _moments(self, batch: PairedBatch) -> tuple[Moments, Moments]:
@@ -129,28 +143,48 @@ class Regression(Correction[PathEvidence]):
         return self._half(batch, slice(even, None, 2)), self._half(batch, slice(1 - even, None, 2))
 
     def _half(self, batch: PairedBatch, images: slice) -> Moments:
+        layout = self._layout(batch)
+        q, x_t, error = (
+            pixel_unshuffle(tensor[images], layout.patch) for tensor in (batch.q, batch.x_t, batch.m - batch.q)
+        )
+        sources = (q, "reflect"), (x_t, "reflect"), (batch.features[images], "constant")
         regressors = [
-            patches(source[images], side, mode)
-            for source, side, mode in (
-                (batch.q, self.on_q, "reflect"),
-                (batch.x_t, self.on_x, "reflect"),
-                (batch.features, self.on_features, "constant"),
-            )
-            if side > 0
+            patches(source, side, mode) for (source, mode), side in zip(sources, layout.sides, strict=True) if side > 0
         ]
-        error = patches((batch.m - batch.q)[images], 1, "constant")
-        return Moments.of(torch.cat([*regressors, error]).T)
+        return Moments.of(torch.cat([*regressors, patches(error, 1, "constant")]).T)
 
-    def _kernels(self, linear_map: LinearMap, channels: int, features: int) -> Filter:
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of a regression's inputs.
+
+    Args:
+        patch: p, the side of the patch that an observation is of; 1 of pixels.
+        channels: C p^2, the numbers of an observation of q, x_t and m.
+        features: F.
+        sides: of K_q, K_x and R, in patches.
+    """
+
+    patch: int
+    channels: int
+    features: int
+    sides: tuple[int, int, int]
+
+    def kernels(self, linear_map: LinearMap) -> Filter:
         """The rows of a slope as convolution kernels."""
-        sizes = [(channels, self.on_q), (channels, self.on_x), (features, self.on_features)]
+        sizes = list(zip((self.channels, self.channels, self.features), self.sides, strict=True))
         rows = linear_map.slope.split([count * side**2 for count, side in sizes])
         kernels = [
-            part.T.reshape(channels, count if side else 0, max(side, 1), max(side, 1))
+            part.T.reshape(self.channels, count if side else 0, max(side, 1), max(side, 1))
             for part, (count, side) in zip(rows, sizes, strict=True)
         ]
         on_q, on_x, on_features = kernels
         return Filter(on_q, on_x, on_features, linear_map.intercept)
+
+
+def reach(side: int, patch: int) -> int:
+    """The side, in patches, of the neighbourhood of a patch that holds those of `side` pixels of all of its pixels."""
+    return 0 if side == 0 else 1 + 2 * -(-(side // 2) // patch)
 
 
 def _require_readout_bits(bits: ReadoutBits | None, on_features: int) -> None:

@@ -67,10 +67,9 @@ class Rescaled(Correction[PathEvidence]):
         targets: dict[str, Spread] = {}
 
         def see(name: str, output: Tensor) -> None:
-            _require_once(name, targets)
             # What is computed once for all images, such as a time embedding, has no rows to choose from.
             fitted = output[rows] if len(output) == len(rows) else output
-            targets[name] = Spread.of(fitted, layers[name].channels)
+            _keep(name, Spread.of(fitted, layers[name].channels), targets)
 
         with watching(model.network, layers, see):
             m = model.predict(x_t, step, condition).m
@@ -99,10 +98,12 @@ def rescalings_towards(
     layers = quantized.inner_layers()
     rescalings: dict[str, Rescaling] = {}
     grids: dict[str, InputGrid] = {}
+    sources: dict[str, Spread] = {}
 
     def match(name: str, output: Tensor) -> Tensor:
         channels = layers[name].channels
-        rescalings[name] = Rescaling.between(Spread.of(output, channels), targets[name])
+        _keep(name, Spread.of(output, channels), sources)
+        rescalings[name] = Rescaling.between(sources[name], targets[name])
         return rescalings[name].of(output, channels)
 
     with ExitStack() as stack:
@@ -113,12 +114,14 @@ def rescalings_towards(
     return {name: replace(rescaling, input_grid=grids.get(name)) for name, rescaling in rescalings.items()}
 
 
-def _require_once(name: str, seen: Mapping[str, Spread]) -> None:
-    if name in seen:
+def _keep(name: str, spread: Spread, spreads: dict[str, Spread]) -> None:
+    """Keep the spread of a layer's output; a layer that is computed anew on the same, as in a DiT, has the same."""
+    if name in spreads and not spreads[name].equals(spread):
         raise ValueError(
             f"expected a network that computes every layer once, this one computes {name} several times, which one "
             "scale does not serve; choose a correction without rescaled layers, such as correction=matched"
         )
+    spreads[name] = spread
 
 
 def _power(noise: Tensor) -> float:

@@ -1,5 +1,6 @@
 """Repairs that convolve the output, the state and the input of the output layer, with R in float or in 8 bits."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,9 @@ class Filter(Repair):
     q and x_t are reflected at the border, h is padded with zeros as in the output layer, into which R and c fold. An
     empty kernel, of shape (C, 0, 1, 1), takes no part.
 
+    Where h is of tokens, each of a patch of p x p pixels, all of it is of patches: C stands for their C p^2 numbers,
+    and m~ is put together of them.
+
     Args:
         on_q: K_q, (C, C, k, k).
         on_x: K_x, (C, C, k, k).
@@ -30,6 +34,8 @@ class Filter(Repair):
     offset: Tensor
 
     def output(self, q: Tensor, x_t: Tensor, features: Tensor | None) -> Tensor:
+        patch = math.isqrt(len(self.offset) // q.shape[1])
+        q, x_t = F.pixel_unshuffle(q, patch), F.pixel_unshuffle(x_t, patch)
         m = q + self.offset.to(q)[:, None, None]
         for kernel, source, mode in (
             (self.on_q, q, "reflect"),
@@ -39,14 +45,15 @@ class Filter(Repair):
             if kernel.numel() > 0:
                 assert source is not None, "a filter of features is given them"
                 m += convolved(source, kernel.to(q), mode)
-        return m
+        return F.pixel_shuffle(m, patch)
 
     @property
     def needs_features(self) -> bool:
         return self.on_features.numel() > 0
 
     def macs(self, shape: tuple[int, ...]) -> int:
-        return (self.on_q.numel() + self.on_x.numel()) * shape[1] * shape[2]
+        patches = shape[0] * shape[1] * shape[2] // len(self.offset)
+        return (self.on_q.numel() + self.on_x.numel()) * patches
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class FilterInt8(Repair):
         return self.integers.numel() > 0
 
     def macs(self, shape: tuple[int, ...]) -> int:
-        return (self.on_q.numel() + self.on_x.numel()) * shape[1] * shape[2]
+        return self.filter.macs(shape)
 
 
 def convolved(x: Tensor, kernel: Tensor, mode: str) -> Tensor:
