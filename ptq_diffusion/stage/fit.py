@@ -16,6 +16,7 @@ from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage, Need
 from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.model.decoder import decoder_checksum
 from ptq_diffusion.stage.drawing.corrected import draw_corrected
 from ptq_diffusion.stage.drawing.images import DrawImages
 from ptq_diffusion.stage.fit_table import carried, fit_table
@@ -49,7 +50,10 @@ class Fit(ModelStage):
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         correction = construct(cfg.correction)
-        checksums = {"judge": correction.judge.checksum()} if isinstance(correction, Auto) else {}
+        if not isinstance(correction, Auto):
+            return super().evidence(cfg)
+        # A trial draws images.
+        checksums = {"judge": correction.judge.checksum(), "decoder": decoder_checksum(cfg.model.path)}
         return super().evidence(cfg) | checksums
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:

@@ -10,7 +10,7 @@ from ptq_diffusion.engine.conditions import EncodedPrompts
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import PROMPTS, Workshop
-from ptq_diffusion.model.text import encode_prompts
+from ptq_diffusion.model.text import encode_prompts, text_checksum
 
 
 class EncodePrompts(ModelStage):
@@ -25,7 +25,10 @@ class EncodePrompts(ModelStage):
         return cfg.condition.source is not None and isinstance(construct(cfg.condition.source), Prompts)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
-        return super().evidence(cfg) | {"prompts": construct(cfg.condition.source).checksum()}
+        return super().evidence(cfg) | {
+            "prompts": construct(cfg.condition.source).checksum(),
+            "encoders": text_checksum(cfg.model.path),
+        }
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
         texts = construct(cfg.condition.source).texts()

@@ -86,6 +86,7 @@ def encoder(monkeypatch):
         return Condition(embeddings=lengths[:, None, None]), Condition(embeddings=torch.zeros(1, 1, 1))
 
     monkeypatch.setattr(stage, "encode_prompts", encode)
+    monkeypatch.setattr(stage, "text_checksum", lambda path: path)
     monkeypatch.setattr("ptq_diffusion.command.preflight.check_condition", lambda *_: None)
     return encoded
 

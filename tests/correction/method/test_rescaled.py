@@ -82,7 +82,12 @@ def test_a_network_without_noise_has_nothing_to_rescale(model, unquantized):
     said = outputs(model.network, lambda: model.predict(x, at(300.0)), unquantized.inner_layers())
     with torch.no_grad():
         found = rescalings_towards(
-            {name: spread(unquantized, name, output) for name, output in said.items()}, unquantized, x, at(300.0), None
+            {name: spread(unquantized, name, output) for name, output in said.items()},
+            unquantized,
+            x,
+            None,
+            at(300.0),
+            None,
         )
     assert found.keys() == said.keys()
     for own in found.values():
@@ -170,7 +175,7 @@ def test_a_range_search_gives_every_quantized_input_a_grid_and_none_leaves_them(
 def test_a_layer_that_is_computed_twice_is_refused(pair, monkeypatch):
     model, x = pair[0], states(pair[0], 0)[:16]
     block = model.network.mid_block
-    monkeypatch.setattr(block, "forward", calling(model.network.conv_in, x, block.forward))
+    monkeypatch.setattr(block, "forward", calling(model.network.conv_in, 2 * x, block.forward))
     with torch.no_grad(), pytest.raises(ValueError, match="computes conv_in several times.*correction=matched"):
         ALONE.rescalings(*pair, x, None, at(300.0))
 
