@@ -64,7 +64,8 @@ class Autoencoder(Decoder):
     def __init__(self, network: nn.Module, checksum: str, scaled: bool = True) -> None:
         super().__init__()
         self.network, self.checksum, self.scaled = network, checksum, scaled
-        self.factor = _factor(network.config)
+        config: Any = network.config
+        self.factor = _factor(config)
 
     def shape(self, state: tuple[int, int, int]) -> tuple[int, int, int]:
         config: Any = self.network.config

@@ -124,6 +124,7 @@ def _pipeline(files: ModelFiles) -> Any:  # noqa: ANN401
             "install -e '.[text]'"
         )
     folder, kind = files.index.folder, getattr(diffusers, files.index.pipeline, None)
+    pipeline: Any = kind
     if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline) and "encode_prompt" in dir(kind)):
         raise ValueError(
             f"expected a pipeline of diffusers that encodes prompts in {folder}, got {files.index.pipeline}; give the "
@@ -134,11 +135,11 @@ def _pipeline(files: ModelFiles) -> Any:  # noqa: ANN401
         # Other libraries would be imported by the name that the folder gives.
         if listed[name][0] != LIBRARY:
             raise ValueError(f"expected the {name} of {folder} to be of {LIBRARY}, got one of {listed[name][0]}")
-    others = {name: None for name in listed if name not in (*TEXT, "scheduler")}
-    if "requires_safety_checker" in inspect.signature(kind.__init__).parameters:
+    others: dict[str, bool | None] = {name: None for name in listed if name not in (*TEXT, "scheduler")}
+    if "requires_safety_checker" in inspect.signature(pipeline).parameters:
         others["requires_safety_checker"] = False
     options = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
-    return kind.from_pretrained(folder, variant=_variant(folder / "text_encoder"), **others, **options)
+    return pipeline.from_pretrained(folder, variant=_variant(folder / "text_encoder"), **others, **options)
 
 
 def _variant(home: Path) -> str | None:
@@ -176,7 +177,7 @@ def _encoded(pipeline: Any, prompts: list[str], negative: str, needs: Sequence[s
     return _named(results[::2], names) | _named(results[1::2], names, NEGATIVE)
 
 
-def _named(tensors: Sequence[Tensor], names: Sequence[str], prefix: str = "") -> Mapping[str, Tensor]:
+def _named(tensors: Sequence[Tensor], names: Sequence[str], prefix: str = "") -> dict[str, Tensor]:
     # Not strict: pipelines without pooled embeddings return fewer.
     return {f"{prefix}{name}": tensor for name, tensor in zip(names, tensors, strict=False)}
 

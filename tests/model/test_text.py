@@ -1,0 +1,120 @@
+"""Prompts are encoded as the stock pipeline encodes them, with nothing of it but its text encoders."""
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+
+from ptq_diffusion.model import DiffusersDenoiser
+from ptq_diffusion.model import text as text_module
+from ptq_diffusion.model.text import encode_prompts, text_checksum
+from tests.model import pipelines
+from tests.steps import at
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+PROMPTS = ["a cat", "a red dog on a hill of sand", ""]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+    for name in ("stable_diffusion", "sdxl"):
+        made[name] = tmp_path_factory.mktemp(name)
+        getattr(pipelines, name)(made[name]).save_pretrained(made[name])
+    return made
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("negative", ["", "a hat"])
+@pytest.mark.parametrize("name", ["stable_diffusion", "sdxl"])
+def test_embeddings_are_those_of_the_pipeline(folders, name, negative, monkeypatch):
+    monkeypatch.setattr(text_module, "AT_ONCE", 2)
+    rows, none = encode_prompts(str(folders[name]), PROMPTS, negative)
+    stock = DiffusionPipeline.from_pretrained(folders[name])
+    assert (len(rows), len(none)) == (3, 1)
+    options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+    for place, prompt in enumerate(PROMPTS):
+        expected = stock.encode_prompt(prompt, negative_prompt=negative or None, **options)
+        pairs = [(rows.embeddings[place], expected[0]), (none.embeddings[0], expected[1])]
+        if name == "sdxl":
+            pairs += [(rows.pooled[place], expected[2]), (none.pooled[0], expected[3])]
+        for ours, theirs in pairs:
+            torch.testing.assert_close(ours, theirs[0], rtol=1e-5, atol=1e-6)
+    denoiser = DiffusersDenoiser.from_folder(str(folders[name]))
+    assert set(rows.tensors()) == set(none.tensors()) == set(denoiser.needs)
+    assert denoiser.predict(torch.zeros(3, *denoiser.shape), at(5), rows).m.isfinite().all()
+
+
+@torch.no_grad()
+def test_time_ids_of_sdxl_are_those_of_an_image_of_its_own_size(folders):
+    stock = StableDiffusionXLPipeline.from_pretrained(folders["sdxl"])
+    expected = stock._get_add_time_ids((16, 16), (0, 0), (16, 16), torch.float32, 5)
+    rows, none = encode_prompts(str(folders["sdxl"]), PROMPTS, "")
+    assert torch.equal(rows.ids, expected.expand(3, 6)) and torch.equal(none.ids, expected)
+
+
+def test_the_checksum_is_of_text_alone_and_the_models_of_all_else(folders, tmp_path):
+    folder = shutil.copytree(folders["stable_diffusion"], tmp_path / "model")
+    before = text_checksum(str(folder))
+    (folder / "unet" / "config.json").write_text((folder / "unet" / "config.json").read_text() + " ")
+    (folder / "text_encoder" / "pytorch_model.bin").write_text("not read")
+    assert text_checksum(str(folder)) == before
+    file = next((folder / "tokenizer").glob("*.json"))
+    file.write_text(file.read_text() + " ")
+    assert text_checksum(str(folder)) != before
+
+
+def without_encoder(folder):
+    pipelines.edit(folder / "model_index.json", text_encoder=[None, None])
+
+
+def without_files(folder):
+    shutil.rmtree(folder / "text_encoder")
+
+
+def pickled(folder):
+    for file in (folder / "text_encoder").glob("*.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+
+
+def of_a_user(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    pipelines.edit(folder / "model_index.json", text_encoder=["os", index["text_encoder"][1]])
+
+
+def custom(folder):
+    pipelines.edit(folder / "model_index.json", _class_name="MyPipeline")
+
+
+BROKEN = {
+    "none": (without_encoder, "expected a text_encoder in .*set condition=labels"),
+    "no files": (without_files, "expected the text_encoder of the pipeline in .* lacks its files"),
+    "pickles": (pickled, "lacks safetensors weights"),
+    "another library": (of_a_user, "expected the text_encoder of .* to be of transformers, got one of os"),
+    "another pipeline": (custom, "expected a pipeline of diffusers that encodes prompts .*, got MyPipeline"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
+def test_folders_that_cannot_encode_are_refused_in_one_line(folders, tmp_path, change, message):
+    folder = shutil.copytree(folders["stable_diffusion"], tmp_path / "model")
+    change(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        encode_prompts(str(folder), PROMPTS, "")
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_to_encode_and_nothing_to_encode_with(folders, tiny_model_folder, monkeypatch):
+    folder = str(folders["stable_diffusion"])
+    with pytest.raises(ValueError, match="expected at least one prompt, got none"):
+        encode_prompts(folder, [], "")
+    with pytest.raises(ValueError, match="expected a network that reads prompts .*; set condition=labels or none"):
+        encode_prompts(str(tiny_model_folder()), PROMPTS, "")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"expected transformers to encode prompts.*pip install -e '\.\[text\]'"
+    ):
+        encode_prompts(folder, PROMPTS, "")
