@@ -139,10 +139,12 @@ class DiffusersDenoiser(Denoiser):
     def _looked_up(self, condition: Condition | None) -> Condition | None:
         """The condition with one token in place of a label, where labels stand for embeddings.
 
+        Embeddings themselves are taken as they are: stock pipelines, which know of no labels, are given them.
+
         Raises:
             ValueError: there is no label, or one of no class.
         """
-        if self.table is None:
+        if self.table is None or (condition is not None and condition.embeddings is not None):
             return condition
         labels = None if condition is None else condition.labels
         if labels is None:

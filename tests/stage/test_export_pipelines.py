@@ -1,0 +1,73 @@
+"""Exported latent, conditional, guided pipelines draw in stock diffusers what goal=samples_corrected drew."""
+
+import pytest
+import torch
+from diffusers import DiTPipeline, StableDiffusionPipeline
+
+from ptq_diffusion.data import Labels
+from ptq_diffusion.engine.conditions import DrawnLabels
+from ptq_diffusion.numeric.seed import generator
+from ptq_diffusion.stage.samples import read_images
+from tests.model import pipelines
+
+COUNT, SEED, SCALE, STEPS = 3, 5, 2.0, 3
+PROMPTS = ["a cat", "two dogs"]
+SHARED = {
+    "num_inference_steps": STEPS,
+    "guidance_scale": SCALE,
+    "output_type": "np",
+}
+
+
+def prompts(folder):
+    pipelines.stable_diffusion(folder / "model").save_pretrained(folder / "model")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    words = ["condition=prompts", f"condition.source.path={folder / 'prompts.txt'}", "condition.negative_prompt=bad"]
+
+    def draw(exported, streams):
+        pipe = StableDiffusionPipeline.from_pretrained(exported, safety_checker=None)
+        texts = {"prompt": [PROMPTS[i % 2] for i in range(COUNT)], "negative_prompt": ["bad"] * COUNT}
+        return pipe(**texts, height=16, width=16, generator=streams, **SHARED).images
+
+    return words, draw
+
+
+def labels(classes):
+    return DrawnLabels(Labels(None, None), classes).of(SEED, range(COUNT), "images").labels
+
+
+def classes(folder):
+    (folder / "model").mkdir()
+    weight = pipelines.classes(folder / "model")
+
+    def draw(exported, streams):
+        pipe = StableDiffusionPipeline.from_pretrained(exported, text_encoder=None, tokenizer=None)
+        embeddings = {"prompt_embeds": weight[labels(3), None], "negative_prompt_embeds": weight[[3] * COUNT, None]}
+        return pipe(**embeddings, height=16, width=16, generator=streams, **SHARED).images
+
+    return ["condition=labels"], draw
+
+
+def dit(folder):
+    (folder / "model").mkdir()
+    pipelines.dit(folder / "model")
+
+    def draw(exported, streams):
+        return DiTPipeline.from_pretrained(exported)(labels(10).tolist(), generator=streams, **SHARED).images
+
+    return ["condition=labels"], draw
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [prompts, classes, dit])
+def test_the_stock_pipeline_draws_the_corrected_images(make, kind, tmp_path):
+    words, draw = kind(tmp_path)
+    words += [f"model.path={tmp_path / 'model'}", f"condition.guidance.scale={SCALE:g}", "correction=readout"]
+    words += ["sampler.eta=0", f"images={COUNT}", f"seeds=[{SEED}]", "noise.images=8", f"sampler.steps={STEPS}"]
+    exported = make("goal=export", *words)
+    expected = read_images(make("goal=samples_corrected", *words))
+    assert {path.suffix for path in exported.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".txt", ".yaml"}
+    streams = [generator("images", SEED, index) for index in range(COUNT)]
+    images = torch.from_numpy(draw(exported, streams)).permute(0, 3, 1, 2)
+    assert expected.float().std() > 1
+    assert (255 * images - expected).abs().max() < 1
