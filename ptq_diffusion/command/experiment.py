@@ -7,8 +7,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.artefact.files import writable
+from ptq_diffusion.command.effort import effort
 from ptq_diffusion.command.preamble import preamble
 from ptq_diffusion.command.preflight import check
+from ptq_diffusion.command.run_name import named
 from ptq_diffusion.command.schema import require_schema
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct, plain
@@ -75,12 +77,13 @@ def run(cfg: DictConfig) -> None:
         OSError: the outputs cannot be written; what was finished is kept.
     """
     require_schema(cfg)
+    cfg = named(cfg)
     if cfg.goal != "report" and cfg.goal not in STAGES:
         raise ValueError(f"expected goal to be report or one of {', '.join(STAGES)}, got {cfg.goal!r}")
     stage = STAGES.get(cfg.goal, Evaluate)
     runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices)
     shop = Workshop(runtime)
-    store = Store(Path(cfg.outputs) / "store", shop, forced_stages(cfg.force, stage))
+    store = Store(Path(cfg.outputs) / "store", shop, forced_stages(cfg.force, stage), effort)
     check(cfg, stage, shop)
     quiet_libraries()
     keep_freed_memory()
@@ -98,7 +101,8 @@ def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> Non
         result = store.obtain(stage, cfg)
         if cfg.goal == "report":
             report = make_report(store, cfg, folder)
-            tracker.report(report["rows"], [folder / figure for figure in report["figures"]])
+            with forgiven(runtime):
+                tracker.report(report["rows"], [folder / figure for figure in report["figures"]])
             runtime.console.print(table(report))
             result = folder / REPORT
     runtime.say(str(result))
@@ -106,14 +110,27 @@ def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> Non
 
 @contextmanager
 def tracking(tracker: Tracker, cfg: DictConfig, folder: Path, runtime: Runtime) -> Iterator[Tracker]:
-    """A log that is open within the context and says whether it ended well."""
+    """A log that is open within the context and says whether the context ended well; its own failures are said only."""
     success = False
-    try:
+    with forgiven(runtime):
         runtime.loggers = tracker.start(folder.name, folder, plain(cfg))
+    try:
         yield tracker
         success = True
     finally:
-        tracker.finish(success)
+        with forgiven(runtime):
+            tracker.finish(success)
+
+
+@contextmanager
+def forgiven(runtime: Runtime) -> Iterator[None]:
+    """Says what a logger raises within the context, in place of failing an experiment whose results need no log."""
+    try:
+        yield
+    except Exception as error:
+        runtime.say(
+            f"the logger failed, which changes no result ({type(error).__name__}: {error}); logger=none logs nothing"
+        )
 
 
 def forced_stages(force: bool | str, goal: type[Stage]) -> frozenset[str]:

@@ -7,11 +7,10 @@ from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.command.condition import check_condition
-from ptq_diffusion.command.preamble import needed
 from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.engine.stage import Stage, needed
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Condition, Denoiser, Guided
 from ptq_diffusion.network.observing import MOST_BITS

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from rich.console import Console
 
@@ -38,6 +40,24 @@ class ListFailures(Callback):
         raise SystemExit(1)
 
 
+def require_multirun(hydra: HydraConf) -> None:
+    """Refuse a grid that is started as one run, unless its words give every option that the grid varies.
+
+    Raises:
+        ValueError: there is no -m in front; the message names the options that lack a value.
+    """
+    varied = OmegaConf.select(hydra, "sweeper.params") or {}
+    words = {word.partition("=")[0] for word in hydra.overrides.task}
+    absent = [key for key in varied if key not in words]
+    if hydra.mode == RunMode.RUN and absent:
+        experiment = hydra.runtime.choices.get("experiment")
+        cell = " ".join(f"{key}=VALUE" for key in absent)
+        raise ValueError(
+            f"expected -m in front, for experiment={experiment} is a grid, got a single run; "
+            f"ptq-diffusion -m experiment={experiment} runs all of it, {cell} one cell"
+        )
+
+
 def _collect(config: DictConfig, console: Console) -> None:
     """Print the table of a grid whose runs lie in a folder of their own, `name: FOLDER/...`, and what was written."""
     raw = OmegaConf.to_container(config, resolve=False)
@@ -51,5 +71,5 @@ def _collect(config: DictConfig, console: Console) -> None:
     try:
         collect_runs([str(folder)])
     except (FileNotFoundError, ValueError) as error:
-        # Jobs of several models have protocols of their own: their tables are made one by one.
-        console.print(f"not collected into one table: {error}")
+        # Every run may have failed before it had a folder, and a damaged one of an earlier sweep fails none of this.
+        console.print(f"not collected: {error}")

@@ -109,7 +109,7 @@ class Sum(Stage):
 def test_a_user_reads_which_of_several_artefacts_of_a_stage_is_made(store, capsys):
     assert (store.obtain(Sum, CFG) / "number").read_text() == "7"
     said = [line.rpartition(" ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert said == ["digits of 3: making", "digits of 4: making", "sum: making"]
+    assert said == ["1 of 3 digits of 3: making", "2 of 3 digits of 4: making", "3 of 3 sum: making"]
 
 
 def test_a_signature_follows_what_is_declared_and_nothing_else(store):
@@ -189,7 +189,8 @@ def test_a_failed_stage_leaves_no_artefact_and_what_it_finished(store, tmp_path,
     monkeypatch.setattr(Failing, "error", None)
     made = store.obtain(Failing, CFG)
     assert (made / "number").read_text() == "1", "the second attempt finds what the first left"
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["making", "going"]
+    said = [line.partition(": ")[2].split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert said == ["making", "going"]
     assert names(made) == ["config.yaml", "files.json", "number"], "neither scratch nor half-written files stay"
 
 

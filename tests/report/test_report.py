@@ -1,12 +1,18 @@
 """The main job: what a run leaves, what it shares with the next, and that nothing but its inputs changes it."""
 
 import csv
+import json
+import re
+import shutil
+import subprocess
+from datetime import datetime
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ptq_diffusion.metric import protocol_id
+from ptq_diffusion.report.provenance import commit
 from ptq_diffusion.report.sweep.collect import collect
 from ptq_diffusion.stage import samples
 from ptq_diffusion.stage.evaluate import VARIANTS
@@ -64,6 +70,41 @@ def test_a_report_holds_what_it_promises(report):
     assert found["figures"] == ["images.png", "noise.png", "plan.png"]
     with (folder / "table.csv").open() as file:
         assert [row["fid"] for row in csv.DictReader(file)] == [str(row["fid"]) for row in found["rows"]]
+
+
+def lines(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if ": making" in line]
+
+
+def test_a_report_says_where_its_numbers_come_from(make, capsys):
+    path = make("correction=ptqd", "sampler.eta=0.5")
+    origin = json.loads(path.read_text())["provenance"]
+    assert "sampler.eta=0.5" in origin["overrides"]
+    assert (
+        datetime.fromisoformat(origin["date"]).tzinfo and origin["host"] and origin["device_name"] and origin["command"]
+    )
+    assert origin["versions"]["torch"] == torch.__version__ and origin["device"] == "cpu"
+    said = [re.fullmatch(r"(\d+) of (\d+) (?:\(about .* left\) )?(\w+): making \w{16}", line) for line in lines(capsys)]
+    count = str(len(origin["seconds"]))
+    assert [match.group(1, 2) for match in said] == [(str(place), count) for place in range(1, int(count) + 1)]
+    assert set(origin["seconds"]) == {match[3] for match in said} and min(origin["seconds"].values()) >= 0
+    again = json.loads(make("correction=ptqd", "sampler.eta=0.5").read_text())["provenance"]
+    assert again["seconds"] == origin["seconds"], "what was reused took as long as when it was made"
+
+
+def test_a_commit_is_that_of_a_checkout(tmp_path):
+    assert commit(tmp_path) is None
+    (tmp_path / ".git").mkdir()
+    assert commit(tmp_path) is None, "a broken checkout"
+    shutil.rmtree(tmp_path / ".git")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "file").write_text("first")
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    revision = commit(tmp_path)
+    assert len(revision) == 40 and set(revision) <= set("0123456789abcdef")
+    (tmp_path / "file").write_text("second")
+    assert commit(tmp_path) == f"{revision}+changes"
 
 
 def test_the_path_of_the_report_is_printed_last(report, capsys):
@@ -190,7 +231,7 @@ def test_a_metric_that_is_left_out_has_no_column_and_the_others_keep_their_numbe
     left_out = {f"{name}{ending}" for name in ("kid", "psnr_to_fp") for ending in ("", "_se")}
     assert part["rows"] == [{name: row[name] for name in row if name not in left_out} for row in whole["rows"]]
     assert part["protocol_id"] == whole["protocol_id"]
-    assert collect(folder.parent).paths, "reports with other metrics lie in one table"
+    assert len(collect([folder.parent]).sheets) == 1, "reports with other metrics lie in one table"
 
 
 def test_a_reference_folder_is_what_fid_is_measured_against(report, tmp_path):
@@ -225,9 +266,9 @@ def test_noise_statistics_are_moments_and_not_trajectories(report):
     }
 
 
-def test_reports_of_other_protocols_are_not_collected(report):
+def test_reports_of_other_protocols_have_a_table_of_their_own(report):
     first, folder = report()
     other, _ = report("judging.replicates=6", "images=6")
     assert first["protocol_id"] == protocol_id(first["protocol"]) != other["protocol_id"]
-    with pytest.raises(ValueError, match="of one protocol.*images: .*bootstrap: "):
-        collect(folder.parent)
+    sheets = collect([folder.parent]).sheets
+    assert [len(sheet.runs) for sheet in sheets] == [1, 1] and sheets[0].title != sheets[1].title
