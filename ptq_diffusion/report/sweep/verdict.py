@@ -7,11 +7,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ptq_diffusion.metric import Interval, holm, noninferiority
-from ptq_diffusion.report.sweep.lines import FULL_PRECISION, Line
+from ptq_diffusion.report.sweep.lines import FULL_PRECISION, NONE, Line
 
 MARGIN = 0.02
 """A share of the quantized model's FID: a correction that certainly costs less than this harms nothing."""
 LEVEL = 0.05
+TIE = 1e-9
+"""FIDs that differ by less are one: that of no correction is the sum of a correction's and of its gain."""
 
 
 @dataclass(frozen=True)
@@ -21,27 +23,31 @@ class Verdict:
     Args:
         correction: its name.
         cells: in how many it was measured; one that was run twice, as by two versions, counts twice.
-        harmless: in how many its FID is certainly below that of no correction + 2 %, Holm over its cells at 5 %.
-        first: in how many its FID is the lowest of all corrections; `auto` shares it with the one that it chose.
+        harmless: in how many its FID is certainly below that of no correction + 2 %, Holm over its cells at 5 %; None
+            of no correction itself.
+        first: in how many its FID is the lowest of all corrections and of none; `auto` shares it with the one that it
+            chose.
         recovered: the least and the largest share of the FID lost to quantization that it gives back; None where no
             float model has a line or quantization lost nothing.
     """
 
     correction: str
     cells: int
-    harmless: int
+    harmless: int | None
     first: int
     recovered: tuple[float, float] | None
 
 
 def verdicts(lines: Sequence[Line]) -> list[Verdict]:
-    """One for every correction with measured lines, the one that is first most often first."""
+    """One for every correction with measured lines and one for none, the one that is first most often first."""
     cells: dict[tuple[tuple[str, str], ...], list[Line]] = {}
     for line in lines:
         if line.gain:
             cells.setdefault(tuple(line.levels.items()), []).append(line)
     names = sorted({line.correction for cell in cells.values() for line in cell})
     unsorted = [_verdict(name, list(cells.values()), _float_models(lines)) for name in names]
+    if cells:
+        unsorted.append(Verdict(NONE, len(cells), None, sum(map(_none_is_first, cells.values())), None))
     return sorted(unsorted, key=lambda verdict: (-verdict.first, -verdict.cells, verdict.correction))
 
 
@@ -52,7 +58,8 @@ def cells_of(verdict: Verdict) -> list[str]:
     """A verdict as a reader sees it."""
     low, high = verdict.recovered or (None, None)
     regained = "" if low is None or high is None else f"{low:.0%} to {high:.0%}"
-    return [verdict.correction, str(verdict.cells), str(verdict.harmless), str(verdict.first), regained]
+    harmless = "" if verdict.harmless is None else str(verdict.harmless)
+    return [verdict.correction, str(verdict.cells), harmless, str(verdict.first), regained]
 
 
 def verdict_table(rows: Sequence[Sequence[str]]) -> Table:
@@ -64,14 +71,23 @@ def verdict_table(rows: Sequence[Sequence[str]]) -> Table:
 
 
 def _verdict(name: str, cells: Sequence[Sequence[Line]], full: Sequence[Line]) -> Verdict:
-    rows = [(line, min(other.values["fid"] for other in cell)) for cell in cells for line in cell]
+    rows = [(line, _least(cell)) for cell in cells for line in cell]
     rows = [(line, least) for line, least in rows if line.correction == name]
     lines = [line for line, _ in rows]
     p = [noninferiority(_gain(line), MARGIN * _quantized(line)) for line in lines]
-    first = sum(line.values["fid"] == least for line, least in rows)
+    first = sum(line.values["fid"] - least < TIE for line, least in rows)
     shares = [share for line in lines if (share := _recovered(line, full)) is not None]
     recovered = (min(shares), max(shares)) if shares else None
     return Verdict(name, len(lines), sum(value < LEVEL for value in holm(p)), first, recovered)
+
+
+def _least(cell: Sequence[Line]) -> float:
+    """The lowest FID of a cell, whose quantized model without correction counts too."""
+    return min(fid for line in cell for fid in (float(line.values["fid"]), _quantized(line)))
+
+
+def _none_is_first(cell: Sequence[Line]) -> bool:
+    return min(_quantized(line) for line in cell) - _least(cell) < TIE
 
 
 def _gain(line: Line) -> Interval:

@@ -21,31 +21,44 @@ def lines(gains, error=0.01):
 
 def test_shares_and_firsts_by_hand():
     found = {v.correction: v for v in verdicts(lines({"good": [-4.0, -2.0, -3.0], "some": [-1.0, -2.5], "bad": [1.0]}))}
-    assert list(found) == ["good", "some", "bad"]
-    assert [(v.cells, v.first, v.harmless) for v in found.values()] == [(3, 2, 3), (2, 1, 2), (1, 0, 0)]
+    assert list(found) == ["good", "some", "none", "bad"]
+    assert [(v.cells, v.first, v.harmless) for v in found.values()] == [(3, 2, 3), (2, 1, 2), (3, 0, None), (1, 0, 0)]
     assert found["good"].recovered == pytest.approx((0.5, 1.0))
     assert found["bad"].recovered == pytest.approx((-0.25, -0.25))
 
 
+def harmless(gains, error):
+    """In how many cells a correction of these gains is called so."""
+    return {v.correction: v.harmless for v in verdicts(lines({"a": gains}, error))}["a"]
+
+
 def test_what_may_cost_two_percent_is_not_called_harmless():
     """0.12 is 2 % of 6: within the interval, or below its end."""
-    assert verdicts(lines({"a": [0.05]}, error=0.1))[0].harmless == 0
-    assert verdicts(lines({"a": [0.05]}, error=0.01))[0].harmless == 1
+    assert harmless([0.05], error=0.1) == 0
+    assert harmless([0.05], error=0.01) == 1
     # Alone certain enough, p = 0.04, but not as the less certain of two.
-    assert verdicts(lines({"a": [0.12 - 1.75 * 0.05]}, error=0.05))[0].harmless == 1
-    assert verdicts(lines({"a": [0.12 - 1.75 * 0.05] * 2}, error=0.05))[0].harmless == 0
+    assert harmless([0.12 - 1.75 * 0.05], error=0.05) == 1
+    assert harmless([0.12 - 1.75 * 0.05] * 2, error=0.05) == 0
+
+
+def test_a_correction_that_harms_every_cell_is_never_the_lowest():
+    found = {v.correction: v.first for v in verdicts(lines({"bad": [0.5, 1.0, 2.0], "mixed": [1.0, -1.0, 3.0]}))}
+    assert found == {"none": 2, "mixed": 1, "bad": 0}
+    assert [v.correction for v in verdicts(lines({"bad": [0.5, 1.0]}))] == ["none", "bad"]
 
 
 def test_a_tie_is_shared():
     """As `auto` ties with the candidate that it chose."""
     found = {v.correction: v.first for v in verdicts(lines({"auto": [-2.0, -1.0], "own": [-2.0, -3.0]}))}
-    assert found == {"auto": 1, "own": 2}
+    assert found == {"auto": 1, "own": 2, "none": 0}
+    found = {v.correction: v.first for v in verdicts(lines({"auto": [0.0], "own": [1.0]}))}
+    assert found == {"auto": 1, "own": 0, "none": 1}, "auto chose none"
 
 
 def test_a_cell_that_was_run_twice_counts_twice_in_any_order():
     own, other = (lines({"own": [gain]})[1] for gain in (-3.0, 2.0))
     for rows in ([own, other], [other, own]):
-        (found,) = verdicts(rows)
+        found, _ = verdicts(rows)
         assert (found.cells, found.first, found.harmless) == (2, 1, 1)
 
 
