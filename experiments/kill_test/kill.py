@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import json
 import os
 import random
 import shutil
@@ -38,6 +39,7 @@ JOBS = {
     + ["training.network.widths=[4,4,8,8]"],
     "reference_statistics": ["experiment=reference_statistics", "data.folder=data"],
 }
+UNCOUNTED = ("files.json", "log.txt")
 WEIGHTS = {"report": 30, "train_denoiser": 9, "train_feature_network": 9, "reference_statistics": 2}
 ALWAYS = ["runtime.accelerator=cpu", "runtime.progress=false", "logger=none", "outputs=outputs"]
 SEED = 0
@@ -106,14 +108,22 @@ def fresh(folder: Path, name: str) -> Path:
 
 
 def contents(folder: Path) -> Mapping[str, str]:
-    """Hashes of every file of the store and the report.
+    """Hashes of every file of the store and the report, but for where the report comes from.
 
-    Neither locks, nor the logs of what was said and how a training went, nor the manifests, which hold its size.
+    Neither locks, nor how long a stage took, nor the logs of what was said and how a training went, nor the manifests,
+    which hold its size.
     """
     outputs = folder / "outputs"
     files = (path for path in outputs.rglob("*") if path.is_file() and "log" not in path.parts)
-    kept = (path for path in files if path.suffix != ".lock" and path.name not in ("files.json", "log.txt"))
-    return {str(path.relative_to(outputs)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
+    kept = (path for path in files if path.suffix not in (".lock", ".seconds") and path.name not in UNCOUNTED)
+    return {str(path.relative_to(outputs)): hashlib.sha256(content(path)).hexdigest() for path in kept}
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file; those of a report without its provenance, which names the time."""
+    if path.name != "report.json":
+        return path.read_bytes()
+    return json.dumps(json.loads(path.read_text()) | {"provenance": None}).encode()
 
 
 def killed(cfg: DictConfig, folder: Path, moment: float) -> str | None:

@@ -96,7 +96,8 @@ def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> Non
         result = store.obtain(stage, cfg)
         if cfg.goal == "report":
             report = make_report(store, cfg, folder)
-            tracker.report(report["rows"], [folder / figure for figure in report["figures"]])
+            with forgiven(runtime):
+                tracker.report(report["rows"], [folder / figure for figure in report["figures"]])
             runtime.console.print(table(report))
             result = folder / REPORT
     runtime.say(str(result))
@@ -104,14 +105,27 @@ def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> Non
 
 @contextmanager
 def tracking(tracker: Tracker, cfg: DictConfig, folder: Path, runtime: Runtime) -> Iterator[Tracker]:
-    """A log that is open within the context and says whether it ended well."""
+    """A log that is open within the context and says whether the context ended well; its own failures are said only."""
     success = False
-    try:
+    with forgiven(runtime):
         runtime.loggers = tracker.start(folder.name, folder, plain(cfg))
+    try:
         yield tracker
         success = True
     finally:
-        tracker.finish(success)
+        with forgiven(runtime):
+            tracker.finish(success)
+
+
+@contextmanager
+def forgiven(runtime: Runtime) -> Iterator[None]:
+    """Says what a logger raises within the context, in place of failing an experiment whose results need no log."""
+    try:
+        yield
+    except Exception as error:
+        runtime.say(
+            f"the logger failed, which changes no result ({type(error).__name__}: {error}); logger=none logs nothing"
+        )
 
 
 def forced_stages(force: bool | str, goal: type[Stage]) -> frozenset[str]:

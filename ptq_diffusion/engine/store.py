@@ -1,6 +1,7 @@
 """The artefact store: every stage's result lies under the hash of all that made it."""
 
 import shutil
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from ptq_diffusion.engine.signature import Signatures
 from ptq_diffusion.engine.stage import Need, Stage
 from ptq_diffusion.engine.workshop import Workshop
 
+SECONDS = ".seconds"
+"""The ending of the file beside an artefact that says how long its last attempt took, which is no part of it."""
+
 
 class Store:
     """Artefacts of all stages below one folder, `<root>/<stage>/<signature>/`, complete or absent.
@@ -33,11 +37,16 @@ class Store:
         root: the folder.
         shop: what stages build with, and how they run.
         forced: names of stages whose artefacts are made anew, each once by this store.
+
+    Attributes:
+        signatures: of the artefacts that were obtained, by stage.
+        seconds: how long each of them took to make, its inputs apart, by stage and role; None where nothing tells.
     """
 
     def __init__(self, root: Path, shop: Workshop, forced: Collection[str] = ()) -> None:
         self.root, self.shop, self.runtime, self.forced = root, shop, shop.runtime, forced
         self.signatures: dict[str, str] = {}
+        self.seconds: dict[str, float | None] = {}
         self._signatures = Signatures(shop.runtime)
         self._obtained: dict[tuple[str, str], Path] = {}
 
@@ -82,6 +91,7 @@ class Store:
         with writable(final.parent), FileLock(final.with_suffix(".lock")):
             if final.is_dir() and not forced:
                 check_whole(final)
+                self.seconds[title] = _read_seconds(final.with_suffix(SECONDS))
                 self.runtime.say(f"{title}: reused {signature}")
                 return final
             if forced:
@@ -89,7 +99,10 @@ class Store:
             begun = partial.is_dir() and any(partial.iterdir())
             partial.mkdir(exist_ok=True)
             self.runtime.say(f"{title}: {'going on with' if begun else 'making'} {signature}")
+            start = time.monotonic()
             self._fill(stage, partial, cfg, inputs)
+            self.seconds[title] = round(time.monotonic() - start, 3)
+            write_text(final.with_suffix(SECONDS), f"{self.seconds[title]}\n")
             replace(partial, final)
         return final
 
@@ -110,3 +123,11 @@ class Store:
     def has(self, stage: type[Stage], cfg: DictConfig) -> bool:
         """Whether the stage's artefact is there."""
         return (self.root / stage.name / self.signature(stage, cfg)).is_dir()
+
+
+def _read_seconds(path: Path) -> float | None:
+    """How long an artefact took to make; None where the file is missing or no number."""
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):
+        return None

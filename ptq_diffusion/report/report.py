@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,16 @@ from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ptq_diffusion import __version__
 from ptq_diffusion.artefact.files import write_json
 from ptq_diffusion.bitwidth.step_signal import StepSignal
 from ptq_diffusion.correction import Choice, FittedCorrection, StepReport
 from ptq_diffusion.engine.factory import construct, plain
 from ptq_diffusion.engine.run_files import IMAGES, NOISE, PLAN, REPORT, STEPS, TABLE
-from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.report.figures import image_grid, noise_curves
 from ptq_diffusion.report.plan_figure import plan_figure
+from ptq_diffusion.report.provenance import provenance
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.plan import Plan, read_evidence, read_plan
@@ -55,7 +53,7 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
         "rows": rows,
         "correction": plain(cfg.correction),
         "choice": None if choice is None else asdict(choice),
-        "provenance": provenance(store.runtime),
+        "provenance": provenance(store),
         "signatures": dict(store.signatures),
         "figures": [str(figure.relative_to(folder)) for figure in figures],
     }
@@ -128,12 +126,6 @@ def _draw_plan(store: Store, cfg: DictConfig, path: Path) -> None:
 def step_reports(store: Store, cfg: DictConfig) -> Sequence[StepReport]:
     """Diagnostics of the correction at every step."""
     return FittedCorrection.load(store.obtain(Fit, cfg)).report()
-
-
-def provenance(runtime: Runtime) -> Mapping[str, str]:
-    """The origin of the numbers beside the configuration: the device type and the versions of the libraries."""
-    libraries = {name: version(name) for name in ("torch", "diffusers", "lightning")}
-    return {"device": runtime.device_type, "ptq-diffusion": __version__, **libraries}
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -10,7 +10,7 @@ SMALL = ["goal=samples_corrected", "images=6", "seeds=[0,1]", "noise.images=4"]
 
 def contents(outputs):
     """Every file of the store but locks, by its path."""
-    paths = [path for path in outputs.glob("store/**/*") if path.is_file() and path.suffix != ".lock"]
+    paths = [path for path in outputs.glob("store/**/*") if path.is_file() and path.suffix not in (".lock", ".seconds")]
     return {str(path.relative_to(outputs)): path.read_bytes() for path in paths}
 
 

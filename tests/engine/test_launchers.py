@@ -19,7 +19,7 @@ def artefacts(outputs):
     return {
         path.relative_to(store): path.read_bytes()
         for path in store.rglob("*")
-        if path.suffix != ".lock" and path.is_file()
+        if path.suffix not in (".lock", ".seconds") and path.is_file()
     }
 
 

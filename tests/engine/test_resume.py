@@ -1,5 +1,6 @@
 """Whatever interrupts a run, the same command goes on and ends with the same bytes."""
 
+import json
 import os
 import random
 
@@ -10,6 +11,7 @@ from torch.optim import SGD
 
 from ptq_diffusion.correction import FittedCorrection, Rescaled
 from ptq_diffusion.engine.chunks import read_chunks
+from ptq_diffusion.engine.run_files import REPORT
 from ptq_diffusion.metric import ResNet9
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.stage.path_fit import PathFit
@@ -26,10 +28,17 @@ class Killed(BaseException):
 
 
 def contents(outputs):
-    """Every file of the store and the report by its path, but locks and what was said when."""
+    """Every file of the store and the report by its path, but locks and what was said when, by whom and how fast."""
     paths = [path for path in outputs.rglob("*") if path.is_file()]
-    paths = [path for path in paths if path.suffix != ".lock" and path.name != "log.txt"]
-    return {str(path.relative_to(outputs)): path.read_bytes() for path in paths}
+    paths = [path for path in paths if path.suffix not in (".lock", ".seconds") and path.name != "log.txt"]
+    return {str(path.relative_to(outputs)): content(path) for path in paths}
+
+
+def content(path):
+    """The bytes of a file; those of a report without where it comes from."""
+    if path.name != REPORT:
+        return path.read_bytes()
+    return {key: value for key, value in json.loads(path.read_text()).items() if key != "provenance"}
 
 
 def killed_at(monkeypatch, count):

@@ -9,6 +9,7 @@ from wandb.proto import wandb_internal_pb2
 
 from ptq_diffusion.command import experiment
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.tracking import NoTracker
 
 
 def records(path):
@@ -78,6 +79,16 @@ def test_a_failed_job_is_closed_as_failed(report, tmp_path, monkeypatch):
         report("logger=wandb")
     (path,) = (tmp_path / "outputs" / "runs").glob("*/wandb/offline-run-*/*.wandb")
     assert [r.exit.exit_code for r in records(path) if r.WhichOneof("record_type") == "exit"] == [1]
+
+
+@pytest.mark.parametrize("method", ["start", "report", "finish"])
+def test_a_logger_that_fails_is_said_and_fails_nothing(make, capsys, monkeypatch, method):
+    def fails(*_):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(NoTracker, method, fails)
+    assert make("correction=none").is_file()
+    assert "the logger failed, which changes no result (ConnectionError: no route to host)" in capsys.readouterr().out
 
 
 def test_another_mode_is_refused():

@@ -1,12 +1,17 @@
 """The main job: what a run leaves, what it shares with the next, and that nothing but its inputs changes it."""
 
 import csv
+import json
+import shutil
+import subprocess
+from datetime import datetime
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ptq_diffusion.metric import protocol_id
+from ptq_diffusion.report.provenance import commit
 from ptq_diffusion.report.sweep.collect import collect
 from ptq_diffusion.stage import samples
 from ptq_diffusion.stage.evaluate import VARIANTS
@@ -64,6 +69,35 @@ def test_a_report_holds_what_it_promises(report):
     assert found["figures"] == ["images.png", "noise.png", "plan.png"]
     with (folder / "table.csv").open() as file:
         assert [row["fid"] for row in csv.DictReader(file)] == [str(row["fid"]) for row in found["rows"]]
+
+
+def test_a_report_says_where_its_numbers_come_from(make, capsys):
+    path = make("correction=ptqd", "sampler.eta=0.5")
+    origin = json.loads(path.read_text())["provenance"]
+    assert "sampler.eta=0.5" in origin["overrides"]
+    assert (
+        datetime.fromisoformat(origin["date"]).tzinfo and origin["host"] and origin["device_name"] and origin["command"]
+    )
+    assert origin["versions"]["torch"] == torch.__version__ and origin["device"] == "cpu"
+    made = {line.split(" ")[0].rstrip(":") for line in capsys.readouterr().out.splitlines() if ": making" in line}
+    assert set(origin["seconds"]) == made and min(origin["seconds"].values()) >= 0
+    again = json.loads(make("correction=ptqd", "sampler.eta=0.5").read_text())["provenance"]
+    assert again["seconds"] == origin["seconds"], "what was reused took as long as when it was made"
+
+
+def test_a_commit_is_that_of_a_checkout(tmp_path):
+    assert commit(tmp_path) is None
+    (tmp_path / ".git").mkdir()
+    assert commit(tmp_path) is None, "a broken checkout"
+    shutil.rmtree(tmp_path / ".git")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "file").write_text("first")
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    revision = commit(tmp_path)
+    assert len(revision) == 40 and set(revision) <= set("0123456789abcdef")
+    (tmp_path / "file").write_text("second")
+    assert commit(tmp_path) == f"{revision}+changes"
 
 
 def test_the_path_of_the_report_is_printed_last(report, capsys):

@@ -78,7 +78,8 @@ def _read(folder: Path, root: Path) -> Run | None:
     """
     try:
         failure, report = (_json(folder / name) for name in (FAILURE, REPORT))
-        config = read_config(folder) if failure is None else failure["config"]
+        # A folder's name is the signature of its report, which a later failure, as of a full disk, cannot change.
+        config = read_config(folder) if failure is None or report is not None else failure["config"]
     except (ValueError, KeyError, OSError, YAMLError) as error:
         raise ValueError(
             f"expected the files of a run in {folder}, got one that cannot be read ({error}); "
@@ -89,8 +90,8 @@ def _read(folder: Path, root: Path) -> Run | None:
     flat = _flat(config)
     flat[BITS] = _bits(flat)
     reason = "" if report else f"unfinished: no {REPORT}"
-    if failure is not None:
-        report, reason = None, f"failed: {failure['error']}: {failure['message']}"
+    if failure is not None and not report:
+        reason = f"failed: {failure['error']}: {failure['message']}"
     return Run(folder, folder.relative_to(root).as_posix(), flat, flat["labels.correction"], report, reason)
 
 

@@ -131,6 +131,7 @@ def test_runs_without_a_report_say_why_and_add_no_cells(tmp_path):
     run_like(tmp_path, eta=0.0)
     (run_like(tmp_path, eta=1.0) / "report.json").unlink()
     failed = run_like(tmp_path, eta=2.0)
+    (failed / "report.json").unlink()
     failure = {"error": "ValueError", "message": "expected | less", "config": read_config(failed)}
     (failed / "failure.json").write_text(json.dumps(failure))
     reasons = {row["sampler.eta"]: row["reason"] for row in table(tmp_path) if row["reason"]}
@@ -142,6 +143,12 @@ def test_runs_without_a_report_say_why_and_add_no_cells(tmp_path):
     assert "failed" in printed(said) and "ValueError" not in "".join(
         str(cell) for column in said.columns for cell in column.cells
     )
+
+
+def test_a_later_failure_does_not_outrank_a_report(tmp_path):
+    run = run_like(tmp_path)
+    (run / "failure.json").write_text(json.dumps({"error": "OSError", "message": "no space", "config": {}}))
+    assert [row["reason"] for row in table(tmp_path)] == [""] * 3
 
 
 def test_nothing_but_failures_is_a_table_too(tmp_path):
