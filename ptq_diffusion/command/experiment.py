@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from ptq_diffusion.artefact.files import writable
 from ptq_diffusion.command.preamble import preamble
 from ptq_diffusion.command.preflight import check
+from ptq_diffusion.command.run_name import named
 from ptq_diffusion.command.schema import require_schema
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct, plain
@@ -73,6 +74,7 @@ def run(cfg: DictConfig) -> None:
         OSError: the outputs cannot be written; what was finished is kept.
     """
     require_schema(cfg)
+    cfg = named(cfg)
     if cfg.goal != "report" and cfg.goal not in STAGES:
         raise ValueError(f"expected goal to be report or one of {', '.join(STAGES)}, got {cfg.goal!r}")
     stage = STAGES.get(cfg.goal, Evaluate)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ptq_diffusion.artefact.files import write_json
 from ptq_diffusion.command.experiment import STAGES
+from ptq_diffusion.command.run_name import named
 from ptq_diffusion.engine.run_files import FAILED, FAILURE
 from ptq_diffusion.engine.run_folder import run_folder, run_path
 from ptq_diffusion.engine.runtime import Runtime
@@ -70,7 +71,7 @@ def describe(error: Exception, overrides: list[str], cfg: DictConfig, sweep: str
 def _begun(cfg: DictConfig) -> bool:
     """Whether the run has a folder."""
     try:
-        return run_path(_store(cfg), STAGES.get(cfg.goal, Evaluate), cfg).is_dir()
+        return run_path(_store(cfg), STAGES.get(cfg.goal, Evaluate), named(cfg)).is_dir()
     except Exception:
         return False
 
@@ -78,7 +79,7 @@ def _begun(cfg: DictConfig) -> bool:
 def _folder(cfg: DictConfig, nameless: Path) -> Path:
     """The run's folder; where its name cannot be computed, one by the hash of the configuration."""
     try:
-        return run_folder(_store(cfg), STAGES.get(cfg.goal, Evaluate), cfg)
+        return run_folder(_store(cfg), STAGES.get(cfg.goal, Evaluate), named(cfg))
     except Exception:
         nameless.mkdir(parents=True, exist_ok=True)
         return nameless

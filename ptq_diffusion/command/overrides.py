@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.refusal import PastHydra
+from ptq_diffusion.command.sweep import require_multirun
 
 
 def run_experiments(words: Sequence[str]) -> None:
@@ -37,6 +38,7 @@ def experiment(cfg: DictConfig) -> None:
 
     job = HydraConfig.get()
     try:
+        require_multirun(job)
         with recorded(cfg, job):
             run(cfg)
     except Exception as error:

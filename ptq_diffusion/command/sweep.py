@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from rich.console import Console
 
@@ -36,6 +38,24 @@ class ListFailures(Callback):
         for path, failure in failures.items():
             console.print(f"{path}\n  {failure['error']}: {failure['message']}")
         raise SystemExit(1)
+
+
+def require_multirun(hydra: HydraConf) -> None:
+    """Refuse a grid that is started as one run, unless its words give every option that the grid varies.
+
+    Raises:
+        ValueError: there is no -m in front; the message names the options that lack a value.
+    """
+    varied = OmegaConf.select(hydra, "sweeper.params") or {}
+    words = {word.partition("=")[0] for word in hydra.overrides.task}
+    absent = [key for key in varied if key not in words]
+    if hydra.mode == RunMode.RUN and absent:
+        experiment = hydra.runtime.choices.get("experiment")
+        cell = " ".join(f"{key}=VALUE" for key in absent)
+        raise ValueError(
+            f"expected -m in front, for experiment={experiment} is a grid, got a single run; "
+            f"ptq-diffusion -m experiment={experiment} runs all of it, {cell} one cell"
+        )
 
 
 def _collect(config: DictConfig, console: Console) -> None:

@@ -1,0 +1,116 @@
+"""The name of a run says what it is: its choices, and the options in which it differs from them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from ptq_diffusion.command.conf import CONF
+from ptq_diffusion.command.words import differences, word_of_choice, words_of_options
+
+FROM = ("experiment", "model")
+"""Groups whose files choose those of other groups, the first also that of the second."""
+LONGEST = 140
+"""Letters of a name."""
+INNER = ("bitwidth.inner.weight", "bitwidth.inner.activation")
+
+
+def named(cfg: DictConfig) -> DictConfig:
+    """A copy of a configuration that Hydra composed, whose name tells it from others of the same choices.
+
+    `sampler.steps=4 seeds=[3,4]` make cifar10_ddpm-w4a8-auto-steps4-seeds3_4 of cifar10_ddpm-w4a8-auto, and
+    `bitwidth.inner.weight=3` cifar10_ddpm-w3a8-auto. A name holds each word once and at most 140 letters; the words
+    without room are counted at its end. A configuration that Hydra composed from another main file, such as that of an
+    earlier run, keeps its name.
+    """
+    composition = Composition.current()
+    if composition is None:
+        return cfg
+    copy = cfg.copy()
+    with open_dict(copy):
+        copy.name = composition.name(cfg)
+    return copy
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The words that chose the files of a job.
+
+    Args:
+        choices: each GROUP=NAME, as it was written.
+        folders: where files of groups lie beside the package's own.
+    """
+
+    choices: tuple[str, ...]
+    folders: tuple[str, ...]
+
+    @classmethod
+    def current(cls) -> "Composition | None":
+        """The composition of Hydra's current job; None without a job, or where its main file is not the package's."""
+        if not HydraConfig.initialized():
+            return None
+        hydra = HydraConfig.get()
+        folders = [source.path for source in hydra.runtime.config_sources if source.schema == "file"]
+        if hydra.job.config_name != "config" or str(CONF) not in folders:
+            return None
+        choices = [word for word in hydra.overrides.task if _is_choice(word, folders) and not word.startswith("logger")]
+        return cls(tuple(choices), tuple(folder for folder in folders if folder != str(CONF)))
+
+    def name(self, cfg: DictConfig) -> str:
+        """The name of a configuration with the words that it lacks."""
+        start, slash, last = str(cfg.name).rpartition("/")
+        options = _plain(cfg)
+        changed = dict(differences(_composed(self.choices, self.folders)[0], options))
+        words, choices = last.split("-"), self._words_of_choices()
+        if any(key in changed for key in INNER):
+            # The name of the policy's file would tell other bits than the run has.
+            label, bits = str(cfg.labels.bitwidth), "w{weight}a{activation}".format(**options["bitwidth"]["inner"])
+            words = [bits if word == label else word for word in words]
+            choices = [bits, *(word for word in choices if word != label)]
+            changed = {key: value for key, value in changed.items() if key not in INNER}
+        return f"{start}{slash}{_joined(words, [*choices, *words_of_options(changed, options)])}"
+
+    def _words_of_choices(self) -> list[str]:
+        """A word for each choice that is not the one which the model and the experiment make."""
+        usual: dict[str, str] = {}
+        for count in range(len(FROM) + 1):
+            first = tuple(word for word in self.choices if word.partition("=")[0] in FROM[:count])
+            usual = dict(_composed(first, self.folders)[1]) | {key: usual[key] for key in FROM[:count] if key in usual}
+        pairs = [(key.lstrip("+~"), choice) for key, _, choice in (word.partition("=") for word in self.choices)]
+        return [word for key, choice in pairs if usual.get(key) != choice and (word := word_of_choice(key, choice))]
+
+
+def _is_choice(word: str, folders: Sequence[str]) -> bool:
+    """Whether an override chooses a file of a group, in place of setting an option."""
+    group = word.partition("=")[0].lstrip("+~").partition("@")[0]
+    return not word.startswith("~") and any((Path(folder) / group).is_dir() for folder in folders)
+
+
+@cache
+def _composed(choices: tuple[str, ...], folders: tuple[str, ...]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """The options that follow from choices alone, interpolations as they are written, and the choices of all groups."""
+    beside = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [*choices, *beside], return_hydra_config=True)
+    return {key: value for key, value in _plain(cfg).items() if key != "hydra"}, dict(cfg.hydra.runtime.choices)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    options = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(options, dict)
+    return {str(key): value for key, value in options.items()}
+
+
+def _joined(words: Sequence[str], more: Sequence[str]) -> str:
+    """The words of a name and those that it lacks, as far as there is room."""
+    name, lacking = "-".join(words), [word for word in dict.fromkeys(more) if word not in words]
+    for place, word in enumerate(lacking):
+        if len(name) + 1 + len(word) > LONGEST:
+            return f"{name}-and{len(lacking) - place}more"
+        name = f"{name}-{word}"
+    return name
