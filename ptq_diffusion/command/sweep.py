@@ -71,5 +71,5 @@ def _collect(config: DictConfig, console: Console) -> None:
     try:
         collect_runs([str(folder)])
     except (FileNotFoundError, ValueError) as error:
-        # Jobs of several models have protocols of their own: their tables are made one by one.
-        console.print(f"not collected into one table: {error}")
+        # Every run may have failed before it had a folder, and a damaged one of an earlier sweep fails none of this.
+        console.print(f"not collected: {error}")

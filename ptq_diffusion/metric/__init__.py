@@ -31,7 +31,7 @@ from ptq_diffusion.metric.inference.bootstrap import (
 from ptq_diffusion.metric.inference.hypothesis_tests import holm, noninferiority
 from ptq_diffusion.metric.judgement import Judgement, judge
 from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric, Settings
-from ptq_diffusion.metric.protocol import protocol_id, require_one_protocol
+from ptq_diffusion.metric.protocol import protocol_id
 from ptq_diffusion.metric.real_statistics import RealStatistics
 from ptq_diffusion.metric.reference import FolderReference, NoReference, Reference, StatisticsReference
 
@@ -86,6 +86,5 @@ __all__ = [
     "paired_parts",
     "protocol_id",
     "psnr",
-    "require_one_protocol",
     "ssim",
 ]

@@ -87,12 +87,14 @@ class Metric(ABC):
         needs: the kinds of features that it reads; there is no number where the extractor or the reference lacks one.
         to_float: whether it is measured to the float variant, so that pairs with that variant say nothing new.
         likeness: whether it is the likeness of an image to its float counterpart, which the float variant has not.
+        higher_is_better: whether more of it is better, for tables that sort by it.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[Need, ...]] = ()
     to_float: ClassVar[bool] = False
     likeness: ClassVar[bool] = False
+    higher_is_better: ClassVar[bool] = False
 
     @abstractmethod
     def paired(self, evidence: Evidence) -> Paired:

@@ -1,37 +1,16 @@
-"""Figures of a report: a grid of samples, and diagnostics of the correction by step."""
+"""Figure of a report: diagnostics of the correction by step."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from ptq_diffusion.correction import StepReport
 
 mpl.use("Agg")
-
-
-def image_grid(variants: Mapping[str, Tensor], columns: int, path: Path) -> None:
-    """One row of images for each variant, the same sample in each column.
-
-    Args:
-        variants: name to images, (N, C, H, W) uint8.
-        columns: how many samples are shown.
-        path: the file to write.
-    """
-    figure = Figure(figsize=(0.75 * columns + 1.4, 0.8 * len(variants)), layout="constrained")
-    axes = figure.subplots(len(variants), columns, squeeze=False)
-    for row, (name, images) in zip(axes, variants.items(), strict=True):
-        for axis, image in zip(row, images, strict=False):
-            pixels = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-            axis.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
-        for axis in row:
-            axis.set_axis_off()
-        row[0].text(-0.15, 0.5, name.replace("_", " "), ha="right", va="center", transform=row[0].transAxes)
-    figure.savefig(path, dpi=150)
 
 
 def noise_curves(report: Sequence[StepReport], path: Path) -> None:

@@ -10,16 +10,17 @@ from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ptq_diffusion.artefact.files import write_json
+from ptq_diffusion.artefact.files import link_files, write_json
 from ptq_diffusion.bitwidth.step_signal import StepSignal
 from ptq_diffusion.correction import Choice, FittedCorrection, StepReport
 from ptq_diffusion.engine.factory import construct, plain
-from ptq_diffusion.engine.run_files import IMAGES, NOISE, PLAN, REPORT, STEPS, TABLE
+from ptq_diffusion.engine.run_files import FEATURES, IMAGES, NOISE, PLAN, REPORT, STEPS, STRIPS, TABLE
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
-from ptq_diffusion.report.figures import image_grid, noise_curves
+from ptq_diffusion.report.figures import noise_curves
 from ptq_diffusion.report.plan_figure import plan_figure
 from ptq_diffusion.report.provenance import provenance
+from ptq_diffusion.report.strips import image_strips, strip, write_strip
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.plan import Plan, read_evidence, read_plan
@@ -44,7 +45,9 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
         What report.json holds: rows, paired, protocol and its id, correction, the choice of correction=auto,
         provenance, signatures and figures, whose paths are relative to the folder.
     """
-    evaluation = read_evaluation(store.obtain(Evaluate, cfg))
+    evaluated = store.obtain(Evaluate, cfg)
+    evaluation = read_evaluation(evaluated)
+    link_files(evaluated / FEATURES, folder / FEATURES)
     figures = _figures(store, cfg, folder)
     choice = Choice.load(store.obtain(Fit, cfg))
     labels = {"full_precision": "none", "quantized": "none", "corrected": cfg.labels.correction}
@@ -101,14 +104,17 @@ def table(report: Mapping[str, Any]) -> Table:
 
 def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:
     stages: dict[str, type[Stage]] = {
-        "full precision": FullPrecisionSamples,
+        "full_precision": FullPrecisionSamples,
         "quantized": QuantizedSamples,
         "corrected": CorrectedSamples,
     }
-    images = {name: read_images(store.obtain(stage, cfg))[:SHOWN] for name, stage in stages.items()}
-    columns = min(SHOWN, len(next(iter(images.values()))))
+    strips = {name: strip(read_images(store.obtain(stage, cfg))[:SHOWN]) for name, stage in stages.items()}
+    (folder / STRIPS).mkdir(exist_ok=True)
+    for name, pixels in strips.items():
+        write_strip(pixels, folder / STRIPS / f"{name}.png")
+    words = {"full_precision": "full precision", "corrected": cfg.labels.correction.replace("_", " ")}
     paths = folder / IMAGES, folder / NOISE, folder / PLAN
-    image_grid(images, columns, paths[0])
+    image_strips([(words.get(name, name), pixels) for name, pixels in strips.items()], paths[0])
     noise_curves(step_reports(store, cfg), paths[1])
     _draw_plan(store, cfg, paths[2])
     return paths

@@ -13,6 +13,7 @@ class ClassifierScore(Metric):
     """The certainty of each image's class and the variety of the classes that are drawn; more is better."""
 
     name = "classifier_score"
+    higher_is_better = True
     needs = ("probabilities",)
 
     def paired(self, evidence: Evidence) -> Paired:

@@ -133,21 +133,25 @@ class Precision(NeighbourMetric):
     """The share of samples near a real image; more is better."""
 
     name = "precision"
+    higher_is_better = True
 
 
 class Recall(NeighbourMetric):
     """The share of real images near a sample; more is better."""
 
     name = "recall"
+    higher_is_better = True
 
 
 class Density(NeighbourMetric):
     """The number of real images near a sample, relative to that near a real image; more is better."""
 
     name = "density"
+    higher_is_better = True
 
 
 class Coverage(NeighbourMetric):
     """The share of real images with a sample among their neighbours; more is better."""
 
     name = "coverage"
+    higher_is_better = True

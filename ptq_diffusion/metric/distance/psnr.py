@@ -16,6 +16,7 @@ class PSNRToFloat(Metric):
     """The mean peak signal-to-noise ratio of each image to its float image, in dB; more is better."""
 
     name = "psnr_to_fp"
+    higher_is_better = True
     to_float = True
     likeness = True
 

@@ -14,6 +14,7 @@ class SSIMToFloat(Metric):
     """The mean structural similarity of each image to its float image; more is better."""
 
     name = "ssim_to_fp"
+    higher_is_better = True
     to_float = True
     likeness = True
 

@@ -9,6 +9,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.run_files import FEATURES
 from ptq_diffusion.metric import Features, Interval, Paired, paired_fid, paired_fid_to
 from ptq_diffusion.report.sweep.lines import FULL_PRECISION, NONE, Line
 from ptq_diffusion.report.sweep.runs import Run, read_config
@@ -28,12 +29,8 @@ def with_differences(lines: Sequence[Line], runs: Sequence[Run], against: str) -
         against: a correction's name, `NONE` or `BEST`.
 
     Raises:
-        ValueError: no cell has a run of that correction.
-        FileNotFoundError: the store beside the runs lacks their evaluations.
+        FileNotFoundError: neither the runs nor the store beside them has their features.
     """
-    if against not in {BEST, NONE, *(run.correction for run in runs if run.report)}:
-        names = sorted({run.correction for run in runs if run.report})
-        raise ValueError(f"expected a correction among {', '.join(names)}, none or best, got {against!r}")
     by_name = {run.name: run for run in runs}
     done: dict[str, Mapping[str, Interval | str]] = {}
     for cell in track(_cells(lines), "corrections compared", transient=True):
@@ -41,12 +38,23 @@ def with_differences(lines: Sequence[Line], runs: Sequence[Run], against: str) -
     return [replace(line, against=done[line.run]) if line.gain and line.run in done else line for line in lines]
 
 
+def known_corrections(runs: Sequence[Run], against: str | None) -> None:
+    """Refuse to compare with a correction that no complete run has.
+
+    Raises:
+        ValueError: it is none of theirs, `NONE` or `BEST`.
+    """
+    names = sorted({run.correction for run in runs if run.report})
+    if against is not None and against not in (BEST, NONE, *names):
+        raise ValueError(f"expected a correction among {', '.join(names)}, none or best, got {against!r}")
+
+
 def _cells(lines: Sequence[Line]) -> list[list[Line]]:
-    """Measured lines of corrections, by the levels that they share."""
-    cells: dict[tuple[tuple[str, str], ...], list[Line]] = {}
+    """Measured lines of corrections, by the levels and the seeds that they share."""
+    cells: dict[object, list[Line]] = {}
     for line in lines:
         if line.gain:
-            cells.setdefault(tuple(line.levels.items()), []).append(line)
+            cells.setdefault((tuple(line.levels.items()), tuple(line.values["seeds"])), []).append(line)
     return list(cells.values())
 
 
@@ -82,16 +90,18 @@ def _judged(cfg: DictConfig, runs: Sequence[Run]) -> tuple[Paired, Paired]:
 
 
 def _features(run: Run, variant: str, extractor: str) -> Tensor:
-    """Feature vectors of a variant's images, (N, D), which the run's evaluation stored."""
+    """Feature vectors of a variant's images, (N, D), from the run's own folder or the store beside it."""
     # A run's name may have folders of its own, so the store is beside one of those above.
-    ending = Path("store") / Evaluate.name / run.signature(Evaluate)
-    folder = next((place for above in run.folder.parents if (place := above / ending).is_dir()), None)
-    if folder is None:
+    ending = Path(FEATURES) / f"{variant}.safetensors"
+    stored = Path("store") / Evaluate.name / run.signature(Evaluate) / ending
+    places = [run.folder / ending, *(above / stored for above in run.folder.parents)]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
         raise FileNotFoundError(
-            f"expected the evaluation of {run.folder} at {ending} in its outputs, found none; "
-            "run its command again or collect without --against"
+            f"expected the features of the images of {run.folder} in its {ending} or in its outputs at {stored}, found "
+            "neither; copy that folder too, run its command again or collect without --against"
         )
-    return Features.load(folder / "features" / f"{variant}.safetensors", extractor).vectors
+    return Features.load(path, extractor).vectors
 
 
 def _minus(paired: Paired, first: str, second: str) -> Interval:

@@ -1,76 +1,102 @@
-"""The figure of a sweep: quality against bit operations."""
+"""The common style of a sweep's figures: a marker and a colour for each correction, PNG and PDF, labels apart."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
-from ptq_diffusion.report.sweep.lines import FULL_PRECISION, Line
+from ptq_diffusion.report.sweep.lines import FULL_PRECISION, NONE, Line
 from ptq_diffusion.report.sweep.runs import BITS
+from ptq_diffusion.report.sweep.table import level
 
 mpl.use("Agg")
 MARKERS = "osD^vP*X<>hd"
+COLOURS = 10
+"""Colours of the cycle, of which two neighbours never have one marker: 60 corrections differ."""
 LEGEND_COLUMNS = 4
-APART = 1.02
-"""The factor between the horizontal places of two corrections of one cell."""
+OFFSETS = [(x, y) for y in (7, -13, 17, -23, 27, -33, 37, -43) for x in (0, 14, -14, 28, -28)]
+"""Places of a label from its point, in points of 1/72 inch, the nearest first."""
 
 
-def against_operations(lines: Sequence[Line], titles: Mapping[str, str], title: str, path: Path) -> None:
-    """FID, and FID to the float model, against bit operations an image.
+def styles(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
+    """The marker and the colour of every correction that has a line with values, in their order, none first."""
+    names = {line.correction for line in lines if line.values} - {FULL_PRECISION}
+    ordered = sorted(names, key=lambda name: (name != NONE, name))
+    return {
+        name: {"color": "black" if name == NONE else f"C{i % COLOURS}", "marker": MARKERS[i % len(MARKERS)]}
+        for i, name in enumerate(ordered)
+    }
 
-    A marker for each correction, set apart a little from the others of its cell; a colour for what else differs, bits
-    apart; bars are one standard error; a float model is a horizontal line in the colour of its cells.
+
+def group_of(line: Line, titles: Mapping[str, str]) -> str:
+    """The levels of a line but its bits, in words; empty where there are none."""
+    return ", ".join(f"{titles[key]} {level(key, text)}" for key, text in line.levels.items() if key != BITS)
+
+
+def groups_of(lines: Sequence[Line], titles: Mapping[str, str]) -> dict[str, list[Line]]:
+    """Measured lines by what they have beside bits; a float model is in the group of each that shares its levels."""
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.values and line.correction not in (FULL_PRECISION, NONE):
+            groups.setdefault(group_of(line, titles), []).append(line)
+    measured = {group: list(members) for group, members in groups.items()}
+    for line in lines:
+        if line.values and line.correction in (FULL_PRECISION, NONE):
+            sharing = [g for g, members in measured.items() if any(_shares(line, member) for member in members)]
+            for group in sharing or [group_of(line, titles)]:
+                groups.setdefault(group, []).append(line)
+    return groups
+
+
+def write_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG and as PDF, whose text stays text; the paths."""
+    paths = [path.with_suffix(ending) for ending in (".png", ".pdf")]
+    with mpl.rc_context({"pdf.fonttype": 42}):
+        for place in paths:
+            figure.savefig(place, dpi=200)
+    return paths
+
+
+def legend(figure: Figure, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """A legend of corrections below all panels."""
+    axis = figure.axes[0]
+    for name, style in entries.items():
+        axis.plot([], [], linestyle="", markerfacecolor="none", label=name.replace("_", " "), **style)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(entries)))
+
+
+def label_points(axis: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
+    """Write a text beside each point, at the nearest place where it covers neither a point nor another text.
 
     Args:
-        lines: of a table; those without values are not drawn.
-        titles: what a factor is called, for the legend.
-        title: of the figure.
-        path: the file to write.
+        axis: whose limits are final; its points are those of its lines.
+        points: places in its data's units.
+        texts: of each.
     """
-    points = [line for line in lines if line.values]
-    names = list(dict.fromkeys(line.correction for line in points if line.correction != FULL_PRECISION))
-    groups = dict.fromkeys(_group(line, titles) for line in points if line.gain)
-    colours = {group: f"C{i % 10}" for i, group in enumerate(groups)}
-    entries = len(names) + len(colours)
-    figure = Figure(figsize=(10, 4.6 + 0.2 * (entries // LEGEND_COLUMNS)), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for line in points:
-        colour = _colour(_group(line, titles), colours)
-        if line.correction == FULL_PRECISION:
-            axes[0].axhline(line.values["fid"], color=colour, linewidth=0.9, linestyle="--", zorder=0)
-            continue
-        place = names.index(line.correction)
-        operations = line.values["bops_per_image"] * APART ** (place - (len(names) - 1) / 2)
-        style = {"color": colour, "marker": MARKERS[place % len(MARKERS)], "markerfacecolor": "none"}
-        axes[0].errorbar(operations, line.values["fid"], yerr=line.values["fid_se"], **style)
-        axes[1].plot(operations, line.values["fid_to_fp"], **style)
-    for axis, quantity in zip(axes, ("FID, dashed: full precision", "FID to the float model's samples"), strict=True):
-        axis.set_title(quantity, fontsize=10)
-        axis.set_xscale("log")
-        axis.set_xlabel("bit operations an image")
-        axis.grid(alpha=0.3)
-    figure.suptitle(title, fontsize=10)
-    if names:
-        _legend(figure, names, colours)
-    figure.savefig(path, dpi=150)
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    places = axis.transData.transform([p for line in axis.lines for p in zip(*line.get_data(), strict=True)])
+    radius = 0.045 * figure.dpi
+    taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in places]
+    for point, text in zip(points, texts, strict=True):
+        label = axis.annotate(text, point, (0, 0), textcoords="offset points", ha="center", fontsize=7, color="0.25")
+        boxes = []
+        for offset in OFFSETS:
+            label.set_position(offset)
+            boxes.append(label.get_window_extent())
+            inside = axis.bbox.containsx(boxes[-1].x0) and axis.bbox.containsx(boxes[-1].x1)
+            if inside and axis.bbox.containsy(boxes[-1].y0) and axis.bbox.containsy(boxes[-1].y1):
+                if not any(boxes[-1].overlaps(box) for box in taken):
+                    taken.append(boxes[-1])
+                    break
+        else:
+            label.remove()
 
 
-def _legend(figure: Figure, names: Sequence[str], colours: Mapping[tuple[str, ...], str]) -> None:
-    axis = figure.axes[0]
-    for i, name in enumerate(names):
-        axis.plot([], [], color="black", marker=MARKERS[i % len(MARKERS)], linestyle="", mfc="none", label=name)
-    for group, colour in colours.items():
-        if group:
-            axis.plot([], [], color=colour, marker="s", linestyle="", label=", ".join(group))
-    figure.legend(fontsize=8, loc="outside lower center", ncols=LEGEND_COLUMNS)
-
-
-def _group(line: Line, titles: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(f"{titles[key]} {level}" for key, level in line.levels.items() if key != BITS)
-
-
-def _colour(group: tuple[str, ...], colours: Mapping[tuple[str, ...], str]) -> str:
-    """The colour of the one group that a line belongs to; black for what several share."""
-    owners = [colour for owner, colour in colours.items() if set(group) <= set(owner)]
-    return owners[0] if len(owners) == 1 else "black"
+def _shares(line: Line, other: Line) -> bool:
+    return line.levels.items() <= other.levels.items()

@@ -8,6 +8,7 @@ from typing import Any
 
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.metric import Interval
+from ptq_diffusion.report.sweep.quantity import Quantity
 from ptq_diffusion.report.sweep.runs import ABSENT, BITS, Run, depth
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
@@ -28,9 +29,10 @@ class Line:
         correction: `FULL_PRECISION`, `NONE` or a correction's name.
         run: the name of the run that it was read from, the first of those that share it; empty if there is none.
         values: the variant's row of the report, or nothing.
-        gain: FID corrected - quantized, of a correction's line.
+        gain: corrected - quantized of the table's metric, of a correction's line.
         reason: why there are no values.
         against: differences to another correction by metric, where they were asked for.
+        beside: names of further runs, of other seeds, of which the values are the mean with those of `run`.
     """
 
     levels: Mapping[str, str]
@@ -40,9 +42,10 @@ class Line:
     gain: Interval | None = None
     reason: str = ""
     against: Mapping[str, Interval | str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
 
-def lines_of(runs: Sequence[Run], factors: Sequence[str]) -> list[Line]:
+def lines_of(runs: Sequence[Run], factors: Sequence[str], quantity: Quantity) -> list[Line]:
     """Lines in the order of the factors' levels: a float model, its quantized models, the corrections of each.
 
     Samples that runs share are one line. The grid is taken to be the full product of the levels and corrections of the
@@ -52,32 +55,28 @@ def lines_of(runs: Sequence[Run], factors: Sequence[str]) -> list[Line]:
     measured: dict[tuple[object, ...], Line] = {}
     for run in runs:
         for rank, variant in enumerate(run.report["rows"] if run.report else ()):
-            line = _line(run, rank, variant, factors)
+            line = _line(run, rank, variant, factors, quantity)
             measured.setdefault((rank, run.signature(STAGES[rank]), tuple(line.levels.items()), line.correction), line)
     unfinished = [Line(_levels(run, factors), run.correction, run.name, {}, None, run.reason) for run in runs]
     absent = [Line(levels, name, "", {}, None, NOT_RUN) for levels, name in _not_run(runs, factors)]
     if len(absent) > len(runs):
         absent = [Line({}, "", "", {}, None, f"{len(absent)} more cells of the product of all levels: {NOT_RUN}")]
-    unique = [line for line in measured.values() if not _repeats_quantized(line)]
-    return sorted([*unique, *(line for line in unfinished if line.reason), *absent], key=_order(factors))
+    # Without a correction the corrected images are the quantized ones, which have a line.
+    unique = [line for (rank, *_), line in measured.items() if (rank, line.correction) != (2, NONE)]
+    return sorted([*unique, *(line for line in unfinished if line.reason), *absent], key=_order(factors, quantity))
 
 
-def _line(run: Run, rank: int, variant: Mapping[str, Any], factors: Sequence[str]) -> Line:
+def _line(run: Run, rank: int, variant: Mapping[str, Any], factors: Sequence[str], quantity: Quantity) -> Line:
     name = (FULL_PRECISION, NONE, run.correction)[rank]
     levels = {key: run.level(key) for key in factors if depth(key) <= rank}
-    return Line(levels, name, run.name, variant, _gain(run) if rank == 2 else None)
+    return Line(levels, name, run.name, variant, _gain(run, quantity.name) if rank == 2 else None)
 
 
-def _gain(run: Run) -> Interval:
-    """The report holds quantized - corrected; a reader asks what the correction changed."""
+def _gain(run: Run, metric: str) -> Interval | None:
+    """The change by the correction, of which the report holds the negative; None where the run lacks the metric."""
     pairs = run.report["paired"] if run.report else ()
-    (pair,) = (p for p in pairs if (p["a"], p["b"], p["metric"]) == ("quantized", "corrected", "fid"))
-    return Interval(pair["difference"], pair["standard_error"], pair["seed_spread"]).reversed
-
-
-def _repeats_quantized(line: Line) -> bool:
-    """Without a correction the corrected images are the quantized ones, which have a line."""
-    return line.correction == NONE and line.gain is not None
+    pair = next((p for p in pairs if (p["a"], p["b"], p["metric"]) == ("quantized", "corrected", metric)), None)
+    return pair and Interval(pair["difference"], pair["standard_error"], pair["seed_spread"]).reversed
 
 
 def _levels(run: Run, factors: Sequence[str]) -> dict[str, str]:
@@ -104,8 +103,8 @@ def _kind(levels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple((key, level) for key, level in levels.items() if key.endswith("_target_") or level == ABSENT)
 
 
-def _order(factors: Sequence[str]) -> Callable[[Line], list[Any]]:
-    """Level by level of what is shared, the shared line first; more bits before fewer."""
+def _order(factors: Sequence[str], quantity: Quantity) -> Callable[[Line], list[Any]]:
+    """Level by level of what is shared, the shared line first; more bits before fewer; the best, if ranked."""
 
     def key(line: Line) -> list[Any]:
         rank = {FULL_PRECISION: 0, NONE: 1}.get(line.correction, 2)
@@ -113,7 +112,8 @@ def _order(factors: Sequence[str]) -> Callable[[Line], list[Any]]:
         for level in range(3):
             places.append(rank >= level)
             places += [_natural(factor, line.levels.get(factor, "")) for factor in factors if depth(factor) == level]
-        return [*places, line.correction, line.run]
+        value = line.values.get(quantity.name) if quantity.ranked else None
+        return [*places, math.inf if value is None else quantity.cost(value), line.correction, line.run]
 
     return key
 

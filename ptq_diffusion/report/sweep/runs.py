@@ -1,6 +1,7 @@
 """The runs of a sweep as their folders tell it, and the options in which they differ."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,17 +53,24 @@ class Run:
         return self.report["signatures"][stage.name] if self.report else ""
 
 
-def read_runs(folder: Path) -> list[Run]:
-    """Every run below a folder whose goal is a report: complete, failed, or neither, which is unfinished.
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Every run below some folders whose goal is a report: complete, failed, or neither, which is unfinished.
+
+    Args:
+        folders: where runs lie; a run in several of them is read once.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: below one of them there is none.
     """
-    places = {path.parent for name in (CONFIG, FAILURE) for path in folder.rglob(name)}
-    runs = [run for place in sorted(places) if (run := _read(place, folder)) is not None]
-    if not runs:
-        raise FileNotFoundError(f"expected runs with a {REPORT} below {folder}, found none; run experiments first")
-    return runs
+    top = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    runs: dict[Path, Run] = {}
+    for folder in folders:
+        places = {path.parent.absolute() for name in (CONFIG, FAILURE) for path in folder.rglob(name)}
+        below = [run for place in sorted(places) if (run := _read(place, top)) is not None]
+        if not below:
+            raise FileNotFoundError(f"expected runs with a {REPORT} below {folder}, found none; run experiments first")
+        runs |= {run.folder: run for run in below}
+    return list(runs.values())
 
 
 def read_config(folder: Path) -> dict[str, Any]:

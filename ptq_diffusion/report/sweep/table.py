@@ -1,23 +1,33 @@
-"""The lines of a sweep as Markdown, CSV and a table for the console."""
+"""The lines of a sweep as cells, and these as Markdown, LaTeX and a table for the console."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from ptq_diffusion.metric import Interval
 from ptq_diffusion.report.sweep.lines import Line
+from ptq_diffusion.report.sweep.quantity import Quantity
 from ptq_diffusion.report.sweep.runs import BITS
 
 TITLES = {BITS: BITS, "quantizer.weight.per_channel": "weights per channel"}
 FAILED = "failed"
-SEVERAL = ("images", "seed", "steps")
+SEVERAL = ("images", "seed", "steps", "weight", "activation")
 """Last parts of keys that several things have, such as a run and a calibration, and which name none of them."""
-MEASURED = ("fid", "fid_se", "fid_to_fp", "psnr_to_fp", "bops_per_image", "bops_saving", "weight_bytes")
+EDGES, BETWEEN = 2, 2
+"""Letters at the edges of a console's table, and beside each column."""
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+}
 
 
 def titles(factors: Sequence[str]) -> list[str]:
@@ -33,11 +43,12 @@ def titles(factors: Sequence[str]) -> list[str]:
     return [TITLES.get(key) or shortest(key).replace("_target_", "class") for key in factors]
 
 
-def shown(lines: Sequence[Line], factors: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def shown(lines: Sequence[Line], factors: Sequence[str], quantity: Quantity) -> tuple[list[str], list[list[str]]]:
     """The columns and the cells that a reader sees."""
     others = list(dict.fromkeys(name for line in lines for name in line.against))
-    fixed = ["correction", "FID ± se", "FID - quantized, 95 %", *others, "to float", "PSNR", "run"]
-    return [*titles(factors), *fixed], [_cells(line, factors, others) for line in lines]
+    metric = quantity.title
+    fixed = ["correction", f"{metric} ± se", f"{metric} - quantized, 95 %", *others, "to float", "PSNR", "run"]
+    return [*titles(factors), *fixed], [_cells(line, factors, others, quantity) for line in lines]
 
 
 def failures_apart(lines: Sequence[Line]) -> tuple[list[Line], str]:
@@ -55,45 +66,97 @@ def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in row)} |" for row in rows)
 
 
-def console(columns: Sequence[str], cells: Sequence[Sequence[str]], title: str, caption: str) -> Table:
-    """The table for the console, without the runs' names, which the files hold; whole on 80 columns."""
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in columns[:-1]:
-        table.add_column(column, overflow="fold")
-    name = columns.index("correction")
-    for row in cells:
-        # A name of several words may break between them; the files hold it as it is written.
-        table.add_row(*row[:name], row[name].replace("_", " "), *row[name + 1 : -1])
-    return table
-
-
-def csv_text(lines: Sequence[Line], factors: Sequence[str]) -> str:
-    """The table as CSV, with every digit and the factors by their dotted keys."""
-    others = list(dict.fromkeys(name for line in lines for name in line.against))
-    bounds = [f"{name}{part}" for name in ("gain", *others) for part in ("", "_low", "_high")]
-    text = io.StringIO()
-    writer = csv.DictWriter(
-        text, [*factors, "correction", *MEASURED, *bounds, "reason", "run"], restval="", lineterminator="\n"
+def latex(columns: Sequence[str], cells: Sequence[Sequence[str]], caption: str) -> str:
+    """The table for LaTeX with the package booktabs, the runs' names left out; letters with a meaning are escaped."""
+    head, *body = (" & ".join(map(_escaped, row[:-1])) + r" \\" for row in (columns, *cells))
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{_escaped(caption)}}}",
+            rf"  \begin{{tabular}}{{{'l' * (len(columns) - 1)}}}",
+            r"    \toprule",
+            f"    {head}",
+            r"    \midrule",
+            *(f"    {row}" for row in body),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
     )
-    writer.writeheader()
-    for line in lines:
-        row: dict[str, Any] = dict(line.levels) | {key: line.values.get(key, "") for key in MEASURED}
-        for name, difference in {"gain": line.gain, **line.against}.items():
-            if isinstance(difference, Interval):
-                row |= {name: difference.difference, f"{name}_low": difference.low, f"{name}_high": difference.high}
-        writer.writerow(row | {"correction": line.correction, "reason": line.reason, "run": line.run})
-    return text.getvalue()
 
 
-def _cells(line: Line, factors: Sequence[str], others: Sequence[str]) -> list[str]:
+@dataclass(frozen=True)
+class WholeWords:
+    """A table for the console, without the runs' names, that breaks no word on any width of 40 columns or more.
+
+    Where the words of all columns do not stand side by side, columns follow in tables of their own, each with the
+    correction and the factors in front.
+
+    Args:
+        columns: the heads; the last is the run's name.
+        cells: the rows.
+        title: above the table.
+        caption: below it.
+    """
+
+    columns: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    title: str
+    caption: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        parts = list(self._parts(options.max_width))
+        for place, part in enumerate(parts):
+            first, last = place == 0, place == len(parts) - 1
+            table = Table(
+                title=Text(self.title, style="table.title") if first else None,
+                caption=Text(self.caption, style="table.caption") if last else None,
+                **{"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False},
+            )
+            for column in part:
+                table.add_column(Text(self.columns[column]), min_width=min(self._width(column), options.max_width))
+            for row in self._rows():
+                table.add_row(*(Text(row[column]) for column in part))
+            yield table
+
+    def _rows(self) -> Iterator[list[str]]:
+        """The rows, whose names of several words may break between them; files hold them as they are written."""
+        name = self.columns.index("correction")
+        for row in self.cells:
+            yield [*row[:name], row[name].replace("_", " "), *row[name + 1 : -1]]
+
+    def _width(self, column: int) -> int:
+        """The letters of the longest word of a column."""
+        texts = [self.columns[column], *(row[column] for row in self._rows())]
+        return max((len(word) for text in texts for word in text.split()), default=1)
+
+    def _parts(self, width: int) -> Iterator[list[int]]:
+        """The columns of each table."""
+        front = list(range(self.columns.index("correction") + 1))
+        start = used = EDGES + sum(self._width(column) + BETWEEN for column in front)
+        part = list(front)
+        for column in range(len(front), len(self.columns) - 1):
+            need = self._width(column) + BETWEEN
+            if used + need > width and len(part) > len(front):
+                yield part
+                part, used = list(front), start
+            part, used = [*part, column], used + need
+        yield part
+
+
+def _cells(line: Line, factors: Sequence[str], others: Sequence[str], quantity: Quantity) -> list[str]:
     levels = [level(key, line.levels.get(key, "")) for key in factors]
+    run = f"{line.run} and {len(line.beside)} more" if line.beside else line.run
     if not line.values:
         status, _, reason = line.reason.partition(": ")
-        return [*levels, line.correction, status, reason, *[""] * len(others), "", "", line.run]
-    gain = "" if line.gain is None else interval(line.gain)
+        return [*levels, line.correction, status, reason, *[""] * len(others), "", "", run]
+    value, error = (line.values.get(key) for key in (quantity.name, f"{quantity.name}_se"))
+    measured = "" if value is None else f"{quantity.text(value)} ± {quantity.text(error or 0.0)}"
+    gain = "" if line.gain is None else quantity.interval(line.gain)
     against = [_other(line.against.get(name, "")) for name in others]
-    fid = f"{line.values['fid']:.3f} ± {line.values['fid_se']:.3f}"
-    return [*levels, line.correction, fid, gain, *against, *_fidelity(line.values), line.run]
+    return [*levels, line.correction, measured, gain, *against, *_fidelity(line.values), run]
 
 
 def _fidelity(values: Mapping[str, Any]) -> tuple[str, str]:
@@ -102,13 +165,12 @@ def _fidelity(values: Mapping[str, Any]) -> tuple[str, str]:
     return f"{values['fid_to_fp']:.3f}", shown
 
 
-def interval(gap: Interval) -> str:
-    """A difference and its 95 % interval; a zero has no sign of its own."""
-    return f"{gap.difference + 0.0:+.3f} [{gap.low + 0.0:+.3f}, {gap.high + 0.0:+.3f}]"
-
-
 def _other(gap: Interval | str) -> str:
-    return interval(gap) if isinstance(gap, Interval) else gap
+    return Quantity().interval(gap) if isinstance(gap, Interval) else gap
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"[\\±~^&%$#_{}]", lambda match: LATEX[match.group()], text)
 
 
 def level(key: str, text: str) -> str:

@@ -1,17 +1,20 @@
 """The verdict of a sweep on every correction, over all its cells."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ptq_diffusion.metric import Interval, holm, noninferiority
 from ptq_diffusion.report.sweep.lines import FULL_PRECISION, NONE, Line
+from ptq_diffusion.report.sweep.quantity import Quantity
 
 MARGIN = 0.02
-"""A share of the quantized model's FID: a correction that certainly costs less than this harms nothing."""
+"""A share of the quantized model's metric: a correction that certainly costs less than this harms nothing."""
 LEVEL = 0.05
+FID = Quantity()
+COST = "cost"
 TIE = 1e-9
 """FIDs that differ by less are one: that of no correction is the sum of a correction's and of its gain."""
 
@@ -38,8 +41,14 @@ class Verdict:
     recovered: tuple[float, float] | None
 
 
-def verdicts(lines: Sequence[Line]) -> list[Verdict]:
-    """One for every correction with measured lines and one for none, the one that is first most often first."""
+def verdicts(lines: Sequence[Line], quantity: Quantity = FID) -> list[Verdict]:
+    """One for every correction with measured lines and one for none, the one that is first most often first.
+
+    Args:
+        lines: of a table.
+        quantity: the metric that their gains are of; of one of which more is better the highest is first.
+    """
+    lines = [_as_cost(line, quantity) for line in lines if line.values.get(quantity.name) is not None]
     cells: dict[tuple[tuple[str, str], ...], list[Line]] = {}
     for line in lines:
         if line.gain:
@@ -51,7 +60,10 @@ def verdicts(lines: Sequence[Line]) -> list[Verdict]:
     return sorted(unsorted, key=lambda verdict: (-verdict.first, -verdict.cells, verdict.correction))
 
 
-TITLES = ("correction", "cells", "not worse than none by 2 %, Holm", "lowest FID", "lost FID regained")
+def titles_of(quantity: Quantity) -> tuple[str, ...]:
+    """The heads of the columns."""
+    best = f"{'highest' if quantity.higher_is_better else 'lowest'} {quantity.title}"
+    return "correction", "cells", "not worse than none by 2 %, Holm", best, f"lost {quantity.title} regained"
 
 
 def cells_of(verdict: Verdict) -> list[str]:
@@ -62,9 +74,9 @@ def cells_of(verdict: Verdict) -> list[str]:
     return [verdict.correction, str(verdict.cells), harmless, str(verdict.first), regained]
 
 
-def verdict_table(rows: Sequence[Sequence[str]]) -> Table:
+def verdict_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """The verdict as a table for the console, whole on 80 columns."""
-    table = Table(*TITLES, title="over all cells", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(*titles, title="over all cells", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
         table.add_row(row[0].replace("_", " "), *row[1:])
     return table
@@ -74,16 +86,22 @@ def _verdict(name: str, cells: Sequence[Sequence[Line]], full: Sequence[Line]) -
     rows = [(line, _least(cell)) for cell in cells for line in cell]
     rows = [(line, least) for line, least in rows if line.correction == name]
     lines = [line for line, _ in rows]
-    p = [noninferiority(_gain(line), MARGIN * _quantized(line)) for line in lines]
-    first = sum(line.values["fid"] - least < TIE for line, least in rows)
+    p = [noninferiority(_gain(line), MARGIN * abs(_quantized(line))) for line in lines]
+    first = sum(line.values[COST] - least < TIE for line, least in rows)
     shares = [share for line in lines if (share := _recovered(line, full)) is not None]
     recovered = (min(shares), max(shares)) if shares else None
     return Verdict(name, len(lines), sum(value < LEVEL for value in holm(p)), first, recovered)
 
 
+def _as_cost(line: Line, quantity: Quantity) -> Line:
+    """The line with its metric, and the gain in it, as a cost, of which less is better."""
+    gain = line.gain.reversed if line.gain and quantity.higher_is_better else line.gain
+    return replace(line, values={COST: quantity.cost(line.values[quantity.name])}, gain=gain)
+
+
 def _least(cell: Sequence[Line]) -> float:
     """The lowest FID of a cell, whose quantized model without correction counts too."""
-    return min(fid for line in cell for fid in (float(line.values["fid"]), _quantized(line)))
+    return min(fid for line in cell for fid in (float(line.values[COST]), _quantized(line)))
 
 
 def _none_is_first(cell: Sequence[Line]) -> bool:
@@ -97,7 +115,7 @@ def _gain(line: Line) -> Interval:
 
 def _quantized(line: Line) -> float:
     """The quantized model's FID."""
-    return float(line.values["fid"]) - _gain(line).difference
+    return float(line.values[COST]) - _gain(line).difference
 
 
 def _float_models(lines: Sequence[Line]) -> list[Line]:
@@ -107,5 +125,5 @@ def _float_models(lines: Sequence[Line]) -> list[Line]:
 def _recovered(line: Line, full: Sequence[Line]) -> float | None:
     """(FID quantized - FID corrected) / (FID quantized - FID float)."""
     float_model = next((one for one in full if one.levels.items() <= line.levels.items()), None)
-    lost = _quantized(line) - float(float_model.values["fid"]) if float_model else 0.0
+    lost = _quantized(line) - float(float_model.values[COST]) if float_model else 0.0
     return -_gain(line).difference / lost if lost > 0 else None

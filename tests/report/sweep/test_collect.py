@@ -13,9 +13,8 @@ from rich.console import Console
 
 from ptq_diffusion.report.report import table as report_table
 from ptq_diffusion.report.sweep.collect import collect
-from ptq_diffusion.report.sweep.figure import against_operations
 from ptq_diffusion.report.sweep.runs import read_config
-from ptq_diffusion.report.sweep.table import console
+from ptq_diffusion.report.sweep.table import WholeWords
 
 EXAMPLE = Path(__file__).parents[3] / "experiments" / "demo"
 
@@ -39,7 +38,7 @@ def run_like(folder, correction="ptqd", eta=1.0, bits=4, noise=128, **report):
 
 
 def table(folder):
-    collect(folder)
+    collect([folder])
     with (folder / "collected" / "table.csv").open() as file:
         return list(csv.DictReader(file))
 
@@ -68,12 +67,6 @@ def printed(shown, width=80):
     return screen.getvalue()
 
 
-def characters_of(shown):
-    """How often each stands in a table's cells and heads."""
-    cells = (str(cell) for column in shown.columns for cell in (column.header, *column.cells))
-    return Counter("".join(cells).replace(" ", "").replace("\n", ""))
-
-
 FOUND = "-0.780 [-0.870, -0.690]"
 AGAINST = (
     ["bits W/A", "eta", "correction", "FID ± se", "FID - quantized, 95 %", "FID - rescaled_matched, 95 %"]
@@ -86,18 +79,23 @@ AGAINST = (
 """What `collect --against` shows at its widest."""
 
 
-def test_tables_are_whole_on_a_narrow_screen(tmp_path):
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_word_breaks_on_any_screen(width):
+    text = printed(WholeWords(*AGAINST, "title", "caption"), width).split()
+    heads = [word for head in AGAINST[0][:-1] for word in head.split()]
+    cells = [word for row in AGAINST[1] for cell in row[:-1] for word in cell.split()]
+    names = "rescaled readout matched".split()
+    assert {*heads, *names, *cells} - {"rescaled_readout_matched"} <= set(text)
+    assert text.count("title") == text.count("caption") == 1
+
+
+def test_what_is_printed_is_whole_on_80_columns(tmp_path):
     for correction, eta in product(("none", "rescaled_readout_matched"), (0.0, 1.0)):
         run_like(tmp_path, correction, eta)
-    collected, report = collect(tmp_path), json.loads((EXAMPLE / "report.json").read_text())
-    for shown in (console(*AGAINST, "title", "caption"), collected.table, collected.verdict, report_table(report)):
-        text = printed(shown)
-        assert "…" not in text and Counter(text) >= characters_of(shown)
-
-
-def test_why_a_run_failed_stands_as_it_was_said():
-    text = printed(console(*AGAINST, "title", "caption"), width=200)
-    assert "ValueError: set correction.readout_bits=32" in text
+    (sheet,) = collect([tmp_path]).sheets
+    report = json.loads((EXAMPLE / "report.json").read_text())
+    for text in (printed(sheet.console()), printed(report_table(report))):
+        assert "…" not in text and {"rescaled", "readout", "matched"} <= set(text.split())
 
 
 def test_the_cells_that_no_run_has_are_those_of_the_full_product(tmp_path):
@@ -138,11 +136,9 @@ def test_runs_without_a_report_say_why_and_add_no_cells(tmp_path):
     assert reasons == {"1": "unfinished: no report.json", "2": "failed: ValueError: expected | less"}
     lines = (tmp_path / "collected" / "table.md").read_text().split("\n\n")[1].splitlines()
     assert len({line.count("|") for line in lines}) == 1, "a message breaks no line of the table"
-    said = collect(tmp_path).table
-    assert f"failed: {failed.name}: ValueError: expected | less" in said.caption, "on the console, below the table"
-    assert "failed" in printed(said) and "ValueError" not in "".join(
-        str(cell) for column in said.columns for cell in column.cells
-    )
+    said = printed(collect([tmp_path]).sheets[0].console(), 300)
+    assert f"failed: {failed.name}: ValueError: expected | less" in said, "on the console, below the table"
+    assert said.count("ValueError") == 1
 
 
 def test_a_later_failure_does_not_outrank_a_report(tmp_path):
@@ -156,12 +152,123 @@ def test_nothing_but_failures_is_a_table_too(tmp_path):
     assert [row["reason"] for row in table(tmp_path)] == ["unfinished: no report.json"]
 
 
-def test_protocols_are_not_mixed(tmp_path):
-    run_like(tmp_path, eta=0.0)
-    protocol = json.loads((EXAMPLE / "report.json").read_text())["protocol"]
-    run_like(tmp_path, eta=1.0, protocol=protocol | {"reference_checksum": "another"})
-    with pytest.raises(ValueError, match="one protocol"):
-        collect(tmp_path)
+def other_protocol(run):
+    """Judge a run's images by other ones."""
+    path = run / "report.json"
+    content = json.loads(path.read_text())
+    content["protocol"] |= {"reference_checksum": "another"}
+    path.write_text(json.dumps(content | {"protocol_id": "another"}))
+
+
+def test_each_protocol_has_a_table_of_its_own(tmp_path):
+    for eta, correction in product((0.0, 1.0), ("ptqd", "bias")):
+        other = run_like(tmp_path, correction, eta)
+        if eta == 1.0:
+            other_protocol(other)
+    rows = table(tmp_path)
+    assert [row["protocol"] for row in rows] == ["fid_cifar10net-b3ea4d"] * 4 + ["fid_cifar10net-anothe"] * 4
+    assert not any(row["reason"] for row in rows), "two grids, each of them whole"
+    text = (tmp_path / "collected" / "table.md").read_text()
+    assert text.count("| correction |") == 4 and text.count("against 50,000 real images") == 2
+    assert len(list((tmp_path / "collected").glob("frontier-fid_cifar10net-*.png"))) == 2
+
+
+def of_seeds(run, seeds, fid):
+    """Give a run seeds, and a corrected FID."""
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(
+        text.replace("seeds:\n- 0\n", "seeds:\n" + "".join(f"- {seed}\n" for seed in seeds))
+    )
+    content = json.loads((run / "report.json").read_text())
+    for row in content["rows"]:
+        row["seeds"] = list(seeds)
+    content["rows"][2] |= {"fid": fid, "fid_se": 0.3}
+    content["protocol"]["seeds"] = list(seeds)
+    signatures = {stage: f"{signature}{seeds}" for stage, signature in content["signatures"].items()}
+    (run / "report.json").write_text(json.dumps(content | {"signatures": signatures}))
+
+
+def test_runs_of_other_seeds_are_pooled_and_those_of_shared_seeds_are_not(tmp_path):
+    for place, (seeds, fid) in enumerate((((0, 1), 4.0), ((2, 3), 5.0), ((3, 4), 7.0))):
+        of_seeds(run_like(tmp_path / str(place)), seeds, fid)
+    rows = [row for row in table(tmp_path) if row["correction"] == "ptqd"]
+    assert [(row["fid"], row["seeds"], row["protocol"][:14]) for row in rows] == [
+        ("4.5", "0 1 2 3", "fid_cifar10net"),
+        ("7.0", "3 4", "fid_cifar10net"),
+    ]
+    assert float(rows[0]["fid_se"]) == pytest.approx(0.3 / 2**0.5) and float(rows[1]["fid_se"]) == 0.3
+    assert "and 1 more" in (tmp_path / "collected" / "table.md").read_text()
+
+
+def test_several_folders_are_one_sweep_and_a_run_in_two_of_them_counts_once(tmp_path):
+    for place, correction in (("a", "ptqd"), ("b", "bias")):
+        run_like(tmp_path / place, correction)
+    collect([tmp_path / "a", tmp_path / "b", tmp_path / "b" / "bias-1.0-4-128"])
+    with (tmp_path / "a" / "collected" / "table.csv").open() as file:
+        assert Counter(row["run"] for row in csv.DictReader(file)) == {"a/ptqd-1.0-4-128": 3, "b/bias-1.0-4-128": 1}
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        collect([tmp_path / "a", tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        (["eta=0"], {"ptqd", "bias"}),
+        (["sampler.eta=0.0", "correction=bias"], {"bias"}),
+        (["bits=8/8,2/2", "correction=bias,ptqd"], {"ptqd"}),
+        (["model=cifar10_ddpm"], {"ptqd", "bias"}),
+    ],
+)
+def test_conditions_choose_runs(tmp_path, conditions, expected):
+    run_like(tmp_path, "bias", 0.0, 4), run_like(tmp_path, "ptqd", 0.0, 8), run_like(tmp_path, "ptqd", 1.0, 4)
+    (sheet,) = collect([tmp_path], conditions=conditions).sheets
+    assert {run.correction for run in sheet.runs} == expected
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        (["eta"], "expected --where KEY=VALUE, got 'eta'"),
+        (["eta=7"], "expected runs with eta=7, found none among 1"),
+        (["nothing=1"], "'nothing', which stands for none"),
+        (["candidates=80"], "stands for quantizer.activation.range_search.candidates, quantizer.weight"),
+    ],
+)
+def test_a_condition_that_chooses_nothing_is_refused(tmp_path, conditions, message):
+    run_like(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        collect([tmp_path], conditions=conditions)
+
+
+def test_a_metric_is_shown_and_sorted_by_in_its_direction(tmp_path):
+    for correction, recall, kid in (("ptqd", 0.2, 0.03), ("bias", 0.9, 0.01), ("tac", 0.5, 0.02)):
+        run = run_like(tmp_path, correction)
+        content = json.loads((run / "report.json").read_text())
+        content["rows"][2] |= {"recall": recall, "kid": kid}
+        (run / "report.json").write_text(json.dumps(content))
+
+    def order(metric):
+        (sheet,) = collect([tmp_path], metric=metric).sheets
+        return [line.correction for line in sheet.lines if line.gain], sheet.markdown()
+
+    assert order("recall")[0] == order("kid")[0] == ["bias", "tac", "ptqd"]
+    assert order(None)[0] == ["bias", "ptqd", "tac"], "by name"
+    assert (
+        "| recall ± se | recall - quantized, 95 % |" in order("recall")[1]
+        and "| highest recall |" in order("recall")[1]
+    )
+    assert "0.01 ± " in order("kid")[1] and "lowest KID" in order("kid")[1]
+    with pytest.raises(ValueError, match="classifier_score, coverage, density, .*, ssim_to_fp, got 'nothing'"):
+        collect([tmp_path], metric="nothing")
+
+
+def test_latex_escapes_what_has_a_meaning_there(tmp_path):
+    run_like(tmp_path, "rescaled_matched")
+    text = collect([tmp_path]).latex()
+    body = text[text.index("midrule") : text.index("bottomrule")]
+    assert r"rescaled\_matched & 3.856 $\pm$ 0.184" in body and r"95 \%" in text
+    assert body.count(r"\\") == 3 and text.count("{") == text.count("}")
+    assert len({line.count("&") for line in text.splitlines() if line.endswith(r"\\")}) == 1
 
 
 def test_runs_of_one_name_below_different_folders_are_two(tmp_path):
@@ -169,29 +276,13 @@ def test_runs_of_one_name_below_different_folders_are_two(tmp_path):
     for place, eta in (("a", 0.0), ("b", 1.0)):
         run_like(tmp_path / place, eta=eta).rename(tmp_path / place / "same")
     assert {row["run"] for row in table(tmp_path)} == {"a/same", "b/same"}
-    path = tmp_path / "a" / "same" / "report.json"
-    found = json.loads(path.read_text())
-    path.write_text(json.dumps(found | {"protocol": found["protocol"] | {"reference_checksum": "another"}}))
-    with pytest.raises(ValueError, match="one protocol"):
-        collect(tmp_path)
+    other_protocol(tmp_path / "a" / "same")
+    assert len(collect([tmp_path]).sheets) == 2
 
 
 def test_a_folder_without_runs_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="run experiments first"):
-        collect(tmp_path)
-
-
-def test_the_figure_shows_every_line_with_values(tmp_path, monkeypatch):
-    for bits, correction in product((4, 8), ("none", "ptqd")):
-        run_like(tmp_path, correction, bits=bits)
-    seen = []
-    monkeypatch.setattr(
-        "ptq_diffusion.report.sweep.collect.against_operations",
-        lambda *given: seen.append(given) or against_operations(*given),
-    )
-    paths = collect(tmp_path).paths
-    assert [path.name for path in paths] == ["table.csv", "table.md", "figure.png"]
-    assert all(path.is_file() for path in paths) and len(seen[0][0]) == 5
+        collect([tmp_path])
 
 
 def test_corrections_are_compared_by_the_features_of_their_images(command, tmp_path):
@@ -200,7 +291,7 @@ def test_corrections_are_compared_by_the_features_of_their_images(command, tmp_p
         shutil.rmtree(images)
     runs = str(tmp_path / "outputs" / "runs")
     said = command("collect", runs, "--against", "none", tiny=())
-    assert said.splitlines()[-1] == f"{runs}/collected/figure.png"
+    assert said.splitlines()[-1] == f"{runs}/collected/samples.pdf"
     with (tmp_path / "outputs/runs/collected/table.csv").open() as file:
         rows = {row["correction"]: row for row in csv.DictReader(file)}
     reports = {json.loads(path.read_text())["rows"][2]["correction"]: path for path in Path(runs).glob("*/report.json")}
@@ -222,10 +313,15 @@ def test_corrections_are_compared_by_the_features_of_their_images(command, tmp_p
         found = {row["correction"]: row["FID - best, 95 %"] for row in csv.DictReader(file)}
     assert found[best] == "" and all(float(found[name]) >= 0 for name in ("ptqd", "bias") if name != best)
     with pytest.raises(ValueError, match="bias, none, ptqd"):
-        collect(Path(runs), "nothing")
-    shutil.rmtree(tmp_path / "outputs" / "store" / "evaluate")
-    with pytest.raises(FileNotFoundError, match="run its command again"):
-        collect(Path(runs), "ptqd")
+        collect([Path(runs)], "nothing")
+    shutil.copytree(runs, tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "outputs")
+    copied = collect([tmp_path / "elsewhere"], "none").sheets[0]
+    assert any(line.against for line in copied.lines), "features travel with their run"
+    for features in (tmp_path / "elsewhere").glob("*/features"):
+        shutil.rmtree(features)
+    with pytest.raises(FileNotFoundError, match="expected the features of .*copy that folder too"):
+        collect([tmp_path / "elsewhere"], "ptqd")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +333,7 @@ def test_a_broken_file_of_a_run_is_named(tmp_path, name, text):
     broken = run_like(tmp_path, correction="bias")
     (broken / name).write_text(text)
     with pytest.raises(ValueError, match=rf"(?s)expected the files of a run in {broken}, .*run its command again"):
-        collect(tmp_path)
+        collect([tmp_path])
 
 
 @pytest.mark.parametrize("text", ["- a list", "goal: report", "goal: noise", "a word"])

@@ -1,0 +1,87 @@
+"""Figure of a sweep: quality against bit operations and against bytes, with bits at the points and the Pareto front."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ptq_diffusion.report.sweep.figure import groups_of, label_points, legend, styles, write_figure
+from ptq_diffusion.report.sweep.lines import FULL_PRECISION, Line
+from ptq_diffusion.report.sweep.quantity import Quantity
+from ptq_diffusion.report.sweep.runs import BITS
+
+COSTS = {"bops_per_image": ("bit operations of an image", 1.0), "weight_bytes": ("size of the files, MB", 1e6)}
+"""The axes: a number of reports, its title and its unit."""
+
+
+def frontier(
+    lines: Sequence[Line], titles: Mapping[str, str], quantity: Quantity, title: str, path: Path
+) -> list[Path]:
+    """Draw the metric of every line against each cost; a row of panels for what differs beside bits.
+
+    Bars are one standard error, the dashed line is full precision, the grey steps join the lines that no other line
+    surpasses in both quality and cost.
+
+    Args:
+        lines: of a table; those without values are not drawn.
+        titles: the words for factors.
+        quantity: the metric.
+        title: of the figure.
+        path: the file to write, whose ending is replaced by those of PNG and PDF.
+    """
+    lines = [line for line in lines if line.values.get(quantity.name) is not None]
+    groups, looks = groups_of(lines, titles), styles(lines)
+    rows, legend_rows = max(len(groups), 1), (len(looks) + 3) // 4
+    figure = Figure(figsize=(10, 0.7 + 3.4 * rows + 0.2 * legend_rows), layout="constrained")
+    axes = figure.subplots(rows, 2, squeeze=False, sharey="row")
+    panels = []
+    for row, (group, members) in zip(axes, groups.items(), strict=False):
+        for axis, (cost, (words, _)) in zip(row, COSTS.items(), strict=True):
+            panels.append((axis, _panel(axis, members, quantity, looks, cost)))
+            axis.set(xscale="log", xlabel=words)
+            axis.grid(alpha=0.3, which="both", linewidth=0.5)
+        row[0].set_ylabel(quantity.title)
+        row[0].set_title(group, fontsize=9, loc="left")
+    figure.suptitle(title, fontsize=10)
+    if looks:
+        legend(figure, looks)
+    for axis, labels in panels:
+        label_points(axis, list(labels), list(labels.values()))
+    return write_figure(figure, path)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other is at most equal to in both coordinates, in the order of the first."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(set(points)):
+        if not front or y < front[-1][1]:
+            front.append((x, y))
+    return front
+
+
+def _panel(
+    axis: Axes, lines: Sequence[Line], quantity: Quantity, looks: Mapping[str, dict[str, Any]], cost: str
+) -> dict[tuple[float, float], str]:
+    """Draw the lines of a group; the bits by the point of the best line that has them."""
+    unit = COSTS[cost][1]
+    points: dict[tuple[float, float], Line] = {}
+    for line in lines:
+        value = float(line.values[quantity.name])
+        if line.correction == FULL_PRECISION:
+            axis.axhline(value, color="0.4", linewidth=0.9, linestyle="--", zorder=0)
+            continue
+        x = line.values[cost] / unit
+        points[x, value] = line
+        error = line.values[f"{quantity.name}_se"]
+        style = {"markerfacecolor": "none", "markersize": 5, "elinewidth": 0.8, "linestyle": ""}
+        axis.errorbar(x, value, yerr=error, **style, **looks[line.correction])
+    front = pareto([(x, quantity.cost(value)) for x, value in points])
+    if len(front) > 1:
+        steps = [(x, quantity.cost(value)) for x, value in front]
+        axis.plot(*zip(*steps, strict=True), color="0.75", drawstyle="steps-post", zorder=0, linewidth=3)
+    best: dict[str, tuple[float, float]] = {}
+    for place in sorted(points, key=lambda point: quantity.cost(point[1])):
+        best.setdefault(points[place].levels.get(BITS, ""), place)
+    return {place: bits for bits, place in best.items() if bits}
