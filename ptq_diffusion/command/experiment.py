@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.artefact.files import writable
+from ptq_diffusion.command.effort import effort
 from ptq_diffusion.command.preamble import preamble
 from ptq_diffusion.command.preflight import check
 from ptq_diffusion.command.run_name import named
@@ -80,7 +81,7 @@ def run(cfg: DictConfig) -> None:
     stage = STAGES.get(cfg.goal, Evaluate)
     runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices)
     shop = Workshop(runtime)
-    store = Store(Path(cfg.outputs) / "store", shop, forced_stages(cfg.force, stage))
+    store = Store(Path(cfg.outputs) / "store", shop, forced_stages(cfg.force, stage), effort)
     check(cfg, stage, shop)
     quiet_libraries()
     keep_freed_memory()

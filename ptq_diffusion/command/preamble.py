@@ -1,7 +1,5 @@
 """The preamble of a run: its choices, and the artefacts that are cached, in a few lines."""
 
-from collections.abc import Iterator
-
 from omegaconf import DictConfig
 
 from ptq_diffusion.engine.factory import plain
@@ -15,24 +13,17 @@ PARTS = ("model", "sampler", "bitwidth", "correction", "feature", "judging", "da
 
 def preamble(cfg: DictConfig, store: Store, goal: type[Stage]) -> list[str]:
     """One line for each choice that the goal depends on, and one for the stages that the store holds."""
-    stages = list(dict.fromkeys(needed(goal)))
-    part = select(cfg, tuple(dict.fromkeys(key for stage in stages for key in stage.uses)))
+    needs = store.artefacts(goal, cfg).values()
+    part = select(cfg, tuple(dict.fromkeys(key for need in needs for key in need.stage.uses)))
     rows = {key: _row(key, part, cfg) for key in PARTS}
     if "metric" in part:
         rows["metric"] = ", ".join(part.metric)
     if "images" in part:
         count = part.images * len(part.seeds)
         rows["images"] = f"{len(part.seeds)} seeds x {part.images:,} = {count:,}, {part.micro_batch} at a time"
-    present = [stage.name for stage in stages if store.has(stage, cfg)]
-    rows["in the store"] = ", ".join(present) or "nothing cached yet"
+    present = [need.stage.name for need in needs if store.has(need.stage, need.cfg)]
+    rows["in the store"] = ", ".join(dict.fromkeys(present)) or "nothing cached yet"
     return [f"{name:<13}{row}" for name, row in rows.items() if row]
-
-
-def needed(goal: type[Stage]) -> Iterator[type[Stage]]:
-    """The stages on the way to a goal, earliest first; some come more than once."""
-    for stage in goal.needs:
-        yield from needed(stage)
-    yield goal
 
 
 def _row(key: str, part: DictConfig, cfg: DictConfig) -> str:

@@ -1,5 +1,6 @@
 """Work on samples, chunk by chunk, on any number of devices: what is behind trajectories, noise and images."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,10 @@ def run_chunks(
     missing = [chunk for chunk in all_chunks if not holds_tensors(folder / chunk.name)]
     if missing:
         work = Missing(missing, folder, title, shop.runtime.progress, torch.get_num_threads())
+        start = time.monotonic()
         shop.runtime.launch(partial(do_share, build=build, missing=work, shop=shop), len(missing))
+        count, seconds = sum(chunk.count for chunk in missing), time.monotonic() - start
+        shop.runtime.say(f"{title}: {count:,} images in {seconds:.3g} s, {count / seconds:.3g} images/s")
 
 
 def read_chunks(folder: Path) -> Iterator[dict[str, Tensor]]:

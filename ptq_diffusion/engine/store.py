@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from filelock import FileLock
@@ -17,6 +17,7 @@ from ptq_diffusion.artefact.files import (
     write_manifest,
     write_text,
 )
+from ptq_diffusion.engine.agenda import Agenda, Key
 from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.signature import Signatures
 from ptq_diffusion.engine.stage import Need, Stage
@@ -37,18 +38,26 @@ class Store:
         root: the folder.
         shop: what stages build with, and how they run.
         forced: names of stages whose artefacts are made anew, each once by this store.
+        effort: about how much work an artefact is, in any unit, from which the time left is told.
 
     Attributes:
         signatures: of the artefacts that were obtained, by stage.
         seconds: how long each of them took to make, its inputs apart, by stage and role; None where nothing tells.
     """
 
-    def __init__(self, root: Path, shop: Workshop, forced: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        shop: Workshop,
+        forced: Collection[str] = (),
+        effort: Callable[[Need], float] = lambda _: 1.0,
+    ) -> None:
         self.root, self.shop, self.runtime, self.forced = root, shop, shop.runtime, forced
         self.signatures: dict[str, str] = {}
         self.seconds: dict[str, float | None] = {}
         self._signatures = Signatures(shop.runtime)
         self._obtained: dict[tuple[str, str], Path] = {}
+        self._effort, self._agenda = effort, Agenda()
 
     def signature(self, stage: type[Stage], cfg: DictConfig) -> str:
         """The signature of the stage's artefact, see `Signatures`."""
@@ -68,11 +77,35 @@ class Store:
         """
         signature = self.signature(stage, cfg)
         if (stage.name, signature) not in self._obtained:
+            if not self._agenda.holds(stage.name, signature):
+                self._agenda = self._agenda_of(stage, cfg)
             inputs = {name: self._input(name, need) for name, need in stage().inputs(cfg).items()}
             title = f"{stage.name} of {role}" if role else stage.name
             self._obtained[stage.name, signature] = self._made(stage, signature, cfg, inputs, title)
             self.signatures[stage.name] = signature
         return self._obtained[stage.name, signature]
+
+    def artefacts(self, stage: type[Stage], cfg: DictConfig) -> Mapping[Key, Need]:
+        """The artefacts that one is made of, each once and before what it serves, and itself last."""
+        made: dict[Key, Need] = {}
+        visited: set[Key] = set()
+
+        def visit(need: Need) -> None:
+            key = need.stage.name, self.signature(need.stage, need.cfg)
+            if key not in visited:
+                visited.add(key)
+                for before in need.stage().inputs(need.cfg).values():
+                    visit(before)
+                made[key] = need
+
+        visit(Need(stage, cfg))
+        return made
+
+    def _agenda_of(self, stage: type[Stage], cfg: DictConfig) -> Agenda:
+        """The agenda of an artefact; one that is there already takes no time."""
+        artefacts = self.artefacts(stage, cfg)
+        absent = {key: key[0] in self.forced or not (self.root / key[0] / key[1]).is_dir() for key in artefacts}
+        return Agenda({key: self._effort(need) if absent[key] else 0.0 for key, need in artefacts.items()})
 
     def _input(self, name: str, need: Need) -> Path:
         try:
@@ -92,16 +125,18 @@ class Store:
             if final.is_dir() and not forced:
                 check_whole(final)
                 self.seconds[title] = _read_seconds(final.with_suffix(SECONDS))
-                self.runtime.say(f"{title}: reused {signature}")
+                self.runtime.say(f"{self._agenda.place(stage.name, signature)} {title}: reused {signature}")
                 return final
             if forced:
                 shutil.rmtree(partial, ignore_errors=True)
             begun = partial.is_dir() and any(partial.iterdir())
             partial.mkdir(exist_ok=True)
-            self.runtime.say(f"{title}: {'going on with' if begun else 'making'} {signature}")
+            doing = "going on with" if begun else "making"
+            self.runtime.say(f"{self._agenda.place(stage.name, signature)} {title}: {doing} {signature}")
             start = time.monotonic()
             self._fill(stage, partial, cfg, inputs)
             self.seconds[title] = round(time.monotonic() - start, 3)
+            self._agenda.done(stage.name, signature, time.monotonic() - start)
             write_text(final.with_suffix(SECONDS), f"{self.seconds[title]}\n")
             replace(partial, final)
         return final

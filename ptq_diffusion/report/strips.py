@@ -52,7 +52,7 @@ def image_strips(rows: Sequence[tuple[str, NDArray[np.uint8]]], path: Path, *mor
     """
     height = rows[0][1].shape[0]
     width = min(max(pixels.shape[1] for _, pixels in rows), round(height * LONGEST / INCHES))
-    letters = 0.085 * max(len(name) for name, _ in rows) + 0.1
+    letters = 0.07 * max(len(name) for name, _ in rows) + 0.1
     size = (letters + INCHES * width / height, INCHES * 1.06 * len(rows) + 0.04)
     figure = Figure(figsize=size)
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]

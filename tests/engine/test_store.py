@@ -109,7 +109,7 @@ class Sum(Stage):
 def test_a_user_reads_which_of_several_artefacts_of_a_stage_is_made(store, capsys):
     assert (store.obtain(Sum, CFG) / "number").read_text() == "7"
     said = [line.rpartition(" ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert said == ["digits of 3: making", "digits of 4: making", "sum: making"]
+    assert said == ["1 of 3 digits of 3: making", "2 of 3 digits of 4: making", "3 of 3 sum: making"]
 
 
 def test_a_signature_follows_what_is_declared_and_nothing_else(store):

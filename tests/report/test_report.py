@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 from datetime import datetime
@@ -71,6 +72,10 @@ def test_a_report_holds_what_it_promises(report):
         assert [row["fid"] for row in csv.DictReader(file)] == [str(row["fid"]) for row in found["rows"]]
 
 
+def lines(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if ": making" in line]
+
+
 def test_a_report_says_where_its_numbers_come_from(make, capsys):
     path = make("correction=ptqd", "sampler.eta=0.5")
     origin = json.loads(path.read_text())["provenance"]
@@ -79,8 +84,10 @@ def test_a_report_says_where_its_numbers_come_from(make, capsys):
         datetime.fromisoformat(origin["date"]).tzinfo and origin["host"] and origin["device_name"] and origin["command"]
     )
     assert origin["versions"]["torch"] == torch.__version__ and origin["device"] == "cpu"
-    made = {line.split(" ")[0].rstrip(":") for line in capsys.readouterr().out.splitlines() if ": making" in line}
-    assert set(origin["seconds"]) == made and min(origin["seconds"].values()) >= 0
+    said = [re.fullmatch(r"(\d+) of (\d+) (?:\(about .* left\) )?(\w+): making \w{16}", line) for line in lines(capsys)]
+    count = str(len(origin["seconds"]))
+    assert [match.group(1, 2) for match in said] == [(str(place), count) for place in range(1, int(count) + 1)]
+    assert set(origin["seconds"]) == {match[3] for match in said} and min(origin["seconds"].values()) >= 0
     again = json.loads(make("correction=ptqd", "sampler.eta=0.5").read_text())["provenance"]
     assert again["seconds"] == origin["seconds"], "what was reused took as long as when it was made"
 

@@ -1,12 +1,15 @@
 """The common style of a sweep's figures: a marker and a colour for each correction, PNG and PDF, labels apart."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from ptq_diffusion.report.sweep.lines import FULL_PRECISION, NONE, Line
@@ -18,7 +21,10 @@ MARKERS = "osD^vP*X<>hd"
 COLOURS = 10
 """Colours of the cycle, of which two neighbours never have one marker: 60 corrections differ."""
 LEGEND_COLUMNS = 4
-OFFSETS = [(x, y) for y in (7, -13, 17, -23, 27, -33, 37, -43) for x in (0, 14, -14, 28, -28)]
+OFFSETS = sorted(
+    ((x, y) for y in (7, -13, 17, -23, 27, -33, 37, -43) for x in (0, 14, -14, 28, -28)),
+    key=lambda place: math.hypot(place[0], place[1] + 3),
+)
 """Places of a label from its point, in points of 1/72 inch, the nearest first."""
 
 
@@ -61,28 +67,29 @@ def write_figure(figure: Figure, path: Path) -> list[Path]:
     return paths
 
 
-def legend(figure: Figure, entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """A legend of corrections below all panels."""
-    axis = figure.axes[0]
-    for name, style in entries.items():
-        axis.plot([], [], linestyle="", markerfacecolor="none", label=name.replace("_", " "), **style)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(entries)))
+def legend(figure: Figure, entries: Mapping[str, Mapping[str, Any]], *more: Line2D) -> None:
+    """A legend of corrections below all panels, and of lines that have a label."""
+    points = [
+        Line2D([], [], linestyle="", markerfacecolor="none", label=name.replace("_", " "), **style)
+        for name, style in entries.items()
+    ]
+    handles = [*points, *more]
+    figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(handles)))
 
 
 def label_points(axis: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
     """Write a text beside each point, at the nearest place where it covers neither a point nor another text.
 
     Args:
-        axis: whose limits are final; its points are those of its lines.
+        axis: whose limits are final; its points and bars are what is covered.
         points: places in its data's units.
         texts: of each.
     """
     figure = axis.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
-    places = axis.transData.transform([p for line in axis.lines for p in zip(*line.get_data(), strict=True)])
-    radius = 0.045 * figure.dpi
-    taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in places]
+    taken, radius = _marks(axis), 0.045 * figure.dpi
+    taken = [Bbox.from_extents(*(box.min - radius), *(box.max + radius)) for box in taken]
     for point, text in zip(points, texts, strict=True):
         label = axis.annotate(text, point, (0, 0), textcoords="offset points", ha="center", fontsize=7, color="0.25")
         boxes = []
@@ -96,6 +103,14 @@ def label_points(axis: Axes, points: Sequence[tuple[float, float]], texts: Seque
                     break
         else:
             label.remove()
+
+
+def _marks(axis: Axes) -> list[Bbox]:
+    """The points that have a marker and the error bars of an axis, in the units of the screen."""
+    points = [p for line in axis.lines if line.get_marker() != "None" for p in zip(*line.get_data(), strict=True)]
+    bars = [bar for group in axis.collections if isinstance(group, LineCollection) for bar in group.get_segments()]
+    shapes = [axis.transData.transform(shape) for shape in (*([point] for point in points), *bars)]
+    return [Bbox([shape.min(0), shape.max(0)]) for shape in shapes]
 
 
 def _shares(line: Line, other: Line) -> bool:

@@ -6,14 +6,18 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ptq_diffusion.report.sweep.figure import groups_of, label_points, legend, styles, write_figure
 from ptq_diffusion.report.sweep.lines import FULL_PRECISION, Line
 from ptq_diffusion.report.sweep.quantity import Quantity
 from ptq_diffusion.report.sweep.runs import BITS
 
-COSTS = {"bops_per_image": ("bit operations of an image", 1.0), "weight_bytes": ("size of the files, MB", 1e6)}
+COSTS = {"bops_per_image": ("giga bit operations of an image", 1e9), "weight_bytes": ("size of the files, MB", 1e6)}
 """The axes: a number of reports, its title and its unit."""
+FLOAT: dict[str, Any] = {"color": "0.4", "linewidth": 0.9, "linestyle": "--"}
+FRONT: dict[str, Any] = {"color": "0.75", "linewidth": 3}
 
 
 def frontier(
@@ -33,7 +37,7 @@ def frontier(
     """
     lines = [line for line in lines if line.values.get(quantity.name) is not None]
     groups, looks = groups_of(lines, titles), styles(lines)
-    rows, legend_rows = max(len(groups), 1), (len(looks) + 3) // 4
+    rows, legend_rows = max(len(groups), 1), (len(looks) + 5) // 4
     figure = Figure(figsize=(10, 0.7 + 3.4 * rows + 0.2 * legend_rows), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False, sharey="row")
     panels = []
@@ -41,12 +45,15 @@ def frontier(
         for axis, (cost, (words, _)) in zip(row, COSTS.items(), strict=True):
             panels.append((axis, _panel(axis, members, quantity, looks, cost)))
             axis.set(xscale="log", xlabel=words)
-            axis.grid(alpha=0.3, which="both", linewidth=0.5)
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.grid(alpha=0.3, linewidth=0.5)
         row[0].set_ylabel(quantity.title)
         row[0].set_title(group, fontsize=9, loc="left")
     figure.suptitle(title, fontsize=10)
     if looks:
-        legend(figure, looks)
+        legend(figure, looks, Line2D([], [], label="full precision", **FLOAT), Line2D([], [], label="Pareto", **FRONT))
     for axis, labels in panels:
         label_points(axis, list(labels), list(labels.values()))
     return write_figure(figure, path)
@@ -70,7 +77,7 @@ def _panel(
     for line in lines:
         value = float(line.values[quantity.name])
         if line.correction == FULL_PRECISION:
-            axis.axhline(value, color="0.4", linewidth=0.9, linestyle="--", zorder=0)
+            axis.axhline(value, zorder=0, **FLOAT)
             continue
         x = line.values[cost] / unit
         points[x, value] = line
@@ -80,7 +87,7 @@ def _panel(
     front = pareto([(x, quantity.cost(value)) for x, value in points])
     if len(front) > 1:
         steps = [(x, quantity.cost(value)) for x, value in front]
-        axis.plot(*zip(*steps, strict=True), color="0.75", drawstyle="steps-post", zorder=0, linewidth=3)
+        axis.plot(*zip(*steps, strict=True), drawstyle="steps-post", zorder=0, **FRONT)
     best: dict[str, tuple[float, float]] = {}
     for place in sorted(points, key=lambda point: quantity.cost(point[1])):
         best.setdefault(points[place].levels.get(BITS, ""), place)

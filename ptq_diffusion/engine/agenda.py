@@ -1,0 +1,41 @@
+"""Counts the artefacts of a run, and tells about how long those that are left will take."""
+
+from collections.abc import Mapping
+
+Key = tuple[str, str]
+"""An artefact: the name of its stage and its signature."""
+
+
+class Agenda:
+    """The artefacts of a run in their order.
+
+    Args:
+        efforts: about how much work each is, in any unit; 0 of one that is there already.
+    """
+
+    def __init__(self, efforts: Mapping[Key, float] | None = None) -> None:
+        self._efforts = dict(efforts or {})
+        self._done, self._seconds = 0.0, 0.0
+
+    def holds(self, stage: str, signature: str) -> bool:
+        """Whether an artefact is one of them."""
+        return (stage, signature) in self._efforts
+
+    def place(self, stage: str, signature: str) -> str:
+        """The place of an artefact, `3 of 9`, with the time left from its beginning to the end once anything tells."""
+        keys = list(self._efforts)
+        place = keys.index((stage, signature))
+        left = sum(self._efforts[key] for key in keys[place:])
+        text = f"{place + 1} of {len(keys)}"
+        return f"{text} ({_duration(left * self._seconds / self._done)} left)" if self._done and left else text
+
+    def done(self, stage: str, signature: str, seconds: float) -> None:
+        """Note that an artefact is made and how long that took."""
+        self._done += self._efforts[stage, signature]
+        self._seconds += seconds
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(round(seconds), 1)} s"
+    return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -1,0 +1,23 @@
+"""The count of a run's artefacts, and the time that is left."""
+
+import pytest
+
+from ptq_diffusion.engine.agenda import Agenda
+
+
+def test_the_time_left_is_the_work_left_at_the_speed_so_far():
+    agenda = Agenda({("a", "1"): 2.0, ("b", "2"): 0.0, ("c", "3"): 6.0, ("d", "4"): 2.0})
+    assert agenda.place("a", "1") == "1 of 4", "nothing tells yet"
+    agenda.done("a", "1", 10.0)
+    assert agenda.place("b", "2") == "2 of 4 (about 40 s left)"
+    assert agenda.place("c", "3") == "3 of 4 (about 40 s left)"
+    agenda.done("c", "3", 110.0)
+    assert agenda.place("d", "4") == "4 of 4 (about 30 s left)", "the mean speed"
+    assert agenda.holds("d", "4") and not agenda.holds("d", "5")
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.1, "1 s"), (240, "4 min"), (7200, "2.0 h")])
+def test_durations_are_said_in_their_unit(seconds, words):
+    agenda = Agenda({("a", "1"): 1.0, ("b", "2"): 1.0})
+    agenda.done("a", "1", seconds)
+    assert agenda.place("b", "2") == f"2 of 2 (about {words} left)"

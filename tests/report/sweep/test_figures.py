@@ -1,0 +1,93 @@
+"""Figures of a sweep: what they draw is what the lines say, and no text covers another."""
+
+import itertools
+import json
+import random
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ptq_diffusion.report.sweep import figure as style
+from ptq_diffusion.report.sweep.collect import collect
+from ptq_diffusion.report.sweep.frontier import pareto
+from tests.report.sweep.test_collect import EXAMPLE, run_like
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are written, by name."""
+    figures, save = {}, Figure.savefig
+
+    def noted(figure, path, **options):
+        figures[path.name] = figure
+        save(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", noted)
+    return figures
+
+
+def sweep_below(folder):
+    """Eight runs with the diagnostics of their steps and their first images."""
+    for place, (correction, bits, eta) in enumerate(itertools.product(("none", "ptqd", "bias"), (4, 8), (0.0, 1.0))):
+        run = run_like(folder, correction, eta, bits)
+        content = json.loads((run / "report.json").read_text())
+        content["rows"][2] |= {"fid": 3.0 + place / 7, "bops_per_image": 1e11 * bits, "weight_bytes": 1e6 * bits}
+        (run / "report.json").write_text(json.dumps(content))
+        (run / "steps.csv").write_text((EXAMPLE / "steps.csv").read_text())
+        (run / "samples").mkdir()
+        for variant in ("full_precision", "quantized", "corrected"):
+            pixels = np.full((8, 32, 3), 20 * place, dtype=np.uint8)
+            Image.fromarray(pixels).save(run / "samples" / f"{variant}.png")
+
+
+def texts_of(figure):
+    return " ".join(text.get_text() for text in figure.findobj(lambda part: hasattr(part, "get_text")))
+
+
+def test_every_figure_is_there_twice_and_names_what_it_shows(tmp_path, drawn):
+    sweep_below(tmp_path)
+    paths = collect([tmp_path]).paths
+    figures = {f"{name}{end}" for name in ("frontier", "forest", "steps", "samples") for end in (".png", ".pdf")}
+    assert {path.name for path in paths[3:]} == figures and all(path.stat().st_size > 5000 for path in paths[3:])
+    for name in figures:
+        assert all(word in texts_of(drawn[name]) for word in ("ptqd", "bias", "eta 0", "eta 1")), name
+    assert "full precision" in texts_of(drawn["samples.png"]) and "8/8  bias  eta 1" in texts_of(drawn["samples.png"])
+    assert "4/8" in texts_of(drawn["frontier.png"]) and "Pareto" in texts_of(drawn["frontier.png"])
+    assert len(drawn["samples.png"].axes) == 2 + 4 + 8, "two float models, four quantized ones, eight corrections"
+    forest = drawn["forest.png"].axes[0]
+    assert len(forest.containers) == 8 and len(forest.get_yticks()) == 8 + 4
+
+
+def test_what_runs_do_not_have_is_not_drawn(tmp_path):
+    run_like(tmp_path)
+    assert {path.stem for path in collect([tmp_path]).paths[3:]} == {"frontier", "forest"}
+
+
+def test_nothing_surpasses_the_front_and_something_surpasses_all_else():
+    draw = random.Random(0)
+    points = [(draw.randrange(12), draw.randrange(12)) for _ in range(40)]
+    front = pareto(points)
+
+    def surpassed(point):
+        return any(x <= point[0] and y <= point[1] and (x, y) != point for x, y in points)
+
+    assert [surpassed(point) for point in front] == [False] * len(front)
+    assert all(surpassed(point) for point in set(points) - set(front))
+
+
+def test_labels_cover_neither_points_nor_each_other():
+    figure = Figure(figsize=(4, 3))
+    axis = figure.subplots()
+    draw = random.Random(1)
+    points = [(draw.random(), draw.random()) for _ in range(15)] + [(0.5, 0.5), (0.5, 0.51), (0.0, 0.0), (1.0, 1.0)]
+    for x, y in points:
+        axis.errorbar(x, y, yerr=0.03, marker="o", linestyle="")
+    style.label_points(axis, points, [f"{place}/8" for place in range(len(points))])
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert len(boxes) > 12
+    assert not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    assert not [1 for point in axis.transData.transform(points) for box in boxes if box.contains(*point)]
+    assert all(axis.bbox.contains(box.x0, box.y0) and axis.bbox.contains(box.x1, box.y1) for box in boxes)
