@@ -10,6 +10,7 @@ from ptq_diffusion.command.convert import convert_checkpoint
 from ptq_diffusion.command.doctor import examine
 from ptq_diffusion.command.options import print_options
 from ptq_diffusion.command.overrides import run_experiments
+from ptq_diffusion.command.pipe import reader_may_leave
 from ptq_diffusion.command.refusal import full_errors_asked_for, handed_on, refusal
 
 
@@ -17,7 +18,7 @@ def main() -> None:
     """Run the command; another error keeps its traceback, and HYDRA_FULL_ERROR=1 shows that of every error."""
     words, show_everything = sys.argv[1:], full_errors_asked_for()
     try:
-        with handed_on():
+        with reader_may_leave(), handed_on():
             command(words)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on where it was\n")

@@ -26,6 +26,11 @@ EXTRAS = {
 MALICIOUS_LIGHTNING = ("2.6.2", "2.6.3")
 MODEL_CHECKSUMS = {"bundled:cifar10_ddpm": "a389de1e3edc109b", "bundled:fashion_ddpm": "1ed9a14521ab7932"}
 """The `folder_checksum` of every bundled denoiser."""
+USAGE = """usage: ptq-diffusion doctor [FOLDER]
+
+Examines the installation and the folder of outputs for what would break the main
+job, and says what to do; exits with 1 where something would.
+"""
 LITTLE_ROOM = 2**30
 
 
@@ -52,11 +57,14 @@ def examine(words: Sequence[str], console: Console | None = None) -> int:
     Raises:
         ValueError: more than one folder is named.
     """
+    console = console or Console()
+    if {"--help", "-h"} & set(words):
+        console.print(USAGE, highlight=False, markup=False)
+        return 0
     if len(words) > 1 or any(word.startswith("-") for word in words):
         raise ValueError(
             f"expected at most the folder for outputs, got {' '.join(words)}: ptq-diffusion doctor [FOLDER]"
         )
-    console = console or Console()
     examined = list(findings(Path(*words) if words else Path("outputs")))
     for finding in examined:
         mark = "breaks" if finding.breaks else "mind" if finding.remedy else "fine"

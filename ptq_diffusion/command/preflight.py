@@ -6,10 +6,9 @@ from omegaconf import DictConfig
 from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
-from ptq_diffusion.command.preamble import needed
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.engine.stage import Stage, needed
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network.observing import MOST_BITS

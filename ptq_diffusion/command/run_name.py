@@ -1,12 +1,14 @@
 """The name of a run says what it is: its choices, and the options in which it differs from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -95,9 +97,20 @@ def _is_choice(word: str, folders: Sequence[str]) -> bool:
 def _composed(choices: tuple[str, ...], folders: tuple[str, ...]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     """The options that follow from choices alone, interpolations as they are written, and the choices of all groups."""
     beside = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with _beside_the_job(), initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", [*choices, *beside], return_hydra_config=True)
     return {key: value for key, value in _plain(cfg).items() if key != "hydra"}, dict(cfg.hydra.runtime.choices)
+
+
+@contextmanager
+def _beside_the_job() -> Iterator[None]:
+    """Sets Hydra's own state of the running job aside, within which it composes nothing else."""
+    state = GlobalHydra.instance()
+    hydra, state.hydra = state.hydra, None
+    try:
+        yield
+    finally:
+        state.hydra = hydra
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

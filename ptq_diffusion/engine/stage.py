@@ -1,7 +1,7 @@
 """The contract of a stage."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -79,3 +79,10 @@ class ModelStage(Stage):
 def upstream(stage: type[Stage]) -> frozenset[str]:
     """The names of a stage and of all stages that it is made of."""
     return frozenset((stage.name,)).union(*(upstream(need) for need in stage.needs))
+
+
+def needed(stage: type[Stage]) -> Iterator[type[Stage]]:
+    """All stages on the way to one and itself, earliest first, whatever the configuration; some come more than once."""
+    for need in stage.needs:
+        yield from needed(need)
+    yield stage

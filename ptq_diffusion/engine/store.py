@@ -50,7 +50,7 @@ class Store:
         root: Path,
         shop: Workshop,
         forced: Collection[str] = (),
-        effort: Callable[[Need], float] = lambda _: 1.0,
+        effort: Callable[[Need], float] = lambda _: 0.0,
     ) -> None:
         self.root, self.shop, self.runtime, self.forced = root, shop, shop.runtime, forced
         self.signatures: dict[str, str] = {}

@@ -115,8 +115,8 @@ class WholeWords:
                 caption=Text(self.caption, style="table.caption") if last else None,
                 **{"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False},
             )
-            for column in part:
-                table.add_column(Text(self.columns[column]), min_width=min(self._width(column), options.max_width))
+            for column, width in zip(part, self._widths(part, options.max_width), strict=True):
+                table.add_column(Text(self.columns[column]), width=width)
             for row in self._rows():
                 table.add_row(*(Text(row[column]) for column in part))
             yield table
@@ -127,10 +127,21 @@ class WholeWords:
         for row in self.cells:
             yield [*row[:name], row[name].replace("_", " "), *row[name + 1 : -1]]
 
+    def _texts(self, column: int) -> list[str]:
+        return [self.columns[column], *(row[column] for row in self._rows())]
+
     def _width(self, column: int) -> int:
         """The letters of the longest word of a column."""
-        texts = [self.columns[column], *(row[column] for row in self._rows())]
-        return max((len(word) for text in texts for word in text.split()), default=1)
+        return max((len(word) for text in self._texts(column) for word in text.split()), default=1)
+
+    def _widths(self, part: Sequence[int], width: int) -> list[int]:
+        """The widths of a table's columns, their longest words at least; the rest goes where most is lacking."""
+        widths = [self._width(column) for column in part]
+        whole = [max(map(len, self._texts(column))) for column in part]
+        for _ in range(width - EDGES - sum(widths) - BETWEEN * len(part)):
+            lacking = [full - one for full, one in zip(whole, widths, strict=True)]
+            widths[lacking.index(max(lacking))] += max(lacking) > 0
+        return widths
 
     def _parts(self, width: int) -> Iterator[list[int]]:
         """The columns of each table."""
