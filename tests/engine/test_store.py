@@ -189,7 +189,8 @@ def test_a_failed_stage_leaves_no_artefact_and_what_it_finished(store, tmp_path,
     monkeypatch.setattr(Failing, "error", None)
     made = store.obtain(Failing, CFG)
     assert (made / "number").read_text() == "1", "the second attempt finds what the first left"
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["making", "going"]
+    said = [line.partition(": ")[2].split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert said == ["making", "going"]
     assert names(made) == ["config.yaml", "files.json", "number"], "neither scratch nor half-written files stay"
 
 

@@ -85,9 +85,10 @@ def _read(folder: Path, root: Path) -> Run | None:
         ValueError: a file is cut off or broken.
     """
     try:
-        failure, report = (_json(folder / name) for name in (FAILURE, REPORT))
+        report = _json(folder / REPORT)
         # A folder's name is the signature of its report, which a later failure, as of a full disk, cannot change.
-        config = read_config(folder) if failure is None or report is not None else failure["config"]
+        failure = None if report else _json(folder / FAILURE)
+        config = read_config(folder) if failure is None else failure["config"]
     except (ValueError, KeyError, OSError, YAMLError) as error:
         raise ValueError(
             f"expected the files of a run in {folder}, got one that cannot be read ({error}); "
@@ -98,7 +99,7 @@ def _read(folder: Path, root: Path) -> Run | None:
     flat = _flat(config)
     flat[BITS] = _bits(flat)
     reason = "" if report else f"unfinished: no {REPORT}"
-    if failure is not None and not report:
+    if failure is not None:
         reason = f"failed: {failure['error']}: {failure['message']}"
     return Run(folder, folder.relative_to(root).as_posix(), flat, flat["labels.correction"], report, reason)
 

@@ -166,7 +166,8 @@ def test_each_protocol_has_a_table_of_its_own(tmp_path):
         if eta == 1.0:
             other_protocol(other)
     rows = table(tmp_path)
-    assert [row["protocol"] for row in rows] == ["fid_cifar10net-b3ea4d"] * 4 + ["fid_cifar10net-anothe"] * 4
+    first = json.loads((EXAMPLE / "report.json").read_text())["protocol_id"][:6]
+    assert Counter(row["protocol"] for row in rows) == {f"fid_cifar10net-{name}": 4 for name in (first, "anothe")}
     assert not any(row["reason"] for row in rows), "two grids, each of them whole"
     text = (tmp_path / "collected" / "table.md").read_text()
     assert text.count("| correction |") == 4 and text.count("against 50,000 real images") == 2
@@ -231,7 +232,7 @@ def test_conditions_choose_runs(tmp_path, conditions, expected):
         (["eta"], "expected --where KEY=VALUE, got 'eta'"),
         (["eta=7"], "expected runs with eta=7, found none among 1"),
         (["nothing=1"], "'nothing', which stands for none"),
-        (["candidates=80"], "stands for quantizer.activation.range_search.candidates, quantizer.weight"),
+        (["candidates=80"], "stands for .*, quantizer.activation.range_search.candidates, quantizer.weight"),
     ],
 )
 def test_a_condition_that_chooses_nothing_is_refused(tmp_path, conditions, message):
@@ -331,6 +332,7 @@ def test_corrections_are_compared_by_the_features_of_their_images(command, tmp_p
 def test_a_broken_file_of_a_run_is_named(tmp_path, name, text):
     run_like(tmp_path)
     broken = run_like(tmp_path, correction="bias")
+    (broken / "report.json").unlink()
     (broken / name).write_text(text)
     with pytest.raises(ValueError, match=rf"(?s)expected the files of a run in {broken}, .*run its command again"):
         collect([tmp_path])
