@@ -46,7 +46,7 @@ def require_multirun(hydra: HydraConf) -> None:
     Raises:
         ValueError: there is no -m in front; the message names the options that lack a value.
     """
-    varied = OmegaConf.select(hydra, "sweeper.params") or {}
+    varied = getattr(hydra.sweeper, "params", None) or {}
     words = {word.partition("=")[0] for word in hydra.overrides.task}
     absent = [key for key in varied if key not in words]
     if hydra.mode == RunMode.RUN and absent:

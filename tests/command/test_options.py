@@ -1,12 +1,16 @@
 """Every option of every group says what it is and how to choose it, and those words choose it."""
 
+import contextlib
 import re
+import subprocess
+import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from ptq_diffusion.command.options import options_of, print_options
+from ptq_diffusion.command.options import options_of, options_without_group, print_options
 from ptq_diffusion.main import CONF, command
 
 GROUPS = sorted({path.parent.name for path in CONF.glob("*/*.yaml")})
@@ -36,8 +40,42 @@ def test_the_options_of_the_groups_that_are_named_are_printed_or_of_all(words):
         assert (re.search(f"^{re.escape(option.command)} *$", text, re.MULTILINE) is not None) == expected, option
 
 
+PARTS = options_without_group(CONF / "config.yaml")
+
+
+def test_every_option_outside_of_groups_is_explained_and_its_words_set_it():
+    named = {option.name: option for options in PARTS.values() for option in options}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [f"{word}" for option in named.values() if "$" not in (word := option.command)])
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    own = [key for key in OmegaConf.load(CONF / "config.yaml") if key not in ("defaults", "hydra", "labels")]
+    parts = {key: list(plain[key]) if isinstance(plain[key], dict) else [""] for key in own}
+    names = {f"{key}.{part}".rstrip(".") for key in own for part in parts[key]}
+    assert set(named) == names and all(len(option.what) > 10 for option in named.values())
+    text = printed("runtime", "images")
+    assert "runtime.accelerator=auto" in text and "images=1024" in text and "judging.seed" not in text
+
+
+@pytest.mark.parametrize("words", [["options", "--help"], ["doctor", "-h"]])
+def test_a_command_explains_itself(words, capsys):
+    with contextlib.suppress(SystemExit):
+        command(words)
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: ptq-diffusion {words[0]} ") and max(map(len, said.splitlines())) <= 80
+
+
+def test_a_reader_that_leaves_is_no_error():
+    ended = subprocess.run(
+        f"{sys.executable} -m ptq_diffusion --help | head -n 1; echo ${{PIPESTATUS[0]}}",
+        **{"shell": True, "executable": "/bin/bash", "capture_output": True, "text": True, "check": True},
+    )
+    assert ended.stderr == "" and ended.stdout.splitlines()[-1] == "0"
+
+
 def test_a_group_that_is_not_there_is_refused_with_the_closest():
-    with pytest.raises(ValueError, match=r"expected a group, got 'corection'; the closest is correction"):
+    with pytest.raises(
+        ValueError, match=r"expected a group or a part, got 'corection'; the closest are correction, calibration"
+    ):
         command(["options", "corection"])
 
 

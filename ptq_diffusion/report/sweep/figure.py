@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -88,8 +89,7 @@ def label_points(axis: Axes, points: Sequence[tuple[float, float]], texts: Seque
     figure = axis.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
-    taken, radius = _marks(axis), 0.045 * figure.dpi
-    taken = [Bbox.from_extents(*(box.min - radius), *(box.max + radius)) for box in taken]
+    taken = [box.padded(0.045 * figure.dpi) for box in _marks(axis)]
     for point, text in zip(points, texts, strict=True):
         label = axis.annotate(text, point, (0, 0), textcoords="offset points", ha="center", fontsize=7, color="0.25")
         boxes = []
@@ -107,9 +107,9 @@ def label_points(axis: Axes, points: Sequence[tuple[float, float]], texts: Seque
 
 def _marks(axis: Axes) -> list[Bbox]:
     """The points that have a marker and the error bars of an axis, in the units of the screen."""
-    points = [p for line in axis.lines if line.get_marker() != "None" for p in zip(*line.get_data(), strict=True)]
+    points = [point for line in axis.lines if line.get_marker() != "None" for point in line.get_xydata()]  # type: ignore[union-attr]
     bars = [bar for group in axis.collections if isinstance(group, LineCollection) for bar in group.get_segments()]
-    shapes = [axis.transData.transform(shape) for shape in (*([point] for point in points), *bars)]
+    shapes = [axis.transData.transform(np.atleast_2d(shape)) for shape in (*points, *bars)]
     return [Bbox([shape.min(0), shape.max(0)]) for shape in shapes]
 
 

@@ -82,7 +82,7 @@ def _panel(
         x = line.values[cost] / unit
         points[x, value] = line
         error = line.values[f"{quantity.name}_se"]
-        style = {"markerfacecolor": "none", "markersize": 5, "elinewidth": 0.8, "linestyle": ""}
+        style: dict[str, Any] = {"markerfacecolor": "none", "markersize": 5, "elinewidth": 0.8, "linestyle": ""}
         axis.errorbar(x, value, yerr=error, **style, **looks[line.correction])
     front = pareto([(x, quantity.cost(value)) for x, value in points])
     if len(front) > 1:

@@ -44,8 +44,9 @@ def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The means of a row's metrics, the standard errors of these, and all seeds."""
     values = dict(rows[0]) | {"seeds": [seed for row in rows for seed in row["seeds"]]}
     for key in [key for key in rows[0] if f"{key}_se" in rows[0]]:
-        numbers, errors = ([row.get(name) for row in rows] for name in (key, f"{key}_se"))
-        if None not in numbers and None not in errors:
+        numbers = [row[key] for row in rows if row.get(key) is not None]
+        errors = [row[f"{key}_se"] for row in rows if row.get(f"{key}_se") is not None]
+        if len(numbers) == len(errors) == len(rows):
             values |= {key: fmean(numbers), f"{key}_se": math.hypot(*errors) / len(errors)}
         else:
             values |= {key: None, f"{key}_se": None}

@@ -113,7 +113,9 @@ class WholeWords:
             table = Table(
                 title=Text(self.title, style="table.title") if first else None,
                 caption=Text(self.caption, style="table.caption") if last else None,
-                **{"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False},
+                box=SIMPLE_HEAD,
+                padding=(0, 1, 0, 0),
+                pad_edge=False,
             )
             for column, width in zip(part, self._widths(part, options.max_width), strict=True):
                 table.add_column(Text(self.columns[column]), width=width)
