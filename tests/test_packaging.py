@@ -61,6 +61,8 @@ def test_the_wheel_declares_the_command_the_version_and_the_licence(wheel: Path)
         assert "ptq-diffusion = ptq_diffusion.main:main" in archive.read(f"{info}/entry_points.txt").decode()
         assert f"\nVersion: {__version__}\n" in archive.read(f"{info}/METADATA").decode()
         assert archive.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+        assert "\nClassifier: Typing :: Typed\n" in archive.read(f"{info}/METADATA").decode()
+        assert "ptq_diffusion/py.typed" in archive.namelist()
 
 
 def test_size_of_the_bundled_files() -> None:

@@ -64,8 +64,8 @@ STAGES: dict[str, type[Stage]] = {
 }
 
 
-def run(cfg: DictConfig) -> None:
-    """Make what `cfg.goal` names and print its path last.
+def run(cfg: DictConfig) -> Path:
+    """Make what `cfg.goal` names and print its path last; the path.
 
     Raises:
         ValueError: the goal is neither report nor a stage, does not need what is forced, or an option is unknown or of
@@ -84,10 +84,10 @@ def run(cfg: DictConfig) -> None:
     keep_freed_memory()
     with writable(Path(cfg.outputs) / "runs"):
         with locked_run_folder(store, stage, cfg) as folder:
-            _run(cfg, stage, store, folder)
+            return _run(cfg, stage, store, folder)
 
 
-def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> None:
+def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> Path:
     runtime = store.runtime
     runtime.log = folder / LOG
     for line in preamble(cfg, store, stage):
@@ -100,6 +100,7 @@ def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> Non
             runtime.console.print(table(report))
             result = folder / REPORT
     runtime.say(str(result))
+    return result
 
 
 @contextmanager
