@@ -1,7 +1,5 @@
 """Runs one experiment from its configuration: to a report, or to the artefact of any one stage."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -10,14 +8,14 @@ from ptq_diffusion.artefact.files import writable
 from ptq_diffusion.command.preamble import preamble
 from ptq_diffusion.command.preflight import check
 from ptq_diffusion.command.schema import require_schema
+from ptq_diffusion.command.tracking import log_report, tracking
 from ptq_diffusion.engine.allocator import keep_freed_memory
-from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.run_files import LOG, REPORT
 from ptq_diffusion.engine.run_folder import locked_run_folder
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.stage import Stage, upstream
 from ptq_diffusion.engine.store import Store
-from ptq_diffusion.engine.tracking import Tracker
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.report.report import make_report, table
 from ptq_diffusion.stage.calibrate import Calibrate
@@ -92,27 +90,15 @@ def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> Pat
     runtime.log = folder / LOG
     for line in preamble(cfg, store, stage):
         runtime.say(line)
-    with tracking(construct(cfg.logger), cfg, folder, runtime) as tracker:
+    with tracking(construct(cfg.logger), cfg, folder, store, store.signature(stage, cfg)) as tracker:
         result = store.obtain(stage, cfg)
         if cfg.goal == "report":
             report = make_report(store, cfg, folder)
-            tracker.report(report["rows"], [folder / figure for figure in report["figures"]])
+            log_report(tracker, report, store, cfg, folder)
             runtime.console.print(table(report))
             result = folder / REPORT
     runtime.say(str(result))
     return result
-
-
-@contextmanager
-def tracking(tracker: Tracker, cfg: DictConfig, folder: Path, runtime: Runtime) -> Iterator[Tracker]:
-    """A log that is open within the context and says whether it ended well."""
-    success = False
-    try:
-        runtime.loggers = tracker.start(folder.name, folder, plain(cfg))
-        yield tracker
-        success = True
-    finally:
-        tracker.finish(success)
 
 
 def forced_stages(force: bool | str, goal: type[Stage]) -> frozenset[str]:

@@ -77,7 +77,7 @@ class ParquetImages(ImageSource):
         try:
             import pyarrow.parquet
         except ImportError as error:
-            raise ImportError("reading parquet needs pyarrow: pip install 'ptq-diffusion[data]'") from error
+            raise ImportError("reading parquet needs pyarrow: pip install '.[data]'") from error
         columns = [self.image_column] + ([self.label_column] if self.label_column else [])
         images: list[Tensor] = []
         labels: list[int] = []
