@@ -111,7 +111,7 @@ class Guarded(Tracker):
         self.attempt(lambda: self._tracker.finish(success), None)
 
     def attempt(self, action: Callable[[], Value], otherwise: Value) -> Value:
-        """What the action returns; `otherwise` where it fails, and always after a failure."""
+        """Does an action and returns its result; `otherwise` where it fails, and always after a failure."""
         if self._failed:
             return otherwise
         try:
