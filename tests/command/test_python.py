@@ -24,7 +24,7 @@ from tests.experiments import composed
 
 README = Path(__file__).parents[2] / "README.md"
 TINY = ("sampler.steps=3", "micro_batch=4", "calibration.images=4", "noise.images=16", "runtime.progress=false")
-JUDGED = ("images=4", "seeds=[5]", "judging.replicates=5", "judging.neighbours=1", "logger=none")
+JUDGED = ("feature=cifar10net", "images=4", "seeds=[5]", "judging.replicates=5", "judging.neighbours=1", "logger=none")
 
 
 def test_the_import_is_light_and_every_name_is_described():
