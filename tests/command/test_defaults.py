@@ -2,8 +2,8 @@
 
 A constructor without defaults would make every notebook write what YAML knows. A YAML without values could be neither
 read nor overridden by name, and a run's signature would not have them. So both state them. The rule: a parameter has a
-default where all files that name its class agree on a plain value, or, where they differ, that of the file that is named
-as the class. It has none where they differ otherwise, where the value is a reference or another object, and where a
+default where all files that name its class agree on a plain value, or, where they differ, that of the file named as the
+class. It has none where they differ otherwise, where the value is a reference or another object, and where a
 parameter behind it has none, as Python asks. What some of the files leave out has the default that they mean.
 """
 
