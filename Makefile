@@ -10,7 +10,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test check docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -29,8 +29,11 @@ check: $(READY)  ## lint and check types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(READY)  ## build the documentation site in site/, without the network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
 clean:  ## remove caches and build output; .venv and outputs stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find ptq_diffusion tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
@@ -41,5 +44,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "installing into .venv (PyTorch is a large download; the first time takes minutes)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-input $(PIP_FLAGS) \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[test,data,efficientnet,text,parallel,slurm]'
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[test,data,docs,efficientnet,text,parallel,slurm,tensorboard]'
 	@touch $@

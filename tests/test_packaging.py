@@ -1,20 +1,26 @@
 """What an installation holds: the code, every configuration and the bundled weights, and nothing that grows."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from hatchling.build import build_sdist, build_wheel
+from hydra.errors import MissingConfigException
 
 from ptq_diffusion import __version__
+from ptq_diffusion.command.refusal import refusal
 from ptq_diffusion.main import CONF
 
 ROOT = Path(__file__).parents[1]
+EXTRA = re.compile(r"'\.\[([\w,]+)\]'")
 LIMIT = 16_000_000  # bytes of all bundled files together, so that a clone and a wheel stay small
 
 
@@ -61,6 +67,8 @@ def test_the_wheel_declares_the_command_the_version_and_the_licence(wheel: Path)
         assert "ptq-diffusion = ptq_diffusion.main:main" in archive.read(f"{info}/entry_points.txt").decode()
         assert f"\nVersion: {__version__}\n" in archive.read(f"{info}/METADATA").decode()
         assert archive.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+        assert "\nClassifier: Typing :: Typed\n" in archive.read(f"{info}/METADATA").decode()
+        assert "ptq_diffusion/py.typed" in archive.namelist()
 
 
 def test_size_of_the_bundled_files() -> None:
@@ -90,3 +98,38 @@ def test_the_command_explains_itself(installed: bool, wheel: Path, tmp_path: Pat
     )
     assert run.returncode == 0, run.stderr
     assert "data: cifar10" in run.stdout
+
+
+def test_extras_are_those_that_there_are_and_come_from_the_checkout() -> None:
+    """A bare name on an index may be a stranger's."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    texts = {path: path.read_text() for path in words()}
+    assert len(texts) > 100
+    for path, text in texts.items():
+        for name in EXTRA.findall(text):
+            assert set(name.split(",")) <= extras.keys(), f"{path} names an extra that there is not: {name}"
+        assert not re.search(r"ptq[-_]diffusion\[[a-z]|pip install (-\S+ )*ptq[-_]diffusion", text), (
+            f"{path}: a bare name"
+        )
+    named = {name for text in texts.values() for found in EXTRA.findall(text) for name in found.split(",")}
+    assert named >= extras.keys() - {"docs", "test"}
+
+
+def words() -> Iterator[Path]:
+    """Every text that a user reads: documents, configurations, and messages in the code."""
+    for top, endings in {"ptq_diffusion": (".py", ".md"), "conf": (".yaml",), "experiments": (".py", ".md")}.items():
+        yield from (path for path in files(ROOT / top) if path.suffix in endings)
+    yield from (ROOT / name for name in ("README.md", "CHANGELOG.md", "Makefile", "constraints.txt"))
+
+
+def test_a_launcher_that_is_not_installed_names_its_extra() -> None:
+    error = MissingConfigException("no such file", missing_cfg_file="hydra/launcher/joblib", options=["basic"])
+    message = refusal(error, ["hydra/launcher=processes"], CONF)
+    assert message is not None and "pip install '.[parallel]'" in message
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    required = {"cff-version", "message", "title", "authors", "version", "license"}
+    assert required <= citation.keys()
+    assert (citation["version"], citation["license"]) == (__version__, "Apache-2.0")

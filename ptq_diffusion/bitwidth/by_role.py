@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
-from ptq_diffusion.bitwidth.roles import Roles, layer_bits
+from ptq_diffusion.bitwidth.roles import UNQUANTIZED, Roles, layer_bits
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.sampler.step import Step
@@ -33,8 +33,8 @@ class ByRole(BitwidthPolicy[None]):
         inner: Mapping[str, Any],
         first: Mapping[str, Any],
         last: Mapping[str, Any],
-        attention: Mapping[str, Any],
-        patterns: Sequence[Mapping[str, Any]],
+        attention: Mapping[str, Any] = UNQUANTIZED,
+        patterns: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._inner = layer_bits(inner)
         super().__init__(Roles.of_options(first, last, attention, patterns), [self._inner])

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ptq_diffusion.bitwidth.choices import Choices, Over
+from ptq_diffusion.bitwidth.roles import EIGHT_BITS, UNQUANTIZED
 from ptq_diffusion.bitwidth.under_budget import Spending, UnderBudget
 from ptq_diffusion.numeric.seed import generator
 
@@ -34,16 +35,16 @@ class RandomBits(UnderBudget[None]):
 
     def __init__(
         self,
-        seed: int,
-        saving: float | None,
-        bytes: int | None,
-        over: Over,
-        weights: Sequence[int],
-        activations: Sequence[int],
-        first: Mapping[str, Any],
-        last: Mapping[str, Any],
-        attention: Mapping[str, Any],
-        patterns: Sequence[Mapping[str, Any]],
+        seed: int = 0,
+        saving: float | None = 30,
+        bytes: int | None = None,
+        over: Over = "layers_and_steps",
+        weights: Sequence[int] = (4,),
+        activations: Sequence[int] = (3, 4, 6, 8),
+        first: Mapping[str, Any] = EIGHT_BITS,
+        last: Mapping[str, Any] = EIGHT_BITS,
+        attention: Mapping[str, Any] = UNQUANTIZED,
+        patterns: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(saving, bytes, over, weights, activations, first, last, attention, patterns)
         self.seed = seed

@@ -3,10 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.model.site import Role, Site
+from ptq_diffusion.numeric.grid import FLOAT_BITS
+
+EIGHT_BITS: Mapping[str, int] = MappingProxyType({"weight": 8, "activation": 8})
+FOUR_EIGHT: Mapping[str, int] = MappingProxyType({"weight": 4, "activation": 8})
+FOUR_BITS: Mapping[str, int] = MappingProxyType({"weight": 4, "activation": 4})
+UNQUANTIZED: Mapping[str, int] = MappingProxyType({"weight": FLOAT_BITS, "activation": FLOAT_BITS})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from math import floor
 from typing import Any
 
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
-from ptq_diffusion.bitwidth.roles import Roles, layer_bits
+from ptq_diffusion.bitwidth.roles import EIGHT_BITS, FOUR_BITS, FOUR_EIGHT, UNQUANTIZED, Roles, layer_bits
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.sampler.step import Step
@@ -34,13 +34,13 @@ class Share(BitwidthPolicy[None]):
 
     def __init__(
         self,
-        share: float,
-        low: Mapping[str, Any],
-        high: Mapping[str, Any],
-        first: Mapping[str, Any],
-        last: Mapping[str, Any],
-        attention: Mapping[str, Any],
-        patterns: Sequence[Mapping[str, Any]],
+        share: float = 0.5,
+        low: Mapping[str, Any] = FOUR_BITS,
+        high: Mapping[str, Any] = FOUR_EIGHT,
+        first: Mapping[str, Any] = EIGHT_BITS,
+        last: Mapping[str, Any] = EIGHT_BITS,
+        attention: Mapping[str, Any] = UNQUANTIZED,
+        patterns: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         if not 0 <= share <= 1:
             raise ValueError(f"expected a share of the steps from 0 to 1, got {share}")

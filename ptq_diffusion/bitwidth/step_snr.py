@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy, require_ascending
-from ptq_diffusion.bitwidth.roles import Roles, layer_bits
+from ptq_diffusion.bitwidth.roles import EIGHT_BITS, FOUR_BITS, FOUR_EIGHT, UNQUANTIZED, Roles, layer_bits
 from ptq_diffusion.bitwidth.step_signal import Ratio, StepSignal
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan
@@ -36,12 +36,12 @@ class StepSNR(BitwidthPolicy[StepSignal]):
 
     def __init__(
         self,
-        offered: Sequence[Mapping[str, Any]],
-        ratio: Ratio,
-        first: Mapping[str, Any],
-        last: Mapping[str, Any],
-        attention: Mapping[str, Any],
-        patterns: Sequence[Mapping[str, Any]],
+        offered: Sequence[Mapping[str, Any]] = (FOUR_BITS, FOUR_EIGHT),
+        ratio: Ratio = "norm",
+        first: Mapping[str, Any] = EIGHT_BITS,
+        last: Mapping[str, Any] = EIGHT_BITS,
+        attention: Mapping[str, Any] = UNQUANTIZED,
+        patterns: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(Roles.of_options(first, last, attention, patterns), [layer_bits(entry) for entry in offered])
         require_ascending(self.offered)

@@ -10,7 +10,7 @@ from typing import Any
 from ptq_diffusion.bitwidth.choices import Assignment, Choices, Limits, Over
 from ptq_diffusion.bitwidth.cost import PlanCost, float_bops, plan_cost
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy, Measured
-from ptq_diffusion.bitwidth.roles import Roles
+from ptq_diffusion.bitwidth.roles import EIGHT_BITS, UNQUANTIZED, Roles
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.model.site import Site
@@ -56,15 +56,15 @@ class UnderBudget(BitwidthPolicy[Measured]):
 
     def __init__(
         self,
-        saving: float | None,
-        bytes: int | None,
-        over: Over,
-        weights: Sequence[int],
-        activations: Sequence[int],
-        first: Mapping[str, Any],
-        last: Mapping[str, Any],
-        attention: Mapping[str, Any],
-        patterns: Sequence[Mapping[str, Any]],
+        saving: float | None = 30,
+        bytes: int | None = None,
+        over: Over = "layers_and_steps",
+        weights: Sequence[int] = (4,),
+        activations: Sequence[int] = (3, 4, 6, 8),
+        first: Mapping[str, Any] = EIGHT_BITS,
+        last: Mapping[str, Any] = EIGHT_BITS,
+        attention: Mapping[str, Any] = UNQUANTIZED,
+        patterns: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         _require_budget(saving, bytes)
         self.saving, self.bytes, self.over = saving, bytes, over

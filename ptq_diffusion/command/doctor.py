@@ -21,6 +21,7 @@ EXTRAS = {
     "data": ("pyarrow", "reading parquet data sets"),
     "parallel": ("hydra-joblib-launcher", "sweeps in several processes"),
     "slurm": ("hydra-submitit-launcher", "sweeps on Slurm"),
+    "tensorboard": ("tensorboard", "logger=tensorboard"),
     "test": ("pytest", "the tests"),
 }
 MALICIOUS_LIGHTNING = ("2.6.2", "2.6.3")
@@ -117,7 +118,7 @@ def extras(installed: Mapping[str, str | None]) -> Iterator[Finding]:
         package, purpose = EXTRAS[name]
         if release is None:
             yield Finding(
-                name, f"without {package}, for {purpose}", f"pip install 'ptq-diffusion[{name}]' if you want it"
+                name, f"without {package}, for {purpose}", f"pip install '.[{name}]' in the checkout if you want it"
             )
         else:
             yield Finding(name, f"{package} {release}")
@@ -201,7 +202,9 @@ def tracking(environment: Mapping[str, str]) -> Finding:
     mode = environment.get("WANDB_MODE")
     if mode in (None, "offline"):
         return Finding("wandb", "offline, into the run's folder; logger.mode=online uploads")
-    return Finding("wandb", f"WANDB_MODE={mode}", "unset WANDB_MODE to let logger.mode decide")
+    return Finding(
+        "wandb", f"WANDB_MODE={mode}, which outranks logger.mode", "unset WANDB_MODE to let logger.mode decide"
+    )
 
 
 def writable(outputs: Path) -> Finding:

@@ -1,7 +1,5 @@
 """Runs one experiment from its configuration: to a report, or to the artefact of any one stage."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -12,14 +10,14 @@ from ptq_diffusion.command.preamble import preamble
 from ptq_diffusion.command.preflight import check
 from ptq_diffusion.command.run_name import named
 from ptq_diffusion.command.schema import require_schema
+from ptq_diffusion.command.tracking import log_report, tracking
 from ptq_diffusion.engine.allocator import keep_freed_memory
-from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.run_files import LOG, REPORT
 from ptq_diffusion.engine.run_folder import locked_run_folder
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.stage import Stage, upstream
 from ptq_diffusion.engine.store import Store
-from ptq_diffusion.engine.tracking import Tracker
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.report.report import make_report, table
 from ptq_diffusion.stage.calibrate import Calibrate
@@ -68,8 +66,8 @@ STAGES: dict[str, type[Stage]] = {
 }
 
 
-def run(cfg: DictConfig) -> None:
-    """Make what `cfg.goal` names and print its path last.
+def run(cfg: DictConfig) -> Path:
+    """Make what `cfg.goal` names and print its path last; the path.
 
     Raises:
         ValueError: the goal is neither report nor a stage, does not need what is forced, or an option is unknown or of
@@ -89,48 +87,23 @@ def run(cfg: DictConfig) -> None:
     keep_freed_memory()
     with writable(Path(cfg.outputs) / "runs"):
         with locked_run_folder(store, stage, cfg) as folder:
-            _run(cfg, stage, store, folder)
+            return _run(cfg, stage, store, folder)
 
 
-def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> None:
+def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> Path:
     runtime = store.runtime
     runtime.log = folder / LOG
     for line in preamble(cfg, store, stage):
         runtime.say(line)
-    with tracking(construct(cfg.logger), cfg, folder, runtime) as tracker:
+    with tracking(construct(cfg.logger), cfg, folder, store, store.signature(stage, cfg)) as tracker:
         result = store.obtain(stage, cfg)
         if cfg.goal == "report":
             report = make_report(store, cfg, folder)
-            with forgiven(runtime):
-                tracker.report(report["rows"], [folder / figure for figure in report["figures"]])
+            log_report(tracker, report, store, cfg, folder)
             runtime.console.print(table(report))
             result = folder / REPORT
     runtime.say(str(result))
-
-
-@contextmanager
-def tracking(tracker: Tracker, cfg: DictConfig, folder: Path, runtime: Runtime) -> Iterator[Tracker]:
-    """A log that is open within the context and says whether the context ended well; its own failures are said only."""
-    success = False
-    with forgiven(runtime):
-        runtime.loggers = tracker.start(folder.name, folder, plain(cfg))
-    try:
-        yield tracker
-        success = True
-    finally:
-        with forgiven(runtime):
-            tracker.finish(success)
-
-
-@contextmanager
-def forgiven(runtime: Runtime) -> Iterator[None]:
-    """Says what a logger raises within the context, in place of failing an experiment whose results need no log."""
-    try:
-        yield
-    except Exception as error:
-        runtime.say(
-            f"the logger failed, which changes no result ({type(error).__name__}: {error}); logger=none logs nothing"
-        )
+    return result
 
 
 def forced_stages(force: bool | str, goal: type[Stage]) -> frozenset[str]:

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 FULL_ERRORS = "HYDRA_FULL_ERROR"
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError, HydraException, OmegaConfBaseException)
 HELP = "ptq-diffusion --help lists all"
+LAUNCHERS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+"""The extra that each of Hydra's other launchers comes with."""
 
 
 def full_errors_asked_for() -> bool:
@@ -93,6 +95,8 @@ def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path)
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = sorted(error.options)
+        if extra := LAUNCHERS.get(name if group == "hydra/launcher" else ""):
+            return f"expected the launcher {name}, which is not installed; pip install '.[{extra}]' in the checkout"
         return f"expected one of {', '.join(options)} as {group}, got {name!r}{_only_close(name, options)}"
     if isinstance(error, OverrideParseException):
         return (

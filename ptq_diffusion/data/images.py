@@ -61,7 +61,7 @@ class ParquetImages(ImageSource):
         label_column: the column of class indices, or None.
     """
 
-    def __init__(self, folder: str, split: str, image_column: str, label_column: str | None) -> None:
+    def __init__(self, folder: str, split: str, image_column: str, label_column: str | None = "label") -> None:
         self.folder, self.split = Path(folder), split
         self.image_column, self.label_column = image_column, label_column
 
@@ -77,7 +77,7 @@ class ParquetImages(ImageSource):
         try:
             import pyarrow.parquet
         except ImportError as error:
-            raise ImportError("reading parquet needs pyarrow: pip install 'ptq-diffusion[data]'") from error
+            raise ImportError("reading parquet needs pyarrow: pip install '.[data]'") from error
         columns = [self.image_column] + ([self.label_column] if self.label_column else [])
         images: list[Tensor] = []
         labels: list[int] = []

@@ -18,7 +18,7 @@ class DistanceToFloat:
         seed: of the bootstrap.
     """
 
-    def __init__(self, extractor: FeatureExtractor, replicates: int, seed: int) -> None:
+    def __init__(self, extractor: FeatureExtractor, replicates: int = 200, seed: int = 0) -> None:
         self.extractor, self.replicates, self.seed = extractor, replicates, seed
 
     def __call__(

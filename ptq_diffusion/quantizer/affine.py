@@ -59,7 +59,9 @@ class AffineQuantizer(Quantizer):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, bits: int, symmetric: bool, per_channel: bool, range_search: RangeSearch, bins: int) -> None:
+    def __init__(
+        self, bits: int, symmetric: bool, per_channel: bool, range_search: RangeSearch, bins: int = 8192
+    ) -> None:
         super().__init__(per_channel)
         self.grid = Grid(bits, symmetric)
         self.range_search = range_search

@@ -77,7 +77,7 @@ class Percentile(RangeSearch):
         ValueError: percentile out of range.
     """
 
-    def __init__(self, percentile: float) -> None:
+    def __init__(self, percentile: float = 99.99) -> None:
         if not 50 < percentile <= 100:
             raise ValueError(f"expected a percentile above 50 and at most 100, got {percentile}")
         self.percentile = percentile
@@ -108,7 +108,7 @@ class LpSearch(RangeSearch):
         ValueError: p or candidates not positive.
     """
 
-    def __init__(self, p: float, candidates: int) -> None:
+    def __init__(self, p: float, candidates: int = 80) -> None:
         if p <= 0 or candidates < 1:
             raise ValueError(f"expected p > 0 and candidates >= 1, got p={p} and candidates={candidates}")
         self.p, self.candidates = p, candidates

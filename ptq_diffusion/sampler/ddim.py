@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from diffusers import DDIMScheduler
@@ -28,7 +29,7 @@ class DDIM(Sampler):
         ValueError: eta outside [0, 1] or steps below 1.
     """
 
-    def __init__(self, steps: int, eta: float, scheduler: Mapping[str, Any]) -> None:
+    def __init__(self, steps: int = 20, eta: float = 1.0, scheduler: Mapping[str, Any] = MappingProxyType({})) -> None:
         if not 0 <= eta <= 1:
             raise ValueError(f"expected eta in [0, 1], got {eta}")
         if steps < 1:

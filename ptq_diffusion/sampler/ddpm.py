@@ -1,6 +1,7 @@
 """Ancestral DDPM sampling."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from diffusers import DDPMScheduler
@@ -25,7 +26,7 @@ class DDPM(Sampler):
         ValueError: steps below 1.
     """
 
-    def __init__(self, steps: int, scheduler: Mapping[str, Any]) -> None:
+    def __init__(self, steps: int = 20, scheduler: Mapping[str, Any] = MappingProxyType({})) -> None:
         if steps < 1:
             raise ValueError(f"expected at least one step, got {steps}")
         self._count, self._overrides = steps, dict(scheduler)

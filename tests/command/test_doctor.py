@@ -30,7 +30,7 @@ BREAKING = {
     "a package that does not import": (lambda: doctor.imports(broken), "fresh environment"),
 }
 MINDED = {
-    "a missing extra": (lambda: doctor.extras({"data": None}), r"ptq-diffusion\[data\]"),
+    "a missing extra": (lambda: doctor.extras({"data": None}), r"'\.\[data\]'"),
     "more threads than cores": (lambda: doctor.threads({"OMP_NUM_THREADS": "8"}, 2), "OMP_NUM_THREADS=2"),
     "threads that are no number": (lambda: doctor.threads({"OMP_NUM_THREADS": "all"}, 2), "whole number"),
     "threads that are unset": (lambda: doctor.threads({}, 2), "OMP_NUM_THREADS=1"),

@@ -47,7 +47,7 @@ def method(matching=False, **options):
     sides = [options[name] for name in ("on_q", "on_x", "on_features")]
     links = {"regression": Regression(**options)} if any(sides) else {}
     if matching:
-        links["matched"] = Matched(options["variance"], options["path"])
+        links["matched"] = Matched(options["variance"], options["path"], None)
     return Chain(links) if len(links) > 1 else next(iter(links.values()))
 
 

@@ -33,7 +33,7 @@ class D2DPM(Correction[MomentEvidence]):
 
     reads = Reads.MOMENTS
 
-    def __init__(self, variant: Variant) -> None:
+    def __init__(self, variant: Variant = "deterministic") -> None:
         if variant not in ("deterministic", "stochastic"):
             raise ValueError(f"expected variant to be deterministic or stochastic, got {variant!r}")
         self.variant = variant

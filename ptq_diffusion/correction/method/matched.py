@@ -33,7 +33,7 @@ class Matched(Correction[PathEvidence]):
         ValueError: fewer than 2 images, or an option is none of the above.
     """
 
-    def __init__(self, variance: Variance, path: PathName, images: int | None = None) -> None:
+    def __init__(self, variance: Variance = "original", path: PathName = "corrected", images: int | None = 64) -> None:
         require_variance(variance)
         self.reads, self.images_with_m = along(path, images)
         self.variance, self.keeps_sigma = variance, variance == "original"

@@ -50,12 +50,12 @@ class PTQD(Correction[MomentEvidence]):
 
     def __init__(
         self,
-        correlated: bool,
-        bias: Bias,
-        variance: Variance,
-        centre: Centre,
-        k_clamp: bool,
-        direction: Direction,
+        correlated: bool = True,
+        bias: Bias = "intercept",
+        variance: Variance = "pooled",
+        centre: Centre = "channel",
+        k_clamp: bool = False,
+        direction: Direction = "original",
     ) -> None:
         _require_one_of("bias", bias, ("intercept", "total", "off"))
         _require_one_of("variance", variance, ("pooled", "mean_std", "off"))

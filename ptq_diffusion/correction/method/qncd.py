@@ -34,7 +34,7 @@ class QNCD(Correction[MomentEvidence]):
     reads = Reads.MOMENTS
     asks_again = True
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int = 5) -> None:
         if every < 1:
             raise ValueError(f"expected every to be at least 1, got {every}")
         self.every = every

@@ -58,9 +58,9 @@ class Regression(Correction[PathEvidence]):
         on_q: int,
         on_x: int,
         on_features: int,
-        ridges: Sequence[float],
-        variance: Variance,
-        path: PathName,
+        ridges: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        variance: Variance = "original",
+        path: PathName = "float",
         images: int | None = None,
         readout_bits: ReadoutBits | None = None,
     ) -> None:

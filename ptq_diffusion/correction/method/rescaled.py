@@ -43,7 +43,7 @@ class Rescaled(Correction[PathEvidence]):
             several times.
     """
 
-    def __init__(self, range_search: RangeSearch | None, images: int, path: PathName) -> None:
+    def __init__(self, range_search: RangeSearch | None, images: int = 64, path: PathName = "corrected") -> None:
         if images < FEWEST:
             raise ValueError(
                 f"expected at least {FEWEST} images to rescale layers on, got {images}; raise correction.images"

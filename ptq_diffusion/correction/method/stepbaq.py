@@ -33,7 +33,7 @@ class StepbaQ(Correction[MomentEvidence]):
 
     reads = Reads.MOMENTS
 
-    def __init__(self, bias: bool) -> None:
+    def __init__(self, bias: bool = True) -> None:
         self.bias = bias
 
     def check(self, steps: Table) -> None:

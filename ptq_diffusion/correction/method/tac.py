@@ -37,7 +37,7 @@ class TAC(Correction[PathEvidence]):
 
     reads = Reads.CORRECTED_PATH
 
-    def __init__(self, relative: float, input_bias: bool) -> None:
+    def __init__(self, relative: float = 1.0, input_bias: bool = True) -> None:
         if relative < 0:
             raise ValueError(f"expected relative to be at least 0, got {relative}")
         self.relative, self.input_bias = relative, input_bias

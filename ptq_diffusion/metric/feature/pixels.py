@@ -23,7 +23,7 @@ class Pixels(FeatureExtractor):
 
     name = "pixels"
 
-    def __init__(self, channels: int, size: int) -> None:
+    def __init__(self, channels: int = 3, size: int = 4) -> None:
         super().__init__()
         if channels < 1 or size < 1:
             raise ValueError(f"expected channels and size of at least 1, got {channels} and {size}")

@@ -10,7 +10,7 @@ from tests.correction.filtered import OPTIONS, STEP, batches, method, planted
 from tests.correction.pipelines import states
 from tests.steps import at
 
-REGRESSION, MATCHED = Regression(**OPTIONS), Matched("original", "float")
+REGRESSION, MATCHED = Regression(**OPTIONS), Matched("original", "float", None)
 RESCALED = Rescaled(None, 64, "float")
 
 
@@ -48,7 +48,7 @@ def test_every_link_sees_what_those_before_it_leave():
 
 
 def test_sigma_is_that_of_the_last_link():
-    ruled = Matched("rule", "float")
+    ruled = Matched("rule", "float", None)
     evidence = PathEvidence(batches(planted(noise=1.0)))
     whole = Chain({"a": REGRESSION, "b": ruled}).fit_step(evidence, STEP)
     assert whole.sigma != STEP.sigma and whole.report.sigma_used == whole.sigma
@@ -72,7 +72,7 @@ REFUSED = {
     "a chain": ({"a": REGRESSION, "b": Chain({"c": MATCHED})}, r"no chains themselves.* others in b"),
     "no correction": ({"a": "wiener"}, "others in a"),
     "another path": (
-        {"a": REGRESSION, "b": Matched("original", "corrected")},
+        {"a": REGRESSION, "b": Matched("original", "corrected", None)},
         "one value of path, got a float, b corr",
     ),
     "other images": (
@@ -100,4 +100,4 @@ def test_what_a_link_refuses_the_chain_refuses_by_its_name(images):
     with pytest.raises(ValueError, match="of the link b: expected at least 10 images"):
         Chain({"a": REGRESSION, "b": MATCHED}).check_images(images, 2)
     with pytest.raises(ValueError, match="of the link b: .*variance=original"):
-        Chain({"a": REGRESSION, "b": Matched("rule", "float")}).check_carried([STEP])
+        Chain({"a": REGRESSION, "b": Matched("rule", "float", None)}).check_carried([STEP])

@@ -163,7 +163,7 @@ def test_a_chunk_of_one_image_counts_and_one_image_in_all_is_refused():
     with pytest.raises(
         ValueError, match="expected at least 10 images to match the spectrum of 2 channels, half of them .* got 1"
     ):
-        Matched("original", "float").fit_step(PathEvidence(chunks[1:]), STEP)
+        Matched("original", "float", None).fit_step(PathEvidence(chunks[1:]), STEP)
 
 
 def test_a_regression_that_the_other_half_refutes_is_left_out():

@@ -66,7 +66,7 @@ def test_spectra_do_not_depend_on_the_split():
 
 @pytest.mark.parametrize("asked", [20, 33, 77, COUNT])
 def test_matching_needs_no_float_output_on_the_path_and_is_of_all_images(asked):
-    matching = Matched("original", "corrected")
+    matching = Matched("original", "corrected", None)
     tensors = planted()
     whole = matching.fit_step(PathEvidence(batches(tensors)), STEP)
     first, rest = split(batches(tensors), asked)

@@ -1,0 +1,256 @@
+"""The framework in Python: `import ptq_diffusion as pd`, then `pd.compose`, `pd.run`, `pd.quantize`, `pd.load_*`.
+
+Nothing global is left behind: Hydra is as it was before, so a notebook may use its own configurations beside these.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import hydra
+from diffusers import DiffusionPipeline
+from hydra import initialize_config_dir, version
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from ptq_diffusion.command import experiment
+from ptq_diffusion.command.conf import CONF
+from ptq_diffusion.command.refusal import refusal
+from ptq_diffusion.correction import FittedCorrection
+from ptq_diffusion.correction.fitted import COEFFICIENTS
+from ptq_diffusion.engine.run_files import CONFIG, LOG, REPORT, STEPS, TABLE
+from ptq_diffusion.model.loading import folder_checksum
+from ptq_diffusion.network import QuantizedDenoiser
+from ptq_diffusion.network import load_quantized as load_network
+from ptq_diffusion.network.saving import DESCRIPTION
+from ptq_diffusion.stage.evaluate import VARIANTS
+from ptq_diffusion.stage.samples import read_images
+
+OF_HYDRA = re.compile(r"\$\{hydra:([^{}]+)\}")
+"""A reference to what Hydra knows of a composition, such as the names of the choices."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The results of an experiment.
+
+    Args:
+        folder: the run's folder.
+        store: the folder of the artefacts.
+        content: all of report.json.
+    """
+
+    folder: Path
+    store: Path
+    content: Mapping[str, Any]
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """A row for each variant: full_precision, quantized, corrected; metrics, their standard errors, costs."""
+        return self.content["rows"]
+
+    @property
+    def paired(self) -> Sequence[Mapping[str, Any]]:
+        """The difference of every two variants in every metric, with its 95 % interval."""
+        return self.content["paired"]
+
+    @property
+    def paths(self) -> Mapping[str, Path]:
+        """The run's files by name: report, table, steps, config, log."""
+        files = {"report": REPORT, "table": TABLE, "steps": STEPS, "config": CONFIG, "log": LOG}
+        return {name: self.folder / file for name, file in files.items()}
+
+    @property
+    def figures(self) -> Mapping[str, Path]:
+        """The figures' files by name, such as images, noise and plan."""
+        return {Path(file).stem: self.folder / file for file in self.content["figures"]}
+
+    @property
+    def artefacts(self) -> Mapping[str, Path]:
+        """The folder of every stage's artefact, by the stage's name."""
+        return {stage: self.store / stage / signature for stage, signature in self.content["signatures"].items()}
+
+    @cached_property
+    def images(self) -> Mapping[str, Tensor]:
+        """The samples of every variant, (seeds x images, C, H, W) uint8; row i is of the same noise in all of them.
+
+        They are read from the store when they are first asked for.
+        """
+        return {variant: read_images(self.artefacts[stage]) for variant, stage in VARIANTS.items()}
+
+    def _repr_html_(self) -> str:
+        """The main columns as a notebook shows them."""
+        columns = [name for name in ("variant", "correction", "fid", "fid_se", "fid_to_fp") if name in self.rows[0]]
+        cells = [
+            [f"{row[name]:.2f}" if isinstance(row[name], float) else row[name] for name in columns] for row in self.rows
+        ]
+        lines = [f"<tr>{''.join(f'<th>{name}</th>' for name in columns)}</tr>"]
+        lines += [f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in cells]
+        return f"<table>{''.join(lines)}</table>"
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The configuration that the command line composes from the same words.
+
+    Args:
+        overrides: as on the command line, such as `"bitwidth=w4a4"`, `"sampler.eta=0"`.
+
+    Raises:
+        ValueError: a word is no override, or names a group or an option that there is not.
+    """
+    with _hydra_as_it_was():
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                return _without_hydra(hydra.compose("config", list(overrides), return_hydra_config=True))
+        except (HydraException, OmegaConfBaseException) as error:
+            message = refusal(error, overrides, CONF) or str(error)
+            raise ValueError(message.removeprefix("error: ")) from error
+
+
+def run(cfg: DictConfig) -> Report:
+    """Run the experiment of a configuration; what the store has is not made again.
+
+    Args:
+        cfg: of `compose`, with any changes of its values.
+
+    Raises:
+        ValueError: the goal is another than a report, or see `make`.
+        OSError: the outputs cannot be written; what was finished is kept.
+    """
+    if cfg.get("goal") != "report":
+        raise ValueError(f"expected goal=report, got {cfg.get('goal')!r}; pd.make(cfg) makes any other goal")
+    path = experiment.run(cfg)
+    return Report(path.parent, Path(cfg.outputs) / "store", json.loads(path.read_text()))
+
+
+def make(cfg: DictConfig) -> Path:
+    """Make what `cfg.goal` names, such as `fit`, `export` or `samples_corrected`; its folder in the store.
+
+    Raises:
+        ValueError: choices that do not fit each other, or an option that is unknown or of another type.
+        OSError: the outputs cannot be written; what was finished is kept.
+    """
+    return experiment.run(cfg)
+
+
+def quantize(
+    pipeline: DiffusionPipeline,
+    *overrides: str,
+    bitwidth: str = "w4a8",
+    correction: str = "rescaled_matched",
+    sampler: str = "ddim",
+    steps: int = 20,
+    calibration_images: int = 64,
+    fit_images: int = 256,
+    seed: int = 0,
+) -> DiffusionPipeline:
+    """A pipeline that draws with the quantized, corrected network; the one that is passed in stays as it is.
+
+    It is the pipeline of `goal=export`, for the sampler and the number of steps that the correction was fitted for.
+
+    Args:
+        pipeline: of diffusers; its network and its scheduler are read.
+        overrides: anything else, as on the command line, such as `"sampler.eta=0"`, `"outputs=FOLDER"`.
+        bitwidth: a name of the group `bitwidth`.
+        correction: a name of the group `correction`; `auto`, the command's default, tries several and takes longer.
+        sampler: a name of the group `sampler`.
+        steps: of the sampler, `num_inference_steps` of the pipeline that is returned.
+        calibration_images: float samples that input ranges are searched on.
+        fit_images: samples that the correction is fitted on.
+        seed: added to the seeds of both.
+
+    Raises:
+        ValueError: the pipeline's network is not supported, or choices do not fit each other.
+        OSError: the outputs cannot be written.
+    """
+    words = ["model=diffusers", "goal=export", "logger=none", f"bitwidth={bitwidth}", f"correction={correction}"]
+    words += [f"sampler={sampler}", f"sampler.steps={steps}"]
+    cfg = compose(*words, f"calibration.images={calibration_images}", f"noise.images={fit_images}", *overrides)
+    for part in (cfg.calibration, cfg.noise, cfg.trial):
+        part.seed += seed
+    cfg.model.path = str(_saved(pipeline, Path(cfg.outputs) / "models"))
+    return DiffusionPipeline.from_pretrained(make(cfg)).to(pipeline.device)
+
+
+def load_quantized(folder: str | Path) -> QuantizedDenoiser:
+    """The quantized network of `goal=quantize` or `goal=export`, without its correction.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: the files are broken, of another version, or do not belong together.
+    """
+    return load_network(_part(Path(folder), "unet", DESCRIPTION))
+
+
+def load_correction(folder: str | Path) -> FittedCorrection:
+    """The fitted correction of `goal=fit` or `goal=export`.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: the files are broken or of another version.
+    """
+    return FittedCorrection.load(_part(Path(folder), "unet", COEFFICIENTS))
+
+
+@contextmanager
+def _hydra_as_it_was() -> Iterator[None]:
+    """Within this context Hydra is not initialized; afterwards it is as it was, its version base included."""
+    base, before = version.getbase(), Singleton._instances.pop(GlobalHydra, None)
+    try:
+        yield
+    finally:
+        version.VersionBase.instance().version_base = base
+        Singleton._instances.pop(GlobalHydra, None)
+        if before is not None:
+            Singleton._instances[GlobalHydra] = before
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    """The configuration without Hydra's own part; what refers to it is replaced by its value."""
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(raw, dict)
+    del raw["hydra"]
+    composition = OmegaConf.create(_replaced(raw, cfg.hydra))
+    OmegaConf.set_struct(composition, True)
+    return composition
+
+
+def _replaced(node: Any, known: DictConfig) -> Any:  # noqa: ANN401
+    if isinstance(node, dict):
+        return {key: _replaced(value, known) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_replaced(value, known) for value in node]
+    if not isinstance(node, str):
+        return node
+    if whole := OF_HYDRA.fullmatch(node):
+        return OmegaConf.select(known, whole[1], throw_on_missing=True)
+    return OF_HYDRA.sub(lambda match: str(OmegaConf.select(known, match[1], throw_on_missing=True)), node)
+
+
+def _saved(pipeline: DiffusionPipeline, home: Path) -> Path:
+    """The folder of a pipeline below `home`, named by its content, so that the store knows it again."""
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as beside:
+        folder = Path(beside) / "pipeline"
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        final = home / folder_checksum(str(folder))
+        if not final.is_dir():
+            shutil.move(folder, final)
+    return final
+
+
+def _part(folder: Path, part: str, file: str) -> Path:
+    """The folder itself, or that of a pipeline's part where the file lies there."""
+    return folder / part if not (folder / file).is_file() and (folder / part / file).is_file() else folder

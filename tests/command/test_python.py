@@ -1,0 +1,142 @@
+"""`import ptq_diffusion as pd`: the same experiments in Python, and Hydra left as it was."""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from diffusers import DDPMPipeline, UNet2DModel
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import ptq_diffusion as pd
+from ptq_diffusion.command.conf import CONF
+from ptq_diffusion.model.folder import MODELS
+from ptq_diffusion.numeric.seed import generator
+from ptq_diffusion.stage.drawing.images import to_bytes
+from ptq_diffusion.stage.samples import read_images
+from tests.experiments import composed
+
+README = Path(__file__).parents[2] / "README.md"
+TINY = ("sampler.steps=3", "micro_batch=4", "calibration.images=4", "noise.images=16", "runtime.progress=false")
+JUDGED = ("feature=cifar10net", "images=4", "seeds=[5]", "judging.replicates=5", "judging.neighbours=1", "logger=none")
+
+
+def test_the_import_is_light_and_every_name_is_described():
+    heavy = "{'torch', 'hydra', 'diffusers', 'lightning', 'wandb', 'numpy'}"
+    subprocess.run(
+        [sys.executable, "-c", f"import sys, ptq_diffusion; assert not {heavy} & set(sys.modules), sys.modules"],
+        check=True,
+    )
+    assert all(getattr(pd, name).__doc__ for name in pd.__all__)
+    assert set(pd.__all__) <= set(dir(pd))
+    with pytest.raises(AttributeError, match="has no attribute 'quantise'"):
+        _ = pd.quantise
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("experiment=demo", "bitwidth=w4a4", "sampler.eta=0"), ("model=fashion_ddpm", "data=folder", "~metric.kid")],
+    ids=["default", "demo", "groups"],
+)
+def test_a_composition_is_that_of_the_command(words):
+    ours, theirs = pd.compose(*words), composed(*words)
+    plain = [OmegaConf.to_container(cfg, resolve="data=folder" not in words) for cfg in (ours, theirs)]
+    if "data=folder" in words:  # has an option without a value, so nothing is resolved
+        assert plain[0].pop("labels") == OmegaConf.to_container(theirs.labels, resolve=True)
+        plain[1].pop("labels")
+    assert plain[0] == plain[1]
+    assert ours.name == theirs.name
+
+
+def test_hydra_is_as_it_was_before(tmp_path):
+    (tmp_path / "mine.yaml").write_text("x: 1\n")
+    assert not GlobalHydra().is_initialized()
+    pd.compose()
+    assert not GlobalHydra().is_initialized()
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.2"):
+        mine = GlobalHydra.instance()
+        pd.compose("bitwidth=w8a8")
+        with pytest.raises(ValueError, match="closest are correction"):
+            pd.compose("corection=none")
+        assert GlobalHydra.instance() is mine
+        assert hydra.version.getbase().minor == 2
+        assert hydra.compose("mine") == {"x": 1}
+
+
+def test_a_report_has_what_its_files_hold(tiny_model_folder, tmp_path):
+    words = ("model=diffusers", f"model.path={tiny_model_folder()}", f"outputs={tmp_path}", *TINY, *JUDGED)
+    report = pd.run(pd.compose("correction=ptqd", *words))
+    content = json.loads(report.paths["report"].read_text())
+    assert (report.rows, report.paired) == (content["rows"], content["paired"])
+    assert [row["variant"] for row in report.rows] == list(report.images)
+    assert {tuple(images.shape) for images in report.images.values()} == {(4, 3, 8, 8)}
+    assert torch.equal(report.images["corrected"], read_images(report.artefacts["samples_corrected"]))
+    assert set(report.figures) >= {"images", "noise"}
+    assert all(path.is_file() for path in (*report.paths.values(), *report.figures.values()))
+    assert report._repr_html_().count("<tr>") == 4
+    with pytest.raises(ValueError, match=r"pd\.make\(cfg\)"):
+        pd.run(pd.compose("goal=fit"))
+
+
+def test_the_readme_quantizes_and_corrects_a_pipeline(tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(import ptq_diffusion.*?)```", README.read_text(), re.DOTALL)[1]
+    code = code.replace("FOLDER", str(tiny_model_folder())).replace("=20", "=3")
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert [image.size for image in names["images"]] == [(8, 8)] * 8
+
+    pipe, (model,) = names["pipeline"], (tmp_path / "outputs" / "models").iterdir()
+    pipe.set_progress_bar_config(disable=True)
+    streams = [generator("images", 5, index) for index in range(4)]
+    images = to_bytes(pipe(4, generator=streams, num_inference_steps=3, output_type="pt").images)
+    same = ("model=diffusers", f"model.path={model.relative_to(tmp_path)}", "correction=rescaled_matched")
+    drawn = pd.make(pd.compose(*same, "sampler.steps=3", *JUDGED, "goal=samples_corrected"))
+    assert torch.equal(images, read_images(drawn))
+
+    (export,) = (tmp_path / "outputs" / "store" / "export").glob("*/")
+    assert pd.load_quantized(export).shape == (3, 8, 8)
+    assert len(pd.load_correction(export).steps) == 3
+
+
+def test_a_pipeline_stays_as_it_is_and_is_quantized_once_a_seed(tiny_model_folder, tmp_path):
+    original = DDPMPipeline.from_pretrained(tiny_model_folder())
+    before = {name: tensor.clone() for name, tensor in original.unet.state_dict().items()}
+    words = ("micro_batch=4", "runtime.progress=false", f"outputs={tmp_path}")
+    for seed in (0, 0, 1):
+        pd.quantize(original, *words, correction="none", steps=2, calibration_images=4, fit_images=4, seed=seed)
+    assert type(original.unet) is UNet2DModel
+    assert all(torch.equal(tensor, before[name]) for name, tensor in original.unet.state_dict().items())
+    assert len(list((tmp_path / "models").iterdir())) == 1
+    assert len(list((tmp_path / "store" / "export").glob("*/"))) == 2
+
+
+def test_the_defaults_of_quantize_are_those_of_the_command_but_for_auto():
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(pd.quantize).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    cfg = pd.compose()
+    assert defaults.pop("correction") in {path.stem for path in (CONF / "correction").glob("*.yaml")}
+    assert defaults == {
+        "bitwidth": cfg.labels.bitwidth,
+        "sampler": cfg.labels.sampler,
+        "steps": cfg.sampler.steps,
+        "calibration_images": cfg.calibration.images,
+        "fit_images": cfg.noise.images,
+        "seed": 0,
+    }
+
+
+def test_a_folder_that_holds_none_is_refused():
+    folder = MODELS.path("bundled:cifar10_ddpm")
+    for load in (pd.load_quantized, pd.load_correction):
+        with pytest.raises(FileNotFoundError, match=str(folder)):
+            load(folder)
