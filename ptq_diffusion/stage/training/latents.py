@@ -1,0 +1,102 @@
+"""Stage: the latents of training images, encoded once for every network that is trained on them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from omegaconf import DictConfig, open_dict
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ptq_diffusion.artefact.files import write_json, write_tensors
+from ptq_diffusion.data import LabelledImages
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.stage import Need, Stage
+from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.stage.training.train_autoencoder import AUTOENCODER, TrainAutoencoder
+from ptq_diffusion.stage.training.training_stream import Examples
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Latents(Examples):
+    """Latents of every image in each of its views, (N, V, C, H, W), one of them drawn; labels (N,) with names."""
+
+    views: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def batch(self, rows: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
+        view = torch.randint(self.views.shape[1], (len(rows),), generator=draw)
+        return {"images": self.views[rows, view].float(), "labels": self.labels[rows]}
+
+    @staticmethod
+    def load(folder: Path) -> "Latents":
+        """The latents that the stage left in a folder."""
+        tensors = load_file(folder / "latents.safetensors")
+        names = json.loads((folder / "names.json").read_text())
+        return Latents(tensors["views"], tensors["labels"], tuple(names))
+
+
+class EncodeLatents(Stage):
+    """`latents.safetensors`: the scaled mean of every image's code, as it is and mirrored, in float16."""
+
+    name = "latents"
+    version = 1
+    needs = (TrainAutoencoder,)
+    uses = ("data", "autoencoder", "training.mirrored")
+
+    def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
+        return {TrainAutoencoder.name: Need(TrainAutoencoder, with_autoencoder(cfg))}
+
+    def evidence(self, cfg: DictConfig) -> dict[str, str]:
+        return {"data": construct(cfg.data).checksum()}
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        data = construct(cfg.data).load()
+        labels = require_labels(data)
+        network = AutoencoderKL.from_pretrained(inputs[TrainAutoencoder.name] / AUTOENCODER, local_files_only=True)
+        views = encoded(network.to(shop.device).eval(), data.images, cfg.training.mirrored)
+        write_tensors(out / "latents.safetensors", {"views": views, "labels": labels})
+        write_json(out / "names.json", list(data.names or map(str, range(int(labels.max()) + 1))))
+
+
+def with_autoencoder(cfg: DictConfig) -> DictConfig:
+    """The configuration with the autoencoder's training in the place of the denoiser's."""
+    autoencoder = cfg.copy()
+    with open_dict(autoencoder):
+        autoencoder.training = cfg.autoencoder
+    return autoencoder
+
+
+def require_labels(data: LabelledImages) -> Tensor:
+    """The labels of images, (N,).
+
+    Raises:
+        ValueError: there are none.
+    """
+    if data.labels is None:
+        raise ValueError(
+            "expected images with class labels or captions, got images without; set data.label_column, or train a "
+            "network of pixels with experiment=train_denoiser"
+        )
+    return data.labels
+
+
+@torch.inference_mode()
+def encoded(network: AutoencoderKL, images: Tensor, mirrored: bool) -> Tensor:
+    """Scaled means of images' codes, (N, 3, H', W') uint8 to (N, V, C, H, W) float16; the second view is mirrored."""
+    chunks = []
+    for batch in images.split(BATCH):
+        x = (batch.float() / 127.5 - 1).to(network.device)
+        views = torch.stack([x, x.flip(3)] if mirrored else [x], 1)
+        codes = network.encode(views.flatten(0, 1)).latent_dist.mode() * network.config.scaling_factor
+        chunks.append(codes.unflatten(0, views.shape[:2]).half().cpu())
+    return torch.cat(chunks)
