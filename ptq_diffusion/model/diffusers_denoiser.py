@@ -92,6 +92,10 @@ class DiffusersDenoiser(Denoiser):
         return self._network
 
     @property
+    def answers_at_zero(self) -> bool:
+        return self.family.answers_at_zero(self.config)
+
+    @property
     def needs(self) -> Sequence[str]:
         return tuple(self.family.needs(self.config)) if self.table is None else ("labels",)
 
