@@ -7,6 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from ptq_diffusion.command.composition import guarded
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.refusal import PastHydra
 
@@ -25,7 +26,8 @@ def run_experiments(words: Sequence[str]) -> None:
         )
     if _amid_overrides("-m", words) or _amid_overrides("--multirun", words):
         raise ValueError("expected -m in front of all overrides of a sweep, got it among them; move it to the front")
-    experiment()
+    with guarded():
+        experiment()
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
