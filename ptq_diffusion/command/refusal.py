@@ -69,6 +69,8 @@ def refusal(error: Exception, overrides: Sequence[str], conf: Path) -> str | Non
         message = _of_system(error)
     elif isinstance(error, MENDABLE):
         message = str(error) if _ours(error) else _of_library(error)
+    elif _place(error).startswith("wandb."):
+        message = f"{_of_library(error)}; logger=none does without Weights & Biases"
     elif _place(error).startswith(("hydra.", "omegaconf.")):
         message = f"expected OPTION=VALUE and GROUP=NAME, got words that Hydra cannot compose ({_line(error)}); {HELP}"
     else:
@@ -204,9 +206,10 @@ def _of_library(error: Exception) -> str:
 def _of_memory(error: Exception) -> str | None:
     import torch
 
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError):
+    # torch says of the CPU's memory what it was asked for, in an error of no class of its own.
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
         return None
-    return f"expected room in memory, got {_line(error)}; lower micro_batch"
+    return f"expected room in memory, got {_line(error) or 'more asked for than is left'}; lower micro_batch"
 
 
 def _ours(error: Exception) -> bool:

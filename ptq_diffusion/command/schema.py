@@ -12,6 +12,8 @@ from ptq_diffusion.engine.factory import plain
 
 FOLDER = r"[^/\\]*[^/\\.][^/\\]*"
 """A name of a folder: no slashes, and not only dots."""
+Count = Annotated[int, Field(gt=0, le=10**12)]
+"""A number of images; whether they fit is asked of the machine."""
 Part = Mapping[str, Any]
 """The content of a group's file; `construct` checks those that name a class."""
 
@@ -31,7 +33,7 @@ class Options(BaseModel):
 class Samples(Options):
     """Samples of one seed."""
 
-    images: PositiveInt
+    images: Count
     seed: NonNegativeInt
 
 
@@ -50,7 +52,7 @@ class FeatureSpace(Options):
 class Judging(Options):
     """Settings that all metrics share."""
 
-    replicates: int
+    replicates: Annotated[int, Field(le=1_000_000)]
     neighbours: int
     seed: int
 
@@ -58,7 +60,7 @@ class Judging(Options):
 class SensitivityImages(Options):
     """The images that sensitivities are measured on."""
 
-    images: PositiveInt
+    images: Count
 
 
 class Running(Options):
@@ -89,9 +91,9 @@ class Experiment(Options):
     goal: str
     name: Annotated[str, Field(pattern=rf"^{FOLDER}(/{FOLDER})*$", max_length=200)]
     labels: Mapping[str, str | None]
-    images: PositiveInt
+    images: Count
     seeds: Annotated[Any, AfterValidator(_list_of_seeds)]
-    micro_batch: PositiveInt
+    micro_batch: Count
     calibration: Samples
     noise: NoiseSamples
     sensitivity: SensitivityImages

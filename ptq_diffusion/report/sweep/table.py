@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from ptq_diffusion.metric import Interval
@@ -57,13 +58,14 @@ def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 def console(columns: Sequence[str], cells: Sequence[Sequence[str]], title: str, caption: str) -> Table:
     """The table for the console, without the runs' names, which the files hold; whole on 80 columns."""
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    # Names and messages are the user's own: brackets in them are no markup.
+    table = Table(title=escape(title), caption=escape(caption), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in columns[:-1]:
-        table.add_column(column, overflow="fold")
+        table.add_column(escape(column), overflow="fold")
     name = columns.index("correction")
     for row in cells:
         # A name of several words may break between them; the files hold it as it is written.
-        table.add_row(*row[:name], row[name].replace("_", " "), *row[name + 1 : -1])
+        table.add_row(*map(escape, (*row[:name], row[name].replace("_", " "), *row[name + 1 : -1])))
     return table
 
 
