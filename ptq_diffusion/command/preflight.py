@@ -181,6 +181,10 @@ def _check_judging(cfg: DictConfig, model: Denoiser) -> None:
             f"got {cfg.images} and {cfg.judging.replicates}"
         )
     count = cfg.images * len(cfg.seeds)
+    if count < 3:
+        raise ValueError(
+            f"expected at least 3 images in all, of which two are another's neighbours, got {count}; draw more"
+        )
     if not 1 <= cfg.judging.neighbours <= count - 2:
         raise ValueError(
             f"expected judging.neighbours in 1..{count - 2} for {count} images in all, got {cfg.judging.neighbours}; "

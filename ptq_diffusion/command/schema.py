@@ -1,17 +1,20 @@
 """The schema of an experiment: its options that name no class, and their types."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 from pydantic_core import ErrorDetails
 
-from ptq_diffusion.command.refusal import closest
+from ptq_diffusion.command.refusal import closest, quoted
 from ptq_diffusion.engine.factory import plain
 
 FOLDER = r"[^/\\]*[^/\\.][^/\\]*"
 """A name of a folder: no slashes, and not only dots."""
+PATHS = ("path", "folder", "outputs")
+"""Names of the options that are paths."""
 Count = Annotated[int, Field(gt=0, le=10**12)]
 """A number of images; whether they fit is asked of the machine."""
 Part = Mapping[str, Any]
@@ -131,10 +134,24 @@ def require_schema(cfg: DictConfig) -> None:
             f"expected a value of {', '.join(missing)}, which {'has' if len(missing) == 1 else 'have'} none; "
             f"give {' '.join(f'{key}=VALUE' for key in missing)}"
         )
+    options = plain(cfg)
     try:
-        Experiment.model_validate(plain(cfg))
+        Experiment.model_validate(options)
     except ValidationError as error:
         raise ValueError(_message(error.errors()[0])) from None
+    _require_full_paths(options, "")
+
+
+def _require_full_paths(node: Mapping[str, Any], prefix: str) -> None:
+    """Refuse a ~ that the shell has left, in a path: it would be the name of a folder here."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            _require_full_paths(value, f"{prefix}{key}.")
+        elif key in PATHS and isinstance(value, str) and value.startswith("~"):
+            raise ValueError(
+                f"expected {prefix}{key} to be a path in full, got {value}, whose ~ the shell leaves; write "
+                f"{quoted(f'{prefix}{key}={Path(value).expanduser()}')}"
+            )
 
 
 def _message(detail: ErrorDetails) -> str:

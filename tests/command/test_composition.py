@@ -200,6 +200,17 @@ def test_what_the_command_line_says_itself_is_done(here, tiny, monkeypatch):
     assert seen == ["yes"] and (here / "elsewhere" / "kept" / "hydra.yaml").is_file()
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("model.path=glob(*)", "there are none of model.path, whose values"),
+        ("sampler=glob(x*)", "there are ddim, ddpm"),
+    ],
+)
+def test_a_sweep_over_nothing_is_no_success(word, expected, here):
+    assert expected in ended("-m", word)
+
+
 @pytest.mark.parametrize("flag", ["--hydra-help", "--help", "--info=config"])
 def test_helps_are_not_refused(flag, here, capsys):
     sys.argv = ["ptq-diffusion", flag]
