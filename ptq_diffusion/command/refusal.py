@@ -118,9 +118,12 @@ def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path)
 
 
 def quoted(override: str | None) -> str:
-    """The word to type for an override whose value is a text, with quotes for Hydra inside quotes for the shell."""
+    """The word to type for an override whose value is a text, with quotes for Hydra inside quotes for the shell.
+
+    A ~ in front is written in full, for no shell sees it inside quotes.
+    """
     key, _, value = (override or "OPTION=VALUE").partition("=")
-    text = value.strip("'\"").replace("'", r"\'")
+    text = os.path.expanduser(value.strip("'\"")).replace("'", r"\'")
     word = f"{key}='{text}'"
     return shlex.quote(word) if re.search(r'["$`!\\]', word) else f'"{word}"'
 

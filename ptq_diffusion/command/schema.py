@@ -1,7 +1,6 @@
 """The schema of an experiment: its options that name no class, and their types."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -150,7 +149,7 @@ def _require_full_paths(node: Mapping[str, Any], prefix: str) -> None:
         elif key in PATHS and isinstance(value, str) and value.startswith("~"):
             raise ValueError(
                 f"expected {prefix}{key} to be a path in full, got {value}, whose ~ the shell leaves; write "
-                f"{quoted(f'{prefix}{key}={Path(value).expanduser()}')}"
+                f"{quoted(f'{prefix}{key}={value}')}"
             )
 
 

@@ -28,6 +28,7 @@ WORDS = {
     "a comma in a path": ("model.path=/a,b", "\"model.path='/a,b'\""),
     "a dollar in a path": ("model.path=/a$(b", r"'model.path='\"'\"'/a\$\(b'\"'\"''"),
     "a home in a path": ("reference=folder reference.path=~/images", "reference.path='/.*/images'"),
+    "a home in quotes": ("reference=folder reference.path='~/images'", r"a path in full, got ~/images.*='/.*/images'"),
     "a home for outputs": ("outputs=~/runs", "outputs='/.*/runs'"),
     "two images": ("images=2 seeds=[0]", "at least 3 images in all"),
     "a seed in two spellings": ("seeds=[10,1_0]", "distinct"),
