@@ -84,7 +84,10 @@ WORDS = {
     "an option of no scheduler": ("+sampler.scheduler.nothing=1", "it has beta_end"),
     "a spacing that is none": ("+sampler.scheduler.timestep_spacing=odd", "timestep_spacing"),
     "betas that are none": ("+sampler.scheduler.beta_schedule=odd", "beta_schedule"),
-    "betas above 1": ("+sampler.scheduler.beta_end=5", "abar_t"),
+    "betas above 1": (
+        "+sampler.scheduler.beta_end=5",
+        "beta_end of the scheduler to be a number above 0 and at most 1",
+    ),
     "a prediction that is none": ("+sampler.scheduler.prediction_type=odd", "epsilon, v_prediction or sample"),
     "nine bits": ("bitwidth.inner.weight=9", "2 to 8"),
     "one bit": ("bitwidth.first.activation=1", "2 to 8"),
