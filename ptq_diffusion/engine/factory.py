@@ -123,6 +123,8 @@ def _require_options(target: Callable[..., Any], part: Mapping[str, Any]) -> Non
         if _parts(value):
             _require_parts(value, hints[key], f"{key} of {name}")
             continue
+        if getattr(hints[key], "_is_protocol", False):
+            raise ValueError(f"expected {key} of {name} to name a class (_target_), got {value!r:.100}; give another")
         try:
             TypeAdapter(hints[key], config=STRICT).validate_python(value)
         except ValidationError as error:

@@ -85,6 +85,7 @@ def test_amounts_are_readable():
         (["micro_batch=100000000000"], "lower micro_batch"),
         (["feature=pixels", "feature.extractor.size=100000"], "lower .*feature.extractor"),
         (["model._target_=diffusers.UNet2DModel"], "model to be a Denoiser, got UNet2DModel"),
+        (["correction=auto", "noise.images=16", "correction.judge=[1]"], "judge of Auto to name a class"),
         (["+correction._partial_=true"], "correction to be a Requirements, got PTQD"),
         (["quantizer.weight._partial_=false"], "takes more arguments"),
         (["quantizer.activation.range_search._target_=ptq_diffusion.sampler.DDPM"], "options of|RangeSearch"),

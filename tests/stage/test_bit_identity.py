@@ -2,8 +2,8 @@
 
 from experiments.bit_identity.fits import several
 
-NAMES = ["ptqd", "wiener_matched", "rescaled_readout_matched"]
-"""One of each machinery: regressions, filters with the matching of spectra, rescaled layers with a readout."""
+NAMES = ["wiener_matched", "rescaled_readout_matched"]
+"""All machineries: filters and the matching of spectra, rescaled layers and a readout by regression."""
 
 
 def test_fits_that_are_forced_in_processes_of_different_environments_are_bit_identical(tiny_model_folder, tmp_path):
