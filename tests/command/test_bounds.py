@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from ptq_diffusion.command.bounds import LONGEST, Room, in_units, needs, require_room, require_trainable
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.model import DiffusersDenoiser
 from tests.experiments import composed
 
@@ -85,7 +87,6 @@ def test_amounts_are_readable():
         (["micro_batch=100000000000"], "lower micro_batch"),
         (["feature=pixels", "feature.extractor.size=100000"], "lower .*feature.extractor"),
         (["model._target_=diffusers.UNet2DModel"], "model to be a Denoiser, got UNet2DModel"),
-        (["correction=auto", "noise.images=16", "correction.judge=[1]"], "judge of Auto to name a class"),
         (["+correction._partial_=true"], "correction to be a Requirements, got PTQD"),
         (["quantizer.weight._partial_=false"], "takes more arguments"),
         (["quantizer.activation.range_search._target_=ptq_diffusion.sampler.DDPM"], "options of|RangeSearch"),
@@ -97,6 +98,15 @@ def test_it_is_refused_before_anything_is_made(make, tmp_path, words, remedy):
     with pytest.raises(ValueError, match=remedy):
         make(*words)
     assert not list(tmp_path.glob("outputs/store/*/*"))
+
+
+@pytest.mark.parametrize("judge", [[1], {}, None, 3])
+def test_an_object_that_is_no_object_is_refused(judge):
+    """Hydra itself merges no list into a map; a configuration that somebody wrote may hold one."""
+    none = {"_target_": "ptq_diffusion.correction.NoCorrection"}
+    node = {"_target_": "ptq_diffusion.correction.Auto", "candidates": {"none": none}, "images": 2, "seed": 0}
+    with pytest.raises(ValueError, match="judge of Auto to name a class"):
+        construct(OmegaConf.create(node | {"judge": judge}))
 
 
 def test_an_error_of_memory_that_says_nothing_says_how_much_was_asked_for(make, monkeypatch):
