@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -35,6 +36,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write JSON whole or not at all; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected JSON in {path}, got something else ({error}); make the file again") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -79,22 +93,18 @@ def check_whole(folder: Path) -> None:
     Raises:
         ValueError: a file is missing or has another size than when it was written, or the manifest is broken.
     """
-    manifest = folder / MANIFEST
+    manifest, remedy = folder / MANIFEST, f"remove {folder}, and the same command makes it again"
     try:
-        sizes = json.loads(manifest.read_text()) if manifest.is_file() else {MANIFEST: "some"}
+        sizes = read_json(manifest) if manifest.is_file() else {MANIFEST: "some"}
     except ValueError as error:
-        raise ValueError(
-            f"expected the names and sizes of files in {manifest}, got something else ({error}); remove {folder}, and "
-            "the same command makes it again"
-        ) from error
+        raise ValueError(f"{error}: {remedy}") from error
+    if not isinstance(sizes, dict):
+        raise ValueError(f"expected the names and sizes of files in {manifest}, got something else; {remedy}")
     for name, size in sizes.items():
         path = folder / name
         actual = path.stat().st_size if path.is_file() else "no file"
         if actual != size:
-            raise ValueError(
-                f"expected {path} as it was written, with {size} bytes, got {actual}; remove {folder}, and the same "
-                "command makes it again"
-            )
+            raise ValueError(f"expected {path} as it was written, with {size} bytes, got {actual}; {remedy}")
 
 
 def replace(partial: Path, final: Path) -> None:

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from ptq_diffusion.artefact.files import writable
 from ptq_diffusion.command.effort import effort
 from ptq_diffusion.command.preamble import preamble
-from ptq_diffusion.command.preflight import check
+from ptq_diffusion.command.preflight import check, memory_named
 from ptq_diffusion.command.run_name import named
 from ptq_diffusion.command.schema import require_schema
 from ptq_diffusion.command.tracking import log_report, tracking
@@ -91,7 +91,7 @@ def run(cfg: DictConfig) -> Path:
     check(cfg, stage, shop)
     quiet_libraries()
     keep_freed_memory()
-    with writable(Path(cfg.outputs) / "runs"):
+    with writable(Path(cfg.outputs) / "runs"), memory_named(cfg, shop):
         with locked_run_folder(store, stage, cfg) as folder:
             return _run(cfg, stage, store, folder)
 

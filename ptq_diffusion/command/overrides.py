@@ -1,12 +1,18 @@
 """`ptq-diffusion [-m] [OVERRIDES]`: experiments that Hydra composes from the words of the command line."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, ValueType
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from ptq_diffusion.command.composition import guarded
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.refusal import PastHydra
 from ptq_diffusion.command.sweep import require_multirun
@@ -16,7 +22,8 @@ def run_experiments(words: Sequence[str]) -> None:
     """Run what the overrides compose; Hydra reads them from the command line itself.
 
     Raises:
-        ValueError: the words ask for a pickled configuration, the first is no command, or -m stands among overrides.
+        ValueError: the words ask for a pickled configuration, the first is no command, -m stands among overrides, or a
+            pattern fits no name.
     """
     if any(word.startswith("--e") for word in words):
         raise ValueError("expected no --experimental-rerun, which reads a pickled file; give the overrides again")
@@ -26,7 +33,9 @@ def run_experiments(words: Sequence[str]) -> None:
         )
     if _amid_overrides("-m", words) or _amid_overrides("--multirun", words):
         raise ValueError("expected -m in front of all overrides of a sweep, got it among them; move it to the front")
-    experiment()
+    _require_matches(words)
+    with guarded():
+        experiment()
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -45,6 +54,27 @@ def experiment(cfg: DictConfig) -> None:
         if job.mode == RunMode.MULTIRUN:
             raise
         raise PastHydra(error) from error
+
+
+def _require_matches(words: Sequence[str]) -> None:
+    """Refuse a sweep over names of a group none of which fits its pattern: Hydra would sweep over nothing."""
+    folders = [CONF, *(Path(folder) for flag, folder in pairwise(words) if flag == "--config-dir")]
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException:  # A flag, or what Hydra says more about.
+            continue
+        if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+            group = override.get_key_element().lstrip("+~").partition("@")[0]
+            pattern, names = (
+                override.value(),
+                sorted({p.stem for folder in folders for p in folder.glob(f"{group}/*.yaml")}),
+            )
+            if not (isinstance(pattern, Glob) and pattern.filter(names)):
+                raise ValueError(
+                    f"expected a pattern of names of a group, got {word}, which none fits; there are "
+                    f"{', '.join(names) or f'none of {group}, whose values are listed with commas'}"
+                )
 
 
 def _amid_overrides(flag: str, words: Sequence[str]) -> bool:

@@ -1,19 +1,30 @@
 """Checks that choices fit each other, before anything is computed."""
 
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
+from ptq_diffusion.command.bounds import Room, in_units, needs, require_room, require_trainable
 from ptq_diffusion.command.condition import check_condition
+from ptq_diffusion.correction.contract import Requirements
 from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
+from ptq_diffusion.data import ImageSource
 from ptq_diffusion.engine.chunks import chunks
-from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.factory import construct, require_kind
 from ptq_diffusion.engine.stage import Stage, needed
+from ptq_diffusion.engine.tracker import Tracker
 from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.metric import FeatureExtractor, Reference
 from ptq_diffusion.model import Condition, Denoiser, Guided
 from ptq_diffusion.network.observing import MOST_BITS
+from ptq_diffusion.quantizer import Quantizer
+from ptq_diffusion.sampler import Sampler
 from ptq_diffusion.stage.evaluate import build_metrics
 from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_table import check_reach, fit_table
@@ -21,6 +32,20 @@ from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity, sensitivity_chunks
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
+
+KINDS: Mapping[str, type] = {
+    "model": Denoiser,
+    "sampler": Sampler,
+    "bitwidth": BitwidthPolicy,
+    "correction": Requirements,
+    "feature.extractor": FeatureExtractor,
+    "reference": Reference,
+    "data": ImageSource,
+    "test_data": ImageSource,
+}
+"""The kind of every option that is one object."""
+TRAINED, BEGUN = {"network", "scheduler", "optimizer"}, {"optimizer"}
+"""Parts of a training that are objects, and those that are built when it has begun."""
 
 
 def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
@@ -30,13 +55,16 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
         ValueError: two choices do not fit; the message says which and what to do.
     """
     used = {key for stage in needed(goal) for key in stage.uses}
+    _check_kinds(cfg, used)
     if "condition" in used or goal is EncodePrompts:
         check_condition(cfg, shop.model(cfg), shop)
     if goal is EncodePrompts and not EncodePrompts.serves(cfg):
         raise ValueError("expected prompts to encode, got none; set condition=prompts condition.source.path=FILE")
     if "sampler" in used:
         model = shop.model(cfg)
-        shop.table(cfg, model)
+        table = shop.table(cfg, model)
+        if "images" in used:
+            _check_room(cfg, model, len(table), shop)
         if "bitwidth" in used:
             _check_bits(cfg, model, shop)
             _check_measurements(cfg, goal)
@@ -48,12 +76,69 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
         if "judging" in used:
             _check_judging(cfg, shop.decoder(cfg).shape(model.shape))
+    elif "training" in used and cfg.training is not None:
+        _check_training(cfg, shop)
+
+
+@contextmanager
+def memory_named(cfg: DictConfig, shop: Workshop) -> Iterator[None]:
+    """Within this context an error of memory that says nothing says how much the experiment needs at least.
+
+    Raises:
+        MemoryError: with the estimate.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        if str(error) or "sampler" not in cfg:
+            raise
+        model = shop.model(cfg)
+        least = needs(cfg, model, len(shop.table(cfg, model)), build_extractor(cfg).num_features, shop.device)
+        asked = in_units(max(least.memory.size, least.device_memory.size))
+        raise MemoryError(f"an experiment that asks for {asked} at least and more in passing") from error
+
+
+def _check_kinds(cfg: DictConfig, used: Collection[str]) -> None:
+    """Refuse an option that is used and names a class of another kind."""
+    require_kind(cfg.logger, Tracker, "logger")
+    groups = {key.partition(".")[0] for key in used}
+    for option, kind in KINDS.items():
+        # A group that nobody chose is asked for where it is selected.
+        if option.partition(".")[0] in groups and (node := OmegaConf.select(cfg, option)) is not None:
+            require_kind(node, kind, option)
+    if "quantizer" in groups:
+        for operand in ("weight", "activation"):
+            require_kind(cfg.quantizer[operand], Quantizer, f"quantizer.{operand}", partial=True)
+
+
+def _check_room(cfg: DictConfig, model: Denoiser, steps: int, shop: Workshop) -> None:
+    """Before anything is listed or built whose size these numbers say."""
+    features = build_extractor(cfg).num_features
+    require_room(needs(cfg, model, steps, features, shop.device), Room.here(Path(cfg.outputs), shop.device))
+
+
+def _check_training(cfg: DictConfig, shop: Workshop) -> None:
+    """Build the parts of a training that have options of their own, the network without its memory."""
+    for name in TRAINED & cfg.training.keys():
+        node = cfg.training[name]
+        require_kind(node, torch.optim.Optimizer if name == "optimizer" else object, f"training.{name}", name in BEGUN)
+        try:
+            with torch.device("meta"):
+                part = construct(node)
+                if name in BEGUN:
+                    part([torch.nn.Parameter(torch.zeros(1))])
+        # diffusers and torch raise nearly every type of error at options that do not fit each other.
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"expected training.{name} of options that fit each other, got an error: {text}"
+            ) from error
+        if name == "network":
+            require_trainable(part, Room.here(Path(cfg.outputs), shop.device))
 
 
 def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     policy, table = construct(cfg.bitwidth), shop.table(cfg, model)
-    if not isinstance(policy, BitwidthPolicy):
-        raise ValueError(f"expected a bitwidth policy, got {type(policy).__name__}; choose one with bitwidth=NAME")
     policy.check(model.architecture(), table)
     shop.observations(cfg, model)
     construct(cfg.quantizer.weight)(MOST_BITS)
@@ -106,6 +191,10 @@ def _check_judging(cfg: DictConfig, shape: tuple[int, int, int]) -> None:
             f"got {cfg.images} and {cfg.judging.replicates}"
         )
     count = cfg.images * len(cfg.seeds)
+    if count < 3:
+        raise ValueError(
+            f"expected at least 3 images in all, of which two are another's neighbours, got {count}; draw more"
+        )
     if not 1 <= cfg.judging.neighbours <= count - 2:
         raise ValueError(
             f"expected judging.neighbours in 1..{count - 2} for {count} images in all, got {cfg.judging.neighbours}; "

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -71,6 +72,8 @@ def refusal(error: Exception, overrides: Sequence[str], conf: Path) -> str | Non
         message = _of_system(error)
     elif isinstance(error, MENDABLE):
         message = str(error) if _ours(error) else _of_library(error)
+    elif _place(error).startswith("wandb."):
+        message = f"{_of_library(error)}; logger=none does without Weights & Biases"
     elif _place(error).startswith(("hydra.", "omegaconf.")):
         message = f"expected OPTION=VALUE and GROUP=NAME, got words that Hydra cannot compose ({_line(error)}); {HELP}"
     else:
@@ -101,11 +104,14 @@ def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path)
     if isinstance(error, OverrideParseException):
         return (
             f"expected OPTION=VALUE, got {error.override!r} ({text.partition(' See https')[0]}); "
-            "put a value that holds spaces, commas or brackets in quotes"
+            f"put a value that holds more than letters, digits and ./:- in quotes, with them: {quoted(error.override)}"
         )
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", text):
         key, value = ambiguous.groups()
-        return f"expected one value of {key}, got {value}; a list is {key}=[{value}], a sweep takes -m in front"
+        return (
+            f"expected one value of {key}, got {value}; a list is {key}=[{value}], a sweep takes -m in front, a text "
+            f"is {quoted(f'{key}={value}')}"
+        )
     if unknown := re.match(r"Could not override '([^']+)'\.", text):
         key = unknown.group(1)
         return f"expected an option or a group of this experiment, got {key!r}; {_known_instead(key, overrides, conf)}"
@@ -113,6 +119,17 @@ def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path)
         key = present.group(1)
         return f"expected + in front of a new option only, {key} is there already; write {key}=VALUE"
     return text.partition(" Config search path:")[0]
+
+
+def quoted(override: str | None) -> str:
+    """The word to type for an override whose value is a text, with quotes for Hydra inside quotes for the shell.
+
+    A ~ in front is written in full, for no shell sees it inside quotes.
+    """
+    key, _, value = (override or "OPTION=VALUE").partition("=")
+    text = os.path.expanduser(value.strip("'\"")).replace("'", r"\'")
+    word = f"{key}='{text}'"
+    return shlex.quote(word) if re.search(r'["$`!\\]', word) else f'"{word}"'
 
 
 def _known_instead(key: str, overrides: Sequence[str], conf: Path) -> str:
@@ -208,9 +225,10 @@ def _of_library(error: Exception) -> str:
 def _of_memory(error: Exception) -> str | None:
     import torch
 
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError):
+    # torch says of the CPU's memory what it was asked for, in an error of no class of its own.
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
         return None
-    return f"expected room in memory, got {_line(error)}; lower micro_batch"
+    return f"expected room in memory, got {_line(error) or 'more asked for than is left'}; lower micro_batch"
 
 
 def _ours(error: Exception) -> bool:

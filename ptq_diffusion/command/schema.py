@@ -16,11 +16,15 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from ptq_diffusion.command.refusal import closest
+from ptq_diffusion.command.refusal import closest, quoted
 from ptq_diffusion.engine.factory import plain
 
 FOLDER = r"[^/\\]*[^/\\.][^/\\]*"
 """A name of a folder: no slashes, and not only dots."""
+PATHS = ("path", "folder", "outputs")
+"""Names of the options that are paths."""
+Count = Annotated[int, Field(gt=0, le=10**12)]
+"""A number of images; whether they fit is asked of the machine."""
 Part = Mapping[str, Any]
 """The content of a group's file; `construct` checks those that name a class."""
 
@@ -40,7 +44,7 @@ class Options(BaseModel):
 class Samples(Options):
     """Samples of one seed."""
 
-    images: PositiveInt
+    images: Count
     seed: NonNegativeInt
 
 
@@ -59,7 +63,7 @@ class FeatureSpace(Options):
 class Judging(Options):
     """Settings that all metrics share."""
 
-    replicates: int
+    replicates: Annotated[int, Field(le=1_000_000)]
     neighbours: int
     seed: int
 
@@ -83,7 +87,7 @@ class ConditionOptions(Options):
 class SensitivityImages(Options):
     """The images that sensitivities are measured on."""
 
-    images: PositiveInt
+    images: Count
 
 
 class Running(Options):
@@ -114,9 +118,9 @@ class Experiment(Options):
     goal: str
     name: Annotated[str, Field(pattern=rf"^{FOLDER}(/{FOLDER})*$", max_length=200)]
     labels: Mapping[str, str | None]
-    images: PositiveInt
+    images: Count
     seeds: Annotated[Any, AfterValidator(_list_of_seeds)]
-    micro_batch: PositiveInt
+    micro_batch: Count
     calibration: Samples
     noise: NoiseSamples
     sensitivity: SensitivityImages
@@ -156,10 +160,24 @@ def require_schema(cfg: DictConfig) -> None:
             f"expected a value of {', '.join(missing)}, which {'has' if len(missing) == 1 else 'have'} none; "
             f"give {' '.join(f'{key}=VALUE' for key in missing)}"
         )
+    options = plain(cfg)
     try:
-        Experiment.model_validate(plain(cfg))
+        Experiment.model_validate(options)
     except ValidationError as error:
         raise ValueError(_message(error.errors()[0])) from None
+    _require_full_paths(options, "")
+
+
+def _require_full_paths(node: Mapping[str, Any], prefix: str) -> None:
+    """Refuse a ~ that the shell has left, in a path: it would be the name of a folder here."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            _require_full_paths(value, f"{prefix}{key}.")
+        elif key in PATHS and isinstance(value, str) and value.startswith("~"):
+            raise ValueError(
+                f"expected {prefix}{key} to be a path in full, got {value}, whose ~ the shell leaves; write "
+                f"{quoted(f'{prefix}{key}={value}')}"
+            )
 
 
 def _message(detail: ErrorDetails) -> str:

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ptq_diffusion.artefact.digest import files_digest
 
+GREY, SIXTEEN_BITS = ("1", "L", "LA", "La"), ("I", "I;16", "I;16L", "I;16B", "I;16N")
+"""Modes of images without colours."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
 
@@ -41,7 +44,7 @@ class ImageSource(ABC):
 
         Raises:
             FileNotFoundError: the folder does not exist or holds no image.
-            ValueError: the images differ in size or mode.
+            ValueError: the images differ in size, or one cannot be read.
         """
 
     @abstractmethod
@@ -121,24 +124,25 @@ class FolderImages(ImageSource):
             raise FileNotFoundError(f"expected images ({kinds}) below {self.folder}, found none; check the path")
         return files
 
-    def check(self) -> None:
-        """Find out from the files' headers whether `load` will work, and leave no surprise for later.
+    def check(self) -> Tensor:
+        """Find out whether `load` will work, by decoding one image after the other; the first that has most channels.
+
+        Returns:
+            (1, C, H, W) uint8, which has the shape of all that `load` returns.
 
         Raises:
             FileNotFoundError: there is no image.
             ValueError: the images differ in size, or one cannot be read.
         """
-        sizes = {_size(path) for path in self.files()}
-        if len(sizes) > 1:
-            raise ValueError(f"expected images of one size in {self.folder}, found {sorted(sizes)}; resize them first")
-
-    def first(self) -> Tensor:
-        """The first image alone, (1, C, H, W) uint8."""
-        path = self.files()[0]
-        return _decode(path.read_bytes(), path)[None]
+        examples = {tuple(image.shape): image for image in map(_read, self.files())}
+        return _stack(list(examples.values()), self.folder)[:1]
 
     def load(self) -> LabelledImages:
-        return LabelledImages(_stack([_decode(path.read_bytes(), path) for path in self.files()], self.folder), None)
+        return LabelledImages(_stack([_read(path) for path in self.files()], self.folder), None)
+
+
+def _read(path: Path) -> Tensor:
+    return _decode(path.read_bytes(), path)
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
@@ -149,28 +153,34 @@ def _class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[s
 
 
 def _decode(encoded: bytes, source: Path) -> Tensor:
-    """One encoded image as (C, H, W) uint8; grey images have one channel, all others three."""
+    """One encoded image as (C, H, W) uint8; grey images have one channel, all others three.
+
+    Of sixteen bits the higher eight count. Transparent pixels, whose colours are anything, are refused.
+    """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            pixels = np.array(image if image.mode == "L" else image.convert("RGB"))
+            opaque = not image.has_transparency_data or np.array(image.convert("RGBA"))[..., 3].min() == 255
+            pixels = _pixels(image)
     except (OSError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"expected an image that can be read in {source}, got {len(encoded or b'')} bytes that are none; "
-            "remove it or fetch it again"
+            f"expected an image that can be read in {source}, got {len(encoded or b'')} bytes that are none "
+            f"({' '.join(str(error).split())[:200]}); remove it or fetch it again"
         ) from error
+    if not opaque:
+        raise ValueError(f"expected an opaque image, got transparent pixels in {source}; put it on a background first")
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"expected an image that can be read, got {path}; remove it or fetch it again") from error
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode in SIXTEEN_BITS:
+        return (np.array(image).astype(np.int64).clip(0, 2**16 - 1) >> 8).astype(np.uint8)
+    return np.array(image.convert("L" if image.mode in GREY else "RGB"))
 
 
 def _stack(images: list[Tensor], folder: Path) -> Tensor:
-    shapes = {tuple(image.shape) for image in images}
-    if len(shapes) > 1:
-        raise ValueError(f"expected images of one size in {folder}, found {sorted(shapes)}; resize them first")
-    return torch.stack(images)
+    """(N, C, H, W) of images of one size; where some have colours, grey ones are repeated over the channels."""
+    sizes = {tuple(image.shape[1:]) for image in images}
+    if len(sizes) > 1:
+        raise ValueError(f"expected images of one size in {folder}, found {sorted(sizes)}; resize them first")
+    channels = max(len(image) for image in images)
+    return torch.stack([image.expand(channels, -1, -1) for image in images])

@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from diffusers import ModelMixin, SchedulerMixin
 from hydra.errors import InstantiationException
@@ -43,6 +44,24 @@ def construct(node: DictConfig, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN4
         raise error.__cause__ or error from None
 
 
+def require_kind(node: DictConfig, kind: type, option: str, partial: bool = False) -> None:
+    """Refuse a node from which `construct` would build something else than is wanted, before it builds anything.
+
+    Args:
+        node: names a class.
+        kind: the class, or one that it is to be derived from.
+        option: the node's name, for the message.
+        partial: whether its class is wanted with some arguments, in place of an object.
+
+    Raises:
+        ValueError: the message says what is wanted.
+    """
+    part = plain(node)
+    if not isinstance(part, dict) or "_target_" not in part:
+        raise ValueError(f"expected {option} to name a class, got {part!r:.100}; choose one: {option}=NAME")
+    _require_kind(part, kind, option, partial)
+
+
 def plain(node: DictConfig | ListConfig) -> Any:  # noqa: ANN401
     """A resolved configuration as dicts, lists and scalars."""
     return OmegaConf.to_container(node, resolve=True)
@@ -69,6 +88,17 @@ def _constructible(target: object, home: str) -> bool:
     return isinstance(target, type) and issubclass(target, (ModelMixin, SchedulerMixin, Optimizer))
 
 
+def _require_kind(part: Mapping[str, Any], kind: type, option: str, partial: bool) -> None:
+    target = _allowed(str(part["_target_"]))
+    built = target if isinstance(target, type) else getattr(target, "__self__", None)
+    if not isinstance(built, type) or not issubclass(built, kind) or bool(part.get("_partial_", False)) is not partial:
+        wanted = f"a {kind.__name__}" if not partial else f"a {kind.__name__} that takes more arguments (_partial_)"
+        raise ValueError(
+            f"expected {option} to be {wanted}, got {target.__qualname__}{' (_partial_)' * bool(part.get('_partial_'))}"
+            "; choose another"
+        )
+
+
 def _parts(node: object) -> list[Mapping[str, Any]]:
     """Every mapping within that names a target, outer ones first."""
     if isinstance(node, dict):
@@ -91,7 +121,10 @@ def _require_options(target: Callable[..., Any], part: Mapping[str, Any]) -> Non
     hints = get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
     for key, value in options.items():
         if _parts(value):
+            _require_parts(value, hints[key], f"{key} of {name}")
             continue
+        if getattr(hints[key], "_is_protocol", False):
+            raise ValueError(f"expected {key} of {name} to name a class (_target_), got {value!r:.100}; give another")
         try:
             TypeAdapter(hints[key], config=STRICT).validate_python(value)
         except ValidationError as error:
@@ -99,6 +132,23 @@ def _require_options(target: Callable[..., Any], part: Mapping[str, Any]) -> Non
             place = ".".join(str(step) for step in (key, *first["loc"]))
             wanted = first["msg"].replace("Input should be ", "to be ")
             raise ValueError(f"expected {place} of {name} {wanted}, got {first['input']!r}; give another") from None
+
+
+def _require_parts(value: object, hint: Any, option: str) -> None:  # noqa: ANN401
+    """Refuse parts of another kind than an option is annotated with: of a class, or of a mapping to objects of one."""
+    kind = get_args(hint)[-1] if get_origin(hint) is Mapping else hint
+    (kind,) = [part for part in get_args(kind) if part is not NoneType] if _is_optional(kind) else (kind,)
+    kind = get_origin(kind) or kind
+    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
+        return
+    for part in value.values() if isinstance(value, dict) and "_target_" not in value else [value]:
+        if not isinstance(part, Mapping) or "_target_" not in part:
+            raise ValueError(f"expected {option} to be a {kind.__name__}, got {part!r:.100}; choose another")
+        _require_kind(part, kind, option, partial=False)
+
+
+def _is_optional(hint: Any) -> bool:  # noqa: ANN401
+    return isinstance(hint, UnionType) and len(get_args(hint)) == 2 and NoneType in get_args(hint)
 
 
 def _list(names: Iterable[str]) -> str:

@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from torch import Tensor
+
 from ptq_diffusion.artefact.bundle import Bundles
 from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.data import FolderImages
@@ -97,16 +99,27 @@ class FolderReference(Reference):
         self.path = Path(path)
 
     def statistics(self, extractor: FeatureExtractor) -> RealStatistics | None:
-        return RealStatistics.of_images(FolderImages(str(self.path)).load().images, extractor)
+        images = FolderImages(str(self.path)).load().images
+        return RealStatistics.of_images(images.expand(-1, _channels(images, extractor), -1, -1), extractor)
 
     def check(self, extractor: FeatureExtractor, neighbours: int) -> None:
         source = FolderImages(str(self.path))
-        source.check()
+        example = source.check()
         _require_neighbours(len(source.files()), neighbours, self.path)
-        extractor.features(source.first())
+        extractor.features(example.expand(-1, _channels(example, extractor), -1, -1))
 
     def checksum(self) -> str:
         return FolderImages(str(self.path)).checksum()
+
+
+def _channels(images: Tensor, extractor: FeatureExtractor) -> int:
+    """Three for grey images (N, 1, H, W) in a space of colours only, where grey is repeated; else their own number."""
+    if images.shape[1] == 1:
+        try:
+            extractor.features(images[:1])
+        except ValueError:
+            return 3
+    return images.shape[1]
 
 
 def _require_neighbours(images: int, neighbours: int, path: Path) -> None:

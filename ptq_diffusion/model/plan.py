@@ -190,7 +190,7 @@ class BitwidthPlan:
                 {name: tuple(bits) for name, bits in content[operand].items()} for operand in ("weight", "activation")
             )
             return cls(weight, activation, {name: float(value) for name, value in content["notes"].items()})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"expected a bitwidth plan of version {VERSION}, got other content ({type(error).__name__}: {error}); "
                 "make the plan again"

@@ -61,7 +61,8 @@ def sampling_times(scheduler: Any, count: int) -> Sequence[int]:  # noqa: ANN401
             "change sampler.steps or +sampler.scheduler.timestep_spacing"
         ) from error
     times = [int(t) for t in scheduler.timesteps]
-    if len(times) != count or times[0] > last or times[-1] < 0:
+    # The last is not below 0: offsets are not, and rounding adds a time to the list where it gives one.
+    if len(times) != count or times[0] > last:
         raise ValueError(
             f"expected {count} times between {last} and 0, diffusers gives {len(times)}, {times[0]} to {times[-1]}; "
             "choose another number of steps, timestep_spacing or steps_offset"

@@ -107,14 +107,15 @@ def _is_betas(value: object) -> bool:
     return numbers is None or (isinstance(numbers, list | tuple) and all(map(_is_number, numbers)))
 
 
-BOOL, NUMBER = (_is_bool, "true or false"), (_is_number, "a number")
+BOOL = (_is_bool, "true or false")
+BETA = (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and at most 1")
 EXPECTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "num_train_timesteps": (
         lambda value: _is_whole(value) and 1 <= value <= MOST_TIMES,
         f"a whole number from 1 to {MOST_TIMES}",
     ),
-    "beta_start": NUMBER,
-    "beta_end": NUMBER,
+    "beta_start": BETA,
+    "beta_end": BETA,
     "beta_schedule": (_is_name, "a name, such as linear"),
     "trained_betas": (_is_betas, "a list of numbers or null"),
     "clip_sample": BOOL,

@@ -1,6 +1,5 @@
 """Stage: every variant judged on the same noise."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ptq_diffusion.artefact.files import write_json
+from ptq_diffusion.artefact.files import read_json, write_json
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.fitted import FILES as CORRECTION
 from ptq_diffusion.engine.factory import construct
@@ -94,7 +93,7 @@ def build_metrics(cfg: DictConfig) -> Sequence[Metric]:
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
     """The content of `evaluation.json` in the stage's folder."""
-    return json.loads((folder / "evaluation.json").read_text())
+    return read_json(folder / "evaluation.json")
 
 
 def variant_costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> dict[str, VariantCost]:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -102,6 +103,15 @@ def a_picture_of_text(place):
     return words
 
 
+def a_picture_cut_off(place):
+    words = pictures((64, 64), (64, 64), (64, 64))(place)
+    path = place.scratch / "pictures" / "2.png"
+    noisy = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noisy).save(path)
+    path.write_bytes(path.read_bytes()[:6000])
+    return words
+
+
 def a_truncated_reference(place):
     path = place.scratch / "reference.safetensors"
     path.write_bytes(b"half")
@@ -113,11 +123,13 @@ REFERENCES = {
     "one image": ("reference=folder", pictures((8, 8)), "at least judging.neighbours"),
     "two sizes": ("reference=folder", pictures((8, 8), (9, 8)), "resize"),
     "images too small": ("reference=folder", pictures((4, 4), (4, 4), (4, 4)), "H >= 8"),
-    "grey images for a colour extractor": (
-        "reference=folder feature=pixels",
+    "grey images for an extractor of five channels": (
+        "reference=folder feature=pixels feature.extractor.channels=5",
         pictures((8, 8), (8, 8), (8, 8), mode="L"),
         "channels",
     ),
+    "transparent images": ("reference=folder", pictures((8, 8), (8, 8), (8, 8), mode="RGBA"), "opaque"),
+    "an image that is cut off": ("reference=folder", a_picture_cut_off, r"2\.png"),
     "a text called an image": ("reference=folder", a_picture_of_text, "remove it"),
     "truncated statistics": ("reference=statistics", a_truncated_reference, "goal=reference_statistics"),
 }

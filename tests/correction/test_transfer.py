@@ -92,7 +92,10 @@ def test_what_is_not_refused_before_it_is_fitted_is_carried(name, eta):
         found = fitted(name, own)
         for step, one in zip(own, found.corrections, strict=True):
             assert one.sigma == one.residual.sigma(step)
-        assert interpolated(found, own, new).steps == new
+        carried = interpolated(found, own, new)
+        assert carried.steps == new
+        # Another step lies before each step of the new table than before those of which it is made.
+        assert {report.step_correlation for report in carried.report()} == {None}
 
 
 def test_where_one_of_two_steps_absorbs_half_of_the_residual_is_absorbed_half_way():

@@ -59,6 +59,8 @@ class Failing(Stage):
         done = list((out / "kept").iterdir())
         (out / "kept" / str(len(done))).write_text("")
         (out / "left.tmp").write_text("")
+        (out / "below").mkdir(exist_ok=True)
+        (out / "below" / "left.tmp").write_text("")
         if self.error is not None:
             raise self.error
         (out / "number").write_text(str(len(done)))
@@ -191,7 +193,8 @@ def test_a_failed_stage_leaves_no_artefact_and_what_it_finished(store, tmp_path,
     assert (made / "number").read_text() == "1", "the second attempt finds what the first left"
     said = [line.partition(": ")[2].split()[0] for line in capsys.readouterr().out.splitlines()]
     assert said == ["making", "going"]
-    assert names(made) == ["config.yaml", "files.json", "number"], "neither scratch nor half-written files stay"
+    assert names(made) == ["below", "config.yaml", "files.json", "number"], "no scratch stays"
+    assert not list(made.rglob("*.tmp")), "neither do half-written files"
 
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

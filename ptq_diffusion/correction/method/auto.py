@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ptq_diffusion.artefact.files import read_json
 from ptq_diffusion.correction.contract import Correction, Requirements
 from ptq_diffusion.sampler.table import Table
 
@@ -72,12 +73,21 @@ class Choice:
 
     @classmethod
     def load(cls, folder: Path) -> "Choice | None":
-        """Read what `save` wrote; None for a correction that nobody had to choose."""
+        """Read what `save` wrote; None for a correction that nobody had to choose.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
         if not (folder / CHOICE).is_file():
             return None
-        record: dict[str, Any] = json.loads((folder / CHOICE).read_text())
-        trials = {name: Trial(**trial) for name, trial in record["trials"].items()}
-        return cls(record["chosen"], record["reason"], trials)
+        try:
+            record = read_json(folder / CHOICE)
+            trials = {name: Trial(**trial) for name, trial in record["trials"].items()}
+            return cls(record["chosen"], record["reason"], trials)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"expected a choice that Choice.save wrote in {folder}, got another ({error}); fit or export it again"
+            ) from error
 
 
 class Auto(Requirements):

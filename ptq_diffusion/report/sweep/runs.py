@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ptq_diffusion.artefact.files import read_json
 from ptq_diffusion.engine.run_files import CONFIG, FAILURE, REPORT
 from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.report.sweep.shape import Config, Failure, Report, require_shape
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
@@ -88,14 +91,20 @@ def _read(folder: Path, root: Path) -> Run | None:
         report = _json(folder / REPORT)
         # A folder's name is the signature of its report, which a later failure, as of a full disk, cannot change.
         failure = None if report else _json(folder / FAILURE)
+        if failure is not None:
+            require_shape(Failure, failure)
         config = read_config(folder) if failure is None else failure["config"]
-    except (ValueError, KeyError, OSError, YAMLError) as error:
+        if not isinstance(config, dict) or config.get("goal") != "report" or "labels" not in config:
+            return None
+        require_shape(Config, config)
+        if report is not None:
+            require_shape(Report, report)
+    except (ValueError, KeyError, OSError, YAMLError, RecursionError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"expected the files of a run in {folder}, got one that cannot be read ({error}); "
+            f"expected the files of a run in {folder}, got one that cannot be read ({reason}); "
             "remove the folder or run its command again"
         ) from error
-    if not isinstance(config, dict) or config.get("goal") != "report" or "labels" not in config:
-        return None
     flat = _flat(config)
     flat[BITS] = _bits(flat)
     reason = "" if report else f"unfinished: no {REPORT}"
@@ -180,4 +189,4 @@ def _level(value: object) -> str:
 
 
 def _json(path: Path) -> Any:  # noqa: ANN401
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(path) if path.is_file() else None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from ptq_diffusion.metric import Interval, holm, noninferiority
@@ -78,7 +79,7 @@ def verdict_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table
     """The verdict as a table for the console, whole on 80 columns."""
     table = Table(*titles, title="over all cells", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
-        table.add_row(row[0].replace("_", " "), *row[1:])
+        table.add_row(escape(row[0].replace("_", " ")), *row[1:])
     return table
 
 

@@ -1,0 +1,92 @@
+"""Forces every fit anew in processes of different environments, and compares the bytes.
+
+    python experiments/bit_identity/fits.py FOLDER_OF_A_MODEL [PROCESSES]
+
+The environment lies in front of a process's memory, so that its length moves what comes after: a routine whose last
+bits depend on where its operands lie gives other bytes in some of the processes.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ptq_diffusion.command.conf import CONF
+
+ROOT = Path(__file__).parents[2]
+WORDS = (
+    "goal=fit model=diffusers sampler.steps=3 micro_batch=4 calibration.images=4 noise.images=16 trial.images=4 "
+    "runtime.accelerator=cpu runtime.progress=false logger=none"
+).split()
+STEP = 24
+"""Characters by which the environments of two processes differ: no multiple of a vector register."""
+ONE_PROCESS = """
+import sys
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+from ptq_diffusion.command.conf import CONF
+from ptq_diffusion.command.experiment import run
+with initialize_config_dir(str(CONF), version_base="1.3"):
+    for line in sys.stdin:
+        cfg = compose("config", line.split(), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        run(cfg)
+"""
+
+
+def corrections() -> list[str]:
+    """Every correction that is fitted by itself."""
+    return sorted({path.stem for path in (CONF / "correction").glob("*.yaml")} - {"auto", "none"})
+
+
+def forced(names: Sequence[str], words: Sequence[str], place: int) -> Mapping[str, str]:
+    """Fit some corrections in a new process; the digests of their files by correction.
+
+    Args:
+        names: of the corrections.
+        words: the model, the outputs and all else that the command line says.
+        place: of the process among all, by which its environment is longer.
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MOVED": "x" * STEP * place}
+    lines = [" ".join([*WORDS, *words, f"correction={name}", "force=fit"]) for name in names]
+    run = [sys.executable, "-W", "ignore", "-c", ONE_PROCESS]
+    done = subprocess.run(run, input="\n".join(lines), env=environment, capture_output=True, text=True, check=False)
+    folders = [Path(line) for line in done.stdout.splitlines() if "/store/fit/" in line]
+    if done.returncode or len(folders) != len(names):
+        raise RuntimeError(f"expected {len(names)} fits, got {len(folders)}: {done.stderr[-2000:]}")
+    return {name: _digest(folder) for name, folder in zip(names, folders, strict=True)}
+
+
+def several(names: Sequence[str], words: Sequence[str], processes: int) -> Mapping[str, set[str]]:
+    """The digests of every correction that several processes came to; one digest each where all bits are the same."""
+    digests: dict[str, set[str]] = {name: set() for name in names}
+    for place in range(processes):
+        for name, digest in forced(names, words, place).items():
+            digests[name].add(digest)
+    return digests
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def main(folder: Path, processes: int) -> None:
+    """Print the number of different results of every correction."""
+    words = [f"model.path={folder}", f"outputs={folder / 'outputs'}"]
+    digests = several(corrections(), words, processes)
+    for name, different in digests.items():
+        sys.stdout.write(f"{name}: {processes} fits, {len(different)} different\n")
+    total = sum(len(different) > 1 for different in digests.values())
+    sys.stdout.write(f"{len(digests)} corrections, {processes} processes each: {total} not bit-identical\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).absolute(), int(sys.argv[2]) if len(sys.argv) > 2 else 20)

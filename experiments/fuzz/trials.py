@@ -1,0 +1,119 @@
+"""Trials of random inputs: every one is taken or refused in one message; everything else is a traceback."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from ptq_diffusion.artefact.files import check_whole
+from ptq_diffusion.command.conf import CONF
+from ptq_diffusion.command.experiment import run
+from ptq_diffusion.command.refusal import refusal
+from ptq_diffusion.correction import FittedCorrection
+from ptq_diffusion.correction.method.auto import Choice
+from ptq_diffusion.engine.store import Store
+from ptq_diffusion.metric.feature.resnet9 import FEATURE_NETWORKS, ResNet9
+from ptq_diffusion.model import DiffusersDenoiser
+from ptq_diffusion.network import load_quantized
+from ptq_diffusion.report.sweep.collect import collect
+from ptq_diffusion.sampler import DDIM
+from ptq_diffusion.stage.evaluate import read_evaluation
+from ptq_diffusion.stage.plan import read_plan
+
+LONGEST = 1500
+"""Characters of a message, of which a path may be many."""
+
+
+class Began(BaseException):
+    """All checks were passed, and the computation would begin."""
+
+
+def ending(trial: Callable[[], object]) -> str:
+    """`taken`, `refused`, or a text that begins with `traceback` or `untidy` and says how it ended otherwise."""
+    try:
+        with redirect_stdout(io.StringIO()):
+            trial()
+    except Began:
+        return "taken"
+    except Exception as error:
+        message = refusal(error, [], CONF)
+        if message is None:
+            return f"traceback: {type(error).__name__}: {error}"[:400]
+        tidy = "\n" not in message.strip() and len(message) < LONGEST and message.startswith("error: ")
+        return "refused" if tidy else f"untidy: {message}"[:400]
+    return "taken"
+
+
+@contextmanager
+def begins_only() -> Iterator[None]:
+    """Within this context an experiment ends where it would begin to compute."""
+    with mock.patch.object(Store, "obtain", side_effect=Began):
+        yield
+
+
+def option_trial(cfg: Any) -> Callable[[], object]:  # noqa: ANN401
+    """The trial of a configuration as a plain dict."""
+    return lambda: run(OmegaConf.create(cfg))
+
+
+def file_trials(outputs: Path, model: Path) -> Mapping[Path, Callable[[], object]]:
+    """A trial for every JSON file that is read of a finished experiment and its model, by the file."""
+
+    def denoiser() -> None:
+        network = DiffusersDenoiser.from_folder(str(model))
+        DDIM(3, 1.0, {}).table(network.scheduler_config)
+        network.sites()
+
+    def collected(folder: Path) -> None:
+        console = Console(file=io.StringIO())
+        for sheet in collect([folder]).sheets:
+            console.print(sheet.console())
+
+    (run_folder,) = (path.parent for path in outputs.glob("runs/*/report.json"))
+    (run_folder / "failure.json").write_text(json.dumps(_failure(run_folder)))
+    failed = outputs / "failed" / "one"
+    failed.mkdir(parents=True)
+    shutil.move(run_folder / "failure.json", failed / "failure.json")
+    network = outputs / "network"
+    shutil.copytree(FEATURE_NETWORKS.path("bundled:cifar10net"), network)
+    quantized, fitted, plan, evaluated = (_artefact(outputs, name) for name in ("quantize", "fit", "plan", "evaluate"))
+    choice = fitted / "choice.json"
+    choice.write_text(json.dumps({"chosen": "none", "reason": "", "trials": {}}))
+    return {
+        model / "model_index.json": denoiser,
+        model / "unet" / "config.json": denoiser,
+        model / "scheduler" / "scheduler_config.json": denoiser,
+        run_folder / "report.json": lambda: collected(outputs / "runs"),
+        run_folder / "config.yaml": lambda: collected(outputs / "runs"),
+        failed / "failure.json": lambda: collected(outputs / "failed"),
+        plan / "plan.json": lambda: read_plan(plan),
+        next(path for path in quantized.glob("*.json") if path.name != "files.json"): lambda: load_quantized(quantized),
+        fitted / "correction.json": lambda: FittedCorrection.load(fitted),
+        choice: lambda: Choice.load(fitted),
+        evaluated / "evaluation.json": lambda: read_evaluation(evaluated),
+        evaluated / "files.json": lambda: check_whole(evaluated),
+        network / "config.json": lambda: ResNet9.load(network),
+    }
+
+
+def document(path: Path) -> Any:  # noqa: ANN401
+    """The content of a JSON or YAML file."""
+    if path.suffix == ".yaml":
+        return OmegaConf.to_container(OmegaConf.load(path))
+    return json.loads(path.read_text())
+
+
+def _failure(run_folder: Path) -> Mapping[str, Any]:
+    config = OmegaConf.to_container(OmegaConf.load(run_folder / "config.yaml"))
+    return {"error": "ValueError", "message": "no", "overrides": [], "sweep": None, "traceback": "", "config": config}
+
+
+def _artefact(outputs: Path, stage: str) -> Path:
+    return next(path for path in sorted((outputs / "store" / stage).iterdir()) if path.is_dir())
