@@ -10,7 +10,7 @@ from ptq_diffusion.correction.pipeline.pipeline_folder import pipeline_name, wri
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser, Pixels
-from ptq_diffusion.model.loading import MODELS
+from ptq_diffusion.model.hub import local_folder
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.quantize import Quantize
 
@@ -31,7 +31,7 @@ class Export(ModelStage):
         quantized = shop.host.quantized(inputs[Quantize.name])
         network = CorrectedNetwork(quantized, FittedCorrection.load(inputs[Fit.name]))
         name = export_name(cfg, quantized, shop)
-        write_pipeline(MODELS.path(cfg.model.path), name, network, out)
+        write_pipeline(local_folder(cfg.model.path), name, network, out)
         scale = network.config.guidance_scale
         call = f", call it with guidance_scale={scale:g}" if scale != 1 else ""
         shop.runtime.say(f"export: load it with {name}.from_pretrained{call}")
@@ -40,4 +40,4 @@ class Export(ModelStage):
 def export_name(cfg: DictConfig, model: Denoiser, shop: Workshop) -> str:
     """The name of the stock pipeline of an export, see `pipeline_name`."""
     latent = not isinstance(shop.decoder(cfg), Pixels)
-    return pipeline_name(MODELS.path(cfg.model.path), model.needs, latent)
+    return pipeline_name(local_folder(cfg.model.path), model.needs, latent)
