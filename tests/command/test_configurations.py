@@ -11,6 +11,7 @@ from ptq_diffusion.engine.factory import construct
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = {
     "model": "model",
+    "condition": "condition",
     "sampler": "sampler",
     "bitwidth": "bitwidth",
     "correction": "correction",
@@ -53,6 +54,11 @@ def test_every_option_composes_and_builds(group, option, tiny_model_folder):
                 node[name] = str(tiny_model_folder() if key == "model" else Path(__file__))
     if group == "quantizer":
         assert construct(cfg.quantizer.weight)(4).grid.bits == 4
+    elif group == "condition":
+        for name in ("path", "folder"):
+            if cfg.condition.source is not None and OmegaConf.is_missing(cfg.condition.source, name):
+                cfg.condition.source[name] = "FILE"
+        assert cfg.condition.source is None or construct(cfg.condition.source)
     elif group == "range_search":
         assert construct(cfg.quantizer.activation.range_search)
     elif group == "training":

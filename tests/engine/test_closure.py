@@ -33,12 +33,30 @@ RUNS = {
 LOADED = "values of a fitted correction, which this stage loads or saves and does not compute with"
 ASKED = "the policy is asked for what it offers here, and for its plan in the stage `plan`"
 NAMESAKE = "weights are quantized by a method that has the name of one that this stage calls"
+NAMED = "the configuration names the float model, of whose folder this stage reads the decoder alone"
 BRANCHES: dict[str, dict[str, str]] = {
     "plan": {},
+    "calibrate": {},
+    "samples_quantized": {
+        "model/configuration.py": NAMED,
+        "model/loading.py": NAMED,
+        "model/weights.py": NAMED,
+        "numeric/histogram.py": NAMESAKE,
+        "quantizer/quantizer.py": NAMESAKE,
+    },
     "sensitivity": {"bitwidth/budget.py": ASKED, "bitwidth/choices.py": ASKED, "bitwidth/cost.py": ASKED},
     "noise": {"numeric/histogram.py": NAMESAKE, "quantizer/quantizer.py": NAMESAKE},
     "fit": {"correction/repair/affine.py": LOADED},
-    "samples_corrected": {"correction/noise/residual.py": LOADED, "correction/repair/repair.py": LOADED},
+    "samples_corrected": {
+        "correction/noise/residual.py": LOADED,
+        "correction/repair/repair.py": LOADED,
+        "model/configuration.py": NAMED,
+        "model/loading.py": NAMED,
+        "model/weights.py": NAMED,
+        "numeric/histogram.py": NAMESAKE,
+        "quantizer/quantizer.py": NAMESAKE,
+        "quantizer/range_search.py": NAMESAKE,
+    },
     "evaluate": {
         "correction/noise/residual.py": LOADED,
         "correction/repair/repair.py": LOADED,
@@ -62,14 +80,12 @@ SPARED = {
     "engine/conditions.py": "conditions, which an unconditional model has not",
     "model/condition.py": "conditions, which an unconditional model has not",
     "model/guided.py": "guidance, which an unconditional model has not",
-    "model/class_embedder.py": "embeddings of labels, which an unconditional model has not",
-    "model/family/dit.py": "a family of other networks",
-    "model/family/flux.py": "a family of other networks",
-    "model/family/patched.py": "a family of other networks",
-    "model/family/pixart.py": "a family of other networks",
-    "model/family/sana.py": "a family of other networks",
-    "model/family/sd3.py": "a family of other networks",
-    "model/family/unet_2d_condition.py": "a family of other networks",
+    **{
+        f"model/family/{family}.py": "other families than the model's"
+        for family in ("dit", "flux", "patched", "pixart", "sana", "sd3", "unet_2d_condition")
+    },
+    "model/class_embedder.py": "embeddings of classes, which a model of pixels has not",
+    "model/decoder.py": "latents, which a model of pixels has not",
     "model/denoiser.py": "defaults of a contract, which what runs overrides",
     "model/family/family.py": "defaults of a contract, which what runs overrides",
     "numeric/rounding.py": "gradients, which no stage takes through a quantizer",
@@ -155,6 +171,7 @@ def test_the_closure_of_a_stage_is_what_it_runs(traced):
             assert files - SPARED.keys() <= {name(definition.file) for definition in ran}, stage.name
         needed[stage.name] |= files
         entered[stage.name] |= {name(definition.file) for definition in ran}
-    assert needed.keys() >= upstream(STAGES["evaluate"]) | {"export"}
+    # Prompts are of models with text encoders.
+    assert needed.keys() >= (upstream(STAGES["evaluate"]) | {"export"}) - {"prompts"}
     for stage, spared in BRANCHES.items():
         assert needed[stage] - entered[stage] - SPARED.keys() == spared.keys(), stage

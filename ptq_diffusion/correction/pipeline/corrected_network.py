@@ -1,6 +1,6 @@
 """A quantized network that repairs its own output, as the unet or transformer of a stock diffusers pipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -146,11 +146,7 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
             ValueError: a time that the table does not have, or several, states in another type than float32, or an
                 option that is not None.
         """
-        if given := [name for name, option in options.items() if option is not None]:
-            raise ValueError(
-                f"expected states, a time and a condition, got {', '.join(given)}, which a CorrectedNetwork does not "
-                "read; leave it out of the pipeline's call"
-            )
+        _require_none(options)
         if sample.dtype != torch.float32:
             raise ValueError(f"expected states in float32, in which the ranges hold, got {sample.dtype}")
         times = torch.as_tensor(timestep).unique().tolist()
@@ -165,6 +161,14 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         q, features = self.rescaled.predict(sample, step, Condition(**told) if told else None)
         m = self.correction.output(q, sample, features, step)
         return UNet2DOutput(sample=m) if return_dict else (m,)
+
+
+def _require_none(options: Mapping[str, object]) -> None:
+    if unread := [name for name, option in options.items() if option is not None]:
+        raise ValueError(
+            f"expected states, a time and a condition, got {', '.join(unread)}, which a CorrectedNetwork does not "
+            "read; leave it out of the pipeline's call"
+        )
 
 
 def stock_scale(denoiser: Denoiser, steps: Table) -> float:
