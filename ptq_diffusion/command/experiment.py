@@ -5,11 +5,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.artefact.files import writable
+from ptq_diffusion.command.check.preflight import check, memory_named
+from ptq_diffusion.command.check.schema import require_schema
 from ptq_diffusion.command.effort import effort
 from ptq_diffusion.command.preamble import preamble
-from ptq_diffusion.command.preflight import check, memory_named
 from ptq_diffusion.command.run_name import named
-from ptq_diffusion.command.schema import require_schema
 from ptq_diffusion.command.tracking import log_report, tracking
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct

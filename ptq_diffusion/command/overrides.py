@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ptq_diffusion.command.composition import guarded
+from ptq_diffusion.command.check.composition import guarded
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.refusal import PastHydra
 from ptq_diffusion.command.sweep import require_multirun

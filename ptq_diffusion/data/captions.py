@@ -20,7 +20,12 @@ class CaptionedImages(ImageSource):
     """
 
     def __init__(
-        self, folder: str, split: str, image_column: str, caption_column: str, without: Sequence[str] = ()
+        self,
+        folder: str,
+        split: str = "train",
+        image_column: str = "image",
+        caption_column: str = "caption",
+        without: Sequence[str] = ("skin tone",),
     ) -> None:
         self.images = ParquetImages(folder, split, image_column, None)
         self.caption_column, self.without = caption_column, tuple(without)

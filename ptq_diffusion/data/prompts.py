@@ -82,7 +82,7 @@ class CaptionPrompts(Prompts):
         try:
             import pyarrow.parquet
         except ImportError as error:
-            raise ImportError("reading parquet needs pyarrow: pip install 'ptq-diffusion[data]'") from error
+            raise ImportError("reading parquet needs pyarrow: pip install '.[data]'") from error
         captions: list[str] = []
         for shard in self.files():
             try:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ptq_diffusion.command.bounds import LONGEST, Room, in_units, needs, require_room, require_trainable
+from ptq_diffusion.command.check.bounds import LONGEST, Room, in_units, needs, require_room, require_trainable
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.model import DiffusersDenoiser
 from tests.experiments import composed

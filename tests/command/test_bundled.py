@@ -6,8 +6,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from ptq_diffusion.command.check.preflight import check
 from ptq_diffusion.command.doctor import MODEL_CHECKSUMS
-from ptq_diffusion.command.preflight import check
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store

@@ -9,8 +9,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from ptq_diffusion.command.check.hydra_node import require_harmless, require_shown
 from ptq_diffusion.command.conf import CONF
-from ptq_diffusion.command.hydra_node import require_harmless, require_shown
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.main import main
 from tests.job import assert_clear

@@ -63,11 +63,11 @@ def test_every_option_composes_and_builds(group, option, tiny_model_folder):
         assert construct(cfg.quantizer.activation.range_search)
     elif group == "training":
         assert construct(cfg.training.network)
-        assert construct(cfg.training.augmentation)
+        assert "augmentation" not in cfg.training or construct(cfg.training.augmentation)
     elif group == "metric":
         assert construct(cfg.metric[option]).name == option
     elif group == "feature":
-        assert construct(cfg.feature.extractor).num_features <= 256
+        assert construct(cfg.feature.extractor).num_features
     else:
         assert construct(cfg[group])
 

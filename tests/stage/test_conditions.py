@@ -87,7 +87,7 @@ def encoder(monkeypatch):
 
     monkeypatch.setattr(stage, "encode_prompts", encode)
     monkeypatch.setattr(stage, "text_checksum", lambda path: path)
-    monkeypatch.setattr("ptq_diffusion.command.preflight.check_condition", lambda *_: None)
+    monkeypatch.setattr("ptq_diffusion.command.check.preflight.check_condition", lambda *_: None)
     return encoded
 
 

@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
-from ptq_diffusion.command.bounds import Room, in_units, needs, require_room, require_trainable
-from ptq_diffusion.command.condition import check_condition
+from ptq_diffusion.command.check.bounds import Room, in_units, needs, require_room, require_trainable
+from ptq_diffusion.command.check.condition import check_condition
 from ptq_diffusion.correction.contract import Requirements
 from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
 from ptq_diffusion.data import ImageSource

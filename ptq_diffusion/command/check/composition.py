@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ptq_diffusion.command.hydra_node import require_harmless, require_shown
+from ptq_diffusion.command.check.hydra_node import require_harmless, require_shown
 
 TYPED = ("main", "command-line")
 """Providers of the search path that --config-path and --config-dir name."""
