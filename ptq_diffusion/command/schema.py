@@ -138,6 +138,7 @@ class Experiment(Options):
     data: Part | None = None
     test_data: Part | None = None
     training: Training | None = None
+    autoencoder: Training | None = None
 
 
 def require_schema(cfg: DictConfig) -> None:

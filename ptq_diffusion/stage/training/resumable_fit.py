@@ -10,10 +10,9 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from ptq_diffusion.data import LabelledImages
-from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.stage.training.checkpoint import SafetensorsCheckpointIO, present
+from ptq_diffusion.stage.training.training_stream import Examples
 from ptq_diffusion.stage.training.training_stream import TrainingStream
 
 LOG_EVERY = 50
@@ -35,14 +34,14 @@ class WarmupStableDecay:
 
 
 def resumable_fit(
-    module: L.LightningModule, data: LabelledImages, training: DictConfig, out: Path, runtime: Runtime, title: str
+    module: L.LightningModule, examples: Examples, training: DictConfig, out: Path, runtime: Runtime, title: str
 ) -> int:
     """Train `module` for `training.steps` steps on a `TrainingStream`, from `<out>/checkpoint` where there is one.
 
     Args:
         module: takes batches `{images, labels, draw}`.
-        data: the training images.
-        training: `steps`, `batch_size`, `augmentation`, `seed`, `precision` and `checkpoint_every`.
+        examples: what it is trained on.
+        training: `steps`, `batch_size`, `seed`, `precision` and `checkpoint_every`.
         out: receives `checkpoint/last.ckpt` and `log/from_<step>/metrics.csv`.
         runtime: devices, progress and loggers.
         title: of the progress bar.
@@ -55,8 +54,7 @@ def resumable_fit(
     """
     resume = out / "checkpoint" / "last.ckpt"
     start = step_of(resume)
-    augmentation = construct(training.augmentation)
-    stream = TrainingStream(data, training.batch_size, augmentation, training.seed, start, training.steps)
+    stream = TrainingStream(examples, training.batch_size, training.seed, start, training.steps)
     trainer = _trainer(training, start, out, runtime, title)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it is what we go on from

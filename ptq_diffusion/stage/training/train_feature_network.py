@@ -15,6 +15,7 @@ from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric.feature.resnet9 import ResNet9
+from ptq_diffusion.stage.training.training_stream import AugmentedImages
 from ptq_diffusion.stage.training.feature_network_training import FeatureNetworkTraining
 from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay, resumable_fit
 
@@ -42,7 +43,8 @@ class TrainFeatureNetwork(Stage):
         data, test = labelled(cfg.data), labelled(cfg.test_data)
         for images in (data, test):
             require_classes(images, module.network.num_classes)
-        start = resumable_fit(module, data, training, out, shop.runtime, self.title)
+        examples = AugmentedImages(data, construct(training.augmentation))
+        start = resumable_fit(module, examples, training, out, shop.runtime, self.title)
         module.network.save(out)
         network = ResNet9.load(out)
         scores = accuracy_and_loss(network, test)

@@ -1,0 +1,76 @@
+"""Stage: the latents of training images, encoded once for every network that is trained on them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ptq_diffusion.artefact.files import write_tensors
+from ptq_diffusion.data import LabelledImages
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.stage import Need, Stage
+from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.stage.training.train_autoencoder import AUTOENCODER, TrainAutoencoder
+from ptq_diffusion.stage.training.training_stream import Examples
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Latents(Examples):
+    """Latents of every image in each of its views, (N, V, C, H, W), of which one is drawn, and labels, (N,)."""
+
+    views: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def batch(self, rows: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
+        view = torch.randint(self.views.shape[1], (len(rows),), generator=draw)
+        return {"images": self.views[rows, view].float(), "labels": self.labels[rows]}
+
+    @staticmethod
+    def load(folder: Path) -> "Latents":
+        """The latents that the stage left in a folder."""
+        tensors = load_file(folder / "latents.safetensors")
+        return Latents(tensors["views"], tensors["labels"])
+
+
+class EncodeLatents(Stage):
+    """`latents.safetensors`: the scaled mean of every image's code, as it is and mirrored, in float16."""
+
+    name = "latents"
+    version = 1
+    needs = (TrainAutoencoder,)
+    uses = ("data", "autoencoder")
+
+    def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
+        return {TrainAutoencoder.name: Need(TrainAutoencoder, OmegaConf.merge(cfg, {"training": cfg.autoencoder}))}
+
+    def evidence(self, cfg: DictConfig) -> dict[str, str]:
+        return {"data": construct(cfg.data).checksum()}
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        data = construct(cfg.data).load()
+        network = AutoencoderKL.from_pretrained(inputs[TrainAutoencoder.name] / AUTOENCODER, local_files_only=True)
+        labels = torch.zeros(len(data), dtype=torch.long) if data.labels is None else data.labels
+        views = encoded(network.to(shop.device).eval(), data, cfg.autoencoder.augmentation.flip)
+        write_tensors(out / "latents.safetensors", {"views": views, "labels": labels})
+
+
+@torch.inference_mode()
+def encoded(network: AutoencoderKL, data: LabelledImages, mirrored: bool) -> Tensor:
+    """Scaled means of the codes of images, (N, V, C, H, W) float16; the second view is the mirrored image."""
+    chunks = []
+    for images in data.images.split(BATCH):
+        x = (images.float() / 127.5 - 1).to(network.device)
+        views = torch.stack([x, x.flip(3)] if mirrored else [x], 1)
+        codes = network.encode(views.flatten(0, 1)).latent_dist.mode() * network.config.scaling_factor
+        chunks.append(codes.unflatten(0, views.shape[:2]).half().cpu())
+    return torch.cat(chunks)
