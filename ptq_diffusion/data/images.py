@@ -1,7 +1,9 @@
 """Readers that turn a folder into one uint8 tensor of images."""
 
 import io
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +19,14 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images as bytes, (N, C, H, W) uint8, and their class labels, (N,) int64, or None where the source has none."""
+    """Images as bytes, (N, C, H, W) uint8, and their class labels, (N,) int64, or None where the source has none.
+
+    `names` are the names of labels 0, 1, ...: of classes, or captions; None where the source knows none.
+    """
 
     images: Tensor
     labels: Tensor | None
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,6 +87,7 @@ class ParquetImages(ImageSource):
         columns = [self.image_column] + ([self.label_column] if self.label_column else [])
         images: list[Tensor] = []
         labels: list[int] = []
+        names: tuple[str, ...] | None = None
         for shard in self.files():
             try:
                 table = pyarrow.parquet.read_table(shard, columns=columns).select(columns)
@@ -93,7 +100,8 @@ class ParquetImages(ImageSource):
                 ) from error
             images += [_decode(encoded, shard) for encoded in cells]
             labels += table[self.label_column].to_pylist() if self.label_column else []
-        return LabelledImages(_stack(images, self.folder), torch.tensor(labels) if labels else None)
+            names = _class_names(table.schema.metadata, self.label_column) if self.label_column else None
+        return LabelledImages(_stack(images, self.folder), torch.tensor(labels) if labels else None, names)
 
 
 class FolderImages(ImageSource):
@@ -131,6 +139,13 @@ class FolderImages(ImageSource):
 
     def load(self) -> LabelledImages:
         return LabelledImages(_stack([_decode(path.read_bytes(), path) for path in self.files()], self.folder), None)
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
+    """The names of classes that the `datasets` library wrote beside a column; None where it wrote none."""
+    info = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {})
+    names = info.get("features", {}).get(column, {}).get("names")
+    return None if names is None else tuple(names)
 
 
 def _decode(encoded: bytes, source: Path) -> Tensor:
