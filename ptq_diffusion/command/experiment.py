@@ -36,16 +36,20 @@ from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
+from ptq_diffusion.stage.training.latents import EncodeLatents
 from ptq_diffusion.stage.training.train_autoencoder import TrainAutoencoder
 from ptq_diffusion.stage.training.train_denoiser import TrainDenoiser
 from ptq_diffusion.stage.training.train_feature_network import TrainFeatureNetwork
+from ptq_diffusion.stage.training.train_latent_denoiser import TrainLatentDenoiser
 from ptq_diffusion.stage.trajectories import Trajectories
 
 STAGES: dict[str, type[Stage]] = {
     stage.name: stage
     for stage in (
         TrainAutoencoder,
+        EncodeLatents,
         TrainDenoiser,
+        TrainLatentDenoiser,
         TrainFeatureNetwork,
         ReferenceStatistics,
         EncodePrompts,

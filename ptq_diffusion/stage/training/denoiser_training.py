@@ -5,12 +5,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from diffusers import DDPMScheduler, ModelMixin
+from diffusers import DDIMScheduler, DDPMScheduler
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ptq_diffusion.stage.training.conditioned_network import ConditionedNetwork
 
 
 class DenoiserTraining(L.LightningModule):
@@ -20,40 +22,46 @@ class DenoiserTraining(L.LightningModule):
     prediction, / (SNR + 1) for v and min(SNR, gamma) for x0 (Hang et al., ICCV 2023, arXiv 2303.09556).
 
     Args:
-        network: a diffusers network whose forward takes (x_t, t) and returns `.sample`.
+        network: the network with its condition.
         scheduler: the forward process and the prediction type.
         optimizer: from parameters to an optimizer.
         rate: the learning rate's factor as a function of the step.
         ema_decay: the decay per step of the moving average.
         snr_gamma: the clamp of the signal-to-noise ratio.
+        unlabelled_share: the share of labels that the null label replaces, for classifier-free guidance (Ho and
+            Salimans, arXiv 2207.12598).
     """
 
     def __init__(
         self,
-        network: ModelMixin,
-        scheduler: DDPMScheduler,
+        network: ConditionedNetwork,
+        scheduler: DDPMScheduler | DDIMScheduler,
         optimizer: Callable[..., Optimizer],
         rate: Callable[[int], float],
         ema_decay: float,
         snr_gamma: float,
+        unlabelled_share: float,
     ) -> None:
         super().__init__()
         self.network = network
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
-        self.scheduler, self.snr_gamma = scheduler, snr_gamma
+        self.scheduler, self.snr_gamma, self.unlabelled_share = scheduler, snr_gamma, unlabelled_share
         self._optimizer, self._rate = optimizer, rate
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        loss = self.loss(batch["images"], int(batch["draw"]))
+        loss = self.loss(batch["images"], batch["labels"], int(batch["draw"]))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def loss(self, x_0: Tensor, seed: int) -> Tensor:
-        """The weighted error of one batch, (B, C, H, W) in [-1, 1], at times and noise drawn from `seed`."""
+    def loss(self, x_0: Tensor, labels: Tensor, seed: int) -> Tensor:
+        """The weighted error of one batch, (B, C, H, W) and its labels (B,), at times and noise drawn from `seed`."""
         draw = torch.Generator().manual_seed(seed)
         t = torch.randint(self.scheduler.config.num_train_timesteps, (len(x_0),), generator=draw).to(x_0.device)
         noise = torch.randn(x_0.shape, generator=draw).to(x_0.device)
-        prediction = self.network(self.scheduler.add_noise(x_0, noise, t), t).sample.float()
+        if self.network.null is not None:
+            dropped = torch.rand(len(labels), generator=draw).to(labels.device) < self.unlabelled_share
+            labels = torch.where(dropped, self.network.null, labels)
+        prediction = self.network(self.scheduler.add_noise(x_0, noise, t), t, labels).float()
         target, weight = self._target_and_weight(x_0, noise, t)
         return (weight * (prediction - target).square().mean((1, 2, 3))).mean()
 

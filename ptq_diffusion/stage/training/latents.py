@@ -1,5 +1,6 @@
 """Stage: the latents of training images, encoded once for every network that is trained on them."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptq_diffusion.artefact.files import write_tensors
+from ptq_diffusion.artefact.files import write_json, write_tensors
 from ptq_diffusion.data import LabelledImages
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Need, Stage
@@ -23,10 +24,11 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Latents(Examples):
-    """Latents of every image in each of its views, (N, V, C, H, W), of which one is drawn, and labels, (N,)."""
+    """Latents of every image in each of its views, (N, V, C, H, W), one of them drawn; labels (N,) with names."""
 
     views: Tensor
     labels: Tensor
+    names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.views)
@@ -39,7 +41,8 @@ class Latents(Examples):
     def load(folder: Path) -> "Latents":
         """The latents that the stage left in a folder."""
         tensors = load_file(folder / "latents.safetensors")
-        return Latents(tensors["views"], tensors["labels"])
+        names = json.loads((folder / "names.json").read_text())
+        return Latents(tensors["views"], tensors["labels"], tuple(names))
 
 
 class EncodeLatents(Stage):
@@ -48,7 +51,7 @@ class EncodeLatents(Stage):
     name = "latents"
     version = 1
     needs = (TrainAutoencoder,)
-    uses = ("data", "autoencoder")
+    uses = ("data", "autoencoder", "training.mirrored")
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
         return {TrainAutoencoder.name: Need(TrainAutoencoder, OmegaConf.merge(cfg, {"training": cfg.autoencoder}))}
@@ -58,18 +61,33 @@ class EncodeLatents(Stage):
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         data = construct(cfg.data).load()
+        labels = require_labels(data)
         network = AutoencoderKL.from_pretrained(inputs[TrainAutoencoder.name] / AUTOENCODER, local_files_only=True)
-        labels = torch.zeros(len(data), dtype=torch.long) if data.labels is None else data.labels
-        views = encoded(network.to(shop.device).eval(), data, cfg.autoencoder.augmentation.flip)
+        views = encoded(network.to(shop.device).eval(), data.images, cfg.training.mirrored)
         write_tensors(out / "latents.safetensors", {"views": views, "labels": labels})
+        write_json(out / "names.json", list(data.names or map(str, range(int(labels.max()) + 1))))
+
+
+def require_labels(data: LabelledImages) -> Tensor:
+    """The labels of images, (N,).
+
+    Raises:
+        ValueError: there are none.
+    """
+    if data.labels is None:
+        raise ValueError(
+            "expected images with class labels or captions, got images without; set data.label_column, or train a "
+            "network of pixels with experiment=train_denoiser"
+        )
+    return data.labels
 
 
 @torch.inference_mode()
-def encoded(network: AutoencoderKL, data: LabelledImages, mirrored: bool) -> Tensor:
-    """Scaled means of the codes of images, (N, V, C, H, W) float16; the second view is the mirrored image."""
+def encoded(network: AutoencoderKL, images: Tensor, mirrored: bool) -> Tensor:
+    """Scaled means of images' codes, (N, 3, H', W') uint8 to (N, V, C, H, W) float16; the second view is mirrored."""
     chunks = []
-    for images in data.images.split(BATCH):
-        x = (images.float() / 127.5 - 1).to(network.device)
+    for batch in images.split(BATCH):
+        x = (batch.float() / 127.5 - 1).to(network.device)
         views = torch.stack([x, x.flip(3)] if mirrored else [x], 1)
         codes = network.encode(views.flatten(0, 1)).latent_dist.mode() * network.config.scaling_factor
         chunks.append(codes.unflatten(0, views.shape[:2]).half().cpu())

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.stage.training.checkpoint import SafetensorsCheckpointIO, present
-from ptq_diffusion.stage.training.training_stream import Examples
-from ptq_diffusion.stage.training.training_stream import TrainingStream
+from ptq_diffusion.stage.training.training_stream import Examples, TrainingStream
 
 LOG_EVERY = 50
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMPipeline
 from lightning import seed_everything
 from omegaconf import DictConfig
 
@@ -12,8 +11,10 @@ from ptq_diffusion.data import LabelledImages
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.stage.training.conditioned_network import UnlabelledNetwork
 from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
 from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay, resumable_fit
+from ptq_diffusion.stage.training.training_stream import AugmentedImages
 
 
 class TrainDenoiser(Stage):
@@ -31,16 +32,18 @@ class TrainDenoiser(Stage):
         training, data = cfg.training, construct(cfg.data).load()
         seed_everything(training.seed)
         module = DenoiserTraining(
-            network=construct(training.network),
+            network=UnlabelledNetwork(construct(training.network)),
             scheduler=construct(training.scheduler),
             optimizer=construct(training.optimizer),
             rate=WarmupStableDecay(training.steps, training.warmup, training.cooldown),
             ema_decay=training.ema_decay,
             snr_gamma=training.snr_gamma,
+            unlabelled_share=0.0,
         )
         require_size(module.network.config, data)
-        resumable_fit(module, data, training, out, shop.runtime, self.title)
-        DDPMPipeline(module.average.module.eval(), module.scheduler).save_pretrained(out, safe_serialization=True)
+        examples = AugmentedImages(data, construct(training.augmentation))
+        resumable_fit(module, examples, training, out, shop.runtime, self.title)
+        module.average.module.eval().save(out, module.scheduler)
 
 
 def require_size(config: Mapping[str, Any], data: LabelledImages) -> None:

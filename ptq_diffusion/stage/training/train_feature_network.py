@@ -15,9 +15,9 @@ from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric.feature.resnet9 import ResNet9
-from ptq_diffusion.stage.training.training_stream import AugmentedImages
 from ptq_diffusion.stage.training.feature_network_training import FeatureNetworkTraining
 from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay, resumable_fit
+from ptq_diffusion.stage.training.training_stream import AugmentedImages
 
 
 class TrainFeatureNetwork(Stage):

@@ -1,0 +1,55 @@
+"""A UNet that attends to one token, its class: the layout of the class-conditional latent diffusion of ImageNet."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+from ptq_diffusion.artefact.files import write_json, write_tensors
+from ptq_diffusion.stage.training.conditioned_network import LatentNetwork
+
+
+class ClassTokenNetwork(LatentNetwork):
+    """A `UNet2DConditionModel` whose prompt is one row of a table, (classes + 1, D); the last row is "no class".
+
+    Rombach et al., CVPR 2022, arXiv 2112.10752.
+
+    Args:
+        unet: the network, whose `cross_attention_dim` is D.
+        names: of the classes, in the order of their labels.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, names: Sequence[str]) -> None:
+        super().__init__()
+        self.unet, self.null = unet, len(names)
+        self.embedder = nn.Embedding(len(names) + 1, unet.config.cross_attention_dim)
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        output: Tensor = self.unet(x_t, t, encoder_hidden_states=self.embedder(labels)[:, None]).sample
+        return output
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return dict(self.unet.config)
+
+    def save(self, out: Path, autoencoder: AutoencoderKL, scheduler: SchedulerMixin) -> None:
+        """Write a `StableDiffusionPipeline` folder without texts, and the table beside in `class_embedder/`."""
+        pipeline = StableDiffusionPipeline(
+            vae=autoencoder.half(),
+            text_encoder=None,
+            tokenizer=None,
+            unet=self.unet.half(),
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(out, safe_serialization=True)
+        folder, weight = out / "class_embedder", self.embedder.weight.detach()
+        folder.mkdir(exist_ok=True)
+        sizes = {"classes": len(weight) - 1, "dim": weight.shape[1]}
+        write_json(folder / "config.json", {"_class_name": "ClassEmbedder"} | sizes)
+        write_tensors(folder / "diffusion_pytorch_model.safetensors", {"weight": weight.to(torch.float16)})
