@@ -36,7 +36,10 @@ class ClassTokenNetwork(LatentNetwork):
         return dict(self.unet.config)
 
     def save(self, out: Path, autoencoder: AutoencoderKL, scheduler: SchedulerMixin) -> None:
-        """Write a `StableDiffusionPipeline` folder without texts, and the table beside in `class_embedder/`."""
+        """Write a `StableDiffusionPipeline` folder without texts, and the table beside in `class_embedder/`.
+
+        `StableDiffusionPipeline.from_pretrained(out, text_encoder=None, tokenizer=None)` reads it.
+        """
         pipeline = StableDiffusionPipeline(
             vae=autoencoder.half(),
             text_encoder=None,

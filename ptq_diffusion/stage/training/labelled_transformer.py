@@ -31,10 +31,11 @@ class LabelledTransformer(LatentNetwork):
                 f"expected at most {self.null} classes, got {len(names)}; raise training.network.transformer."
                 "num_embeds_ada_norm"
             )
-        # Out of training mode, since its blocks would each leave out labels of their own, from the global seed.
-        self.transformer, self.names = transformer.eval(), tuple(names)
+        self.transformer, self.names = transformer, tuple(names)
         for block in transformer.transformer_blocks:
             _zero(block.norm1.linear)
+            # Each block would leave out other labels in training, from the global seed.
+            block.norm1.emb.class_embedder.dropout_prob = 0.0
         for layer in (transformer.proj_out_1, transformer.proj_out_2):
             _zero(layer)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, open_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -54,7 +54,7 @@ class EncodeLatents(Stage):
     uses = ("data", "autoencoder", "training.mirrored")
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
-        return {TrainAutoencoder.name: Need(TrainAutoencoder, OmegaConf.merge(cfg, {"training": cfg.autoencoder}))}
+        return {TrainAutoencoder.name: Need(TrainAutoencoder, with_autoencoder(cfg))}
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         return {"data": construct(cfg.data).checksum()}
@@ -66,6 +66,14 @@ class EncodeLatents(Stage):
         views = encoded(network.to(shop.device).eval(), data.images, cfg.training.mirrored)
         write_tensors(out / "latents.safetensors", {"views": views, "labels": labels})
         write_json(out / "names.json", list(data.names or map(str, range(int(labels.max()) + 1))))
+
+
+def with_autoencoder(cfg: DictConfig) -> DictConfig:
+    """The configuration with the autoencoder's training in the place of the denoiser's."""
+    autoencoder = cfg.copy()
+    with open_dict(autoencoder):
+        autoencoder.training = cfg.autoencoder
+    return autoencoder
 
 
 def require_labels(data: LabelledImages) -> Tensor:

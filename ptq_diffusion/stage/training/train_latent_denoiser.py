@@ -6,13 +6,13 @@ from typing import Any
 
 from diffusers import AutoencoderKL
 from lightning import seed_everything
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Need, Stage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
-from ptq_diffusion.stage.training.latents import EncodeLatents, Latents
+from ptq_diffusion.stage.training.latents import EncodeLatents, Latents, with_autoencoder
 from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay, resumable_fit
 from ptq_diffusion.stage.training.train_autoencoder import AUTOENCODER, TrainAutoencoder
 
@@ -27,9 +27,8 @@ class TrainLatentDenoiser(Stage):
     scratch = ("checkpoint",)
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
-        autoencoder = OmegaConf.merge(cfg, {"training": cfg.autoencoder})
         return {
-            TrainAutoencoder.name: Need(TrainAutoencoder, autoencoder),
+            TrainAutoencoder.name: Need(TrainAutoencoder, with_autoencoder(cfg)),
             EncodeLatents.name: Need(EncodeLatents, cfg),
         }
 
