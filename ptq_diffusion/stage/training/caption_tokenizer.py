@@ -32,7 +32,8 @@ def caption_tokenizer(captions: Sequence[str], merges: int, length: int) -> CLIP
     # Whatever the captions hold, every byte is a token, within a word and at its end.
     tokens = [*symbols, *dict.fromkeys(first + second for first, second in pairs), START, END]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocabulary, pairs, model_max_length=length)
+    # Pairs, as its backend wants them, where the annotation says lines of a file.
+    return CLIPTokenizer(vocabulary, pairs, model_max_length=length)  # type: ignore[arg-type]
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:

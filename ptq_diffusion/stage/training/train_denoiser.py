@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import seed_everything
 from omegaconf import DictConfig
@@ -43,7 +43,8 @@ class TrainDenoiser(Stage):
         require_size(module.network.config, data)
         examples = AugmentedImages(data, construct(training.augmentation))
         resumable_fit(module, examples, training, out, shop.runtime, self.title)
-        module.average.module.eval().save(out, module.scheduler)
+        average = cast(UnlabelledNetwork, module.average.module)
+        average.eval().save(out, module.scheduler)
 
 
 def require_size(config: Mapping[str, Any], data: LabelledImages) -> None:

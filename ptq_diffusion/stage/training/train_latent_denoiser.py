@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from diffusers import AutoencoderKL
 from lightning import seed_everything
@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Need, Stage
 from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.stage.training.conditioned_network import LatentNetwork
 from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
 from ptq_diffusion.stage.training.latents import EncodeLatents, Latents, with_autoencoder
 from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay, resumable_fit
@@ -48,7 +49,8 @@ class TrainLatentDenoiser(Stage):
         resumable_fit(module, latents, training, out, shop.runtime, self.title)
         folder = inputs[TrainAutoencoder.name] / AUTOENCODER
         autoencoder = AutoencoderKL.from_pretrained(folder, local_files_only=True)
-        module.average.module.eval().save(out, autoencoder, module.scheduler)
+        average = cast(LatentNetwork, module.average.module)
+        average.eval().save(out, autoencoder, module.scheduler)
 
 
 def require_size(config: Mapping[str, Any], shape: tuple[int, ...]) -> None:

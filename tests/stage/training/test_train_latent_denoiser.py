@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiTPipeline, StableDiffusionPipeline
+from diffusers import DiTPipeline, StableDiffusionPipeline
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file
@@ -19,7 +19,6 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.training.autoencoder_training import AutoencoderTraining
 from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
 from ptq_diffusion.stage.training.latents import EncodeLatents, Latents
-from ptq_diffusion.stage.training.train_autoencoder import TrainAutoencoder, normalize
 from ptq_diffusion.stage.training.train_latent_denoiser import TrainLatentDenoiser
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -131,9 +130,7 @@ def test_an_interrupted_training_ends_bit_identical(name, trained, folder, tmp_p
 
 def test_a_class_token_folder_draws_in_its_stock_pipeline(trained):
     folder = trained("cifar10_ldm")
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, text_encoder=None, tokenizer=None, local_files_only=True
-    )
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None, local_files_only=True)
     table = load_file(folder / "class_embedder" / "diffusion_pytorch_model.safetensors")["weight"].float()
     assert json.loads((folder / "class_embedder" / "config.json").read_text())["classes"] == len(table) - 1 == 3
     prompts = {"prompt_embeds": table[[0, 2]][:, None], "negative_prompt_embeds": table[[-1, -1]][:, None]}
