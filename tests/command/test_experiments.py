@@ -11,7 +11,23 @@ from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
 CONF = Path(__file__).parents[2] / "conf"
 # Grids differ from the default experiment by options that other tests run; here they are only composed.
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if "sweeper" not in path.read_text())
+TINY_AUTOENCODER = [
+    "network.sample_size=16",
+    "network.block_out_channels=[8,8]",
+    "network.down_block_types=[DownEncoderBlock2D,DownEncoderBlock2D]",
+    "network.up_block_types=[UpDecoderBlock2D,UpDecoderBlock2D]",
+]
 TINY_TRAINING = {
+    "train_autoencoder": [f"training.{option}" for option in TINY_AUTOENCODER],
+    "train_latent_denoiser": [
+        *(
+            f"autoencoder.{option}"
+            for option in (*TINY_AUTOENCODER, "steps=2", "warmup=1", "cooldown=1", "batch_size=8")
+        ),
+        "training.network.unet.block_out_channels=[8,8]",
+        "training.network.unet.down_block_types=[DownBlock2D,CrossAttnDownBlock2D]",
+        "training.network.unet.up_block_types=[CrossAttnUpBlock2D,UpBlock2D]",
+    ],
     "train_denoiser": [
         "training.network.sample_size=16",
         "training.network.attention_head_dim=8",

@@ -21,6 +21,7 @@ from ptq_diffusion.stage.reference import ReferenceStatistics
 from ptq_diffusion.stage.training.feature_network_training import FeatureNetworkTraining
 from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay, resumable_fit
 from ptq_diffusion.stage.training.train_feature_network import TrainFeatureNetwork, accuracy_and_loss
+from ptq_diffusion.stage.training.training_stream import Augmentation, AugmentedImages
 
 CONF = Path(__file__).parents[3] / "conf"
 RUNTIME = Runtime("cpu", False)
@@ -71,13 +72,6 @@ def trained(out, steps, until):
     """A network after `until` of `steps` steps; what `out` holds of an earlier part is not done again."""
     training = OmegaConf.create(
         {"steps": until, "batch_size": 8, "seed": 3, "precision": "32-true", "checkpoint_every": 4}
-        | {
-            "augmentation": {
-                "_target_": "ptq_diffusion.stage.training.training_stream.Augmentation",
-                "flip": True,
-                "shift": 2,
-            }
-        }
     )
     torch.manual_seed(0)
     module = FeatureNetworkTraining(
@@ -86,7 +80,8 @@ def trained(out, steps, until):
         WarmupStableDecay(steps, 2, 4),
         0.1,
     )
-    start = resumable_fit(module, two_colours(20), training, out, RUNTIME, "training")
+    examples = AugmentedImages(two_colours(20), Augmentation(flip=True, shift=2))
+    start = resumable_fit(module, examples, training, out, RUNTIME, "training")
     return start, module.network
 
 
