@@ -34,8 +34,11 @@ class LabelledTransformer(LatentNetwork):
         self.transformer, self.names = transformer, tuple(names)
         for block in transformer.transformer_blocks:
             _zero(block.norm1.linear)
+            embedder = block.norm1.emb.class_embedder
             # Each block would leave out other labels in training, from the global seed.
-            block.norm1.emb.class_embedder.dropout_prob = 0.0
+            embedder.dropout_prob = 0.0
+            # Labels of no class are never trained; zeros take no space in an archive.
+            embedder.embedding_table.weight.data[len(names) : self.null] = 0
         for layer in (transformer.proj_out_1, transformer.proj_out_2):
             _zero(layer)
 

@@ -8,17 +8,19 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from diffusers import DiTPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiTPipeline, StableDiffusionPipeline
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file
 
+from ptq_diffusion.data import CaptionedImages, LabelledImages
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.training.autoencoder_training import AutoencoderTraining
 from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
 from ptq_diffusion.stage.training.latents import EncodeLatents, Latents
+from ptq_diffusion.stage.training.train_autoencoder import normalize
 from ptq_diffusion.stage.training.train_latent_denoiser import TrainLatentDenoiser
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -172,16 +174,62 @@ def require_images(pipeline, count, **condition):
     assert (drawn[0] != drawn[1]).any()
 
 
-def test_scaled_latents_have_mean_zero_and_variance_one_and_reconstructions_stay(folder, tmp_path):
+def test_scaled_latents_have_mean_zero_and_variance_one(folder, tmp_path):
     store = Store(tmp_path, Workshop(Runtime("cpu", False)))
-    cfg = configured("cifar10_ldm", folder)
-    latents = Latents.load(store.obtain(EncodeLatents, cfg))
+    latents = Latents.load(store.obtain(EncodeLatents, configured("cifar10_ldm", folder)))
     assert latents.views.shape == (12, 2, 4, 8, 8) and latents.names == ("plane", "bird", "frog")
     plain = latents.views[:, 0].float()
     assert torch.allclose(plain.mean((0, 2, 3)), torch.zeros(4), atol=2e-3)
     assert torch.allclose(plain.var((0, 2, 3)), torch.ones(4), atol=1e-2)
 
 
-def test_captions_are_the_names_of_labels(folder):
-    latents = configured("emoji_sd", folder)
-    assert latents.data.without == ["skin tone"]
+def test_normalized_codes_reconstruct_the_same_images():
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    network = AutoencoderKL(block_out_channels=[8, 8], norm_num_groups=4, latent_channels=3, **blocks).eval()
+    images = torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8)
+    before = network.encode(images / 127.5 - 1).latent_dist
+    drawn = network.decode(before.mean).sample
+    normalize(network, LabelledImages(images, None))
+    after = network.encode(images / 127.5 - 1).latent_dist
+    assert torch.allclose(network.decode(after.mean).sample, drawn, atol=1e-4)
+    ratio = (after.mean - after.mean.mean((0, 2, 3), keepdim=True)) / (
+        before.mean - before.mean.mean((0, 2, 3), keepdim=True)
+    )
+    assert torch.allclose(after.std / before.std, ratio.abs(), rtol=1e-2), "noise is scaled as its mean"
+
+
+def test_labels_are_indices_of_captions_and_some_captions_are_left_out(folder):
+    data = CaptionedImages(str(folder), "train", "image", "caption", ["skin tone"]).load()
+    assert data.names == ("blue whale", "café", "red fox") and data.labels.tolist() == [2, 0, 1] * 3
+    everything = CaptionedImages(str(folder), "train", "image", "caption").load()
+    kept = [row for row in range(12) if row % 4 != 3]
+    assert everything.images[kept].equal(data.images)
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"caption_column": "text"}, "set data.caption_column"),
+        ({"caption_column": "label"}, "set data.caption_column"),
+        ({"caption_column": "caption", "without": ["e", "a"]}, "set without"),
+    ],
+)
+def test_captions_that_are_none_are_refused(folder, options, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        CaptionedImages(str(folder), "train", "image", **options).load()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "remedy"),
+    [
+        ("cifar10_ldm", ["training.network.unet.sample_size=4"], "training@autoencoder"),
+        ("cifar10_ldm", ["data.label_column=null"], "data.label_column"),
+        ("cifar10_dit", ["training.network.transformer.num_embeds_ada_norm=2"], "num_embeds_ada_norm"),
+        ("cifar10_dit", ["autoencoder.network.in_channels=1"], "block_out_channels and in_channels"),
+    ],
+)
+def test_what_does_not_fit_is_refused(name, words, remedy, folder, tmp_path):
+    store = Store(tmp_path, Workshop(Runtime("cpu", False)))
+    with pytest.raises(ValueError, match=remedy):
+        store.obtain(TrainLatentDenoiser, configured(name, folder, *words))
