@@ -3,11 +3,15 @@
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from ptq_diffusion.artefact.bundle import Bundles
 from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.data import FolderImages
 from ptq_diffusion.metric.feature.feature import FeatureExtractor
 from ptq_diffusion.metric.feature.resnet9 import FEATURE_NETWORKS
 from ptq_diffusion.metric.real_statistics import RealStatistics
+
+PIXEL_STATISTICS = Bundles(Path(__file__).parent / "statistics")
+"""Statistics of data sets that no bundled feature network was trained on."""
 
 
 class Reference(ABC):
@@ -56,11 +60,13 @@ class StatisticsReference(Reference):
     """Statistics that were taken earlier.
 
     Args:
-        path: the file, or `bundled:NAME` of the training images of the feature network of that name.
+        path: the file, or `bundled:NAME` of the training images of the feature network of that name, or of a data set
+            in the pixels' space.
     """
 
     def __init__(self, path: str) -> None:
-        self.path = FEATURE_NETWORKS.path(path, "reference.safetensors")
+        home = PIXEL_STATISTICS if path in PIXEL_STATISTICS.names() else FEATURE_NETWORKS
+        self.path = home.path(path, "reference.safetensors")
         if not self.path.is_file():
             raise FileNotFoundError(
                 f"expected a file of feature statistics, got {self.path}; goal=reference_statistics makes one, "
