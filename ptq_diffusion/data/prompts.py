@@ -3,7 +3,11 @@
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from ptq_diffusion.artefact.bundle import Bundles
 from ptq_diffusion.artefact.digest import files_digest
+
+TEXTS = Bundles(Path(__file__).parent / "texts")
+"""Prompts that come with the package."""
 
 
 class Prompts(ABC):
@@ -35,11 +39,11 @@ class TextPrompts(Prompts):
     """A text file of UTF-8 with one prompt a line; empty lines are left out.
 
     Args:
-        path: the file.
+        path: the file, or `bundled:NAME` of prompts that come with the package.
     """
 
     def __init__(self, path: str) -> None:
-        self.path = Path(path)
+        self.path = TEXTS.path(path, "prompts.txt")
 
     def files(self) -> list[Path]:
         if not self.path.is_file():
