@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ptq_diffusion.model import DiffusersDenoiser, Kind, Role
 from ptq_diffusion.model.family import UNet2D
-from ptq_diffusion.model.loading import MODELS, folder_checksum
+from ptq_diffusion.model.loading import folder_checksum
 from ptq_diffusion.model.site import products_by_attention
 from tests.model.networks import around, small
 from tests.steps import at
@@ -113,7 +113,7 @@ def test_another_class_is_refused(folder, name):
         DiffusersDenoiser.from_folder(str(folder))
 
 
-@pytest.fixture(params=[*CASES, *MODELS.names()], ids=str)
+@pytest.fixture(params=[*CASES, "bundled:cifar10_ddpm", "bundled:fashion_ddpm"], ids=str)
 def denoiser(request, tiny_model_folder):
     case = request.param
     return DiffusersDenoiser.from_folder(case if isinstance(case, str) else str(tiny_model_folder(**case)))
