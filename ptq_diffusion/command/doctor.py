@@ -24,7 +24,12 @@ EXTRAS = {
     "test": ("pytest", "the tests"),
 }
 MALICIOUS_LIGHTNING = ("2.6.2", "2.6.3")
-MODEL_CHECKSUMS = {"bundled:cifar10_ddpm": "a389de1e3edc109b", "bundled:fashion_ddpm": "1ed9a14521ab7932"}
+MODEL_CHECKSUMS = {
+    "bundled:cifar10_ddpm": "a389de1e3edc109b",
+    "bundled:cifar10_dit": "14579ab2cb54cf72",
+    "bundled:cifar10_ldm": "e33c423462f852c6",
+    "bundled:fashion_ddpm": "1ed9a14521ab7932",
+}
 """The `folder_checksum` of every bundled denoiser."""
 LITTLE_ROOM = 2**30
 
