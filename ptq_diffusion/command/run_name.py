@@ -105,12 +105,12 @@ def _composed(choices: tuple[str, ...], folders: tuple[str, ...]) -> tuple[Mappi
 @contextmanager
 def _beside_the_job() -> Iterator[None]:
     """Sets Hydra's own state of the running job aside, within which it composes nothing else."""
-    state = GlobalHydra.instance()
-    hydra, state.hydra = state.hydra, None
+    hydra, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         yield
     finally:
-        state.hydra = hydra
+        # Hydra's own context leaves another instance behind.
+        GlobalHydra.instance().hydra = hydra
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _word(key: str, value: object, ambiguous: bool) -> str:
 
 def _text(name: str, value: object) -> str:
     """A value in a few letters; of a long one a hash."""
-    if isinstance(value, list) and len(value) > 2 and value == list(range(value[0], value[0] + len(value))):
+    if isinstance(value, list) and len(value) > 2 and _ascends(value):
         return f"{value[0]}to{value[-1]}"
     if isinstance(value, list) and all(isinstance(item, int | float | str) for item in value):
         text = "_".join(_text(name, item) for item in value)
@@ -76,6 +76,11 @@ def _text(name: str, value: object) -> str:
     text = _safe(text)
     short = 0 < len(text) <= LONGEST and not isinstance(value, dict)
     return text if short else hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:8]
+
+
+def _ascends(values: list[Any]) -> bool:
+    """Whether these are whole numbers, each by 1 above the one before."""
+    return all(type(value) is int for value in values) and values == list(range(values[0], values[0] + len(values)))
 
 
 def _safe(text: str) -> str:
