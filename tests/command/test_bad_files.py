@@ -68,7 +68,7 @@ MODELS = {
     "weights that are text": (overwritten(FILE, b"version https://git-lfs"), "broken"),
     "a configuration that is no JSON": (overwritten(UNET, b"{"), "expected JSON"),
     "a configuration that is a list": (overwritten(SCHEDULER, b"[]"), "JSON object"),
-    "another network": (changed_json(UNET, _class_name="UNet2DConditionModel"), "UNet2DModel"),
+    "another network": (changed_json(UNET, _class_name="UNet1DModel"), "UNet2DModel"),
     "a layer of another shape": (changed_json(UNET, block_out_channels=[8, 24]), "do not belong together"),
     "a layer less": (changed_json(UNET, layers_per_block=2), "counterpart|do not belong"),
     "a weight less": (changed_weights(lambda tensors: tensors.pop("conv_in.weight")), "conv_in.weight"),

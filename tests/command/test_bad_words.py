@@ -124,7 +124,7 @@ WORDS = {
     "a class of another library": ("model._target_=transformers.AutoModel.from_pretrained", "_target_"),
     "a class that is none": ("sampler._target_=ptq_diffusion.nothing", "ptq_diffusion.nothing"),
     "a module in place of a class": ("sampler._target_=ptq_diffusion.sampler", "_target_"),
-    "a class of another group": ("bitwidth._target_=ptq_diffusion.sampler.DDIM", "options of DDIM"),
+    "a class of another group": ("bitwidth._target_=ptq_diffusion.sampler.DDIM", "BitwidthPolicy"),
     "a model that is not there": (f"model.path={NOWHERE}", "there is no folder"),
     "data that are not there": (f"experiment=train_denoiser data.folder={NOWHERE}", "data.folder"),
     "a training without data": ("experiment=train_denoiser", "data.folder=VALUE"),

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 import ptq_diffusion as pd
 from ptq_diffusion.command.conf import CONF
-from ptq_diffusion.model.folder import MODELS
+from ptq_diffusion.model.hub import MODELS
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.stage.drawing.images import to_bytes
 from ptq_diffusion.stage.samples import read_images

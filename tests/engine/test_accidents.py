@@ -67,7 +67,7 @@ def failing_save(error):
 
 
 def no_memory(place):
-    def predict(self, x_t, step):
+    def predict(self, x_t, step, condition=None):
         raise torch.OutOfMemoryError("tried to allocate 2 TiB")
 
     place.patch.setattr(DiffusersDenoiser, "predict", predict)
@@ -141,7 +141,7 @@ def test_everything_is_shown_to_those_who_ask(tmp_path):
 
 
 def test_a_programming_error_keeps_its_traceback(finished, tmp_path, monkeypatch):
-    def predict(self, x_t, step):
+    def predict(self, x_t, step, condition=None):
         return x_t.nothing_of_the_kind
 
     monkeypatch.setattr(DiffusersDenoiser, "predict", predict)

@@ -44,7 +44,12 @@ BRANCHES: dict[str, dict[str, str]] = {
         "numeric/histogram.py": NAMESAKE,
         "quantizer/quantizer.py": NAMESAKE,
     },
-    "sensitivity": {"bitwidth/budget.py": ASKED, "bitwidth/choices.py": ASKED, "bitwidth/cost.py": ASKED},
+    "sensitivity": {
+        "bitwidth/budget.py": ASKED,
+        "bitwidth/choices.py": ASKED,
+        "bitwidth/cost.py": ASKED,
+        "model/architecture.py": ASKED,
+    },
     "noise": {"numeric/histogram.py": NAMESAKE, "quantizer/quantizer.py": NAMESAKE},
     "fit": {"correction/repair/affine.py": LOADED},
     "samples_corrected": {

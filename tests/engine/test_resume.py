@@ -182,7 +182,7 @@ def test_no_checkpoint_holds_the_length_of_the_training():
     scheduler = torch.nn.Identity()
     for module in (
         FeatureNetworkTraining(network, lambda p: SGD(p, 0.1), rate, 0.1),
-        DenoiserTraining(network, scheduler, lambda p: SGD(p, 0.1), rate, 0.9, 5.0),
+        DenoiserTraining(network, scheduler, lambda p: SGD(p, 0.1), rate, 0.9, 5.0, 0.0),
     ):
         schedule = module.configure_optimizers()["lr_scheduler"]["scheduler"]
         assert schedule.state_dict()["lr_lambdas"] == [None]

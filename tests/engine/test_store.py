@@ -244,7 +244,7 @@ def test_a_kill_while_an_artefact_gets_its_name_loses_nothing(store, monkeypatch
             store.obtain(Failing, CFG)
     made = store.obtain(Failing, CFG)
     assert (made / "number").read_text() == "0", "it was made once"
-    assert names(made) == ["config.yaml", "files.json", "number"]
+    assert names(made) == ["below", "config.yaml", "files.json", "number"]
 
 
 def test_a_forced_stage_is_made_again_and_loses_nothing_when_that_fails(tmp_path, monkeypatch):

@@ -122,8 +122,7 @@ def test_estimates_shift_no_noise_of_the_walk():
         asked = []
         network = SimpleNamespace(
             shape=SHAPE,
-            decode=MODEL.decode,
-            predict=lambda x, step, asked=asked: asked.append((x.clone(), step)) or biased(x, step),
+            predict=lambda x, step, condition, asked=asked: asked.append((x.clone(), step)) or biased(x, step),
         )
         network.rescaled = lambda rescalings, network=network: network
         draw_corrected(network, correction, Unconditional(), Pixels())(chunk, torch.device("cpu"))
@@ -157,9 +156,7 @@ def test_the_bias_of_a_rescaled_network_is_that_of_the_rescaled_one():
     rows = zip(plain.corrections, rescalings, strict=True)
     correction = FittedCorrection(STEPS, [replace(own, rescalings=row) for own, row in rows])
     asked, given = [], []
-    rescaled = SimpleNamespace(
-        shape=SHAPE, decode=MODEL.decode, predict=lambda x, step: asked.append(step) or biased(x, step)
-    )
+    rescaled = SimpleNamespace(shape=SHAPE, predict=lambda x, step, condition: asked.append(step) or biased(x, step))
     network = SimpleNamespace(shape=SHAPE, rescaled=lambda table: given.append(table) or rescaled)
     draw_corrected(network, correction, Unconditional(), Pixels())(Chunk("images", 7, 0, 2, 2), torch.device("cpu"))
     assert given == [rescalings]
