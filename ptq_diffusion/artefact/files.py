@@ -69,7 +69,7 @@ def link_files(folder: Path, place: Path) -> None:
     """Give the files of a folder a second name in another, which takes no room; a copy where the disk has no links."""
     place.mkdir(exist_ok=True)
     for file in folder.iterdir():
-        beside = place / f"{file.name}.{os.getpid()}.tmp"
+        beside = place / f"{file.name}.tmp"
         beside.unlink(missing_ok=True)
         try:
             os.link(file, beside)

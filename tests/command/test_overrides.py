@@ -94,7 +94,7 @@ def test_every_command_line_begins_or_is_refused_in_one_message(prepared, compos
     ends = []
 
     @settings(
-        max_examples=80,
+        max_examples=30,
         deadline=None,
         derandomize=True,
         database=None,

@@ -76,6 +76,9 @@ BRANCHES: dict[str, dict[str, str]] = {
         "numeric/spectrum.py": LOADED,
         "sampler/step.py": LOADED,
         "correction/pipeline/folding.py": "a method of the exported network, for those who load it",
+        "model/configuration.py": NAMED,
+        "model/loading.py": NAMED,
+        "model/weights.py": NAMED,
     },
 }
 """Stages in which a configuration or an artefact decides what runs, with files of closures that run in no run here."""

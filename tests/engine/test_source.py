@@ -24,7 +24,7 @@ EDITS = {
     "sampler/loop.py": {"trajectories", "float_path", "noise", "fit", *SAMPLES, *MEASURED},
     "sampler/ddim.py": ALL - {"quantize", "samples_corrected"},
     "network/insertion.py": {"quantize", *MEASURED},
-    "quantizer/range_search.py": {"calibrate", "quantize", "fit", *MEASURED},
+    "quantizer/range_search.py": {"calibrate", "quantize", "fit", "samples_corrected", *MEASURED},
     "engine/workshop.py": ALL,
     "engine/store.py": set(),
     "engine/runtime.py": set(),

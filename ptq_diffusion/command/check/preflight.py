@@ -121,7 +121,8 @@ def _check_training(cfg: DictConfig, shop: Workshop) -> None:
     """Build the parts of a training that have options of their own, the network without its memory."""
     for name in TRAINED & cfg.training.keys():
         node = cfg.training[name]
-        require_kind(node, torch.optim.Optimizer if name == "optimizer" else object, f"training.{name}", name in BEGUN)
+        partial = name in BEGUN or bool(node.get("_partial_"))
+        require_kind(node, torch.optim.Optimizer if name == "optimizer" else object, f"training.{name}", partial)
         try:
             with torch.device("meta"):
                 part = construct(node)
@@ -134,7 +135,10 @@ def _check_training(cfg: DictConfig, shop: Workshop) -> None:
                 f"expected training.{name} of options that fit each other, got an error: {text}"
             ) from error
         if name == "network":
-            require_trainable(part, Room.here(Path(cfg.outputs), shop.device))
+            # A network of several parts is put together when the training has begun.
+            parts = part.keywords.values() if partial else [part]
+            for network in (part for part in parts if isinstance(part, torch.nn.Module)):
+                require_trainable(network, Room.here(Path(cfg.outputs), shop.device))
 
 
 def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
