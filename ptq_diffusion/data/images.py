@@ -152,13 +152,6 @@ def _class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[s
     return None if names is None else tuple(names)
 
 
-def _class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
-    """The names of classes that the `datasets` library wrote beside a column; None where it wrote none."""
-    info = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {})
-    names = info.get("features", {}).get(column, {}).get("names")
-    return None if names is None else tuple(names)
-
-
 def _decode(encoded: bytes, source: Path) -> Tensor:
     """One encoded image as (C, H, W) uint8; grey images have one channel, all others three.
 
