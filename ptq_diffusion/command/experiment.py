@@ -88,8 +88,8 @@ def run(cfg: DictConfig) -> Path:
     runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices)
     shop = Workshop(runtime)
     store = Store(Path(cfg.outputs) / "store", shop, forced_stages(cfg.force, stage), effort)
-    check(cfg, stage, shop)
     quiet_libraries()
+    check(cfg, stage, shop)
     keep_freed_memory()
     with writable(Path(cfg.outputs) / "runs"), memory_named(cfg, shop):
         with locked_run_folder(store, stage, cfg) as folder:

@@ -150,9 +150,11 @@ def track(items: Sequence[Item], title: str, progress: bool) -> Iterable[Item]:
 
 
 def quiet_libraries() -> None:
-    """Leave the console to progress bars and results: no advice from Lightning, no deprecations inside it."""
+    """Leave the console to progress bars and results: no advice from libraries, no deprecations inside them."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Tells at length what it could do with torchvision.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*IterableDataset.*__len__.*")

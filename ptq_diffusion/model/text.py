@@ -3,7 +3,8 @@
 import gc
 import importlib.util
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,25 @@ def _pipeline(files: ModelFiles) -> Any:  # noqa: ANN401
     others: dict[str, bool | None] = {name: None for name in listed if name not in (*TEXT, "scheduler")}
     if "requires_safety_checker" in inspect.signature(pipeline).parameters:
         others["requires_safety_checker"] = False
-    options = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
-    return pipeline.from_pretrained(folder, variant=_variant(folder / "text_encoder"), **others, **options)
+    options = {"use_safetensors": True, "local_files_only": True}
+    with _without_bars():
+        return pipeline.from_pretrained(folder, variant=_variant(folder / "text_encoder"), **others, **options)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Within this context neither diffusers nor transformers draw a progress bar of what they load."""
+    from transformers.utils import logging
+
+    libraries: list[Any] = [logging, diffusers.utils.logging]
+    drawing = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in drawing:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in drawing:
+            library.enable_progress_bar()
 
 
 def _variant(home: Path) -> str | None:

@@ -50,7 +50,6 @@ def test_it_is_the_network_that_its_training_configures(name):
     assert model.scheduler_config.items() >= {k: v for k, v in training.scheduler.items() if k != "_target_"}.items()
 
 
-@pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")
 @every_model
 def test_its_samples_are_far_nearer_to_its_reference_than_noise_is(name, tmp_path):
     few = ("images=16", "seeds=[0]", "micro_batch=16", "sampler.steps=5", "sampler.eta=0")
