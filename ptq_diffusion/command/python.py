@@ -25,13 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
+from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.command import experiment
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.refusal import refusal
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.fitted import COEFFICIENTS
 from ptq_diffusion.engine.run_files import CONFIG, LOG, REPORT, STEPS, TABLE
-from ptq_diffusion.model.loading import folder_checksum
+from ptq_diffusion.model.pipeline_index import NETWORKS
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.network import load_quantized as load_network
 from ptq_diffusion.network.saving import DESCRIPTION
@@ -191,7 +192,7 @@ def load_quantized(folder: str | Path) -> QuantizedDenoiser:
         FileNotFoundError: the folder holds none.
         ValueError: the files are broken, of another version, or do not belong together.
     """
-    return load_network(_part(Path(folder), "unet", DESCRIPTION))
+    return load_network(_part(Path(folder), DESCRIPTION))
 
 
 def load_correction(folder: str | Path) -> FittedCorrection:
@@ -201,7 +202,7 @@ def load_correction(folder: str | Path) -> FittedCorrection:
         FileNotFoundError: the folder holds none.
         ValueError: the files are broken or of another version.
     """
-    return FittedCorrection.load(_part(Path(folder), "unet", COEFFICIENTS))
+    return FittedCorrection.load(_part(Path(folder), COEFFICIENTS))
 
 
 @contextmanager
@@ -245,12 +246,15 @@ def _saved(pipeline: DiffusionPipeline, home: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as beside:
         folder = Path(beside) / "pipeline"
         pipeline.save_pretrained(folder, safe_serialization=True)
-        final = home / folder_checksum(str(folder))
+        # Of text encoders and decoders too, which an export takes along.
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        final = home / files_digest(files)
         if not final.is_dir():
             shutil.move(folder, final)
     return final
 
 
-def _part(folder: Path, part: str, file: str) -> Path:
-    """The folder itself, or that of a pipeline's part where the file lies there."""
-    return folder / part if not (folder / file).is_file() and (folder / part / file).is_file() else folder
+def _part(folder: Path, file: str) -> Path:
+    """The folder that holds a file: itself, or that of a pipeline's network."""
+    homes = (folder, *(folder / name for name in NETWORKS))
+    return next((home for home in homes if (home / file).is_file()), folder)

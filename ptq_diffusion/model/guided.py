@@ -37,10 +37,7 @@ class Guided(Denoiser):
             raise ValueError(f"expected the null condition of one sample, got that of {len(null)}; take a row of it")
         if not abs(scale) < float("inf"):
             raise ValueError(f"expected a finite scale of guidance, got {scale}; give another")
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"expected an interval of guidance within [0, 1], t / T from low to high, got [{low}, {high}]"
-            )
+        require_interval(low, high)
         self._denoiser, self.scale, self.interval = denoiser, float(scale), (float(low), float(high))
         self.shape, self.scheduler_config = denoiser.shape, denoiser.scheduler_config
         for name, tensor in null.tensors().items():
@@ -116,3 +113,16 @@ class Guided(Denoiser):
 
     def with_network(self, network: nn.Module) -> "Guided":
         return Guided(self._denoiser.with_network(network), self.null, self.scale, self.interval)
+
+
+def require_interval(low: float, high: float) -> None:
+    """Refuse what is no interval of t / T.
+
+    Raises:
+        ValueError: its ends are not in order within [0, 1].
+    """
+    if not 0 <= low <= high <= 1:
+        raise ValueError(
+            f"expected an interval of guidance within [0, 1], t / T from low to high, got [{low}, {high}]; set "
+            "condition.guidance.interval"
+        )

@@ -47,6 +47,15 @@ HIDDEN = {
     "a launcher's option": {"launcher": {"x": TOUCH}},
     "a launcher's option that stands elsewhere": {"launcher": {"x": "${evil}"}},
     "a launcher's option behind another": {"launcher": {"x": "${hydra.help.x}"}, "help": {"x": "${evil}"}},
+    "a launcher's list behind another option": {
+        "launcher": {"setup": "${hydra.verbose}"},
+        "verbose": ["touch @here/mark"],
+    },
+    "a launcher's word behind another option": {"launcher": {"partition": "a${hydra.help.footer}"}},
+    "a sweep behind another option": {
+        "sweeper": {"params": "${hydra.job_logging.more}"},
+        "job_logging": {"more": {"+hydra.job.env_set.X": "1"}},
+    },
     "a sweeper": {"sweeper": TOUCH},
     "a sweeper's list": {"sweeper": {"x": [[TOUCH]]}},
     "a sweep over what stands elsewhere": {"sweeper": {"params": {"images": "${evil}"}}},

@@ -9,6 +9,7 @@ from ptq_diffusion.engine.conditions import DrawnLabels, null_condition
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser, Guided
+from ptq_diffusion.model.guided import require_interval
 
 SOURCES: dict[str, type] = {"labels": Labels, "prompts": Prompts}
 """The kinds of sources, by the option of the group `condition` that names one."""
@@ -25,6 +26,7 @@ def check_condition(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     """
     source = None if cfg.condition.source is None else construct(cfg.condition.source)
     guidance = cfg.condition.guidance
+    require_interval(*guidance.interval)
     _require_kind(source, model.needs)
     if ("scale" in model.needs) != (guidance.embedded is not None):
         wanted = "a guidance scale for the network to embed" if guidance.embedded is None else "no such scale"

@@ -20,6 +20,11 @@ TARGETS = {
 """The classes that may be built, by the one place of each."""
 BUILT = ("launcher.", "sweeper.", "callbacks.")
 """Nodes that Hydra constructs objects from, nested ones included."""
+KNOWN_INTERPOLATIONS = {
+    "launcher.name": "${hydra.job.name}",
+    "launcher.submitit_folder": "${hydra.sweep.dir}/.submitit/%j",
+}
+"""The interpolations that objects of Hydra are built with; another could bring in a list or lines of a batch script."""
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 HANDLER = "logging.StreamHandler"
 OWN_INTERPOLATION = re.compile(r"\$\{hydra[.:][\w.]+\}")
@@ -103,8 +108,10 @@ def _require_literal(key: str, value: object) -> None:
     """Refuse an interpolation that may bring in what is not examined, as a whole value does, and any in logging."""
     if not isinstance(value, str) or "${" not in value or key.startswith("overrides."):
         return
+    if key.startswith(BUILT) and KNOWN_INTERPOLATIONS.get(key) == value:
+        return
     whole = value.strip().startswith("${") and "${" in OWN_INTERPOLATION.sub("", value)
-    if (whole and key not in REACHES_OUT) or f"{key}.".startswith(("hydra_logging.", "callbacks.")):
+    if (whole and key not in REACHES_OUT) or f"{key}.".startswith(("hydra_logging.", *BUILT)):
         raise _refusal(key, "written out, without an interpolation", value)
 
 

@@ -81,7 +81,7 @@ class ConditionOptions(Options):
 
     source: Part | None
     guidance: Guidance
-    negative_prompt: str | None = None
+    negative_prompt: str = ""
 
 
 class SensitivityImages(Options):

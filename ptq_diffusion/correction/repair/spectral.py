@@ -47,10 +47,6 @@ class Spectral(Repair):
         return transforms + 2 * channels**2 * height * width
 
 
-RINGS = 16
-"""The number of rings of frequencies that a spectral repair has at most; a small size lacks some of them."""
-
-
 def banded(matrices: Tensor, bands: Tensor, spectrum: Tensor) -> Tensor:
     """Every coefficient's channels times the matrix of its band: (bands, O, I) and (B, I, H, W) to (B, O, H, W).
 
