@@ -76,6 +76,8 @@ def link_files(folder: Path, place: Path) -> None:
         except OSError:
             shutil.copyfile(file, beside)
         os.replace(beside, place / file.name)
+        # Two names of one file are left as they are by the system, and both stay.
+        beside.unlink(missing_ok=True)
 
 
 def write_manifest(folder: Path, without: Collection[str]) -> None:

@@ -202,7 +202,7 @@ def test_normalized_codes_reconstruct_the_same_images():
 def test_labels_are_indices_of_captions_and_some_captions_are_left_out(folder):
     data = CaptionedImages(str(folder), "train", "image", "caption", ["skin tone"]).load()
     assert data.names == ("blue whale", "café", "red fox") and data.labels.tolist() == [2, 0, 1] * 3
-    everything = CaptionedImages(str(folder), "train", "image", "caption").load()
+    everything = CaptionedImages(str(folder), "train", "image", "caption", []).load()
     kept = [row for row in range(12) if row % 4 != 3]
     assert everything.images[kept].equal(data.images)
 
