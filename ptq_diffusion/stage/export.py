@@ -11,6 +11,7 @@ from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser, Pixels
 from ptq_diffusion.model.hub import local_folder
+from ptq_diffusion.model.pipeline_index import CLASS_EMBEDDER
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.quantize import Quantize
 
@@ -34,7 +35,12 @@ class Export(ModelStage):
         write_pipeline(local_folder(cfg.model.path), name, network, out)
         scale = network.config.guidance_scale
         call = f", call it with guidance_scale={scale:g}" if scale != 1 else ""
-        shop.runtime.say(f"export: load it with {name}.from_pretrained{call}")
+        shop.runtime.say(f"export: import ptq_diffusion.correction, load it with {name}.from_pretrained{call}")
+        if (out / CLASS_EMBEDDER).is_dir():
+            shop.runtime.say(
+                "export: load it with text_encoder=None, tokenizer=None, and give rows of class_embedder's weight as "
+                "prompt_embeds, (B, 1, D), its last row as negative_prompt_embeds"
+            )
 
 
 def export_name(cfg: DictConfig, model: Denoiser, shop: Workshop) -> str:

@@ -50,7 +50,11 @@ def _require_kind(source: object, needs: Collection[str]) -> None:
     wanted = "none" if not needs else "labels" if "labels" in needs else "prompts"
     chosen = next((name for name, kind in SOURCES.items() if isinstance(source, kind)), "none")
     if chosen != wanted:
-        reads = {"none": "an unconditional network", "labels": "a network of class labels", "prompts": "one of prompts"}
+        reads = {
+            "none": "an unconditional network",
+            "labels": "a network of class labels",
+            "prompts": "a network of prompts",
+        }
         raise ValueError(
             f"expected condition={wanted} of {reads[wanted]}, got condition={chosen}; set condition={wanted}"
         )
