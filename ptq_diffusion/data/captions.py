@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ptq_diffusion.data.file_source import broken_shard, parquet
 from ptq_diffusion.data.images import ImageSource, LabelledImages, ParquetImages
 
 
@@ -49,11 +50,10 @@ class CaptionedImages(ImageSource):
         return LabelledImages(self.images.load().images[rows], labels, names)
 
     def _captions(self, shard: Path) -> list[str]:
-        import pyarrow.parquet
-
+        reader, broken = parquet(), broken_shard()
         try:
-            captions = pyarrow.parquet.read_table(shard, columns=[self.caption_column])[self.caption_column].to_pylist()
-        except (pyarrow.ArrowException, KeyError) as error:
+            captions = reader.read_table(shard, columns=[self.caption_column])[self.caption_column].to_pylist()
+        except (broken, KeyError) as error:
             raise ValueError(
                 f"expected a column {self.caption_column} in {shard}, got {' '.join(str(error).split())[:300]}; set "
                 "data.caption_column"

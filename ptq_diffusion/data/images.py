@@ -2,7 +2,7 @@
 
 import io
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ptq_diffusion.artefact.digest import files_digest
+from ptq_diffusion.data.file_source import FileSource, broken_shard, find_shards, parquet
 
 GREY, SIXTEEN_BITS = ("1", "L", "LA", "La"), ("I", "I;16", "I;16L", "I;16B", "I;16N")
 """Modes of images without colours."""
@@ -35,7 +35,7 @@ class LabelledImages:
         return len(self.images)
 
 
-class ImageSource(ABC):
+class ImageSource(FileSource):
     """A source of images."""
 
     @abstractmethod
@@ -46,18 +46,6 @@ class ImageSource(ABC):
             FileNotFoundError: the folder does not exist or holds no image.
             ValueError: the images differ in size, or one cannot be read.
         """
-
-    @abstractmethod
-    def files(self) -> list[Path]:
-        """The files that are read, sorted.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
-
-    def checksum(self) -> str:
-        """Sixteen hex digits over the files' contents."""
-        return files_digest(self.files())
 
 
 class ParquetImages(ImageSource):
@@ -75,27 +63,19 @@ class ParquetImages(ImageSource):
         self.image_column, self.label_column = image_column, label_column
 
     def files(self) -> list[Path]:
-        shards = sorted(self.folder.glob(f"{self.split}-*.parquet"))
-        if not shards:
-            raise FileNotFoundError(
-                f"expected {self.split}-*.parquet in {self.folder}, found none; set data.folder to the dataset's folder"
-            )
-        return shards
+        return find_shards(self.folder, self.split, "set data.folder to the dataset's folder")
 
     def load(self) -> LabelledImages:
-        try:
-            import pyarrow.parquet
-        except ImportError as error:
-            raise ImportError("reading parquet needs pyarrow: pip install '.[data]'") from error
+        reader, broken = parquet(), broken_shard()
         columns = [self.image_column] + ([self.label_column] if self.label_column else [])
         images: list[Tensor] = []
         labels: list[int] = []
         names: tuple[str, ...] | None = None
         for shard in self.files():
             try:
-                table = pyarrow.parquet.read_table(shard, columns=columns).select(columns)
+                table = reader.read_table(shard, columns=columns).select(columns)
                 cells = [cell["bytes"] for cell in table[self.image_column].to_pylist()]
-            except (pyarrow.ArrowException, KeyError, TypeError) as error:
+            except (broken, KeyError, TypeError) as error:
                 raise ValueError(
                     f"expected parquet with {', '.join(columns)} in {shard}, images as structs that hold bytes; "
                     f"got another or a broken file ({' '.join(str(error).split())[:300]}); set data.image_column and "

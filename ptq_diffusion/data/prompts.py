@@ -1,16 +1,16 @@
 """Prompts that samples are drawn with: texts in their order, from a text file or the captions of a data set."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 
 from ptq_diffusion.artefact.bundle import Bundles
-from ptq_diffusion.artefact.digest import files_digest
+from ptq_diffusion.data.file_source import FileSource, broken_shard, find_shards, parquet
 
 TEXTS = Bundles(Path(__file__).parent / "texts")
 """Prompts that come with the package."""
 
 
-class Prompts(ABC):
+class Prompts(FileSource):
     """A source of prompts. The prompt of sample j is number j modulo their count, so that all are used evenly."""
 
     @abstractmethod
@@ -21,18 +21,6 @@ class Prompts(ABC):
             FileNotFoundError: there is no such file.
             ValueError: the file is broken or holds no prompt.
         """
-
-    @abstractmethod
-    def files(self) -> list[Path]:
-        """The files that are read, sorted.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
-
-    def checksum(self) -> str:
-        """Sixteen hex digits over the files' contents."""
-        return files_digest(self.files())
 
 
 class TextPrompts(Prompts):
@@ -74,25 +62,16 @@ class CaptionPrompts(Prompts):
         self.folder, self.split, self.column = Path(folder), split, column
 
     def files(self) -> list[Path]:
-        shards = sorted(self.folder.glob(f"{self.split}-*.parquet"))
-        if not shards:
-            raise FileNotFoundError(
-                f"expected {self.split}-*.parquet in {self.folder}, found none; set condition.source.folder and "
-                "condition.source.split"
-            )
-        return shards
+        return find_shards(self.folder, self.split, "set condition.source.folder and condition.source.split")
 
     def texts(self) -> list[str]:
-        try:
-            import pyarrow.parquet
-        except ImportError as error:
-            raise ImportError("reading parquet needs pyarrow: pip install '.[data]'") from error
+        reader, broken = parquet(), broken_shard()
         captions: list[str] = []
         for shard in self.files():
             try:
-                cells = pyarrow.parquet.read_table(shard, columns=[self.column])[self.column].to_pylist()
+                cells = reader.read_table(shard, columns=[self.column])[self.column].to_pylist()
                 captions += [" ".join(cell.split()) for cell in cells]
-            except (pyarrow.ArrowException, AttributeError, KeyError) as error:
+            except (broken, AttributeError, KeyError) as error:
                 raise ValueError(
                     f"expected parquet with texts in the column {self.column} in {shard}, got another or a broken file "
                     f"({' '.join(str(error).split())[:300]}); set condition.source.column"
