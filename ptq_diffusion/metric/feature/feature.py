@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ptq_diffusion.artefact.digest import tensors_digest
 
@@ -120,6 +121,31 @@ class FeatureExtractor(nn.Module, ABC):
     def checksum(self) -> str:
         """Sixteen hex digits over the names, shapes and values of all parameters and buffers."""
         return tensors_digest(self.state_dict())
+
+
+def colour_images(images: Tensor, size: int) -> Tensor:
+    """Images as a network for colour images of one size takes them, (N, 3, size, size) float32 in [0, 1].
+
+    A grey image is repeated over three channels; another size is resized bilinearly, antialiased where it shrinks.
+
+    Args:
+        images: (N, 1 or 3, H, W), uint8 in 0..255 or floating point in [0, 1].
+        size: pixels of a side.
+
+    Raises:
+        ValueError: the images are not of such a shape or type, or smaller than 8x8.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
+        raise ValueError(
+            f"expected images (N, 1 or 3, H >= 8, W >= 8), got {tuple(images.shape)}; "
+            "feature=pixels takes any number of channels"
+        )
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"expected uint8 or floating-point images, got {images.dtype}; convert them first")
+    x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    if tuple(x.shape[2:]) != (size, size):
+        x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    return x.expand(-1, 3, -1, -1)
 
 
 def _on_cpu(rows: Tensor | None) -> Tensor | None:

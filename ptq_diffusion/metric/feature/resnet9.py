@@ -10,10 +10,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ptq_diffusion.artefact.bundle import Bundles
-from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
+from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features, colour_images
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 LAST_STAGE = 8
@@ -79,17 +78,7 @@ class ResNet9(FeatureExtractor):
 
     def _prepare(self, images: Tensor) -> Tensor:
         """Images as (N, 3, 32, 32) float32 in [-1, 1]."""
-        if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
-            raise ValueError(
-                f"expected images (N, 1 or 3, H >= 8, W >= 8), got {tuple(images.shape)}; "
-                "feature=pixels takes any number of channels"
-            )
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise ValueError(f"expected uint8 or floating-point images, got {images.dtype}; convert them first")
-        x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        if tuple(x.shape[2:]) != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
-        return x.expand(-1, 3, -1, -1) * 2 - 1
+        return colour_images(images, self.size) * 2 - 1
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `config.json` into a folder, each whole or not at all."""
