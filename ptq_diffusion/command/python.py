@@ -36,7 +36,7 @@ from ptq_diffusion.model.pipeline_index import NETWORKS
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.network import load_quantized as load_network
 from ptq_diffusion.network.saving import DESCRIPTION
-from ptq_diffusion.stage.evaluate import VARIANTS
+from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.samples import read_images
 
 OF_HYDRA = re.compile(r"\$\{hydra:([^{}]+)\}")
@@ -89,7 +89,7 @@ class Report:
 
         They are read from the store when they are first asked for.
         """
-        return {variant: read_images(self.artefacts[stage]) for variant, stage in VARIANTS.items()}
+        return {variant: read_images(self.artefacts[stage.name]) for variant, stage in VARIANTS.items()}
 
     def _repr_html_(self) -> str:
         """The main columns as a notebook shows them."""

@@ -15,7 +15,7 @@ from ptq_diffusion.engine.factory import plain
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.tracker import Description, Guarded, Results, Tracker
 from ptq_diffusion.report.report import step_reports
-from ptq_diffusion.stage.evaluate import VARIANTS
+from ptq_diffusion.stage.drawing.variants import VARIANTS
 
 TAGS = ("model", "sampler", "bitwidth", "correction")
 """Groups whose choices tag a run."""
@@ -54,7 +54,9 @@ def log_report(tracker: Guarded, report: Mapping[str, Any], store: Store, cfg: D
 
 def _results(report: Mapping[str, Any], store: Store, cfg: DictConfig, folder: Path) -> Results:
     choice = report["choice"]
-    artefacts = {variant: store.root / stage / report["signatures"][stage] for variant, stage in VARIANTS.items()}
+    artefacts = {
+        variant: store.root / stage.name / report["signatures"][stage.name] for variant, stage in VARIANTS.items()
+    }
     images = {variant: next(read_chunks(place / "chunks"))["images"][:SHOWN] for variant, place in artefacts.items()}
     return Results(
         rows=report["rows"],

@@ -15,19 +15,16 @@ from ptq_diffusion.bitwidth.step_signal import StepSignal
 from ptq_diffusion.correction import Choice, FittedCorrection, StepReport
 from ptq_diffusion.engine.factory import construct, plain
 from ptq_diffusion.engine.run_files import FEATURES, IMAGES, NOISE, PLAN, REPORT, STEPS, STRIPS, TABLE
-from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.report.figures import noise_curves
 from ptq_diffusion.report.plan_figure import plan_figure
 from ptq_diffusion.report.provenance import provenance
 from ptq_diffusion.report.strips import image_strips, strip, write_strip
+from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.plan import Plan, read_evidence, read_plan
 from ptq_diffusion.stage.samples import read_images
-from ptq_diffusion.stage.samples_corrected import CorrectedSamples
-from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
-from ptq_diffusion.stage.samples_quantized import QuantizedSamples
 
 SHOWN = 16
 """Samples that the image grid shows."""
@@ -103,12 +100,7 @@ def table(report: Mapping[str, Any]) -> Table:
 
 
 def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:
-    stages: dict[str, type[Stage]] = {
-        "full_precision": FullPrecisionSamples,
-        "quantized": QuantizedSamples,
-        "corrected": CorrectedSamples,
-    }
-    strips = {name: strip(read_images(store.obtain(stage, cfg))[:SHOWN]) for name, stage in stages.items()}
+    strips = {name: strip(read_images(store.obtain(stage, cfg))[:SHOWN]) for name, stage in VARIANTS.items()}
     (folder / STRIPS).mkdir(exist_ok=True)
     for name, pixels in strips.items():
         write_strip(pixels, folder / STRIPS / f"{name}.png")

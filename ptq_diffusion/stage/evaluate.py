@@ -19,21 +19,14 @@ from ptq_diffusion.metric.metric import Metric, Settings
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network.saving import FILES as QUANTIZED
 from ptq_diffusion.numeric.grid import FLOAT_BITS
+from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.plan import Plan, read_plan
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.samples import SAMPLING, read_images
-from ptq_diffusion.stage.samples_corrected import CorrectedSamples
-from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
-from ptq_diffusion.stage.samples_quantized import QuantizedSamples
 
-VARIANTS = {
-    "full_precision": FullPrecisionSamples.name,
-    "quantized": QuantizedSamples.name,
-    "corrected": CorrectedSamples.name,
-}
 TABLED = ("fid", "fid_to_fp")
 """Metrics that every table and figure of reports shows."""
 
@@ -47,7 +40,7 @@ class Evaluate(ModelStage):
 
     name = "evaluate"
     version = 2
-    needs = (Plan, Quantize, FullPrecisionSamples, QuantizedSamples, Fit, CorrectedSamples, EncodePrompts)
+    needs = (Plan, Quantize, *VARIANTS.values(), Fit, EncodePrompts)
     uses = (*SAMPLING, "feature", "reference", "metric", "judging")
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
@@ -55,7 +48,7 @@ class Evaluate(ModelStage):
         return super().evidence(cfg) | checksums
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
-        images = {variant: read_images(inputs[stage]) for variant, stage in VARIANTS.items()}
+        images = {variant: read_images(inputs[stage.name]) for variant, stage in VARIANTS.items()}
         extractor = build_extractor(cfg)
         settings = Settings(cfg.judging.replicates, cfg.judging.seed, cfg.judging.neighbours, list(cfg.seeds))
         judgement = judge(images, extractor, construct(cfg.reference), build_metrics(cfg), settings, shop.runtime.track)

@@ -15,7 +15,7 @@ from ptq_diffusion.metric import protocol_id
 from ptq_diffusion.report.provenance import commit
 from ptq_diffusion.report.sweep.collect import collect
 from ptq_diffusion.stage import samples
-from ptq_diffusion.stage.evaluate import VARIANTS
+from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.samples import read_images
 
 METRICS = {
@@ -122,7 +122,7 @@ def test_the_same_command_recomputes_nothing(report):
 
 FORCED = {
     "true": {"trajectories", "calibrate", "plan", "quantize", "float_path", "noise", "fit", "evaluate"}
-    | set(VARIANTS.values()),
+    | {stage.name for stage in VARIANTS.values()},
     "evaluate": {"evaluate"},
     "noise": {"noise", "fit", "samples_corrected", "evaluate"},
 }

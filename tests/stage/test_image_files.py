@@ -8,15 +8,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ptq_diffusion.stage.drawing.image_files import SOURCES, write_npz, write_png
+from ptq_diffusion.stage.drawing.image_files import write_npz, write_png
+from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.samples import read_images
 
 
 def test_files_hold_the_images_of_every_variant(make):
     words = ["correction=bias", "images=5", "seeds=[0,1]"]
     folder = make("goal=images", *words)
-    for variant, goal in SOURCES.items():
-        images = read_images(make(f"goal={goal}", *words))
+    for variant, stage in VARIANTS.items():
+        images = read_images(make(f"goal={stage.name}", *words))
         pixels = images.permute(0, 2, 3, 1).numpy()
         files = sorted((folder / variant).iterdir())
         assert [file.name for file in files] == [f"{place:05d}.png" for place in range(10)]

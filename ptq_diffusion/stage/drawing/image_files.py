@@ -14,15 +14,7 @@ from ptq_diffusion.engine.chunks import read_chunks
 from ptq_diffusion.engine.runtime import track
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.stage.samples_corrected import CorrectedSamples
-from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
-from ptq_diffusion.stage.samples_quantized import QuantizedSamples
-
-SOURCES = {
-    "full_precision": FullPrecisionSamples.name,
-    "quantized": QuantizedSamples.name,
-    "corrected": CorrectedSamples.name,
-}
+from ptq_diffusion.stage.drawing.variants import VARIANTS
 
 
 class ImageFiles(Stage):
@@ -35,12 +27,12 @@ class ImageFiles(Stage):
 
     name = "images"
     version = 1
-    needs = (FullPrecisionSamples, QuantizedSamples, CorrectedSamples)
+    needs = tuple(VARIANTS.values())
     uses = ()
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
-        for variant in track(list(SOURCES), self.title, shop.runtime.progress):
-            folder = inputs[SOURCES[variant]] / "chunks"
+        for variant in track(list(VARIANTS), self.title, shop.runtime.progress):
+            folder = inputs[VARIANTS[variant].name] / "chunks"
             write_png(folder, out / variant)
             write_npz(folder, out / f"{variant}.npz")
 
