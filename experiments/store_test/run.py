@@ -28,19 +28,10 @@ SMALL = (
     "noise.images=8 runtime.accelerator=cpu runtime.progress=false logger=none model=diffusers"
 ).split()
 ONE_JOB = """
-import sys, hydra
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
-from ptq_diffusion.command.conf import CONF
-from ptq_diffusion.command.experiment import run
-with initialize_config_dir(str(CONF), version_base="1.3"):
-    for line in sys.stdin:
-        cfg = compose("config", line.split(), return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        run(cfg)
+import sys
+import ptq_diffusion as pd
+for line in sys.stdin:
+    pd.make(pd.compose(*line.split()))
 """
 
 
