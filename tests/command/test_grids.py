@@ -30,11 +30,8 @@ def grid(experiment):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_cell_of_a_grid_composes_and_is_another_run(experiment, composed):
-    cells = grid(experiment)
-    # Of a large grid every ninth cell: each takes a tenth of a second.
-    texts = [composed(f"experiment={experiment}", *cell) for cell in cells[:: 1 if len(cells) < 60 else 9]]
-    assert len(texts) == len(set(texts)) >= 1
-    assert len(cells) == len(set(map(tuple, cells)))
+    cells = [composed(f"experiment={experiment}", *cell) for cell in grid(experiment)]
+    assert len(cells) == len(set(cells)) >= 1
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
