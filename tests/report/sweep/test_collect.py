@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import shutil
-from collections import Counter
 from itertools import product
 from pathlib import Path
 
@@ -15,36 +14,7 @@ from ptq_diffusion.report.report import table as report_table
 from ptq_diffusion.report.sweep.collect import collect
 from ptq_diffusion.report.sweep.runs import read_config
 from ptq_diffusion.report.sweep.table import WholeWords
-
-EXAMPLE = Path(__file__).parents[3] / "experiments" / "demo"
-
-
-def run_like(folder, correction="ptqd", eta=1.0, bits=4, noise=128, **report):
-    """A finished run below `folder`, made of the demonstration's; what is made of the same has one signature."""
-    name = f"{correction}-{eta}-{bits}-{noise}"
-    place = folder / name
-    place.mkdir(parents=True)
-    text = (EXAMPLE / "config.yaml").read_text()
-    text = text.replace("eta: 1.0", f"eta: {eta}").replace("correction: auto", f"correction: {correction}")
-    text = text.replace("noise:\n  images: 128\n", f"noise:\n  images: {noise}\n")
-    text = text.replace("weight: 4\n", f"weight: {bits}\n")
-    assert f"weight: {bits}\n" in text and f"eta: {eta}" in text and f"images: {noise}" in text
-    (place / "config.yaml").write_text(text)
-    found = json.loads((EXAMPLE / "report.json").read_text()) | report
-    made_of = {"samples_full_precision": f"{eta}", "samples_quantized": f"{eta}{bits}", "samples_corrected": name}
-    found["rows"][0]["fid"] = 1 + eta
-    (place / "report.json").write_text(json.dumps(found | {"signatures": made_of}))
-    return place
-
-
-def table(folder):
-    collect([folder])
-    with (folder / "collected" / "table.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def kinds(rows):
-    return Counter(row["correction"] for row in rows)
+from tests.report.sweep.run_folders import EXAMPLE, kinds, other_protocol, run_like, table
 
 
 def test_what_runs_share_is_one_line(tmp_path):
@@ -150,95 +120,6 @@ def test_a_later_failure_does_not_outrank_a_report(tmp_path):
 def test_nothing_but_failures_is_a_table_too(tmp_path):
     (run_like(tmp_path) / "report.json").unlink()
     assert [row["reason"] for row in table(tmp_path)] == ["unfinished: no report.json"]
-
-
-def other_protocol(run):
-    """Judge a run's images by other ones."""
-    path = run / "report.json"
-    content = json.loads(path.read_text())
-    content["protocol"] |= {"reference_checksum": "another"}
-    path.write_text(json.dumps(content | {"protocol_id": "another"}))
-
-
-def test_each_protocol_has_a_table_of_its_own(tmp_path):
-    for eta, correction in product((0.0, 1.0), ("ptqd", "bias")):
-        other = run_like(tmp_path, correction, eta)
-        if eta == 1.0:
-            other_protocol(other)
-    rows = table(tmp_path)
-    first = json.loads((EXAMPLE / "report.json").read_text())["protocol_id"][:6]
-    assert Counter(row["protocol"] for row in rows) == {f"fid_cifar10net-{name}": 4 for name in (first, "anothe")}
-    assert not any(row["reason"] for row in rows), "two grids, each of them whole"
-    text = (tmp_path / "collected" / "table.md").read_text()
-    assert text.count("| correction |") == 4 and text.count("against 50,000 real images") == 2
-    assert len(list((tmp_path / "collected").glob("frontier-fid_cifar10net-*.png"))) == 2
-
-
-def of_seeds(run, seeds, fid):
-    """Give a run seeds, and a corrected FID."""
-    text = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(
-        text.replace("seeds:\n- 0\n", "seeds:\n" + "".join(f"- {seed}\n" for seed in seeds))
-    )
-    content = json.loads((run / "report.json").read_text())
-    for row in content["rows"]:
-        row["seeds"] = list(seeds)
-    content["rows"][2] |= {"fid": fid, "fid_se": 0.3}
-    content["protocol"]["seeds"] = list(seeds)
-    signatures = {stage: f"{signature}{seeds}" for stage, signature in content["signatures"].items()}
-    (run / "report.json").write_text(json.dumps(content | {"signatures": signatures}))
-
-
-def test_runs_of_other_seeds_are_pooled_and_those_of_shared_seeds_are_not(tmp_path):
-    for place, (seeds, fid) in enumerate((((0, 1), 4.0), ((2, 3), 5.0), ((3, 4), 7.0))):
-        of_seeds(run_like(tmp_path / str(place)), seeds, fid)
-    rows = [row for row in table(tmp_path) if row["correction"] == "ptqd"]
-    assert [(row["fid"], row["seeds"], row["protocol"][:14]) for row in rows] == [
-        ("4.5", "0 1 2 3", "fid_cifar10net"),
-        ("7.0", "3 4", "fid_cifar10net"),
-    ]
-    assert float(rows[0]["fid_se"]) == pytest.approx(0.3 / 2**0.5) and float(rows[1]["fid_se"]) == 0.3
-    assert "and 1 more" in (tmp_path / "collected" / "table.md").read_text()
-
-
-def test_several_folders_are_one_sweep_and_a_run_in_two_of_them_counts_once(tmp_path):
-    for place, correction in (("a", "ptqd"), ("b", "bias")):
-        run_like(tmp_path / place, correction)
-    collect([tmp_path / "a", tmp_path / "b", tmp_path / "b" / "bias-1.0-4-128"])
-    with (tmp_path / "a" / "collected" / "table.csv").open() as file:
-        assert Counter(row["run"] for row in csv.DictReader(file)) == {"a/ptqd-1.0-4-128": 3, "b/bias-1.0-4-128": 1}
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        collect([tmp_path / "a", tmp_path / "nowhere"])
-
-
-@pytest.mark.parametrize(
-    ("conditions", "expected"),
-    [
-        (["eta=0"], {"ptqd", "bias"}),
-        (["sampler.eta=0.0", "correction=bias"], {"bias"}),
-        (["bits=8/8,2/2", "correction=bias,ptqd"], {"ptqd"}),
-        (["model=cifar10_ddpm"], {"ptqd", "bias"}),
-    ],
-)
-def test_conditions_choose_runs(tmp_path, conditions, expected):
-    run_like(tmp_path, "bias", 0.0, 4), run_like(tmp_path, "ptqd", 0.0, 8), run_like(tmp_path, "ptqd", 1.0, 4)
-    (sheet,) = collect([tmp_path], conditions=conditions).sheets
-    assert {run.correction for run in sheet.runs} == expected
-
-
-@pytest.mark.parametrize(
-    ("conditions", "message"),
-    [
-        (["eta"], "expected --where KEY=VALUE, got 'eta'"),
-        (["eta=7"], "expected runs with eta=7, found none among 1"),
-        (["nothing=1"], "'nothing', which stands for none"),
-        (["candidates=80"], "stands for .*, quantizer.activation.range_search.candidates, quantizer.weight"),
-    ],
-)
-def test_a_condition_that_chooses_nothing_is_refused(tmp_path, conditions, message):
-    run_like(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        collect([tmp_path], conditions=conditions)
 
 
 def test_a_metric_is_shown_and_sorted_by_in_its_direction(tmp_path):
