@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
 from ptq_diffusion.artefact.files import write_json, write_tensors
 from ptq_diffusion.stage.training.conditioned_network import LatentNetwork
+from ptq_diffusion.stage.training.stable_diffusion import save_stable_diffusion
 
 
 class ClassTokenNetwork(LatentNetwork):
@@ -40,17 +41,7 @@ class ClassTokenNetwork(LatentNetwork):
 
         `StableDiffusionPipeline.from_pretrained(out, text_encoder=None, tokenizer=None)` reads it.
         """
-        pipeline = StableDiffusionPipeline(
-            vae=autoencoder.half(),
-            text_encoder=None,
-            tokenizer=None,
-            unet=self.unet.half(),
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.save_pretrained(out, safe_serialization=True)
+        save_stable_diffusion(out, self.unet, autoencoder, scheduler)
         folder, weight = out / "class_embedder", self.embedder.weight.detach()
         folder.mkdir(exist_ok=True)
         sizes = {"classes": len(weight) - 1, "dim": weight.shape[1]}

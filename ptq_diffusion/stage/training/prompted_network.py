@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ptq_diffusion.stage.training.caption_tokenizer import caption_tokenizer, save_tokenizer
 from ptq_diffusion.stage.training.conditioned_network import LatentNetwork
+from ptq_diffusion.stage.training.stable_diffusion import save_stable_diffusion
 
 
 class PromptedNetwork(LatentNetwork):
@@ -61,16 +62,5 @@ class PromptedNetwork(LatentNetwork):
 
     def save(self, out: Path, autoencoder: AutoencoderKL, scheduler: SchedulerMixin) -> None:
         """Write a `StableDiffusionPipeline` folder."""
-        pipeline = StableDiffusionPipeline(
-            vae=autoencoder.half(),
-            # In float32: transformers reads a text encoder in its file's type, which would not fit the others then.
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=self.unet.half(),
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.save_pretrained(out, safe_serialization=True)
+        save_stable_diffusion(out, self.unet, autoencoder, scheduler, self.text_encoder, self.tokenizer)
         save_tokenizer(self.tokenizer, out / "tokenizer")
