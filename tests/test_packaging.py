@@ -119,6 +119,7 @@ def words() -> Iterator[Path]:
     """Every text that a user reads: documents, configurations, and messages in the code."""
     for top, endings in {"ptq_diffusion": (".py", ".md"), "conf": (".yaml",), "experiments": (".py", ".md")}.items():
         yield from (path for path in files(ROOT / top) if path.suffix in endings)
+    yield from (ROOT / "docs").rglob("*.md")
     yield from (ROOT / name for name in ("README.md", "CHANGELOG.md", "Makefile", "constraints.txt"))
 
 
