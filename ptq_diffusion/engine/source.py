@@ -1,7 +1,7 @@
 """The source that a result depends on: found by reading definitions and imports, without running any."""
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,23 @@ class Definition:
     name: str
 
 
+@dataclass(frozen=True)
+class Leads:
+    """What a definition leads to.
+
+    Args:
+        named: the definitions that its names stand for, and methods called as `Class.method`.
+        words: those that follow a dot, but for those that follow the name of a class.
+        called: its methods that are called whatever the words.
+        methods: its other methods, by the word that calls them.
+    """
+
+    named: frozenset[Definition]
+    words: frozenset[str]
+    called: frozenset[Definition]
+    methods: Mapping[str, Definition]
+
+
 class Package:
     """The modules of one package, as definitions that refer to each other. A file is parsed once.
 
@@ -43,6 +60,9 @@ class Package:
         self.root = root
         self._syntax: dict[Path, Syntax] = {}
         self._references: dict[Definition, References] = {}
+        # Closures of all stages of all configurations meet the same definitions.
+        self._leads: dict[Definition, Leads] = {}
+        self._standing: dict[tuple[Path, str], tuple[Definition, ...]] = {}
 
     def defining(self, dotted: str) -> Definition | None:
         """The definition of a name such as `package.folder.Class`, or of all of a file; None outside of the package."""
@@ -78,12 +98,15 @@ class Package:
         """
         reached: set[Definition] = set()
         words, waiting = set(methods), set(starts)
+        named: set[Definition] = set()
         while waiting:
             reached |= waiting
-            words |= {word for definition in waiting for word in self._words_in(definition)}
-            named = {found for definition in waiting for found in self._named_in(definition)}
-            called = {method for definition in reached for method in self._called(definition, words)}
-            waiting = {found for found in named | called if not self._neutral(found.file)} - {*without} - reached
+            for leads in map(self.leads, waiting):
+                words |= leads.words
+                named |= leads.named | leads.called
+            by_word = (self.leads(definition).methods.items() for definition in reached)
+            named |= {method for methods in by_word for word, method in methods if word in words}
+            waiting = {definition for definition in named - reached if not self._neutral(definition.file)} - {*without}
         return frozenset(reached)
 
     def digest(self, closure: Iterable[Definition]) -> str:
@@ -102,6 +125,16 @@ class Package:
         if file not in self._syntax:
             self._syntax[file] = Syntax.of(file)
         return self._syntax[file]
+
+    def leads(self, definition: Definition) -> Leads:
+        """What a definition leads to, read once."""
+        if definition not in self._leads:
+            named, words = frozenset(self._named_in(definition)), frozenset(self._words_in(definition))
+            methods = self.syntax(definition.file).methods(definition.name)
+            owned = {method: Definition(definition.file, name) for method, name in methods.items()}
+            called = frozenset(owned[method] for method in self._called(definition, methods))
+            self._leads[definition] = Leads(named, words, called, owned)
+        return self._leads[definition]
 
     def references(self, definition: Definition) -> References:
         """The words of a definition, with those of what its file does beside defining names."""
@@ -138,8 +171,13 @@ class Package:
                 for parent in self._classes(owner.file, base):
                     yield from self._inherited(parent, word)
 
-    def _named(self, file: Path, name: str) -> Iterator[Definition]:
-        """Definitions of the package that a name in a file stands for."""
+    def _named(self, file: Path, name: str) -> tuple[Definition, ...]:
+        """Definitions of the package that a name in a file stands for, looked up once."""
+        if (file, name) not in self._standing:
+            self._standing[file, name] = tuple(self._looked_up(file, name))
+        return self._standing[file, name]
+
+    def _looked_up(self, file: Path, name: str) -> Iterator[Definition]:
         syntax = self.syntax(file)
         if name in syntax.definitions and name != WHOLE:
             yield Definition(file, name)
@@ -151,14 +189,13 @@ class Package:
                 names = self.syntax(found.file).definitions if found.name == WHOLE else [found.name]
                 yield from (Definition(found.file, each) for each in names)
 
-    def _called(self, definition: Definition, words: Collection[str]) -> Iterator[Definition]:
-        """The methods of a class that may be called where these words stand."""
-        methods = self.syntax(definition.file).methods(definition.name)
+    def _called(self, definition: Definition, methods: Collection[str]) -> Iterator[str]:
+        """The methods of a class that are called whatever the words: by Python, or by a base class from outside."""
         outside = self._outside(definition) if methods else frozenset()
-        for method, name in methods.items():
+        for method in methods:
             special = method.startswith("__") and method.endswith("__")
-            if special or method in words or any(method in CALLED.get(base, methods) for base in outside):
-                yield Definition(definition.file, name)
+            if special or any(method in CALLED.get(base, methods) for base in outside):
+                yield method
 
     def _outside(self, definition: Definition) -> frozenset[str]:
         """The base classes of a class that are defined outside of the package, those of its bases included."""
