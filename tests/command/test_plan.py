@@ -46,7 +46,7 @@ def planned(capsys, *words):
     capsys.readouterr()
     print_plan([*words, "--csv"])
     rows = csv.DictReader(capsys.readouterr().out.splitlines())
-    return {(row["subject"], row["quantity"]): int(row["value"]) for row in rows}
+    return {(row["subject"], row["quantity"]): float(row["value"]) for row in rows}
 
 
 @pytest.fixture
@@ -115,7 +115,31 @@ def test_an_outline_is_the_architecture_of_what_is_loaded(name):
     assert outlined_decoder(path).shape(outline.shape) == load_decoder(path).shape(loaded.shape)
 
 
-@pytest.mark.parametrize("words", [["model=emoji_sd"], ["bitwidth=budget"]], ids=" ".join)
+def test_times_follow_the_passes_and_the_speed(tiny, capsys):
+    """Twice the speed is half the time, twice the images of a stage are twice its time."""
+    first, faster, more = (
+        planned(capsys, *tiny, "correction=ptqd", *words)
+        for words in (["--speed=1e9"], ["--speed=2e9"], ["--speed=1e9", "images=8"])
+    )
+    one = first["network", "macs"] / 1e9
+    assert first["noise", "seconds"] == pytest.approx(one * first["noise", "quantized_passes"], rel=1e-5)
+    times = {key for key in first if key[1] == "seconds"}
+    assert all(first[key] == pytest.approx(2 * faster[key], rel=1e-5) for key in times)
+    assert first["experiment", "seconds"] == pytest.approx(sum(first[key] for key in times) / 2, rel=1e-4)
+    assert more["samples_quantized", "seconds"] == pytest.approx(2 * first["samples_quantized", "seconds"] * 8 / 16)
+
+
+@pytest.mark.parametrize("words", [[], ["bitwidth=share", "condition=labels"]], ids=" ".join)
+def test_measured_times_are_told_of_every_stage_that_asks_a_network(words, tiny, capsys, tiny_model_folder):
+    classes = [f"model.path={tiny_model_folder(classes=4)}"] if words else []
+    plan = planned(capsys, *tiny, "correction=ptqd", *words, *classes, "--measure")
+    asking = {subject for (subject, quantity), number in plan.items() if quantity.endswith("_passes") and number}
+    assert {subject for (subject, quantity), number in plan.items() if quantity == "seconds" and number} == asking | {
+        "experiment"
+    }
+
+
+@pytest.mark.parametrize("words", [["model=emoji_sd", "--speed=1e12"], ["bitwidth=budget"]], ids=" ".join)
 def test_a_plan_fits_a_screen(words, capsys):
     print_plan(words)
     lines = capsys.readouterr().out.splitlines()

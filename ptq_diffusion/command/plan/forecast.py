@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import torch
 from omegaconf import DictConfig
 
 from ptq_diffusion.bitwidth.cost import PlanCost, plan_cost
@@ -15,6 +16,8 @@ from ptq_diffusion.command.plan.work import Work, work_of
 from ptq_diffusion.engine.signature import said
 from ptq_diffusion.engine.stage import Need, Stage
 from ptq_diffusion.model.architecture import Architecture
+from ptq_diffusion.model.decoder import Autoencoder
+from ptq_diffusion.model.macs import count_macs
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Forecast:
         costs: of one image, by the name of the bitwidth plan, full precision first.
         lines: the artefacts.
         process: bytes that the process has before it loads a network.
+        decoder_macs: multiply-accumulates of decoding one image; 0 of pixels.
     """
 
     model: str
@@ -49,6 +53,7 @@ class Forecast:
     costs: Mapping[str, PlanCost]
     lines: Sequence[Line]
     process: int
+    decoder_macs: int
 
     @property
     def macs(self) -> int:
@@ -95,7 +100,18 @@ def forecast(cfg: DictConfig, goal: type[Stage], shop: OutlineShop) -> Forecast:
     for title, need in artefacts(Need(goal, cfg)):
         part = Case(need.cfg, shop)
         lines.append(Line(title, work_of(need.stage.name, part), footprint.of(need.stage.name, part)))
-    return Forecast(str(cfg.model.get("path", cfg.labels.model)), architecture, costs, lines, process)
+    return Forecast(
+        str(cfg.model.get("path", cfg.labels.model)), architecture, costs, lines, process, _decoder_macs(case)
+    )
+
+
+def _decoder_macs(case: Case) -> int:
+    decoder = case.shop.decoder(case.cfg)
+    if not isinstance(decoder, Autoencoder):
+        return 0
+    latent = torch.zeros(1, *case.model.shape, device="meta")
+    macs = count_macs(decoder.network, lambda _: decoder.decode(latent), ())
+    return sum(macs.layers.values()) + macs.attention
 
 
 def artefacts(goal: Need) -> Iterator[tuple[str, Need]]:

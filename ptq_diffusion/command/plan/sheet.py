@@ -10,26 +10,30 @@ from rich.table import Table
 from ptq_diffusion.command.check.bounds import in_units
 from ptq_diffusion.command.plan.forecast import Forecast
 from ptq_diffusion.command.plan.memory import Memory
+from ptq_diffusion.command.plan.rates import Rates
 
 COLUMNS = ("subject", "quantity", "value")
 PASSES = ("float_passes", "quantized_passes", "backward_passes", "layer_passes", "decoded")
 THOUSANDS = ("", "k", "M", "G", "T", "P", "E")
 
 
-def tables(forecast: Forecast) -> Iterator[Table]:
-    """The network, its bits, its artefacts, and the whole."""
+def tables(forecast: Forecast, rates: Rates | None) -> Iterator[Table]:
+    """The network, its bits, its artefacts, and the whole; times where there are rates."""
     yield _facts(_network(forecast))
     yield _bits(forecast)
-    yield _artefacts(forecast)
-    yield _facts(_whole(forecast))
+    yield _artefacts(forecast, rates)
+    yield _facts(_whole(forecast) + ([] if rates is None else [_time(forecast, rates)]))
 
 
-def csv_of(forecast: Forecast) -> str:
-    """A line for every number: its subject, a quantity and a value; bytes, bit operations and counts as they are."""
+def csv_of(forecast: Forecast, rates: Rates | None) -> str:
+    """A line for every number: its subject, a quantity and a value; bytes, bit operations, counts and seconds."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(_numbers(forecast))
+    if rates is not None:
+        seconds = ((line.title, "seconds", f"{rates.seconds(line.work):.6g}") for line in forecast.lines)
+        writer.writerows([*seconds, ("experiment", "seconds", f"{rates.seconds(forecast.total):.6g}")])
     return text.getvalue()
 
 
@@ -45,10 +49,12 @@ def _network(forecast: Forecast) -> list[tuple[str, str]]:
     architecture, products = forecast.architecture, _products(forecast)
     rows = architecture.rows
     asked = f"{sum(rows):,} in {len(rows):,} steps" + (", guidance asks twice" if sum(rows) > len(rows) else "")
+    decoder = [("decoder", f"{short(forecast.decoder_macs)} an image")] if forecast.decoder_macs else []
     return [
         ("model", forecast.model),
         ("parameters", short(architecture.parameters)),
         ("multiply-accumulates", f"{short(forecast.macs)} a pass, {products / forecast.macs:.1%} attention's products"),
+        *decoder,
         ("passes for one image", asked),
     ]
 
@@ -64,6 +70,18 @@ def _whole(forecast: Forecast) -> list[tuple[str, str]]:
     ]
 
 
+def _time(forecast: Forecast, rates: Rates) -> tuple[str, str]:
+    return "time of passes", f"{duration(rates.seconds(forecast.total))}, {rates.origin}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that a reader expects; empty where there is none."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:.2g} s" if seconds else ""
+
+
 def _bits(forecast: Forecast) -> Table:
     table = _table("bitwidth plan", "bit operations a pass", "of an image", "saving", "weights")
     rows = sum(forecast.architecture.rows)
@@ -73,13 +91,14 @@ def _bits(forecast: Forecast) -> Table:
     return table
 
 
-def _artefacts(forecast: Forecast) -> Table:
-    table = _table("artefact", "float passes", "quantized", "store", "memory")
+def _artefacts(forecast: Forecast, rates: Rates | None) -> Table:
+    table = _table("artefact", "float passes", "quantized", "store", "memory", *(["time"] if rates else []))
     for line in forecast.lines:
         work = line.work
         floats = short(work.float_passes) + (f" + {short(work.backward_passes)} back" if work.backward_passes else "")
         sizes = [in_units(number) if number else "" for number in (work.kept, _held(line.memory))]
-        table.add_row(line.title, floats if work.float_passes else "", _count(work.quantized_passes), *sizes)
+        times = [] if rates is None else [duration(rates.seconds(work))]
+        table.add_row(line.title, floats if work.float_passes else "", _count(work.quantized_passes), *sizes, *times)
     return table
 
 
@@ -88,6 +107,7 @@ def _numbers(forecast: Forecast) -> Iterator[Sequence[object]]:
     yield "network", "parameters", architecture.parameters
     yield "network", "macs", forecast.macs
     yield "network", "attention_macs", _products(forecast)
+    yield "network", "decoder_macs", forecast.decoder_macs
     yield "network", "passes_of_image", sum(architecture.rows)
     for name, cost in forecast.costs.items():
         yield name, "bops_of_image", cost.bops
