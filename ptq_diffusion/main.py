@@ -11,7 +11,9 @@ from ptq_diffusion.command.doctor import examine
 from ptq_diffusion.command.options import print_options
 from ptq_diffusion.command.overrides import run_experiments
 from ptq_diffusion.command.pipe import reader_may_leave
+from ptq_diffusion.command.plan.words import print_plan
 from ptq_diffusion.command.refusal import full_errors_asked_for, handed_on, refusal
+from ptq_diffusion.command.storage.words import tend_store
 
 
 def main() -> None:
@@ -31,7 +33,7 @@ def main() -> None:
 
 
 def command(words: Sequence[str]) -> None:
-    """Do what the words ask for: `[OVERRIDES]` run experiments; collect, convert, options and doctor are commands.
+    """Do what the words ask for: `[OVERRIDES]` run experiments; the first word names any other command.
 
     Raises:
         ValueError: the words do not fit their command.
@@ -43,6 +45,10 @@ def command(words: Sequence[str]) -> None:
             convert_checkpoint(rest)
         case ["options", *rest]:
             print_options(rest, CONF)
+        case ["plan", *rest]:
+            print_plan(rest)
+        case ["store", *rest]:
+            tend_store(rest)
         case ["doctor", *rest]:
             sys.exit(examine(rest))
         case ["--version", *_]:

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessException
 
 MANIFEST = "files.json"
+REPLACED = ".replaced"
+"""The ending of a folder that is out of its place, to be removed."""
 FULL = {errno.ENOSPC, errno.EDQUOT}
 LOCKED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
@@ -111,7 +113,7 @@ def check_whole(folder: Path) -> None:
 
 def replace(partial: Path, final: Path) -> None:
     """Give a folder its final name; what had that name before is removed once it is out of the way."""
-    before = final.with_suffix(".replaced")
+    before = final.with_suffix(REPLACED)
     shutil.rmtree(before, ignore_errors=True)
     if final.exists():
         os.replace(final, before)

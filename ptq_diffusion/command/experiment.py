@@ -82,9 +82,7 @@ def run(cfg: DictConfig) -> Path:
     """
     require_schema(cfg)
     cfg = named(cfg)
-    if cfg.goal != "report" and cfg.goal not in STAGES:
-        raise ValueError(f"expected goal to be report or one of {', '.join(STAGES)}, got {cfg.goal!r}")
-    stage = STAGES.get(cfg.goal, Evaluate)
+    stage = goal_of(cfg)
     runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices)
     shop = Workshop(runtime)
     store = Store(Path(cfg.outputs) / "store", shop, forced_stages(cfg.force, stage), effort)
@@ -94,6 +92,17 @@ def run(cfg: DictConfig) -> Path:
     with writable(Path(cfg.outputs) / "runs"), memory_named(cfg, shop):
         with locked_run_folder(store, stage, cfg) as folder:
             return _run(cfg, stage, store, folder)
+
+
+def goal_of(cfg: DictConfig) -> type[Stage]:
+    """The stage that `cfg.goal` names; a report is made of the last.
+
+    Raises:
+        ValueError: it is neither report nor a stage.
+    """
+    if cfg.goal != "report" and cfg.goal not in STAGES:
+        raise ValueError(f"expected goal to be report or one of {', '.join(STAGES)}, got {cfg.goal!r}")
+    return STAGES.get(cfg.goal, Evaluate)
 
 
 def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> Path:

@@ -29,7 +29,8 @@ def run_experiments(words: Sequence[str]) -> None:
         raise ValueError("expected no --experimental-rerun, which reads a pickled file; give the overrides again")
     if words and words[0].isalpha():
         raise ValueError(
-            f"expected collect, options, doctor or OPTION=VALUE, got {words[0]!r}; ptq-diffusion --help lists all"
+            f"expected collect, convert, options, plan, store, doctor or OPTION=VALUE, got {words[0]!r}; "
+            "ptq-diffusion --help lists all"
         )
     if _amid_overrides("-m", words) or _amid_overrides("--multirun", words):
         raise ValueError("expected -m in front of all overrides of a sweep, got it among them; move it to the front")

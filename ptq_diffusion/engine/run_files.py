@@ -2,6 +2,8 @@
 
 CONFIG = "config.yaml"
 """The resolved configuration."""
+ARTEFACTS = "artefacts.json"
+"""The stages and signatures of all artefacts that the run is made of, which `ptq-diffusion store` keeps for it."""
 LOG = "log.txt"
 """Every message with its time."""
 REPORT = "report.json"

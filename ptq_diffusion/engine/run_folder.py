@@ -7,8 +7,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from ptq_diffusion.artefact.files import write_text
-from ptq_diffusion.engine.run_files import CONFIG, FAILURE, LOCK
+from ptq_diffusion.artefact.files import write_json, write_text
+from ptq_diffusion.engine.run_files import ARTEFACTS, CONFIG, FAILURE, LOCK
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
 
@@ -19,11 +19,12 @@ def run_path(store: Store, stage: type[Stage], cfg: DictConfig) -> Path:
 
 
 def run_folder(store: Store, stage: type[Stage], cfg: DictConfig) -> Path:
-    """The folder of a run, made now: the resolved configuration, no earlier failure."""
+    """The folder of a run, made now: the resolved configuration, the list of its artefacts, no earlier failure."""
     folder = run_path(store, stage, cfg)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FAILURE).unlink(missing_ok=True)
     write_text(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+    write_json(folder / ARTEFACTS, list(store.artefacts(stage, cfg)))
     return folder
 
 

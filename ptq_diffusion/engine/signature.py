@@ -31,7 +31,7 @@ class Signatures:
 
     def of(self, stage: type[Stage], cfg: DictConfig) -> str:
         """Sixteen hex digits over a stage's configuration, files and needs, the source it runs, device, libraries."""
-        key = json.dumps([stage.name, _said(stage, cfg)])
+        key = json.dumps([stage.name, said(stage, cfg)])
         if key not in self._known:
             self._known[key] = self.computed(stage, cfg)
         return self._known[key]
@@ -80,7 +80,7 @@ def _definition(kind: type) -> Definition:
     return defining or Definition(Path(inspect.getfile(kind)), kind.__name__)
 
 
-def _said(stage: type[Stage], cfg: DictConfig) -> Any:  # noqa: ANN401
+def said(stage: type[Stage], cfg: DictConfig) -> Any:  # noqa: ANN401
     """All that the configuration says of a stage and its needs."""
     keys = sorted({key for needed in _needed(stage) for key in needed.uses})
     values = {key: OmegaConf.select(cfg, key) for key in keys}

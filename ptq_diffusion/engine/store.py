@@ -23,6 +23,8 @@ from ptq_diffusion.engine.signature import Signatures
 from ptq_diffusion.engine.stage import Need, Stage
 from ptq_diffusion.engine.workshop import Workshop
 
+PARTIAL, LOCKED = ".partial", ".lock"
+"""The endings, beside an artefact, of the folder that it is made in and of the lock of the process that makes it."""
 SECONDS = ".seconds"
 """The ending of the file beside an artefact that says how long its last attempt took, which is no part of it."""
 
@@ -119,9 +121,9 @@ class Store:
         self, stage: type[Stage], signature: str, cfg: DictConfig, inputs: Mapping[str, Path], title: str
     ) -> Path:
         final = self.root / stage.name / signature
-        partial = final.with_suffix(".partial")
+        partial = final.with_suffix(PARTIAL)
         forced = stage.name in self.forced
-        with writable(final.parent), FileLock(final.with_suffix(".lock")):
+        with writable(final.parent), FileLock(final.with_suffix(LOCKED)):
             if final.is_dir() and not forced:
                 check_whole(final)
                 self.seconds[title] = _read_seconds(final.with_suffix(SECONDS))

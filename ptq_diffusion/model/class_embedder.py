@@ -14,14 +14,7 @@ def load_class_table(component: Component) -> Tensor:
     Raises:
         ValueError: the files are others or do not belong together.
     """
-    config, weights = read_json(component.config), read_weights(component)
-    kind, classes, dim = (config.get(name) for name in ("_class_name", "classes", "dim"))
-    if kind != "ClassEmbedder" or not isinstance(classes, int) or not isinstance(dim, int):
-        raise ValueError(
-            f"expected _class_name ClassEmbedder and numbers of classes and dim in {component.config}, got {kind!r} of "
-            f"{classes!r} and {dim!r}; save the folder again"
-        )
-    shape = (classes + 1, dim)
+    shape, weights = class_table_shape(component), read_weights(component)
     if set(weights) != {"weight"} or tuple(weights["weight"].shape) != shape or not weights["weight"].isfinite().all():
         names = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
         raise ValueError(
@@ -29,3 +22,19 @@ def load_class_table(component: Component) -> Tensor:
             f"got {names}; save the folder again"
         )
     return weights["weight"].float()
+
+
+def class_table_shape(component: Component) -> tuple[int, int]:
+    """The shape (K + 1, D) of the embeddings, by the configuration alone.
+
+    Raises:
+        ValueError: it is of something else.
+    """
+    config = read_json(component.config)
+    kind, classes, dim = (config.get(name) for name in ("_class_name", "classes", "dim"))
+    if kind != "ClassEmbedder" or not isinstance(classes, int) or not isinstance(dim, int):
+        raise ValueError(
+            f"expected _class_name ClassEmbedder and numbers of classes and dim in {component.config}, got {kind!r} of "
+            f"{classes!r} and {dim!r}; save the folder again"
+        )
+    return classes + 1, dim

@@ -18,7 +18,7 @@ class Component:
 
     Args:
         config: its configuration.
-        weights: one file, or all shards.
+        weights: one file, or all shards; none where nobody reads them.
         index: of shards, the file that names them; None of a single file.
     """
 
@@ -49,6 +49,12 @@ def find_component(home: Path) -> Component | list[Path]:
         return missing
     sharded = weights.suffix == ".json"
     return Component(config, _shards(weights) if sharded else (weights,), weights if sharded else None)
+
+
+def find_configuration(home: Path) -> Component | list[Path]:
+    """The network in a folder by its configuration alone, or the file that is missing there."""
+    config = home / CONFIG
+    return Component(config, (), None) if config.is_file() else [config]
 
 
 def shard_names(index: Path) -> Mapping[str, str]:

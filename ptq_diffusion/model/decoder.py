@@ -9,11 +9,13 @@ from diffusers import AutoencoderDC, AutoencoderKL, ModelMixin, VQModel
 from torch import Tensor, nn
 
 from ptq_diffusion.model.components import Component, read_json
-from ptq_diffusion.model.folder import ModelFiles, find_files, named_digest
-from ptq_diffusion.model.loading import complete_config, load_component, require_latents
+from ptq_diffusion.model.folder import ModelFiles, find_configurations, find_files, named_digest
+from ptq_diffusion.model.loading import complete_config, component_outline, load_component, require_latents
 
 CLASSES: dict[str, type[ModelMixin]] = {kind.__name__: kind for kind in (AutoencoderKL, VQModel, AutoencoderDC)}
 """Classes of autoencoders by name."""
+OUTLINE = "outline"
+"""The checksum of a decoder whose weights nobody read."""
 UNSCALED = "movq"
 """The name of a component whose latents the stock pipelines neither scale nor quantize."""
 
@@ -111,6 +113,22 @@ def load_decoder(path: str) -> Decoder:
     config = read_json(files.decoder.config)
     network = load_component(files.decoder, config, CLASSES[config["_class_name"]]).eval().requires_grad_(False)
     return Autoencoder(network, decoder_checksum(path), files.decoder.config.parent.name != UNSCALED)
+
+
+def outlined_decoder(path: str) -> Decoder:
+    """The decoder that `load_decoder` would load, on the meta device; the folder needs no weights.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it lacks a configuration.
+        ValueError: the decoder is of no known class, or its latents are of other channels than the network's.
+    """
+    files = find_configurations(path)
+    if files.decoder is None:
+        return Pixels()
+    require_latents(files)
+    config = read_json(files.decoder.config)
+    network = component_outline(files.decoder, config, CLASSES[config["_class_name"]]).eval().requires_grad_(False)
+    return Autoencoder(network, OUTLINE, files.decoder.config.parent.name != UNSCALED)
 
 
 def decoder_factor(files: ModelFiles) -> int:

@@ -10,10 +10,18 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from ptq_diffusion.artefact.digest import tensors_digest
+from ptq_diffusion.model.class_embedder import class_table_shape
 from ptq_diffusion.model.condition import Condition
 from ptq_diffusion.model.denoiser import Denoiser, Output, Timestep
 from ptq_diffusion.model.family import Family
-from ptq_diffusion.model.loading import load_folder
+from ptq_diffusion.model.folder import find_configurations
+from ptq_diffusion.model.loading import (
+    component_outline,
+    load_folder,
+    network_config,
+    require_latents,
+    scheduler_config,
+)
 from ptq_diffusion.model.macs import Macs, count_macs, layers_of
 from ptq_diffusion.model.site import Kind, Role, Site, product_sites
 
@@ -87,6 +95,29 @@ class DiffusersDenoiser(Denoiser):
         network = loaded.network.eval().requires_grad_(False)
         return cls(network, loaded.family, dict(network.config), loaded.scheduler_config, classes)
 
+    @classmethod
+    def outline(cls, path: str) -> "DiffusersDenoiser":
+        """The denoiser that `from_folder` would load, on the meta device: its shapes, without weights or memory.
+
+        Args:
+            path: see `from_folder`; the folder needs no weights.
+
+        Raises:
+            FileNotFoundError: there is no such folder, or it lacks a configuration.
+            ValueError: the pipeline or its network is of no known kind, or configurations are broken or do not belong
+                together.
+        """
+        files = find_configurations(path)
+        require_latents(files)
+        config, family = network_config(files)
+        network = component_outline(files.network, config, family.network_class).eval().requires_grad_(False)
+        count, table = files.index.classes, None
+        if files.class_embedder is not None:
+            table = torch.empty(class_table_shape(files.class_embedder), device="meta")
+            count = len(table) - 1
+        classes = None if count is None else Classes(count, table)
+        return cls(network, family, dict(network.config), scheduler_config(files), classes)
+
     @property
     def network(self) -> nn.Module:
         return self._network
@@ -139,6 +170,18 @@ class DiffusersDenoiser(Denoiser):
 
     def with_network(self, network: nn.Module) -> "DiffusersDenoiser":
         return DiffusersDenoiser(network, self.family, self.config, self.scheduler_config, self.folder_classes)
+
+    def row_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of one row of a condition as the network is given it, by name, a prompt being of usual length."""
+        needs = dict(self.family.needs(self.config))
+        return needs if self.table is None else needs | {"embeddings": (1, self.table.shape[1])}
+
+    def blank_condition(self, rows: int, device: torch.device) -> Condition | None:
+        """A condition of zeros: of labels, or of prompts of the usual length; None where the network reads none."""
+        kinds = {"labels": torch.int64, "mask": torch.int64}
+        shapes = self.row_shapes()
+        tensors = {name: torch.zeros(rows, *row, device=device, dtype=kinds.get(name)) for name, row in shapes.items()}
+        return Condition(**tensors) if tensors else None
 
     def _looked_up(self, condition: Condition | None) -> Condition | None:
         """The condition with one token in place of a label, where labels stand for embeddings.
@@ -205,18 +248,9 @@ class DiffusersDenoiser(Denoiser):
 
     def _ask(self, network: nn.Module) -> None:
         state, time = torch.zeros(1, *self.shape, device="meta"), torch.zeros((), device="meta")
-        shape = self.family.call(network, state, time, self._meta_condition()).shape
+        shape = self.family.call(network, state, time, self.blank_condition(1, torch.device("meta"))).shape
         if shape[2:] != state.shape[2:]:
             raise ValueError(f"its output is of {shape[2]}x{shape[3]}")
-
-    def _meta_condition(self) -> Condition | None:
-        """A condition of one row on the meta device: a label, or a prompt of the usual length."""
-        needs = dict(self.family.needs(self.config))
-        if self.table is not None:
-            needs["embeddings"] = (1, self.table.shape[1])
-        kinds = {"labels": torch.int64, "mask": torch.int64}
-        tensors = {name: torch.zeros(1, *row, device="meta", dtype=kinds.get(name)) for name, row in needs.items()}
-        return Condition(**tensors) if tensors else None
 
     @cached_property
     def _sites(self) -> Sequence[Site]:

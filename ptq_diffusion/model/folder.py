@@ -2,11 +2,19 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ptq_diffusion.artefact.digest import files_digest
-from ptq_diffusion.model.components import CONFIG, Component, find_component, read_json, unread_weights
+from ptq_diffusion.model.components import (
+    CONFIG,
+    Component,
+    find_component,
+    find_configuration,
+    read_json,
+    unread_weights,
+)
 from ptq_diffusion.model.hub import local_folder
 from ptq_diffusion.model.pipeline_index import (
     CLASS_EMBEDDER,
@@ -20,6 +28,8 @@ from ptq_diffusion.model.pipeline_index import (
 SCHEDULER_CONFIG = "scheduler_config.json"
 EMA = "_ema"
 """The ending of the folder of a network's averaged weights in a checkpoint of a training."""
+Find = Callable[[Path], Component | list[Path]]
+"""From the folder of a component to its files, or to those that are missing there."""
 AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderDC")
 """The classes of decoders that are supported."""
 SAVE = "save one with pipeline.save_pretrained(folder, safe_serialization=True)"
@@ -72,10 +82,24 @@ def find_files(path: str) -> ModelFiles:
         ValueError: it is another kind of folder, it has components that are not supported, or it is not clear which
             weights are meant.
     """
+    return _files(path, find_component)
+
+
+def find_configurations(path: str) -> ModelFiles:
+    """The files of a model folder without its weights, which need not be there; see `find_files`.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it lacks a configuration.
+        ValueError: it is another kind of folder, or it has components that are not supported.
+    """
+    return _files(path, find_configuration)
+
+
+def _files(path: str, find: Find) -> ModelFiles:
     folder = local_folder(path)
     index = PipelineIndex.of(folder)
     home, beside = _homes(index)
-    network, scheduler = find_component(home), beside / SCHEDULER_CONFIG
+    network, scheduler = find(home), beside / SCHEDULER_CONFIG
     missing = [file for file in (scheduler,) if not file.is_file()]
     if not isinstance(network, Component) or missing:
         lacking = network if isinstance(network, list) else []
@@ -86,11 +110,11 @@ def find_files(path: str) -> ModelFiles:
             f"expected a folder that a diffusers pipeline saved, {folder} lacks {', '.join(names)}; "
             f"{_remedy(folder, index, home)}"
         )
-    decoder = _part(folder, index.one_of(DECODERS))
+    decoder = _part(folder, index.one_of(DECODERS), find)
     if decoder is not None:
         _require_autoencoder(decoder)
     embedder = CLASS_EMBEDDER if CLASS_EMBEDDER in index.components else None
-    return ModelFiles(index, network, scheduler, decoder, _part(folder, embedder))
+    return ModelFiles(index, network, scheduler, decoder, _part(folder, embedder, find))
 
 
 def _homes(index: PipelineIndex) -> tuple[Path, Path]:
@@ -107,7 +131,7 @@ def _homes(index: PipelineIndex) -> tuple[Path, Path]:
     return home, scheduler
 
 
-def _part(folder: Path, name: str | None) -> Component | None:
+def _part(folder: Path, name: str | None, find: Find) -> Component | None:
     """The component of a name; None where there is no name.
 
     Raises:
@@ -115,7 +139,7 @@ def _part(folder: Path, name: str | None) -> Component | None:
     """
     if name is None:
         return None
-    component = find_component(folder / name)
+    component = find(folder / name)
     if isinstance(component, list):
         names = ", ".join(_relative(file, folder) for file in component)
         raise FileNotFoundError(

@@ -75,7 +75,7 @@ def load_folder(path: str) -> LoadedFolder:
     if files.index.unused:
         log.info("not used of %s: %s", files.index.folder, ", ".join(files.index.unused))
     table = None if files.class_embedder is None else load_class_table(files.class_embedder)
-    return LoadedFolder(network, family, _scheduler_config(files), files.index.classes, table)
+    return LoadedFolder(network, family, scheduler_config(files), files.index.classes, table)
 
 
 def folder_checksum(path: str) -> str:
@@ -154,16 +154,25 @@ def load_component(component: Component, config: Mapping[str, Any], network_clas
     Raises:
         ValueError: the network is quantized already, or files are broken or do not belong together.
     """
-    require_configuration(config, network_class, component.config)
     # Shapes are compared before memory is taken, which a broken configuration may ask for without bounds.
-    expected = _construct(config, network_class, component, "meta").state_dict()
+    expected = component_outline(component, config, network_class).state_dict()
     weights = fitted_weights(read_weights(component), expected, component)
     network = _construct(config, network_class, component, "cpu")
     network.load_state_dict(weights)
     return network
 
 
-def _scheduler_config(files: ModelFiles) -> dict[str, Any]:
+def component_outline(component: Component, config: Mapping[str, Any], network_class: type[ModelMixin]) -> ModelMixin:
+    """The network of a component on the meta device: its layers and their shapes, without weights or memory.
+
+    Raises:
+        ValueError: the network is quantized already, or its options are broken or do not belong together.
+    """
+    require_configuration(config, network_class, component.config)
+    return _construct(config, network_class, component, "meta")
+
+
+def scheduler_config(files: ModelFiles) -> dict[str, Any]:
     """The scheduler's configuration, a legacy `predict_epsilon` in today's words: false means that x_0 is predicted.
 
     Raises:

@@ -57,7 +57,7 @@ def test_a_run_holds_its_folder_and_removes_what_a_killed_one_began_to_write(mak
 
     monkeypatch.setattr(Store, "obtain", noted)
     make("goal=trajectories")
-    assert held == [["config.yaml", "log.txt", LOCK]]
+    assert held == [["artefacts.json", "config.yaml", "log.txt", LOCK]]
     FileLock(folder / LOCK).acquire(timeout=0)
 
 

@@ -1,0 +1,1 @@
+"""The command `plan`: sizes, passes, bytes, memory and time of an experiment, told before anything runs."""

@@ -1,0 +1,48 @@
+"""The bitwidth plans of an experiment, as far as they are known before anything is measured."""
+
+from collections.abc import Mapping
+
+from ptq_diffusion.bitwidth.evidence import Evidence
+from ptq_diffusion.bitwidth.policy import BitwidthPolicy
+from ptq_diffusion.command.plan.case import Case
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
+from ptq_diffusion.numeric.grid import FLOAT_BITS
+
+USUAL = (LayerBits(8, 8), LayerBits(4, 8), LayerBits(4, 4))
+"""Bits of inner layers that a plan is set beside."""
+FLOAT = "full precision"
+
+
+def plans(case: Case) -> Mapping[str, BitwidthPlan]:
+    """Full precision, the plan that is chosen, and those of usual bits with its first, last and attention's bits.
+
+    A policy that reads a measurement has no plan yet: the cheapest and the dearest of its offers stand for it.
+    """
+    policy, architecture = construct(case.cfg.bitwidth), case.model.architecture(case.table)
+    assert isinstance(policy, BitwidthPolicy)
+    policy.check(architecture, case.table)
+    unquantized = LayerBits(FLOAT_BITS, FLOAT_BITS)
+    named = {FLOAT: BitwidthPlan.constant({site.name: unquantized for site in architecture.sites})}
+    named |= {f"{case.cfg.labels.bitwidth}{end}": plan for end, plan in _chosen(policy, case).items()}
+    uniform = {f"w{bits.weight}a{bits.activation}": policy.uniform(architecture, bits) for bits in USUAL}
+    present = {plan.fingerprint() for plan in named.values()}
+    return named | {name: plan for name, plan in uniform.items() if plan.fingerprint() not in present}
+
+
+def dearest(case: Case) -> BitwidthPlan:
+    """The chosen plan, or that of the policy's dearest offer, which stores the most."""
+    *_, plan = _chosen(construct(case.cfg.bitwidth), case).values()
+    return plan
+
+
+def _chosen(policy: BitwidthPolicy[None], case: Case) -> Mapping[str, BitwidthPlan]:
+    """The plan of the policy, or its cheapest and its dearest, by the ending of their names."""
+    architecture = case.model.architecture(case.table)
+    if policy.reads is Evidence.NOTHING:
+        return {"": policy.plan(architecture, case.table, None)}
+    cheapest, costliest = policy.offered[0], policy.offered[-1]
+    return {
+        ", cheapest": policy.uniform(architecture, cheapest),
+        ", dearest": policy.uniform(architecture, costliest),
+    }

@@ -1,0 +1,134 @@
+"""The forecast of an experiment: one line for each artefact, in the order in which they would be made."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from omegaconf import DictConfig
+
+from ptq_diffusion.bitwidth.cost import PlanCost, plan_cost
+from ptq_diffusion.command.plan.bits import plans
+from ptq_diffusion.command.plan.case import Case, OutlineShop
+from ptq_diffusion.command.plan.memory import Footprint, Memory, resident
+from ptq_diffusion.command.plan.work import Work, work_of
+from ptq_diffusion.engine.signature import said
+from ptq_diffusion.engine.stage import Need, Stage
+from ptq_diffusion.model.architecture import Architecture
+from ptq_diffusion.model.decoder import Autoencoder
+from ptq_diffusion.model.macs import count_macs
+
+
+@dataclass(frozen=True)
+class Line:
+    """One artefact.
+
+    Args:
+        title: its stage, and its role where a stage has several.
+        work: passes and bytes.
+        memory: while it is made.
+    """
+
+    title: str
+    work: Work
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The forecast of an experiment.
+
+    Args:
+        model: the option that names the model.
+        architecture: of the network, over the sampler's table.
+        costs: of one image, by the name of the bitwidth plan, full precision first.
+        lines: the artefacts.
+        process: bytes that the process has before it loads a network.
+        decoder_macs: multiply-accumulates of decoding one image; 0 of pixels.
+    """
+
+    model: str
+    architecture: Architecture
+    costs: Mapping[str, PlanCost]
+    lines: Sequence[Line]
+    process: int
+    decoder_macs: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one row of a forward."""
+        return sum(site.macs for site in self.architecture.sites) + self.architecture.attention_macs
+
+    @property
+    def total(self) -> Work:
+        """The work of all artefacts."""
+        return reduce(Work.__add__, (line.work for line in self.lines))
+
+    @property
+    def store(self) -> int:
+        """The most bytes of the store at one time: what is kept, and the largest scratch beside it."""
+        return self.total.kept + max(line.work.scratch for line in self.lines)
+
+    @property
+    def device_memory(self) -> int:
+        """Bytes of networks and activations at the peak."""
+        return max(line.memory.device for line in self.lines)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the process at the peak where networks run on the CPU."""
+        return self.process + max(line.memory.device + line.memory.data for line in self.lines)
+
+
+def forecast(cfg: DictConfig, goal: type[Stage], shop: OutlineShop) -> Forecast:
+    """The forecast of all that a goal is made of.
+
+    Args:
+        cfg: the whole configuration.
+        goal: the last stage.
+        shop: builds outlines of models.
+
+    Raises:
+        ValueError: choices that do not fit each other.
+        FileNotFoundError: the model's folder lacks a configuration.
+    """
+    process, case = resident(), Case(cfg, shop)
+    architecture, steps = case.model.architecture(case.table), len(case.table)
+    costs = {name: plan_cost(architecture, plan, steps) for name, plan in plans(case).items()}
+    footprint, lines = Footprint(case), []
+    for title, need in artefacts(Need(goal, cfg)):
+        part = Case(need.cfg, shop)
+        lines.append(Line(title, work_of(need.stage.name, part), footprint.of(need.stage.name, part)))
+    return Forecast(
+        str(cfg.model.get("path", cfg.labels.model)), architecture, costs, lines, process, _decoder_macs(case)
+    )
+
+
+def _decoder_macs(case: Case) -> int:
+    decoder = case.shop.decoder(case.cfg)
+    if not isinstance(decoder, Autoencoder):
+        return 0
+    latent = torch.zeros(1, *case.model.shape, device="meta")
+    macs = count_macs(decoder.network, lambda _: decoder.decode(latent), ())
+    return sum(macs.layers.values()) + macs.attention
+
+
+def artefacts(goal: Need) -> Iterator[tuple[str, Need]]:
+    """The artefacts that one is made of and itself, with their titles, each once and before what it serves.
+
+    Two needs are of one artefact where the configuration says the same of their stages, as in signatures; files are
+    not read.
+    """
+    visited: set[str] = set()
+
+    def visit(role: str, need: Need) -> Iterator[tuple[str, Need]]:
+        key = json.dumps([need.stage.name, said(need.stage, need.cfg)])
+        if key not in visited:
+            visited.add(key)
+            for name, before in need.stage().inputs(need.cfg).items():
+                yield from visit(name, before)
+            name = need.stage.name
+            yield name if role == name else f"{name}: {role}", need
+
+    yield from visit(goal.stage.name, goal)

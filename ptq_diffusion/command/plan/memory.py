@@ -1,0 +1,184 @@
+"""Peak memory of the stages of an experiment, from the configuration alone."""
+
+import math
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from ptq_diffusion.bitwidth.cost import other_bits
+from ptq_diffusion.command.plan.activations import forward_bytes
+from ptq_diffusion.command.plan.bits import dearest
+from ptq_diffusion.command.plan.bytes import bytes_of_features, bytes_of_observations, size
+from ptq_diffusion.command.plan.case import Case
+from ptq_diffusion.correction import Auto
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.model import DiffusersDenoiser
+from ptq_diffusion.numeric.grid import FLOAT_BITS
+from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.drawing.variants import VARIANTS
+from ptq_diffusion.stage.evaluate import Evaluate
+from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.float_path import FloatPath
+from ptq_diffusion.stage.noise import Noise
+from ptq_diffusion.stage.quantize import Quantize
+from ptq_diffusion.stage.samples_corrected import CorrectedSamples
+from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
+from ptq_diffusion.stage.samples_quantized import QuantizedSamples
+from ptq_diffusion.stage.sensitivity import TOGETHER, MeasureSensitivity
+from ptq_diffusion.stage.step_signal import MeasureStepSignal
+from ptq_diffusion.stage.trajectories import Trajectories
+
+FLOAT = 4
+"""Bytes of a number of a network."""
+COPIES = 2
+"""Float copies that packed integers are unpacked to when they are first used: centred integers, and their values."""
+BUILDERS = (MeasureStepSignal.name, MeasureSensitivity.name)
+"""Stages that build quantized networks of their own."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a stage holds at one time.
+
+    Args:
+        networks: those that the process has loaded by then, which it keeps.
+        activations: of a forward, or of a forward and its gradients.
+        data: states, observations, images and features.
+    """
+
+    networks: int = 0
+    activations: int = 0
+    data: int = 0
+
+    @property
+    def device(self) -> int:
+        """Bytes on the device of the networks."""
+        return self.networks + self.activations
+
+
+class Footprint:
+    """The memory of the stages of one experiment.
+
+    Args:
+        case: its configuration.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        model = case.shop.model(case.cfg)
+        assert isinstance(model, DiffusersDenoiser)
+        self._model = model
+
+    def of(self, stage: str, case: Case) -> Memory:
+        """The memory of a stage; of one that builds no network next to nothing."""
+        rule = self._rules.get(stage)
+        return Memory() if rule is None else rule(case)
+
+    @cached_property
+    def _rules(self) -> Mapping[str, Callable[[Case], Memory]]:
+        return {
+            Trajectories.name: lambda case: self._recorded(case, len(case.table)),
+            Calibrate.name: self._observed,
+            FloatPath.name: lambda case: self._recorded(case, len(case.fit_table)),
+            MeasureStepSignal.name: self._offers,
+            MeasureSensitivity.name: self._backward,
+            Quantize.name: lambda _: Memory(self.float_network + self._packed + self._others),
+            Noise.name: lambda _: Memory(self.both, self.quantized_activations),
+            Fit.name: self._fit,
+            FullPrecisionSamples.name: lambda _: Memory(self.float_network + self.decoder, self.float_activations),
+            QuantizedSamples.name: lambda _: Memory(self.both + self.decoder, self.quantized_activations),
+            CorrectedSamples.name: lambda _: Memory(self.both + self.decoder, self.quantized_activations),
+            Evaluate.name: self._judged,
+        }
+
+    @cached_property
+    def float_network(self) -> int:
+        """Bytes of the float network."""
+        network = self._model.network
+        return size([*network.parameters(), *network.buffers()])
+
+    @cached_property
+    def quantized_network(self) -> int:
+        """Bytes of the quantized network when it has been asked: integers, what they are unpacked to, all others."""
+        return self._packed + self._unpacked + self._others
+
+    @property
+    def both(self) -> int:
+        """Bytes of the float and of the quantized network, which one process keeps both."""
+        return self.float_network + self.quantized_network
+
+    @cached_property
+    def decoder(self) -> int:
+        """Bytes of the decoder."""
+        return size(self._case.shop.decoder(self._case.cfg).parameters())
+
+    @cached_property
+    def float_activations(self) -> int:
+        """Bytes of a float forward of a micro-batch."""
+        return forward_bytes(self._model, self._case.most_rows)
+
+    @cached_property
+    def quantized_activations(self) -> int:
+        """Bytes of a quantized forward of a micro-batch."""
+        return forward_bytes(self._model, self._case.most_rows, quantized=True)
+
+    @cached_property
+    def _packed(self) -> int:
+        plan = dearest(self._case)
+        weighted = [site for site in self._model.sites() if site.weighted]
+        return (
+            sum(math.prod(site.weight_shape) * bits for site in weighted for bits in plan.weight_copies(site.name)) // 8
+        )
+
+    @cached_property
+    def _unpacked(self) -> int:
+        plan = dearest(self._case)
+        copies = {
+            site: [bits for bits in plan.weight_copies(site.name) if bits != FLOAT_BITS]
+            for site in self._model.sites()
+            if site.weighted
+        }
+        return sum(COPIES * FLOAT * len(bits) * math.prod(site.weight_shape) for site, bits in copies.items())
+
+    @cached_property
+    def _others(self) -> int:
+        return other_bits(self._model.architecture()) // 8
+
+    def _recorded(self, case: Case, steps: int) -> Memory:
+        """A float forward, and a micro-batch's states of all steps, twice while they are stacked."""
+        return Memory(self.float_network, self.float_activations, 2 * steps * case.cfg.micro_batch * case.state_bytes)
+
+    def _observed(self, case: Case) -> Memory:
+        states = len(case.table) * case.cfg.micro_batch * case.state_bytes
+        return Memory(self.float_network, self.float_activations, states + bytes_of_observations(case))
+
+    def _offers(self, case: Case) -> Memory:
+        offers = len(construct(case.cfg.bitwidth).offered)
+        return Memory(self.float_network + offers * self.quantized_network, self.quantized_activations)
+
+    def _backward(self, case: Case) -> Memory:
+        networks = self.float_network + len(construct(case.cfg.bitwidth).weights) * self.quantized_network
+        rows = min(TOGETHER, case.cfg.sensitivity.images) * case.most_rows // case.cfg.micro_batch
+        return Memory(networks, forward_bytes(self._model, rows, gradients=True))
+
+    def _fit(self, case: Case) -> Memory:
+        correction = construct(case.cfg.correction)
+        if isinstance(correction, Auto):
+            images = case.padded(correction.images) * (1 + len(correction.candidates))
+            return Memory(self.both + self.decoder, self.quantized_activations, images * case.image_bytes)
+        together = min(correction.images_for_rescaling, case.cfg.noise.images)
+        rows = max(case.most_rows, together * case.most_rows // case.cfg.micro_batch)
+        return Memory(self.both, forward_bytes(self._model, rows, quantized=True))
+
+    def _judged(self, case: Case) -> Memory:
+        """All images of all variants, and their features, once more where moments of them are taken."""
+        images = len(VARIANTS) * case.cfg.images * len(case.cfg.seeds) * case.image_bytes
+        return Memory(self.both + self.decoder, 0, images + 2 * bytes_of_features(case))
+
+
+def resident() -> int:
+    """The most bytes that this process has held so far, which a run that has imported the same holds too."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

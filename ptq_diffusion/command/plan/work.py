@@ -1,0 +1,166 @@
+"""The work and the bytes of every stage, from the configuration alone."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ptq_diffusion.bitwidth.under_budget import UnderBudget
+from ptq_diffusion.command.plan.bytes import (
+    bytes_of_coefficients,
+    bytes_of_features,
+    bytes_of_noise,
+    bytes_of_observations,
+    bytes_of_path_fit,
+    bytes_of_prompts,
+    bytes_of_quantized,
+)
+from ptq_diffusion.command.plan.case import Case
+from ptq_diffusion.correction import Auto, Correction, Reads
+from ptq_diffusion.correction.method.qncd import QNCD
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.model import Pixels
+from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.evaluate import Evaluate
+from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.float_path import FloatPath
+from ptq_diffusion.stage.noise import Noise
+from ptq_diffusion.stage.prompts import EncodePrompts
+from ptq_diffusion.stage.quantize import Quantize
+from ptq_diffusion.stage.samples_corrected import CorrectedSamples
+from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
+from ptq_diffusion.stage.samples_quantized import QuantizedSamples
+from ptq_diffusion.stage.sensitivity import MeasureSensitivity
+from ptq_diffusion.stage.step_signal import MeasureStepSignal
+from ptq_diffusion.stage.trajectories import Trajectories
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of a stage and what it leaves in the store.
+
+    Args:
+        float_passes: rows that the float network is asked about, padding of micro-batches included.
+        quantized_passes: rows that the quantized network is asked about.
+        backward_passes: rows that gradients are taken of.
+        layer_passes: rows that all layers alone are computed on.
+        decoded: images that latents are decoded to.
+        kept: bytes of the artefact.
+        scratch: bytes beside them while it is made.
+    """
+
+    float_passes: int = 0
+    quantized_passes: int = 0
+    backward_passes: int = 0
+    layer_passes: int = 0
+    decoded: int = 0
+    kept: int = 0
+    scratch: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(Work)})
+
+
+def work_of(stage: str, case: Case) -> Work:
+    """The work of a stage, none of one that asks no network and leaves next to nothing."""
+    return RULES.get(stage, lambda _: Work())(case)
+
+
+def _trajectories(case: Case) -> Work:
+    images = case.cfg.calibration.images
+    return Work(case.padded(images) * case.rows, kept=images * len(case.table) * case.state_bytes)
+
+
+def _calibrate(case: Case) -> Work:
+    return Work(case.cfg.calibration.images * case.rows, kept=bytes_of_observations(case))
+
+
+def _float_path(case: Case) -> Work:
+    images = case.padded(case.cfg.noise.images)
+    return Work(images * case.fit_rows, kept=images * len(case.fit_table) * case.state_bytes)
+
+
+def _step_signal(case: Case) -> Work:
+    offers = len(construct(case.cfg.bitwidth).offered)
+    return Work(quantized_passes=offers * case.padded(case.cfg.noise.images) * case.fit_rows)
+
+
+def _sensitivity(case: Case) -> Work:
+    passes, policy = case.cfg.sensitivity.images * case.rows, construct(case.cfg.bitwidth)
+    assert isinstance(policy, UnderBudget)
+    alone = (len(policy.weights) + len(policy.activations)) * passes
+    numbers = len(policy.roles.free(case.model.sites())) * len(case.table)
+    return Work(passes, 0, passes, alone, kept=8 * numbers * (len(policy.weights) + len(policy.activations)))
+
+
+def _noise(case: Case) -> Work:
+    return Work(quantized_passes=case.padded(case.cfg.noise.images) * case.fit_rows, kept=bytes_of_noise(case))
+
+
+def _fit(case: Case) -> Work:
+    """The work of a fit; a choice draws images of every candidate and keeps the coefficients of one of them."""
+    correction = construct(case.cfg.correction)
+    if isinstance(correction, Auto):
+        images, candidates = case.padded(correction.images), len(correction.candidates)
+        kept = max(bytes_of_coefficients(candidate, case) for candidate in correction.candidates.values())
+        drawn = Work(
+            images * case.rows, images * case.rows * candidates, scratch=images * (1 + candidates) * case.image_bytes
+        )
+        return drawn + Work(decoded=_decoded(case, images * (1 + candidates)), kept=kept)
+    kept = bytes_of_coefficients(correction, case)
+    if correction.reads is Reads.MOMENTS:
+        return Work(kept=kept)
+    return _path_passes(correction, case) + Work(kept=kept, scratch=bytes_of_path_fit(correction, case))
+
+
+def _path_passes(correction: Correction[Any], case: Case) -> Work:
+    """The passes of a fit along a path: all images at every step, and some of them for m and for rescaled layers."""
+    images = case.cfg.noise.images
+    rescaled = min(correction.images_for_rescaling, images)
+    judging = rescaled // 4
+    with_m = images if correction.images_with_m is None else min(correction.images_with_m, images)
+    asked = max(rescaled, with_m if correction.reads is Reads.CORRECTED_PATH else 0)
+    # Rescaled layers are chosen in a pass on three of four images and judged on the others, with and without.
+    quantized = case.padded(images) + (rescaled - judging) + 2 * judging
+    return Work(asked * case.fit_rows, quantized * case.fit_rows)
+
+
+def _samples(case: Case) -> Work:
+    return Work(decoded=_decoded(case, case.drawn), kept=case.cfg.images * len(case.cfg.seeds) * case.image_bytes)
+
+
+def _samples_full_precision(case: Case) -> Work:
+    return _samples(case) + Work(case.drawn * case.rows)
+
+
+def _samples_quantized(case: Case) -> Work:
+    return _samples(case) + Work(quantized_passes=case.drawn * case.rows)
+
+
+def _samples_corrected(case: Case) -> Work:
+    correction = construct(case.cfg.correction)
+    again = case.table[:: correction.every] if isinstance(correction, QNCD) else ()
+    rows = case.rows + sum(case.model.rows_per_image(step) for step in again)
+    return _samples(case) + Work(quantized_passes=case.drawn * rows)
+
+
+def _decoded(case: Case, images: int) -> int:
+    """The images of so many that an autoencoder decodes."""
+    return 0 if isinstance(case.shop.decoder(case.cfg), Pixels) else images
+
+
+RULES: Mapping[str, Callable[[Case], Work]] = {
+    EncodePrompts.name: lambda case: Work(kept=bytes_of_prompts(case)),
+    Trajectories.name: _trajectories,
+    Calibrate.name: _calibrate,
+    FloatPath.name: _float_path,
+    MeasureStepSignal.name: _step_signal,
+    MeasureSensitivity.name: _sensitivity,
+    Quantize.name: lambda case: Work(kept=bytes_of_quantized(case)),
+    Noise.name: _noise,
+    Fit.name: _fit,
+    FullPrecisionSamples.name: _samples_full_precision,
+    QuantizedSamples.name: _samples_quantized,
+    CorrectedSamples.name: _samples_corrected,
+    Evaluate.name: lambda case: Work(kept=bytes_of_features(case)),
+}
+"""The rule of every stage that asks a network or leaves files of size."""

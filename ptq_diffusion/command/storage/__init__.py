@@ -1,0 +1,1 @@
+"""The command `store`: lists artefacts and removes what no run needs."""

@@ -1,0 +1,172 @@
+"""What `ptq-diffusion plan` says is what a run then does: passes of the networks, bytes, without any weights."""
+
+import csv
+import shutil
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ptq_diffusion.command.experiment import STAGES
+from ptq_diffusion.command.plan.activations import LiveBytes, forward_bytes
+from ptq_diffusion.command.plan.words import print_plan
+from ptq_diffusion.main import main
+from ptq_diffusion.model import DiffusersDenoiser
+from ptq_diffusion.model.decoder import load_decoder, outlined_decoder
+from ptq_diffusion.model.hub import MODELS
+from ptq_diffusion.network import QuantizedLayer
+
+BUNDLED = sorted(folder.parent.name for folder in MODELS.home.glob("*/model_index.json"))
+LABELS = ["condition=labels", "condition.source.no_class=3", "condition.guidance.scale=2"]
+PATH = ["correction=rescaled_matched", "correction.links.rescaled.images=9", "correction.links.matched.images=13"]
+ONE_CHOICE = [
+    f"~correction.candidates.{name}" for name in ("ptqd_gated", "readout_matched", "rescaled_readout_matched")
+]
+EXPERIMENTS = {
+    "moments": ["correction=ptqd", "images=3"],
+    "a step asked twice": ["correction=qncd", "correction.every=2", "goal=samples_corrected"],
+    "a path": [*PATH, "noise.images=17", "noise.steps=4", "goal=fit"],
+    "labels and guidance": [*LABELS, "correction=tac", "condition.guidance.interval=[0,0.5]"],
+    "a choice": ["correction=auto", *ONE_CHOICE, "goal=fit", "trial.images=5", "correction.judge.replicates=5"]
+    + ["noise.images=16"],
+    "bits by step": ["bitwidth=step_snr", "goal=plan"],
+    "bits by layer": ["bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=5", "goal=plan"],
+}
+
+EXACT = {"trajectories", "float_path", "samples_quantized"}
+"""Stages whose tensors are planned to the byte, and"""
+ABOUT = {"calibrate", "quantize", "noise"}
+"""those whose files are, headers included, of about the size that is planned."""
+
+
+def planned(capsys, *words):
+    """The numbers of a plan, by subject and quantity."""
+    capsys.readouterr()
+    print_plan([*words, "--csv"])
+    rows = csv.DictReader(capsys.readouterr().out.splitlines())
+    return {(row["subject"], row["quantity"]): float(row["value"]) for row in rows}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The rows that networks are asked about, by stage and kind of network."""
+    rows, stages, predict = Counter(), [], DiffusersDenoiser.predict
+
+    def counting(self, x_t, step, condition=None):
+        quantized = any(isinstance(module, QuantizedLayer) for module in self.network.modules())
+        gradients = torch.is_grad_enabled() and x_t.requires_grad
+        rows[stages[-1], "quantized_passes" if quantized else "float_passes"] += len(x_t)
+        rows[stages[-1], "backward_passes"] += len(x_t) * gradients
+        return predict(self, x_t, step, condition)
+
+    def within(make, name):
+        def run(*arguments):
+            stages.append(name)
+            try:
+                return make(*arguments)
+            finally:
+                stages.pop()
+
+        return run
+
+    monkeypatch.setattr(DiffusersDenoiser, "predict", counting)
+    for stage in STAGES.values():
+        monkeypatch.setattr(stage, "make", within(stage.make, stage.name))
+    return rows
+
+
+@pytest.mark.parametrize("words", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_a_run_asks_the_networks_and_leaves_bytes_as_planned(words, tiny, make, counted, capsys, tiny_model_folder):
+    classes = [f"model.path={tiny_model_folder(classes=4)}"] if LABELS[0] in words else []
+    plan = planned(capsys, *tiny, *words, *classes)
+    expected = Counter()
+    for (subject, quantity), number in plan.items():
+        if quantity in ("float_passes", "quantized_passes", "backward_passes"):
+            expected[subject.partition(":")[0], quantity] += number
+    store = next(folder for folder in make(*words, *classes).parents if (folder / "store").is_dir()) / "store"
+    assert +counted == +expected
+    assert sum(counted.values()) > 0
+    for stage in (EXACT | ABOUT) & {folder.name for folder in store.iterdir()}:
+        files = list((store / stage).rglob("*.safetensors"))
+        tensors = sum(tensor.nbytes for file in files for tensor in load_file(file).values())
+        sizes = sum(file.stat().st_size for file in files)
+        assert plan[stage, "kept"] == (tensors if stage in EXACT else pytest.approx(sizes, rel=0.2)), stage
+
+
+def test_a_folder_without_weights_has_the_plan_of_one_with_them(tiny, capsys, tmp_path, tiny_model_folder):
+    bare = shutil.copytree(tiny_model_folder(), tmp_path / "bare")
+    for weights in bare.rglob("*.safetensors"):
+        weights.unlink()
+    memory = {("experiment", "memory")}
+    plans = [planned(capsys, *tiny, f"model.path={folder}") for folder in (bare, tiny_model_folder())]
+    first, second = ({key: value for key, value in plan.items() if key not in memory} for plan in plans)
+    assert first == second
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_an_outline_is_the_architecture_of_what_is_loaded(name):
+    path = f"bundled:{name}"
+    outline, loaded = DiffusersDenoiser.outline(path), DiffusersDenoiser.from_folder(path)
+    assert outline.architecture() == loaded.architecture()
+    assert (outline.shape, outline.needs, outline.classes) == (loaded.shape, loaded.needs, loaded.classes)
+    assert outline.scheduler_config == loaded.scheduler_config
+    assert outlined_decoder(path).shape(outline.shape) == load_decoder(path).shape(loaded.shape)
+
+
+def test_times_follow_the_passes_and_the_speed(tiny, capsys):
+    """Twice the speed is half the time, twice the images of a stage are twice its time."""
+    first, faster, more = (
+        planned(capsys, *tiny, "correction=ptqd", *words)
+        for words in (["--speed=1e9"], ["--speed=2e9"], ["--speed=1e9", "images=8"])
+    )
+    one = first["network", "macs"] / 1e9
+    assert first["noise", "seconds"] == pytest.approx(one * first["noise", "quantized_passes"], rel=1e-5)
+    times = {key for key in first if key[1] == "seconds"}
+    assert all(first[key] == pytest.approx(2 * faster[key], rel=1e-5) for key in times)
+    assert first["experiment", "seconds"] == pytest.approx(sum(first[key] for key in times) / 2, rel=1e-4)
+    assert more["samples_quantized", "seconds"] == pytest.approx(2 * first["samples_quantized", "seconds"] * 8 / 16)
+
+
+@pytest.mark.parametrize("words", [[], ["bitwidth=share", "condition=labels"]], ids=" ".join)
+def test_measured_times_are_told_of_every_stage_that_asks_a_network(words, tiny, capsys, tiny_model_folder):
+    classes = [f"model.path={tiny_model_folder(classes=4)}"] if words else []
+    plan = planned(capsys, *tiny, "correction=ptqd", *words, *classes, "--measure")
+    asking = {subject for (subject, quantity), number in plan.items() if quantity.endswith("_passes") and number}
+    assert {subject for (subject, quantity), number in plan.items() if quantity == "seconds" and number} == asking | {
+        "experiment"
+    }
+
+
+@pytest.mark.parametrize("words", [["model=emoji_sd", "--speed=1e12"], ["bitwidth=budget"]], ids=" ".join)
+def test_a_plan_fits_a_screen(words, capsys):
+    print_plan(words)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines), "nothing is cut off"
+
+
+def test_tensors_are_followed_until_they_are_freed():
+    with torch.no_grad(), LiveBytes() as live:
+        first = torch.zeros(1000, device="meta")
+        second = first + 1
+        del first
+        third = second.view(10, 100) * 2
+        del second
+        third.add_(1)
+    assert live.most == 2 * 4 * 1000
+
+
+def test_activations_grow_with_the_rows_and_with_what_gradients_keep():
+    model = DiffusersDenoiser.outline("bundled:cifar10_ddpm")
+    one, four = (forward_bytes(model, rows) for rows in (1, 4))
+    assert 3.5 < four / one < 4.0 + 1e-9
+    assert one < forward_bytes(model, 1, quantized=True) < forward_bytes(model, 1, gradients=True)
+
+
+def test_words_that_are_no_options_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ptq-diffusion", "plan", "--measured"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert "--measured" in str(stop.value.code)
