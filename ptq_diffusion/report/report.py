@@ -24,7 +24,7 @@ from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.plan import Plan, read_evidence, read_plan
-from ptq_diffusion.stage.samples import read_images
+from ptq_diffusion.stage.samples import image_batches
 
 SHOWN = 16
 """Samples that the image grid shows."""
@@ -100,7 +100,7 @@ def table(report: Mapping[str, Any]) -> Table:
 
 
 def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:
-    strips = {name: strip(read_images(store.obtain(stage, cfg))[:SHOWN]) for name, stage in VARIANTS.items()}
+    strips = {name: strip(next(image_batches(store.obtain(stage, cfg), SHOWN))) for name, stage in VARIANTS.items()}
     (folder / STRIPS).mkdir(exist_ok=True)
     for name, pixels in strips.items():
         write_strip(pixels, folder / STRIPS / f"{name}.png")
