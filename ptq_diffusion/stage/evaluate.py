@@ -19,6 +19,7 @@ from ptq_diffusion.metric.metric import Metric, Settings
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network.saving import FILES as QUANTIZED
 from ptq_diffusion.numeric.grid import FLOAT_BITS
+from ptq_diffusion.stage.drawing.drift import MeasureDrift, read_drift
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.evaluation.evaluation import Evaluation
 from ptq_diffusion.stage.evaluation.stored_images import StoredImages
@@ -36,13 +37,14 @@ TABLED = ("fid", "fid_to_fp")
 class Evaluate(ModelStage):
     """`evaluation.json`: a row for each variant, paired differences, and the protocol that they hold for.
 
-    Beside them, `torchmetrics` has the numbers that torchmetrics comes to by itself, as VARIANT/METRIC. The features of
-    every variant stay in `features/<variant>.safetensors`, so that `collect` can pair variants of different runs.
+    Beside them, `torchmetrics` has the numbers that torchmetrics comes to by itself, as VARIANT/METRIC, and `drift`
+    that of the states. The features of every variant stay in `features/<variant>.safetensors`, so that `collect` can
+    pair variants of different runs.
     """
 
     name = "evaluate"
     version = 3
-    needs = (Plan, Quantize, *VARIANTS.values(), Fit, EncodePrompts)
+    needs = (Plan, Quantize, *VARIANTS.values(), MeasureDrift, Fit, EncodePrompts)
     uses = (*SAMPLING, "feature", "reference", "metric", "judging")
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
@@ -63,8 +65,9 @@ class Evaluate(ModelStage):
         sampling = {"images": cfg.images, "seeds": list(cfg.seeds)}
         rows = [{"variant": name} | asdict(costs[name]) | dict(judgement.rows[name]) | sampling for name in VARIANTS]
         content = {"rows": rows, "paired": judgement.paired, "torchmetrics": incumbents}
+        drift = {variant: asdict(drift) for variant, drift in read_drift(inputs[MeasureDrift.name]).items()}
         protocol = {"protocol": judgement.protocol, "protocol_id": judgement.protocol_id}
-        write_json(out / "evaluation.json", content | protocol)
+        write_json(out / "evaluation.json", content | {"drift": drift} | protocol)
 
 
 def judging(cfg: DictConfig) -> Settings:
