@@ -37,9 +37,9 @@ TABLED = ("fid", "fid_to_fp")
 class Evaluate(ModelStage):
     """`evaluation.json`: a row for each variant, paired differences, and the protocol that they hold for.
 
-    Beside them, `torchmetrics` has the numbers that torchmetrics comes to by itself, as VARIANT/METRIC, and `drift`
-    that of the states. The features of every variant stay in `features/<variant>.safetensors`, so that `collect` can
-    pair variants of different runs.
+    Beside them, `torchmetrics` has the numbers that torchmetrics comes to by itself, as VARIANT/METRIC, `drift` that of
+    the states, and `higher_is_better` the metrics of which that is so. The features of every variant stay in
+    `features/<variant>.safetensors`, so that `collect` can pair variants of different runs.
     """
 
     name = "evaluate"
@@ -66,8 +66,9 @@ class Evaluate(ModelStage):
         rows = [{"variant": name} | asdict(costs[name]) | dict(judgement.rows[name]) | sampling for name in VARIANTS]
         content = {"rows": rows, "paired": judgement.paired, "torchmetrics": incumbents}
         drift = {variant: asdict(drift) for variant, drift in read_drift(inputs[MeasureDrift.name]).items()}
+        better = [metric.name for metric in evaluation.gathering.metrics if metric.higher_is_better]
         protocol = {"protocol": judgement.protocol, "protocol_id": judgement.protocol_id}
-        write_json(out / "evaluation.json", content | {"drift": drift} | protocol)
+        write_json(out / "evaluation.json", content | {"drift": drift, "higher_is_better": better} | protocol)
 
 
 def judging(cfg: DictConfig) -> Settings:
