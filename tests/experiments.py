@@ -45,6 +45,7 @@ def tiny(tiny_model_folder, tmp_path):
         "seeds=[0,1]",
         "micro_batch=4",
         "calibration.images=4",
+        "drift.images=2",
         "noise.images=7",
         "judging.replicates=5",
         "judging.neighbours=1",

@@ -18,6 +18,7 @@ TINY = [
     "seeds=[0]",
     "micro_batch=2",
     "calibration.images=2",
+    "drift.images=2",
     "noise.images=2",
     "judging.replicates=2",
     "judging.neighbours=1",

@@ -2,8 +2,10 @@
 
     python experiments/bit_identity/fits.py FOLDER_OF_A_MODEL [PROCESSES]
 
-The environment lies in front of a process's memory, so that its length moves what comes after: a routine whose last
-bits depend on where its operands lie gives other bytes in some of the processes.
+The environment lies in front of a process's memory, so that its length moves what comes after; the C library is told
+to take memory from the heap or in pages of its own, and to fill it with another byte each; and Python hashes by another
+seed. A routine whose last bits depend on where its operands lie, on memory that nothing was written to, or on the order
+of a set gives other bytes in some of the processes.
 """
 
 import hashlib
@@ -22,6 +24,8 @@ WORDS = (
 ).split()
 STEP = 24
 """Characters by which the environments of two processes differ: no multiple of a vector register."""
+PAGES = (4_096, 131_072, 1 << 30)
+"""Bytes from which the C library gives an allocation pages of its own: nearly all, some, none."""
 ONE_PROCESS = """
 import sys
 import ptq_diffusion as pd
@@ -41,9 +45,9 @@ def forced(names: Sequence[str], words: Sequence[str], place: int) -> Mapping[st
     Args:
         names: of the corrections.
         words: the model, the outputs and all else that the command line says.
-        place: of the process among all, by which its environment is longer.
+        place: of the process among all, by which its surroundings differ.
     """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MOVED": "x" * STEP * place}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | surroundings(place)
     lines = [" ".join([*WORDS, *words, f"correction={name}", "force=fit"]) for name in names]
     run = [sys.executable, "-W", "ignore", "-c", ONE_PROCESS]
     done = subprocess.run(run, input="\n".join(lines), env=environment, capture_output=True, text=True, check=False)
@@ -51,6 +55,16 @@ def forced(names: Sequence[str], words: Sequence[str], place: int) -> Mapping[st
     if done.returncode or len(folders) != len(names):
         raise RuntimeError(f"expected {len(names)} fits, got {len(folders)}: {done.stderr[-2000:]}")
     return {name: _digest(folder) for name, folder in zip(names, folders, strict=True)}
+
+
+def surroundings(place: int) -> Mapping[str, str]:
+    """The variables by which one process differs from the others; results may depend on none of them."""
+    return {
+        "MOVED": "x" * STEP * place,
+        "PYTHONHASHSEED": str(place),
+        "MALLOC_MMAP_THRESHOLD_": str(PAGES[place % len(PAGES)]),
+        "MALLOC_PERTURB_": str(1 + place),
+    }
 
 
 def several(names: Sequence[str], words: Sequence[str], processes: int) -> Mapping[str, set[str]]:

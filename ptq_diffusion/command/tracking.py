@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ptq_diffusion.engine.chunks import read_chunks
 from ptq_diffusion.engine.factory import plain
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.tracker import Description, Guarded, Results, Tracker
-from ptq_diffusion.report.report import step_reports
+from ptq_diffusion.report.report import step_rows
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 
 TAGS = ("model", "sampler", "bitwidth", "correction")
@@ -62,7 +61,7 @@ def _results(report: Mapping[str, Any], store: Store, cfg: DictConfig, folder: P
         rows=report["rows"],
         paired=report["paired"],
         choice=None if choice is None else choice["chosen"],
-        steps=[asdict(step) for step in step_reports(store, cfg)],
+        steps=step_rows(store, cfg),
         figures={Path(file).stem: folder / file for file in report["figures"]},
         images={variant: batch for variant, batch in images.items() if batch.shape[1] in DRAWN},
     )

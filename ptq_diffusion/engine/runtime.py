@@ -32,6 +32,11 @@ class TitledProgressBar(RichProgressBar):
         """The words in front of the bar."""
         return self._title
 
+    @property
+    def test_description(self) -> str:
+        """The words in front of the bar."""
+        return self._title
+
 
 @dataclass
 class Runtime:

@@ -20,6 +20,7 @@ from ptq_diffusion.metric.feature.efficientnet_lite0 import EfficientNetLite0
 from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
 from ptq_diffusion.metric.feature.pixels import Pixels
 from ptq_diffusion.metric.feature.resnet9 import FEATURE_NETWORKS, ResNet9
+from ptq_diffusion.metric.gathering import Gathering
 from ptq_diffusion.metric.inference.bootstrap import (
     Estimate,
     Interval,
@@ -30,7 +31,7 @@ from ptq_diffusion.metric.inference.bootstrap import (
 )
 from ptq_diffusion.metric.inference.hypothesis_tests import holm, noninferiority
 from ptq_diffusion.metric.judgement import Judgement, judge
-from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric, Settings
+from ptq_diffusion.metric.metric import FLOAT, Evidence, ImageMetric, Likeness, Metric, Settings
 from ptq_diffusion.metric.protocol import protocol_id
 from ptq_diffusion.metric.real_statistics import RealStatistics
 from ptq_diffusion.metric.reference import FolderReference, NoReference, Reference, StatisticsReference
@@ -52,10 +53,13 @@ __all__ = [
     "FeatureMoments",
     "Features",
     "FolderReference",
+    "Gathering",
+    "ImageMetric",
     "Interval",
     "Judgement",
     "KID",
     "KIDToFloat",
+    "Likeness",
     "Metric",
     "Neighbourhoods",
     "NoReference",

@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
+from ptq_diffusion.metric.gathering import Gathering
 from ptq_diffusion.metric.inference.bootstrap import Paired, Track
-from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric, Settings
+from ptq_diffusion.metric.metric import FLOAT, Evidence, Likeness, Metric, Settings
 from ptq_diffusion.metric.protocol import FORMULAS, IMAGE_ROUTE, NOISE_PURPOSE, protocol_id
 from ptq_diffusion.metric.real_statistics import RealStatistics
-from ptq_diffusion.metric.reference import Reference
 
 Results = Sequence[tuple[Metric, Paired | None]]
 """Every metric with its numbers; None where the extractor or the reference lacks what it needs."""
@@ -38,10 +36,9 @@ class Judgement:
 
 
 def judge(
-    images: Mapping[str, Tensor],
-    extractor: FeatureExtractor,
-    reference: Reference,
-    metrics: Sequence[Metric],
+    gathering: Gathering,
+    real: RealStatistics | None,
+    reference: str,
     settings: Settings,
     track: Track = lambda items: items,
 ) -> Judgement:
@@ -50,19 +47,20 @@ def judge(
     Without a reference, metrics to the reference are measured against the float variant's own images.
 
     Args:
-        images: by variant, (N, C, H, W) uint8, `FLOAT` among them; image i of each comes from the same noise.
-        extractor: the feature space.
-        reference: the real images.
-        metrics: of different names; none has an influence on the numbers of another.
+        gathering: of all images, `FLOAT` among the variants; it has the extractor and the metrics, none of which has an
+            influence on the numbers of another.
+        real: statistics of the real images in the extractor's space, or None.
+        reference: the checksum of where they come from.
         settings: shared by the metrics.
         track: wraps the long loops, to draw their progress.
     """
-    features = {variant: extractor.extract(batch) for variant, batch in images.items()}
-    real = reference.statistics(extractor)
-    evidence = Evidence(images, features, real, extractor.checksum(), settings, track)
-    results = [(metric, metric.paired(evidence) if _possible(metric, evidence) else None) for metric in metrics]
-    protocol = _protocol(extractor, reference, real, settings, len(images[FLOAT]))
-    rows = {variant: _row(results, variant) for variant in images}
+    extractor, features = gathering.extractor, gathering.features()
+    evidence = Evidence(features, gathering.scores(), real, extractor.checksum(), settings, track)
+    results = [
+        (metric, metric.paired(evidence) if _possible(metric, evidence) else None) for metric in gathering.metrics
+    ]
+    protocol = _protocol(extractor, reference, real, settings, len(features[FLOAT].vectors))
+    rows = {variant: _row(results, variant) for variant in features}
     return Judgement(rows, _pairs(results), protocol, protocol_id(protocol), features)
 
 
@@ -71,13 +69,13 @@ def _possible(metric: Metric, evidence: Evidence) -> bool:
 
 
 def _protocol(
-    extractor: FeatureExtractor, reference: Reference, real: RealStatistics | None, settings: Settings, count: int
+    extractor: FeatureExtractor, reference: str, real: RealStatistics | None, settings: Settings, count: int
 ) -> Mapping[str, Any]:
     return {
         "metric": f"fid_{extractor.name}",
         "extractor_checksum": extractor.checksum(),
         "against": "the full-precision samples" if real is None else f"{real.moments.count:,} real images",
-        "reference_checksum": reference.checksum(),
+        "reference_checksum": reference,
         "real_vectors": None if real is None else len(real.vectors),
         "image_route": IMAGE_ROUTE,
         "images": count // len(settings.seeds),
@@ -92,7 +90,7 @@ def _protocol(
 def _row(results: Results, variant: str) -> Mapping[str, float | None]:
     row: dict[str, float | None] = {}
     for metric, paired in results:
-        itself = variant == FLOAT and metric.likeness
+        itself = variant == FLOAT and isinstance(metric, Likeness)
         estimate = None if paired is None or itself else paired.estimates[variant]
         row[metric.name] = None if estimate is None else estimate.value
         row[f"{metric.name}_se"] = None if estimate is None else estimate.standard_error

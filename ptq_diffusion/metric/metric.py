@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from torch import Tensor
 
 from ptq_diffusion.metric.feature.feature import Features
-from ptq_diffusion.metric.inference.bootstrap import Paired, Track
+from ptq_diffusion.metric.inference.bootstrap import Paired, Track, paired_mean
 from ptq_diffusion.metric.real_statistics import RealStatistics
 
 FLOAT = "full_precision"
@@ -44,19 +44,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Images of several variants from the same noise, their features, and the real images that they are judged by.
+    """Features and scores of the images of several variants from the same noise, and the real images beside them.
 
     Args:
-        images: by variant, (N, C, H, W) uint8, `FLOAT` among them; image i of each comes from the same noise.
-        features: by variant, of these images.
+        features: of the images by variant, `FLOAT` among them; row i of each comes from the same noise.
+        scores: by the name of an `ImageMetric` and by variant, (N,) float64, score i of image i.
         real: statistics of the real images; None where the images of `FLOAT` stand in their place.
         extractor: the checksum of the feature extractor.
         settings: shared by all metrics.
         track: wraps the long loops, to draw their progress.
     """
 
-    images: Mapping[str, Tensor]
     features: Mapping[str, Features]
+    scores: Mapping[str, Mapping[str, Tensor]]
     real: RealStatistics | None
     extractor: str
     settings: Settings
@@ -86,14 +86,12 @@ class Metric(ABC):
         name: of the number in reports; its standard error is <name>_se.
         needs: the kinds of features that it reads; there is no number where the extractor or the reference lacks one.
         to_float: whether it is measured to the float variant, so that pairs with that variant say nothing new.
-        likeness: whether it is the likeness of an image to its float counterpart, which the float variant has not.
         higher_is_better: whether more of it is better, for tables that sort by it.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[Need, ...]] = ()
     to_float: ClassVar[bool] = False
-    likeness: ClassVar[bool] = False
     higher_is_better: ClassVar[bool] = False
 
     @abstractmethod
@@ -106,3 +104,32 @@ class Metric(ABC):
         Raises:
             ValueError: there are too few images or replicates.
         """
+
+
+class ImageMetric(Metric):
+    """The mean of a score that every image has for itself, beside the float image of the same noise.
+
+    Scores are taken batch by batch, so that no more images than a batch are ever in memory.
+    """
+
+    @abstractmethod
+    def of_pairs(self, images: Tensor, full_precision: Tensor) -> Tensor:
+        """The score of every image of a batch, (N,).
+
+        Args:
+            images: of any variant, (N, C, H, W) uint8.
+            full_precision: the images of `FLOAT`, the same shape; image i of both comes from the same noise.
+
+        Raises:
+            ValueError: the images are not of such a shape or type.
+        """
+
+    def paired(self, evidence: Evidence) -> Paired:
+        return paired_mean(evidence.scores[self.name], **evidence.settings.resampling)
+
+
+class Likeness(ImageMetric):
+    """The likeness of every image to its float image, which the float variant has not; more is better."""
+
+    higher_is_better = True
+    to_float = True

@@ -1,6 +1,6 @@
-"""Figure of a report: diagnostics of the correction by step."""
+"""Figures of a report: diagnostics of the correction and the drift of the states, by step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -35,6 +35,29 @@ def noise_curves(report: Sequence[StepReport], path: Path) -> None:
         axis.invert_xaxis()
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
+
+
+def drift_curves(times: Sequence[float], psnr: Mapping[str, Sequence[float | None]], path: Path) -> None:
+    """PSNR of the states that every step leads to, to the float states of the same noise, a curve for each variant.
+
+    Args:
+        times: of the steps.
+        psnr: in dB by the variant's name; None, where states are equal, leaves a gap.
+        path: the file to write; a PDF of the same figure is written beside it.
+    """
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for i, (name, values) in enumerate(psnr.items()):
+        axis.plot(times, _numbers(values), "os^D"[i % 4], linestyle="-", markersize=3, linewidth=1, label=name)
+    if not any(value is not None for values in psnr.values() for value in values):
+        axis.text(0.5, 0.5, "every state is the float one", ha="center", va="center", transform=axis.transAxes)
+    axis.set_xlabel("$t$ of the step, from noise to image")
+    axis.set_ylabel("PSNR of the state after it, to float, dB")
+    axis.invert_xaxis()
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    for file in (path, path.with_suffix(".pdf")):
+        figure.savefig(file, dpi=150)
 
 
 def _explained(axis: Axes, report: Sequence[StepReport]) -> None:

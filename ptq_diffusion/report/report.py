@@ -14,17 +14,18 @@ from ptq_diffusion.artefact.files import link_files, write_json
 from ptq_diffusion.bitwidth.step_signal import StepSignal
 from ptq_diffusion.correction import Choice, FittedCorrection, StepReport
 from ptq_diffusion.engine.factory import construct, plain
-from ptq_diffusion.engine.run_files import FEATURES, IMAGES, NOISE, PLAN, REPORT, STEPS, STRIPS, TABLE
+from ptq_diffusion.engine.run_files import DRIFT, FEATURES, IMAGES, NOISE, PLAN, REPORT, STEPS, STRIPS, TABLE
 from ptq_diffusion.engine.store import Store
-from ptq_diffusion.report.figures import noise_curves
+from ptq_diffusion.report.figures import drift_curves, noise_curves
 from ptq_diffusion.report.plan_figure import plan_figure
 from ptq_diffusion.report.provenance import provenance
 from ptq_diffusion.report.strips import image_strips, strip, write_strip
+from ptq_diffusion.stage.drawing.drift import Drift, MeasureDrift, read_drift
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.plan import Plan, read_evidence, read_plan
-from ptq_diffusion.stage.samples import read_images
+from ptq_diffusion.stage.samples import image_batches
 
 SHOWN = 16
 """Samples that the image grid shows."""
@@ -58,7 +59,7 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
         "figures": [str(figure.relative_to(folder)) for figure in figures],
     }
     _write_csv(folder / TABLE, rows)
-    _write_csv(folder / STEPS, [asdict(step) for step in step_reports(store, cfg)])
+    _write_csv(folder / STEPS, step_rows(store, cfg))
     write_json(folder / REPORT, report)
     return report
 
@@ -100,15 +101,18 @@ def table(report: Mapping[str, Any]) -> Table:
 
 
 def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:
-    strips = {name: strip(read_images(store.obtain(stage, cfg))[:SHOWN]) for name, stage in VARIANTS.items()}
+    strips = {name: strip(next(image_batches(store.obtain(stage, cfg), SHOWN))) for name, stage in VARIANTS.items()}
     (folder / STRIPS).mkdir(exist_ok=True)
     for name, pixels in strips.items():
         write_strip(pixels, folder / STRIPS / f"{name}.png")
     words = {"full_precision": "full precision", "corrected": cfg.labels.correction.replace("_", " ")}
-    paths = folder / IMAGES, folder / NOISE, folder / PLAN
+    paths = folder / IMAGES, folder / NOISE, folder / DRIFT, folder / PLAN
     image_strips([(words.get(name, name), pixels) for name, pixels in strips.items()], paths[0])
-    noise_curves(step_reports(store, cfg), paths[1])
-    _draw_plan(store, cfg, paths[2])
+    steps = step_reports(store, cfg)
+    noise_curves(steps, paths[1])
+    psnr = {words.get(name, name): drift.psnr for name, drift in _drift(store, cfg).items()}
+    drift_curves([step.t for step in steps], psnr, paths[2])
+    _draw_plan(store, cfg, paths[3])
     return paths
 
 
@@ -124,6 +128,19 @@ def _draw_plan(store: Store, cfg: DictConfig, path: Path) -> None:
 def step_reports(store: Store, cfg: DictConfig) -> Sequence[StepReport]:
     """Diagnostics of the correction at every step."""
     return FittedCorrection.load(store.obtain(Fit, cfg)).report()
+
+
+def step_rows(store: Store, cfg: DictConfig) -> list[dict[str, float | None]]:
+    """A row for each step: the diagnostics of the correction, and the drift of the states that the step leads to."""
+    rows = [asdict(step) for step in step_reports(store, cfg)]
+    for variant, drift in _drift(store, cfg).items():
+        for row, mse, psnr in zip(rows, drift.mse, drift.psnr, strict=True):
+            row |= {f"mse_{variant}": mse, f"psnr_{variant}": psnr}
+    return rows
+
+
+def _drift(store: Store, cfg: DictConfig) -> dict[str, Drift]:
+    return read_drift(store.obtain(MeasureDrift, cfg))
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -19,13 +19,16 @@ from ptq_diffusion.metric.metric import Metric, Settings
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network.saving import FILES as QUANTIZED
 from ptq_diffusion.numeric.grid import FLOAT_BITS
+from ptq_diffusion.stage.drawing.drift import MeasureDrift, read_drift
 from ptq_diffusion.stage.drawing.variants import VARIANTS
+from ptq_diffusion.stage.evaluation.evaluation import Evaluation
+from ptq_diffusion.stage.evaluation.stored_images import StoredImages
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.plan import Plan, read_plan
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import build_extractor
-from ptq_diffusion.stage.samples import SAMPLING, read_images
+from ptq_diffusion.stage.samples import SAMPLING
 
 TABLED = ("fid", "fid_to_fp")
 """Metrics that every table and figure of reports shows."""
@@ -34,13 +37,14 @@ TABLED = ("fid", "fid_to_fp")
 class Evaluate(ModelStage):
     """`evaluation.json`: a row for each variant, paired differences, and the protocol that they hold for.
 
-    The features of every variant stay beside it, `features/<variant>.safetensors`, so that `collect` can pair variants
-    of different runs.
+    Beside them, `torchmetrics` has the numbers that torchmetrics comes to by itself, as VARIANT/METRIC, `drift` that of
+    the states, and `higher_is_better` the metrics of which that is so. The features of every variant stay in
+    `features/<variant>.safetensors`, so that `collect` can pair variants of different runs.
     """
 
     name = "evaluate"
-    version = 2
-    needs = (Plan, Quantize, *VARIANTS.values(), Fit, EncodePrompts)
+    version = 3
+    needs = (Plan, Quantize, *VARIANTS.values(), MeasureDrift, Fit, EncodePrompts)
     uses = (*SAMPLING, "feature", "reference", "metric", "judging")
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
@@ -48,18 +52,28 @@ class Evaluate(ModelStage):
         return super().evidence(cfg) | checksums
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
-        images = {variant: read_images(inputs[stage.name]) for variant, stage in VARIANTS.items()}
-        extractor = build_extractor(cfg)
-        settings = Settings(cfg.judging.replicates, cfg.judging.seed, cfg.judging.neighbours, list(cfg.seeds))
-        judgement = judge(images, extractor, construct(cfg.reference), build_metrics(cfg), settings, shop.runtime.track)
+        reference, settings = construct(cfg.reference), judging(cfg)
+        evaluation = Evaluation(build_extractor(cfg), build_metrics(cfg), reference)
+        folders = {variant: inputs[stage.name] for variant, stage in VARIANTS.items()}
+        images = StoredImages(folders, cfg.images * len(cfg.seeds), evaluation.extractor.batch)
+        (incumbents,) = shop.runtime.trainer(out, self.title).test(evaluation, images, verbose=False)
+        judgement = judge(evaluation.gathering, evaluation.real, reference.checksum(), settings, shop.runtime.track)
         (out / "features").mkdir(exist_ok=True)
         for variant, features in judgement.features.items():
-            features.save(out / "features" / f"{variant}.safetensors", extractor.checksum())
+            features.save(out / "features" / f"{variant}.safetensors", evaluation.extractor.checksum())
         costs = variant_costs(cfg, inputs, shop)
         sampling = {"images": cfg.images, "seeds": list(cfg.seeds)}
         rows = [{"variant": name} | asdict(costs[name]) | dict(judgement.rows[name]) | sampling for name in VARIANTS]
-        evaluation = {"rows": rows, "paired": judgement.paired, "protocol": judgement.protocol}
-        write_json(out / "evaluation.json", evaluation | {"protocol_id": judgement.protocol_id})
+        content = {"rows": rows, "paired": judgement.paired, "torchmetrics": incumbents}
+        drift = {variant: asdict(drift) for variant, drift in read_drift(inputs[MeasureDrift.name]).items()}
+        better = [metric.name for metric in evaluation.gathering.metrics if metric.higher_is_better]
+        protocol = {"protocol": judgement.protocol, "protocol_id": judgement.protocol_id}
+        write_json(out / "evaluation.json", content | {"drift": drift, "higher_is_better": better} | protocol)
+
+
+def judging(cfg: DictConfig) -> Settings:
+    """The settings that all metrics share."""
+    return Settings(cfg.judging.replicates, cfg.judging.seed, cfg.judging.neighbours, list(cfg.seeds))
 
 
 def build_metrics(cfg: DictConfig) -> Sequence[Metric]:

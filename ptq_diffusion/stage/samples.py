@@ -1,7 +1,7 @@
 """Stages: images of the float, the quantized and the corrected model, from the same noise."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,23 @@ class Samples(ModelStage):
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         chunks_to_do = chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
         run_chunks(partial(self.work, cfg, inputs), chunks_to_do, out / "chunks", shop, self.title)
+
+
+def image_batches(folder: Path, size: int) -> Iterator[Tensor]:
+    """The images of a samples artefact in the order of seeds and samples; one batch and one chunk is in memory.
+
+    Args:
+        folder: the artefact.
+        size: images of a batch, (size, C, H, W) uint8; the last one may have fewer.
+    """
+    rest: Tensor | None = None
+    for chunk in read_chunks(folder / "chunks"):
+        rest = chunk["images"] if rest is None else torch.cat([rest, chunk["images"]])
+        while len(rest) > size:
+            yield rest[:size]
+            rest = rest[size:]
+    if rest is not None:
+        yield rest
 
 
 def read_images(folder: Path) -> Tensor:

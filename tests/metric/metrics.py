@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
-from ptq_diffusion.metric import RealStatistics, Reference
+from ptq_diffusion.metric import Gathering, RealStatistics, Reference, judge
 
 with initialize_config_dir(str(CONF), version_base="1.3"):
     METRICS = [construct(node) for node in compose("config").metric.values()]
@@ -34,3 +34,10 @@ class Textures(Reference):
 
     def checksum(self):
         return "textures"
+
+
+def judged(images, extractor, reference, metrics, settings):
+    """The judgement of images that come in one batch."""
+    gathering = Gathering(extractor, metrics)
+    gathering.add(images)
+    return judge(gathering, reference.statistics(extractor), reference.checksum(), settings)

@@ -12,24 +12,23 @@ from ptq_diffusion.metric import (
     RealStatistics,
     ResNet9,
     Settings,
-    judge,
     paired_kid,
 )
 from ptq_diffusion.metric.real_statistics import STORED, stored_rows
-from tests.metric.metrics import METRICS, Textures, blurred, textures
+from tests.metric.metrics import METRICS, Textures, blurred, judged, textures
 
 SETTINGS = Settings(replicates=20, seed=0, neighbours=3, seeds=[0, 1])
 
 
 @pytest.fixture(scope="module")
-def judged():
+def textured():
     images = textures(160, seed=0)
     variants = {"full_precision": images, "mild": blurred(images, 4), "strong": blurred(images, 16)}
-    return judge(variants, ResNet9.from_folder("bundled:cifar10net"), Textures(), METRICS, SETTINGS)
+    return judged(variants, ResNet9.from_folder("bundled:cifar10net"), Textures(), METRICS, SETTINGS)
 
 
-def test_blur_worsens_every_metric(judged):
-    full, mild, strong = judged.rows.values()
+def test_blur_worsens_every_metric(textured):
+    full, mild, strong = textured.rows.values()
     for name in ("fid", "sfid", "kid", "fid_to_fp", "kid_to_fp", "feature_distance_to_fp"):
         assert full[name] < mild[name] < strong[name], name
     for name in ("precision", "recall", "density", "coverage"):
@@ -38,9 +37,11 @@ def test_blur_worsens_every_metric(judged):
         assert full[name] is None and mild[name] > strong[name], name
 
 
-def test_every_interval_has_its_error_and_what_it_could_detect(judged):
-    assert {pair["metric"] for pair in judged.paired} == {name for name in judged.rows["mild"] if name[-3:] != "_se"}
-    for pair in judged.paired:
+def test_every_interval_has_its_error_and_what_it_could_detect(textured):
+    assert {pair["metric"] for pair in textured.paired} == {
+        name for name in textured.rows["mild"] if name[-3:] != "_se"
+    }
+    for pair in textured.paired:
         assert pair["high"] - pair["low"] == pytest.approx(2 * 1.96 * pair["standard_error"])
         assert pair["detectable"] == pytest.approx(2.8016 * pair["standard_error"])
         assert pair["seed_spread"] >= 0
@@ -49,7 +50,7 @@ def test_every_interval_has_its_error_and_what_it_could_detect(judged):
 def test_without_real_images_the_float_variant_is_the_reference():
     images = textures(40, seed=0)
     variants = {"full_precision": images, "mild": blurred(images, 4)}
-    found = judge(variants, ResNet9.from_folder("bundled:cifar10net"), NoReference(), METRICS, SETTINGS)
+    found = judged(variants, ResNet9.from_folder("bundled:cifar10net"), NoReference(), METRICS, SETTINGS)
     for row in found.rows.values():
         assert (row["fid"], row["kid"]) == (row["fid_to_fp"], row["kid_to_fp"])
     assert found.rows["full_precision"]["sfid"] == pytest.approx(0, abs=1e-6) and found.rows["mild"]["sfid"] > 0.01
@@ -59,7 +60,7 @@ def test_without_real_images_the_float_variant_is_the_reference():
 
 def test_an_extractor_without_classes_or_maps_has_no_such_numbers():
     variants = {"full_precision": textures(40, seed=0), "other": textures(40, seed=2)}
-    found = judge(variants, Pixels(3, 4), NoReference(), METRICS, SETTINGS)
+    found = judged(variants, Pixels(3, 4), NoReference(), METRICS, SETTINGS)
     lacking = {name for name, value in found.rows["other"].items() if value is None}
     assert lacking == {"sfid", "sfid_se", "classifier_score", "classifier_score_se"}
     assert not {pair["metric"] for pair in found.paired} & lacking

@@ -66,8 +66,10 @@ def test_a_report_holds_what_it_promises(report):
         "ssim_to_fp",
         "ssim_to_fp_se",
     }
+    theirs = [found["torchmetrics"][f"{row['variant']}/fid"] for row in found["rows"]]
+    assert theirs == pytest.approx([row["fid"] for row in found["rows"]], rel=1e-3, abs=0.01)
     assert all((folder / figure).stat().st_size > 10_000 for figure in found["figures"])
-    assert found["figures"] == ["images.png", "noise.png", "plan.png"]
+    assert found["figures"] == ["images.png", "noise.png", "drift.png", "plan.png"]
     with (folder / "table.csv").open() as file:
         assert [row["fid"] for row in csv.DictReader(file)] == [str(row["fid"]) for row in found["rows"]]
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ptq_diffusion.stage.drawing.image_files import write_npz, write_png
+from ptq_diffusion.stage.drawing.image_files import png_names, write_npz, write_png
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.samples import read_images
 
@@ -40,6 +40,13 @@ def test_grey_images_are_grey_files_and_three_equal_channels(tmp_path):
     assert digests[0] == digests[1]
     array = np.load(tmp_path / "a.npz")["arr_0"]
     assert all(np.array_equal(array[..., channel], images[:, 0].numpy()) for channel in range(3))
+
+
+@pytest.mark.parametrize("count", [1, 100_000, 100_001])
+def test_files_sort_as_they_are_numbered(count):
+    names = png_names(count)
+    assert len(set(names)) == count and names == sorted(names)
+    assert names[0] == "00000.png" or count > 100_000
 
 
 def test_images_that_no_file_can_hold_are_refused(tmp_path):

@@ -84,8 +84,8 @@ class ConditionOptions(Options):
     negative_prompt: str = ""
 
 
-class SensitivityImages(Options):
-    """The images that sensitivities are measured on."""
+class MeasuredImages(Options):
+    """The images that sensitivities or the drift of states are measured on."""
 
     images: Count
 
@@ -123,8 +123,9 @@ class Experiment(Options):
     micro_batch: Count
     calibration: Samples
     noise: NoiseSamples
-    sensitivity: SensitivityImages
+    sensitivity: MeasuredImages
     trial: Samples
+    drift: MeasuredImages
     outputs: Annotated[str, Field(min_length=1)]
     force: bool | str
     runtime: Running
@@ -201,8 +202,9 @@ def _names() -> list[str]:
         "condition.guidance": Guidance,
         "calibration": Samples,
         "noise": NoiseSamples,
-        "sensitivity": SensitivityImages,
+        "sensitivity": MeasuredImages,
         "trial": Samples,
+        "drift": MeasuredImages,
         "feature": FeatureSpace,
         "judging": Judging,
         "runtime": Running,

@@ -5,25 +5,19 @@ import math
 import torch
 from torch import Tensor
 
-from ptq_diffusion.metric.inference.bootstrap import Paired, paired_mean
-from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric
+from ptq_diffusion.metric.metric import Likeness
 
 FLOOR = (1 / 255) ** 2 / 12
 CAP = -10 * math.log10(FLOOR)
 
 
-class PSNRToFloat(Metric):
+class PSNRToFloat(Likeness):
     """The mean peak signal-to-noise ratio of each image to its float image, in dB; more is better."""
 
     name = "psnr_to_fp"
-    higher_is_better = True
-    to_float = True
-    likeness = True
 
-    def paired(self, evidence: Evidence) -> Paired:
-        target = evidence.images[FLOAT]
-        values = {variant: psnr(batch, target) for variant, batch in evidence.images.items()}
-        return paired_mean(values, **evidence.settings.resampling)
+    def of_pairs(self, images: Tensor, full_precision: Tensor) -> Tensor:
+        return psnr(images, full_precision)
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
@@ -38,7 +32,7 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
         reference: the same shape; row i comes from the same noise.
 
     Returns:
-        (N,) float64, in dB.
+        (N,) float64, in dB, on the CPU.
 
     Raises:
         ValueError: the shapes differ or are not four-dimensional.
@@ -52,4 +46,6 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def _unit(images: Tensor) -> Tensor:
-    return images.double() / 255 if images.dtype == torch.uint8 else images.double()
+    # Not every accelerator knows float64.
+    rows = images.cpu().double()
+    return rows / 255 if images.dtype == torch.uint8 else rows

@@ -4,24 +4,18 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from ptq_diffusion.metric.inference.bootstrap import Paired, paired_mean
-from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric
+from ptq_diffusion.metric.metric import Likeness
 
 BATCH = 256
 
 
-class SSIMToFloat(Metric):
+class SSIMToFloat(Likeness):
     """The mean structural similarity of each image to its float image; more is better."""
 
     name = "ssim_to_fp"
-    higher_is_better = True
-    to_float = True
-    likeness = True
 
-    def paired(self, evidence: Evidence) -> Paired:
-        target = evidence.images[FLOAT]
-        values = {variant: ssim(batch, target) for variant, batch in evidence.images.items()}
-        return paired_mean(values, **evidence.settings.resampling)
+    def of_pairs(self, images: Tensor, full_precision: Tensor) -> Tensor:
+        return ssim(images, full_precision)
 
 
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
@@ -36,7 +30,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
         reference: the same shape; row i comes from the same noise.
 
     Returns:
-        (N,) float64.
+        (N,) float64, on the CPU.
 
     Raises:
         ValueError: the shapes differ, are not four-dimensional or smaller than half a window, or are not bytes.
@@ -48,7 +42,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     if images.dtype != torch.uint8 or reference.dtype != torch.uint8:
         raise ValueError(f"expected uint8 images, got {images.dtype} and {reference.dtype}")
     pairs = zip(images.split(BATCH), reference.split(BATCH), strict=True)
-    return torch.cat([_of_batch(a.float() / 255, b.float() / 255) for a, b in pairs]).double()
+    return torch.cat([_of_batch(a.float() / 255, b.float() / 255) for a, b in pairs]).cpu().double()
 
 
 def _of_batch(images: Tensor, reference: Tensor) -> Tensor:

@@ -1,12 +1,9 @@
 """The metric that a sweep's table shows: how it is called, which direction is better, how many digits it has."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from omegaconf import OmegaConf
-
-from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.metric import Interval
+from ptq_diffusion.metric import Interval, Metric
 from ptq_diffusion.report.sweep.runs import Run
 
 FID = "fid"
@@ -51,14 +48,15 @@ def quantity_of(runs: Sequence[Run], name: str | None) -> Quantity:
     """The metric of this name that complete runs carry; FID, unsorted, where none is named.
 
     Raises:
-        ValueError: no run has a number of it; the message lists those that runs have.
+        ValueError: no run has a number of it, and the message lists those that runs have; or nothing tells which
+            direction of it is better.
     """
     if name is None:
         return Quantity()
     known = carried(runs)
     if name not in known:
         raise ValueError(f"expected --metric to name one that the runs carry, {', '.join(known)}, got {name!r}")
-    return Quantity(name, any(_higher_is_better(run, name) for run in runs), ranked=True)
+    return Quantity(name, _higher_is_better(runs, name), ranked=True)
 
 
 def carried(runs: Sequence[Run]) -> list[str]:
@@ -67,8 +65,22 @@ def carried(runs: Sequence[Run]) -> list[str]:
     return sorted({key for row in rows for key in row if f"{key}_se" in row and row[key] is not None})
 
 
-def _higher_is_better(run: Run, name: str) -> bool:
-    """Whether the class that a run's configuration gives this metric says so."""
-    targets = [level for key, level in run.config.items() if key.startswith("metric.") and key.endswith("._target_")]
-    metrics = [construct(OmegaConf.create({"_target_": target})) for target in targets]
-    return any(metric.name == name and metric.higher_is_better for metric in metrics)
+def _higher_is_better(runs: Sequence[Run], name: str) -> bool:
+    """Whether more of a metric is better, as reports tell, or where all are of earlier versions, the metric itself."""
+    told = [names for run in runs if run.report and (names := run.report.get("higher_is_better")) is not None]
+    if told:
+        return any(name in names for names in told)
+    known = {kind.name: kind.higher_is_better for kind in _kinds(Metric) if "name" in vars(kind)}
+    if name not in known:
+        raise ValueError(
+            f"expected a metric of which it is known whether more is better, got {name}, which no report tells of and "
+            "this version has not; make one of the reports again"
+        )
+    return known[name]
+
+
+def _kinds(kind: type[Metric]) -> Iterator[type[Metric]]:
+    """The metrics that are derived from one."""
+    for part in kind.__subclasses__():
+        yield part
+        yield from _kinds(part)

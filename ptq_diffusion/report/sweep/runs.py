@@ -152,6 +152,7 @@ UNCOUNTED = (
     "metric.",
     "judging.",
     "trial.",
+    "drift.",
 )
 
 

@@ -45,6 +45,7 @@ class Report(Part):
     paired: list[Pair]
     protocol: dict[str, Any]
     signatures: dict[str, Name]
+    higher_is_better: list[Name] | None = None
 
 
 class Failure(Part):

@@ -3,8 +3,10 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -13,17 +15,22 @@ from ptq_diffusion.report.sweep.figure import group_of, legend, styles, write_fi
 from ptq_diffusion.report.sweep.lines import NONE, Line
 from ptq_diffusion.report.sweep.runs import BITS, Run
 
-Curves = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]
-"""Times, the root of the residual's variance and the share of the noise that is left, by correction."""
+ERRORS = {"rms": "rms of the residual of $m$", "share": "share of the noise left, $1 - R^2$"}
+"""Panels of the output's error, by what they show, with the words of their axes."""
+STATES = {"psnr": "PSNR of the state to float, dB"}
+"""Panels of the states, which runs of earlier versions do not tell of."""
+Curves = Mapping[str, NDArray[np.float64]]
+"""Times `t` and what panels show at them, and `uncorrected`, the PSNR of the quantized model's states."""
 
 
 def step_errors(
     lines: Sequence[Line], runs: Sequence[Run], titles: Mapping[str, str], title: str, path: Path
 ) -> list[Path]:
-    """Draw the residual of every correction against the time, a row of two panels for each cell.
+    """Draw the errors of every correction against the time, a row of panels for each cell.
 
-    The left panel is the root mean square of the residual m~ - m, the right one its share of the quantization noise,
-    1 - R^2, both logarithmic, as runs' own files of steps tell them.
+    The left panel is the root mean square of the residual m~ - m, the next one its share of the quantization noise,
+    1 - R^2, both logarithmic. The right one is the PSNR of the state that a step leads to, to the float state of the
+    same noise, with that of the quantized model as it is. All are as runs' own files of steps tell them.
 
     Args:
         lines: of a table.
@@ -32,41 +39,63 @@ def step_errors(
         title: of the figure.
         path: the file to write, whose ending is replaced by those of PNG and PDF; nothing is written without steps.
     """
-    folders = {run.name: run.folder for run in runs}
-    cells: dict[str, dict[str, Line]] = {}
-    for line in lines:
-        if line.gain and (folders[line.run] / STEPS).is_file():
-            name = ", ".join(part for part in (line.levels.get(BITS, ""), group_of(line, titles)) if part)
-            cells.setdefault(name, {}).setdefault(line.correction, line)
+    cells = _cells(lines, runs, titles)
     if not cells:
         return []
-    looks = {name: style for name, style in styles(lines).items() if name != NONE}
-    figure = Figure(figsize=(10, 0.7 + 2.7 * len(cells) + 0.2 * ((len(looks) + 3) // 4)), layout="constrained")
-    axes = figure.subplots(len(cells), 2, squeeze=False)
+    drifts = any(np.isfinite(curves["psnr"]).any() for members in cells.values() for curves in members.values())
+    panels = ERRORS | (STATES if drifts else {})
+    looks = {name: style for name, style in styles(lines).items() if name != NONE or drifts}
+    height = 0.7 + 2.7 * len(cells) + 0.2 * ((len(looks) + 3) // 4)
+    figure = Figure(figsize=(1 + 4.5 * len(panels), height), layout="constrained")
+    axes = figure.subplots(len(cells), len(panels), squeeze=False)
     for row, (cell, members) in zip(axes, cells.items(), strict=True):
-        for correction, line in members.items():
-            t, *curves = read_steps(folders[line.run] / STEPS)
-            for axis, curve in zip(row, curves, strict=True):
-                axis.semilogy(t, curve, markersize=3, linewidth=1, markerfacecolor="none", **looks[correction])
-        for axis, words in zip(row, ("rms of the residual of $m$", "share of the noise left, $1 - R^2$"), strict=True):
+        for axis, (name, words) in zip(row, panels.items(), strict=True):
+            _draw(axis, name, members, looks)
             axis.set_ylabel(words, fontsize=9)
-            axis.set_xlabel("$t$, from noise to image")
-            axis.invert_xaxis()
-            axis.grid(alpha=0.3)
         row[0].set_title(cell, fontsize=9, loc="left")
     figure.suptitle(title, fontsize=10)
     legend(figure, looks)
     return write_figure(figure, path)
 
 
-def read_steps(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Times, rms and share of the residual; what is not above 0 has no place on a logarithmic axis and leaves a gap."""
+def read_steps(path: Path) -> Curves:
+    """The curves of a run; what is not above 0 has no place on a logarithmic axis, and is a gap as what is not told."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    t = np.array([float(row["t"]) for row in rows])
-    variance = np.array([float(row["variance"]) for row in rows])
-    share = 1 - np.array([float(row["r2"]) for row in rows])
-    return t, np.sqrt(_positive(variance)), _positive(share)
+
+    def column(name: str) -> NDArray[np.float64]:
+        return np.array([float(row.get(name) or "nan") for row in rows])
+
+    errors = {"rms": np.sqrt(_positive(column("variance"))), "share": _positive(1 - column("r2"))}
+    return {"t": column("t"), **errors, "psnr": column("psnr_corrected"), "uncorrected": column("psnr_quantized")}
+
+
+def _cells(lines: Sequence[Line], runs: Sequence[Run], titles: Mapping[str, str]) -> Mapping[str, Mapping[str, Curves]]:
+    """The curves by cell and correction."""
+    folders = {run.name: run.folder for run in runs}
+    cells: dict[str, dict[str, Curves]] = {}
+    for line in lines:
+        if line.gain and (folders[line.run] / STEPS).is_file():
+            name = ", ".join(part for part in (line.levels.get(BITS, ""), group_of(line, titles)) if part)
+            members = cells.setdefault(name, {})
+            if line.correction not in members:
+                members[line.correction] = read_steps(folders[line.run] / STEPS)
+    return cells
+
+
+def _draw(axis: Axes, name: str, members: Mapping[str, Curves], looks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw one panel of a cell; in that of the states the quantized model's are behind the others."""
+    drawn = [(curves["t"], curves[name], looks[correction]) for correction, curves in members.items()]
+    if name in STATES:
+        first = next(iter(members.values()))
+        drawn.insert(0, (first["t"], first["uncorrected"], looks.get(NONE, {"color": "black"})))
+    else:
+        axis.set_yscale("log")
+    for t, curve, look in drawn:
+        axis.plot(t, curve, markersize=3, linewidth=1, markerfacecolor="none", **look)
+    axis.set_xlabel("$t$, from noise to image")
+    axis.invert_xaxis()
+    axis.grid(alpha=0.3)
 
 
 def _positive(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -42,15 +42,22 @@ def write_png(chunks: Path, folder: Path) -> None:
 
     Args:
         chunks: of a samples artefact.
-        folder: receives `00000.png` and on.
+        folder: receives `00000.png` and on, with more digits where 100,000 images and more need them.
 
     Raises:
         ValueError: the images have other than 1 or 3 channels.
     """
     folder.mkdir(exist_ok=True)
+    names = png_names(sum(len(batch) for batch in _batches(chunks)))
     images = (image for batch in _batches(chunks) for image in batch)
-    for place, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(folder / f"{place:05d}.png")
+    for name, image in zip(names, images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(folder / name)
+
+
+def png_names(count: int) -> list[str]:
+    """The names of so many files, which sort as they are numbered."""
+    digits = max(5, len(str(count - 1)))
+    return [f"{place:0{digits}d}.png" for place in range(count)]
 
 
 def write_npz(chunks: Path, path: Path) -> None:

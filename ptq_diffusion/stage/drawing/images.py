@@ -1,6 +1,6 @@
 """Sampling to the end, chunk by chunk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork
 from ptq_diffusion.engine.conditions import ConditionSource
 from ptq_diffusion.model import Condition, Decoder, Denoiser
-from ptq_diffusion.sampler import Step, Table, sample
+from ptq_diffusion.sampler import Step, Table, Visit, sample
 
 Predictor = Callable[[Tensor, Step], Tensor]
 """From (x_t, step) to the output that is used."""
@@ -48,9 +48,13 @@ class DrawImages(ChunkWork):
 
         return cls(model, steps, conditions, decoder, predictor, lambda step: step.sigma)
 
-    def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
+    def visits(self, chunk: Chunk, device: torch.device) -> Iterator[Visit]:
+        """The steps of sampling a chunk, one after the other."""
         predict = self.predictor(chunk, chunk.condition(self.conditions, device))
-        *_, last = sample(predict, self.steps, chunk.noise(self.model.shape), self.sigma, device)
+        return sample(predict, self.steps, chunk.noise(self.model.shape), self.sigma, device)
+
+    def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
+        *_, last = self.visits(chunk, device)
         return {"images": to_bytes(self.decoder.decode(last.x_s))[: chunk.count]}
 
 

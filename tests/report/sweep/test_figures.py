@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import random
 
 import numpy as np
@@ -42,6 +43,13 @@ def sweep_below(folder):
             Image.fromarray(pixels).save(run / "samples" / f"{variant}.png")
 
 
+def with_drift(text, place):
+    """Steps as versions tell them that follow the states."""
+    head, *rows = text.splitlines()
+    told = [f"{row},0.1,{30 - i},0.1,{35 + place - i}" for i, row in enumerate(rows)]
+    return "\n".join([f"{head},mse_quantized,psnr_quantized,mse_corrected,psnr_corrected", *told]) + "\n"
+
+
 def texts_of(figure):
     return " ".join(text.get_text() for text in figure.findobj(lambda part: hasattr(part, "get_text")))
 
@@ -54,10 +62,25 @@ def test_every_figure_is_there_twice_and_names_what_it_shows(tmp_path, drawn):
     for name in figures:
         assert all(word in texts_of(drawn[name]) for word in ("ptqd", "bias", "eta 0", "eta 1")), name
     assert "full precision" in texts_of(drawn["samples.png"]) and "8/8  bias  eta 1" in texts_of(drawn["samples.png"])
+    assert len(drawn["steps.png"].axes) == 2 * 4, "errors of the output alone, in four cells"
     assert "4/8" in texts_of(drawn["frontier.png"]) and "Pareto" in texts_of(drawn["frontier.png"])
     assert len(drawn["samples.png"].axes) == 2 + 4 + 8, "two float models, four quantized ones, eight corrections"
     forest = drawn["forest.png"].axes[0]
     assert len(forest.containers) == 8 and len(forest.get_yticks()) == 8 + 4
+
+
+def test_states_have_a_panel_where_a_run_tells_of_them(tmp_path, drawn):
+    sweep_below(tmp_path)
+    for place, steps in enumerate(sorted(tmp_path.rglob("steps.csv"))):
+        if place % 2:
+            steps.write_text(with_drift(steps.read_text(), place))
+    collect([tmp_path])
+    axes = drawn["steps.png"].axes
+    assert len(axes) == 3 * 4
+    for axis in axes[2::3]:
+        assert "PSNR" in axis.get_ylabel() and axis.get_yscale() == "linear" and len(axis.lines) == 3
+    heights = {tuple(line.get_ydata()[:1]) for axis in axes[2::3] for line in axis.lines}
+    assert {(30.0,), (36.0,), (38.0,)} <= heights and any(math.isnan(*height) for height in heights)
 
 
 def test_what_runs_do_not_have_is_not_drawn(tmp_path):

@@ -1,0 +1,68 @@
+"""The same numbers by torchmetrics, which stand beside ours: ours have errors and are what reports show."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image import PeakSignalNoiseRatio
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from ptq_diffusion.metric.distance.frechet import FeatureMoments
+from ptq_diffusion.metric.distance.psnr import CAP
+
+
+class Incumbents:
+    """FID and PSNR of one variant as torchmetrics computes them, batch by batch.
+
+    SSIM has no counterpart here, for torchmetrics computes ours. KID and the classifier score have none, for
+    torchmetrics takes random subsets of the images there; the tests compare them where all images are one subset.
+
+    Args:
+        width: the number of features.
+        real: of the real images; None where the float images stand in their place.
+    """
+
+    def __init__(self, width: int, real: FeatureMoments | None) -> None:
+        self._fid = FrechetInceptionDistance(_Described(width))
+        self._psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="none", dim=(1, 2, 3))
+        self._reference_is_float = real is None
+        if real is not None:
+            _set_real(self._fid, real)
+
+    def update(self, vectors: Tensor, full_precision: Tensor, images: Tensor, float_images: Tensor) -> None:
+        """Take in a batch.
+
+        Args:
+            vectors: features of the images, (N, D) on the CPU.
+            full_precision: those of the float images of the same noise.
+            images: (N, C, H, W) uint8.
+            float_images: the same shape.
+        """
+        self._fid.update(vectors, real=False)
+        if self._reference_is_float:
+            self._fid.update(full_precision, real=True)
+        self._psnr.update(images.cpu().float() / 255, float_images.cpu().float() / 255)
+
+    def compute(self) -> Mapping[str, float]:
+        """The numbers of all batches; the ratio of equal images counts as `CAP`, as in ours."""
+        ratios = self._psnr.compute().clamp(max=CAP)
+        return {"fid": self._fid.compute().item(), "psnr_to_fp": ratios.mean().item()}
+
+
+class _Described(nn.Module):
+    """The feature network in a place where the features are there already, (N, D) to the same."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return vectors
+
+
+def _set_real(fid: FrechetInceptionDistance, real: FeatureMoments) -> None:
+    """Make the sums of torchmetrics those of as many images with these moments."""
+    squares = (real.count - 1) * real.covariance + real.count * torch.outer(real.mean, real.mean)
+    fid.real_features_sum = real.count * real.mean
+    fid.real_features_cov_sum = squares
+    fid.real_features_num_samples = torch.tensor(real.count)

@@ -1,0 +1,1 @@
+"""The judging of stored images, with Lightning."""
