@@ -11,15 +11,15 @@ from ptq_diffusion.engine.runtime import track
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import quantize
-from ptq_diffusion.rounding import LayerRounding, Reads, Reconstruction
+from ptq_diffusion.rounding import BRECQ, BlockReconstruction, LayerReconstruction, LayerRounding, Reads, Reconstruction
 from ptq_diffusion.rounding.artefact import read_part, save_integers, write_integers
 from ptq_diffusion.stage.calibrate import Calibrate, States, read_observations
 from ptq_diffusion.stage.plan import Plan, read_plan
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.trajectories import Trajectories, calibration_chunks
 
-PARTS = "parts"
-"""The folder of the parts that are done; an attempt that was interrupted goes on behind them."""
+PARTS, CALLS = "parts", "calls"
+"""Folders of the parts that are done, behind which an attempt that was interrupted goes on, and of a block's calls."""
 
 
 class Reconstruct(ModelStage):
@@ -29,7 +29,7 @@ class Reconstruct(ModelStage):
     version = 1
     needs = (Trajectories, Calibrate, Plan, EncodePrompts)
     uses = ("model", "condition", "sampler", "calibration", "micro_batch", "quantizer", "rounding")
-    scratch = (PARTS,)
+    scratch = (PARTS, CALLS)
 
     @classmethod
     def serves(cls, cfg: DictConfig) -> bool:
@@ -37,7 +37,7 @@ class Reconstruct(ModelStage):
         return construct(cfg.rounding).reads is not Reads.NOTHING
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
-        work, folder = self.work(cfg, inputs, shop), out / PARTS
+        work, folder = self.work(cfg, inputs, out, shop), out / PARTS
         folder.mkdir(exist_ok=True)
         files = {part: folder / f"{place:04d}.safetensors" for place, part in enumerate(work.parts)}
         for part in track(work.parts, self.title, shop.runtime.progress):
@@ -47,14 +47,16 @@ class Reconstruct(ModelStage):
         parts = (read_part(file, work.copies(part)) for part, file in files.items())
         save_integers(out, parts, work.model.fingerprint(), work.quantized.plan.fingerprint())
 
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> Reconstruction:
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> Reconstruction:
         """The network that is rounded, with all that its rounding reads."""
-        rounding = construct(cfg.rounding)
-        if not isinstance(rounding, LayerRounding):
-            raise ValueError("expected a rounding that reads a network's inputs, got nearest; set rounding=gptq")
         plan, observations = read_plan(inputs[Plan.name]), read_observations(cfg, inputs[Calibrate.name], shop.host)
         weight, model = construct(cfg.quantizer.weight), shop.guided(cfg, inputs)
         quantized = quantize(shop.host.guided(cfg, inputs), plan, observations, weight).to(shop.device)
         table, conditions = shop.table(cfg, model), shop.conditions(cfg, model, inputs)
         states = States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), len(table), conditions)
-        return Reconstruction(model, quantized, weight, table, states, rounding)
+        networks, rounding = (model, quantized, weight, table, states), construct(cfg.rounding)
+        if isinstance(rounding, LayerRounding):
+            return LayerReconstruction(*networks, rounding)
+        if isinstance(rounding, BRECQ):
+            return BlockReconstruction(*networks, rounding, out / CALLS)
+        raise ValueError("expected a rounding that reads a network's inputs, got nearest; set rounding=gptq")
