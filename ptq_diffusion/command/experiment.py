@@ -32,6 +32,7 @@ from ptq_diffusion.stage.plan import Plan
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
+from ptq_diffusion.stage.rounding.reconstruct import Reconstruct
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
@@ -60,6 +61,7 @@ STAGES: dict[str, type[Stage]] = {
         MeasureStepSignal,
         MeasureSensitivity,
         Plan,
+        Reconstruct,
         Quantize,
         Noise,
         Fit,

@@ -113,6 +113,10 @@ class Denoiser(nn.Module, ABC):
         """The output m, (B, C, H, W), from the output layer's as a map, (B, p p C', H/p, W/p); C' is C or more."""
         return patches[:, : self.shape[0]]
 
+    def blocks(self) -> Sequence[str]:
+        """The names of the network's residual and attention blocks, none within another; () where it has none."""
+        return ()
+
     @property
     @abstractmethod
     def network(self) -> nn.Module:

@@ -228,6 +228,9 @@ class DiffusersDenoiser(Denoiser):
     def attention_macs(self) -> int:
         return self._macs.attention
 
+    def blocks(self) -> Sequence[str]:
+        return self.family.blocks(self._float_network)
+
     @cached_property
     def _float_network(self) -> ModelMixin:
         """A network of the configuration on the meta device: layers and shapes without weights."""

@@ -102,6 +102,9 @@ class Guided(Denoiser):
     def sites(self) -> Sequence[Site]:
         return self._denoiser.sites()
 
+    def blocks(self) -> Sequence[str]:
+        return self._denoiser.blocks()
+
     def attention_macs(self) -> int:
         return self._denoiser.attention_macs()
 

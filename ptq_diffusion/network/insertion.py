@@ -1,7 +1,7 @@
 """Build the quantized copy of a float network by a bitwidth plan."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,16 @@ from ptq_diffusion.network.step_settings import ROWS, LayerSettings
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.quantizer import AffineQuantizer, Quantizer
 
+Integers = Mapping[tuple[str, int], Tensor]
+"""Integers of weights by the layer's name and the bits of the copy, each of the weight's shape."""
+
 
 def quantize(
-    model: Denoiser, plan: BitwidthPlan, observations: InputObservations, weight: Callable[[int], Quantizer]
+    model: Denoiser,
+    plan: BitwidthPlan,
+    observations: InputObservations,
+    weight: Callable[[int], Quantizer],
+    integers: Integers | None = None,
 ) -> QuantizedDenoiser:
     """A quantized copy of a float denoiser; the original stays as it is.
 
@@ -29,16 +36,19 @@ def quantize(
         plan: bits of every site at every step.
         observations: of the inputs of its layers and of attention's operands.
         weight: from a bitwidth to a fresh quantizer of a weight.
+        integers: of weights that a rounding has chosen; all others are rounded to nearest.
 
     Raises:
         ValueError: the plan is of another network, or a layer cannot be quantized.
     """
+    rounded = integers or {}
     sites = model.sites()
     plan.require(sites, plan.steps)
     current = CurrentStep()
 
     def replacement(name: str, layer: nn.Module) -> QuantizedLayer:
-        copies = [_stored(layer.get_parameter("weight").detach(), bits, weight) for bits in plan.weight_copies(name)]
+        float_weight = layer.get_parameter("weight").detach()
+        copies = [_stored(float_weight, bits, weight, rounded.get((name, bits))) for bits in plan.weight_copies(name)]
         bias = None if layer.bias is None else layer.get_parameter("bias").detach().clone()
         return quantized_layer(layer, copies, bias, layer_settings(plan, name, observations), current)
 
@@ -97,10 +107,18 @@ def _grid(quantizer: Quantizer) -> tuple[Tensor, Tensor]:
     return quantizer.scale, quantizer.zero_point
 
 
-def _stored(weight: Tensor, bits: int, make: Callable[[int], Quantizer]) -> StoredWeight:
-    if bits == FLOAT_BITS:
-        return FloatWeight(weight.clone())
+def weight_quantizer(weight: Tensor, bits: int, make: Callable[[int], Quantizer]) -> Quantizer:
+    """The frozen quantizer of a weight at so many bits; `make` gives a fresh one."""
     quantizer = make(bits)
     quantizer.observe(weight)
     quantizer.freeze()
-    return QuantizedWeight.of(weight, quantizer)
+    return quantizer
+
+
+def _stored(weight: Tensor, bits: int, make: Callable[[int], Quantizer], integers: Tensor | None) -> StoredWeight:
+    if bits == FLOAT_BITS:
+        return FloatWeight(weight.clone())
+    quantizer = weight_quantizer(weight, bits, make)
+    return (
+        QuantizedWeight.of(weight, quantizer) if integers is None else QuantizedWeight.of_integers(integers, quantizer)
+    )

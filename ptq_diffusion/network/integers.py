@@ -62,16 +62,26 @@ class QuantizedWeight(StoredWeight):
 
     @classmethod
     def of(cls, weight: Tensor, quantizer: Quantizer) -> "QuantizedWeight":
-        """A float weight rounded to the grid of a frozen quantizer.
+        """A float weight rounded to the nearest integers of the grid of a frozen quantizer.
 
         Raises:
             TypeError: a kind of quantizer whose integers cannot be stored yet.
         """
+        return cls.of_integers(quantizer.to_integers(weight), quantizer)
+
+    @classmethod
+    def of_integers(cls, integers: Tensor, quantizer: Quantizer) -> "QuantizedWeight":
+        """Integers of the grid of a frozen quantizer, of the weight's shape, whichever way it was rounded.
+
+        Raises:
+            TypeError: a kind of quantizer whose integers cannot be stored yet.
+            ValueError: an integer that the grid has not.
+        """
         if not isinstance(quantizer, AffineQuantizer):
             raise TypeError(f"expected an AffineQuantizer of a weight, got {type(quantizer).__name__}")
-        codes = quantizer.to_integers(weight) - quantizer.grid.low
-        packed = pack(codes, quantizer.grid.bits)
-        return cls(packed, quantizer.scale, quantizer.zero_point, quantizer.grid, tuple(weight.shape))
+        grid, shape = quantizer.grid, tuple(integers.shape)
+        packed = pack(integers - grid.low, grid.bits)
+        return cls(packed, quantizer.scale, quantizer.zero_point, grid, shape)
 
     def values(self, gain: Tensor | None = None) -> Tensor:
         if gain is not None:

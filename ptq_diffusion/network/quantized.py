@@ -93,7 +93,7 @@ class QuantizedDenoiser(Denoiser):
         return self._denoiser.unpatched(patches)
 
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
-        self._current.i = step.i
+        self.set_step(step.i)
         with self._features() as features:
             m = self._denoiser.predict(x_t, step, condition).m
         if len(features) != 1:
@@ -101,6 +101,10 @@ class QuantizedDenoiser(Denoiser):
         height, width = x_t.shape[2:]
         rows = self._denoiser.feature_map(features[0], (height, width))
         return Output(m, self._denoiser.combined(rows, step))
+
+    def set_step(self, i: int) -> None:
+        """Let all layers compute at step i, for those who call parts of the network by themselves."""
+        self._current.i = i
 
     @contextmanager
     def _features(self) -> Iterator[list[Tensor]]:

@@ -131,6 +131,15 @@ class AffineQuantizer(Quantizer):
         low, high = (self.grid.low - zero_point).float(), (self.grid.high - zero_point).float()
         return _differentiable(x, low, high, scale, 1 / scale)
 
+    def spread(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of every element of a tensor that the quantizer is of, each of the shape of x.
+
+        They are for roundings, which take one element after the other.
+        """
+        self.require(State.FROZEN)
+        scale, zero_point = self._broadcast(x)
+        return scale.expand_as(x), zero_point.expand_as(x)
+
     @cached_property
     def _numbers(self) -> Numbers:
         """The numbers of a frozen grid for a whole tensor."""

@@ -9,9 +9,11 @@ from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import quantize, save_quantized
+from ptq_diffusion.rounding.artefact import load_integers
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.plan import Plan, read_plan
 from ptq_diffusion.stage.prompts import EncodePrompts
+from ptq_diffusion.stage.rounding.reconstruct import Reconstruct
 
 
 class Quantize(ModelStage):
@@ -19,10 +21,12 @@ class Quantize(ModelStage):
 
     name = "quantize"
     version = 1
-    needs = (Calibrate, Plan, EncodePrompts)
+    needs = (Calibrate, Plan, Reconstruct, EncodePrompts)
     uses = ("model", "condition", "quantizer")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         plan, observations = read_plan(inputs[Plan.name]), read_observations(cfg, inputs[Calibrate.name], shop.host)
-        model = shop.host.guided(cfg, inputs)
-        save_quantized(quantize(model, plan, observations, construct(cfg.quantizer.weight)), out)
+        model, integers = shop.host.guided(cfg, inputs), None
+        if Reconstruct.name in inputs:
+            integers = load_integers(inputs[Reconstruct.name], model.fingerprint(), plan.fingerprint())
+        save_quantized(quantize(model, plan, observations, construct(cfg.quantizer.weight), integers), out)

@@ -14,6 +14,7 @@ GROUPS = {
     "condition": "condition",
     "sampler": "sampler",
     "bitwidth": "bitwidth",
+    "rounding": "rounding",
     "correction": "correction",
     "feature": "feature",
     "metric": None,

@@ -26,6 +26,7 @@ RUNS = {
     "export": ["goal=export", "noise.steps=6"],
     "labels and guidance": ["correction=ptqd", "condition=labels", "condition.guidance.scale=2"],
     "bits by step": ["goal=plan", "bitwidth=step_snr"],
+    "rounding": ["goal=quantize", "rounding=gptq"],
     "bits by layer": ["goal=plan", "bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=4"],
 }
 
@@ -37,6 +38,7 @@ NAMED = "the configuration names the float model, of whose folder this stage rea
 BRANCHES: dict[str, dict[str, str]] = {
     "plan": {},
     "calibrate": {},
+    "quantize": {},
     "samples_quantized": {
         "model/configuration.py": NAMED,
         "model/loading.py": NAMED,

@@ -24,6 +24,7 @@ from ptq_diffusion.metric import FeatureExtractor, Reference
 from ptq_diffusion.model import Condition, Denoiser, Guided
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.quantizer import Quantizer
+from ptq_diffusion.rounding import Rounding
 from ptq_diffusion.sampler import Sampler
 from ptq_diffusion.stage.evaluate import build_metrics
 from ptq_diffusion.stage.export import Export, export_name
@@ -37,6 +38,7 @@ KINDS: Mapping[str, type] = {
     "model": Denoiser,
     "sampler": Sampler,
     "bitwidth": BitwidthPolicy,
+    "rounding": Rounding,
     "correction": Requirements,
     "feature.extractor": FeatureExtractor,
     "reference": Reference,

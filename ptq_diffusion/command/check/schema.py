@@ -134,6 +134,7 @@ class Experiment(Options):
     sampler: Part
     quantizer: Mapping[str, Part]
     bitwidth: Part
+    rounding: Part
     correction: Part
     feature: FeatureSpace
     metric: Mapping[str, Part]

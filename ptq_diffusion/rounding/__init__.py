@@ -1,0 +1,36 @@
+"""Floor 3: roundings, which choose the integers of weights."""
+
+from ptq_diffusion.rounding.adaround import AdaRound
+from ptq_diffusion.rounding.blocks import BRECQ, BlockReconstruction
+from ptq_diffusion.rounding.gptq import GPTQ
+from ptq_diffusion.rounding.inputs import Inputs
+from ptq_diffusion.rounding.layerwise import LayerReconstruction
+from ptq_diffusion.rounding.moments import Moments, MomentStream
+from ptq_diffusion.rounding.nearest import Nearest
+from ptq_diffusion.rounding.reconstruction import Reconstruction
+from ptq_diffusion.rounding.rounding import LayerRounding, Reads, Rounding, RowProblem
+from ptq_diffusion.rounding.soft import Descent, SoftIntegers
+from ptq_diffusion.rounding.step_weights import EffectOnImage, SoftmaxOfEffect, StepWeights, UniformSteps
+
+__all__ = [
+    "BRECQ",
+    "GPTQ",
+    "AdaRound",
+    "BlockReconstruction",
+    "Descent",
+    "EffectOnImage",
+    "Inputs",
+    "LayerReconstruction",
+    "LayerRounding",
+    "MomentStream",
+    "Moments",
+    "Nearest",
+    "Reads",
+    "Reconstruction",
+    "Rounding",
+    "RowProblem",
+    "SoftIntegers",
+    "SoftmaxOfEffect",
+    "StepWeights",
+    "UniformSteps",
+]

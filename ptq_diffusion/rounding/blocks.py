@@ -1,0 +1,175 @@
+"""Rounding learned by gradients, block by block."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptq_diffusion.model import Condition, Denoiser
+from ptq_diffusion.network import QuantizedDenoiser, StoredWeight
+from ptq_diffusion.network.insertion import Integers
+from ptq_diffusion.numeric.seed import generator
+from ptq_diffusion.quantizer import Quantizer
+from ptq_diffusion.rounding.calls import Call, CallFiles, call_of, tensors_of
+from ptq_diffusion.rounding.inputs import PathName
+from ptq_diffusion.rounding.parts import Part
+from ptq_diffusion.rounding.reconstruction import Copy, Reconstruction
+from ptq_diffusion.rounding.rounding import Reads, Rounding
+from ptq_diffusion.rounding.soft import Descent, SoftIntegers
+from ptq_diffusion.rounding.step_weights import States, StepWeights
+from ptq_diffusion.sampler import Table
+
+
+class BRECQ(Rounding):
+    """All layers of a block together, so that its output changes least (Li et al., ICLR 2021, arXiv 2102.05426).
+
+    Blocks are the residual and attention blocks of the network; a layer outside of them is a block of its own. An
+    iteration takes rows of some calls, each of one step, whose settings and copy of the weights it computes with.
+    Inputs are quantized as when sampling, and the gradient goes straight through them. The error is the mean square of
+    the output in units of that of nearest, without the paper's Fisher weights, as Q-Diffusion (ICCV 2023) has it.
+
+    Args:
+        path: whose inputs a block gets: those of the float network, or of the quantized one up to it.
+        weights: of the steps.
+        descent: how the integers are decided.
+        calls: how many calls an iteration takes rows of.
+        rows: how many rows of each.
+
+    Raises:
+        ValueError: an iteration would take no row.
+    """
+
+    reads = Reads.CALLS
+
+    def __init__(self, path: PathName, weights: StepWeights, descent: Descent, calls: int = 4, rows: int = 8) -> None:
+        if calls < 1 or rows < 1:
+            raise ValueError(f"expected an iteration of at least 1 call and 1 row of it, got {calls} and {rows}")
+        self.path, self.weights, self.descent, self.calls, self.rows = path, weights, descent, calls, rows
+
+
+class SoftWeight(StoredWeight):
+    """A copy of a weight whose integers are undecided yet.
+
+    Args:
+        soft: the integers.
+        bits: of one.
+    """
+
+    symmetric = True
+
+    def __init__(self, soft: SoftIntegers, bits: int) -> None:
+        super().__init__()
+        self.soft, self.bits = soft, bits
+
+    def values(self, gain: Tensor | None = None) -> Tensor:
+        values = self.soft.values()
+        return values if gain is None else values * gain.view(-1, *[1] * (values.dim() - 1))
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {"v": self.soft.v}
+
+
+class BlockReconstruction(Reconstruction):
+    """Each block by its own calls, which lie in files while it is rounded.
+
+    Args:
+        model: the float network.
+        quantized: its quantized copy, which this owns.
+        weight: from a bitwidth to a fresh quantizer of a weight.
+        table: the sampler's.
+        states: of float sampling.
+        rounding: the method.
+        folder: for the files of one block.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        quantized: QuantizedDenoiser,
+        weight: Callable[[int], Quantizer],
+        table: Table,
+        states: States,
+        rounding: BRECQ,
+        folder: Path,
+    ) -> None:
+        super().__init__(model, quantized, weight, table, states)
+        self.rounding, self.folder = rounding, folder
+
+    @property
+    def weighting(self) -> StepWeights:
+        return self.rounding.weights
+
+    def rounded(self, part: Part) -> Integers:
+        with CallFiles.within(self.folder) as calls:
+            self._collect(part, calls)
+            nearest = self.error(part, calls)
+            soft = self._learned(part, calls, nearest)
+            integers = {copy: undecided.integers() for copy, undecided in soft.items()}
+            self.install(integers)
+            if self.error(part, calls) >= nearest:
+                integers = {(n, b): self.quantizer(n, b).to_integers(self.float_weight(n)) for n, b in integers}
+        return integers
+
+    @torch.no_grad()
+    def error(self, part: Part, calls: CallFiles) -> float:
+        """The mean square by which a block's outputs differ from the float ones, steps weighted."""
+        errors = [self._error(part, call) * self.step_weights[call.i] for call in calls]
+        return float(sum(errors) / sum(self.step_weights[call.i] for call in calls))
+
+    def _learned(self, part: Part, calls: CallFiles, nearest: float) -> Mapping[Copy, SoftIntegers]:
+        """Undecided integers of all copies of a part, as the descent leaves them."""
+        descent, soft = self.rounding.descent, {copy: self._soft(*copy) for copy in self.copies(part)}
+        optimizer = torch.optim.Adam([undecided.v for undecided in soft.values()], descent.learning_rate)
+        draw, shares = generator("blocks", part.name), self.step_weights * len(self.table)
+        with torch.enable_grad(), self._softened(soft):
+            for iteration in range(descent.iterations):
+                optimizer.zero_grad()
+                progress = iteration / descent.iterations
+                penalties = [undecided.penalty(progress, descent.warmup) for undecided in soft.values()]
+                (descent.penalty * torch.stack(penalties).mean()).backward()
+                for place in torch.randint(len(calls), (self.rounding.calls,), generator=draw).tolist():
+                    call = calls[place]
+                    some = call.rows(torch.randperm(call.count, generator=draw)[: self.rounding.rows])
+                    share = float(shares[call.i]) / (self.rounding.calls * nearest) if nearest else 0.0
+                    (share * self._error(part, some)).backward()
+                optimizer.step()
+        return soft
+
+    def _error(self, part: Part, call: Call) -> Tensor:
+        self.quantized.set_step(call.i)
+        positional, named = call.arguments
+        outputs = tensors_of(self.quantized.network.get_submodule(part.name)(*positional, **named))
+        pairs = zip(outputs, call.outputs, strict=True)
+        return torch.stack([(output - target).square().mean() for output, target in pairs]).mean()
+
+    @torch.no_grad()
+    def _collect(self, part: Part, calls: CallFiles) -> None:
+        for i, x_t, condition in self.states:
+            positional, named, outputs = self._call(self.model, part, i, x_t, condition)
+            if self.rounding.path == "quantized":
+                positional, named, _ = self._call(self.quantized, part, i, x_t, condition)
+            calls.append(Call(i, (positional, named), outputs))
+
+    def _call(
+        self, denoiser: Denoiser, part: Part, i: int, x_t: Tensor, condition: Condition | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
+        block = denoiser.network.get_submodule(part.name)
+        return call_of(block, lambda: self.ask(denoiser, i, x_t, condition))
+
+    def _soft(self, name: str, bits: int) -> SoftIntegers:
+        weight, quantizer = self.float_weight(name), self.quantizer(name, bits)
+        return SoftIntegers(weight, *quantizer.spread(weight), quantizer.grid)
+
+    @contextmanager
+    def _softened(self, soft: Mapping[Copy, SoftIntegers]) -> Iterator[None]:
+        """Within this context the quantized network computes with undecided integers."""
+        places = {copy: (self.quantized.layer(copy[0]).weights, self.place(*copy)) for copy in soft}
+        before: dict[Copy, nn.Module] = {copy: weights[place] for copy, (weights, place) in places.items()}
+        for copy, (weights, place) in places.items():
+            weights[place] = SoftWeight(soft[copy], copy[1])
+        yield
+        for copy, (weights, place) in places.items():
+            weights[place] = before[copy]

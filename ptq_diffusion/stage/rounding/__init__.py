@@ -1,0 +1,1 @@
+"""Stages that choose the integers of weights."""

@@ -1,0 +1,62 @@
+"""Stage: the integers of weights that a rounding chooses, part by part of the network."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ptq_diffusion.artefact.files import holds_tensors
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.runtime import track
+from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.network import quantize
+from ptq_diffusion.rounding import BRECQ, BlockReconstruction, LayerReconstruction, LayerRounding, Reads, Reconstruction
+from ptq_diffusion.rounding.artefact import read_part, save_integers, write_integers
+from ptq_diffusion.stage.calibrate import Calibrate, States, read_observations
+from ptq_diffusion.stage.plan import Plan, read_plan
+from ptq_diffusion.stage.prompts import EncodePrompts
+from ptq_diffusion.stage.trajectories import Trajectories, calibration_chunks
+
+PARTS, CALLS = "parts", "calls"
+"""Folders of the parts that are done, behind which an attempt that was interrupted goes on, and of a block's calls."""
+
+
+class Reconstruct(ModelStage):
+    """`integers.safetensors`: the integers of every quantized weight, and `owner.json`, the network and its plan."""
+
+    name = "reconstruct"
+    version = 1
+    needs = (Trajectories, Calibrate, Plan, EncodePrompts)
+    uses = ("model", "condition", "sampler", "calibration", "micro_batch", "quantizer", "rounding")
+    scratch = (PARTS, CALLS)
+
+    @classmethod
+    def serves(cls, cfg: DictConfig) -> bool:
+        """Whether weights are rounded otherwise than to nearest."""
+        return construct(cfg.rounding).reads is not Reads.NOTHING
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        work, folder = self.work(cfg, inputs, out, shop), out / PARTS
+        folder.mkdir(exist_ok=True)
+        files = {part: folder / f"{place:04d}.safetensors" for place, part in enumerate(work.parts)}
+        for part in track(work.parts, self.title, shop.runtime.progress):
+            if not holds_tensors(files[part]):
+                write_integers(files[part], work.rounded(part))
+            work.install(read_part(files[part], work.copies(part)))
+        parts = (read_part(file, work.copies(part)) for part, file in files.items())
+        save_integers(out, parts, work.model.fingerprint(), work.quantized.plan.fingerprint())
+
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> Reconstruction:
+        """The network that is rounded, with all that its rounding reads."""
+        plan, observations = read_plan(inputs[Plan.name]), read_observations(cfg, inputs[Calibrate.name], shop.host)
+        weight, model = construct(cfg.quantizer.weight), shop.guided(cfg, inputs)
+        quantized = quantize(shop.host.guided(cfg, inputs), plan, observations, weight).to(shop.device)
+        table, conditions = shop.table(cfg, model), shop.conditions(cfg, model, inputs)
+        states = States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), len(table), conditions)
+        networks, rounding = (model, quantized, weight, table, states), construct(cfg.rounding)
+        if isinstance(rounding, LayerRounding):
+            return LayerReconstruction(*networks, rounding)
+        if isinstance(rounding, BRECQ):
+            return BlockReconstruction(*networks, rounding, out / CALLS)
+        raise ValueError("expected a rounding that reads a network's inputs, got nearest; set rounding=gptq")

@@ -1,0 +1,30 @@
+"""Weights, their quantizers, and moments of correlated inputs."""
+
+import torch
+
+from ptq_diffusion.quantizer import AffineQuantizer, MinMax
+from ptq_diffusion.rounding import Moments
+
+SHAPE = (6, 4, 3, 3)
+GRIDS = [(symmetric, per_channel) for symmetric in (True, False) for per_channel in (True, False)]
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def quantizer_of(weight, bits, symmetric=True, per_channel=True):
+    quantizer = AffineQuantizer(bits, symmetric, per_channel, MinMax())
+    quantizer.observe(weight)
+    quantizer.freeze()
+    return quantizer
+
+
+def correlated(n, groups=1, rows=64, seed=1):
+    """Moments of inputs that share a few directions."""
+    inputs = draw(groups, rows, 3, seed=seed) @ draw(groups, 3, n, seed=seed + 1) + 0.3 * draw(groups, rows, n, seed=9)
+    return Moments(inputs.mT @ inputs / rows)
+
+
+def uncorrelated(n, groups=1):
+    return Moments(torch.eye(n).expand(groups, n, n))
