@@ -16,7 +16,7 @@ from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
 LINEAR, TOKENS = "linear_sigmas", "image_seq_len"
-"""What a model says of its pipeline beside its scheduler: noise levels 1 to 1/n before the shift, and its tokens."""
+"""Facts of a model's pipeline beside its scheduler: noise levels 1 to 1/n before the shift, and tokens of a state."""
 
 
 class FlowEuler(Sampler):

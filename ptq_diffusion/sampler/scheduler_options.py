@@ -15,7 +15,7 @@ SAME_DEFAULTS = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDP
 ABSENT = {"trained_betas": None, "thresholding": False, "rescale_betas_zero_snr": False}
 """The behaviour of every scheduler that has no such option."""
 TRAINING = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-"""How a model was trained, which no default of another class of schedulers can say."""
+"""Options of the training, which no default of another class of schedulers can say."""
 FLOW_CLASSES = "FlowMatch"
 """The beginning of the names of schedulers of flow matching."""
 NOT_READ = {"dynamic_thresholding_ratio", "sample_max_value"}
@@ -60,11 +60,13 @@ def scheduler_options(
 def is_of_flow(config: Mapping[str, Any]) -> bool:
     """Whether a scheduler's configuration is that of a model of flow matching."""
     named = str(config.get("_class_name", "")).startswith(FLOW_CLASSES)
-    return named or "shift_terminal" in config or config.get("prediction_type") == FLOW
+    # A live configuration does not tell its class.
+    said = "shift_terminal" in config and "beta_schedule" not in config
+    return named or said or config.get("prediction_type") == FLOW
 
 
 def _defaults(kind: type[SchedulerMixin], own: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
-    """What an option is that a configuration of the class `name` leaves out."""
+    """The values of options that a configuration of the class `name` leaves out."""
     if kind.__name__ in SAME_DEFAULTS:
         return own if name in SAME_DEFAULTS else ABSENT if name else ABSENT | {"set_alpha_to_one": True}
     said = {key: option.default for key, option in inspect.signature(DDPMScheduler.__init__).parameters.items()}

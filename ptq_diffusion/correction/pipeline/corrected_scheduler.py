@@ -151,13 +151,9 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         m = self.correction.output(q, sample, None, step)
         z = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
         state = step.advance(State(sample, self._past), m, self.correction.sigma(step), z)
-        x_s, self._past = state.x, state.past
-        if not torch.isfinite(x_s).all():
-            raise FloatingPointError(
-                f"the state after t = {step.t} is not finite; check that pipe.unet is the quantized network that the "
-                "correction was fitted for"
-            )
-        return SchedulerOutput(prev_sample=x_s) if return_dict else (x_s,)
+        self._past = state.past
+        _require_finite(state.x, step)
+        return SchedulerOutput(prev_sample=state.x) if return_dict else (state.x,)
 
     def _require_scaled(self, step: Step) -> None:
         if step.input_scale != 1 and self._scaled != step.t:
@@ -166,3 +162,11 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
                 "one that does not, such as DDPMPipeline; take the pipeline of goal=export, whose network does it "
                 "itself, or set +sampler.scheduler.timestep_spacing=leading"
             )
+
+
+def _require_finite(x_s: Tensor, step: Step) -> None:
+    if not torch.isfinite(x_s).all():
+        raise FloatingPointError(
+            f"the state after t = {step.t} is not finite; check that pipe.unet is the quantized network that the "
+            "correction was fitted for"
+        )
