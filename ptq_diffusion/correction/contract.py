@@ -8,7 +8,7 @@ from typing import ClassVar, Generic, Literal, TypeVar
 from torch import Tensor
 
 from ptq_diffusion.correction.evidence import MomentEvidence, PathEvidence
-from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
+from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, absorbing
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
 from ptq_diffusion.sampler.step import Step
@@ -95,7 +95,7 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         Raises:
             ValueError: the method makes another table, which these steps do not allow.
         """
-        return FittedCorrection(steps, corrections)
+        return FittedCorrection(steps, absorbing(corrections, steps))
 
     def rescalings(
         self,

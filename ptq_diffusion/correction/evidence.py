@@ -1,7 +1,7 @@
 """Evidence that one step of a correction is fitted on: moments of the noise, or images along a path."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from typing import Generic, Self, TypeVar
 
@@ -36,6 +36,9 @@ class PathBatch:
         features: the input of the quantized output layer, (B, F, H, W).
         float_m: the float output on float_x_t.
         float_x_t: the states of float sampling with the same noise; on the float path x_t itself.
+        past: the predictions of x_0 on the path that a multistep sampler reads here, the latest first, each
+            (B, C, H, W).
+        float_past: those of float sampling.
     """
 
     first: int
@@ -44,12 +47,15 @@ class PathBatch:
     features: Tensor
     float_m: Tensor
     float_x_t: Tensor
+    past: tuple[Tensor, ...] = field(default=(), kw_only=True)
+    float_past: tuple[Tensor, ...] = field(default=(), kw_only=True)
 
     def half(self, parity: int) -> Self:
         """The images of even (0) or odd (1) index, of which there may be none, indexed anew among their like."""
         offset = (self.first + parity) % 2
-        tensors = {field.name: getattr(self, field.name)[offset::2] for field in fields(self) if field.name != "first"}
-        return type(self)((self.first + offset) // 2, **tensors)
+        tensors = {name: getattr(self, name)[offset::2] for name in tensor_names(type(self))}
+        past, float_past = (tuple(x_0[offset::2] for x_0 in earlier) for earlier in (self.past, self.float_past))
+        return type(self)((self.first + offset) // 2, **tensors, past=past, float_past=float_past)
 
     def repaired(self, repairs: Sequence[Repair]) -> Tensor:
         """m~ after all repairs, (B, C, H, W)."""
@@ -68,6 +74,11 @@ class PairedBatch(PathBatch):
     """
 
     m: Tensor
+
+
+def tensor_names(kind: type[PathBatch]) -> list[str]:
+    """The names of what a batch has one tensor of, with a row for every image."""
+    return [part.name for part in fields(kind) if part.name not in ("first", "past", "float_past")]
 
 
 SomeBatch = TypeVar("SomeBatch", bound=PathBatch)

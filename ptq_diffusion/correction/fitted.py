@@ -5,7 +5,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ptq_diffusion.correction.noise.residual import Residual
+from ptq_diffusion.correction.noise.residual import Residual, multistep_sigmas
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.correction.repair.filter import Filter, FilterInt8
 from ptq_diffusion.correction.repair.repair import Repair
@@ -105,9 +105,13 @@ class FittedCorrection:
         return sum(one.estimates for one in self.corrections)
 
     def without_repairs(self) -> "FittedCorrection":
-        """The table and sigma' alone, for a network that repairs its output itself, such as a `CorrectedNetwork`."""
+        """The table and sigma' alone, for a network that repairs its output itself, such as a `CorrectedNetwork`.
+
+        It scales its input itself too.
+        """
         bare = [dataclasses.replace(one, repairs=(), rescalings={}) for one in self.corrections]
-        return FittedCorrection(self.steps, bare)
+        unscaled = (dataclasses.replace(step, input_scale=1.0) for step in self.steps)
+        return FittedCorrection(self.steps.with_steps(unscaled), bare)
 
     def report(self) -> Sequence[StepReport]:
         """One report for each step."""
@@ -173,6 +177,15 @@ class FittedCorrection:
                 f"expected coefficients that FittedCorrection.save wrote in {folder}, got others ({error}); "
                 "fit or export it again"
             ) from error
+
+
+def absorbing(corrections: Sequence[StepCorrection], steps: Table) -> Sequence[StepCorrection]:
+    """The corrections of all steps of a table, sigma' of a multistep sampler as `multistep_sigmas` has it."""
+    residuals = [one.residual for one in corrections if one.residual is not None]
+    if not any(any(step.c_0[1:]) for step in steps) or len(residuals) < len(corrections):
+        return corrections
+    rows = zip(corrections, multistep_sigmas(residuals, steps), strict=True)
+    return [replace(one, sigma=sigma, report=replace(one.report, sigma_used=sigma)) for one, sigma in rows]
 
 
 def _step_corrections(tensors: dict[str, Tensor], steps: Table, estimates: Sequence[bool]) -> list[StepCorrection]:

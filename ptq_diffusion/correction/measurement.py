@@ -46,7 +46,7 @@ class StepMeasurement:
             m = batch.repaired(repairs)
             before.append(StepMoments.of(batch.m, batch.q, batch.x_t))
             after.append(StepMoments.of(batch.m, m, batch.x_t))
-            pair = torch.cat([step.mean(batch.x_t, batch.m), step.mean(batch.x_t, m)], dim=1)
+            pair = torch.cat([step.mean(batch.x_t, own, batch.past) for own in (batch.m, m)], dim=1)
             means.append(Moments.of(pair.permute(0, 2, 3, 1).flatten(0, 2)))
         variances = reduce(Moments.merge, means).covariance.diagonal()
         float_variance, repaired_variance = variances.chunk(2)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ptq_diffusion.correction.fitted import KINDS, FittedCorrection, StepCorrection
+from ptq_diffusion.correction.fitted import KINDS, FittedCorrection, StepCorrection, absorbing
 from ptq_diffusion.correction.repair.filter import FilterInt8
 from ptq_diffusion.correction.repair.repair import Repair
 from ptq_diffusion.correction.step_report import StepReport
@@ -53,7 +53,7 @@ def interpolated(fitted: FittedCorrection, fit_steps: Table, steps: Table) -> Fi
             )
         else:
             corrections.append(_between(fitted.corrections[low], fitted.corrections[high], weight, step))
-    return FittedCorrection(steps, corrections)
+    return FittedCorrection(steps, absorbing(corrections, steps))
 
 
 def require_reach(fit_steps: Table, steps: Table) -> None:
@@ -79,10 +79,6 @@ def require_reach(fit_steps: Table, steps: Table) -> None:
             + ", ".join(f"{name} ({theirs[name]} in place of {ours[name]})" for name in differing)
             + "; fit on the sampler's own table: noise.steps=null"
         )
-    if min(fit_steps[0].abar_t, steps[0].abar_t) == 0:
-        raise ValueError(
-            "expected a signal at every step, t = T has none, so no log-SNR to interpolate in; set noise.steps=null"
-        )
 
 
 def _family(table: Table) -> dict[str, object]:
@@ -98,10 +94,16 @@ def _family(table: Table) -> dict[str, object]:
 
 def _place(fit_steps: Table, step: Step) -> tuple[int, int, float]:
     """The rows on both sides of a step, and how far it is from the first to the second; one row where it meets it."""
-    at, here = [math.log(row.snr) for row in fit_steps], math.log(step.snr)
+    at, here = [_log_snr(row) for row in fit_steps], _log_snr(step)
     high = min(bisect_left(at, here), len(fit_steps) - 1)
     low = high - 1 if high > 0 and here < at[high] else high
+    if low < high and at[low] == -math.inf:
+        return low, high, 1.0  # Infinitely far from a step without a signal, as t = T of flow matching.
     return low, high, (here - at[low]) / (at[high] - at[low]) if low < high else 0.0
+
+
+def _log_snr(step: Step) -> float:
+    return math.log(step.snr) if step.snr > 0 else -math.inf
 
 
 def _between(a: StepCorrection, b: StepCorrection, weight: float, step: Step) -> StepCorrection:

@@ -47,7 +47,7 @@ class DiffusersDenoiser(Denoiser):
         network: of the family's class, or a quantized copy of one; it is not changed.
         family: how networks of its class are called.
         config: the configuration of the network, of which the sites are told.
-        scheduler_config: the scheduler's configuration.
+        scheduler_config: the scheduler's configuration, which is completed by what its pipeline tells a scheduler.
         classes: of the folder, or None.
 
     Raises:
@@ -69,7 +69,7 @@ class DiffusersDenoiser(Denoiser):
         # Private entries say where a configuration came from.
         self.config = {name: value for name, value in config.items() if not name.startswith("_")}
         self.shape = family.shape(config)
-        self.scheduler_config = dict(scheduler_config)
+        self.scheduler_config = dict(scheduler_config) | dict(family.pipeline_facts(config))
         self._class_count = None if classes is None else classes.count
         self.register_buffer("table", None if classes is None else classes.table)
         self._require_classes()

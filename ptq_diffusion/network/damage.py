@@ -19,7 +19,7 @@ from ptq_diffusion.network.layer import QuantizedLayer
 from ptq_diffusion.network.rescaling import InputGrid, Rescaling, Spread
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.quantizer import RangeSearch
-from ptq_diffusion.sampler import Step
+from ptq_diffusion.sampler import State, Step
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class Adjoint:
     """Gradients of <v, x_0> at one step.
 
     Args:
-        state: the gradient by x_t, (B, C, H, W), from which the step before goes on backwards.
+        state: the gradients by x_t and by the earlier predictions of x_0, from which the step before goes on backwards.
         calls: the call of every layer, by name.
         gradients: the gradient by the output of every layer, (B, ...), by name.
     """
 
-    state: Tensor
+    state: State
     calls: Mapping[str, LayerCall]
     gradients: Mapping[str, Tensor]
 
@@ -84,36 +84,46 @@ def step_adjoint(
     names: Sequence[str],
     x_t: Tensor,
     step: Step,
-    adjoint: Tensor,
+    adjoint: State,
     condition: Condition | None = None,
 ) -> Adjoint:
-    """Take one step backwards: from the gradient by x_s to those by x_t and by every layer's output.
+    """Take one step backwards: from the gradients by the state behind it to those before it and by layers' outputs.
 
     Args:
         model: the float model.
         names: the names of the layers.
         x_t: the state of float sampling, (B, C, H, W).
         step: from x_t to x_s.
-        adjoint: the gradient by x_s, (B, C, H, W).
+        adjoint: the gradients by x_s and by the predictions of x_0 that the step hands on, none of those that nothing
+            reads, each (B, C, H, W).
         condition: of the B samples.
 
     Raises:
-        ValueError: a layer is called twice, or the step reads earlier predictions of x_0.
+        ValueError: a layer is called twice.
     """
-    if len(step.c_0) > 1:
-        raise ValueError("expected a one-step sampler, whose state is x alone, got a multistep one; use sampler=ddim")
     calls: dict[str, LayerCall] = {}
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t.clone().requires_grad_(True)
         with recording(model.network, names, calls):
             m = model.predict(x, step, None if condition is None else condition.cloned()).m
-        x_s = step.mean(x, m)  # No gradient depends on the noise that is added.
+        # No gradient depends on the noise that is added, nor on the earlier predictions, in which a step is affine.
+        behind = [step.mean(x, m, [torch.zeros_like(x)] * (len(step.c_0) - 1))]
+        if adjoint.past:
+            behind.append(step.predict_x_0(x, m))
         variables = [x, *(call.probe for call in calls.values())]
-        state, *gradients = torch.autograd.grad(x_s, variables, adjoint.clone(), allow_unused=True)
+        outer = [adjoint.x.clone(), *(gradient.clone() for gradient in adjoint.past[:1])]
+        state, *gradients = torch.autograd.grad(behind, variables, outer, allow_unused=True)
     # A layer that the output does not depend on has no gradient.
     zeros = (torch.zeros_like(call.probe) for call in calls.values())
     by_layer = (zero if gradient is None else gradient for gradient, zero in zip(gradients, zeros, strict=True))
-    return Adjoint(state, calls, dict(zip(calls, by_layer, strict=True)))
+    return Adjoint(State(state, _by_past(step, adjoint)), calls, dict(zip(calls, by_layer, strict=True)))
+
+
+def _by_past(step: Step, adjoint: State) -> tuple[Tensor, ...]:
+    """The gradients by the earlier predictions: through x_s, and through those that are handed on once more."""
+    further = adjoint.past[1:]
+    by_x_s = [c * adjoint.x for c in step.c_0[1:]]
+    return tuple(by + further[j] if j < len(further) else by for j, by in enumerate(by_x_s))
 
 
 @dataclass(frozen=True)

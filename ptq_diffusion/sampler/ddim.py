@@ -1,14 +1,14 @@
 """DDIM with a share eta of DDPM's noise."""
 
-import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from diffusers import DDIMScheduler
 
+from ptq_diffusion.sampler.form import ddim_form
 from ptq_diffusion.sampler.process import Process
-from ptq_diffusion.sampler.sampler import Sampler
+from ptq_diffusion.sampler.sampler import Sampler, require_steps
 from ptq_diffusion.sampler.scheduler import build_scheduler, clip_radius, sampling_times
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
@@ -32,9 +32,7 @@ class DDIM(Sampler):
     def __init__(self, steps: int = 20, eta: float = 1.0, scheduler: Mapping[str, Any] = MappingProxyType({})) -> None:
         if not 0 <= eta <= 1:
             raise ValueError(f"expected eta in [0, 1], got {eta}")
-        if steps < 1:
-            raise ValueError(f"expected at least one step, got {steps}")
-        self._count, self.eta, self._overrides = steps, eta, dict(scheduler)
+        self._count, self.eta, self._overrides = require_steps(steps), eta, dict(scheduler)
 
     def table(self, scheduler_config: Mapping[str, Any]) -> Table:
         scheduler = build_scheduler(DDIMScheduler, scheduler_config, self._overrides)
@@ -48,42 +46,4 @@ class DDIM(Sampler):
         sigma = self.eta * ((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s)) ** 0.5
         direction = max(1 - abar_s - sigma**2, 0.0) ** 0.5
         process = Process.of_abar(abar_t, scheduler.config.prediction_type)
-        p_x, p_m, e_x, e_m = process.coefficients()
-        return Step(
-            i=i,
-            t=t,
-            input_scale=1.0,
-            c_x=direction * e_x,
-            c_m=direction * e_m,
-            c_0=(abar_s**0.5,),
-            p_x=p_x,
-            p_m=p_m,
-            sigma=sigma,
-            clip=clip_radius(scheduler.config),
-            signal=process.signal,
-            noise=process.noise,
-            direction=direction,
-        )
-
-
-def step_from(step: Step, t: float, process: Process) -> Step:
-    """The same step, to the same x_s with the same noise added, from a state at another time.
-
-    Args:
-        step: of DDIM's form.
-        t: the time to start from.
-        process: the forward process there, with the prediction of the step's table.
-
-    Raises:
-        ValueError: the step is not of DDIM's form.
-    """
-    if step.direction is None:
-        raise ValueError(
-            "expected a step of DDIM's form, which can start from another time, got one of another sampler; "
-            "use sampler=ddim (eta=1 is DDPM)"
-        )
-    p_x, p_m, e_x, e_m = process.coefficients()
-    c_x, c_m = step.direction * e_x, step.direction * e_m
-    return dataclasses.replace(
-        step, t=t, c_x=c_x, c_m=c_m, p_x=p_x, p_m=p_m, signal=process.signal, noise=process.noise
-    )
+        return ddim_form(i, t, process, abar_s**0.5, direction, sigma, clip_radius(scheduler.config))

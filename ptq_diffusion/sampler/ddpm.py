@@ -7,7 +7,7 @@ from typing import Any
 from diffusers import DDPMScheduler
 
 from ptq_diffusion.sampler.process import Process
-from ptq_diffusion.sampler.sampler import Sampler
+from ptq_diffusion.sampler.sampler import Sampler, require_steps
 from ptq_diffusion.sampler.scheduler import build_scheduler, clip_radius, sampling_times
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
@@ -27,9 +27,7 @@ class DDPM(Sampler):
     """
 
     def __init__(self, steps: int = 20, scheduler: Mapping[str, Any] = MappingProxyType({})) -> None:
-        if steps < 1:
-            raise ValueError(f"expected at least one step, got {steps}")
-        self._count, self._overrides = steps, dict(scheduler)
+        self._count, self._overrides = require_steps(steps), dict(scheduler)
 
     def table(self, scheduler_config: Mapping[str, Any]) -> Table:
         scheduler = build_scheduler(DDPMScheduler, scheduler_config, self._overrides)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+FLOW = "flow_prediction"
+
 
 @dataclass(frozen=True)
 class Process:
@@ -10,7 +12,8 @@ class Process:
     Args:
         signal: coefficient of x_0, sqrt(abar_t) where the process preserves variance.
         noise: coefficient of epsilon, sqrt(1 - abar_t) there.
-        prediction: what m is: `epsilon`, `v_prediction` (v = signal epsilon - noise x_0) or `sample` (x_0).
+        prediction: what m is: `epsilon`, `v_prediction` (v = signal epsilon - noise x_0), `sample` (x_0) or, where
+            signal + noise = 1, `flow_prediction` (epsilon - x_0).
     """
 
     signal: float
@@ -22,13 +25,27 @@ class Process:
         """The process that preserves variance, at the time whose cumulative alpha is `abar_t`."""
         return cls(abar_t**0.5, (1 - abar_t) ** 0.5, prediction)
 
+    @classmethod
+    def of_ratio(cls, ratio: float, prediction: str) -> "Process":
+        """The process that preserves variance, at the time whose noise is `ratio` times its signal."""
+        return cls((1 + ratio**2) ** -0.5, ratio * (1 + ratio**2) ** -0.5, prediction)
+
+    @classmethod
+    def of_flow(cls, noise: float) -> "Process":
+        """The straight path of flow matching, x_t = (1 - noise) x_0 + noise epsilon, whose network says the flow.
+
+        Liu et al., ICLR 2023, arXiv 2209.03003; Lipman et al., ICLR 2023, arXiv 2210.02747.
+        """
+        return cls(1 - noise, noise, FLOW)
+
     def coefficients(self) -> tuple[float, float, float, float]:
         """(p_x, p_m, e_x, e_m) with x_0 = p_x x_t + p_m m and epsilon = e_x x_t + e_m m.
 
         Salimans & Ho, ICLR 2022, arXiv 2202.00512, for v.
 
         Raises:
-            ValueError: an unknown prediction, or epsilon where x_t holds no signal.
+            ValueError: an unknown prediction, that of a flow off its straight path, or epsilon where x_t holds no
+                signal.
         """
         if self.prediction == "epsilon":
             if self.signal == 0:
@@ -41,4 +58,6 @@ class Process:
             return self.signal, -self.noise, self.noise, self.signal
         if self.prediction == "sample":
             return 0.0, 1.0, 1 / self.noise, -self.signal / self.noise
+        if self.prediction == FLOW and abs(self.signal + self.noise - 1) < 1e-6:
+            return 1.0, -self.noise, 1.0, self.signal
         raise ValueError(f"expected prediction_type epsilon, v_prediction or sample, got {self.prediction!r}")

@@ -20,3 +20,14 @@ class Sampler(ABC):
         Raises:
             ValueError: an option of the scheduler that is missing, of another type, or not reproduced by this sampler.
         """
+
+
+def require_steps(steps: int) -> int:
+    """The number of steps, which is 1 or more.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if steps < 1:
+        raise ValueError(f"expected at least one step, got {steps}")
+    return steps

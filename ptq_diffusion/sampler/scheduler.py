@@ -5,7 +5,7 @@ from typing import Any
 
 from diffusers import DDPMScheduler, SchedulerMixin
 
-from ptq_diffusion.sampler.scheduler_options import scheduler_options
+from ptq_diffusion.sampler.scheduler_options import SAME_DEFAULTS, scheduler_options
 
 DDPM_SCHEDULES = ("laplace", "sigmoid")
 """Values of beta_schedule that DDPMScheduler alone knows."""
@@ -26,6 +26,8 @@ def build_scheduler(kind: type[SchedulerMixin], config: Mapping[str, Any], overr
             f"({error}); change sampler.scheduler"
         ) from error
     abar = scheduler.alphas_cumprod
+    if kind.__name__ not in SAME_DEFAULTS and options.get("rescale_betas_zero_snr"):
+        abar = abar[:-1]  # Schedulers that follow sigma, which would be infinite, put a small number in the last place.
     if not ((abar >= 0) & (abar < 1)).all() or not (abar[:-1] > 0).all() or not (abar.diff() <= 0).all():
         raise ValueError(
             "expected betas that give 0 <= abar_t < 1, falling and 0 at the last time at most, got "
@@ -71,7 +73,7 @@ def sampling_times(scheduler: Any, count: int) -> Sequence[int]:  # noqa: ANN401
 
 
 def clip_radius(config: Mapping[str, Any]) -> float | None:
-    """The radius that a scheduler clips x_0 to, or None.
+    """The radius that a scheduler clips x_0 to, or None, as of one that never clips.
 
     Raises:
         ValueError: the scheduler asks for dynamic thresholding, which is not affine and not reproduced.
@@ -80,4 +82,4 @@ def clip_radius(config: Mapping[str, Any]) -> float | None:
         raise ValueError(
             "expected a scheduler without dynamic thresholding; to go on without: +sampler.scheduler.thresholding=false"
         )
-    return float(config["clip_sample_range"]) if config["clip_sample"] else None
+    return float(config["clip_sample_range"]) if config.get("clip_sample") else None

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ptq_diffusion.correction import (
     StepCorrection,
 )
 from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
-from ptq_diffusion.correction.evidence import SomeBatch
+from ptq_diffusion.correction.evidence import SomeBatch, tensor_names
 from ptq_diffusion.engine.chunks import Chunk
 from ptq_diffusion.engine.conditions import ConditionSource
 from ptq_diffusion.engine.runtime import track
@@ -236,8 +236,9 @@ class StepBatches(Sequence[SomeBatch]):
     def __getitem__(self, place: int) -> SomeBatch:  # type: ignore[override]
         chunk, images = self._rows[place]
         tensors = self._files.tensors(self._folder / chunk.name)
-        names = [field.name for field in fields(self._kind) if field.name != "first"]
-        return self._kind(chunk.first + images.start, **{name: tensors[name][images] for name in names})
+        rows = {name: tensors[name][images] for name in tensor_names(self._kind)}
+        past, float_past = (tuple(x_0[images] for x_0 in _past(tensors, name)) for name in ("past", "float_past"))
+        return self._kind(chunk.first + images.start, **rows, past=past, float_past=float_past)
 
 
 class ChunkFiles:

@@ -24,7 +24,7 @@ from ptq_diffusion.network.damage import LayerDamage, step_adjoint
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.quantizer import AffineQuantizer
-from ptq_diffusion.sampler import Table, sample
+from ptq_diffusion.sampler import State, Table, sample
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.prompts import EncodePrompts
@@ -79,7 +79,7 @@ class MeasureDamage(ChunkWork):
         activation = torch.zeros(*shape, len(self.activations), dtype=torch.float64)
         states, condition = self._states(chunk, device), chunk.condition(self.conditions, device)
         rows = range(chunk.first, chunk.first + chunk.count)
-        adjoint = SampleNoise(chunk.seed, rows, self.model.shape, "direction of x_0").draw(device)
+        adjoint = State(SampleNoise(chunk.seed, rows, self.model.shape, "direction of x_0").draw(device), ())
         for step in reversed(self.table):
             backward = step_adjoint(self.model, self.names, states[step.i], step, adjoint, condition)
             adjoint = backward.state

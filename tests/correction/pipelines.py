@@ -58,9 +58,9 @@ def fitted_step(correction, step, model, quantized, condition):
     x = states(model, step.i)
     rescalings, m = correction.rescalings(model, quantized, x, condition, step)
     q, features = quantized.at(step.i, rescalings).predict(x, step, condition)
-    return replace(
-        correction.fit_step(PathEvidence([PairedBatch(0, q, x, features, m, x, m)]), step), rescalings=rescalings
-    )
+    past = tuple(states(model, step.i + 1 + j) for j in range(len(step.c_0) - 1))
+    batch = PairedBatch(0, q, x, features, m, x, m, past=past, float_past=past)
+    return replace(correction.fit_step(PathEvidence([batch]), step), rescalings=rescalings)
 
 
 @torch.no_grad()

@@ -116,7 +116,7 @@ def line(step, *shape):
     """Linear in log-SNR, another slope for every entry."""
     count = math.prod(shape)
     slope = torch.arange(1, count + 1, dtype=torch.float64).reshape(shape) / count / 50
-    return 0.01 + slope * math.log(step.snr)
+    return 0.01 + slope * math.log(max(step.snr, 1e-9))
 
 
 BANDS = int(radial_bands(8, 8, RINGS).max()) + 1
@@ -206,11 +206,17 @@ def test_another_kind_of_table_is_refused(name):
         interpolated(planted("affine", own), own, steps)
 
 
-def test_a_step_without_signal_is_refused():
-    steps = table(10, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    assert steps[0].abar_t == 0
-    with pytest.raises(ValueError, match="no log-SNR to interpolate in"):
-        interpolated(planted("none", steps[1:]), steps[1:], steps)
+def test_a_step_without_signal_is_infinitely_far():
+    """Steps near it have the coefficients of the first step that has a signal; without one, its own or the first's."""
+    zero = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    given, to = planted("affine", table(10, **zero)), table(40, **zero)
+    assert to[0].snr == given.steps[0].snr == 0
+    found = interpolated(given, given.steps, to)
+    biases = [correction.repairs[0].bias for correction in found.corrections[:4]]
+    expected = [given.corrections[i].repairs[0].bias for i in (0, 1, 1, 1)]
+    assert all(torch.equal(bias, own) for bias, own in zip(biases, expected, strict=True))
+    without = interpolated(planted("affine", to[1:]), to[1:], to).corrections
+    assert torch.equal(without[0].repairs[0].bias, without[1].repairs[0].bias)
 
 
 @pytest.mark.parametrize("kind", ["affine", "filter", "spectral", "two"])

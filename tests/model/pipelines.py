@@ -8,8 +8,10 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DiTPipeline,
+    FluxPipeline,
     LDMPipeline,
     SanaPipeline,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     VQModel,
@@ -117,5 +119,17 @@ def dc():
     return seeded(lambda: AutoencoderDC(latent_channels=4, attention_head_dim=4, scaling_factor=0.4, **both))
 
 
-def sana(scheduler):
-    return SanaPipeline(None, None, dc(), random_network("sana", in_channels=4, out_channels=4), scheduler)
+def sana(scheduler, **options):
+    network = random_network("sana", in_channels=4, out_channels=4, **options)
+    return SanaPipeline(None, None, dc(), network, scheduler)
+
+
+def sd3(scheduler):
+    """Without text encoders; its states are 16 channels of 8x8."""
+    nothing = (None,) * 6
+    return StableDiffusion3Pipeline(random_network("sd3"), scheduler, vae(16), *nothing)
+
+
+def flux(scheduler):
+    """Without text encoders; its states are 2 channels of 128x128."""
+    return FluxPipeline(scheduler, vae(2), None, None, None, None, random_network("flux"))

@@ -1,15 +1,25 @@
 """Whole pipelines are sampled as their stock pipelines sample them, from the same noise to the same images."""
 
+import dataclasses
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DiTPipeline, FlowMatchEulerDiscreteScheduler, LDMPipeline, StableDiffusionPipeline
+from diffusers import (
+    DiTPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    LDMPipeline,
+    StableDiffusionPipeline,
+)
 
 from ptq_diffusion.model import Condition, DiffusersDenoiser
 from ptq_diffusion.model.decoder import decoder_checksum, load_decoder
 from ptq_diffusion.model.loading import folder_checksum
-from ptq_diffusion.sampler import DDIM
+from ptq_diffusion.sampler import DDIM, FlowEuler, State
 from tests.model import pipelines
+from tests.model.networks import condition_of
 
 STEPS, SEED = 3, 5
 QUIET = pytest.mark.filterwarnings("ignore")
@@ -103,10 +113,46 @@ def test_decoding_is_that_of_stock_and_does_not_depend_on_the_batch(tmp_path):
     assert len(checksums) == 2 * len(kinds)
 
 
+FLOWS = {
+    "sd3": (pipelines.sd3, {"shift": 3.0}),
+    "sd3, dynamic": (pipelines.sd3, {"use_dynamic_shifting": True}),
+    "flux": (pipelines.flux, {"use_dynamic_shifting": True}),
+    "flux, static": (pipelines.flux, {}),
+    "sana": (partial(pipelines.sana, sample_size=16), {"shift": 2.0}),
+}
+
+
 @QUIET
-def test_flow_matching_loads_and_other_samplers_refuse_it_in_one_line(tmp_path):
-    pipelines.sana(FlowMatchEulerDiscreteScheduler()).save_pretrained(tmp_path)
+@pytest.mark.parametrize("name", FLOWS)
+@torch.no_grad()
+def test_flow_matching_is_sampled_as_by_its_stock_pipeline(name, tmp_path):
+    make, options = FLOWS[name]
+    stock = make(FlowMatchEulerDiscreteScheduler(**options))
+    stock.save_pretrained(tmp_path)
     denoiser = DiffusersDenoiser.from_folder(str(tmp_path))
-    assert denoiser.sites()
-    with pytest.raises(ValueError, match="expected the configuration of a scheduler with a beta_schedule.*FlowMatch"):
+    condition, x = condition_of(denoiser, 1), noise(denoiser, 1)
+    seen = dataclasses.replace(condition, scale=torch.tensor([3.5])) if condition.scale is not None else condition
+    state, table = State(x, ()), FlowEuler(STEPS).table(denoiser.scheduler_config)
+    for step in table:
+        state = step.advance(state, denoiser.predict(state.x, step, seen).m, 0.0, torch.zeros_like(x))
+    tensors = condition.tensors()
+    asked = {"prompt_embeds": tensors["embeddings"], "num_inference_steps": STEPS, "output_type": "latent"}
+    match name.partition(",")[0]:
+        case "sd3":
+            asked |= {"pooled_prompt_embeds": tensors["pooled"], "guidance_scale": 0.0, "latents": x}
+        case "flux":
+            packed = FluxPipeline._pack_latents(x, *x.shape)
+            asked |= {"pooled_prompt_embeds": tensors["pooled"], "guidance_scale": 3.5, "latents": packed}
+        case "sana":
+            asked |= {"prompt_attention_mask": tensors["mask"], "guidance_scale": 1.0, "latents": x}
+            asked |= {"use_resolution_binning": False}
+    side = denoiser.shape[1] * stock.vae_scale_factor
+    stock.set_progress_bar_config(disable=True)
+    expected = stock(height=side, width=side, **asked).images
+    if name.startswith("flux"):
+        expected = FluxPipeline._unpack_latents(expected, side, side, stock.vae_scale_factor)
+    torch.testing.assert_close(state.x, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(
+        ValueError, match="that of FlowMatchEulerDiscreteScheduler, of flow matching; set sampler=flow_e"
+    ):
         DDIM(STEPS, 0.0, {}).table(denoiser.scheduler_config)

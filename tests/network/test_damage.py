@@ -14,7 +14,7 @@ from ptq_diffusion.network.damage import LayerDamage, recording, step_adjoint
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.quantizer import LpSearch
-from ptq_diffusion.sampler import DDIM, sample
+from ptq_diffusion.sampler import DDIM, DPMSolver, State, sample
 from tests.network.networks import ACTIVATION, WEIGHT, without_hooks
 from tests.steps import at
 
@@ -66,11 +66,11 @@ class Linear(Denoiser):
         return Linear(network)
 
 
-@pytest.fixture(scope="module")
-def walk():
+@pytest.fixture(scope="module", params=[DDIM(3, 1.0, {}), DPMSolver(3, 2, True)], ids=["ddim", "multistep"])
+def walk(request):
     """The model, its table and the visits of its sampling."""
     model = Linear()
-    table = DDIM(3, 1.0, {}).table(model.scheduler_config)
+    table = request.param.table(model.scheduler_config)
     visits = list(sample(lambda x, step: model.predict(x, step).m, table, noise()))
     return model, table, visits
 
@@ -97,7 +97,7 @@ def basis():
 def backwards(walk, v):
     """The adjoints of every step, by step."""
     model, table, visits = walk
-    found, adjoint = {}, v
+    found, adjoint = {}, State(v, ())
     for step in reversed(table):
         found[step.i] = step_adjoint(model, NAMES, visits[step.i].x_t, step, adjoint)
         adjoint = found[step.i].state
@@ -181,10 +181,10 @@ def test_a_step_backwards_leaves_the_network_and_its_output_as_they_were(walk):
     model, table, visits = walk
     x_t, v = visits[1].x_t, basis()[3]
     before, m = model.fingerprint(), model.predict(x_t, table[1]).m
-    outside = step_adjoint(model, NAMES, x_t, table[1], v)
+    outside = step_adjoint(model, NAMES, x_t, table[1], State(v, ()))
     with torch.inference_mode():
-        inside = step_adjoint(model, NAMES, x_t.clone(), table[1], v.clone())
-    assert torch.equal(inside.state, outside.state)
+        inside = step_adjoint(model, NAMES, x_t.clone(), table[1], State(v.clone(), ()))
+    assert torch.equal(inside.state.x, outside.state.x)
     assert torch.equal(outside.calls["last"].y, m)
     assert without_hooks(model.network) and model.fingerprint() == before
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -194,14 +194,16 @@ def test_a_layer_called_twice_is_refused():
     model = Linear(Layers(middle_calls=2).requires_grad_(False))
     step = DDIM(3, 1.0, {}).table(model.scheduler_config)[0]
     with pytest.raises(ValueError, match="computes every layer once, this one computes middle twice"):
-        step_adjoint(model, NAMES, torch.zeros(BATCH, *SHAPE), step, basis()[0])
+        step_adjoint(model, NAMES, torch.zeros(BATCH, *SHAPE), step, State(basis()[0], ()))
     assert without_hooks(model.network)
 
 
-def test_a_step_that_reads_earlier_predictions_is_refused(walk):
+def test_predictions_that_are_handed_on_twice_have_both_gradients(walk):
+    """x_s reads the prediction before with 0.5; the next state reads it a second time, with gradient 3."""
     model, table, _ = walk
-    with pytest.raises(ValueError, match="expected a one-step sampler.* use sampler=ddim"):
-        step_adjoint(model, NAMES, torch.zeros(BATCH, *SHAPE), replace(table[0], c_0=(1.0, 0.5)), basis()[0])
+    one, step = basis()[0], replace(table[0], c_0=(1.0, 0.5, 0.25))
+    adjoint = step_adjoint(model, NAMES, torch.zeros(BATCH, *SHAPE), step, State(one, (2 * one, 3 * one)))
+    assert torch.equal(adjoint.state.past[0], 3.5 * one) and torch.equal(adjoint.state.past[1], 0.25 * one)
 
 
 def test_what_the_output_does_not_depend_on_has_no_gradient(tiny_model_folder):
@@ -210,12 +212,12 @@ def test_what_the_output_does_not_depend_on_has_no_gradient(tiny_model_folder):
     step = DDIM(3, 1.0, {"clip_sample": False}).table(model.scheduler_config)[1]
     names = [site.name for site in model.sites() if site.weighted]
     x_t, v = torch.randn(2, 2, *model.shape, generator=torch.Generator().manual_seed(0))
-    adjoint = step_adjoint(model, names, x_t, step, v)
+    adjoint = step_adjoint(model, names, x_t, step, State(v, ()))
     assert list(adjoint.gradients) == list(adjoint.calls) and set(adjoint.calls) == set(names)
     assert all(gradient.any() for gradient in adjoint.gradients.values())
-    unread = step_adjoint(model, names, x_t, replace(step, c_m=0.0, p_m=0.0), v)
+    unread = step_adjoint(model, names, x_t, replace(step, c_m=0.0, p_m=0.0), State(v, ()))
     assert not any(gradient.any() for gradient in unread.gradients.values())
-    assert torch.allclose(unread.state, step.carry * v)
+    assert torch.allclose(unread.state.x, step.carry * v)
 
 
 def test_hooks_are_gone_after_an_error(walk):

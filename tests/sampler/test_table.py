@@ -12,12 +12,19 @@ from omegaconf import OmegaConf
 
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
-from ptq_diffusion.sampler import DDIM, DDPM, Step, Table
+from ptq_diffusion.sampler import DDIM, DDPM, DPMSolver, FlowEuler, Step, Table
+from tests.sampler.schedules import CLIPPED, KINDS
+from tests.sampler.schedules import config_of as config_for
 
 SAMPLERS = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
 
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+every_sampler_of_betas = pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "flow_euler"])
+
+
+def test_every_sampler_has_a_scheduler_of_diffusers_beside_it():
+    assert KINDS.keys() == set(SAMPLERS)
 
 
 def config_of(**options):
@@ -33,7 +40,7 @@ def states(seed=0):
     return torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
 
 
-@every_sampler
+@every_sampler_of_betas
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_three_parameterizations_of_one_prediction_give_one_step(name, clip, spacing):
@@ -43,11 +50,13 @@ def test_three_parameterizations_of_one_prediction_give_one_step(name, clip, spa
     ]
     x, epsilon = states()
     for of_epsilon, of_v, of_sample in zip(*tables, strict=True):
-        signal, noise = of_epsilon.abar_t**0.5, (1 - of_epsilon.abar_t) ** 0.5
-        x_0 = (x - noise * epsilon) / signal
-        expected = of_epsilon.mean(x, epsilon)
+        # The first row may scale x_T = z.
+        size = (of_epsilon.signal**2 + of_epsilon.noise**2) ** 0.5
+        signal, noise = of_epsilon.signal / size, of_epsilon.noise / size
+        x_0, past = (x / size - noise * epsilon) / signal, [torch.ones_like(x)]
+        expected = of_epsilon.mean(x, epsilon, past)
         for step, m in ((of_v, signal * epsilon - noise * x_0), (of_sample, x_0)):
-            assert torch.allclose(step.mean(x, m), expected, rtol=1e-9, atol=1e-9 * float(x_0.abs().max()))
+            assert torch.allclose(step.mean(x, m, past), expected, rtol=1e-9, atol=1e-9 * float(x_0.abs().max()))
             assert step.sigma == of_epsilon.sigma
         # One error of x_0 is one error of x_s, whatever the parameterization: b is its multiple.
         assert of_epsilon.gain == pytest.approx(-noise / signal * of_sample.gain, rel=1e-6, abs=1e-12)
@@ -87,9 +96,9 @@ def test_the_gains_of_the_method(count):
 
 @every_sampler
 def test_without_noise_there_is_none(name):
-    """The last step adds none, and eta = 0 adds none at all."""
-    steps = configured(name).table(config_of())
-    assert steps[-1].sigma == 0 and all(step.sigma > 0 for step in steps[:-1])
+    """The last step adds none, those before all or none, and eta = 0 adds none at all."""
+    steps = configured(name).table(config_for(name))
+    assert steps[-1].sigma == 0 and len({step.sigma > 0 for step in steps[:-1]}) == 1
     assert all(step.sigma == 0 for step in DDIM(20, 0.0, {}).table(config_of()))
 
 
@@ -103,6 +112,9 @@ def test_eta_scales_the_noise_and_leaves_less_for_the_direction():
 @every_sampler
 def test_clipping_acts_on_x_0_alone(name):
     x, m = states()
+    if name not in CLIPPED:
+        assert {step.clip for step in configured(name).table(config_for(name) | {"clip_sample": True})} == {None}
+        return
     clipped, free = (configured(name).table(config_of(clip_sample=clip)) for clip in (True, False))
     for a, b in zip(clipped, free, strict=True):
         assert a.predict_x_0(x, m).abs().max() <= 1
@@ -137,18 +149,20 @@ def test_a_sampler_without_direction_says_so():
 
 @every_sampler
 def test_fingerprints_tell_tables_apart(name):
-    base = configured(name).table(config_of())
-    assert base == configured(name).table(config_of())
-    assert base.fingerprint() == configured(name).table(config_of()).fingerprint()
-    others = [
-        configured(name).table(config_of(clip_sample=True)),
-        configured(name).table(config_of(clip_sample=True, clip_sample_range=2.0)),
-        configured(name).table(config_of(prediction_type="sample")),
-        configured(name).table(config_of(beta_schedule="squaredcos_cap_v2")),
-        configured(name).table(config_of(timestep_spacing="trailing")),
-        configured(name, steps=19).table(config_of()),
-        configured(name).table(config_of())[:-1],
-    ]
+    sampler, config = configured(name), config_for(name)
+    base = sampler.table(config)
+    assert base == configured(name).table(config)
+    assert base.fingerprint() == configured(name).table(config).fingerprint()
+    clipped = {"clip_sample": True}
+    changes = [clipped, clipped | {"clip_sample_range": 2.0}] if name in CLIPPED else []
+    if name == "flow_euler":
+        changes += [{"shift": 3.0}, {"use_karras_sigmas": True}, {"linear_sigmas": True}]
+    else:
+        changes += [{"prediction_type": "sample"}, {"beta_schedule": "squaredcos_cap_v2"}]
+    if name not in ("flow_euler", "lcm"):
+        changes.append({"timestep_spacing": "trailing"})
+    others = [sampler.table(config | change) for change in changes]
+    others += [configured(name, steps=3).table(config), base[:-1]]
     assert len({base.fingerprint(), *(other.fingerprint() for other in others)}) == len(others) + 1
     assert len({DDIM(20, eta, {}).table(config_of()).fingerprint() for eta in (0.0, 0.5, 1.0)}) == 3
 
@@ -180,15 +194,22 @@ def test_equal_tables_have_one_fingerprint_however_their_times_are_written():
     assert floats == base and floats.fingerprint() == base.fingerprint()
 
 
-@every_sampler
+@pytest.mark.parametrize(
+    ("name", "prediction"),
+    [*itertools.product(sorted(set(SAMPLERS) - {"flow_euler"}), PREDICTIONS), ("flow_euler", "flow_prediction")],
+)
 @pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_table_is_the_same_after_json(name, clip, prediction):
-    table = configured(name).table(config_of(clip_sample=clip, prediction_type=prediction))
+    said = {"clip_sample": clip, "prediction_type": prediction}
+    table = configured(name).table(config_for(name) | said)
     again = Table.from_json(json.loads(json.dumps(table.to_json())))
     assert again == table and again.fingerprint() == table.fingerprint() and hash(again) == hash(table)
     assert [type(step.t) for step in again] == [type(step.t) for step in table]
-    assert (table.sampler, table.prediction, table.clip) == (name, prediction, 1.0 if clip else None)
+    assert (table.sampler, table.prediction, table.clip) == (
+        name,
+        prediction,
+        1.0 if clip and name in CLIPPED else None,
+    )
 
 
 BROKEN = {
@@ -236,14 +257,15 @@ def test_json_that_is_no_table_is_refused_in_one_line(broken):
 
 @every_sampler
 def test_a_table_is_the_sequence_of_its_steps(name):
-    table = configured(name, steps=5).table(config_of())
+    table = configured(name, steps=5).table(config_for(name))
     assert list(table) == list(table.steps) == [table[i] for i in range(5)] and len(table) == 5
     assert table[1:3] == table.with_steps(table.steps[1:3]) and table.with_steps(table) == table
     for step in table:
         assert table.at(step.t) is table.at(float(step.t)) is step
-    with pytest.raises(ValueError, match="one of 800, 600, 400, 200, 0, got 500"):
-        table.at(500)
-    with pytest.raises(ValueError, match="whose times differ, got 800, 800"):
+    times = [step.t for step in table]
+    with pytest.raises(ValueError, match=f"one of {', '.join(map(str, times))}, got 501.5"):
+        table.at(501.5)
+    with pytest.raises(ValueError, match=f"whose times differ, got {times[0]}, {times[0]}"):
         table.with_steps([table[0], table[0]]).with_distinct_times()
 
 
@@ -260,13 +282,18 @@ def test_a_table_whose_steps_clip_otherwise_is_refused():
 
 
 @every_sampler
-def test_nothing_is_scaled_and_no_step_reads_another(name):
-    table = configured(name).table(config_of())
-    assert table.init_scale == 1 and {step.input_scale for step in table} == {1}
-    assert {len(step.c_0) for step in table} == {1}
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_x_t_is_standard_normal_noise_that_the_first_row_scales(name, spacing):
+    """To the noise alone, without the variance of a signal, where Euler's schedulers of diffusers begin so."""
+    table = configured(name).table(config_for(name) | {"timestep_spacing": spacing})
+    scaled = name.startswith("euler") and spacing == "linspace"
+    assert table.init_scale == 1 and (table[0].input_scale < 1) is scaled
+    assert table[0].noise == pytest.approx(1) if scaled else table[0].input_scale == 1
+    assert {step.input_scale for step in table[1:]} == {1}
+    assert {len(step.c_0) for step in table} <= ({1, 2} if name == "dpm_solver" else {1})
 
 
-@every_sampler
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "euler_ancestral"])
 def test_rounding_of_diffusers_that_adds_a_step_is_refused(name):
     """61 trailing steps of 1000 become 62, the last at t = -1."""
     with pytest.raises(ValueError, match="expected 61 times between 999 and 0, diffusers gives 62"):
@@ -279,7 +306,38 @@ def test_numbers_of_steps_that_make_no_sense_are_refused(name):
         with pytest.raises(ValueError, match="at least one step"):
             configured(name, steps=steps)
     with pytest.raises(ValueError, match="1001"):
-        configured(name, steps=1001).table(config_of())
+        configured(name, steps=1001).table(config_for(name))
+
+
+def test_times_that_are_too_many_for_the_noise_to_fall_are_refused():
+    """Exponential sigmas down from sigma_min are level."""
+    with pytest.raises(ValueError, match=r"expected noise that falls at each of 5 steps, diffusers gives .*; take"):
+        configured("euler", steps=5, scheduler={"use_karras_sigmas": True, "sigma_max": 0.1, "sigma_min": 0.1}).table(
+            config_of()
+        )
+
+
+def test_options_that_say_two_things_are_refused():
+    for option, remedy in (("solver_order", "order"), ("algorithm_type", "sde")):
+        with pytest.raises(ValueError, match=f"without {option}, .*; set sampler.{remedy}"):
+            DPMSolver(5, scheduler={option: 1})
+    with pytest.raises(ValueError, match="expected order to be 1 or 2, got 3"):
+        DPMSolver(5, 3)
+    flow = config_for("flow_euler", use_dynamic_shifting=True)
+    with pytest.raises(ValueError, match="how many tokens its states are"):
+        FlowEuler(5).table(flow)
+    with pytest.raises(ValueError, match="with one shift, got one with use_dynamic_shifting; set sampler=flow_euler"):
+        DPMSolver(5).table(flow)
+    with pytest.raises(ValueError, match="expected use_flow_sigmas with prediction_type=flow_prediction"):
+        DPMSolver(5, scheduler={"use_flow_sigmas": True}).table(config_of())
+    with pytest.raises(ValueError, match="expected the scheduler of a model of flow matching, .* got that of DDPM"):
+        FlowEuler(5).table(config_of())
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"flow_euler", "dpm_solver"}))
+def test_a_model_of_flow_matching_names_its_sampler(name):
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler, of flow matching; set sampler=flow_euler"):
+        configured(name).table(config_for("flow_euler"))
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])

@@ -12,6 +12,7 @@ from ptq_diffusion.correction.noise.residual import Residual
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.correction.step_report import StepReport
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 Variant = Literal["deterministic", "stochastic"]
 
@@ -37,6 +38,13 @@ class D2DPM(Correction[MomentEvidence]):
         if variant not in ("deterministic", "stochastic"):
             raise ValueError(f"expected variant to be deterministic or stochastic, got {variant!r}")
         self.variant = variant
+
+    def check(self, steps: Table) -> None:
+        if self.variant == "stochastic" and any(any(step.c_0[1:]) for step in steps):
+            raise ValueError(
+                "expected a one-step sampler with the stochastic D2-DPM, whose sample of the noise a later step would "
+                "have to read again, got a multistep one; set sampler.order=1 or correction=d2dpm"
+            )
 
     def residual_scale(self, k: float) -> float:
         """D - E[D|q] = (D - k m - mu) / (1 + k)."""

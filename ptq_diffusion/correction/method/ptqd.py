@@ -83,7 +83,7 @@ class PTQD(Correction[MomentEvidence]):
 
     def assembled(self, corrections: Sequence[StepCorrection], steps: Table) -> FittedCorrection:
         if self.direction != "reduced":
-            return FittedCorrection(steps, corrections)
+            return super().assembled(corrections, steps)
         rows = zip(steps, corrections, strict=True)
         table = steps.with_steps(step.with_direction_of(correction.sigma) for step, correction in rows)
         return FittedCorrection(table, corrections)

@@ -9,8 +9,8 @@ from ptq_diffusion.correction.contract import Correction, Reads
 from ptq_diffusion.correction.evidence import MomentEvidence
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
 from ptq_diffusion.correction.method.ptqd import PTQD
-from ptq_diffusion.sampler.ddim import step_from
-from ptq_diffusion.sampler.process import Process
+from ptq_diffusion.sampler.form import step_from
+from ptq_diffusion.sampler.process import FLOW, Process
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
@@ -37,6 +37,11 @@ class StepbaQ(Correction[MomentEvidence]):
         self.bias = bias
 
     def check(self, steps: Table) -> None:
+        if steps.prediction == FLOW:
+            raise ValueError(
+                "expected a process that preserves variance, on which an error of the state is a step back, got one of "
+                "flow matching; leave stepbaq out, such as for correction=bias"
+            )
         for step in steps:
             step_from(step, step.t, Process(step.signal, step.noise, steps.prediction))
         if steps and steps[0].abar_t == 0:

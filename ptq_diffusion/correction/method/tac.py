@@ -58,7 +58,7 @@ class TAC(Correction[PathEvidence]):
     def _ahead(self, batches: Sequence[PathBatch], step: Step, gain: float, offset: Tensor) -> Tensor:
         """The mean of the next state less that of float sampling, (C,)."""
         pairs = ((gain * b.q - offset.to(b.q)[:, None, None], b) for b in batches)
-        return _mean(step.mean(b.x_t, m) - step.mean(b.float_x_t, b.float_m) for m, b in pairs)
+        return _mean(step.mean(b.x_t, m, b.past) - step.mean(b.float_x_t, b.float_m, b.float_past) for m, b in pairs)
 
     def _gain(self, batches: Sequence[PairedBatch], step: Step) -> float:
         products = [torch.stack([_dot(b.q, b.m), _dot(b.q, b.q), _dot(b.m, b.m)], dim=1) for b in batches]

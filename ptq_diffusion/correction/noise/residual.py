@@ -1,8 +1,10 @@
 """Residual noise after a step's repairs, and the sampler variance that absorbs it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 
 @dataclass(frozen=True)
@@ -36,3 +38,26 @@ class Residual:
             (1 - weight) * self.variance + weight * other.variance,
             (1 - weight) * self.absorbed + weight * other.absorbed,
         )
+
+
+def multistep_sigmas(residuals: Sequence[Residual], steps: Table) -> list[float]:
+    """sigma' of all steps of a sampler that reads earlier predictions of x_0, whose errors it meets a second time.
+
+    With c the coefficient of the prediction before, p what that had of the output, and b_1, v_1 of the step before,
+    sigma'^2 = max(sigma^2 - absorbed (b^2 v + 2 a c b_1 p v_1 + c^2 p^2 v_1), 0): x_t has the right variance, made up
+    by the sigma' before, but its error and that of the prediction are one. Residuals of two steps count as
+    uncorrelated.
+
+    Args:
+        residuals: of every step.
+        steps: the table, whose steps read one earlier prediction at most.
+    """
+    sigmas = []
+    for step, residual in zip(steps, residuals, strict=True):
+        again = 0.0
+        if any(step.c_0[1:]):
+            before, error = steps[step.i - 1], step.c_0[1] * steps[step.i - 1].p_m
+            again = (2 * step.carry * before.gain * error + error**2) * residuals[step.i - 1].variance
+        absorbed = residual.absorbed * (step.gain**2 * residual.variance + again)
+        sigmas.append(max(step.sigma**2 - absorbed, 0.0) ** 0.5 if residual.absorbed else step.sigma)
+    return sigmas

@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ptq_diffusion.correction.fitted import FittedCorrection
-from ptq_diffusion.sampler.step import State
+from ptq_diffusion.sampler.step import State, Step
 
 BETA_SCHEDULE = (
     "the table of a CorrectedScheduler, which only itself can follow (use DDPMPipeline, which keeps its scheduler),"
@@ -59,6 +59,7 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         self._table = correction.steps.with_distinct_times()
         self.init_noise_sigma = self._table.init_scale
         self._past: tuple[Tensor, ...] = ()
+        self._scaled: float | None = None
         self.register_to_config(num_inference_steps=len(correction.steps), beta_schedule=BETA_SCHEDULE)
 
     @classmethod
@@ -106,9 +107,15 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
             )
         self.timesteps, self._past = self.timesteps.to(device), ()
 
-    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """The state as it is; nothing is scaled."""
-        return sample
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor) -> Tensor:
+        """The state as the network is to see it, as it is but where a sampler scales x_T.
+
+        Raises:
+            ValueError: a time that the table does not have.
+        """
+        step = self._table.at(torch.as_tensor(timestep).item())
+        self._scaled = step.t
+        return sample if step.input_scale == 1 else step.input_scale * sample
 
     def step(
         self,
@@ -130,7 +137,8 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
             options: none is known.
 
         Raises:
-            ValueError: a time that the table does not have, or an option of another scheduler, such as eta.
+            ValueError: a time that the table does not have, an option of another scheduler, such as eta, or a pipeline
+                that did not scale the network's input where the table does.
             FloatingPointError: x_s is not finite.
         """
         if options:
@@ -139,13 +147,26 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
                 "use DDPMPipeline, which passes none, with a correction fitted for the eta that is wanted"
             )
         step, q = self._table.at(torch.as_tensor(timestep).item()), model_output[:, : sample.shape[1]]
+        self._require_scaled(step)
         m = self.correction.output(q, sample, None, step)
         z = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
         state = step.advance(State(sample, self._past), m, self.correction.sigma(step), z)
-        x_s, self._past = state.x, state.past
-        if not torch.isfinite(x_s).all():
-            raise FloatingPointError(
-                f"the state after t = {step.t} is not finite; check that pipe.unet is the quantized network that the "
-                "correction was fitted for"
+        self._past = state.past
+        _require_finite(state.x, step)
+        return SchedulerOutput(prev_sample=state.x) if return_dict else (state.x,)
+
+    def _require_scaled(self, step: Step) -> None:
+        if step.input_scale != 1 and self._scaled != step.t:
+            raise ValueError(
+                f"expected a pipeline that scales the network's input, by {step.input_scale:.6g} at t = {step.t}, got "
+                "one that does not, such as DDPMPipeline; take the pipeline of goal=export, whose network does it "
+                "itself, or set +sampler.scheduler.timestep_spacing=leading"
             )
-        return SchedulerOutput(prev_sample=x_s) if return_dict else (x_s,)
+
+
+def _require_finite(x_s: Tensor, step: Step) -> None:
+    if not torch.isfinite(x_s).all():
+        raise FloatingPointError(
+            f"the state after t = {step.t} is not finite; check that pipe.unet is the quantized network that the "
+            "correction was fitted for"
+        )

@@ -52,6 +52,14 @@ class Family(ABC):
         """The condition of one row that stands for "no class"; None where the network has none."""
         return None
 
+    def pipeline_facts(self, config: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
+        """Facts that the stock pipeline tells its scheduler beside the scheduler's own configuration, by name.
+
+        `image_seq_len` is the number of tokens of a state, by which noise levels may be shifted; `linear_sigmas` says
+        that the pipeline asks for levels from 1 to 1/n.
+        """
+        return {}
+
     def patch_size(self, config: Mapping[str, Any]) -> int:  # noqa: ARG002
         """The side of the patch of the state that one position of the output layer computes, in latent pixels."""
         return 1

@@ -49,6 +49,10 @@ class Flux(Family):
         }
         return needs | ({"scale": ()} if config["guidance_embeds"] else {})
 
+    def pipeline_facts(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        _, height, width = self.shape(config)
+        return {"image_seq_len": height * width // PATCH**2, "linear_sigmas": True}
+
     def patch_size(self, config: Mapping[str, Any]) -> int:  # noqa: ARG002
         return PATCH
 

@@ -30,6 +30,10 @@ class SD3(PatchedFamily):
             "pooled": (config["pooled_projection_dim"],),
         }
 
+    def pipeline_facts(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        _, height, width = self.shape(config)
+        return {"image_seq_len": height * width // self.patch_size(config) ** 2}
+
     def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:
         tensors = self.required(network, condition)
         return network(

@@ -11,7 +11,7 @@ from ptq_diffusion.correction.method.stepbaq import time_of
 from ptq_diffusion.model import DiffusersDenoiser, GaussianDenoiser
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.sampler import DDIM, DDPM, Process, sample
-from ptq_diffusion.sampler.ddim import step_from
+from ptq_diffusion.sampler.form import step_from
 from tests.steps import at
 
 SHAPE, COUNT = (2, 4, 4), 2000
