@@ -10,7 +10,7 @@ from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network.damage import step_adjoint
 from ptq_diffusion.numeric.seed import generator
-from ptq_diffusion.sampler import Table
+from ptq_diffusion.sampler import State, Table
 
 States = Iterable[tuple[int, Tensor, Condition | None]]
 """Batches of float sampling: the step's index, its states (B, C, H, W) and their condition; each chunk's in order."""
@@ -40,8 +40,9 @@ class UniformSteps(StepWeights):
 class EffectOnImage(StepWeights):
     """A step counts as the square of what a small error of m there does to x_0.
 
-    That is b^2 E|J^T v|^2 / |v|^2, b being the step's gain, J the derivative of x_0 by the step's result along float
-    sampling, and v a random direction: one backward pass through every step (`network.damage`).
+    That is b^2 E|J^T v|^2 / |v|^2 of a one-step sampler, b being the step's gain, J the derivative of x_0 by the step's
+    result along float sampling, and v a random direction: one backward pass through every step (`network.damage`). Of
+    a multistep sampler an error of m counts in the prediction of x_0 that the step hands on, too.
 
     Args:
         images: how many images it is measured on.
@@ -75,10 +76,13 @@ class EffectOnImage(StepWeights):
         effects = torch.zeros(len(table), dtype=torch.float64)
         device = next(model.parameters()).device
         x_t = first[0][0]
-        adjoint = torch.randn(x_t.shape, generator=generator("direction of x_0", "rounding")).to(device)
+        direction = torch.randn(x_t.shape, generator=generator("direction of x_0", "rounding")).to(device)
+        adjoint = State(direction, ())
         for step in reversed(table):
             x_t, condition = first[step.i]
-            effects[step.i] = step.gain**2 * float(adjoint.double().square().mean())
+            # An error of m reaches what follows through x_s and through the prediction of x_0 that is handed on.
+            by_m = step.gain * adjoint.x + sum(step.p_m * gradient for gradient in adjoint.past[:1])
+            effects[step.i] = float(by_m.double().square().mean())
             on_device = None if condition is None else condition.to(device)
             adjoint = step_adjoint(model, (), x_t.to(device), step, adjoint, on_device).state
         return effects
