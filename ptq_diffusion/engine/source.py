@@ -28,7 +28,7 @@ class Definition:
 
 @dataclass(frozen=True)
 class Leads:
-    """What a definition leads to.
+    """The definitions and words that a definition leads to.
 
     Args:
         named: the definitions that its names stand for, and methods called as `Class.method`.
@@ -127,7 +127,7 @@ class Package:
         return self._syntax[file]
 
     def leads(self, definition: Definition) -> Leads:
-        """What a definition leads to, read once."""
+        """The definitions and words that a definition leads to, read once."""
         if definition not in self._leads:
             named, words = frozenset(self._named_in(definition)), frozenset(self._words_in(definition))
             methods = self.syntax(definition.file).methods(definition.name)
