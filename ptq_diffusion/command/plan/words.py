@@ -54,10 +54,8 @@ def print_plan(words: Sequence[str]) -> None:
         rates = measured_rates(cfg, Case(cfg, shop), Workshop(runtime))
     if arguments.csv:
         sys.stdout.write(csv_of(prediction, rates))
-        return
-    console = Console()
-    for table in tables(prediction, rates):
-        console.print(table)
+    else:
+        Console().print(*tables(prediction, rates), sep="\n")
 
 
 def _parser() -> ArgumentParser:
