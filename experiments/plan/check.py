@@ -1,7 +1,7 @@
 """What `ptq-diffusion plan` predicts beside what a run then takes: python experiments/plan/check.py FOLDER [ROUNDS].
 
-The network has ten times the parameters of the bundled one and random weights. Plan and run take turns, so that both see
-the same machine; each is a process of its own, whose largest resident set the system tells when it ends.
+The network has ten times the parameters of the bundled one and random weights. Plan and run take turns, so that both
+see the same machine; each is a process of its own, whose largest resident set the system tells when it ends.
 """
 
 import csv
@@ -17,8 +17,10 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from rich.console import Console
 
-STAGES = ("trajectories", "calibrate", "quantize", "float_path", "fit", "samples_full_precision", "samples_quantized")
-STAGES += ("samples_corrected", "evaluate")
+STAGES = (
+    *("trajectories", "calibrate", "quantize", "float_path", "fit"),
+    *("samples_full_precision", "samples_quantized", "samples_corrected", "evaluate"),
+)
 OPTIONS = (
     "goal=evaluate correction=rescaled_matched bitwidth=w4a8 sampler.steps=4 images=16 seeds=[0] micro_batch=8 "
     "calibration.images=8 noise.images=16 judging.replicates=5 feature=cifar10net model=diffusers logger=none "

@@ -1,18 +1,24 @@
 """Runs one experiment from its configuration: to a report, or to the artefact of any one stage."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig
+import diffusers
+import torch
+from omegaconf import DictConfig, OmegaConf
 
+from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.artefact.files import writable
 from ptq_diffusion.command.check.preflight import check, memory_named
 from ptq_diffusion.command.check.schema import require_schema
+from ptq_diffusion.command.conf import PACKAGE
 from ptq_diffusion.command.effort import effort
 from ptq_diffusion.command.preamble import preamble
 from ptq_diffusion.command.run_name import named
 from ptq_diffusion.command.tracking import log_report, tracking
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.ranks import Ranks
 from ptq_diffusion.engine.run_files import LOG, REPORT
 from ptq_diffusion.engine.run_folder import locked_run_folder
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
@@ -84,13 +90,44 @@ def run(cfg: DictConfig) -> Path:
             another type.
         OSError: the outputs cannot be written; what was finished is kept.
     """
+    quiet_libraries()
+    ranks = Ranks.found(str(OmegaConf.select(cfg, "runtime.accelerator", default="auto")))
+    if ranks is None:
+        return _run_here(cfg, None)
+    if not ranks.is_first:
+        ranks.agree(environment(cfg))
+        # The first process tells of its errors; what they are, no other process says once more.
+        return Path(str(ranks.serve() or cfg.outputs))
+    with ranks.leading() as results:
+        ranks.agree(environment(cfg))
+        results.append(_run_here(cfg, ranks))
+        return Path(str(results[-1]))
+
+
+def environment(cfg: DictConfig) -> dict[str, object]:
+    """The facts that are to be the same in all processes that share the work of a configuration, by name."""
+    options = dict(_dotted("", OmegaConf.to_container(cfg, resolve=False)))
+    libraries = {library.__name__: str(library.__version__) for library in (torch, diffusers)}
+    sources = files_digest(sorted(PACKAGE.rglob("*.py")))
+    return options | libraries | {"OMP_NUM_THREADS": torch.get_num_threads(), "the source of ptq_diffusion": sources}
+
+
+def _dotted(prefix: str, node: object) -> Iterator[tuple[str, object]]:
+    """The values of a plain configuration by their dotted names."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _dotted(f"{prefix}.{key}" if prefix else str(key), value)
+    else:
+        yield prefix, node
+
+
+def _run_here(cfg: DictConfig, ranks: Ranks | None) -> Path:
     require_schema(cfg)
     cfg = named(cfg)
     stage = goal_of(cfg)
-    runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices)
+    runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices, ranks=ranks)
     shop = Workshop(runtime)
     store = Store(Path(cfg.outputs) / "store", shop, forced_stages(cfg.force, stage), effort)
-    quiet_libraries()
     check(cfg, stage, shop)
     keep_freed_memory()
     with writable(Path(cfg.outputs) / "runs"), memory_named(cfg, shop):

@@ -11,10 +11,13 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from lightning import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from rich.progress import track as rich_track
+
+from ptq_diffusion.engine.ranks import PATIENCE, Ranks
 
 Item = TypeVar("Item")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -45,13 +48,14 @@ class Runtime:
     Args:
         accelerator: Lightning's word for the device type: auto, cpu, gpu.
         progress: whether to draw progress bars.
-        devices: how many share the work on samples; training and calibration take the first.
+        devices: how many share the work on samples; training, calibration and judging take the first.
         loggers: Lightning loggers that training reports to.
         console: where messages go.
         log: a file that keeps every message with its time, once there is a folder for it.
+        ranks: processes that were started with the same command and share the work on samples, if any.
 
     Raises:
-        ValueError: no such device type, or this machine has none of it.
+        ValueError: no such device type, or this machine has none of it, or devices beside ranks.
     """
 
     accelerator: str
@@ -60,10 +64,16 @@ class Runtime:
     loggers: Sequence[Logger] = ()
     console: Console = field(default_factory=Console)
     log: Path | None = None
+    ranks: Ranks | None = None
 
     def __post_init__(self) -> None:
         if self.accelerator not in ACCELERATORS:
             raise ValueError(f"expected runtime.accelerator {', '.join(ACCELERATORS)}, got {self.accelerator!r}")
+        if self.ranks is not None and self.devices > 1:
+            raise ValueError(
+                f"expected one process of torchrun or srun for each device, got runtime.devices={self.devices} beside; "
+                "leave runtime.devices out"
+            )
         if (
             self.accelerator not in ("auto", "cpu")
             and torch.accelerator.current_accelerator(check_available=True) is None
@@ -118,13 +128,19 @@ class Runtime:
         and all would wait for a lock that the first holds. Forked processes could not use a GPU that this one has
         touched. When this process dies, Linux interrupts the others.
 
+        Where processes were started with the same command, see `Ranks`, all of them are used instead.
+
         Raises:
             ValueError: fewer than one device is asked for.
         """
         if self.devices < 1:
             raise ValueError(f"expected runtime.devices of at least 1, got {self.devices}")
+        if self.ranks is not None and tasks > 1:
+            self.ranks.call(function)
+            return
         devices = min(self.devices, tasks)
-        fabric = Fabric(accelerator=self.accelerator, devices=devices, strategy="ddp_spawn" if devices > 1 else "auto")
+        strategy = DDPStrategy(start_method="spawn", timeout=PATIENCE) if devices > 1 else "auto"
+        fabric = Fabric(accelerator=self.accelerator, devices=devices, strategy=strategy)
         fabric.launch(function)
 
     def trainer(

@@ -154,8 +154,9 @@ def load_component(component: Component, config: Mapping[str, Any], network_clas
     Raises:
         ValueError: the network is quantized already, or files are broken or do not belong together.
     """
+    require_configuration(config, network_class, component.config)
     # Shapes are compared before memory is taken, which a broken configuration may ask for without bounds.
-    expected = component_outline(component, config, network_class).state_dict()
+    expected = _construct(config, network_class, component, "meta").state_dict()
     weights = fitted_weights(read_weights(component), expected, component)
     network = _construct(config, network_class, component, "cpu")
     network.load_state_dict(weights)

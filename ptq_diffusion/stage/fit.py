@@ -14,6 +14,7 @@ from ptq_diffusion.correction.diagnostics import fit_diagnosed
 from ptq_diffusion.correction.method.auto import FLOAT
 from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.runtime import quiet_libraries
 from ptq_diffusion.engine.stage import ModelStage, Need
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.decoder import decoder_checksum
@@ -64,7 +65,8 @@ class Fit(ModelStage):
             self._from_moments(correction, cfg, inputs, out, shop)
         else:
             path_fit = partial(self.path_fit, cfg, inputs, out / "path_fit", shop)
-            shop.runtime.launch(partial(follow, path_fit=path_fit, cfg=cfg, out=out, shop=shop), tasks=1)
+            follower = partial(follow, path_fit=path_fit, cfg=cfg, out=out, shop=shop, threads=torch.get_num_threads())
+            shop.runtime.launch(follower, tasks=len(noise_chunks(cfg)))
 
     def _from_moments(
         self,
@@ -121,7 +123,21 @@ def with_candidate(cfg: DictConfig, name: str) -> DictConfig:
     return candidate
 
 
-def follow(fabric: Fabric, path_fit: partial[PathFit], cfg: DictConfig, out: Path, shop: Workshop) -> None:
-    """Fit step by step and save."""
-    fitted = path_fit().go(fabric.device, Fit().title, shop.runtime.progress)
-    carried(fitted, cfg, shop).save(out)
+def follow(
+    fabric: Fabric, path_fit: partial[PathFit], cfg: DictConfig, out: Path, shop: Workshop, threads: int
+) -> None:
+    """Fit step by step, together with all other devices; the first of them saves.
+
+    Args:
+        fabric: of this device.
+        path_fit: makes the fit.
+        cfg: of the stage.
+        out: the folder of the artefact.
+        shop: of this process.
+        threads: of torch in every process, on which last bits depend.
+    """
+    quiet_libraries()
+    torch.set_num_threads(threads)
+    fitted = path_fit().go(fabric, Fit().title, shop.runtime.progress)
+    if fabric.is_global_zero:
+        carried(fitted, cfg, shop).save(out)

@@ -7,6 +7,7 @@ from functools import reduce
 from pathlib import Path
 
 import torch
+from lightning import Fabric
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -81,33 +82,51 @@ class PathFit:
         self._files = ChunkFiles()
 
     @torch.inference_mode()
-    def go(self, device: torch.device, title: str, progress: bool) -> FittedCorrection:
-        """Fit all steps."""
+    def go(self, fabric: Fabric, title: str, progress: bool) -> FittedCorrection:
+        """Fit all steps; the devices share the images, and the first of them fits each step on what all have written.
+
+        Args:
+            fabric: of this device, one of those that share the folder.
+            title: what the progress bar calls the work.
+            progress: whether there is a bar.
+        """
+        device, first = fabric.device, fabric.is_global_zero
         self.model.to(device)
         self.quantized.to(device)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.fitted = list(self._corrections_on_disk())
-        for step in track(self.steps[len(self.fitted) :], title, progress):
+        for step in track(self.steps[len(self.fitted) :], title, progress and first):
             self._step(step.i).mkdir(exist_ok=True)
+            if first:
+                self._rescalings(step, device)
+            fabric.barrier()
             rescalings, m = self._rescalings(step, device)
             rescaled = self.quantized.at(step.i, rescalings)
-            for chunk in self.images:
+            for chunk in self.images[fabric.global_rank :: fabric.world_size]:
                 self._visit(chunk, step, rescaled, m, device)
-            self.fitted.append(replace(self._fit(step), rescalings=rescalings))
-            self._store(step)
+            # Nobody fits before all images are there, and nobody goes on before the step is fitted.
+            fabric.barrier()
+            if first:
+                self._store(step, replace(self._fit(step), rescalings=rescalings))
+            fabric.barrier()
+            self.fitted.append(self._correction_on_disk(step.i))
             self._files.forget(self._step(step.i - 1))
-            shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
+            if first:
+                shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
         return self.correction.assembled(self.fitted, self.steps)
 
     def _corrections_on_disk(self) -> Iterator[StepCorrection]:
         """The steps that an interrupted fit has fitted, from the first on."""
         for step in self.steps:
-            if not (folder := self._correction_folder(step.i)).is_dir():
+            if not self._correction_folder(step.i).is_dir():
                 return
-            yield FittedCorrection.load(folder).corrections[0]
+            yield self._correction_on_disk(step.i)
+
+    def _correction_on_disk(self, i: int) -> StepCorrection:
+        return FittedCorrection.load(self._correction_folder(i)).corrections[0]
 
     def _rescalings(self, step: Step, device: torch.device) -> tuple[Mapping[str, Rescaling], Tensor]:
-        """The layers' rescalings at a step, and m of the images that they are told from; on disk if it is killed."""
+        """The layers' rescalings at a step, and m of the images that they are told from, which stay on the disk."""
         if not (count := self.correction.images_for_rescaling):
             return {}, torch.empty(0, *self.model.shape)
         file = self._step(step.i) / "rescalings.safetensors"
@@ -127,12 +146,12 @@ class PathFit:
         evidence = PathEvidence(self._paired(step.i), StepBatches(PathBatch, self._step(step.i), rows, self._files))
         return fit_step_diagnosed(self.correction, evidence, step, before)
 
-    def _store(self, step: Step) -> None:
+    def _store(self, step: Step, correction: StepCorrection) -> None:
         """Write the correction of a step, whole or not at all."""
         beside = self.folder / "beside"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
-        FittedCorrection(self.steps.with_steps([step]), [self.fitted[step.i]]).save(beside)
+        FittedCorrection(self.steps.with_steps([step]), [correction]).save(beside)
         sync_folder(beside)
         beside.rename(self._correction_folder(step.i))
 

@@ -5,7 +5,7 @@ import torch
 
 from ptq_diffusion.engine.runtime import Runtime
 
-SMALL = ["goal=samples_corrected", "images=6", "seeds=[0,1]", "noise.images=4"]
+SMALL = ["goal=samples_corrected", "images=6", "seeds=[0,1]", "noise.images=10", "correction=rescaled"]
 
 
 def contents(outputs):
@@ -15,7 +15,7 @@ def contents(outputs):
 
 
 def test_two_devices_leave_the_bytes_of_one(make, tmp_path, capsys):
-    """The images have four chunks, which are shared; the stages before have one and run in this process."""
+    """The images have four chunks and those of the fit three, which are shared; calibration has one."""
     path = make(*SMALL, f"outputs={tmp_path / 'two'}", "runtime.devices=2")
     said = capsys.readouterr().out
     assert make(*SMALL, f"outputs={tmp_path / 'one'}").name == path.name, "the number is in no signature"

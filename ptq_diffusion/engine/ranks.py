@@ -1,0 +1,132 @@
+"""Processes that torchrun or srun start with one command, on one node or several: the first runs it, all share work.
+
+Only the first process, rank 0, holds locks, writes reports and speaks. The others wait for functions that it hands to
+all, such as a share of chunks of samples, whose files lie in a folder that all nodes see. Functions are pickled on
+their way, between processes of one user and one command alone.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch.distributed as dist
+from lightning import Fabric
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.strategies.ddp import DDPStrategy
+
+PATIENCE = timedelta(days=1)
+"""The longest time that processes wait for each other within a task, or for one that has not come yet."""
+FOREVER = timedelta(days=365)
+"""The longest time that a process waits for the next function: a stage that is not shared may take days."""
+Value = TypeVar("Value")
+Task = Callable[[Fabric], None]
+
+
+class Ranks:
+    """The processes of one command, connected.
+
+    Args:
+        accelerator: Lightning's word for the device type.
+        nodes: how many.
+        devices: processes of each node.
+    """
+
+    def __init__(self, accelerator: str, nodes: int, devices: int) -> None:
+        # Objects are exchanged and no tensors, for which gloo serves on every device.
+        strategy = DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)
+        self._fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy)
+        self._fabric.launch()
+        self._group = dist.new_group(backend="gloo", timeout=FOREVER)
+
+    @classmethod
+    def found(cls, accelerator: str) -> "Ranks | None":
+        """The ranks that the environment tells of, connected now; None of a process that was started alone."""
+        if TorchElasticEnvironment.detect():
+            processes, devices = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        elif SLURMEnvironment.detect():
+            processes = int(os.environ["SLURM_NTASKS"])
+            devices = processes // int(os.environ["SLURM_NNODES"])
+        else:
+            return None
+        return cls(accelerator, processes // devices, devices) if processes > 1 else None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is rank 0, which runs the command."""
+        return self._fabric.global_rank == 0
+
+    def agree(self, facts: Mapping[str, object]) -> None:
+        """Compare what every process says; the others go on, for the first tells the user and dismisses them.
+
+        Args:
+            facts: by name, what is to be the same in all processes.
+
+        Raises:
+            ValueError: in the first process: another says otherwise; the message names the first difference.
+        """
+        everyone = self._gathered(dict(facts))
+        if not self.is_first:
+            return
+        for rank, others in enumerate(everyone):
+            for name in [*facts, *(name for name in others if name not in facts)]:
+                ours, theirs = facts.get(name, "nothing"), others.get(name, "nothing")
+                if ours != theirs:
+                    raise ValueError(
+                        f"expected the same on all ranks, got {name} = {ours} on rank 0 and {theirs} on rank {rank}; "
+                        "start the same command in the same environment on all nodes"
+                    )
+
+    def call(self, task: Task) -> None:
+        """Let all processes do a task, and wait for all; for the first process alone.
+
+        Raises:
+            RuntimeError: it failed in another process. What it raises in this one passes through.
+        """
+        self._sent((task, None))
+        self._do(task)
+
+    def serve(self) -> object:
+        """Do what the first process hands over until it dismisses this one; what it dismisses with."""
+        while True:
+            task, farewell = self._sent(None)
+            if task is None:
+                return farewell
+            self._do(task)
+
+    @contextmanager
+    def leading(self) -> Iterator[list[object]]:
+        """Within this context the other processes serve; they are dismissed with the last item of the list, if any."""
+        results: list[object] = []
+        try:
+            yield results
+        finally:
+            self._sent((None, results[-1] if results else None))
+
+    def _do(self, task: Task) -> None:
+        error: Exception | None = None
+        try:
+            task(self._fabric)
+        # Whoever fails must not leave the others waiting; the first process tells of it.
+        except Exception as failure:
+            error = failure
+        errors = self._gathered(None if error is None else f"{type(error).__name__}: {error}")
+        if self.is_first and error is not None:
+            raise error
+        if self.is_first and any(errors):
+            rank, text = next((rank, text) for rank, text in enumerate(errors) if text)
+            raise RuntimeError(f"rank {rank} failed: {text}")
+
+    def _gathered(self, value: Value) -> list[Value]:
+        values: list[Value] = [value] * self._fabric.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def _sent(self, parcel: tuple[Task | None, object] | None) -> tuple[Task | None, object]:
+        """What the first process hands over."""
+        parcels = [parcel]
+        dist.broadcast_object_list(parcels, src=0, group=self._group)
+        assert parcels[0] is not None
+        return parcels[0]

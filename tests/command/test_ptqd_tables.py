@@ -1,0 +1,104 @@
+"""The presets of PTQD's tables run end to end on small converted networks, and their table sets ours beside theirs."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from ptq_diffusion.command.conf import CONF
+from ptq_diffusion.model import DiffusersDenoiser
+from ptq_diffusion.model.family import Family
+from ptq_diffusion.model.original import convert
+from tests.model.original.test_conversion import Origin
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "ptqd_tables"
+HEADS = pytest.mark.skipif(not hasattr(Family, "build"), reason="networks of one number of heads do not load yet")
+PARAMETERS = {"imagenet": 400_920_579, "bedroom": 274_056_163, "church": 294_966_916}
+"""Of the original networks at full size, as the shapes in their checkpoints have it."""
+PRESETS = {
+    "ptqd_imagenet_250": "imagenet",
+    "ptqd_imagenet_20": "imagenet",
+    "ptqd_terms": "imagenet",
+    "ptqd_bedroom": "bedroom",
+    "ptqd_church": "church",
+}
+SMALL = (
+    "sampler.steps=2 images=2 seeds=[0,1] micro_batch=2 calibration.images=2 noise.images=2 feature=pixels "
+    "judging.replicates=2 judging.neighbours=1"
+).split()
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("ptqd_tables", FOLDER / "table.py")
+    module = sys.modules["ptqd_tables"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """The folder of a small converted network of each kind, made once."""
+    folders = {}
+
+    def make(name):
+        if name not in folders:
+            home = tmp_path_factory.mktemp(name)
+            with torch.no_grad():
+                origin = Origin(name, home)
+            folders[name] = convert(origin.checkpoint, origin.configuration, home / "converted").folder
+        return folders[name]
+
+    return make
+
+
+def with_heads(names):
+    return [pytest.param(name, marks=HEADS) if "church" in name else name for name in names]
+
+
+def benches(tables, preset):
+    return [bench for bench in tables.BENCHES if bench.experiment == preset]
+
+
+@pytest.mark.parametrize("preset", with_heads(PRESETS))
+def test_a_preset_runs_to_a_row_of_its_table(preset, converted, make, tmp_path, tables):
+    sweep = yaml.safe_load((CONF / "experiment" / f"{preset}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    bits, correction = (sweep[key].split(",")[-1] for key in ("bitwidth", "correction"))
+    words = [f"experiment={preset}", f"model.path={converted(PRESETS[preset])}", *SMALL]
+    make(*words, f"bitwidth={bits}", f"correction={correction}")
+    (bench, *_) = benches(tables, preset)
+    rows = tables.ours(bench, tmp_path / "outputs")
+    assert rows.keys() == {tables.FLOAT, ("step MP", "ptqd")}
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(tables.table(bench, tmp_path / "outputs"))
+    (line,) = [line for line in capture.get().splitlines() if "step MP" in line and " ptqd " in line]
+    numbers = line.split("ptqd")[1].split()
+    assert f"{rows['step MP', 'ptqd']:.2f}" in numbers
+    if ("step MP", "ptqd") in tables.published(bench):
+        assert f"{tables.published(bench)['step MP', 'ptqd']:.2f}" == numbers[0]
+
+
+def test_published_rows_are_those_of_their_table_alone(tables):
+    """The headline: at 250 steps W4A8 is 0.06 above full precision."""
+    rows = [tables.published(bench) for bench in tables.BENCHES]
+    assert all(rows)
+    assert rows[0]["W4A8", "ptqd"] - rows[0][tables.FLOAT] == pytest.approx(0.06)
+    assert rows[1][tables.FLOAT] != rows[2][tables.FLOAT], "of eta 0 and of eta 1"
+    assert ("W4A8", "d2_dpm") in rows[2] and ("W4A8", "d2_dpm") not in rows[1]
+
+
+@pytest.mark.parametrize("name", with_heads(PARAMETERS))
+def test_the_configurations_of_full_size_rows_are_those_of_the_checkpoints(name, tables):
+    path = FOLDER / "configs" / name
+    assert DiffusersDenoiser.outline(str(path)).architecture().parameters == PARAMETERS[name]
+    bench = next(bench for bench in tables.BENCHES if bench.configs == name)
+    needs, costs = tables.cost(bench, 1e13)
+    assert bench.checkpoint in needs and f"experiment={bench.experiment}" in needs
+    assert "passes" in costs and " d at 1e+13 a second" in costs
+    assert json.loads((path / "unet" / "config.json").read_text())["sample_size"] in (32, 64)

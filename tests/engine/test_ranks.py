@@ -1,0 +1,91 @@
+"""Two processes of one command, as on two nodes: they leave the bytes of one, and must be told the same."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.job import assert_clear
+from tests.words import quick
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["goal=samples_corrected", "images=6", "noise.images=14", "correction=rescaled_matched"]
+SMALL += ["correction.links.rescaled.images=9"]
+
+
+def contents(outputs):
+    """Every file of the store but locks and times, by its path."""
+    paths = [path for path in outputs.glob("store/**/*") if path.is_file() and path.suffix not in (".lock", ".seconds")]
+    return {str(path.relative_to(outputs)): path.read_bytes() for path in paths}
+
+
+def port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def nodes(*words_of_nodes, launcher):
+    """Both processes, each started with its words as on a node of its own; (exit code, output, errors) of each."""
+    place = port()
+    processes = [
+        subprocess.Popen(
+            launcher(node, place) + ["-m", "ptq_diffusion", *quick(words)],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables(node, place, launcher),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node, words in enumerate(words_of_nodes)
+    ]
+    ended = [process.communicate() for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, ended, strict=True)]
+
+
+def torchrun(node, place):
+    options = ["--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+    return [sys.executable, "-m", "torch.distributed.run", *options, f"--master-port={place}"]
+
+
+def alone(node, place):
+    """Without torchrun's own process: the variables that it sets are enough."""
+    return [sys.executable]
+
+
+def variables(node, place, launcher):
+    if launcher is torchrun:
+        return {}
+    names = {"RANK": node, "GROUP_RANK": node, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": place, "TORCHELASTIC_RUN_ID": "none"}
+    return {name: str(value) for name, value in (names | address).items()}
+
+
+def test_two_nodes_leave_the_bytes_of_one_process_and_one_of_them_speaks(tiny, make, tmp_path):
+    words = [*tiny, *SMALL, f"outputs={tmp_path / 'two'}"]
+    first, second = nodes(words, words, launcher=torchrun)
+    assert first[0] == second[0] == 0, first[2] + second[2]
+    assert first[1].count(" fit: making") == 1 and second[1] == ""
+    make(*SMALL, f"outputs={tmp_path / 'one'}")
+    single, shared = (contents(tmp_path / name) for name in ("one", "two"))
+    assert shared.keys() == single.keys()
+    assert [name for name in single if single[name] != shared[name]] == []
+
+
+@pytest.mark.parametrize(
+    ("others", "remedy"),
+    [
+        ([[], ["sampler.eta=0"]], "sampler.eta = 1.0 on rank 0 and 0 on rank 1"),
+        ([["runtime.devices=2"]] * 2, "leave runtime.devices out"),
+    ],
+    ids=["another option", "an error of both"],
+)
+def test_what_is_refused_is_refused_in_one_line(tiny, tmp_path, others, remedy):
+    words = [*tiny, *SMALL, f"outputs={tmp_path / 'outputs'}"]
+    first, second = nodes(*([*words, *more] for more in others), launcher=alone)
+    assert first[0] == 1 and second[0] == 0 and "error" not in second[2]
+    (line,) = [line for line in first[2].splitlines() if line.startswith("error: ")]
+    assert_clear(line, remedy)
+    assert "Traceback" not in first[2] + second[2] and not (tmp_path / "outputs" / "store").exists()
