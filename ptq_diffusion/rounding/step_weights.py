@@ -64,7 +64,7 @@ class EffectOnImage(StepWeights):
         """The mean squared change of x_0 by that of m at every step, (S,) float64.
 
         Raises:
-            ValueError: there is no state of a step, or the sampler reads earlier predictions of x_0.
+            ValueError: there is no state of a step.
         """
         first = dict[int, tuple[Tensor, Condition | None]]()
         for i, x_t, condition in states:
