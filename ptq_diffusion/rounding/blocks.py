@@ -104,7 +104,7 @@ class BlockReconstruction(Reconstruction):
 
     def rounded(self, part: Part) -> Integers:
         with CallFiles.within(self.folder) as calls:
-            self._collect(part, calls)
+            self.collect(part, calls)
             nearest = self.error(part, calls)
             soft = self._learned(part, calls, nearest)
             integers = {copy: undecided.integers() for copy, undecided in soft.items()}
@@ -146,7 +146,8 @@ class BlockReconstruction(Reconstruction):
         return torch.stack([(output - target).square().mean() for output, target in pairs]).mean()
 
     @torch.no_grad()
-    def _collect(self, part: Part, calls: CallFiles) -> None:
+    def collect(self, part: Part, calls: CallFiles) -> None:
+        """Append the calls of a part in all states."""
         for i, x_t, condition in self.states:
             positional, named, outputs = self._call(self.model, part, i, x_t, condition)
             if self.rounding.path == "quantized":

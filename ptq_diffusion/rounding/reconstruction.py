@@ -54,7 +54,11 @@ class Reconstruction(ABC):
     @cached_property
     def step_weights(self) -> Tensor:
         """The weight of every step, (S,)."""
-        return self.weighting.of(self.model, self.table, self.states)
+        return self.weighting.of(self.model, self.table, self._states_on_device())
+
+    def _states_on_device(self) -> States:
+        for i, x_t, condition in self.states:
+            yield i, x_t.to(self.device), None if condition is None else condition.to(self.device)
 
     @cached_property
     def parts(self) -> list[Part]:

@@ -26,7 +26,7 @@ class StepWeights(ABC):
         Args:
             model: the float network.
             table: of S steps.
-            states: of float sampling.
+            states: of float sampling, on the network's device.
         """
 
 
@@ -64,7 +64,7 @@ class EffectOnImage(StepWeights):
         """The mean squared change of x_0 by that of m at every step, (S,) float64.
 
         Raises:
-            ValueError: there is no state of a step, or the sampler reads earlier predictions of x_0.
+            ValueError: there is no state of a step.
         """
         first = dict[int, tuple[Tensor, Condition | None]]()
         for i, x_t, condition in states:
@@ -73,18 +73,15 @@ class EffectOnImage(StepWeights):
             first[i] = x_t[: self.images], rows_of(condition, slice(self.images))
         if len(first) < len(table):
             raise ValueError(f"expected states of all {len(table)} steps, got those of {len(first)}; take them again")
-        effects = torch.zeros(len(table), dtype=torch.float64)
-        device = next(model.parameters()).device
-        x_t = first[0][0]
-        direction = torch.randn(x_t.shape, generator=generator("direction of x_0", "rounding")).to(device)
+        effects, x_t = torch.zeros(len(table), dtype=torch.float64), first[0][0]
+        direction = torch.randn(x_t.shape, generator=generator("direction of x_0", "rounding")).to(x_t.device)
         adjoint = State(direction, ())
         for step in reversed(table):
             x_t, condition = first[step.i]
             # An error of m reaches what follows through x_s and through the prediction of x_0 that is handed on.
             by_m = step.gain * adjoint.x + sum(step.p_m * gradient for gradient in adjoint.past[:1])
-            effects[step.i] = float(by_m.double().square().mean())
-            on_device = None if condition is None else condition.to(device)
-            adjoint = step_adjoint(model, (), x_t.to(device), step, adjoint, on_device).state
+            effects[step.i] = _power(by_m) / _power(direction)
+            adjoint = step_adjoint(model, (), x_t, step, adjoint, condition).state
         return effects
 
 
@@ -107,3 +104,7 @@ class SoftmaxOfEffect(StepWeights):
     def of(self, model: Denoiser, table: Table, states: States) -> Tensor:
         effects = self._effect.effects(model, table, states)
         return torch.softmax(effects / effects.mean() / self.temperature, 0)
+
+
+def _power(tensor: Tensor) -> float:
+    return float(tensor.cpu().double().square().mean())

@@ -26,7 +26,10 @@ RUNS = {
     "export": ["goal=export", "noise.steps=6"],
     "labels and guidance": ["correction=ptqd", "condition=labels", "condition.guidance.scale=2"],
     "bits by step": ["goal=plan", "bitwidth=step_snr"],
-    "rounding": ["goal=quantize", "rounding=gptq"],
+    "rounding": [
+        *("goal=quantize", "rounding=gptq", "rounding.inputs.positions=2", "calibration.images=1", "sampler.steps=2"),
+        "rounding.inputs.weights._target_=ptq_diffusion.rounding.EffectOnImage",
+    ],
     "bits by layer": ["goal=plan", "bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=4"],
 }
 
@@ -39,6 +42,7 @@ BRANCHES: dict[str, dict[str, str]] = {
     "plan": {},
     "calibrate": {},
     "quantize": {},
+    "reconstruct": {"network/saving.py": "the workshop loads a quantized network by the name that this stage's has"},
     "samples_quantized": {
         "model/configuration.py": NAMED,
         "model/loading.py": NAMED,

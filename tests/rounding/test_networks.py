@@ -1,0 +1,181 @@
+"""Roundings of whole networks of every family, with other bits at every step."""
+
+from functools import cache, partial
+
+import pytest
+import torch
+
+from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
+from ptq_diffusion.network import InputObservations, quantize
+from ptq_diffusion.quantizer import AffineQuantizer, MinMax
+from ptq_diffusion.rounding import (
+    BRECQ,
+    GPTQ,
+    BlockReconstruction,
+    Descent,
+    Inputs,
+    LayerReconstruction,
+    UniformSteps,
+)
+from ptq_diffusion.rounding.calls import CallFiles
+from tests.model.networks import NETWORKS, condition_of, denoiser_of, states_of
+from tests.network.networks import FLOAT
+from tests.steps import at
+
+STEPS = (at(900, 0), at(20, 1))
+INPUTS = Inputs("float", "weight", False, UniformSteps(), 64)
+BLOCKWISE = BRECQ("float", UniformSteps(), Descent(60, 0.1, 3.0), 2, 8)
+
+
+def whole_range(symmetric):
+    """From a bitwidth to a quantizer that is made in no time."""
+    return lambda bits: AffineQuantizer(bits, symmetric, symmetric, MinMax(), 64)
+
+
+WEIGHT, ACTIVATION = whole_range(symmetric=True), whole_range(symmetric=False)
+
+
+@cache
+def network(name):
+    return denoiser_of(name)
+
+
+def batches(denoiser, seed, rows):
+    """States of both steps, other ones for every seed, and a condition of as many rows."""
+    condition, shape = condition_of(denoiser), states_of(denoiser).shape
+    some = None if condition is None else condition.rows([row % len(condition) for row in range(rows)])
+    for step in STEPS:
+        draw = torch.Generator().manual_seed(10 * seed + step.i)
+        yield step.i, torch.randn(rows, *shape[1:], generator=draw), some
+
+
+class Batches:
+    """States that can be gone through again."""
+
+    def __init__(self, denoiser, seed, rows=2):
+        self.again = partial(batches, denoiser, seed, rows)
+
+    def __iter__(self):
+        return self.again()
+
+
+def quantized_of(denoiser, plan):
+    observations = InputObservations(denoiser.sites(), ACTIVATION)
+    with observations.observing(denoiser.network):
+        for i, x_t, condition in Batches(denoiser, seed=1):
+            denoiser.predict(x_t, STEPS[i], condition)
+    return quantize(denoiser, plan, observations, WEIGHT)
+
+
+def plan_of(denoiser, *rows):
+    """The plan whose step i gives all layers the bits rows[i]; attention's products are float."""
+    sites = denoiser.sites()
+    return BitwidthPlan.by_step([{site.name: bits if site.weighted else FLOAT for site in sites} for bits in rows])
+
+
+def reconstruction(kind, rounding, denoiser, plan, *more, rows=2):
+    quantized = quantized_of(denoiser, plan)
+    return kind(denoiser, quantized, WEIGHT, STEPS, Batches(denoiser, 1, rows), rounding, *more)
+
+
+def finished(work):
+    """The integers of all parts, which are installed on the way."""
+    integers = {}
+    for part in work.parts:
+        rounded = work.rounded(part)
+        work.install(rounded)
+        integers |= rounded
+    return integers
+
+
+def held_out_errors(judge, quantized, folder):
+    """The error of every part of a network, on states and inputs that no rounding saw."""
+    judge.quantized, errors = quantized, {}
+    for part in judge.parts:
+        with CallFiles.within(folder) as calls:
+            judge.collect(part, calls)
+            errors[part.name] = judge.error(part, calls)
+    return errors
+
+
+@pytest.mark.parametrize("kind", ["error feedback", "blocks"])
+@pytest.mark.parametrize("name", ["pixels", "dit"])
+def test_blocks_have_a_smaller_error_than_nearest_on_states_that_they_did_not_see(name, kind, tmp_path):
+    denoiser = network(name)
+    plan = plan_of(denoiser, LayerBits(3, 8), LayerBits(4, 8))
+    if kind == "blocks":
+        work = reconstruction(BlockReconstruction, BLOCKWISE, denoiser, plan, tmp_path / "learning", rows=12)
+    else:
+        work = reconstruction(LayerReconstruction, GPTQ(INPUTS), denoiser, plan, rows=12)
+    integers = finished(work)
+    # Both copies of every weight have integers of their own.
+    assert {bits for _, bits in integers} == {3, 4} and len(integers) == 2 * len(work.quantized.layers())
+    judge = reconstruction(BlockReconstruction, BLOCKWISE, denoiser, plan, tmp_path / "judging")
+    judge.states = Batches(denoiser, seed=2, rows=12)
+    nearest = judge.quantized
+    before, after = (held_out_errors(judge, quantized, tmp_path / "judging") for quantized in (nearest, work.quantized))
+    blocks = set(denoiser.blocks()) & before.keys()
+    better = {block for block in blocks if after[block] < before[block]}
+    assert len(better) >= 0.8 * len(blocks) > 0, blocks - better
+    assert sum(after[block] for block in blocks) < sum(before[block] for block in blocks)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_family_is_rounded_along_its_quantized_path_each_layer_once(name):
+    denoiser = network(name)
+    rounding = GPTQ(Inputs("quantized", "output", True, UniformSteps(), 4))
+    work = reconstruction(LayerReconstruction, rounding, denoiser, plan_of(denoiser, LayerBits(3, 8)))
+    layers = [layer for part in work.parts for layer in part.layers]
+    called = [site.name for site in denoiser.sites() if site.weighted]
+    assert sorted(layers) == sorted(set(called)) and len(work.parts) < len(layers), "blocks are parts"
+    integers = finished(work)
+    stored = {copy: work.quantized.layer(copy[0]).weights[0] for copy in integers}
+    assert all(
+        torch.equal(work.quantizer(*copy).from_integers(integers[copy]), weight.values())
+        for copy, weight in stored.items()
+    )
+
+
+def test_blocks_without_quantized_weights_are_no_parts_and_a_plan_without_any_is_refused():
+    denoiser = network("pixels")
+    first, *others = (block for block in denoiser.blocks())
+    plan = plan_of(denoiser, LayerBits(4, 8))
+    free = {name: (32,) for name in plan.weight if name.startswith(first)}
+    work = reconstruction(
+        LayerReconstruction, GPTQ(INPUTS), denoiser, BitwidthPlan(plan.weight | free, plan.activation)
+    )
+    names = {layer for part in work.parts for layer in part.layers}
+    assert names and not names & free.keys() and any(name.startswith(tuple(others)) for name in names)
+    work = reconstruction(LayerReconstruction, GPTQ(INPUTS), denoiser, plan_of(denoiser, LayerBits(32, 8)))
+    with pytest.raises(ValueError, match=r"leaves all of them float; set rounding=nearest"):
+        assert work.parts
+
+
+def test_no_states_are_refused():
+    denoiser = network("pixels")
+    work = reconstruction(LayerReconstruction, GPTQ(INPUTS), denoiser, plan_of(denoiser, LayerBits(4, 8)))
+    work.states = []
+    with pytest.raises(ValueError, match=r"expected states of float sampling to round on, got none"):
+        assert work.parts
+
+
+def test_a_float_network_in_place_of_the_quantized_one_gives_the_same_moments_of_both_paths():
+    """Where nothing is quantized before a layer, the path does not matter, and there is nothing to make up for."""
+    denoiser = network("pixels")
+    plan = plan_of(denoiser, LayerBits(8, 32))
+    last = denoiser.sites()[0].name
+    float_elsewhere = BitwidthPlan({name: (8 if name == last else 32,) for name in plan.weight}, plan.activation)
+    for target in ("weight", "output"):
+        moments = [
+            reconstruction(
+                LayerReconstruction,
+                GPTQ(Inputs(path, target, False, UniformSteps(), 4)),
+                denoiser,
+                float_elsewhere,
+            )
+            for path in ("float", "quantized")
+        ]
+        first, second = (work.moments(work.parts[0])[last, 8] for work in moments)
+        assert torch.equal(first.second, second.second)
+        if target == "output":
+            assert not first.difference.any() and not second.difference.any()
