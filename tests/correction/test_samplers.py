@@ -35,6 +35,9 @@ TABLES = {
 REFUSED = {
     "ptqd_release": ({"dpm_solver", "dpm_solver, ode", "lcm"}, "direction=reduced needs a DDIM sampler"),
     "stepbaq": ({"dpm_solver", "dpm_solver, ode", "lcm", "flow_euler"}, "DDIM.s form|flow matching"),
+    **dict.fromkeys(
+        ("dns", "q_drift"), ({"dpm_solver", "dpm_solver, ode", "lcm"}, "expected a sampler of DDIM.s form")
+    ),
     "d2dpm_stochastic": ({"dpm_solver", "dpm_solver, ode"}, "expected a one-step sampler with the stochastic D2-DPM"),
 }
 """Corrections whose mathematics does not hold under some samplers, and how they say so."""
