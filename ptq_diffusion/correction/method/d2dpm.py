@@ -56,7 +56,7 @@ class D2DPM(Correction[MomentEvidence]):
         # (q - mu) / (1 + k) with 1 / (1 + k) = 1 - beta.
         k = beta / (1 - beta)
         bias = (moments.mean_noise - beta * (moments.mean_m + moments.mean_noise)) / (1 - beta)
-        residual = Residual(variance, absorbed=-1 if self.variant == "stochastic" else 1)
+        residual = Residual(variance, absorbed=-1 if self.variant == "stochastic" else 1, slope=moments.slope)
         power = moments.noise_power
         report = StepReport(
             t=step.t,
