@@ -22,6 +22,9 @@ HELP = "ptq-diffusion --help lists all"
 LAUNCHERS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 """The extra that each of Hydra's other launchers comes with."""
 
+TWICE, ONCE = ("heun", "kdpm2", "flow_heun", "flow_match_heun"), "sampler=dpm_solver with twice the steps"
+"""Samplers whose steps evaluate the network twice, by the beginnings of their names, and what to take instead."""
+
 
 def full_errors_asked_for() -> bool:
     """Whether the environment asks for the traceback of every error."""
@@ -100,6 +103,8 @@ def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path)
         options = sorted(error.options)
         if extra := LAUNCHERS.get(name if group == "hydra/launcher" else ""):
             return f"expected the launcher {name}, which is not installed; pip install '.[{extra}]' in the checkout"
+        if group == "sampler" and name.startswith(TWICE):
+            return f"expected a sampler that asks the network once a step, got {name}, which asks twice; set {ONCE}"
         return f"expected one of {', '.join(options)} as {group}, got {name!r}{_only_close(name, options)}"
     if isinstance(error, OverrideParseException):
         return (

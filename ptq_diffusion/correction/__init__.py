@@ -8,6 +8,7 @@ from ptq_diffusion.correction.fitting import fit_moments
 from ptq_diffusion.correction.method.auto import Auto, Choice
 from ptq_diffusion.correction.method.chain import Chain
 from ptq_diffusion.correction.method.d2dpm import D2DPM
+from ptq_diffusion.correction.method.dns import DNS
 from ptq_diffusion.correction.method.gated import GatedPTQD
 from ptq_diffusion.correction.method.matched import Matched
 from ptq_diffusion.correction.method.none import NoCorrection
@@ -33,6 +34,7 @@ __all__ = [
     "CorrectedScheduler",
     "Correction",
     "D2DPM",
+    "DNS",
     "Fingerprint",
     "FittedCorrection",
     "FoldedLayer",

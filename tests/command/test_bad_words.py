@@ -6,7 +6,13 @@ from tests.job import NOWHERE, assert_clear
 
 ACTIVATION = "quantizer.activation.range_search"
 WORDS = {
-    "an option of no group": ("sampler=dimm", "one of ddim, ddpm as sampler.*closest is ddim"),
+    "an option of no group": ("sampler=dimm", "one of ddim, ddpm, .* as sampler.*closest is ddim"),
+    "a solver that evaluates twice": (
+        "sampler=heun",
+        "once a step, got heun, which asks twice; set sampler=dpm_solver",
+    ),
+    "a sampler of other models": ("sampler=flow_euler", "of flow matching, .*got that of DDPM.*; set sampler=ddim"),
+    "a dynamic threshold": ("sampler=dpm_solver +sampler.scheduler.thresholding=true", "thresholding=false"),
     "a group that is none": ("samplr=ddim", "closest are sampler,"),
     "an option that is none": ("sampler.stepz=3", "closest are sampler.steps,"),
     "an option of another choice": ("sampler=ddpm sampler.eta=1", "sampler.steps"),

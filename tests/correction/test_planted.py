@@ -30,7 +30,7 @@ SHAPE = (2, 8, 8)
 MODEL = GaussianDenoiser(SHAPE, mean=0.4, std=0.5)
 STEPS = DDIM(4, 0.5, {}).table(MODEL.scheduler_config)
 MU = torch.tensor([0.1, -0.15]).view(2, 1, 1)
-LEAVING_THE_MEAN = {"none", "variance", "correlated", "correlated_variance", "qncd", "rescaled"}
+LEAVING_THE_MEAN = {"none", "q_drift", "variance", "correlated", "correlated_variance", "qncd", "rescaled"}
 every_correction = pytest.mark.parametrize("name", CORRECTIONS)
 
 

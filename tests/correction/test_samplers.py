@@ -2,12 +2,16 @@
 
 import itertools
 import json
+import math
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
+from ptq_diffusion.correction.noise.residual import Residual, multistep_sigmas
+from ptq_diffusion.correction.transfer import interpolated
+from ptq_diffusion.model import GaussianDenoiser
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.sampler import LCM, DPMSolver, Euler, EulerAncestral, FlowEuler
 from tests.correction.pipelines import (
@@ -32,9 +36,21 @@ TABLES = {
     "lcm": LCM(**OURS).table(LINSPACE | {"clip_sample": True}),
     "flow_euler": FlowEuler(**OURS).table(FLOW),
 }
+MORE = {
+    "euler": Euler(5).table(LINSPACE),
+    "euler_ancestral": EulerAncestral(5).table(LINSPACE | {"prediction_type": "v_prediction"}),
+    "dpm_solver": DPMSolver(5, sde=True).table(LINSPACE),
+    "dpm_solver, ode": DPMSolver(5).table(LINSPACE),
+    "lcm": LCM(5).table(LINSPACE | {"clip_sample": True}),
+    "flow_euler": FlowEuler(5).table(FLOW),
+}
+"""The same samplers with more steps."""
 REFUSED = {
     "ptqd_release": ({"dpm_solver", "dpm_solver, ode", "lcm"}, "direction=reduced needs a DDIM sampler"),
     "stepbaq": ({"dpm_solver", "dpm_solver, ode", "lcm", "flow_euler"}, "DDIM.s form|flow matching"),
+    **dict.fromkeys(
+        ("dns", "q_drift"), ({"dpm_solver", "dpm_solver, ode", "lcm"}, "expected a sampler of DDIM.s form")
+    ),
     "d2dpm_stochastic": ({"dpm_solver", "dpm_solver, ode"}, "expected a one-step sampler with the stochastic D2-DPM"),
 }
 """Corrections whose mathematics does not hold under some samplers, and how they say so."""
@@ -101,3 +117,47 @@ def test_a_scheduler_alone_serves_a_pipeline_that_scales(sampler, pair):
         with pytest.raises(ValueError, match="expected a pipeline that scales the network.s input.*goal=export"):
             pipeline_states(DDPMPipeline(pair[1].network, scheduler))
     assert (correction.steps[0].input_scale != 1) is sampler.startswith("euler")
+
+
+@pytest.mark.parametrize("name", ["ptqd", "readout"])
+@every_sampler
+def test_a_correction_of_more_steps_is_carried_to_fewer(name, sampler, pair):
+    own, other = fitted(name, MORE[sampler], pair), fitted(name, TABLES[sampler], pair)
+    carried = interpolated(own, MORE[sampler], TABLES[sampler])
+    assert carried.steps == TABLES[sampler]
+    for mine, theirs, step in zip(carried.corrections, other.corrections, carried.steps, strict=True):
+        # Both of white noise: the same noise but for the draw.
+        assert mine.report.k == pytest.approx(theirs.report.k, abs=0.1)
+        assert math.isfinite(mine.sigma) and (name == "ptqd" or mine.sigma == step.sigma)
+        assert mine.sigma == 0 or step.sigma > 0
+    again = interpolated(own, MORE[sampler], MORE[sampler])
+    assert [one.sigma for one in again.corrections] == [one.sigma for one in own.corrections]
+
+
+@pytest.mark.parametrize("sde", [True, False], ids=["sde", "ode"])
+def test_the_noise_of_a_multistep_sampler_makes_room_for_residuals_that_it_meets_twice(sde):
+    """States of Gaussian data keep their variance, which the rule of one step misses; an ODE stays one."""
+    model, v, count = GaussianDenoiser((1, 1, 1), 0.0, 0.5), 0.004, 400_000
+    table = DPMSolver(8, 2, sde).table(dict(model.scheduler_config))
+    slopes = [float(model.predict(torch.ones(()).double(), step).m) for step in table]
+    residuals = [Residual(v, absorbed=1, slope=slope) for slope in slopes]
+    ours, single = (
+        multistep_sigmas(residuals, table),
+        [one.sigma(step) for one, step in zip(residuals, table, strict=True)],
+    )
+
+    def variances(sigmas, noise):
+        draw = torch.Generator().manual_seed(0)
+        state, found = table.start(torch.randn(count, 1, 1, 1, generator=draw).double()), []
+        for step, sigma in zip(table, sigmas, strict=True):
+            r, z = torch.randn(2, count, 1, 1, 1, generator=draw).double()
+            state = step.advance(state, model.predict(state.x, step).m + noise * v**0.5 * r, sigma, z)
+            found.append(float(state.x.var()))
+        return torch.tensor(found[:-1])
+
+    exact = variances([step.sigma for step in table], 0.0)
+    misses = [(variances(sigmas, 1.0) / exact - 1).abs().max() for sigmas in (ours, single)]
+    if sde:
+        assert misses[0] < 0.01 and misses[1] > 3 * misses[0]
+    else:
+        assert ours == single == [0.0] * len(table)

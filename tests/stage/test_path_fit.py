@@ -188,6 +188,10 @@ def test_predictions_that_later_steps_read_are_kept_on_the_way(make, monkeypatch
     for asked, visit, float_visit in zip(seen, visits, float_visits, strict=True):
         assert torch.allclose(joined(asked, "x_t"), visit.x_t, atol=1e-5)
         assert torch.allclose(joined(asked, "float_x_t"), float_visit.x_t, atol=1e-5)
+    for asked, before, float_before in zip(seen[1:], visits, float_visits, strict=False):
+        for name, visit in (("past", before), ("float_past", float_before)):
+            (x_0,) = zip(*(getattr(batch, name) for batch in asked), strict=True)
+            assert torch.allclose(torch.cat(x_0), visit.step.predict_x_0(visit.x_t, visit.m), atol=1e-5)
     unread = own.steps.with_steps(replace(step, c_0=step.c_0[:1]) for step in own.steps)
     assert not torch.allclose(
         visits[2].x_t, list(sample(lambda _, s: visits[s.i].m, unread, chunk.noise(own.model.shape)))[2].x_t, atol=1e-3

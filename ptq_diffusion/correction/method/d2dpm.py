@@ -52,11 +52,11 @@ class D2DPM(Correction[MomentEvidence]):
 
     def fit_step(self, evidence: MomentEvidence, step: Step) -> StepCorrection:
         moments = evidence.whole
-        beta, variance = _regression_on_q(moments, step)
+        beta, variance = regression_on_q(moments, step)
         # (q - mu) / (1 + k) with 1 / (1 + k) = 1 - beta.
         k = beta / (1 - beta)
         bias = (moments.mean_noise - beta * (moments.mean_m + moments.mean_noise)) / (1 - beta)
-        residual = Residual(variance, absorbed=-1 if self.variant == "stochastic" else 1)
+        residual = Residual(variance, absorbed=-1 if self.variant == "stochastic" else 1, slope=moments.slope)
         power = moments.noise_power
         report = StepReport(
             t=step.t,
@@ -74,8 +74,12 @@ class D2DPM(Correction[MomentEvidence]):
         return StepCorrection((repair,), residual.sigma(step), report, residual=residual)
 
 
-def _regression_on_q(moments: StepMoments, step: Step) -> tuple[float, float]:
-    """The pair (beta, V)."""
+def regression_on_q(moments: StepMoments, step: Step) -> tuple[float, float]:
+    """The pair (beta, V) of D = E[D] + beta (q - E[q]) and a rest of variance V, pooled.
+
+    Raises:
+        ValueError: an output does not vary, or q holds no signal.
+    """
     noise_variance, covariance, m_variance = moments.pooled()
     if m_variance <= 0:
         raise ValueError(

@@ -93,7 +93,7 @@ class PTQD(Correction[MomentEvidence]):
         k = self._k(moments, step)
         bias = self._bias(moments, k)
         v = self._variance(moments, k)
-        residual = Residual(v / (1 + k) ** 2, absorbed=0 if self.variance == "off" else 1)
+        residual = Residual(v / (1 + k) ** 2, absorbed=0 if self.variance == "off" else 1, slope=moments.slope)
         sigma = residual.sigma(step)
         repair = Affine(torch.tensor(k, dtype=torch.float64), bias)
         report = _report(moments, step, k, bias, v, residual.budget(step), sigma)

@@ -70,6 +70,14 @@ class StepMoments:
         )
 
     @property
+    def slope(self) -> float:
+        """The regression of m on x_t, one number for all channels; 0 where x_t does not vary."""
+        c, covariance = self.channels, self.joint.covariance
+        x_variance = float(covariance[2 * c :, 2 * c :].diagonal().mean())
+        across = float(covariance[:c, 2 * c :].diagonal().mean())
+        return across / x_variance if x_variance > 0 else 0.0
+
+    @property
     def noise_power(self) -> float:
         """E|D|^2, averaged over channels."""
         return self.pooled()[0] + float(self.mean_noise.square().mean())

@@ -17,10 +17,12 @@ class Residual:
         variance: the variance of m~ - m, as noise.
         absorbed: the share of it that sigma' makes room for: 1 of PTQD, 0 where sigma stays, -1 where sigma' holds a
             sample of it as well, as the stochastic D2-DPM has it.
+        slope: the regression of m on x_t, by which the output answers an error of the state.
     """
 
     variance: float
     absorbed: float
+    slope: float = 0.0
 
     def sigma(self, step: Step) -> float:
         """The noise scale sigma' of a step."""
@@ -37,16 +39,18 @@ class Residual:
         return Residual(
             (1 - weight) * self.variance + weight * other.variance,
             (1 - weight) * self.absorbed + weight * other.absorbed,
+            (1 - weight) * self.slope + weight * other.slope,
         )
 
 
 def multistep_sigmas(residuals: Sequence[Residual], steps: Table) -> list[float]:
     """sigma' of all steps of a sampler that reads earlier predictions of x_0, whose errors it meets a second time.
 
-    With c the coefficient of the prediction before, p what that had of the output, and b_1, v_1 of the step before,
-    sigma'^2 = max(sigma^2 - absorbed (b^2 v + 2 a c b_1 p v_1 + c^2 p^2 v_1), 0): x_t has the right variance, made up
+    With c the coefficient of the prediction before, p what that had of the output, b_1 and v_1 of the step before, and
+    J = a + b slope how the next state follows this one,
+    sigma'^2 = max(sigma^2 - absorbed (b^2 v + 2 J c b_1 p v_1 + c^2 p^2 v_1), 0): x_t has the right variance, made up
     by the sigma' before, but its error and that of the prediction are one. Residuals of two steps count as
-    uncorrelated.
+    uncorrelated. Where the sampler adds no noise there is none.
 
     Args:
         residuals: of every step.
@@ -56,8 +60,10 @@ def multistep_sigmas(residuals: Sequence[Residual], steps: Table) -> list[float]
     for step, residual in zip(steps, residuals, strict=True):
         again = 0.0
         if any(step.c_0[1:]):
-            before, error = steps[step.i - 1], step.c_0[1] * steps[step.i - 1].p_m
-            again = (2 * step.carry * before.gain * error + error**2) * residuals[step.i - 1].variance
+            before, follows = steps[step.i - 1], step.carry + step.gain * residual.slope
+            error = step.c_0[1] * before.p_m
+            again = (2 * follows * before.gain * error + error**2) * residuals[step.i - 1].variance
         absorbed = residual.absorbed * (step.gain**2 * residual.variance + again)
-        sigmas.append(max(step.sigma**2 - absorbed, 0.0) ** 0.5 if residual.absorbed else step.sigma)
+        absorbs = residual.absorbed != 0 and step.sigma > 0
+        sigmas.append(max(step.sigma**2 - absorbed, 0.0) ** 0.5 if absorbs else step.sigma)
     return sigmas
