@@ -1,7 +1,7 @@
 """Build the quantized copy of a float network by a bitwidth plan."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ def quantize(
     return QuantizedDenoiser(denoiser, sites, model.attention_macs(), plan, current)
 
 
-def with_layers(network: nn.Module, layers: dict[str, QuantizedLayer]) -> nn.Module:
+def with_layers(network: nn.Module, layers: Mapping[str, QuantizedLayer]) -> nn.Module:
     """A copy of a network with other modules in the places of some layers; all other tensors are copied.
 
     The layers that are replaced are not copied before.
