@@ -44,5 +44,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "installing into .venv (PyTorch is a large download; the first time takes minutes)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-input $(PIP_FLAGS) \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[test,data,docs,efficientnet,text,parallel,slurm,tensorboard]'
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[test,data,docs,efficientnet,text,parallel,slurm,tensorboard,onnx,openvino]'
 	@touch $@

@@ -34,6 +34,7 @@ from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
+from ptq_diffusion.stage.onnx import WriteOnnx
 from ptq_diffusion.stage.plan import Plan
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
@@ -75,6 +76,7 @@ STAGES: dict[str, type[Stage]] = {
         QuantizedSamples,
         CorrectedSamples,
         Export,
+        WriteOnnx,
         ImageFiles,
         MeasureDrift,
         Evaluate,

@@ -197,7 +197,9 @@ class DiffusersDenoiser(Denoiser):
         if labels is None:
             raise ValueError("expected a condition of labels for this class-conditional model; set condition=labels")
         last = len(self.table) - 1
-        if not labels.is_meta and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
+        # Labels have no numbers yet on the meta device and while a graph is traced.
+        known = not labels.is_meta and not torch.compiler.is_exporting()
+        if known and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
             raise ValueError(
                 f'expected labels from 0 to {last}, of which the last is "no class", got labels from '
                 f"{int(labels.min())} to {int(labels.max())}; choose labels of classes that the model knows"

@@ -61,7 +61,7 @@ def quantize(
     return QuantizedDenoiser(denoiser, sites, model.attention_macs(), plan, current)
 
 
-def with_layers(network: nn.Module, layers: dict[str, QuantizedLayer]) -> nn.Module:
+def with_layers(network: nn.Module, layers: Mapping[str, QuantizedLayer]) -> nn.Module:
     """A copy of a network with other modules in the places of some layers; all other tensors are copied.
 
     The layers that are replaced are not copied before.

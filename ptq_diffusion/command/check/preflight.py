@@ -23,12 +23,14 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric import FeatureExtractor, Reference
 from ptq_diffusion.model import Condition, Denoiser, Guided
 from ptq_diffusion.network.observing import MOST_BITS
+from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
 from ptq_diffusion.quantizer import Quantizer
 from ptq_diffusion.rounding import Rounding
 from ptq_diffusion.sampler import Sampler
 from ptq_diffusion.stage.evaluate import build_metrics
 from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_table import check_reach, fit_table
+from ptq_diffusion.stage.onnx import WriteOnnx
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity, sensitivity_chunks
@@ -74,6 +76,8 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
             _check_correction(cfg, model, shop)
         if goal is Export:
             _check_export(cfg, model, shop)
+        if goal is WriteOnnx:
+            _check_onnx(cfg)
         if "images" in used:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
         if "judging" in used:
@@ -185,6 +189,16 @@ def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     if construct(cfg.correction).asks_again:
         raise ValueError(
             "expected a correction that asks the network once a step, for a pipeline does not ask again, got "
+            f"{cfg.labels.correction}; draw its images with goal=samples_corrected"
+        )
+
+
+def _check_onnx(cfg: DictConfig) -> None:
+    require_libraries()
+    require_opset(cfg.onnx.opset)
+    if construct(cfg.correction).asks_again:
+        raise ValueError(
+            "expected a correction that asks the network once a step, which a graph does, got "
             f"{cfg.labels.correction}; draw its images with goal=samples_corrected"
         )
 

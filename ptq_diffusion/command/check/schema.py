@@ -98,6 +98,14 @@ class Running(Options):
     progress: bool
 
 
+class Onnx(Options):
+    """Options of the graphs that goal=onnx writes."""
+
+    opset: int
+    fold_time: bool
+    int4: bool
+
+
 class Training(BaseModel):
     """Options that every training has; others are its stage's."""
 
@@ -140,6 +148,7 @@ class Experiment(Options):
     metric: Mapping[str, Part]
     judging: Judging
     reference: Part
+    onnx: Onnx
     logger: Part
     data: Part | None = None
     test_data: Part | None = None
@@ -208,6 +217,7 @@ def _names() -> list[str]:
         "drift": MeasuredImages,
         "feature": FeatureSpace,
         "judging": Judging,
+        "onnx": Onnx,
         "runtime": Running,
     }
     return [*Experiment.model_fields, *(f"{part}.{name}" for part in parts for name in parts[part].model_fields)]

@@ -136,7 +136,8 @@ class Family(ABC):
 
     def _require_labels(self, labels: Tensor, config: Mapping[str, Any]) -> None:
         classes = self.classes(config)
-        if classes is None or labels.is_meta:
+        # Labels have no numbers yet while a graph is traced.
+        if classes is None or labels.is_meta or torch.compiler.is_exporting():
             return
         last = classes if self.null(config) is not None else classes - 1
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= last:

@@ -1,0 +1,93 @@
+"""Layers that a graph is traced of: their numbers come from outside, and rounding to grids is an ONNX operator."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptq_diffusion.network.layer import QuantizedLayer
+from ptq_diffusion.network.step_settings import ROWS, LayerSettings
+
+OPSET = 21
+"""The version of QuantizeLinear and DequantizeLinear that nodes are written in, the first with 4 bits."""
+
+
+class GraphInputs:
+    """The time and the numbers of a step by name, which are inputs of a graph while it is traced; see `step_values`.
+
+    Attributes:
+        time: (), or a tracer in its place.
+        tensors: the numbers, or tracers.
+    """
+
+    def __init__(self) -> None:
+        self.time = torch.tensor(0.0)
+        self.tensors: Mapping[str, Tensor] = {}
+
+    def of(self, owner: str) -> dict[str, Tensor]:
+        """The numbers of a layer or an operand, by what they are."""
+        prefix = f"{owner}."
+        named = (
+            (name.removeprefix(prefix), tensor) for name, tensor in self.tensors.items() if name.startswith(prefix)
+        )
+        return {name: tensor for name, tensor in named if "." not in name}
+
+
+class GraphSettings(LayerSettings):
+    """Settings of one operand that quantize it by a pair of QuantizeLinear and DequantizeLinear.
+
+    Args:
+        name: of the layer or the operand.
+        settings: of the step that is traced.
+        inputs: of the graph.
+    """
+
+    def __init__(self, name: str, settings: LayerSettings, inputs: GraphInputs) -> None:
+        super().__init__(**{row: getattr(settings, row) for row in ROWS}, symmetric=settings.symmetric)
+        self.name, self.inputs = name, inputs
+
+    def forward(self, x: Tensor, i: int) -> Tensor:  # noqa: ARG002
+        numbers = self.inputs.of(self.name)
+        if "input_scale" not in numbers:
+            return x
+        if "input_low" in numbers:
+            # QuantizeLinear saturates at the ends of 8 bits only.
+            x = torch.clamp(x, numbers["input_low"], numbers["input_high"])
+        scale, zero_point = numbers["input_scale"], numbers["input_zero_point"]
+        integers = _node("QuantizeLinear", [x, scale, zero_point], zero_point.dtype, x)
+        return _node("DequantizeLinear", [integers, scale, zero_point], torch.float32, x)
+
+
+class GraphLayer(QuantizedLayer):
+    """A quantized layer whose weight is dequantized by DequantizeLinear, a scale for each output channel.
+
+    Args:
+        name: of the layer.
+        layer: which it stands for.
+        settings: of its input.
+        inputs: of the graph.
+    """
+
+    def __init__(self, name: str, layer: QuantizedLayer, settings: GraphSettings, inputs: GraphInputs) -> None:
+        geometry: Any = layer
+        super().__init__(geometry, [], None, settings, layer.current)
+        self.name, self.inputs = name, inputs
+        # The method alone, so that the layer's own tensors do not become the graph's.
+        self._compute = layer.compute
+
+    def operands(self, i: int) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002
+        numbers = self.inputs.of(self.name)
+        weight = numbers["weight"]
+        if "weight_scale" in numbers:
+            grid = [numbers[part] for part in ("weight_scale", "weight_zero_point") if part in numbers]
+            weight = _node("DequantizeLinear", [weight, *grid], torch.float32, weight, axis=0)
+        return weight, numbers.get("bias")
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._compute(x, weight, bias)
+
+
+def _node(operator: str, inputs: list[Tensor], dtype: torch.dtype, like: Tensor, **attributes: Any) -> Tensor:
+    """The output of an ONNX operator, of the shape of another tensor."""
+    return torch.onnx.ops.symbolic(operator, inputs, attributes, dtype=dtype, shape=like.shape, version=OPSET)

@@ -1,0 +1,25 @@
+"""Graphs run by ONNX Runtime."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from onnx import ModelProto
+
+QUIET = 3
+"""The level of messages that are errors."""
+
+
+def session(model: ModelProto | Path) -> onnxruntime.InferenceSession:
+    """A session of one thread on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = QUIET
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def run_model(model: ModelProto | Path, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs of a model."""
+    return session(model).run(None, dict(inputs))

@@ -1,0 +1,107 @@
+"""The numbers of a quantized network at one step, as the inputs of its graph: integers, scales, zero points, biases."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
+from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from ptq_diffusion.network.quantized import QuantizedDenoiser
+from ptq_diffusion.network.step_settings import LayerSettings
+from ptq_diffusion.numeric.packing import unpack
+
+LAYERS, WEIGHTS = (QuantizedConv2d, QuantizedLinear), (QuantizedWeight, FloatWeight)
+"""The kinds of layers and of weights that have nodes; a subclass may compute otherwise."""
+FULL = 8
+"""The bits at which QuantizeLinear saturates by itself."""
+
+Structure = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
+"""The names, types and shapes of a step's numbers: steps that share it share a traced graph."""
+
+
+def step_values(quantized: QuantizedDenoiser, i: int) -> dict[str, Tensor]:
+    """The numbers of a step by `layer.number`, gains in the weights' scales and offsets in the biases.
+
+    `input_scale`, () float32, and `input_zero_point`, () uint8 or int8, of an input that is quantized, with `input_low`
+    and `input_high`, the ends of its grid, below 8 bits; `weight`, int8 or uint8, with `weight_scale`, (O,) float32,
+    and `weight_zero_point`, (O,) uint8, of an affine grid, or `weight` in float32; `bias`, (O,) float32.
+
+    Args:
+        quantized: the network, with a correction's rescalings.
+        i: the step.
+
+    Raises:
+        TypeError: a layer, a weight or settings that have no nodes.
+        ValueError: a weight whose scales are neither of its output channels nor of the whole.
+    """
+    values: dict[str, Tensor] = {}
+    for name, layer in quantized.layers().items():
+        parts = _input_values(name, layer.settings, i) | _weight_values(name, layer, i)
+        values |= {f"{name}.{part}": number for part, number in parts.items()}
+    for name, attention in quantized.attentions().items():
+        for letter, settings in attention.settings().items():
+            parts = _input_values(f"{name}.{letter}", settings, i)
+            values |= {f"{name}.{letter}.{part}": number for part, number in parts.items()}
+    return values
+
+
+def structure(values: Mapping[str, Tensor]) -> Structure:
+    """What graphs of these numbers have in common."""
+    return tuple((name, number.dtype, tuple(number.shape)) for name, number in values.items())
+
+
+def _input_values(name: str, settings: LayerSettings, i: int) -> dict[str, Tensor]:
+    if type(settings) is not LayerSettings:
+        raise TypeError(
+            f"expected static ranges of a whole input at {name}, which QuantizeLinear has, got "
+            f"{type(settings).__name__}; choose another quantizer.activation"
+        )
+    grid, row = settings.grid(i), settings.row(i)
+    if grid is None:
+        return {}
+    scale, zero_point = settings.scale[row], settings.zero_point[row]
+    dtype = torch.int8 if grid.symmetric else torch.uint8
+    values = {"input_scale": scale.clone(), "input_zero_point": zero_point.to(dtype)}
+    if grid.bits < FULL:
+        values |= {"input_low": scale * (grid.low - zero_point), "input_high": scale * (grid.high - zero_point)}
+    return values
+
+
+def _weight_values(name: str, layer: QuantizedLayer, i: int) -> dict[str, Tensor]:
+    if type(layer) not in LAYERS:
+        raise TypeError(
+            f"expected a convolution or a linear layer at {name}, got {type(layer).__name__}, of which no graph is "
+            "written; leave it as it was quantized"
+        )
+    weight = layer.weights[layer.settings.weight_copy(i)]
+    if type(weight) not in WEIGHTS:
+        raise TypeError(
+            f"expected integers with a scale for each output channel at {name}, which DequantizeLinear has, got "
+            f"{type(weight).__name__}; choose another quantizer.weight"
+        )
+    assert isinstance(weight, StoredWeight)
+    channels = layer.settings.channels(i)
+    gain, offset = (None, None) if channels is None else channels
+    bias = layer.bias
+    if gain is not None and offset is not None:
+        bias = offset if bias is None else bias * gain + offset
+    values = _integer_values(name, weight, gain) if isinstance(weight, QuantizedWeight) else {}
+    values = values or {"weight": weight.values(gain)}
+    return values if bias is None else values | {"bias": bias}
+
+
+def _integer_values(name: str, weight: QuantizedWeight, gain: Tensor | None) -> dict[str, Tensor]:
+    outputs = weight.shape[0]
+    if tuple(weight.scale.shape) not in ((1,), (outputs,)):
+        raise ValueError(
+            f"expected a scale for each of the {outputs} output channels of {name} or one, which DequantizeLinear has, "
+            f"got scales of {tuple(weight.scale.shape)}; choose another quantizer.weight"
+        )
+    dtype = torch.int8 if weight.grid.symmetric else torch.uint8
+    integers = (unpack(weight.packed, weight.bits, weight.shape) + weight.grid.low).to(dtype)
+    scale = (weight.scale if gain is None else weight.scale * gain).expand(outputs).contiguous()
+    values = {"weight": integers, "weight_scale": scale}
+    if weight.grid.symmetric:
+        return values
+    return values | {"weight_zero_point": weight.zero_point.expand(outputs).to(dtype)}

@@ -1,0 +1,120 @@
+"""From modules to ONNX models, by torch's exporter."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from ptq_diffusion.model import Condition
+from ptq_diffusion.network.onnx.graph_network import GraphNetwork
+from ptq_diffusion.network.quantized import QuantizedDenoiser
+
+STATE, TIME, OUTPUT, FEATURES = "x", "t", "q", "features"
+"""The names of a traced network's inputs and outputs; a condition's tensors and a step's numbers have their own."""
+ROWS = 2
+"""Rows of the batch that a network is traced with, whose number stays open."""
+BATCH = torch.export.Dim("rows", max=63)
+"""The number of rows. Upsampling of diffusers makes a copy from 64 rows on, which a graph has no need of."""
+
+
+def traced_network(
+    quantized: QuantizedDenoiser, i: int, values: Mapping[str, Tensor], condition: Condition | None, opset: int
+) -> onnx.ModelProto:
+    """The graph of q and the features, whose inputs are the state, the time, the condition and the step's numbers.
+
+    Args:
+        quantized: the network, guidance left out.
+        i: a step of the structure.
+        values: its numbers, see `step_values`.
+        condition: of at least two samples, for its shapes; None where the network reads none.
+        opset: the version of ONNX's operators.
+
+    Raises:
+        ValueError: the network has parts that cannot be traced.
+    """
+    x_t = torch.randn(ROWS, *quantized.shape, generator=torch.Generator().manual_seed(0))
+    told = {} if condition is None else condition.rows(slice(ROWS)).tensors()
+    example = {"x_t": x_t, "t": torch.tensor(0.0), "condition": told, "values": dict(values)}
+    shapes = {"x_t": {0: BATCH}, "t": None, "condition": {name: {0: BATCH} for name in told}} | {
+        "values": dict.fromkeys(values)
+    }
+    network = GraphNetwork(quantized, i)
+    return _traced(network, example, shapes, [STATE, TIME, *told, *values], [OUTPUT, FEATURES], opset)
+
+
+def traced_module(
+    module: nn.Module, example: Mapping[str, Tensor], names: Sequence[str], output: str, opset: int
+) -> onnx.ModelProto:
+    """The graph of a module of tensors whose first dimension is the number of rows, which stays open.
+
+    Args:
+        module: from the tensors of `example` to one output.
+        example: its arguments, tensors of at least two rows.
+        names: of the inputs, in the order of the arguments.
+        output: the name of the output.
+        opset: the version of ONNX's operators.
+
+    Raises:
+        ValueError: the module has parts that cannot be traced.
+    """
+    return _traced(module, example, {argument: {0: BATCH} for argument in example}, names, [output], opset)
+
+
+def _traced(
+    module: nn.Module,
+    example: Mapping[str, object],
+    shapes: Mapping[str, object],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int,
+) -> onnx.ModelProto:
+    try:
+        with _silence(), torch.no_grad():
+            program = torch.onnx.export(
+                module.eval(),
+                kwargs=dict(example),
+                dynamic_shapes=dict(shapes),
+                input_names=list(inputs),
+                output_names=list(outputs),
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+    # torch raises nearly every type of error at what it cannot trace.
+    except Exception as error:
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        raise ValueError(
+            f"expected a network that torch can write as ONNX of opset {opset}, got one that it cannot "
+            f"({type(first).__name__}: {' '.join(str(first).split())[:300]}); draw its images with "
+            "goal=samples_corrected"
+        ) from error
+    assert program is not None
+    return _bare(program.model_proto)
+
+
+def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the notes on where each of its nodes came from, which are most of its bytes."""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    return model
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Within this context the exporter says nothing of what it leaves out and deprecates."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

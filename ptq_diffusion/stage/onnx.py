@@ -1,0 +1,97 @@
+"""Stage: the quantized, corrected network as ONNX graphs of integers, which ONNX Runtime and OpenVINO run."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from ptq_diffusion.correction import FittedCorrection
+from ptq_diffusion.correction.pipeline.graph_repair import finish
+from ptq_diffusion.engine.factory import plain
+from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.model import Guided
+from ptq_diffusion.network import QuantizedDenoiser
+from ptq_diffusion.network.onnx.extra import require_libraries
+from ptq_diffusion.stage.fit import Fit
+from ptq_diffusion.stage.prompts import EncodePrompts
+from ptq_diffusion.stage.quantize import Quantize
+
+TRIED = 2
+"""Samples that every graph is tried on."""
+NULL = "null.npz"
+"""The file of the condition that guidance leads away from."""
+LARGEST_DIFFERENCE = 0.1
+"""Root mean square of what a graph may differ by from the simulation, relative to the output's: what is rounded to
+another neighbour where two are nearly as near is some hundredths at most, a wrong graph is near 1."""
+
+
+class WriteOnnx(ModelStage):
+    """A folder of graphs, `onnx.json`, which says which of them every step takes and how to sample, and constants.
+
+    Guidance is left to who samples: the graphs answer every row of a batch by itself.
+    """
+
+    name = "onnx"
+    version = 1
+    needs = (Quantize, Fit, EncodePrompts)
+    uses = ("model", "condition", "onnx")
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        require_libraries()
+        # Only here, so that nothing else needs the extra.
+        from ptq_diffusion.network.onnx.folder import DESCRIPTION, GraphFolder
+        from ptq_diffusion.network.onnx.writing import GraphOptions, write_graphs
+
+        quantized, correction = shop.host.quantized(inputs[Quantize.name]), FittedCorrection.load(inputs[Fit.name])
+        network = quantized.rescaled(correction.rescalings).unguided()
+        condition = shop.host.conditions(cfg, quantized, inputs).of(0, range(TRIED), self.name)
+        options = GraphOptions(**plain(cfg.onnx))
+        files = write_graphs(network, correction.steps, partial(finish, network, correction), condition, options, out)
+        description = _description(quantized, correction, files, cfg.onnx.opset)
+        (out / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        if isinstance(quantized.denoiser, Guided):
+            tensors = quantized.denoiser.null.tensors()
+            null: Any = {name: tensor.numpy() for name, tensor in tensors.items()}
+            np.savez(out / NULL, **null)
+        graphs = GraphFolder(out)
+        x_t = torch.randn(TRIED, *quantized.shape, generator=torch.Generator().manual_seed(0))
+        worst = 0.0
+        for step in correction.steps:
+            q, features = network.predict(x_t, step, condition)
+            simulated = correction.output(q, x_t, features, step)
+            difference = graphs.predict(x_t, step, condition) - simulated
+            worst = max(worst, float(difference.norm() / simulated.norm()))
+        if not worst <= LARGEST_DIFFERENCE:
+            raise ValueError(
+                f"expected graphs that differ from the simulation by at most {LARGEST_DIFFERENCE} of the output, got "
+                f"{worst:.3g}; draw the images with goal=samples_corrected, and report this"
+            )
+        shop.runtime.say(
+            f"onnx: {len(set(files))} graphs of {len(files)} steps, in ONNX Runtime {worst:.1e} from the simulation"
+        )
+
+
+def _description(
+    quantized: QuantizedDenoiser, correction: FittedCorrection, files: list[str], opset: int
+) -> dict[str, Any]:
+    """The content of the description: all that sampling needs beside the graphs."""
+    from ptq_diffusion.network.onnx.folder import FORMAT
+
+    denoiser = quantized.denoiser
+    guidance = {"scale": denoiser.scale, "interval": denoiser.interval} if isinstance(denoiser, Guided) else None
+    return {
+        "format": FORMAT,
+        "opset": opset,
+        "shape": quantized.shape,
+        "condition": list(quantized.needs),
+        "guidance": guidance,
+        "files": files,
+        "sigma": [correction.sigma(step) for step in correction.steps],
+        "table": correction.steps.to_json(),
+    }
