@@ -7,7 +7,7 @@ computes something else.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -37,10 +37,13 @@ class Geometry:
     groups: int
 
 
-def packed_convolution(integers: Tensor, at: Geometry) -> Tensor:
-    """The integers (O, I, k, k) of a convolution in the order that oneDNN reads them in; of no use elsewhere."""
+def packed_convolution(integers: Tensor, at: Geometry, shape: Sequence[int]) -> Tensor:
+    """The integers (O, I, k, k) of a convolution in the order that oneDNN reads them in; of no use elsewhere.
+
+    Other sizes of the input than those of `shape`, (B, I, H, W), may take several times longer, another B does not.
+    """
     geometry = (at.stride, at.padding, at.dilation, at.groups)
-    return torch.ops.onednn.qconv_prepack(integers, torch.ones(1), 1.0, 0, *geometry, None)
+    return torch.ops.onednn.qconv_prepack(integers, torch.ones(1), 1.0, 0, *geometry, shape)
 
 
 def packed_linear(integers: Tensor) -> Tensor:
@@ -63,6 +66,16 @@ class Scales:
     zero: int
     weight: Tensor
     bias: Tensor | None
+
+    def without_zero(self, total: Tensor) -> "Scales":
+        """Scales of sum u n, without z, whose bias is b - s_x s_w z sum n.
+
+        Args:
+            total: sum n by output channel, (O,) float64.
+        """
+        shift = self.input * self.zero * self.weight.double() * total
+        bias = -shift if self.bias is None else self.bias.double() - shift
+        return replace(self, zero=0, bias=bias.float())
 
 
 def convolution(codes: Tensor, weight: Tensor, scales: Scales, at: Geometry) -> Tensor:
@@ -119,7 +132,7 @@ def _operands(*shape: int) -> tuple[Tensor, Tensor]:
 def _tried_convolution() -> tuple[Tensor, Tensor]:
     codes, weight = _operands(1, 32, 6, 6)
     at, bias, weight = Geometry((2, 2), (1, 1), (1, 1), 2), torch.ones(16), weight[:, :16].contiguous()
-    y = convolution(codes, packed_convolution(weight, at), Scales(1.0, 7, torch.ones(16), bias), at)
+    y = convolution(codes, packed_convolution(weight, at, codes.shape), Scales(1.0, 7, torch.ones(16), bias), at)
     return y, torch.nn.functional.conv2d(codes.float() - 7, weight.float(), bias, at.stride, at.padding, 1, at.groups)
 
 
