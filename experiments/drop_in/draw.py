@@ -91,7 +91,10 @@ def main() -> None:
     say("from our loop's:", difference(theirs, ours))
     say("from the uncorrected ones:", difference(theirs, uncorrected))
     say("from those drawn one by one:", difference(theirs, draw(pipe, cfg, 1)))
-    fitted, quantized = FittedCorrection.load(store.obtain(Fit, cfg)), store.shop.quantized(store.obtain(Quantize, cfg))
+    fitted, quantized = (
+        FittedCorrection.load(store.obtain(Fit, cfg)),
+        store.shop.quantized(cfg, store.obtain(Quantize, cfg)),
+    )
     if fitted.needs_features or fitted.rescales:
         say("with the scheduler alone: no, the correction reaches into the network")
     elif quantized.plan.varies:

@@ -192,7 +192,7 @@ def main() -> None:
     shop = Workshop(Runtime("cpu", progress=False))
     store = Store(Path("outputs") / "store", shop)
     model = shop.model(cfg)
-    quantized = shop.quantized(store.obtain(Quantize, cfg))
+    quantized = shop.quantized(cfg, store.obtain(Quantize, cfg))
     pair = Pair(model, quantized, shop.table(cfg, model), construct(cfg.correction))
     drawn = {stage.name: read_images(store.obtain(stage, cfg)) for stage in (FullPrecisionSamples, QuantizedSamples)}
     tried = [("nothing", "offset", False), *((kind, name, False) for kind in ("layers", "blocks") for name in MAPS)]

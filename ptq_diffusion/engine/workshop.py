@@ -133,10 +133,19 @@ class Workshop:
         """
         return InputObservations(model.sites(), construct(cfg.quantizer.activation))
 
-    def quantized(self, folder: Path) -> QuantizedDenoiser:
-        """The quantized network of an artefact of the stage `quantize`; the float model is not needed."""
-        quantized: QuantizedDenoiser = self._once(lambda: load_quantized(folder), "quantized", str(folder))
-        return quantized.to(self.device)
+    def quantized(self, cfg: DictConfig, folder: Path) -> QuantizedDenoiser:
+        """The quantized network of an artefact of the stage `quantize`, computed by the backend of `cfg.backend`.
+
+        The float model is not needed.
+
+        Raises:
+            ValueError: the backend cannot compute a layer.
+            RuntimeError: it lacks an operator on this machine.
+        """
+        loaded: QuantizedDenoiser = self._once(lambda: load_quantized(folder).to(self.device), "loaded", str(folder))
+        return self._once(
+            lambda: loaded.computed_by(construct(cfg.backend)), "quantized", str(folder), plain(cfg.backend)
+        )
 
     def _once(self, build: Callable[[], Part], *parts: object) -> Part:
         """The object that `build` returns and that depends on nothing but these parts of a configuration."""

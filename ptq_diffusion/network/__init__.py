@@ -1,6 +1,7 @@
 """Floor 2: quantized networks: integers, and settings by step."""
 
 from ptq_diffusion.network.attention import QuantizedAttention
+from ptq_diffusion.network.backend import Backend, Integer, Simulated
 from ptq_diffusion.network.insertion import quantize
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import CurrentStep, QuantizedConv2d, QuantizedLayer, QuantizedLinear
@@ -11,10 +12,12 @@ from ptq_diffusion.network.saving import load_quantized, save_quantized
 from ptq_diffusion.network.step_settings import LayerSettings, StepSettings
 
 __all__ = [
+    "Backend",
     "CurrentStep",
     "FloatWeight",
     "InputGrid",
     "InputObservations",
+    "Integer",
     "LayerSettings",
     "QuantizedAttention",
     "QuantizedConv2d",
@@ -23,6 +26,7 @@ __all__ = [
     "QuantizedLinear",
     "QuantizedWeight",
     "Rescaling",
+    "Simulated",
     "Spread",
     "StepSettings",
     "StoredWeight",

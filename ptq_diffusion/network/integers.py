@@ -90,11 +90,14 @@ class QuantizedWeight(StoredWeight):
             self._values = self._centred() * self._spread(self.scale)
         return self._values
 
+    def centred(self) -> Tensor:
+        """n - z as float32, in which such integers are exact, (O, ...)."""
+        codes = unpack(self.packed, self.bits, self.shape)
+        return (codes + (self.grid.low - self._spread(self.zero_point))).float()
+
     def _centred(self) -> Tensor:
-        """n - z as float32, in which such integers are exact."""
         if self._integers is None:
-            codes = unpack(self.packed, self.bits, self.shape)
-            self._integers = (codes + (self.grid.low - self._spread(self.zero_point))).float()
+            self._integers = self.centred()
         return self._integers
 
     def _spread(self, channels: Tensor) -> Tensor:

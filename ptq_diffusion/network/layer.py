@@ -1,10 +1,11 @@
 """Layers that compute with quantized operands."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ptq_diffusion.network.integers import StoredWeight
 from ptq_diffusion.network.step_settings import LayerSettings
@@ -31,7 +32,8 @@ class QuantizedLayer(nn.Module, ABC):
         channels: the dimension of the output that holds the channels.
 
     Args:
-        layer: the float layer, for its geometry; it is not changed, and may be on the meta device.
+        layer: the float layer, or a quantized one of the same kind, for its geometry; it is not changed, and may be on
+            the meta device.
         weights: at least one.
         bias: (O,), or None.
         settings: of one step or of every step of a table.
@@ -44,7 +46,7 @@ class QuantizedLayer(nn.Module, ABC):
 
     def __init__(
         self,
-        layer: nn.Conv2d | nn.Linear,  # noqa: ARG002
+        layer: "nn.Conv2d | nn.Linear | QuantizedLayer",  # noqa: ARG002
         weights: Sequence[StoredWeight],
         bias: Tensor | None,
         settings: LayerSettings,
@@ -69,6 +71,10 @@ class QuantizedLayer(nn.Module, ABC):
         gain, offset = channels
         return weight.values(gain), offset if self.bias is None else self.bias * gain + offset
 
+    def watch_input(self, see: Callable[[Tensor], object]) -> RemovableHandle:
+        """Show the layer's input on its grid, as float32, at every call until the handle is removed."""
+        return self.settings.register_forward_hook(lambda _, __, x_hat: see(x_hat) and None)
+
     @abstractmethod
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's operation on an input that is quantized already."""
@@ -82,10 +88,15 @@ class QuantizedConv2d(QuantizedLayer):
     """
 
     channels = 1
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
 
     def __init__(
         self,
-        layer: nn.Conv2d,
+        layer: "nn.Conv2d | QuantizedConv2d",
         weights: Sequence[StoredWeight],
         bias: Tensor | None,
         settings: LayerSettings,
@@ -94,7 +105,7 @@ class QuantizedConv2d(QuantizedLayer):
         super().__init__(layer, weights, bias, settings, current)
         if layer.padding_mode != "zeros":
             raise ValueError(f"expected a convolution with zero padding, got padding_mode={layer.padding_mode!r}")
-        self.stride, self.padding = layer.stride, layer.padding
+        self.stride, self.padding, self.padding_mode = layer.stride, layer.padding, layer.padding_mode
         self.dilation, self.groups = layer.dilation, layer.groups
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from ptq_diffusion.model import Condition, Denoiser, Guided, Output, Role, Site, Timestep
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.network.attention import PROCESSOR, QuantizedAttention, quantized_attentions
+from ptq_diffusion.network.backend import Backend, Integer, Simulated
 from ptq_diffusion.network.integers import StoredWeight
 from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer
 from ptq_diffusion.network.rescaling import Rescaling
 from ptq_diffusion.network.step_settings import StepSettings
+
+BACKENDS: tuple[type[Backend], ...] = (Simulated, Integer)
+"""The backends that a name stands for."""
 
 
 class QuantizedDenoiser(Denoiser):
@@ -22,6 +26,7 @@ class QuantizedDenoiser(Denoiser):
 
     Attributes:
         plan: the bits of every site at every step.
+        backend: how its layers are computed.
 
     Args:
         denoiser: around a network whose sites are quantized layers that share `current`.
@@ -29,6 +34,7 @@ class QuantizedDenoiser(Denoiser):
         attention_macs: of the float network, those of products that are no sites.
         plan: that the layers were made by.
         current: the step, which `predict` sets.
+        backend: that the layers are of; None for simulation.
 
     Raises:
         ValueError: the network has not exactly one output layer.
@@ -41,8 +47,10 @@ class QuantizedDenoiser(Denoiser):
         attention_macs: int,
         plan: BitwidthPlan,
         current: CurrentStep,
+        backend: Backend | None = None,
     ) -> None:
         super().__init__()
+        self.backend = backend or Simulated()
         self._denoiser, self._sites, self._attention_macs = denoiser, tuple(sites), attention_macs
         self.plan, self._current = plan, current
         self.shape, self.scheduler_config = denoiser.shape, denoiser.scheduler_config
@@ -110,8 +118,7 @@ class QuantizedDenoiser(Denoiser):
     def _features(self) -> Iterator[list[Tensor]]:
         """Within this context the inputs of the output layer, on their grid, are collected."""
         features: list[Tensor] = []
-        hook = self.output_layer.settings.register_forward_hook(lambda *call: features.append(call[-1]))
-        with hook:
+        with self.output_layer.watch_input(features.append):
             yield features
 
     def sites(self) -> Sequence[Site]:
@@ -181,7 +188,53 @@ class QuantizedDenoiser(Denoiser):
         """The same network without its guidance, for a pipeline that guides by itself; tensors are shared."""
         if not isinstance(self._denoiser, Guided):
             return self
-        return QuantizedDenoiser(self._denoiser.denoiser, self._sites, self._attention_macs, self.plan, self._current)
+        around = self._denoiser.denoiser
+        return QuantizedDenoiser(around, self._sites, self._attention_macs, self.plan, self._current, self.backend)
+
+    def to_backend(self, backend: Backend | str) -> "QuantizedDenoiser":
+        """The same integers and settings, computed by another backend; tensors are shared, and this one stays as it is.
+
+        Args:
+            backend: one, or its name: simulated, integer.
+
+        Raises:
+            ValueError: there is none of this name, or see `computed_by`.
+            RuntimeError: see `computed_by`.
+        """
+        if isinstance(backend, Backend):
+            return self.computed_by(backend)
+        kinds = {kind.name: kind for kind in BACKENDS}
+        if backend not in kinds:
+            raise ValueError(f"expected a backend of {', '.join(kinds)}, got {backend!r}")
+        return self.computed_by(kinds[backend]())
+
+    def computed_by(self, backend: Backend) -> "QuantizedDenoiser":
+        """The same integers and settings, computed by another backend; tensors are shared, and this one stays as it is.
+
+        Raises:
+            ValueError: the backend cannot compute a layer; the message names it and says why.
+            RuntimeError: it lacks an operator on this machine.
+        """
+        if type(backend) is type(self.backend):
+            return self
+        backend.require(next(self.buffers()).device)
+        self._require_computable(backend)
+        copied = self.with_settings(self.settings)
+        for name, layer in copied.layers().items():
+            parent, _, child = name.rpartition(".")
+            setattr(copied.network.get_submodule(parent), child, backend.layer(layer))
+        copied.backend = backend
+        return copied
+
+    def _require_computable(self, backend: Backend) -> None:
+        parts = self.layers() | self.attentions()
+        obstacles = {name: reason for name, part in parts.items() if (reason := backend.obstacle(part))}
+        if obstacles:
+            name, reason = next(iter(obstacles.items()))
+            raise ValueError(
+                f"expected layers that backend={backend.name} can compute, got {len(obstacles)} of {len(parts)} that "
+                f"it cannot: {name}, for {reason}; set backend=simulated, or bits that it can compute"
+            )
 
     def rescaled(self, rescalings: Sequence[Mapping[str, Rescaling]]) -> "QuantizedDenoiser":
         """The network with rescalings of its layers, by name, for every step of a table.

@@ -79,8 +79,12 @@ class LayerSettings(nn.Module):
 
     def forward(self, x: Tensor, i: int) -> Tensor:
         """The layer's input on its grid at step i, the shape of x."""
-        numbers = self._numbers[self.row(i)]
+        numbers = self.numbers(i)
         return x if numbers is None else numbers.fake_quantized(x)
+
+    def numbers(self, i: int) -> Numbers | None:
+        """The numbers that the grid of the input at step i is computed with; None where it is float."""
+        return self._numbers[self.row(i)]
 
     def grid(self, i: int) -> Grid | None:
         """The grid of the input at step i; None where it is float."""

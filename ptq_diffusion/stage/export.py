@@ -20,16 +20,17 @@ class Export(ModelStage):
     """A folder for the `from_pretrained` of a stock pipeline, which draws the images of `samples_corrected`.
 
     The pipeline is that of the model folder, with its decoder and text encoders, or a `DDPMPipeline` of an
-    unconditional network of pixels. Guidance is left to it: it must be called with the scale of the experiment.
+    unconditional network of pixels. It computes with the backend of the experiment. Guidance is left to it: it must be
+    called with the scale of the experiment.
     """
 
     name = "export"
     version = 2
     needs = (Quantize, Fit)
-    uses = ("model",)
+    uses = ("model", "backend")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
-        quantized = shop.host.quantized(inputs[Quantize.name])
+        quantized = shop.host.quantized(cfg, inputs[Quantize.name])
         network = CorrectedNetwork(quantized, FittedCorrection.load(inputs[Fit.name]))
         name = export_name(cfg, quantized, shop)
         write_pipeline(local_folder(cfg.model.path), name, network, out)

@@ -34,7 +34,7 @@ class Fit(ModelStage):
     name = "fit"
     version = 1
     needs = (Quantize, FloatPath, Noise, EncodePrompts)
-    uses = ("model", "condition", "sampler", "noise", "micro_batch", "correction")
+    uses = ("model", "condition", "sampler", "noise", "micro_batch", "backend", "correction")
     scratch = ("path_fit", "trial")
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
@@ -77,7 +77,7 @@ class Fit(ModelStage):
         shop: Workshop,
     ) -> None:
         model = shop.model(cfg)
-        quantized, steps = shop.quantized(inputs[Quantize.name]), fit_table(cfg, model, shop)
+        quantized, steps = shop.quantized(cfg, inputs[Quantize.name]), fit_table(cfg, model, shop)
         statistics = NoiseStatistics.load(inputs[Noise.name] / "noise.safetensors")
         statistics.require(noise_fingerprint(quantized, steps))
         carried(fit_diagnosed(correction, statistics, steps), cfg, shop).save(out)
@@ -85,7 +85,7 @@ class Fit(ModelStage):
     def path_fit(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path, shop: Workshop) -> PathFit:
         """The fit along a path, on the images of `noise`."""
         model = shop.guided(cfg, inputs)
-        networks = model, shop.quantized(inputs[Quantize.name])
+        networks = model, shop.quantized(cfg, inputs[Quantize.name])
         images = Images(noise_chunks(cfg), FloatOutputs(inputs[FloatPath.name]).of, shop.conditions(cfg, model, inputs))
         return PathFit(*networks, construct(cfg.correction), fit_table(cfg, model, shop), images, folder)
 
@@ -110,7 +110,7 @@ class Fit(ModelStage):
         if name == FLOAT:
             model = shop.guided(cfg, inputs)
             return DrawImages.of(model, shop.table(cfg, model), shop.conditions(cfg, model, inputs), decoder)
-        quantized = shop.quantized(inputs[Quantize.name])
+        quantized = shop.quantized(cfg, inputs[Quantize.name])
         conditions = shop.conditions(cfg, quantized, inputs)
         return draw_corrected(quantized, FittedCorrection.load(inputs[name]), conditions, decoder)
 

@@ -63,7 +63,7 @@ class Noise(ModelStage):
     name = "noise"
     version = 1
     needs = (Quantize, FloatPath, EncodePrompts)
-    uses = ("model", "condition", "sampler", "noise", "micro_batch")
+    uses = ("model", "condition", "sampler", "noise", "micro_batch", "backend")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", shop, self.title)
@@ -74,7 +74,7 @@ class Noise(ModelStage):
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasureNoise:
         """The work of every device."""
         model = shop.model(cfg)
-        quantized = shop.quantized(inputs[Quantize.name])
+        quantized = shop.quantized(cfg, inputs[Quantize.name])
         m, conditions = FloatOutputs(inputs[FloatPath.name]).of, shop.conditions(cfg, quantized, inputs)
         return MeasureNoise(quantized, fit_table(cfg, model, shop), m, conditions)
 

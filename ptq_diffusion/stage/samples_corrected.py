@@ -21,8 +21,8 @@ class CorrectedSamples(Samples):
     name = "samples_corrected"
     version = 1
     needs = (Quantize, Fit, EncodePrompts)
-    uses = IMAGES
+    uses = (*IMAGES, "backend")
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:
-        quantized, correction = shop.quantized(inputs[Quantize.name]), FittedCorrection.load(inputs[Fit.name])
+        quantized, correction = shop.quantized(cfg, inputs[Quantize.name]), FittedCorrection.load(inputs[Fit.name])
         return draw_corrected(quantized, correction, shop.conditions(cfg, quantized, inputs), shop.decoder(cfg))

@@ -18,9 +18,9 @@ class QuantizedSamples(Samples):
     name = "samples_quantized"
     version = 1
     needs = (Quantize, EncodePrompts)
-    uses = SAMPLING
+    uses = (*SAMPLING, "backend")
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:
-        quantized = shop.quantized(inputs[Quantize.name])
+        quantized = shop.quantized(cfg, inputs[Quantize.name])
         conditions = shop.conditions(cfg, quantized, inputs)
         return DrawImages.of(quantized, shop.table(cfg, quantized), conditions, shop.decoder(cfg))

@@ -15,6 +15,7 @@ GROUPS = {
     "sampler": "sampler",
     "bitwidth": "bitwidth",
     "rounding": "rounding",
+    "backend": "backend",
     "correction": "correction",
     "feature": "feature",
     "metric": None,

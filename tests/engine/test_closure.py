@@ -24,6 +24,7 @@ RUNS = {
         *(f"~correction.candidates.{left_out}" for left_out in LEFT_OUT),
     ],
     "export": ["goal=export", "noise.steps=6"],
+    "integers": ["goal=samples_corrected", "backend=integer", "correction=rescaled"],
     "labels and guidance": ["correction=ptqd", "condition=labels", "condition.guidance.scale=2"],
     "bits by step": ["goal=plan", "bitwidth=step_snr"],
     "rounding": [
@@ -37,6 +38,7 @@ RUNS = {
 LOADED = "values of a fitted correction, which this stage loads or saves and does not compute with"
 ASKED = "the policy is asked for what it offers here, and for its plan in the stage `plan`"
 NAMESAKE = "weights are quantized by a method that has the name of one that this stage calls"
+LATER = "a method of the exported network, for those who load it"
 NAMED = "the configuration names the float model, of whose folder this stage reads the decoder alone"
 BRANCHES: dict[str, dict[str, str]] = {
     "plan": {},
@@ -81,7 +83,10 @@ BRANCHES: dict[str, dict[str, str]] = {
         "correction/repair/spectral.py": LOADED,
         "numeric/spectrum.py": LOADED,
         "sampler/step.py": LOADED,
-        "correction/pipeline/folding.py": "a method of the exported network, for those who load it",
+        "correction/pipeline/folding.py": LATER,
+        "network/backend/integer.py": LATER,
+        "network/backend/integer_layer.py": LATER,
+        "network/backend/onednn.py": LATER,
         "model/configuration.py": NAMED,
         "model/loading.py": NAMED,
         "model/weights.py": NAMED,
@@ -102,6 +107,7 @@ SPARED = {
     "model/decoder.py": "latents, which a model of pixels has not",
     "model/denoiser.py": "defaults of a contract, which what runs overrides",
     "model/family/family.py": "defaults of a contract, which what runs overrides",
+    "network/backend/simulated.py": "layers in place of another backend's, of which a network that is made has none",
     "numeric/rounding.py": "gradients, which no stage takes through a quantizer",
 }
 """Files that any stage may have in its closure and not run."""

@@ -22,6 +22,7 @@ from ptq_diffusion.engine.tracker import Tracker
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric import FeatureExtractor, Reference
 from ptq_diffusion.model import Condition, Denoiser, Guided
+from ptq_diffusion.network import Backend
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
 from ptq_diffusion.quantizer import Quantizer
@@ -41,6 +42,7 @@ KINDS: Mapping[str, type] = {
     "sampler": Sampler,
     "bitwidth": BitwidthPolicy,
     "rounding": Rounding,
+    "backend": Backend,
     "correction": Requirements,
     "feature.extractor": FeatureExtractor,
     "reference": Reference,
@@ -72,6 +74,8 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
         if "bitwidth" in used:
             _check_bits(cfg, model, shop)
             _check_measurements(cfg, goal)
+        if "backend" in used:
+            _check_backend(cfg, shop)
         if "correction" in used:
             _check_correction(cfg, model, shop)
         if goal is Export:
@@ -152,6 +156,13 @@ def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     policy.check(model.architecture(), table)
     shop.observations(cfg, model)
     construct(cfg.quantizer.weight)(MOST_BITS)
+
+
+def _check_backend(cfg: DictConfig, shop: Workshop) -> None:
+    try:
+        construct(cfg.backend).require(shop.device)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
 
 
 def _check_measurements(cfg: DictConfig, goal: type[Stage]) -> None:

@@ -143,6 +143,7 @@ class Experiment(Options):
     quantizer: Mapping[str, Part]
     bitwidth: Part
     rounding: Part
+    backend: Part
     correction: Part
     feature: FeatureSpace
     metric: Mapping[str, Part]

@@ -13,7 +13,7 @@ from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measurement import StepMeasurement
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.model.condition import rows_of
-from ptq_diffusion.network import InputGrid, QuantizedDenoiser, Rescaling, Spread, regridding, watching
+from ptq_diffusion.network import InputGrid, QuantizedDenoiser, Rescaling, Simulated, Spread, regridding, watching
 from ptq_diffusion.quantizer import RangeSearch
 from ptq_diffusion.sampler.step import Step
 
@@ -95,6 +95,8 @@ def rescalings_towards(
 
     The input of each is first given a grid of its own, if there is a range search.
     """
+    # Grids are chosen and layers matched on float tensors.
+    quantized = quantized.computed_by(Simulated())
     layers = quantized.inner_layers()
     rescalings: dict[str, Rescaling] = {}
     grids: dict[str, InputGrid] = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 from ptq_diffusion.correction.fitted import COEFFICIENTS, CONFIG, FittedCorrection
 from ptq_diffusion.correction.pipeline.folding import FoldedLayer, fold
 from ptq_diffusion.model import Condition, Denoiser, DiffusersDenoiser, Guided
-from ptq_diffusion.network import QuantizedDenoiser, load_quantized, save_quantized
+from ptq_diffusion.network import Backend, QuantizedDenoiser, Simulated, load_quantized, save_quantized
 from ptq_diffusion.network.saving import FILES
 from ptq_diffusion.sampler.table import Table
 
@@ -58,7 +58,9 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         square = size[0] if size[0] == size[1] else size
         own = {"in_channels": channels, "out_channels": channels, "sample_size": square}
         self.register_to_config(
-            **described | own | {"guidance_scale": stock_scale(quantized.denoiser, correction.steps)}
+            **described
+            | own
+            | {"guidance_scale": stock_scale(quantized.denoiser, correction.steps), "backend": quantized.backend.name}
         )
 
     @classmethod
@@ -95,7 +97,12 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
                 f"expected torch.float32 and no device_map, got {torch_dtype} and {device_map}; "
                 "load it without and move the pipeline with pipe.to(device)"
             )
-        return cls(load_quantized(folder), FittedCorrection.load(folder))
+        backend = cls.load_config(folder).get("backend", Simulated.name)
+        return cls(load_quantized(folder).to_backend(backend), FittedCorrection.load(folder))
+
+    def to_backend(self, backend: Backend | str) -> "CorrectedNetwork":
+        """The same network and correction computed by another backend, see `QuantizedDenoiser.to_backend`."""
+        return CorrectedNetwork(self.quantized.to_backend(backend), self.correction)
 
     def save_pretrained(self, save_directory: str | Path) -> None:  # type: ignore[override, unused-ignore]
         """Write `config.json`, the quantized network (`model/`, `quantizers.*`) and the correction."""

@@ -1,0 +1,66 @@
+"""Products of 8-bit integers on the CPU."""
+
+import torch
+
+from ptq_diffusion.network.attention import QuantizedAttention
+from ptq_diffusion.network.backend import onednn
+from ptq_diffusion.network.backend.backend import Backend
+from ptq_diffusion.network.backend.integer_layer import IntegerConv2d, IntegerLayer, IntegerLinear
+from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
+from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from ptq_diffusion.network.step_settings import LayerSettings
+
+INTEGER: dict[type[QuantizedLayer], type[IntegerLayer]] = {
+    QuantizedConv2d: IntegerConv2d,
+    QuantizedLinear: IntegerLinear,
+    IntegerConv2d: IntegerConv2d,
+    IntegerLinear: IntegerLinear,
+}
+"""The integer layer in place of each kind."""
+
+
+class Integer(Backend):
+    """y = s_x s_w (sum (u - z) n) + b with 8-bit codes u of the input and n of the weight, summed in 32 bits.
+
+    Equal to simulation up to the rounding of float32 where a layer has the same input. Scales and zero points of the
+    input, gains and offsets change from step to step at no cost; weights of fewer bits are stored in them.
+    """
+
+    name = "integer"
+
+    def require(self, device: torch.device) -> None:
+        if device.type != "cpu":
+            raise RuntimeError(
+                f"expected the CPU, whose 8-bit products backend=integer takes, got {device.type}; set "
+                "runtime.accelerator=cpu or backend=simulated"
+            )
+        onednn.require()
+
+    def obstacle(self, part: QuantizedLayer | QuantizedAttention) -> str | None:
+        if isinstance(part, QuantizedAttention):
+            return "the products of attention have quantized operands, which only simulation multiplies"
+        if type(part) not in INTEGER:
+            return f"a {type(part).__name__} is neither a convolution nor a linear layer that it knows"
+        if isinstance(part, QuantizedConv2d) and not isinstance(part.padding, tuple):
+            return f"its padding is named, {part.padding!r}, in place of numbers"
+        if type(part.settings) is not LayerSettings or part.settings.scale.ndim != 1:
+            return "its input has more than one scale at a step"
+        obstacles = (_obstacle_at(part, i) for i in range(len(part.settings)))
+        return next((obstacle for obstacle in obstacles if obstacle), None)
+
+    def layer(self, layer: QuantizedLayer) -> QuantizedLayer:
+        weights: list[StoredWeight] = list(layer.weights)  # type: ignore[arg-type]
+        return INTEGER[type(layer)](layer, weights, layer.bias, layer.settings, layer.current)
+
+
+def _obstacle_at(layer: QuantizedLayer, i: int) -> str | None:
+    weight, grid = layer.weights[layer.settings.weight_copy(i)], layer.settings.grid(i)
+    if type(weight) is FloatWeight:
+        return None if grid is None else f"its weight is float at step {i}, where its input has {grid.bits} bits"
+    if type(weight) is not QuantizedWeight:
+        return f"its weight is a {type(weight).__name__}, which is not known"
+    if grid is None:
+        return f"its input is float at step {i}, where its weight has {weight.bits} bits"
+    if tuple(weight.scale.shape) not in ((1,), weight.shape[:1]):
+        return f"its weight has {weight.scale.numel()} scales, neither one nor one for each output channel"
+    return None

@@ -1,0 +1,230 @@
+"""Layers of integers equal simulated ones that are given the same input, whatever the layer, its bits and its grids."""
+
+import copy
+import itertools
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
+from ptq_diffusion.network import (
+    CurrentStep,
+    Integer,
+    LayerSettings,
+    QuantizedConv2d,
+    QuantizedWeight,
+    Rescaling,
+    Simulated,
+    quantize,
+    save_quantized,
+)
+from ptq_diffusion.network.backend import onednn
+from ptq_diffusion.network.backend.integer_layer import IntegerLayer
+from ptq_diffusion.network.layer import quantized_layer
+from ptq_diffusion.network.saving import FILES
+from ptq_diffusion.numeric.grid import FLOAT_BITS
+from ptq_diffusion.quantizer import AffineQuantizer, MinMax
+from tests.model.networks import NETWORKS, condition_of, denoiser_of, states_of
+from tests.network.networks import FLOAT, observed
+from tests.steps import at
+
+LAYERS = {
+    "3x3": (nn.Conv2d(8, 6, 3, padding=1), (2, 8, 7, 5)),
+    "strided": (nn.Conv2d(6, 8, 3, stride=2, padding=1), (2, 6, 9, 8)),
+    "groups": (nn.Conv2d(8, 12, 3, padding=1, groups=4, bias=False), (2, 8, 6, 6)),
+    "depthwise": (nn.Conv2d(5, 5, 3, padding=1, groups=5), (1, 5, 6, 6)),
+    "dilated": (nn.Conv2d(4, 3, 3, dilation=2, padding=(2, 0)), (2, 4, 7, 9)),
+    "1x1": (nn.Conv2d(9, 4, 1), (2, 9, 4, 4)),
+    "linear": (nn.Linear(33, 7), (2, 5, 33)),
+    "linear of one row, without bias": (nn.Linear(16, 5, bias=False), (1, 16)),
+}
+KINDS = list(itertools.product((True, False), (True, False), (True, False)))
+"""Whether weights are symmetric, and per channel, and inputs symmetric."""
+EXACT = 1e-6
+"""Largest difference, relative to the largest output: float32 is rounded at other places."""
+
+
+def quick(symmetric, per_channel):
+    """From a bitwidth to a quantizer of the whole range, which is made in no time."""
+    return lambda bits: AffineQuantizer(bits, symmetric, per_channel, MinMax(), 64)
+
+
+def frozen(symmetric, per_channel, bits, x):
+    quantizer = quick(symmetric, per_channel)(bits)
+    quantizer.observe(x)
+    quantizer.freeze()
+    return quantizer
+
+
+def layer_of(name, weight_bits, input_bits, kinds):
+    """A quantized layer with inputs far off zero, whose settings have two steps, and an input."""
+    original, shape = LAYERS[name]
+    generator = torch.Generator().manual_seed(len(name))
+    x = torch.randn(shape, generator=generator) + 0.7
+    weight = torch.randn(original.weight.shape, generator=generator) + 0.2
+    symmetric_weight, per_channel, symmetric_input = kinds
+    stored = QuantizedWeight.of(weight, frozen(symmetric_weight, per_channel, weight_bits, weight))
+    grids = [frozen(symmetric_input, False, input_bits, scale * x) for scale in (1.0, 0.6)]
+    scale, zero_point = (torch.cat([getattr(grid, part) for grid in grids]) for part in ("scale", "zero_point"))
+    columns = (torch.full((2,), input_bits, dtype=torch.int16), scale, zero_point, torch.zeros(2, dtype=torch.int16))
+    bias = None if original.bias is None else torch.randn(len(weight), generator=generator)
+    return quantized_layer(original, [stored], bias, LayerSettings(*columns, symmetric_input), CurrentStep()), x
+
+
+def difference(y, expected):
+    """Relative to the largest output."""
+    return float((y - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_equals_its_simulation(name, kinds):
+    """At every pair of bits and both steps; an affine weight off the middle of its grid needs two parts."""
+    for weight_bits, input_bits in itertools.product((2, 3, 4, 6, 8), (2, 4, 8)):
+        simulated, x = layer_of(name, weight_bits, input_bits, kinds)
+        integer = Integer().layer(simulated)
+        for simulated.current.i in (0, 1):
+            expected = simulated(x)
+            assert difference(integer(x), expected) < EXACT, (weight_bits, input_bits)
+            transposed = x.transpose(-1, -2).contiguous().transpose(-1, -2)
+            assert torch.equal(integer(transposed), integer(x))
+        assert Integer().obstacle(simulated) is None and Integer().obstacle(integer) is None
+
+
+def test_gains_and_offsets_of_a_step_are_in_scales_and_biases():
+    for name in ("3x3", "groups", "linear"):
+        simulated, x = layer_of(name, 4, 8, (True, True, False))
+        channels, generator = simulated.weights[0].shape[0], torch.Generator().manual_seed(0)
+        rows = [Rescaling(*torch.rand(2, channels, generator=generator).unbind()), None]
+        simulated.settings = simulated.settings.rescaled(rows)
+        integer = Integer().layer(simulated)
+        outputs = []
+        for simulated.current.i in (0, 1):
+            outputs.append(integer(x))
+            assert difference(outputs[-1], simulated(x)) < EXACT
+        assert difference(*outputs) > 0.01
+
+
+def planned(denoiser, rows):
+    """The copy with the bits rows[i] of every layer at step i; attention's products are float."""
+    plan = BitwidthPlan.by_step(
+        [{site.name: bits if site.weighted else FLOAT for site in denoiser.sites()} for bits in rows]
+    )
+    observations = observed(denoiser, quick(False, False), condition_of(denoiser, 3))
+    return quantize(denoiser, plan, observations, quick(True, True))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_layer_of_every_family_equals_its_simulation_on_the_same_input(name):
+    denoiser = denoiser_of(name)
+    x, condition = states_of(denoiser), condition_of(denoiser)
+    simulated = planned(denoiser, [LayerBits(4, 8), LayerBits(8, 4), FLOAT])
+    integer = simulated.to_backend("integer")
+    calls = {}
+    for name, layer in integer.layers().items():
+        layer.register_forward_hook(lambda _, inputs, output, name=name: calls.update({name: (inputs[0], output)}))
+    for step in (at(900, 0), at(20, 1), at(5, 2)):
+        calls.clear()
+        m, features = integer.predict(x, step, condition)
+        assert calls.keys() == simulated.layers().keys()
+        for name, (given, output) in calls.items():
+            layer = simulated.layer(name)
+            layer.current.i = step.i
+            assert difference(output, layer(given)) < EXACT, name
+        expected = simulated.predict(x, step, condition)
+        assert difference(m, expected.m) < 0.1 and difference(features, expected.features) < 0.1
+    assert torch.equal(m, denoiser.predict(x, step, condition).m)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    simulated = planned(denoiser_of("pixels"), [LayerBits(4, 8), LayerBits(4, 4)])
+    return simulated, simulated.to_backend(Integer())
+
+
+def test_backends_share_integers_and_files_and_lead_back(pair, tmp_path):
+    simulated, integer = pair
+    x = states_of(simulated)
+    expected = simulated.predict(x, at(9)).m
+    assert not torch.equal(integer.predict(x, at(9)).m, expected)
+    assert integer.backend.name == "integer" and simulated.backend.name == "simulated"
+    assert all(isinstance(layer, IntegerLayer) for layer in integer.layers().values())
+    assert not any(isinstance(layer, IntegerLayer) for layer in simulated.layers().values())
+    assert integer.fingerprint() == simulated.fingerprint()
+    assert torch.equal(integer.to_backend("simulated").predict(x, at(9)).m, expected)
+    assert integer.to_backend("integer") is integer
+    for name, layer in integer.layers().items():
+        assert layer.weights[0].packed.data_ptr() == simulated.layer(name).weights[0].packed.data_ptr()
+    folders = [tmp_path / "simulated", tmp_path / "integer"]
+    for folder, network in zip(folders, pair, strict=True):
+        folder.mkdir()
+        save_quantized(network, folder)
+    for name in FILES:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+def test_copies_pickles_and_other_settings_compute_the_same(pair):
+    _, integer = pair
+    x = states_of(integer)
+    expected = [integer.predict(x, at(9, i)).m for i in (0, 1)]
+    for copied in (
+        copy.deepcopy(integer),
+        pickle.loads(pickle.dumps(integer)),
+        integer.with_settings(integer.settings),
+    ):
+        assert all(torch.equal(copied.predict(x, at(9, i)).m, expected[i]) for i in (0, 1))
+    assert torch.equal(integer.at(1, {}).predict(x, at(9, 1)).m, expected[1])
+    name, layer = next(iter(integer.layers().items()))
+    channels = layer.weights[0].shape[0]
+    rescaled = integer.rescaled([{name: Rescaling(torch.full((channels,), 2.0), torch.zeros(channels))}, {}])
+    assert not torch.equal(rescaled.predict(x, at(9, 0)).m, expected[0])
+    assert torch.equal(rescaled.predict(x, at(9, 1)).m, expected[1])
+    assert torch.equal(integer.predict(x, at(9, 0)).m, expected[0])
+
+
+def test_layers_that_it_cannot_compute_are_named(pair):
+    denoiser = denoiser_of("pixels")
+    for bits, reason in ((LayerBits(4, 32), "input is float at step 1"), (LayerBits(32, 8), "weight is float at step")):
+        network = planned(denoiser, [LayerBits(4, 8), bits])
+        with pytest.raises(ValueError, match=rf"\d+ of {len(network.layers())} .* conv_in, for its {reason}"):
+            network.to_backend("integer")
+    sites = denoiser.sites()
+    plan = BitwidthPlan.constant({site.name: LayerBits(8, 8) for site in sites})
+    network = quantize(denoiser, plan, observed(denoiser, quick(False, False)), quick(True, True))
+    with pytest.raises(ValueError, match="the products of attention have quantized operands"):
+        network.to_backend("integer")
+    with pytest.raises(ValueError, match="expected a backend of simulated, integer, got 'int8'"):
+        network.to_backend("int8")
+    simulated, _ = pair
+    assert all(Simulated().obstacle(part) is None for part in (network.layers() | network.attentions()).values())
+    assert all(Integer().obstacle(layer) is None for layer in simulated.layers().values())
+
+
+def test_only_what_is_known_is_accepted():
+    class Another(QuantizedConv2d):
+        pass
+
+    layer, _ = layer_of("3x3", 4, 8, (True, True, False))
+    plain = nn.Conv2d(8, 6, 3, padding="same")
+    weights, settings = list(layer.weights), layer.settings
+    named = quantized_layer(plain, weights, None, settings, layer.current)
+    assert "its padding is named" in Integer().obstacle(named)
+    assert "is neither" in Integer().obstacle(Another(plain, weights, None, settings, layer.current))
+    weights[0].scale = torch.ones(6, 2)
+    assert "has 12 scales" in Integer().obstacle(layer)
+    assert FLOAT_BITS not in (weights[0].bits, settings.bits[0])
+
+
+def test_an_operator_that_is_missing_or_wrong_is_refused_with_one_line(pair, monkeypatch):
+    simulated, integer = pair
+    with pytest.raises(RuntimeError, match="expected the CPU, .* got meta; set .* backend=simulated"):
+        Integer().require(torch.device("meta"))
+    linear = onednn.linear
+    for product, complaint in ((lambda *_: linear(*_) + 1, "off by up to 1"), (None, "got TypeError")):
+        onednn._complaint.cache_clear()
+        monkeypatch.setattr(onednn, "linear", product)
+        with pytest.raises(RuntimeError, match=f"onednn.qlinear_pointwise .*{complaint}.*set backend=simulated"):
+            simulated.to_backend("integer")
+    onednn._complaint.cache_clear()
