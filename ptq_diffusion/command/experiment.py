@@ -13,6 +13,7 @@ from ptq_diffusion.command.run_name import named
 from ptq_diffusion.command.tracking import log_report, tracking
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.plugins import PLUGINS, require_plugins
 from ptq_diffusion.engine.run_files import LOG, REPORT
 from ptq_diffusion.engine.run_folder import locked_run_folder
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
@@ -76,17 +77,18 @@ def run(cfg: DictConfig) -> Path:
     """Make what `cfg.goal` names and print its path last; the path.
 
     Raises:
-        ValueError: the goal is neither report nor a stage, does not need what is forced, or an option is unknown or of
-            another type.
+        ValueError: the goal is neither report nor a stage, does not need what is forced, an option is unknown or of
+            another type, or a plugin cannot be imported.
         OSError: the outputs cannot be written; what was finished is kept.
     """
     require_schema(cfg)
+    require_plugins(cfg.get(PLUGINS, ()))
     cfg = named(cfg)
     if cfg.goal != "report" and cfg.goal not in STAGES:
         raise ValueError(f"expected goal to be report or one of {', '.join(STAGES)}, got {cfg.goal!r}")
     stage = STAGES.get(cfg.goal, Evaluate)
     runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices)
-    shop = Workshop(runtime)
+    shop = Workshop(runtime, plugins=cfg.get(PLUGINS, ()))
     store = Store(Path(cfg.outputs) / "store", shop, forced_stages(cfg.force, stage), effort)
     quiet_libraries()
     check(cfg, stage, shop)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.models import of_folder
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import quantize, save_quantized
@@ -25,4 +26,5 @@ class Quantize(ModelStage):
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         plan, observations = read_plan(inputs[Plan.name]), read_observations(cfg, inputs[Calibrate.name], shop.host)
         model = shop.host.guided(cfg, inputs)
-        save_quantized(quantize(model, plan, observations, construct(cfg.quantizer.weight)), out)
+        quantized = quantize(model, plan, observations, construct(cfg.quantizer.weight))
+        save_quantized(quantized, out, None if of_folder(cfg) else plain(cfg.model))

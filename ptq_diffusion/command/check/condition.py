@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from ptq_diffusion.data import Labels, Prompts
 from ptq_diffusion.engine.conditions import DrawnLabels, null_condition
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.models import of_folder
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser, Guided
 from ptq_diffusion.model.guided import require_interval
@@ -28,6 +29,11 @@ def check_condition(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     guidance = cfg.condition.guidance
     require_interval(*guidance.interval)
     _require_kind(source, model.needs)
+    if isinstance(source, Prompts) and not of_folder(cfg):
+        raise ValueError(
+            f"expected labels or no condition of a network of your own, got {cfg.labels.condition}, whose encoders are "
+            "those of a pipeline's folder; set condition=labels or none, or save a pipeline and set model=diffusers"
+        )
     if ("scale" in model.needs) != (guidance.embedded is not None):
         wanted = "a guidance scale for the network to embed" if guidance.embedded is None else "no such scale"
         raise ValueError(f"expected {wanted}, got {guidance.embedded}; set condition.guidance.embedded to one or null")

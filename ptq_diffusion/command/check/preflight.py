@@ -17,6 +17,7 @@ from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
 from ptq_diffusion.data import ImageSource
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct, require_kind
+from ptq_diffusion.engine.models import of_folder
 from ptq_diffusion.engine.stage import Stage, needed
 from ptq_diffusion.engine.tracker import Tracker
 from ptq_diffusion.engine.workshop import Workshop
@@ -176,6 +177,11 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
 
 
 def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
+    if not of_folder(cfg):
+        raise ValueError(
+            f"expected a model of a pipeline's folder to export, got {cfg.labels.model}, for which diffusers has no "
+            "pipeline; load goal=quantize by pd.load_quantized and goal=fit by pd.load_correction"
+        )
     export_name(cfg, model, shop)
     guidance, anything = cfg.condition.guidance, Condition(labels=torch.zeros(1))
     low, high = guidance.interval
