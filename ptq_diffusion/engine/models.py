@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from ptq_diffusion.engine.factory import construct, plain, require_kind
 from ptq_diffusion.engine.plugins import PLUGINS, plugins_of
 from ptq_diffusion.model import Denoiser, decoder
-from ptq_diffusion.model.loading import folder_checksum
+from ptq_diffusion.model.loading import network_checksum
 from ptq_diffusion.model.own import decoder_of
 
 FROM_FOLDER = ("ptq_diffusion.", ".from_folder")
@@ -26,8 +26,11 @@ def of_folder(cfg: DictConfig) -> bool:
 
 
 def model_checksum(cfg: DictConfig) -> str:
-    """Sixteen hex digits over the weights of the model that `cfg.model` names, and over a folder's configurations."""
-    return folder_checksum(cfg.model.path) if of_folder(cfg) else _own_checksums(cfg)[0]
+    """Sixteen hex digits over the weights of the model that `cfg.model` names, and over a folder's configurations.
+
+    The decoder is left out: states do not depend on it.
+    """
+    return network_checksum(cfg.model.path) if of_folder(cfg) else _own_checksums(cfg)[0]
 
 
 def decoder_checksum(cfg: DictConfig) -> str:

@@ -86,6 +86,11 @@ def folder_checksum(path: str) -> str:
     return find_files(path).checksum()
 
 
+def network_checksum(path: str) -> str:
+    """Sixteen hex digits over all that states depend on: what `folder_checksum` covers, but for the decoder."""
+    return find_files(path).checksum(decoder=False)
+
+
 def network_config(files: ModelFiles) -> tuple[dict[str, Any], Family]:
     """The configuration of the network of a model folder, in today's words, and its family.
 
