@@ -87,7 +87,7 @@ def command(tiny, monkeypatch, capsys):
     """Run the command line; what it prints."""
 
     def run_one(*arguments, tiny=tuple(tiny)):
-        flags = [argument for argument in arguments if argument == "-m"]
+        flags = [argument for argument in arguments if argument.startswith("-")]
         overrides = [argument for argument in arguments if argument not in flags]
         monkeypatch.setattr(
             sys, "argv", ["ptq-diffusion", *flags, *(quick([*tiny, *overrides]) if tiny else overrides)]

@@ -18,6 +18,7 @@ from ptq_diffusion.command.run_name import named
 from ptq_diffusion.command.tracking import log_report, tracking
 from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.plugins import PLUGINS, require_plugins
 from ptq_diffusion.engine.ranks import Ranks
 from ptq_diffusion.engine.run_files import LOG, REPORT
 from ptq_diffusion.engine.run_folder import locked_run_folder
@@ -88,8 +89,8 @@ def run(cfg: DictConfig) -> Path:
     """Make what `cfg.goal` names and print its path last; the path.
 
     Raises:
-        ValueError: the goal is neither report nor a stage, does not need what is forced, or an option is unknown or of
-            another type.
+        ValueError: the goal is neither report nor a stage, does not need what is forced, an option is unknown or of
+            another type, or a plugin cannot be imported.
         OSError: the outputs cannot be written; what was finished is kept.
     """
     quiet_libraries()
@@ -125,10 +126,11 @@ def _dotted(prefix: str, node: object) -> Iterator[tuple[str, object]]:
 
 def _run_here(cfg: DictConfig, ranks: Ranks | None) -> Path:
     require_schema(cfg)
+    require_plugins(cfg.get(PLUGINS, ()))
     cfg = named(cfg)
     stage = goal_of(cfg)
     runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices, ranks=ranks)
-    shop = Workshop(runtime)
+    shop = Workshop(runtime, plugins=cfg.get(PLUGINS, ()))
     store = Store(Path(cfg.outputs) / "store", shop, forced_stages(cfg.force, stage), effort)
     check(cfg, stage, shop)
     keep_freed_memory()

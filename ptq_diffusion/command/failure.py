@@ -17,6 +17,7 @@ from rich.console import Console
 from ptq_diffusion.artefact.files import write_json
 from ptq_diffusion.command.experiment import STAGES
 from ptq_diffusion.command.run_name import named
+from ptq_diffusion.engine.plugins import PLUGINS
 from ptq_diffusion.engine.run_files import FAILED, FAILURE
 from ptq_diffusion.engine.run_folder import run_folder, run_path
 from ptq_diffusion.engine.runtime import Runtime
@@ -86,7 +87,8 @@ def _folder(cfg: DictConfig, nameless: Path) -> Path:
 
 
 def _store(cfg: DictConfig) -> Store:
-    return Store(Path(cfg.outputs) / "store", Workshop(Runtime(cfg.runtime.accelerator, False)))
+    shop = Workshop(Runtime(cfg.runtime.accelerator, False), plugins=cfg.get(PLUGINS, ()))
+    return Store(Path(cfg.outputs) / "store", shop)
 
 
 def _nameless_folder(cfg: DictConfig) -> Path:

@@ -1,5 +1,6 @@
 """`ptq-diffusion [-m] [OVERRIDES]`: experiments that Hydra composes from the words of the command line."""
 
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,16 @@ from ptq_diffusion.command.check.composition import guarded
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.refusal import PastHydra
 from ptq_diffusion.command.sweep import require_multirun
+
+AS_OURS = (
+    "hydra/job_logging=stdout",
+    "hydra.job.name=ptq-diffusion",
+    "hydra.run.dir='${outputs}/hydra'",
+    "hydra.output_subdir=null",
+    "hydra.sweep.dir='${outputs}/hydra/${now:%Y-%m-%d_%H-%M-%S.%f}'",
+    "hydra.sweep.subdir=.",
+)
+"""Hydra's own settings as the package's main file has them, for another, such as that of an earlier run."""
 
 
 def run_experiments(words: Sequence[str]) -> None:
@@ -35,6 +46,8 @@ def run_experiments(words: Sequence[str]) -> None:
     if _amid_overrides("-m", words) or _amid_overrides("--multirun", words):
         raise ValueError("expected -m in front of all overrides of a sweep, got it among them; move it to the front")
     _require_matches(words)
+    if any(word.partition("=")[0] in ("--config-path", "-cp") for word in words):
+        sys.argv += [word for word in AS_OURS if word.partition("=")[0] not in {one.partition("=")[0] for one in words}]
     with guarded():
         experiment()
 

@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 
 from ptq_diffusion.engine.factory import plain
+from ptq_diffusion.engine.plugins import Plugin
 from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
@@ -21,6 +22,8 @@ def preamble(cfg: DictConfig, store: Store, goal: type[Stage]) -> list[str]:
     if "images" in part:
         count = part.images * len(part.seeds)
         rows["images"] = f"{len(part.seeds)} seeds x {part.images:,} = {count:,}, {part.micro_batch} at a time"
+    if plugins := [Plugin.of(name) for name in store.shop.plugins]:
+        rows["plugins"] = ", ".join(f"{one.name} {one.version or 'without a version'} {one.digest}" for one in plugins)
     present = [need.stage.name for need in needs if store.has(need.stage, need.cfg)]
     rows["in the store"] = ", ".join(dict.fromkeys(present)) or "nothing cached yet"
     return [f"{name:<13}{row}" for name, row in rows.items() if row]

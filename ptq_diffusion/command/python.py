@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,13 @@ from torch import Tensor
 
 from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.command import experiment
+from ptq_diffusion.command.check.typed_plugins import require_typed
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.refusal import refusal
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.fitted import COEFFICIENTS
+from ptq_diffusion.engine.models import build_model
+from ptq_diffusion.engine.plugins import require_plugins
 from ptq_diffusion.engine.run_files import CONFIG, LOG, REPORT, STEPS, TABLE
 from ptq_diffusion.model.pipeline_index import NETWORKS
 from ptq_diffusion.network import QuantizedDenoiser
@@ -109,12 +112,15 @@ def compose(*overrides: str) -> DictConfig:
         overrides: as on the command line, such as `"bitwidth=w4a4"`, `"sampler.eta=0"`.
 
     Raises:
-        ValueError: a word is no override, or names a group or an option that there is not.
+        ValueError: a word is no override, or names a group or an option that there is not; or a file that a word
+            chooses brings in plugins.
     """
     with _hydra_as_it_was():
         try:
             with initialize_config_dir(str(CONF), version_base="1.3"):
-                return _without_hydra(hydra.compose("config", list(overrides), return_hydra_config=True))
+                cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
+                require_typed(cfg, overrides)
+                return _without_hydra(cfg)
         except (HydraException, OmegaConfBaseException) as error:
             message = refusal(error, overrides, CONF) or str(error)
             raise ValueError(message.removeprefix("error: ")) from error
@@ -185,14 +191,19 @@ def quantize(
     return DiffusionPipeline.from_pretrained(make(cfg)).to(pipeline.device)
 
 
-def load_quantized(folder: str | Path) -> QuantizedDenoiser:
+def load_quantized(folder: str | Path, plugins: Sequence[str] = ()) -> QuantizedDenoiser:
     """The quantized network of `goal=quantize` or `goal=export`, without its correction.
+
+    Args:
+        folder: as the goal printed it.
+        plugins: packages of your own whose code may run, for a network of one of them.
 
     Raises:
         FileNotFoundError: the folder holds none.
-        ValueError: the files are broken, of another version, or do not belong together.
+        ValueError: the files are broken, of another version, or do not belong together; or a plugin cannot be imported.
     """
-    return load_network(_part(Path(folder), DESCRIPTION))
+    require_plugins(plugins)
+    return load_network(_part(Path(folder), DESCRIPTION), partial(build_model, plugins=plugins))
 
 
 def load_correction(folder: str | Path) -> FittedCorrection:

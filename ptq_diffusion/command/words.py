@@ -8,7 +8,19 @@ from typing import Any
 
 SPEAKING = ("model", "sampler", "bitwidth", "correction")
 """Groups whose files have names that need no word beside them."""
-UNNAMED = ("name", "labels", "goal", "outputs", "force", "runtime", "logger", "metric", "experiment", "hydra")
+UNNAMED = (
+    "name",
+    "labels",
+    "goal",
+    "outputs",
+    "force",
+    "runtime",
+    "plugins",
+    "logger",
+    "metric",
+    "experiment",
+    "hydra",
+)
 """Options and groups that change no image, and those that a name holds already."""
 SHORT = {"sampler.steps": "steps", "model.path": ""}
 """Words for options whose last part other options have too."""

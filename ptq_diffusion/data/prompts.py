@@ -9,9 +9,26 @@ from ptq_diffusion.data.file_source import FileSource, broken_shard, find_shards
 TEXTS = Bundles(Path(__file__).parent / "texts")
 """Prompts that come with the package."""
 
+FIRST = {"images": 0.0, "noise": 0.5, "trial": 0.75, "calibration": 0.875}
+"""The share of a source where the prompts of a purpose begin: images are drawn of others than were fitted on, as far as
+there are enough."""
+
+
+def prompt_number(index: int, purpose: str, count: int) -> int:
+    """The number of a sample's prompt among `count`: number j of sample j of the images, of every seed.
+
+    Prompts repeat in order where there are fewer than samples.
+
+    Args:
+        index: of the sample.
+        purpose: what it is for: images, noise, trial or calibration.
+        count: of prompts.
+    """
+    return (int(FIRST[purpose] * count) + index) % count
+
 
 class Prompts(FileSource):
-    """A source of prompts. The prompt of sample j is number j modulo their count, so that all are used evenly."""
+    """A source of prompts, of which each sample has one, see `prompt_number`."""
 
     @abstractmethod
     def texts(self) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ptq_diffusion.data import Labels
+from ptq_diffusion.data.prompts import prompt_number
 from ptq_diffusion.model import Condition, Denoiser
 
 ENCODED, ORDER = "prompts.safetensors", "prompts.json"
@@ -89,7 +90,7 @@ class DrawnLabels(ConditionSource):
 
 @dataclass(frozen=True)
 class EncodedPrompts(ConditionSource):
-    """The encoded prompt of every sample: that of sample j is number j modulo their count, of every seed.
+    """The encoded prompt of every sample, see `prompt_number`, of every seed.
 
     Args:
         distinct: a row for every distinct prompt.
@@ -104,7 +105,7 @@ class EncodedPrompts(ConditionSource):
     embedded: float | None = None
 
     def of(self, seed: int, indices: Sequence[int], purpose: str) -> Condition:  # noqa: ARG002
-        rows = [self.order[index % len(self.order)] for index in indices]
+        rows = [self.order[prompt_number(index, purpose, len(self.order))] for index in indices]
         return with_scale(self.distinct.rows(rows), self.embedded)
 
     def null(self) -> Condition:

@@ -1,7 +1,7 @@
 """The one place where a configuration becomes objects."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -12,6 +12,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch.optim import Optimizer
 
+from ptq_diffusion.engine.plugins import owner, plugin_object, plugins_of
+
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 OURS = "ptq_diffusion."
 ALLOWED = (OURS, "diffusers.", "torch.optim.")
@@ -21,22 +23,23 @@ def construct(node: DictConfig, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN4
     """Build what `node._target_` names, with the node's other keys and `kwargs` as its arguments.
 
     Raises:
-        ValueError: a target lies outside this package, diffusers and torch.optim, or one of ours has no such option or
-            takes values of another type. What a constructor raises passes through.
+        ValueError: a target lies outside this package, diffusers, torch.optim and the packages that the configuration
+            around the node lists as `plugins`, is of a plugin and derived from no class of ours, or one of ours or a
+            plugin's has no such option or takes values of another type. What a constructor raises passes through.
     """
-    parts = _parts(plain(node))
+    parts, plugins = _parts(plain(node)), plugins_of(node)
     if "_target_" not in node:
         raise ValueError(
             f"expected a _target_ that names a class, got options without one: {', '.join(map(str, node))}"
         )
-    allowed = [_allowed(str(part["_target_"])) for part in parts]
+    allowed = [_allowed(str(part["_target_"]), plugins) for part in parts]
     for target, part in zip(allowed, parts, strict=True):
         if type(part.get("_partial_", False)) is not bool:
             raise ValueError(
                 f"expected _partial_ of {target.__qualname__} to be true or false, got {part['_partial_']!r}"
             )
-        if target.__module__.startswith(OURS):
-            _require_options(target, part)
+        if f"{target.__module__}.".startswith((OURS, *_homes(plugins))):
+            _require_options(target, part, plugins)
     try:
         return instantiate(node, *args, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -59,7 +62,7 @@ def require_kind(node: DictConfig, kind: type, option: str, partial: bool = Fals
     part = plain(node)
     if not isinstance(part, dict) or "_target_" not in part:
         raise ValueError(f"expected {option} to name a class, got {part!r:.100}; choose one: {option}=NAME")
-    _require_kind(part, kind, option, partial)
+    _require_kind(part, kind, option, partial, plugins_of(node))
 
 
 def plain(node: DictConfig | ListConfig) -> Any:  # noqa: ANN401
@@ -72,24 +75,50 @@ def targets(node: object) -> list[str]:
     return [str(part["_target_"]) for part in _parts(node)]
 
 
-def _allowed(name: str) -> Callable[..., Any]:
+def _allowed(name: str, plugins: Sequence[str]) -> Callable[..., Any]:
     """The class or function of this name, refused by what it is: a module of ours may import one that is not."""
-    target = get_object(name) if name.startswith(ALLOWED) else None
+    target: Any = None
+    if name.startswith(ALLOWED):
+        target = get_object(name)
+    elif owner(name, plugins):
+        target = plugin_object(name)
     home = f"{getattr(target, '__module__', '')}."
-    if not callable(target) or not home.startswith(ALLOWED) or not _constructible(target, home):
-        raise ValueError(f"expected a _target_ that names a class of {', '.join(ALLOWED)}, got {name!r}")
+    homes = (*ALLOWED, *_homes(plugins))
+    if not callable(target) or not home.startswith(homes) or not _constructible(target, home):
+        among = ", ".join(homes)
+        if target is not None and owner(name, plugins):
+            raise ValueError(
+                f"expected a _target_ of a plugin that names a class derived from one of {OURS[:-1]}, got {name!r}; "
+                "derive it from the contract that it fulfils"
+            )
+        raise ValueError(f"expected a _target_ that names a class of {among}, got {name!r}")
     return target
 
 
+def _homes(plugins: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{plugin}." for plugin in plugins)
+
+
 def _constructible(target: object, home: str) -> bool:
-    """A class of ours or its `from_folder`; of others a network, scheduler or optimizer: a function may run files."""
+    """A class of ours or its `from_folder`; of others a network, scheduler or optimizer: a function may run files.
+
+    Of a plugin a class that is derived from one of ours, whether a contract or what fulfils it.
+    """
+    is_class, reads_folder = isinstance(target, type), getattr(target, "__name__", "") == "from_folder"
     if home.startswith(OURS):
-        return isinstance(target, type) or getattr(target, "__name__", "") == "from_folder"
-    return isinstance(target, type) and issubclass(target, (ModelMixin, SchedulerMixin, Optimizer))
+        return is_class or reads_folder
+    if home.startswith(ALLOWED):
+        return isinstance(target, type) and issubclass(target, (ModelMixin, SchedulerMixin, Optimizer))
+    built = target if is_class else getattr(target, "__self__", None)
+    return isinstance(built, type) and (is_class or reads_folder) and _fulfils_ours(built)
 
 
-def _require_kind(part: Mapping[str, Any], kind: type, option: str, partial: bool) -> None:
-    target = _allowed(str(part["_target_"]))
+def _fulfils_ours(kind: type) -> bool:
+    return any(f"{base.__module__}.".startswith(OURS) for base in kind.__mro__)
+
+
+def _require_kind(part: Mapping[str, Any], kind: type, option: str, partial: bool, plugins: Sequence[str]) -> None:
+    target = _allowed(str(part["_target_"]), plugins)
     built = target if isinstance(target, type) else getattr(target, "__self__", None)
     if not isinstance(built, type) or not issubclass(built, kind) or bool(part.get("_partial_", False)) is not partial:
         wanted = f"a {kind.__name__}" if not partial else f"a {kind.__name__} that takes more arguments (_partial_)"
@@ -106,11 +135,13 @@ def _parts(node: object) -> list[Mapping[str, Any]]:
     return [part for value in node for part in _parts(value)] if isinstance(node, list) else []
 
 
-def _require_options(target: Callable[..., Any], part: Mapping[str, Any]) -> None:
+def _require_options(target: Callable[..., Any], part: Mapping[str, Any], plugins: Sequence[str]) -> None:
     """Refuse options that a target does not have, lacks or annotates with another type; nothing is converted."""
     name = target.__qualname__.removesuffix(".from_folder")
+    if absent := sorted(getattr(target, "__abstractmethods__", ())):
+        raise ValueError(f"expected {name} to define all that its contract asks for, it lacks {_list(absent)}; add it")
     options = {key: value for key, value in part.items() if key not in ("_target_", "_partial_")}
-    parameters = inspect.signature(target).parameters
+    parameters = _parameters(target)
     if unknown := sorted(options.keys() - parameters.keys()):
         raise ValueError(f"expected options of {name}, which has {_list(parameters)}, got {_list(unknown)}")
     required = {key for key, parameter in parameters.items() if parameter.default is parameter.empty}
@@ -120,8 +151,10 @@ def _require_options(target: Callable[..., Any], part: Mapping[str, Any]) -> Non
         )
     hints = get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
     for key, value in options.items():
+        if key not in hints:
+            raise ValueError(f"expected {key} of {name} to be annotated with its type, it is not; annotate it")
         if _parts(value):
-            _require_parts(value, hints[key], f"{key} of {name}")
+            _require_parts(value, hints[key], f"{key} of {name}", plugins)
             continue
         if getattr(hints[key], "_is_protocol", False):
             raise ValueError(f"expected {key} of {name} to name a class (_target_), got {value!r:.100}; give another")
@@ -134,7 +167,14 @@ def _require_options(target: Callable[..., Any], part: Mapping[str, Any]) -> Non
             raise ValueError(f"expected {place} of {name} {wanted}, got {first['input']!r}; give another") from None
 
 
-def _require_parts(value: object, hint: Any, option: str) -> None:  # noqa: ANN401
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The options of a target by name; what takes any number, as the constructor that torch gives a module, is none."""
+    any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(target).parameters.items()
+    return {name: parameter for name, parameter in parameters if parameter.kind not in any_number}
+
+
+def _require_parts(value: object, hint: Any, option: str, plugins: Sequence[str]) -> None:  # noqa: ANN401
     """Refuse parts of another kind than an option is annotated with: of a class, or of a mapping to objects of one."""
     kind = get_args(hint)[-1] if get_origin(hint) is Mapping else hint
     (kind,) = [part for part in get_args(kind) if part is not NoneType] if _is_optional(kind) else (kind,)
@@ -144,7 +184,7 @@ def _require_parts(value: object, hint: Any, option: str) -> None:  # noqa: ANN4
     for part in value.values() if isinstance(value, dict) and "_target_" not in value else [value]:
         if not isinstance(part, Mapping) or "_target_" not in part:
             raise ValueError(f"expected {option} to be a {kind.__name__}, got {part!r:.100}; choose another")
-        _require_kind(part, kind, option, partial=False)
+        _require_kind(part, kind, option, False, plugins)
 
 
 def _is_optional(hint: Any) -> bool:  # noqa: ANN401

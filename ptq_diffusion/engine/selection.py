@@ -4,11 +4,12 @@ from collections.abc import Iterable
 
 from omegaconf import DictConfig, OmegaConf
 
-from ptq_diffusion.engine.factory import plain
+from ptq_diffusion.engine.factory import plain, targets
+from ptq_diffusion.engine.plugins import PLUGINS, owner, plugins_of
 
 
 def select(cfg: DictConfig, keys: Iterable[str]) -> DictConfig:
-    """A configuration that holds only the given dotted keys, interpolations resolved.
+    """A configuration that holds only the given dotted keys, interpolations resolved, and `plugins` that they name.
 
     Raises:
         ValueError: a key is missing from the configuration.
@@ -23,6 +24,9 @@ def select(cfg: DictConfig, keys: Iterable[str]) -> DictConfig:
                 "(ptq-diffusion --help lists the names)"
             )
         OmegaConf.update(selection, key, plain(value) if OmegaConf.is_config(value) else value, force_add=True)
+    used = {owner(target, plugins_of(cfg)) for target in targets(plain(selection))} - {None}
+    if used:
+        OmegaConf.update(selection, PLUGINS, sorted(map(str, used)), force_add=True)
     return selection
 
 

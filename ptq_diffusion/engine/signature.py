@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ptq_diffusion.engine.factory import plain, targets
+from ptq_diffusion.engine.plugins import Plugin, plugins_of
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.selection import same_numbers, select
 from ptq_diffusion.engine.source import OURS, Definition
@@ -50,25 +51,29 @@ class Signatures:
             "needs": {name: self.of(need.stage, need.cfg) for name, need in stage().inputs(cfg).items()},
             "evidence": stage().evidence(selection),
         }
+        if plugins := [Plugin.of(name).identity for name in plugins_of(selection)]:
+            identity["plugins"] = plugins
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def source(stage: type[Stage], selection: DictConfig) -> str:
-    """A digest of the source that a stage runs on a part of the configuration."""
-    return OURS.digest(closure(stage, selection))
+    """A digest of the source that a stage runs on a part of the configuration; that of plugins has one of its own."""
+    beside = {file for name in plugins_of(selection) for file in Plugin.of(name).files}
+    return OURS.digest(definition for definition in closure(stage, selection) if definition.file not in beside)
 
 
 def closure(stage: type[Stage], selection: DictConfig) -> frozenset[Definition]:
     """The definitions that a stage may run: its own, those that its configuration names, and all that they lead to.
 
     It begins at `make`: what `evidence` returns is in the signature itself. Other stages are left out: their artefacts
-    are read, they are not run, and their source is in their signatures.
+    are read, they are not run, and their source is in their signatures. Of a plugin all may run.
     """
     named = targets(plain(selection))
     configured = [definition for target in named if (definition := OURS.defining(target))]
     others = [_definition(other) for other in {*_needed(stage)} - {stage}]
     methods = {"make", *(target.rpartition(".")[2] for target in named)}
-    return OURS.closure([_definition(stage), _definition(Workshop), *configured], methods, others)
+    beside = [each for name in plugins_of(selection) for file in Plugin.of(name).files for each in OURS.within(file)]
+    return OURS.closure([_definition(stage), _definition(Workshop), *configured, *beside], methods, others)
 
 
 def _needed(stage: type[Stage]) -> list[type[Stage]]:

@@ -120,6 +120,10 @@ class Package:
             digest.update(f"{name}\n{self.syntax(file).text}\n".encode())
         return digest.hexdigest()
 
+    def within(self, file: Path) -> list[Definition]:
+        """All definitions of a file, which may lie outside of the package."""
+        return [Definition(file, name) for name in self.syntax(file).definitions]
+
     def syntax(self, file: Path) -> Syntax:
         """The parsed file."""
         if file not in self._syntax:

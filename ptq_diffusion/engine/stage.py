@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from omegaconf import DictConfig
 
+from ptq_diffusion.engine.models import model_checksum
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model.loading import folder_checksum
 
 
 class Stage(ABC):
@@ -78,10 +78,10 @@ class Need:
 
 
 class ModelStage(Stage):
-    """A stage that reads the model's folder, whose contents are part of its signature."""
+    """A stage that reads the model, whose weights are part of its signature."""
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
-        return {"model": folder_checksum(cfg.model.path)}
+        return {"model": model_checksum(cfg)}
 
 
 def upstream(stage: type[Stage]) -> frozenset[str]:

@@ -1,7 +1,8 @@
 """Objects that several stages build from their configuration in the same way, each built once."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +18,11 @@ from ptq_diffusion.engine.conditions import (
     null_condition,
 )
 from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.models import build_model, of_folder
 from ptq_diffusion.engine.runtime import Runtime
-from ptq_diffusion.model import Decoder, Denoiser, Guided, Pixels
+from ptq_diffusion.model import Decoder, Denoiser, Guided
 from ptq_diffusion.model.decoder import load_decoder
+from ptq_diffusion.model.own import decoder_of
 from ptq_diffusion.network import InputObservations, QuantizedDenoiser, load_quantized
 from ptq_diffusion.sampler import Table
 
@@ -38,20 +41,21 @@ class Workshop:
     Args:
         runtime: how to run.
         device: where networks are; by default the first of the runtime's devices.
+        plugins: packages whose classes an artefact may name, as a quantized network of the user's own does.
     """
 
-    def __init__(self, runtime: Runtime, device: torch.device | None = None) -> None:
-        self.runtime, self.device = runtime, device or runtime.device
+    def __init__(self, runtime: Runtime, device: torch.device | None = None, plugins: Sequence[str] = ()) -> None:
+        self.runtime, self.device, self.plugins = runtime, device or runtime.device, tuple(plugins)
         self._built: dict[str, Any] = {}
 
-    def __reduce__(self) -> tuple[type["Workshop"], tuple[Runtime, torch.device]]:
-        return Workshop, (self.runtime, self.device)
+    def __reduce__(self) -> tuple[type["Workshop"], tuple[Runtime, torch.device, tuple[str, ...]]]:
+        return Workshop, (self.runtime, self.device, self.plugins)
 
     def on(self, device: torch.device) -> "Workshop":
         """The workshop of the same process for a device: this one, or one that builds anew for another device."""
         if device == self.device:
             return self
-        return self._once(lambda: Workshop(self.runtime, device), "workshop", str(device))
+        return self._once(lambda: Workshop(self.runtime, device, self.plugins), "workshop", str(device))
 
     @property
     def host(self) -> "Workshop":
@@ -105,8 +109,10 @@ class Workshop:
 
     def decoder(self, cfg: DictConfig) -> Decoder:
         """The decoder of the model that `cfg.model` names, which turns latents into images."""
-        path = cfg.model.get("path")
-        decoder: Decoder = self._once(lambda: Pixels() if path is None else load_decoder(path), "decoder", path)
+        if not of_folder(cfg):
+            return decoder_of(self.model(cfg)).to(self.device)
+        path = cfg.model.path
+        decoder: Decoder = self._once(lambda: load_decoder(path), "decoder", path)
         return decoder.to(self.device)
 
     def table(self, cfg: DictConfig, model: Denoiser) -> Table:
@@ -136,13 +142,17 @@ class Workshop:
     def quantized(self, cfg: DictConfig, folder: Path) -> QuantizedDenoiser:
         """The quantized network of an artefact of the stage `quantize`, computed by the backend of `cfg.backend`.
 
-        The float model is not needed.
+        The float model is not needed. One of the user's own is built as its configuration says before its weights are
+        replaced.
 
         Raises:
             ValueError: the backend cannot compute a layer.
             RuntimeError: it lacks an operator on this machine.
         """
-        loaded: QuantizedDenoiser = self._once(lambda: load_quantized(folder).to(self.device), "loaded", str(folder))
+        build = partial(build_model, plugins=self.plugins)
+        loaded: QuantizedDenoiser = self._once(
+            lambda: load_quantized(folder, build).to(self.device), "loaded", str(folder)
+        )
         return self._once(
             lambda: loaded.computed_by(construct(cfg.backend)), "quantized", str(folder), plain(cfg.backend)
         )

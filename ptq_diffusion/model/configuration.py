@@ -13,13 +13,16 @@ QUANTIZED = "quantization_config"
 """The key that a network has which was quantized before it was saved."""
 
 
-def require_configuration(config: Mapping[str, Any], network_class: type[ModelMixin], path: Path) -> None:
+def require_configuration(
+    config: Mapping[str, Any], network_class: type[ModelMixin], path: Path, beside: Mapping[str, type] | None = None
+) -> None:
     """Refuse a configuration that diffusers would take otherwise than it is meant: by a warning, a guess or a cast.
 
     Args:
         config: the contents of a config.json.
         network_class: the class that it names.
         path: the file, for messages.
+        beside: options that the class does not have and that are heeded, with their types.
 
     Raises:
         ValueError: the network is quantized already, an option is unknown, or a value is of a wrong type.
@@ -29,7 +32,7 @@ def require_configuration(config: Mapping[str, Any], network_class: type[ModelMi
             f"expected a float network, got one that is already quantized by {_method(config[QUANTIZED])} "
             f"({QUANTIZED} in {path}); give the float model that it was made from"
         )
-    options = {
+    options = set(beside or {}) | {
         name
         for name, parameter in signature(network_class.__init__).parameters.items()
         if parameter.kind is not Parameter.VAR_KEYWORD
@@ -40,7 +43,7 @@ def require_configuration(config: Mapping[str, Any], network_class: type[ModelMi
             f"of diffusers does not know (the file is of {config.get('_diffusers_version', 'an unknown one')}); "
             "upgrade diffusers, or remove what the network does not need"
         )
-    for name, kind in get_type_hints(network_class.__init__).items():
+    for name, kind in (get_type_hints(network_class.__init__) | dict(beside or {})).items():
         if name in config and not fits(config[name], kind):
             raise ValueError(
                 f"expected {name} of type {getattr(kind, '__name__', kind)} in {path}, got {_shown(config[name])}; "

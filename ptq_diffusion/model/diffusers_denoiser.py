@@ -237,7 +237,7 @@ class DiffusersDenoiser(Denoiser):
     def _float_network(self) -> ModelMixin:
         """A network of the configuration on the meta device: layers and shapes without weights."""
         with torch.device("meta"):
-            return self.family.network_class.from_config(self.config).eval()
+            return self.family.build(self.config).eval()
 
     @cached_property
     def _macs(self) -> Macs:

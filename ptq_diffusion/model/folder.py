@@ -53,11 +53,16 @@ class ModelFiles:
     decoder: Component | None
     class_embedder: Component | None
 
-    def checksum(self) -> str:
-        """Sixteen hex digits over the names and the contents of all that is read; a process reads each file once."""
+    def checksum(self, decoder: bool = True) -> str:
+        """Sixteen hex digits over the names and the contents of all that is read; a process reads each file once.
+
+        Args:
+            decoder: whether the decoder's files count, which only images depend on.
+        """
         network, weights = self.network, [file for file in self.network.files if file != self.network.config]
         first = [self.index.file] if self.index.file else []
-        others = [file for part in (self.decoder, self.class_embedder) if part for file in part.files]
+        parts = (self.decoder if decoder else None, self.class_embedder)
+        others = [file for part in parts if part for file in part.files]
         return named_digest([*first, network.config, self.scheduler, *weights, *others], self.index.folder)
 
 

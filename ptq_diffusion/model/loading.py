@@ -1,7 +1,7 @@
 """Reading model folders: a network of diffusers with its weights and its scheduler's configuration."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -71,7 +71,7 @@ def load_folder(path: str) -> LoadedFolder:
     files = find_files(path)
     require_latents(files)
     config, family = network_config(files)
-    network = load_component(files.network, config, family.network_class)
+    network = load_component(files.network, config, family.network_class, family)
     if files.index.unused:
         log.info("not used of %s: %s", files.index.folder, ", ".join(files.index.unused))
     table = None if files.class_embedder is None else load_class_table(files.class_embedder)
@@ -84,6 +84,11 @@ def folder_checksum(path: str) -> str:
     Text encoders have a checksum of their own.
     """
     return find_files(path).checksum()
+
+
+def network_checksum(path: str) -> str:
+    """Sixteen hex digits over all that states depend on: what `folder_checksum` covers, but for the decoder."""
+    return find_files(path).checksum(decoder=False)
 
 
 def network_config(files: ModelFiles) -> tuple[dict[str, Any], Family]:
@@ -133,7 +138,7 @@ def state_shape(files: ModelFiles) -> tuple[int, int, int]:
         ValueError: the network is of no known family or cannot be asked.
     """
     config, family = network_config(files)
-    require_configuration(config, family.network_class, files.network.config)
+    require_configuration(config, family.network_class, files.network.config, family.options_beside)
     return family.shape(complete_config(config, family.network_class))
 
 
@@ -143,22 +148,26 @@ def complete_config(config: Mapping[str, Any], network_class: type[ModelMixin]) 
     return {name: parameter.default for name, parameter in parameters if name != "self"} | dict(config)
 
 
-def load_component(component: Component, config: Mapping[str, Any], network_class: type[ModelMixin]) -> ModelMixin:
+def load_component(
+    component: Component, config: Mapping[str, Any], network_class: type[ModelMixin], family: Family | None = None
+) -> ModelMixin:
     """The network of a component with its weights in float32.
 
     Args:
         component: its files.
         config: its configuration, in today's words.
         network_class: the class that the configuration names.
+        family: of a network that denoises; None of a decoder.
 
     Raises:
         ValueError: the network is quantized already, or files are broken or do not belong together.
     """
-    require_configuration(config, network_class, component.config)
+    require_configuration(config, network_class, component.config, family.options_beside if family else None)
+    build = family.build if family else network_class.from_config
     # Shapes are compared before memory is taken, which a broken configuration may ask for without bounds.
-    expected = _construct(config, network_class, component, "meta").state_dict()
+    expected = _construct(config, build, component, "meta").state_dict()
     weights = fitted_weights(read_weights(component), expected, component)
-    network = _construct(config, network_class, component, "cpu")
+    network = _construct(config, build, component, "cpu")
     network.load_state_dict(weights)
     return network
 
@@ -193,12 +202,12 @@ def scheduler_config(files: ModelFiles) -> dict[str, Any]:
 
 
 def _construct(
-    config: Mapping[str, Any], network_class: type[ModelMixin], component: Component, device: str
+    config: Mapping[str, Any], build: Callable[[Mapping[str, Any]], ModelMixin], component: Component, device: str
 ) -> ModelMixin:
     """A network of the configuration, its weights not those of the folder."""
     try:
         with torch.device(device):
-            return network_class.from_config(config)
+            return build(config)
     # diffusers raises nearly every type of error at options that do not fit each other.
     except Exception as error:
         raise ValueError(

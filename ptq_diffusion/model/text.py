@@ -1,10 +1,12 @@
 """Text encoders of a model folder: prompts to conditions, by the pipeline that the folder was saved by."""
 
 import gc
+import hashlib
 import importlib.util
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +76,20 @@ def _condition(tensors: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> C
 
 
 def text_checksum(path: str) -> str:
-    """Sixteen hex digits over the files of the text encoders and tokenizers of a model folder.
+    """Sixteen hex digits over all that encoded prompts depend on of a model folder.
+
+    These are the files of the text encoders and tokenizers, the configurations of the network and the decoder, which
+    say what the network reads, and the version of transformers. The network's weights are not among them.
 
     Raises:
         FileNotFoundError: there is no such folder, or it lacks files of a text encoder.
         ValueError: the folder has no text encoders.
     """
     files = find_files(path)
-    return named_digest(text_files(files), files.index.folder)
+    configs = [part.config for part in (files.network, files.decoder) if part]
+    digest = named_digest([*text_files(files), *configs], files.index.folder)
+    installed = version(LIBRARY) if importlib.util.find_spec(LIBRARY) else None
+    return hashlib.sha256(f"{digest} {installed}".encode()).hexdigest()[:16]
 
 
 def text_files(files: ModelFiles) -> list[Path]:

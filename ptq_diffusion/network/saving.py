@@ -1,21 +1,20 @@
 """A quantized network as a folder: packed integers, scales and settings by step; json and safetensors only."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ptq_diffusion.model import Condition, Denoiser, DiffusersDenoiser, Guided
-from ptq_diffusion.model.diffusers_denoiser import Classes
-from ptq_diffusion.model.family import FAMILIES
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.model.site import Site
 from ptq_diffusion.network.attention import PROCESSOR, install, quantized_attentions
+from ptq_diffusion.network.described import Build, described, diffusers_denoiser, other_denoiser
 from ptq_diffusion.network.integers import StoredWeight, stored_weight
 from ptq_diffusion.network.layer import CurrentStep, quantized_layer
 from ptq_diffusion.network.quantized import QuantizedDenoiser
@@ -32,11 +31,16 @@ CLASS_TABLE = "class_embedder"
 """The name of the embeddings that labels stand for."""
 
 
-def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
+def save_quantized(quantized: QuantizedDenoiser, folder: Path, model: Mapping[str, Any] | None = None) -> None:
     """Write a quantized network into an existing folder; the float network is not needed to load it.
 
+    Args:
+        quantized: the network.
+        folder: where to.
+        model: the configuration that a denoiser which is not of diffusers is built from again.
+
     Raises:
-        TypeError: a denoiser that is not of diffusers.
+        TypeError: a denoiser that is not of diffusers, and no configuration.
         ValueError: layers are rescaled, which belongs to a correction and is saved with it.
     """
     guided = quantized.denoiser
@@ -46,37 +50,48 @@ def save_quantized(quantized: QuantizedDenoiser, folder: Path) -> None:
             f"expected a network as it was quantized, got one with rescaled layers, such as {rescaled[0]}; save the "
             "network that `rescaled` was called on, and the correction beside it"
         )
-    if not isinstance(denoiser, DiffusersDenoiser):
-        raise TypeError(f"expected a quantized network of diffusers, got a {type(denoiser).__name__}")
-    save_file({name: tensor.contiguous() for name, tensor in _tensors(quantized).items()}, folder / TENSORS)
     description = {
         "version": VERSION,
-        "family": denoiser.family.network_class.__name__,
-        "network": denoiser.config,
-        "scheduler": denoiser.scheduler_config,
-        "classes": None if denoiser.folder_classes is None else denoiser.folder_classes.count,
+        **described(denoiser, model),
         "guidance": {"scale": guided.scale, "interval": guided.interval} if isinstance(guided, Guided) else None,
         "symmetric": quantized.symmetric(),
         "plan": json.loads(quantized.plan.to_json()),
     }
+    save_file({name: tensor.contiguous() for name, tensor in _tensors(quantized).items()}, folder / TENSORS)
     (folder / DESCRIPTION).write_text(json.dumps(description, separators=(",", ":")) + "\n")
 
 
-def load_quantized(folder: Path) -> QuantizedDenoiser:
+def load_quantized(folder: Path, build: Build | None = None) -> QuantizedDenoiser:
     """The quantized network that `save_quantized` wrote, bit for bit.
+
+    Args:
+        folder: that it was written into.
+        build: from the configuration of a denoiser that is not of diffusers to the denoiser.
 
     Raises:
         FileNotFoundError: the folder lacks a file.
-        ValueError: the files are broken, of another version, or do not belong together.
+        ValueError: the files are broken, of another version, or do not belong together; or a denoiser that is not of
+            diffusers cannot be built.
     """
     for name in FILES:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"expected {name} in {folder}, a folder that a quantized network was saved in")
-    try:
+    with _belonging_together(folder):
         description, tensors = json.loads((folder / DESCRIPTION).read_text()), load_file(folder / TENSORS)
         if description["version"] != VERSION:
             raise ValueError(f"version {description['version']} in place of {VERSION}")
-        return _rebuilt(description, tensors)
+    # Its code is not ours, and its errors are no sign of broken files.
+    other = other_denoiser(description, folder, build)
+    with _belonging_together(folder):
+        denoiser = diffusers_denoiser(description, tensors.get(CLASS_TABLE)) if other is None else other
+        return _rebuilt(denoiser, description, tensors)
+
+
+@contextmanager
+def _belonging_together(folder: Path) -> Iterator[None]:
+    """Within this context errors of broken files say what was expected in their folder."""
+    try:
+        yield
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"expected a quantized network of version {VERSION} in {folder}, got other or broken files "
@@ -111,16 +126,10 @@ def _module_prefixes(sites: Iterable[Site], plan: BitwidthPlan) -> tuple[str, ..
     return (*layers, *(f"{name}.{PROCESSOR}." for name in quantized_attentions(sites, plan)))
 
 
-def _rebuilt(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedDenoiser:
-    if odd := [name for name in ("network", "scheduler") if not isinstance(description[name], dict)]:
-        # diffusers would take a text for a folder to read.
-        raise TypeError(f"expected the configuration of a {odd[0]}, got {type(description[odd[0]]).__name__}")
-    family, plan = FAMILIES[description["family"]], BitwidthPlan.from_json(json.dumps(description["plan"]))
-    with torch.device("meta"):
-        network = family.network_class.from_config(description["network"]).eval()
-    count, class_table = description["classes"], tensors.get(CLASS_TABLE)
-    classes = None if count is None else Classes(count, class_table)
-    float_model = DiffusersDenoiser(network, family, description["network"], description["scheduler"], classes)
+def _rebuilt(float_model: Denoiser, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedDenoiser:
+    """The quantized network around the layers of a float one, which is used up."""
+    plan = BitwidthPlan.from_json(json.dumps(description["plan"]))
+    network = float_model.network.eval()
     sites, current = float_model.sites(), CurrentStep()
     plan.require(sites, plan.steps)
     symmetric_operand = {name: operand for name, operand, _ in description["symmetric"]}

@@ -14,6 +14,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from ptq_diffusion import __version__
+from ptq_diffusion.engine.plugins import Plugin
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
 
@@ -32,6 +33,7 @@ def provenance(store: Store) -> Mapping[str, Any]:
         seconds: of every stage, by its title: how long making its artefact took, its inputs apart, in the process that
             did; None where the store does not know.
         versions: of this package, Python and the libraries.
+        plugins: the packages of the user's own that the run names, with version and digest.
     """
     versions = {"ptq-diffusion": __version__, "python": platform.python_version()}
     return {
@@ -44,6 +46,7 @@ def provenance(store: Store) -> Mapping[str, Any]:
         "device_name": device_name(store.runtime),
         "seconds": dict(store.seconds),
         "versions": versions | {name: version(name) for name in LIBRARIES},
+        "plugins": [Plugin.of(name).identity for name in store.shop.plugins],
     }
 
 

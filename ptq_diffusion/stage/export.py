@@ -5,8 +5,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.correction import CorrectedNetwork, FittedCorrection
-from ptq_diffusion.correction.pipeline.pipeline_folder import pipeline_name, write_pipeline
+from ptq_diffusion.correction.pipeline.pipeline_folder import copied, pipeline_name, write_pipeline
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser, Pixels
@@ -28,6 +29,10 @@ class Export(ModelStage):
     version = 2
     needs = (Quantize, Fit)
     uses = ("model", "backend")
+
+    def evidence(self, cfg: DictConfig) -> dict[str, str]:
+        components = files_digest(copied(local_folder(cfg.model.path)))
+        return super().evidence(cfg) | {"components": components}
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         quantized = shop.host.quantized(cfg, inputs[Quantize.name])

@@ -14,10 +14,10 @@ from ptq_diffusion.correction.diagnostics import fit_diagnosed
 from ptq_diffusion.correction.method.auto import FLOAT
 from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.models import decoder_checksum
 from ptq_diffusion.engine.runtime import quiet_libraries
 from ptq_diffusion.engine.stage import ModelStage, Need
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model.decoder import decoder_checksum
 from ptq_diffusion.stage.drawing.corrected import draw_corrected
 from ptq_diffusion.stage.drawing.images import DrawImages
 from ptq_diffusion.stage.fit_table import carried, fit_table
@@ -54,7 +54,7 @@ class Fit(ModelStage):
         if not isinstance(correction, Auto):
             return super().evidence(cfg)
         # A trial draws images.
-        checksums = {"judge": correction.judge.checksum(), "decoder": decoder_checksum(cfg.model.path)}
+        checksums = {"judge": correction.judge.checksum(), "decoder": decoder_checksum(cfg)}
         return super().evidence(cfg) | checksums
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:

@@ -8,12 +8,12 @@ from omegaconf import DictConfig
 from ptq_diffusion.data import Prompts
 from ptq_diffusion.engine.conditions import EncodedPrompts
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import PROMPTS, Workshop
 from ptq_diffusion.model.text import encode_prompts, text_checksum
 
 
-class EncodePrompts(ModelStage):
+class EncodePrompts(Stage):
     """The files of an `EncodedPrompts`: a row for every distinct prompt, and that of the negative prompt."""
 
     name = PROMPTS
@@ -25,7 +25,7 @@ class EncodePrompts(ModelStage):
         return cfg.condition.source is not None and isinstance(construct(cfg.condition.source), Prompts)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
-        return super().evidence(cfg) | {
+        return {
             "prompts": construct(cfg.condition.source).checksum(),
             "encoders": text_checksum(cfg.model.path),
         }

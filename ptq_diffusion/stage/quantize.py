@@ -5,7 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.models import of_folder
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import quantize, save_quantized
@@ -29,4 +30,5 @@ class Quantize(ModelStage):
         model, integers = shop.host.guided(cfg, inputs), None
         if Reconstruct.name in inputs:
             integers = load_integers(inputs[Reconstruct.name], model.fingerprint(), plan.fingerprint())
-        save_quantized(quantize(model, plan, observations, construct(cfg.quantizer.weight), integers), out)
+        quantized = quantize(model, plan, observations, construct(cfg.quantizer.weight), integers)
+        save_quantized(quantized, out, None if of_folder(cfg) else plain(cfg.model))

@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
+from ptq_diffusion.engine.models import decoder_checksum
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model.decoder import decoder_checksum
 from ptq_diffusion.stage.drawing.images import DrawImages
 
 IMAGES = ("model", "condition", "images", "seeds", "micro_batch")
@@ -23,7 +23,7 @@ class Samples(ModelStage):
     """Images, `images` in each chunk file."""
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
-        return super().evidence(cfg) | {"decoder": decoder_checksum(cfg.model.path)}
+        return super().evidence(cfg) | {"decoder": decoder_checksum(cfg)}
 
     @abstractmethod
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DrawImages:

@@ -105,6 +105,7 @@ SPARED = {
     },
     "model/class_embedder.py": "embeddings of classes, which a model of pixels has not",
     "model/decoder.py": "latents, which a model of pixels has not",
+    "model/own/with_decoder.py": "a decoder of a network of the user's own, which a pipeline's folder is not",
     "model/denoiser.py": "defaults of a contract, which what runs overrides",
     "model/family/family.py": "defaults of a contract, which what runs overrides",
     "network/backend/simulated.py": "layers in place of another backend's, of which a network that is made has none",

@@ -66,3 +66,13 @@ def test_a_run_that_fails_leaves_its_folder_to_the_next(run_of):
         raise KeyboardInterrupt
     with locked_run_folder(*run_of) as folder:
         assert folder.is_dir()
+
+
+def test_the_configuration_of_a_run_makes_it_again_in_the_same_folder(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = command("goal=plan")
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    again = command(f"--config-path={folder}", tiny=())
+    assert first.strip().splitlines()[-1] == again.strip().splitlines()[-1]
+    assert [*(tmp_path / "outputs" / "runs").iterdir()] == [folder]
+    assert "reused" in again and not (tmp_path / "multirun").exists()

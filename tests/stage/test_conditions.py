@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ptq_diffusion.data import Labels, TextPrompts
+from ptq_diffusion.data.prompts import FIRST
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.conditions import DrawnLabels, EncodedPrompts
 from ptq_diffusion.model import Condition, Guided
@@ -104,6 +105,17 @@ def test_every_prompt_is_encoded_once_and_used_in_turn(make, encoder, tmp_path):
     assert make(*words, "condition.negative_prompt=blurred") != folder
     file.write_text("a cat\n")
     assert make(*words) != folder and TextPrompts(str(file)).texts() == ["a cat"]
+
+
+def test_images_have_other_prompts_than_were_fitted_on_as_far_as_there_are_enough(make, encoder, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("".join(f"{'a' * (j + 1)}\n" for j in range(16)))
+    source = EncodedPrompts.load(make("goal=prompts", "condition=prompts", f"condition.source.path={file}"))
+    drawn = {name: set(source.of(0, range(2), name).embeddings.flatten().tolist()) for name in FIRST}
+    assert drawn["images"] == {1.0, 2.0}
+    assert len(set.union(*drawn.values())) == 2 * len(FIRST)
+    for name in FIRST:
+        assert sorted(source.of(0, range(16), name).embeddings.flatten().tolist()) == list(range(1, 17))
 
 
 BAD = {

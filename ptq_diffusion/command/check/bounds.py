@@ -72,7 +72,9 @@ class Room:
         return cls(own, memory, shutil.disk_usage(folder).free)
 
 
-def needs(cfg: DictConfig, model: Denoiser, steps: int, features: int, device: torch.device) -> Needs:
+def needs(
+    cfg: DictConfig, model: Denoiser, steps: int, features: int, device: torch.device, conditions: int = 0
+) -> Needs:
     """The least that an experiment needs.
 
     Args:
@@ -81,19 +83,20 @@ def needs(cfg: DictConfig, model: Denoiser, steps: int, features: int, device: t
         steps: of the sampler.
         features: the length of a feature vector.
         device: where networks run.
+        conditions: the bytes of all encoded prompts, which are kept in memory.
     """
     sample, drawn = math.prod(model.shape), cfg.images * len(cfg.seeds)
     architecture = model.architecture()
     widest = max([sample, *(site.macs // math.prod(site.weight_shape[1:]) for site in model.sites() if site.weighted)])
     forward = FLOAT * (architecture.parameters + cfg.micro_batch * widest)
-    judged = 3 * drawn * (sample + FLOAT * features) + 3 * 8 * features**2
+    judged = 3 * drawn * (sample + FLOAT * features) + 3 * 8 * features**2 + conditions
     paths = FLOAT * sample * steps * (cfg.calibration.images + cfg.noise.images)
     macs = sum(site.macs for site in model.sites()) + architecture.attention_macs
     forwards = steps * (3 * drawn + 2 * cfg.noise.images + cfg.calibration.images)
     rate = FASTEST.get(device.type, FASTEST_ACCELERATOR) * cfg.runtime.devices
     return Needs(
         Amount(forward, "micro_batch and the size of the model"),
-        Amount(judged, "images, seeds and the size of feature.extractor"),
+        Amount(judged, "images, seeds, the size of feature.extractor and the number of prompts"),
         Amount(3 * drawn * sample + paths, "images, seeds, noise.images and calibration.images"),
         Amount(macs * forwards / rate, "images, seeds and sampler.steps"),
     )

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ptq_diffusion.command.check.hydra_node import require_harmless, require_shown
+from ptq_diffusion.command.check.typed_plugins import require_typed
 
 TYPED = ("main", "command-line")
 """Providers of the search path that --config-path and --config-dir name."""
@@ -26,8 +27,9 @@ class GuardedLoader(ConfigLoaderImpl):
     """Hydra's loader of configurations, which refuses those that would run, import or write something.
 
     Raises:
-        ValueError: by every method: a search path that is a package, which would be imported, or a node `hydra` that
-            is not harmless, or reaches out of the run without the command line showing it.
+        ValueError: by every method: a search path that is a package, which would be imported, a node `hydra` that is
+            not harmless, or reaches out of the run without the command line showing it, or plugins that it does not
+            show.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
@@ -47,6 +49,7 @@ class GuardedLoader(ConfigLoaderImpl):
         # Without a primary configuration there is no experiment: --hydra-help describes Hydra's own options.
         if config_name is not None:
             require_shown(cfg.hydra, overrides)
+            require_typed(cfg, overrides)
         return cfg
 
     def _process_config_searchpath(

@@ -1,14 +1,18 @@
 """Checks of conditions and guidance against the model, before anything is computed."""
 
+import math
 from collections.abc import Collection
 
 from omegaconf import DictConfig
 
+from ptq_diffusion.command.check.bounds import FLOAT
 from ptq_diffusion.data import Labels, Prompts
+from ptq_diffusion.data.prompts import FIRST
 from ptq_diffusion.engine.conditions import DrawnLabels, null_condition
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.models import of_folder
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model import Denoiser, Guided
+from ptq_diffusion.model import Denoiser, DiffusersDenoiser, Guided
 from ptq_diffusion.model.guided import require_interval
 
 SOURCES: dict[str, type] = {"labels": Labels, "prompts": Prompts}
@@ -18,7 +22,7 @@ SOURCES: dict[str, type] = {"labels": Labels, "prompts": Prompts}
 def check_condition(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     """Refuse a condition that the model does not read or lacks, and guidance without one or without a null condition.
 
-    It is said once where there are fewer prompts than images.
+    It is said once where there are fewer prompts than images, or so few that the correction is fitted on theirs.
 
     Raises:
         ValueError: they do not fit; the message says which option to set.
@@ -28,6 +32,11 @@ def check_condition(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     guidance = cfg.condition.guidance
     require_interval(*guidance.interval)
     _require_kind(source, model.needs)
+    if isinstance(source, Prompts) and not of_folder(cfg):
+        raise ValueError(
+            f"expected labels or no condition of a network of your own, got {cfg.labels.condition}, whose encoders are "
+            "those of a pipeline's folder; set condition=labels or none, or save a pipeline and set model=diffusers"
+        )
     if ("scale" in model.needs) != (guidance.embedded is not None):
         wanted = "a guidance scale for the network to embed" if guidance.embedded is None else "no such scale"
         raise ValueError(f"expected {wanted}, got {guidance.embedded}; set condition.guidance.embedded to one or null")
@@ -41,8 +50,27 @@ def check_condition(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
         if guidance.scale != 1:
             low, high = guidance.interval
             Guided(model, null_condition(model, labels), guidance.scale, (low, high))
-    if isinstance(source, Prompts) and (count := len(source.texts())) < cfg.images:
-        shop.runtime.say(f"condition: {count} prompts for {cfg.images} images of a seed, they repeat in order")
+    if isinstance(source, Prompts):
+        _say_if_few(len(source.texts()), cfg.images, shop)
+
+
+def encoded_size(cfg: DictConfig, model: Denoiser) -> int:
+    """The bytes of all encoded prompts of a configuration, each text once; 0 of another condition."""
+    source = None if cfg.condition.source is None else construct(cfg.condition.source)
+    if not isinstance(source, Prompts) or not isinstance(model, DiffusersDenoiser):
+        return 0
+    numbers = sum(math.prod(row) for row in model.family.needs(model.config).values())
+    return FLOAT * numbers * len(set(source.texts()))
+
+
+def _say_if_few(count: int, images: int, shop: Workshop) -> None:
+    if count < images:
+        shop.runtime.say(f"condition: {count} prompts for {images} images of a seed, they repeat in order")
+    elif FIRST["noise"] * count < images:
+        shop.runtime.say(
+            f"condition: {count} prompts for {images} images of a seed, some of which the correction is fitted on too; "
+            f"images have prompts of their own from {2 * images} on"
+        )
 
 
 def _require_kind(source: object, needs: Collection[str]) -> None:

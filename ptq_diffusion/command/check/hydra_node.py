@@ -100,7 +100,7 @@ def _require_known_class(key: str, value: object) -> None:
         raise _refusal(key, "no such option", value)
     if key.startswith("callbacks.") and key not in TARGETS:
         raise _refusal(key, "no option of a callback", value)
-    if re.match(r"sweeper\.params\.\W*hydra\b", key):
+    if re.match(r"sweeper\.params\.\W*(hydra|plugins)\b", key):
         raise _refusal(key, "an option of the experiment", value)
 
 

@@ -10,13 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
-from ptq_diffusion.command.check.bounds import Room, in_units, needs, require_room, require_trainable
-from ptq_diffusion.command.check.condition import check_condition
+from ptq_diffusion.command.check.bounds import Needs, Room, in_units, needs, require_room, require_trainable
+from ptq_diffusion.command.check.condition import check_condition, encoded_size
 from ptq_diffusion.correction.contract import Requirements
 from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
 from ptq_diffusion.data import ImageSource
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct, require_kind
+from ptq_diffusion.engine.models import of_folder
 from ptq_diffusion.engine.stage import Stage, needed
 from ptq_diffusion.engine.tracker import Tracker
 from ptq_diffusion.engine.workshop import Workshop
@@ -103,7 +104,7 @@ def memory_named(cfg: DictConfig, shop: Workshop) -> Iterator[None]:
         if str(error) or "sampler" not in cfg:
             raise
         model = shop.model(cfg)
-        least = needs(cfg, model, len(shop.table(cfg, model)), build_extractor(cfg).num_features, shop.device)
+        least = _least(cfg, model, len(shop.table(cfg, model)), shop)
         asked = in_units(max(least.memory.size, least.device_memory.size))
         raise MemoryError(f"an experiment that asks for {asked} at least and more in passing") from error
 
@@ -123,8 +124,12 @@ def _check_kinds(cfg: DictConfig, used: Collection[str]) -> None:
 
 def _check_room(cfg: DictConfig, model: Denoiser, steps: int, shop: Workshop) -> None:
     """Before anything is listed or built whose size these numbers say."""
+    require_room(_least(cfg, model, steps, shop), Room.here(Path(cfg.outputs), shop.device))
+
+
+def _least(cfg: DictConfig, model: Denoiser, steps: int, shop: Workshop) -> Needs:
     features = build_extractor(cfg).num_features
-    require_room(needs(cfg, model, steps, features, shop.device), Room.here(Path(cfg.outputs), shop.device))
+    return needs(cfg, model, steps, features, shop.device, encoded_size(cfg, model))
 
 
 def _check_training(cfg: DictConfig, shop: Workshop) -> None:
@@ -193,6 +198,11 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
 
 
 def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
+    if not of_folder(cfg):
+        raise ValueError(
+            f"expected a model of a pipeline's folder to export, got {cfg.labels.model}, for which diffusers has no "
+            "pipeline; load goal=quantize by pd.load_quantized and goal=fit by pd.load_correction"
+        )
     export_name(cfg, model, shop)
     guidance, anything = cfg.condition.guidance, Condition(labels=torch.zeros(1))
     low, high = guidance.interval

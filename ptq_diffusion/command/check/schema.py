@@ -137,6 +137,7 @@ class Experiment(Options):
     outputs: Annotated[str, Field(min_length=1)]
     force: bool | str
     runtime: Running
+    plugins: Sequence[str] = ()
     model: Part
     condition: ConditionOptions
     sampler: Part

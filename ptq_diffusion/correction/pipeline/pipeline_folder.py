@@ -42,6 +42,13 @@ def pipeline_name(model_folder: Path, needs: Collection[str], latent: bool) -> s
     return DDPMPipeline.__name__
 
 
+def copied(model_folder: Path) -> list[Path]:
+    """The files of a model folder that an export takes along as they are: all components but network and scheduler."""
+    replaced = {*NETWORKS.values(), "scheduler"}
+    components = sorted(path for path in model_folder.iterdir() if path.is_dir() and path.name not in replaced)
+    return [file for part in components for file in sorted(part.rglob("*")) if file.suffix in COPIED]
+
+
 def write_pipeline(model_folder: Path, name: str, network: CorrectedNetwork, out: Path) -> None:
     """Write a pipeline's folder: corrected network and scheduler, and the model folder's other components as they are.
 
@@ -57,16 +64,11 @@ def write_pipeline(model_folder: Path, name: str, network: CorrectedNetwork, out
         return
     place, content = NETWORKS[name], json.loads((model_folder / INDEX).read_text())
     parts: dict[str, CorrectedNetwork | CorrectedScheduler] = {place: network, "scheduler": scheduler}
-    for component in sorted(path for path in model_folder.iterdir() if path.is_dir() and path.name not in parts):
-        _copy(component, out / component.name)
+    for file in copied(model_folder):
+        target = out / file.relative_to(model_folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
     for part, written in parts.items():
         written.save_pretrained(out / part)
         content[part] = [type(written).__module__, type(written).__name__]
     (out / INDEX).write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _copy(component: Path, out: Path) -> None:
-    for file in sorted(file for file in component.rglob("*") if file.suffix in COPIED):
-        target = out / file.relative_to(component)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)

@@ -22,9 +22,11 @@ class Family(ABC):
         network_class: the diffusers class.
         first: the name of the layer that states enter by.
         last: the name of the output layer.
+        options_beside: options of a config.json that the class does not have and `build` heeds, with their types.
     """
 
     network_class: ClassVar[type[ModelMixin]]
+    options_beside: ClassVar[Mapping[str, type]] = {}
     first: ClassVar[str]
     last: ClassVar[str]
 
@@ -35,6 +37,13 @@ class Family(ABC):
         Raises:
             ValueError: a network that this family cannot ask; the message says why.
         """
+
+    def build(self, config: Mapping[str, Any]) -> ModelMixin:
+        """A network of a configuration, on the current device; its weights are arbitrary.
+
+        What diffusers raises at options that do not fit each other passes through.
+        """
+        return self.network_class.from_config(config)
 
     def answers_at_zero(self, config: Mapping[str, Any]) -> bool:  # noqa: ARG002
         """Whether a network of this configuration can be told t = 0."""

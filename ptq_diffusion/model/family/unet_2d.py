@@ -13,12 +13,26 @@ from ptq_diffusion.model.condition import Condition
 from ptq_diffusion.model.family.family import Family
 from ptq_diffusion.model.family.state_size import require_channels, sides
 
+HEADS = "attention_heads"
+"""Heads of attention, the same at every level, as in the original LDM-8 network of churches: diffusers knows only the
+channels of a head, the same at every level."""
+
 
 class UNet2D(Family):
     """`UNet2DModel`. One with twice as many output as input channels predicts a variance too."""
 
     network_class = UNet2DModel
     first, last = "conv_in", "conv_out"
+    options_beside = {HEADS: int}
+
+    def build(self, config: Mapping[str, Any]) -> UNet2DModel:
+        network: UNet2DModel = super().build({name: value for name, value in config.items() if name != HEADS})
+        if (heads := config.get(HEADS)) is not None:
+            for module in network.modules():
+                if isinstance(module, Attention):
+                    _set_heads(module, heads)
+            network.register_to_config(**{HEADS: heads})
+        return network
 
     def shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
         if config["class_embed_type"] is not None:
@@ -50,6 +64,19 @@ class UNet2D(Family):
 
     def attentions(self, network: nn.Module) -> Sequence[str]:
         return [name for name, module in network.named_modules() if isinstance(module, Attention)]
+
+
+def _set_heads(attention: Attention, heads: int) -> None:
+    """Compute with another number of heads, whose projections have the same shapes.
+
+    Raises:
+        ValueError: the channels cannot be divided among them.
+    """
+    if heads < 1 or attention.inner_dim % heads:
+        raise ValueError(
+            f"expected {HEADS} to divide the {attention.inner_dim} channels of attention, got {heads}; mend config.json"
+        )
+    attention.heads, attention.scale = heads, (attention.inner_dim // heads) ** -0.5
 
 
 def _whole(t: float | Tensor, embedding: nn.Embedding) -> Tensor:

@@ -13,13 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ptq_diffusion.artefact.files import write_json
+from ptq_diffusion.model.family.unet_2d import HEADS
 from ptq_diffusion.model.original.first_stage import first_stage_class, first_stage_config, first_stage_tensors
 from ptq_diffusion.model.original.settings import Settings, read_settings
 from ptq_diffusion.model.original.unet import unet_config, unet_tensors
 
 NETWORK, FIRST_STAGE, EMBEDDING = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.embedding.weight"
-HEADS = "attention_heads"
-"""The option of a network's config.json that diffusers does not have: heads of attention, the same at every level."""
 
 
 @dataclass(frozen=True)

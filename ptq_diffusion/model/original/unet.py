@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ptq_diffusion.model.family.unet_2d import HEADS
 from ptq_diffusion.model.original.settings import UNetSettings
 
 RESNET = {
@@ -54,7 +55,7 @@ def unet_config(settings: UNetSettings) -> dict[str, Any]:
     config |= {"downsample_type": kind, "upsample_type": kind, "attn_norm_num_groups": 32}
     if settings.num_head_channels != -1:
         return config | {"attention_head_dim": settings.num_head_channels}
-    return config | {"attention_head_dim": None, "attention_heads": settings.num_heads}
+    return config | {"attention_head_dim": None, HEADS: settings.num_heads}
 
 
 def unet_tensors(state: Mapping[str, Tensor], settings: UNetSettings) -> dict[str, Tensor]:

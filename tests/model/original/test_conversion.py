@@ -5,14 +5,18 @@ import sys
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, LDMPipeline, UNet2DConditionModel, UNet2DModel, VQModel
+from diffusers import AutoencoderKL, LDMPipeline, VQModel
 from safetensors.torch import load_file
 
+import ptq_diffusion as pd
 from ptq_diffusion.main import main
+from ptq_diffusion.model import Condition, DiffusersDenoiser
 from ptq_diffusion.model.original import convert
-from ptq_diffusion.model.original.conversion import EMBEDDING, HEADS
+from ptq_diffusion.model.original.conversion import EMBEDDING
 from ptq_diffusion.model.original.settings import UNetSettings
+from ptq_diffusion.stage.samples import read_images
 from tests.model.original.originals import OriginalFirstStage, OriginalUNet
+from tests.steps import at
 
 # The three networks of PTQD's tables, small.
 NETWORKS = {
@@ -91,22 +95,14 @@ def origin(request, tmp_path):
         return Origin(request.param, tmp_path)
 
 
-def network(folder, conditional):
-    loaded = (UNet2DConditionModel if conditional else UNet2DModel).from_pretrained(folder / "unet").eval()
-    if heads := json.loads((folder / "unet" / "config.json").read_text()).get(HEADS):
-        for name in {name.rpartition(".")[0] for name, _ in loaded.named_modules() if name.endswith("to_q")}:
-            attention = loaded.get_submodule(name)
-            attention.heads, attention.scale = heads, (attention.inner_dim // heads) ** -0.5
-    return loaded
-
-
 @pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
 def test_network_and_first_stage_compute_what_the_original_computes(origin, tmp_path):
     folder = convert(origin.checkpoint, origin.configuration, tmp_path / "out").folder
-    told = () if origin.context is None else (origin.context,)
-    output = network(folder, bool(told))(origin.x, origin.t, *told).sample
-    assert torch.allclose(output, origin.output, atol=1e-4)
+    model = DiffusersDenoiser.from_folder(str(folder))
+    labels = [None, None] if origin.context is None else [Condition(labels=torch.tensor([row])) for row in (0, 4)]
+    outputs = [model.predict(origin.x[[i]], at(float(origin.t[i])), labels[i]).m for i in range(2)]
+    assert torch.allclose(torch.cat(outputs), origin.output, atol=1e-4)
     (stage,) = [path for path in folder.iterdir() if path.name in ("vae", "vqvae")]
     kind = VQModel if origin.content["first_stage"]["kind"] == "vq" else AutoencoderKL
     assert torch.allclose(kind.from_pretrained(stage).decode(origin.x).sample, origin.decoded, atol=1e-4)
@@ -115,6 +111,32 @@ def test_network_and_first_stage_compute_what_the_original_computes(origin, tmp_
         assert (described["classes"], described["dim"]) == (4, 16)
         weights = load_file(folder / "class_embedder" / "diffusion_pytorch_model.safetensors")
         assert torch.equal(weights["weight"], origin.table)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_converted_networks_are_sampled_quantized_and_exported(origin, tmp_path, make):
+    folder = convert(origin.checkpoint, origin.configuration, tmp_path / "out").folder
+    condition = ["condition=labels", "condition.guidance.scale=2"] if origin.classes else []
+    words = [f"model.path={folder}", "feature=pixels", "images=2", "seeds=[0]", "calibration.images=2", *condition]
+    words += ["bitwidth=w8a8", "noise.images=4", "sampler.steps=2"]
+    exported = make(*words, "goal=export")
+    if origin.content["first_stage"]["kind"] == "kl":
+        drawn = read_images(make(*words, "goal=samples_corrected"))
+        assert drawn.shape[:2] == (2, 3) and drawn.float().std() > 1
+    quantized = pd.load_quantized(exported)
+    told = Condition(labels=torch.tensor([4])) if origin.classes else None
+    q, m = quantized.unguided().predict(origin.x[1:], at(700), told).m, origin.output[1:]
+    assert (q - m).norm() < 0.2 * m.norm(), "the function of the original, but for quantization"
+
+
+@pytest.mark.parametrize("heads", [3, 0, 8.0, "8"])
+def test_heads_that_do_not_divide_the_channels_are_refused(heads, tmp_path):
+    with torch.no_grad():
+        origin = Origin("church", tmp_path)
+    path = convert(origin.checkpoint, origin.configuration, tmp_path / "out").folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_heads": heads}))
+    with pytest.raises(ValueError, match="expected .*attention_heads"):
+        DiffusersDenoiser.from_folder(str(path.parents[1]))
 
 
 def test_the_original_yaml_says_the_same_as_the_json(origin, tmp_path):
