@@ -28,7 +28,7 @@ class InputObservations:
         activation: from a bitwidth to a fresh quantizer of an input.
 
     Raises:
-        ValueError: the quantizer is per channel, which only that of a weight can be.
+        ValueError: the quantizer has a granularity that only that of a weight can have.
     """
 
     def __init__(self, sites: Sequence[Site], activation: Callable[[int], Quantizer]) -> None:
@@ -36,11 +36,12 @@ class InputObservations:
         self._observers = {name: activation(MOST_BITS) for site in sites for name in site.operands}
         self._layers = [site.name for site in sites if site.weighted]
         self._attentions = list(products_by_attention(sites))
-        if any(observer.per_channel for observer in self._observers.values()):
-            raise ValueError(
-                "expected a per-tensor activation quantizer, got one per channel, which only weights can have; "
-                "choose quantizer@quantizer.activation=affine_per_tensor or symmetric_per_tensor"
-            )
+        for granularity in {observer.granularity for observer in self._observers.values()}:
+            if not granularity.of_inputs:
+                raise ValueError(
+                    f"expected a quantizer of activations, got one with {granularity}, which only weights can have; "
+                    "choose quantizer@quantizer.activation=affine_per_tensor or symmetric_per_tensor"
+                )
 
     @contextmanager
     def observing(self, network: nn.Module) -> Iterator[None]:

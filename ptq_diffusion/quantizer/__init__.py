@@ -1,7 +1,21 @@
 """Floor 1: quantizers of one tensor."""
 
 from ptq_diffusion.quantizer.affine import AffineQuantizer, Numbers
+from ptq_diffusion.quantizer.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from ptq_diffusion.quantizer.quantizer import Quantizer, State
 from ptq_diffusion.quantizer.range_search import LpSearch, MinMax, Percentile, RangeSearch
 
-__all__ = ["AffineQuantizer", "LpSearch", "MinMax", "Numbers", "Percentile", "Quantizer", "RangeSearch", "State"]
+__all__ = [
+    "AffineQuantizer",
+    "Granularity",
+    "LpSearch",
+    "MinMax",
+    "Numbers",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "Percentile",
+    "Quantizer",
+    "RangeSearch",
+    "State",
+]

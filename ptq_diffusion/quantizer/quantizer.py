@@ -6,6 +6,8 @@ from enum import Enum
 
 from torch import Tensor, nn
 
+from ptq_diffusion.quantizer.granularity import Granularity
+
 
 class State(Enum):
     """The phase of a quantizer; the way leads from OBSERVING to FROZEN and not back."""
@@ -15,12 +17,15 @@ class State(Enum):
 
 
 class Quantizer(nn.Module, ABC):
-    """Maps a tensor to the nearest values of an integer grid, once it has observed such tensors."""
+    """Maps a tensor to the nearest values of integer grids, once it has observed such tensors.
 
-    def __init__(self, per_channel: bool) -> None:
-        """A quantizer with one grid for each slice along axis 0 if `per_channel`, which only a weight can have."""
+    Args:
+        granularity: the groups of numbers that have a grid each.
+    """
+
+    def __init__(self, granularity: Granularity) -> None:
         super().__init__()
-        self.per_channel = per_channel
+        self.granularity = granularity
         self.state = State.OBSERVING
 
     @abstractmethod

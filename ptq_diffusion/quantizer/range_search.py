@@ -13,8 +13,7 @@ from ptq_diffusion.numeric.grid import Grid
 class Distribution:
     """The distribution that a search reads: weighted values of G groups, each with its exact extremes.
 
-    A weight brings all its values with weight 1 (one group for the tensor or one a channel); an activation brings the
-    bins of a histogram.
+    A weight brings all its values with weight 1; an activation brings the bins of a histogram.
 
     Args:
         values: (G, n), ascending in a histogram, any order in a weight.
@@ -29,10 +28,13 @@ class Distribution:
     high: Tensor
 
     @classmethod
-    def of_groups(cls, values: Tensor) -> "Distribution":
-        """The distribution of a (G, n) tensor, each row of which is a group."""
+    def of_groups(cls, values: Tensor, counts: Tensor) -> "Distribution":
+        """The distribution of a (G, n) tensor, each row of which is a group, and of the counts of its values.
+
+        A value that counts 0 times is to lie between the others.
+        """
         low, high = values.aminmax(dim=1)
-        return cls(values, torch.ones(1, values.shape[1]), low, high)
+        return cls(values, counts, low, high)
 
 
 def affine_parameters(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -85,14 +87,16 @@ class Percentile(RangeSearch):
     def __call__(self, distribution: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         values, order = distribution.values.sort(dim=1)
         counts = distribution.counts.expand_as(values).gather(1, order).double()
-        share = counts.cumsum(1) / counts.sum(1, keepdim=True)
+        until = counts.cumsum(1)
+        share = until / counts.sum(1, keepdim=True)
         tail = (1 - self.percentile / 100) / 2
         first = (share <= tail).sum(1, keepdim=True)
         last = (share < 1 - tail).sum(1, keepdim=True)
         low, high = values.gather(1, first).squeeze(1), values.gather(1, last).squeeze(1)
         # The outermost bin of a histogram stands for its extreme value, so that 100 percent is min-max.
-        inside_low, inside_high = first.squeeze(1) > 0, last.squeeze(1) < values.shape[1] - 1
-        return torch.where(inside_low, low, distribution.low), torch.where(inside_high, high, distribution.high)
+        clips_low = (until - counts).gather(1, first).squeeze(1) > 0
+        clips_high = until.gather(1, last).squeeze(1) < until[:, -1]
+        return torch.where(clips_low, low, distribution.low), torch.where(clips_high, high, distribution.high)
 
 
 class LpSearch(RangeSearch):

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.main import CONF
 from ptq_diffusion.model import DiffusersDenoiser, GaussianDenoiser
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import CurrentStep, QuantizedDenoiser, Rescaling, load_quantized, quantize, save_quantized
 from ptq_diffusion.network.saving import FILES
+from ptq_diffusion.quantizer import PerChannel, PerGroup, PerTensor
 from tests.network.networks import (
     ACTIVATION,
     FLOAT,
@@ -25,6 +25,7 @@ from tests.network.networks import (
     quantized,
     without_hooks,
 )
+from tests.quantizer.presets import OF_INPUTS, OF_WEIGHTS
 
 BITS = LayerBits(4, 6)
 CHANGING = [LayerBits(4, 3), LayerBits(8, 32), LayerBits(32, 8)]
@@ -48,8 +49,7 @@ def assert_comes_back(network, folder, steps=1):
     return again
 
 
-PRESETS = sorted(path.stem for path in (CONF / "quantizer").glob("*.yaml"))
-PAIRS = list(itertools.product(PRESETS, [name for name in PRESETS if "per_channel" not in name]))
+PAIRS = list(itertools.product(OF_WEIGHTS, OF_INPUTS))
 
 
 @pytest.mark.parametrize(("weight", "activation"), PAIRS)
@@ -134,7 +134,7 @@ def test_files_take_the_bytes_of_the_bits(tmp_path):
             quantizer.freeze()
             return quantizer
 
-    save_quantized(quantize(model, plan, Ready(), maker(True, True)), tmp_path)
+    save_quantized(quantize(model, plan, Ready(), maker(True, PerChannel())), tmp_path)
     counted = 0
     for name, parameter in model.network.named_parameters():
         site, _, field = name.rpartition(".")
@@ -177,7 +177,9 @@ def test_fingerprints_tell_networks_apart(denoiser, origin):
         made(constant(denoiser, LayerBits(4, 8))),
         made(constant(denoiser, LayerBits(8, 6))),
         made(plan, weight=ACTIVATION),
-        made(plan, activation=maker(True, False)),
+        made(plan, weight=maker(True, PerGroup(3))),
+        made(plan, weight=maker(True, PerGroup(4))),
+        made(plan, activation=maker(True, PerTensor())),
         made(steps),
         made(by_step(denoiser, [BITS, LayerBits(4, 8)])),
         made(by_step(denoiser, [LayerBits(4, 8), BITS])),

@@ -55,7 +55,7 @@ def bytes_of_quantized(case: Case) -> int:
     stored = plan_cost(case.model.architecture(case.table), plan, len(case.table)).stored_bits // 8
     weighted = [site for site in sites if site.weighted]
     quantizer = construct(case.cfg.quantizer.weight)(MOST_BITS)
-    scales = sum((site.weight_shape[0] if quantizer.per_channel else 1) * 4 for site in weighted)
+    scales = sum(math.prod(quantizer.granularity.parameter_shape(site.weight_shape)) * 4 for site in weighted)
     products = [site for products in quantized_attentions(sites, plan).values() for site in products]
     operands = sum(len(site.operands) for site in (*weighted, *products))
     settings = sum(torch.empty((), dtype=dtype).element_size() for dtype in ROWS.values()) * plan.steps * operands
