@@ -99,23 +99,22 @@ class Percentile(RangeSearch):
         return torch.where(clips_low, low, distribution.low), torch.where(clips_high, high, distribution.high)
 
 
-class LpSearch(RangeSearch):
-    """The shrunken interval with the least mean |x - x_hat|^p; p = 2 is the mean squared error.
+class ShrinkingSearch(RangeSearch):
+    """The shrunken interval with the least error, by a measure of error that subclasses give.
 
     Both ends shrink by one factor, except that the ends of an affine grid shrink each on its own in a second pass.
 
     Args:
-        p: the exponent of the error, above 0. 2.4 is the choice of BRECQ's release.
         candidates: how many factors are tried, from 1 down to 1 / candidates.
 
     Raises:
-        ValueError: p or candidates not positive.
+        ValueError: candidates not positive.
     """
 
-    def __init__(self, p: float, candidates: int = 80) -> None:
-        if p <= 0 or candidates < 1:
-            raise ValueError(f"expected p > 0 and candidates >= 1, got p={p} and candidates={candidates}")
-        self.p, self.candidates = p, candidates
+    def __init__(self, candidates: int) -> None:
+        if candidates < 1:
+            raise ValueError(f"expected candidates >= 1, got {candidates}")
+        self.candidates = candidates
 
     def __call__(self, distribution: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:
         factors = torch.linspace(1, 1 / self.candidates, self.candidates).tolist()
@@ -136,6 +135,28 @@ class LpSearch(RangeSearch):
             errors = torch.stack([self.error(distribution, low, high, grid) for low, high in intervals])
         choice = errors.argmin(0, keepdim=True)
         return lows.gather(0, choice)[0], highs.gather(0, choice)[0]
+
+    @abstractmethod
+    def error(self, distribution: Distribution, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+        """The error of every group, (G,); of one group, for every interval."""
+
+
+class LpSearch(ShrinkingSearch):
+    """The shrunken interval with the least mean |x - x_hat|^p; p = 2 is the mean squared error.
+
+    Args:
+        p: the exponent of the error, above 0. 2.4 is the choice of BRECQ's release.
+        candidates: how many factors are tried, from 1 down to 1 / candidates.
+
+    Raises:
+        ValueError: p or candidates not positive.
+    """
+
+    def __init__(self, p: float, candidates: int = 80) -> None:
+        if p <= 0:
+            raise ValueError(f"expected p > 0, got p={p}")
+        super().__init__(candidates)
+        self.p = p
 
     def error(self, distribution: Distribution, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
         """The count-weighted sum of |x - x_hat|^p of every group, (G,); of one group, for every interval."""

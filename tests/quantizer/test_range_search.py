@@ -7,7 +7,7 @@ import torch
 
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.numeric.histogram import DyadicHistogram
-from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax, Percentile, PerChannel, PerTensor
+from ptq_diffusion.quantizer import AffineQuantizer, EntropySearch, LpSearch, MinMax, Percentile, PerChannel, PerTensor
 from ptq_diffusion.quantizer.range_search import Distribution, affine_parameters
 
 GRIDS = [Grid(bits, symmetric) for bits, symmetric in itertools.product(range(2, 9), (True, False))]
@@ -140,7 +140,9 @@ def histogram_of(values, bins):
     return Distribution(centres[None], histogram.counts[filled][None].float(), low, high)
 
 
-@pytest.mark.parametrize("search", [MinMax(), Percentile(99.9), LpSearch(2, 80), LpSearch(2.4, 80)])
+@pytest.mark.parametrize(
+    "search", [MinMax(), Percentile(99.9), LpSearch(2, 80), LpSearch(2.4, 80), EntropySearch(64, 40)]
+)
 @every_grid
 def test_counting_a_value_twice_equals_showing_it_twice(grid, search):
     values = torch.tensor([[-3.0, -0.5, 0.1, 0.2, 4.0]])
@@ -188,7 +190,7 @@ def test_percentiles_out_of_range_are_refused(percentile):
         Percentile(percentile)
 
 
-@pytest.mark.parametrize(("p", "candidates"), [(0, 80), (-2, 80), (2, 0)])
-def test_searches_without_meaning_are_refused(p, candidates):
-    with pytest.raises(ValueError, match="expected p > 0"):
+@pytest.mark.parametrize(("p", "candidates", "message"), [(0, 80, "p > 0"), (-2, 80, "p > 0"), (2, 0, "candidates")])
+def test_searches_without_meaning_are_refused(p, candidates, message):
+    with pytest.raises(ValueError, match=f"expected {message}"):
         LpSearch(p, candidates)
