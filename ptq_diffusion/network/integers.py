@@ -174,11 +174,14 @@ def stored_weight(tensors: Mapping[str, Tensor], bits: int, symmetric: bool, sha
 
 
 def require_of_weights(quantizer: Quantizer) -> None:
-    """Refuse a quantizer whose granularity is of inputs only.
+    """Refuse a quantizer whose integers no weight can be stored as.
 
     Raises:
-        ValueError: the message says which to choose.
+        TypeError: a kind of quantizer whose integers cannot be stored yet.
+        ValueError: a granularity of inputs only; the message says which to choose.
     """
+    if not isinstance(quantizer, AffineQuantizer):
+        raise TypeError(f"expected an AffineQuantizer of a weight, got {type(quantizer).__name__}")
     if not quantizer.granularity.of_weights:
         raise ValueError(
             f"expected a quantizer of weights, got one with {quantizer.granularity}, which only inputs can have; "

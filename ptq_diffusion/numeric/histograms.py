@@ -40,6 +40,15 @@ class Histograms:
         for place, (histogram, row) in enumerate(zip(self._histograms, rows, strict=True)):
             histogram.add(row if whole else row[counts[place] > 0])
 
+    def join(self, other: "Histograms") -> None:
+        """Count all that the histograms of another stream of the same groups have counted.
+
+        Raises:
+            ValueError: they are of another number of groups or bins.
+        """
+        for own, more in zip(self._histograms, other._histograms, strict=True):
+            own.join(more)
+
     def values(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The bins that hold a value of any group: their centres (G, n), counts (G, n), extremes low and high (G,)."""
         counts = torch.stack([histogram.counts for histogram in self._histograms])

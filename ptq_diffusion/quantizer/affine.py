@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,36 +9,11 @@ from torch import Tensor
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.numeric.histogram import require_bins
 from ptq_diffusion.numeric.histograms import Histograms
-from ptq_diffusion.numeric.rounding import straight_through
+from ptq_diffusion.quantizer.form import Form, Numbers, Static, fake_quantized
 from ptq_diffusion.quantizer.granularity import Granularity, PerTensor
+from ptq_diffusion.quantizer.input_granularity import PerToken
 from ptq_diffusion.quantizer.quantizer import Quantizer, State
 from ptq_diffusion.quantizer.range_search import Distribution, RangeSearch, affine_parameters
-
-
-class Numbers(NamedTuple):
-    """The numbers that a forward needs of a grid: low - z, high - z, s and 1 / s in float32.
-
-    Whole numbers this small are exact in float32, so clamping between these saves adding z and subtracting it.
-    """
-
-    low: int
-    high: int
-    scale: float
-    inverse: float
-
-    @classmethod
-    def of(cls, scale: Tensor, zero_point: Tensor, grid: Grid) -> "Numbers":
-        """The numbers of a scale s, (1,) float32, and a zero point z, (1,) int32."""
-        return cls(grid.low - int(zero_point), grid.high - int(zero_point), float(scale), float(1 / scale))
-
-    def fake_quantized(self, x: Tensor) -> Tensor:
-        """x_hat, the shape and the dtype of x: its nearest values on the grid, straight through for gradients."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            return _differentiable(x, self.low, self.high, self.scale, self.inverse)
-        # In place: several times faster on a CPU than torch's fused operator, which also makes a gradient mask.
-        integers = (x.float() * self.inverse).round_().clamp_(self.low, self.high)
-        # 0 + s i instead of s i, at the same cost: a zero loses its sign, as it does where z is added.
-        return torch.add(torch.zeros(()), integers, alpha=self.scale, out=integers).to(x.dtype)
 
 
 class AffineQuantizer(Quantizer):
@@ -57,6 +31,9 @@ class AffineQuantizer(Quantizer):
         granularity: the groups that have a scale and a zero point each.
         range_search: how the covered interval is chosen.
         bins: bins of each histogram.
+
+    Raises:
+        ValueError: bits or bins out of range, or a granularity whose groups differ from tensor to tensor.
     """
 
     scale: Tensor
@@ -66,6 +43,11 @@ class AffineQuantizer(Quantizer):
         self, bits: int, symmetric: bool, granularity: Granularity, range_search: RangeSearch, bins: int = 8192
     ) -> None:
         super().__init__(granularity)
+        if isinstance(granularity, PerToken):
+            raise ValueError(
+                f"expected a granularity of which grids can be found beforehand, got {granularity}; choose "
+                "quantizer@quantizer.activation=dynamic_per_token"
+            )
         self.grid = Grid(bits, symmetric)
         self.range_search = range_search
         require_bins(bins)
@@ -101,14 +83,18 @@ class AffineQuantizer(Quantizer):
             raise RuntimeError("nothing was observed; run calibration data through the network first")
         return self._histograms.tensors()
 
-    def observed(self, observation: Mapping[str, Tensor]) -> None:
+    def observed(self, *observations: Mapping[str, Tensor]) -> None:
         self.require(State.OBSERVING)
-        if self._histograms is None or observation.keys() != {"counts", "exponent", "extremes"}:
-            raise ValueError(
-                f"expected histograms for a quantizer of inputs, got {', '.join(observation) or 'nothing'}; "
-                "calibrate again"
-            )
-        self._histograms = Histograms.of_tensors(observation)
+        for observation in observations:
+            if self._histograms is None or observation.keys() != {"counts", "exponent", "extremes"}:
+                raise ValueError(
+                    f"expected histograms for a quantizer of inputs, got {', '.join(observation) or 'nothing'}; "
+                    "calibrate again"
+                )
+        first, *others = map(Histograms.of_tensors, observations)
+        for other in others:
+            first.join(other)
+        self._histograms = first
 
     def to_integers(self, x: Tensor) -> Tensor:
         self.require(State.FROZEN)
@@ -121,11 +107,9 @@ class AffineQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.require(State.FROZEN)
-        if torch.is_grad_enabled() and (x.requires_grad or self.scale.requires_grad):
-            return self.differentiable(x)
-        if isinstance(self.granularity, PerTensor):
+        if isinstance(self.granularity, PerTensor) and not (torch.is_grad_enabled() and self.scale.requires_grad):
             return self._numbers.fake_quantized(x)
-        return self.from_integers(self.to_integers(x)).to(x.dtype)
+        return self.differentiable(x)
 
     def differentiable(self, x: Tensor) -> Tensor:
         """x_hat as `forward` gives it, bit for bit, by operations that a gradient passes, which take longer.
@@ -134,9 +118,7 @@ class AffineQuantizer(Quantizer):
         requires a gradient gets that of learned step sizes, Esser et al., ICLR 2020, arXiv 1902.08153, eq. 3.
         """
         self.require(State.FROZEN)
-        scale, zero_point = self._broadcast(x)
-        low, high = (self.grid.low - zero_point).float(), (self.grid.high - zero_point).float()
-        return _differentiable(x, low, high, scale, 1 / scale)
+        return fake_quantized(x, *self._broadcast(x), self.grid)
 
     def spread(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of every element of a tensor that the quantizer is of, each of the shape of x.
@@ -155,6 +137,10 @@ class AffineQuantizer(Quantizer):
     def extra_repr(self) -> str:
         return f"bits={self.grid.bits}, symmetric={self.grid.symmetric}, granularity={self.granularity}"
 
+    @property
+    def form(self) -> Form:
+        return Static(self.granularity)
+
     def _broadcast(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point as tensors that broadcast against x."""
         return self.granularity.spread(self.scale, x.shape), self.granularity.spread(self.zero_point, x.shape)
@@ -165,11 +151,3 @@ class AffineQuantizer(Quantizer):
         if self._histograms is None or not len(self._histograms):
             raise RuntimeError("nothing was observed; run calibration data through the network before freezing")
         return Distribution(*self._histograms.values())
-
-
-def _differentiable(
-    x: Tensor, low: Tensor | int, high: Tensor | int, scale: Tensor | float, inverse: Tensor | float
-) -> Tensor:
-    integers = straight_through(x.float() * inverse).clamp(low, high)  # type: ignore[arg-type]
-    # Adding 0 takes the sign of a zero away.
-    return (integers * scale + 0.0).to(x.dtype)

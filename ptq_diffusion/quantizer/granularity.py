@@ -13,12 +13,13 @@ from torch import Tensor
 class Granularity(ABC):
     """A division of a tensor into G groups, each with a scale and a zero point.
 
-    Scales have the shape of the tensor's leading dimensions, with 1 where all share one: (1,) of the tensor, (O,) of
-    the output channels of a weight, (1, I) of its input channels, (O, K) of K groups in every output channel.
+    Scales of a weight have the shape of its leading dimensions, with 1 where all share one: (1,) of the tensor, (O,)
+    of the output channels, (1, I) of the input channels, (O, K) of K groups in every output channel. Those of inputs,
+    whose first dimension is that of the images, are (G,).
 
     Class attributes:
         of_weights: whether a weight can be divided so.
-        of_inputs: whether a stream of inputs, whose first dimension is that of the samples, can be.
+        of_inputs: whether inputs can be.
     """
 
     of_weights: ClassVar[bool]
@@ -34,6 +35,26 @@ class Granularity(ABC):
 
         A group with fewer values than others repeats one that counts 0 times.
         """
+
+    def of_input(self, channels: int, skip: int | None) -> "Granularity":  # noqa: ARG002
+        """The granularity of the inputs of one layer; most do not depend on it.
+
+        Args:
+            channels: the dimension of the channels.
+            skip: how many channels lie in front of those of a concatenated skip connection; None without one.
+        """
+        return self
+
+    def shared(self, dimensions: int) -> tuple[int, ...]:  # noqa: ARG002
+        """The dimensions of an input along which the numbers of one image share a grid.
+
+        Args:
+            dimensions: how many the input has.
+
+        Raises:
+            ValueError: it is no granularity of inputs.
+        """
+        raise ValueError(f"expected a granularity of inputs, got {self}, which only weights can have")
 
     def spread(self, parameter: Tensor, shape: Sequence[int]) -> Tensor:
         """A parameter of every group as a tensor that broadcasts against one of this shape.
@@ -72,7 +93,10 @@ class PerTensor(Granularity):
 
     def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         values = x.reshape(1, -1)
-        return values, _once(values)
+        return values, once(values)
+
+    def shared(self, dimensions: int) -> tuple[int, ...]:
+        return tuple(range(1, dimensions))
 
 
 @dataclass(frozen=True)
@@ -102,7 +126,7 @@ class PerChannel(Granularity):
 
     def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         values = x.movedim(self.axis, 0).flatten(1)
-        return values, _once(values)
+        return values, once(values)
 
 
 @dataclass(frozen=True)
@@ -137,7 +161,7 @@ class PerGroup(Granularity):
         filled = x.flatten(2) if x.dim() > 2 else x[..., None]
         values = filled[:, places.clamp(max=inputs - 1)].reshape(outputs * groups, -1)
         if groups * self.size == inputs:
-            return values, _once(values)
+            return values, once(values)
         counts = (places < inputs).to(values.dtype).view(1, groups, self.size, 1)
         return values, counts.expand(outputs, -1, -1, filled.shape[2]).reshape(outputs * groups, -1)
 
@@ -147,5 +171,6 @@ class PerGroup(Granularity):
         return by_channel.view(*by_channel.shape, *[1] * (len(shape) - 2))
 
 
-def _once(values: Tensor) -> Tensor:
+def once(values: Tensor) -> Tensor:
+    """The counts of values that all count once, (1, n)."""
     return values.new_ones(1, values.shape[1])

@@ -28,13 +28,16 @@ class Distribution:
     high: Tensor
 
     @classmethod
-    def of_groups(cls, values: Tensor, counts: Tensor) -> "Distribution":
-        """The distribution of a (G, n) tensor, each row of which is a group, and of the counts of its values.
+    def of_groups(cls, values: Tensor, counts: Tensor | None = None) -> "Distribution":
+        """The distribution of a (G, n) tensor, each row of which is a group.
 
-        A value that counts 0 times is to lie between the others.
+        Args:
+            values: (G, n).
+            counts: (G, n) or (1, n), 0 of a value that only fills its row and lies between the others; None counts
+                every value once.
         """
         low, high = values.aminmax(dim=1)
-        return cls(values, counts, low, high)
+        return cls(values, values.new_ones(1, values.shape[1]) if counts is None else counts, low, high)
 
 
 def affine_parameters(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

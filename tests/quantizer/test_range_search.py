@@ -26,11 +26,6 @@ def heavy_tailed(groups, count, seed=0):
     return x
 
 
-def of_groups(rows):
-    """The distribution of every value once."""
-    return Distribution.of_groups(rows, torch.ones(1, rows.shape[1]))
-
-
 ROWS = heavy_tailed(6, 2000)
 
 
@@ -45,7 +40,7 @@ def error(x, low, high, grid, p):
 @pytest.mark.parametrize("p", POWERS)
 def test_the_least_error_is_the_least_of_all_searches(grid, p):
     """For every row, a tensor or a channel."""
-    seen = of_groups(ROWS)
+    seen = Distribution.of_groups(ROWS)
     least = error(ROWS, *LpSearch(p, 80)(seen, grid), grid, p)
     assert (least <= error(ROWS, *MinMax()(seen, grid), grid, p)).all()
     for other in OTHERS:
@@ -59,7 +54,7 @@ def test_the_least_error_is_the_least_of_all_searches(grid, p):
 @every_grid
 @pytest.mark.parametrize("p", POWERS)
 def test_each_power_wins_under_its_own_error(grid, p):
-    seen = of_groups(ROWS)
+    seen = Distribution.of_groups(ROWS)
     least = error(ROWS, *LpSearch(p, 80)(seen, grid), grid, p)
     for other in POWERS:
         # Two searches walk different ways through the factors, so an affine grid may miss the best by a little.
@@ -88,7 +83,7 @@ def test_the_least_error_of_a_quantizer(p, bits, symmetric, granularity):
 @every_grid
 def test_more_candidates_do_no_harm(grid):
     """79 factors are every second of 157."""
-    seen = of_groups(ROWS[:, :200])
+    seen = Distribution.of_groups(ROWS[:, :200])
     if grid.symmetric:
         coarse, fine = (LpSearch(2, count) for count in (2, 4))  # 1, 1/2 against 1, 3/4, 1/2, 1/4
         assert (
@@ -100,7 +95,7 @@ def test_more_candidates_do_no_harm(grid):
 
 @every_grid
 def test_the_interval_lies_within_the_data(grid):
-    seen = of_groups(ROWS)
+    seen = Distribution.of_groups(ROWS)
     for p in POWERS:
         low, high = LpSearch(p, 80)(seen, grid)
         assert (low >= torch.minimum(seen.low, torch.tensor(0.0))).all() and (low <= high).all()
@@ -110,21 +105,21 @@ def test_the_interval_lies_within_the_data(grid):
 def test_all_percent_is_min_max():
     """Of values and of histograms, whose outermost bins hold more than the extremes."""
     grid = Grid(4, False)
-    for seen in [of_groups(ROWS), *(histogram_of(row, 64) for row in ROWS)]:
+    for seen in [Distribution.of_groups(ROWS), *(histogram_of(row, 64) for row in ROWS)]:
         assert torch.equal(torch.stack(Percentile(100)(seen, grid)), torch.stack(MinMax()(seen, grid)))
 
 
 @pytest.mark.parametrize("percentile", [60, 90, 99, 99.9])
 def test_a_percentile_leaves_that_share_inside(percentile):
     x = heavy_tailed(4, 10000)
-    low, high = Percentile(percentile)(of_groups(x), Grid(4, False))
+    low, high = Percentile(percentile)(Distribution.of_groups(x), Grid(4, False))
     tail = (100 - percentile) / 200
     assert torch.allclose((x < low[:, None]).double().mean(1), torch.tensor(tail).double(), atol=1.5e-4)
     assert torch.allclose((x > high[:, None]).double().mean(1), torch.tensor(tail).double(), atol=1.5e-4)
 
 
 def test_percentiles_are_nested():
-    seen = of_groups(ROWS)
+    seen = Distribution.of_groups(ROWS)
     intervals = [Percentile(percentile)(seen, Grid(4, False)) for percentile in (60, 90, 99, 99.9, 100)]
     for (low, high), (wider_low, wider_high) in itertools.pairwise(intervals):
         assert (wider_low <= low).all() and (high <= wider_high).all()
@@ -149,7 +144,7 @@ def test_counting_a_value_twice_equals_showing_it_twice(grid, search):
     counts = torch.tensor([[1, 30, 500, 40, 2]])
     low, high = values.aminmax(dim=1)
     counted = Distribution(values, counts.float(), low, high)
-    shown = of_groups(values[0].repeat_interleave(counts[0])[None])
+    shown = Distribution.of_groups(values[0].repeat_interleave(counts[0])[None])
     assert torch.equal(torch.stack(search(counted, grid)), torch.stack(search(shown, grid)))
 
 
@@ -180,7 +175,7 @@ def test_a_percentile_that_falls_between_two_values_clips_both_tails_alike():
     """75 percent of eight values are the six in the middle; a value that ends exactly at the tail belongs to it."""
     values = torch.tensor([[-9.0, -4.0, -2.0, -1.0, 1.0, 2.0, 4.0, 9.0]])
     for sign in (1, -1):
-        low, high = Percentile(75)(of_groups(sign * values), Grid(4, False))
+        low, high = Percentile(75)(Distribution.of_groups(sign * values), Grid(4, False))
         assert (low.item(), high.item()) == (-4, 4)
 
 
