@@ -68,19 +68,19 @@ def print_layers(words: Sequence[str]) -> None:
 
 
 def sites_of(overrides: Sequence[str]) -> Iterator[Row]:
-    """The sites of a composed experiment, in the network's order."""
+    """The sites of a composed experiment, in the network's order; a folder needs no weights."""
     # Import torch, which other commands do without.
     from ptq_diffusion.bitwidth.evidence import Evidence
     from ptq_diffusion.command.check.schema import require_schema
+    from ptq_diffusion.command.plan.case import OutlineShop
     from ptq_diffusion.command.python import compose
     from ptq_diffusion.engine.factory import construct
     from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
-    from ptq_diffusion.engine.workshop import Workshop
 
     cfg = compose(*overrides)
     require_schema(cfg)
     quiet_libraries()
-    shop = Workshop(Runtime("cpu", False, 1))
+    shop = OutlineShop(Runtime("cpu", False, 1))
     model = shop.model(cfg)
     policy, table = construct(cfg.bitwidth), shop.table(cfg, model)
     architecture = model.architecture(table)

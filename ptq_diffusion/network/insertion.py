@@ -100,9 +100,9 @@ def _settings(
     grids = {case: (quantizer.scale, quantizer.zero_point) for case, quantizer in quantizers.items()}
     like = next(iter(grids.values()), (torch.ones(1), torch.zeros(1, dtype=torch.int32)))
     unused = torch.ones_like(like[0]), torch.zeros_like(like[1])
-    # (S, G), or (S,) of a single grid.
+    # (S, G), or (S,) of a single static grid, which alone is a number for whoever computes with integers.
     scale, zero_point = (torch.stack(rows) for rows in zip(*(grids.get(case, unused) for case in cases), strict=True))
-    if scale.shape[1] == 1:
+    if form == WHOLE:
         scale, zero_point = scale[:, 0], zero_point[:, 0]
     symmetric = any(quantizer.grid.symmetric for quantizer in quantizers.values())
     bits_row, copy_row = (torch.tensor(numbers, dtype=torch.int16) for numbers in (bits, places))

@@ -24,7 +24,7 @@ class LayerSettings(nn.Module):
 
     An operand of attention's products has settings too: its grid is that of an input, and it has no weight to choose.
 
-    Buffers: `bits`, `scale`, `zero_point` (S,) of the grid of the input, (S, G) where it has G grids, `copy` (S,),
+    Buffers: `bits`, `scale`, `zero_point` (S,) of the grid of the input, (S, G) where its form is another, `copy` (S,),
     which of the weight's copies is used, and, once a layer is rescaled, `gain` and `offset`, (S, O), of its output
     channels. It is never changed: other settings are other objects.
 
@@ -249,7 +249,7 @@ class StepSettings(Mapping[str, LayerSettings]):
         return cls(
             {
                 layer: LayerSettings(
-                    **{name: _table(columns[name][place], name, groups[place]) for name in ROWS},
+                    **{name: _table(columns[name][place], name, forms.get(layer, WHOLE)) for name in ROWS},
                     symmetric=symmetric[layer],
                     form=forms.get(layer, WHOLE),
                 )
@@ -258,6 +258,6 @@ class StepSettings(Mapping[str, LayerSettings]):
         )
 
 
-def _table(columns: Tensor, name: str, groups: int) -> Tensor:
+def _table(columns: Tensor, name: str, form: Form) -> Tensor:
     """A setting of one layer from its columns."""
-    return columns.contiguous() if name in GRIDS and groups > 1 else columns[:, 0].contiguous()
+    return columns.contiguous() if name in GRIDS and form != WHOLE else columns[:, 0].contiguous()
