@@ -8,6 +8,7 @@ from ptq_diffusion.command.collect import collect_runs
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.convert import convert_checkpoint
 from ptq_diffusion.command.doctor import examine
+from ptq_diffusion.command.layers import print_layers
 from ptq_diffusion.command.options import print_options
 from ptq_diffusion.command.overrides import run_experiments
 from ptq_diffusion.command.pipe import reader_may_leave
@@ -43,6 +44,8 @@ def command(words: Sequence[str]) -> None:
             collect_runs(rest)
         case ["convert", *rest]:
             convert_checkpoint(rest)
+        case ["layers", *rest]:
+            print_layers(rest)
         case ["options", *rest]:
             print_options(rest, CONF)
         case ["plan", *rest]:

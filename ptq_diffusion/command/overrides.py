@@ -40,7 +40,7 @@ def run_experiments(words: Sequence[str]) -> None:
         raise ValueError("expected no --experimental-rerun, which reads a pickled file; give the overrides again")
     if words and words[0].isalpha():
         raise ValueError(
-            f"expected collect, convert, options, plan, store, doctor or OPTION=VALUE, got {words[0]!r}; "
+            f"expected collect, convert, layers, options, plan, store, doctor or OPTION=VALUE, got {words[0]!r}; "
             "ptq-diffusion --help lists all"
         )
     if _amid_overrides("-m", words) or _amid_overrides("--multirun", words):

@@ -24,6 +24,7 @@ from ptq_diffusion.model import Decoder, Denoiser, Guided
 from ptq_diffusion.model.decoder import load_decoder
 from ptq_diffusion.model.own import decoder_of
 from ptq_diffusion.network import InputObservations, QuantizedDenoiser, load_quantized
+from ptq_diffusion.quantizer import StepGroups
 from ptq_diffusion.sampler import Table
 
 Part = TypeVar("Part")
@@ -132,12 +133,22 @@ class Workshop:
             )
         return table
 
-    def observations(self, cfg: DictConfig, model: Denoiser) -> InputObservations:
+    def observations(
+        self, cfg: DictConfig, model: Denoiser, groups: StepGroups | None = None, steps: int = 1
+    ) -> InputObservations:
         """Observations of the inputs of every site, for quantizers of the kind that `cfg.quantizer` names.
 
-        They are new each time, for their owner to fill.
+        They are new each time, for their owner to fill or to restore, which brings the groups of steps too.
+
+        Args:
+            cfg: the configuration.
+            model: the float model.
+            groups: of steps.
+            steps: of the table.
         """
-        return InputObservations(model.sites(), construct(cfg.quantizer.activation))
+        # Calibration observes softmax outputs as all other operands, whatever quantizes them.
+        softmax = construct(node) if (node := cfg.quantizer.get("softmax")) else None
+        return InputObservations(model.sites(), construct(cfg.quantizer.activation), groups, steps, softmax)
 
     def quantized(self, cfg: DictConfig, folder: Path) -> QuantizedDenoiser:
         """The quantized network of an artefact of the stage `quantize`, computed by the backend of `cfg.backend`.

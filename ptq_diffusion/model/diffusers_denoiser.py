@@ -261,11 +261,12 @@ class DiffusersDenoiser(Denoiser):
     def _sites(self) -> Sequence[Site]:
         roles = {self.family.first: Role.FIRST, self.family.last: Role.LAST}
         layers, sites = layers_of(self._float_network), list[Site]()
+        skips = self.family.skips(self._float_network)
         for name, _ in self._float_network.named_modules():
             if name in self._macs.products:
                 sites += product_sites(name, self._macs.products[name])
             elif layer := layers.get(name):
                 kind = Kind.CONV2D if isinstance(layer, nn.Conv2d) else Kind.LINEAR
                 role, macs = roles.get(name, Role.INNER), self._macs.layers[name]
-                sites.append(Site(name, kind, role, macs, tuple(layer.weight.shape)))
+                sites.append(Site(name, kind, role, macs, tuple(layer.weight.shape), skips.get(name)))
         return sites

@@ -33,6 +33,7 @@ class Site:
         role: first, inner, last or attention.
         macs: multiply-accumulates of one forward of one sample.
         weight_shape: the shape of its weight, output channels first; (0,) of a product, which stores none.
+        skip: how many channels of its input lie in front of those of a concatenated skip connection; None without one.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Site:
     role: Role
     macs: int
     weight_shape: tuple[int, ...]
+    skip: int | None = None
 
     @property
     def weighted(self) -> bool:

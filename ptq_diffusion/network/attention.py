@@ -80,11 +80,16 @@ class _QuantizedView:
     def __getattr__(self, name: str) -> object:
         return getattr(self._attention, name)
 
+    def to_q(self, x: Tensor) -> Tensor:
+        return self._quantized("q", self._attention.to_q(x))
+
+    def to_k(self, x: Tensor) -> Tensor:
+        return self._quantized("k", self._attention.to_k(x))
+
     def to_v(self, x: Tensor) -> Tensor:
         return self._quantized("v", self._attention.to_v(x))
 
     def get_attention_scores(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-        q, k = self._quantized("q", q), self._quantized("k", k)
         return self._quantized("p", self._attention.get_attention_scores(q, k, mask))
 
     def _quantized(self, letter: str, x: Tensor) -> Tensor:

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.network.layer import QuantizedLayer
-from ptq_diffusion.network.rescaling import InputGrid, Rescaling, Spread
-from ptq_diffusion.numeric.grid import Grid
-from ptq_diffusion.quantizer import RangeSearch
+from ptq_diffusion.network.rescaling import Rescaling, Spread
+from ptq_diffusion.quantizer import Quantizer
 from ptq_diffusion.sampler import State, Step
 
 
@@ -152,9 +151,15 @@ class LayerDamage:
     def _target(self) -> Spread:
         return Spread.of(self.call.y, self.layer.channels)
 
-    def of_input(self, grid: Grid, range_search: RangeSearch) -> float:
-        """Damage, <g, e>^2 summed over the samples, of the input on a grid of its own."""
-        x_hat = InputGrid.of(self.call.x, grid, range_search).numbers(grid).fake_quantized(self.call.x)
+    def of_input(self, quantizer: Quantizer) -> float:
+        """Damage, <g, e>^2 summed over the samples, of the input quantized as a quantizer does that has seen only it.
+
+        Args:
+            quantizer: of the layer's inputs, which has observed nothing yet.
+        """
+        quantizer.observe(self.call.x)
+        quantizer.freeze()
+        x_hat = quantizer.to(self.call.x.device)(self.call.x)
         return self._projection(self.layer.compute(x_hat, self.weight, self.layer.bias))
 
     def of_weight(self, weight: Tensor) -> float:

@@ -14,9 +14,9 @@ from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredW
 from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer, quantized_layer
 from ptq_diffusion.network.observing import InputObservations
 from ptq_diffusion.network.quantized import QuantizedDenoiser
-from ptq_diffusion.network.step_settings import ROWS, LayerSettings
+from ptq_diffusion.network.step_settings import ROWS, LayerSettings, rows_of
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.quantizer import AffineQuantizer, Quantizer
+from ptq_diffusion.quantizer import WHOLE, Quantizer
 
 Integers = Mapping[tuple[str, int], Tensor]
 """Integers of weights by the layer's name and the bits of the copy, each of the weight's shape."""
@@ -44,6 +44,7 @@ def quantize(
     rounded = integers or {}
     sites = model.sites()
     plan.require(sites, plan.steps)
+    _require_steps(plan, observations)
     current = CurrentStep()
 
     def replacement(name: str, layer: nn.Module) -> QuantizedLayer:
@@ -74,7 +75,7 @@ def layer_settings(plan: BitwidthPlan, site: str, observations: InputObservation
     """The settings of one layer: a row for every step of the plan, which is one where nothing ever changes."""
     copies = plan.weight_copies(site)
     places = [copies.index(bits) for bits in plan.weight[site]]
-    return _settings(site, plan.activation[site], places, plan.steps, observations)
+    return _settings(site, plan.activation[site], places, max(plan.steps, observations.steps), observations)
 
 
 def operand_settings(
@@ -83,28 +84,45 @@ def operand_settings(
     """The settings of the operands of attention's products, by their names."""
     pairs = ((site.operands, (plan.activation[site.name], plan.weight[site.name])) for site in products)
     series = (pair for operands, bits in pairs for pair in zip(operands, bits, strict=True))
-    return {operand: _settings(operand, bits, [0], plan.steps, observations) for operand, bits in series}
+    steps = max(plan.steps, observations.steps)
+    return {operand: _settings(operand, bits, [0], steps, observations) for operand, bits in series}
 
 
 def _settings(
     operand: str, bits: Sequence[int], places: Sequence[int], steps: int, observations: InputObservations
 ) -> LayerSettings:
     """Settings from an operand's bits and the places of the weight's copies, one for all steps or one for each."""
-    quantizers = {b: observations.quantizer(operand, b) for b in sorted(set(bits) - {FLOAT_BITS})}
-    grids = {b: _grid(quantizer) for b, quantizer in quantizers.items()}
-    unused = torch.ones(1), torch.zeros(1, dtype=torch.int32)
-    scale, zero_point = zip(*(grids.get(b, unused) for b in bits), strict=True)
-    symmetric = any(q.grid.symmetric for q in quantizers.values() if isinstance(q, AffineQuantizer))
+    groups = observations.groups(operand)
+    every = range(max(len(bits), len(groups)))
+    cases = list(zip(_each(bits, every), _each(groups, every), strict=True))
+    quantizers = {case: observations.quantizer(operand, *case) for case in sorted(set(cases)) if case[0] != FLOAT_BITS}
+    form = next((quantizer.form for quantizer in quantizers.values()), WHOLE)
+    grids = {case: (quantizer.scale, quantizer.zero_point) for case, quantizer in quantizers.items()}
+    like = next(iter(grids.values()), (torch.ones(1), torch.zeros(1, dtype=torch.int32)))
+    unused = torch.ones_like(like[0]), torch.zeros_like(like[1])
+    # (S, G), or (S,) of a single static grid, which alone is a number for whoever computes with integers.
+    scale, zero_point = (torch.stack(rows) for rows in zip(*(grids.get(case, unused) for case in cases), strict=True))
+    if form == WHOLE:
+        scale, zero_point = scale[:, 0], zero_point[:, 0]
+    symmetric = any(quantizer.grid.symmetric for quantizer in quantizers.values())
     bits_row, copy_row = (torch.tensor(numbers, dtype=torch.int16) for numbers in (bits, places))
-    columns = (bits_row, torch.cat(scale), torch.cat(zero_point), copy_row)
-    by_step = dict(zip(ROWS, (column.expand(steps).clone() for column in columns), strict=True))
-    return LayerSettings(**by_step, symmetric=symmetric)
+    columns = (bits_row, scale, zero_point, copy_row)
+    by_step = dict(zip(ROWS, (rows_of(column, steps).clone() for column in columns), strict=True))
+    return LayerSettings(**by_step, symmetric=symmetric, form=form)
 
 
-def _grid(quantizer: Quantizer) -> tuple[Tensor, Tensor]:
-    if not isinstance(quantizer, AffineQuantizer):
-        raise TypeError(f"expected an AffineQuantizer of an input, got {type(quantizer).__name__}")
-    return quantizer.scale, quantizer.zero_point
+def _each(numbers: Sequence[int], every: range) -> Sequence[int]:
+    """A number of every step, from one for all or one for each."""
+    return [numbers[0] if len(numbers) == 1 else numbers[i] for i in every]
+
+
+def _require_steps(plan: BitwidthPlan, observations: InputObservations) -> None:
+    """Refuse ranges by step of another table than bits by step."""
+    if plan.steps != 1 and observations.steps not in (1, plan.steps):
+        raise ValueError(
+            f"expected ranges of the {plan.steps} steps that the plan has bits for, got those of {observations.steps}; "
+            "calibrate for the same table"
+        )
 
 
 def weight_quantizer(weight: Tensor, bits: int, make: Callable[[int], Quantizer]) -> Quantizer:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ptq_diffusion.numeric.grid import FLOAT_BITS, Grid
 from ptq_diffusion.numeric.packing import pack, unpack
-from ptq_diffusion.quantizer import AffineQuantizer, Quantizer
+from ptq_diffusion.quantizer import AffineQuantizer, Granularity, PerChannel, PerGroup, PerTensor, Quantizer
 
 
 class StoredWeight(nn.Module, ABC):
@@ -40,22 +40,37 @@ class QuantizedWeight(StoredWeight):
 
     Args:
         packed: the integers less the lowest of their grid, as `numeric.packing.pack` gives them.
-        scale: s, (O,) float32, or (1,) for the whole tensor.
+        scale: s, float32, of the shape that the granularity has for the weight's: (1,) for the whole tensor, (O,) for
+            its output channels.
         zero_point: z, int32, of the shape of the scale.
         grid: of the integers.
         shape: of the weight, output channels first.
+        granularity: the groups that have a scale each.
     """
 
     packed: Tensor
     scale: Tensor
     zero_point: Tensor
+    group_size: Tensor | None
 
-    def __init__(self, packed: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        packed: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        grid: Grid,
+        shape: tuple[int, ...],
+        granularity: Granularity,
+    ) -> None:
         super().__init__()
-        self.grid, self.bits, self.symmetric, self.shape = grid, grid.bits, grid.symmetric, shape
+        self.grid, self.bits, self.symmetric = grid, grid.bits, grid.symmetric
+        self.shape, self.granularity = shape, granularity
         self.register_buffer("packed", packed)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
+        # Scales of groups do not tell how large these are; those of every other granularity do.
+        size = torch.tensor([granularity.size], dtype=torch.int32) if isinstance(granularity, PerGroup) else None
+        self.register_buffer("group_size", size)
         # Unpacked once for all forwards, and once more wherever the tensors are moved to.
         self._integers: Tensor | None = None
         self._values: Tensor | None = None
@@ -66,6 +81,7 @@ class QuantizedWeight(StoredWeight):
 
         Raises:
             TypeError: a kind of quantizer whose integers cannot be stored yet.
+            ValueError: a granularity that is not of weights.
         """
         return cls.of_integers(quantizer.to_integers(weight), quantizer)
 
@@ -77,15 +93,14 @@ class QuantizedWeight(StoredWeight):
             TypeError: a kind of quantizer whose integers cannot be stored yet.
             ValueError: an integer that the grid has not.
         """
-        if not isinstance(quantizer, AffineQuantizer):
-            raise TypeError(f"expected an AffineQuantizer of a weight, got {type(quantizer).__name__}")
+        require_of_weights(quantizer)
         grid, shape = quantizer.grid, tuple(integers.shape)
         packed = pack(integers - grid.low, grid.bits)
-        return cls(packed, quantizer.scale, quantizer.zero_point, grid, shape)
+        return cls(packed, quantizer.scale, quantizer.zero_point, grid, shape, quantizer.granularity)
 
     def values(self, gain: Tensor | None = None) -> Tensor:
         if gain is not None:
-            return self._centred() * self._spread(self.scale * gain)
+            return self._centred() * (self._spread(self.scale) * _along_outputs(gain, len(self.shape)))
         if self._values is None:
             self._values = self._centred() * self._spread(self.scale)
         return self._values
@@ -100,11 +115,13 @@ class QuantizedWeight(StoredWeight):
             self._integers = self.centred()
         return self._integers
 
-    def _spread(self, channels: Tensor) -> Tensor:
-        return channels.view(-1, *[1] * (len(self.shape) - 1))
+    def _spread(self, parameter: Tensor) -> Tensor:
+        return self.granularity.spread(parameter, self.shape)
 
     def tensors(self) -> Mapping[str, Tensor]:
         tensors = {"packed": self.packed, "scale": self.scale}
+        if self.group_size is not None:
+            tensors["group_size"] = self.group_size
         return tensors if self.grid.symmetric else tensors | {"zero_point": self.zero_point}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedWeight":
@@ -127,7 +144,7 @@ class FloatWeight(StoredWeight):
         self.register_buffer("weight", weight)
 
     def values(self, gain: Tensor | None = None) -> Tensor:
-        return self.weight if gain is None else self.weight * gain.view(-1, *[1] * (self.weight.ndim - 1))
+        return self.weight if gain is None else self.weight * _along_outputs(gain, self.weight.ndim)
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {"weight": self.weight}
@@ -150,9 +167,40 @@ def stored_weight(tensors: Mapping[str, Tensor], bits: int, symmetric: bool, sha
     require_scales(scale)
     if zero_point.dtype != torch.int32:
         raise ValueError(f"expected zero points of {torch.int32}, got {zero_point.dtype}")
-    if scale.shape != zero_point.shape or tuple(scale.shape) not in ((1,), shape[:1]):
-        raise ValueError(f"expected a scale for each of {shape[0]} output channels or one, got {tuple(scale.shape)}")
-    return QuantizedWeight(tensors["packed"], scale, zero_point, grid, shape)
+    granularity = _granularity(scale, tensors.get("group_size"))
+    if scale.shape != zero_point.shape or tuple(scale.shape) != granularity.parameter_shape(shape):
+        raise ValueError(
+            f"expected a scale for each of {shape[0]} output channels or one, or of {granularity} those of a weight of "
+            f"{shape}, got {tuple(scale.shape)}"
+        )
+    return QuantizedWeight(tensors["packed"], scale, zero_point, grid, shape, granularity)
+
+
+def require_of_weights(quantizer: Quantizer) -> None:
+    """Refuse a quantizer whose integers no weight can be stored as.
+
+    Raises:
+        TypeError: a kind of quantizer whose integers cannot be stored yet.
+        ValueError: a granularity of inputs only; the message says which to choose.
+    """
+    if not isinstance(quantizer, AffineQuantizer):
+        raise TypeError(f"expected an AffineQuantizer of a weight, got {type(quantizer).__name__}")
+    if not quantizer.granularity.of_weights:
+        raise ValueError(
+            f"expected a quantizer of weights, got one with {quantizer.granularity}, which only inputs can have; "
+            "choose quantizer@quantizer.weight=symmetric_per_channel"
+        )
+
+
+def _granularity(scale: Tensor, size: Tensor | None) -> Granularity:
+    """The granularity that stored scales have."""
+    if size is not None:
+        return PerGroup(int(size))
+    return PerTensor() if tuple(scale.shape) == (1,) else PerChannel(max(scale.ndim - 1, 0))
+
+
+def _along_outputs(gain: Tensor, dimensions: int) -> Tensor:
+    return gain.view(-1, *[1] * (dimensions - 1))
 
 
 def require_scales(scale: Tensor) -> None:

@@ -5,79 +5,138 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ptq_diffusion.model.site import Site, products_by_attention
+from ptq_diffusion.model.site import Kind, Site, products_by_attention
 from ptq_diffusion.network.attention import watching_operands
-from ptq_diffusion.network.layer import QuantizedLayer
+from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ptq_diffusion.network.rescaling import InputGrid
 from ptq_diffusion.numeric.grid import Grid
-from ptq_diffusion.quantizer import Quantizer, RangeSearch
+from ptq_diffusion.quantizer import WHOLE, Quantizer, RangeSearch, Static, StepGroups
 
+CHANNELS = {Kind.CONV2D: QuantizedConv2d.channels, Kind.LINEAR: QuantizedLinear.channels, Kind.MATMUL: -1}
+"""The dimension of the channels of a site's operands: of images, or of tokens."""
+GROUPS = "groups"
+"""The last part of the name of an operand's groups of steps in a file."""
 MOST_BITS = 8
 """Bits of the quantizers that observe; their observations serve all bitwidths."""
 
 
 class InputObservations:
-    """The distribution of every operand that is no weight, observed once for all bitwidths.
+    """The distribution of every operand that is no weight, observed once for all bitwidths, in groups of steps.
 
     Args:
         sites: of a float network.
         activation: from a bitwidth to a fresh quantizer of an input.
+        groups: of steps, each of which has ranges of its own; None is one for all steps.
+        steps: of the table.
+        softmax: from a bitwidth to a fresh quantizer of an output of attention's softmax; None is that of inputs. What
+            it needs is observed by the quantizer of inputs.
 
     Raises:
-        ValueError: the quantizer is per channel, which only that of a weight can be.
+        ValueError: the quantizer has a granularity that only that of a weight can have, or the groups do not fit the
+            steps or the network.
     """
 
-    def __init__(self, sites: Sequence[Site], activation: Callable[[int], Quantizer]) -> None:
-        self._make = activation
-        self._observers = {name: activation(MOST_BITS) for site in sites for name in site.operands}
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        activation: Callable[[int], Quantizer],
+        groups: StepGroups | None = None,
+        steps: int = 1,
+        softmax: Callable[[int], Quantizer] | None = None,
+    ) -> None:
+        self._make, self._softmax = activation, softmax
+        self._channels = {name: (CHANNELS[site.kind], site.skip) for site in sites for name in site.operands}
         self._layers = [site.name for site in sites if site.weighted]
         self._attentions = list(products_by_attention(sites))
-        if any(observer.per_channel for observer in self._observers.values()):
-            raise ValueError(
-                "expected a per-tensor activation quantizer, got one per channel, which only weights can have; "
-                "choose quantizer@quantizer.activation=affine_per_tensor or symmetric_per_tensor"
-            )
+        _require_of_inputs(activation(MOST_BITS), softmax and softmax(MOST_BITS))
+        if groups is not None:
+            groups.require(list(self._channels), steps)
+        self._group: dict[str, list[int]] = {
+            name: [0] if groups is None else groups.observed(name, steps) for name in self._channels
+        }
+        self._observers = {
+            name: [self._fresh(name, MOST_BITS) for _ in set(group)] for name, group in self._group.items()
+        }
+
+    def _fresh(self, operand: str, bits: int) -> Quantizer:
+        return self._make(bits).of_input(*self._channels[operand])
+
+    @property
+    def steps(self) -> int:
+        """The number of steps that ranges are told apart for; 1 where they serve any number."""
+        return max(len(group) for group in self._group.values())
+
+    def groups(self, operand: str) -> Sequence[int]:
+        """The group of every step whose range an operand has; one number for all steps, or one for each."""
+        return tuple(self._group[operand])
 
     @contextmanager
-    def observing(self, network: nn.Module) -> Iterator[None]:
-        """Within this context a forward of the float network is observed."""
+    def observing(self, network: nn.Module, i: int = 0) -> Iterator[None]:
+        """Within this context a forward of the float network at step i is observed."""
+
+        def see(operand: str, x: Tensor) -> None:
+            group = self._group[operand]
+            self._observers[operand][group[0] if len(group) == 1 else group[i]].observe(x)
+
         with ExitStack() as hooks:
             for name in self._layers:
                 hook = network.get_submodule(name).register_forward_pre_hook(
-                    lambda _, inputs, name=name: self._observers[name].observe(inputs[0])
+                    lambda _, inputs, name=name: see(name, inputs[0])
                 )
                 hooks.enter_context(hook)
-            hooks.enter_context(watching_operands(network, self._attentions, self._observe))
+            hooks.enter_context(watching_operands(network, self._attentions, see))
             yield
 
-    def _observe(self, operand: str, x: Tensor) -> None:
-        self._observers[operand].observe(x)
+    def divide(self, groups: StepGroups) -> None:
+        """Join the observations of steps that belong together, once all are observed."""
+        for name, observers in self._observers.items():
+            observations = [observer.observation() for observer in observers]
+            if len(observers) > 1 and not groups.is_exact(name) and all(observations):
+                features = torch.stack([observation["extremes"].flatten() for observation in observations])
+                division = groups.divided(features)
+                joined = [self._fresh(name, MOST_BITS) for _ in set(division)]
+                for place, observer in enumerate(joined):
+                    pairs = zip(division, observations, strict=True)
+                    observer.observed(*(observation for group, observation in pairs if group == place))
+                self._observers[name] = joined
+                self._group[name] = [division[group] for group in self._group[name]] if len(joined) > 1 else [0]
 
-    def quantizer(self, operand: str, bits: int) -> Quantizer:
+    def quantizer(self, operand: str, bits: int, group: int = 0) -> Quantizer:
         """The frozen quantizer of an operand at so many bits; the input of a layer has the layer's name.
+
+        Args:
+            operand: its name.
+            bits: of the quantizer.
+            group: of steps.
 
         Raises:
             RuntimeError: nothing was observed; the message names the operand.
         """
-        quantizer = self._make(bits)
+        quantizer = self._fresh(operand, bits)
+        if self._softmax is not None and operand.rpartition(".")[0] in self._attentions and operand.endswith(".p"):
+            quantizer = self._softmax(bits).of_input(*self._channels[operand])
         try:
-            quantizer.observed(self._observers[operand].observation())
+            quantizer.observed(self._observers[operand][group].observation())
         except RuntimeError as error:
             raise RuntimeError(f"{operand}: {error}") from error
         quantizer.freeze()
         return quantizer
 
     def save(self, path: Path) -> None:
-        """Write all observations as safetensors, by operand/name."""
-        parts = ((operand, observer.observation()) for operand, observer in self._observers.items())
-        save_file({f"{operand}/{name}": tensor for operand, part in parts for name, tensor in part.items()}, path)
+        """Write all observations as safetensors, by operand/group/name, and the groups by operand/groups."""
+        tensors = {f"{name}/{GROUPS}": torch.tensor(group) for name, group in self._group.items()}
+        for operand, observers in self._observers.items():
+            for place, observer in enumerate(observers):
+                tensors |= {f"{operand}/{place}/{part}": tensor for part, tensor in observer.observation().items()}
+        save_file(tensors, path)
 
     def restore(self, path: Path) -> None:
-        """Take the observations that `save` wrote.
+        """Take the observations that `save` wrote, and their groups of steps.
 
         Raises:
             ValueError: the file is broken, or holds observations of other operands or another kind of quantizer.
@@ -90,15 +149,41 @@ class InputObservations:
             ) from error
         parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in tensors.items():
-            operand, _, part = name.rpartition("/")
+            operand, _, part = name.partition("/")
             parts[operand][part] = tensor
-        if odd := sorted(parts.keys() ^ self._observers.keys()):
+        if odd := sorted(parts.keys() ^ self._channels.keys()):
             raise ValueError(
                 f"{path} holds observations of another network: only one of both has {odd[0]} ({len(odd)} differ); "
                 "calibrate again"
             )
-        for operand, observer in self._observers.items():
-            observer.observed(parts[operand])
+        for operand, own in parts.items():
+            if GROUPS not in own:
+                raise ValueError(f"expected the groups of steps of {operand} in {path}, got none; calibrate again")
+            self._group[operand] = own.pop(GROUPS).tolist()
+            self._observers[operand] = [self._fresh(operand, MOST_BITS) for _ in set(self._group[operand])]
+            for place, observer in enumerate(self._observers[operand]):
+                begin = f"{place}/"
+                observer.observed({k.removeprefix(begin): t for k, t in own.items() if k.startswith(begin)})
+
+
+def _require_of_inputs(activation: Quantizer, softmax: Quantizer | None) -> None:
+    """Refuse quantizers that do not fit what they are to quantize, or each other."""
+    for quantizer in (part for part in (activation, softmax) if part is not None):
+        if not quantizer.granularity.of_inputs:
+            raise ValueError(
+                f"expected a quantizer of activations, got one with {quantizer.granularity}, which only weights can "
+                "have; choose quantizer@quantizer.activation=affine_per_tensor or symmetric_per_tensor"
+            )
+    if not activation.signed:
+        raise ValueError(
+            f"expected a quantizer of activations, which may be negative, got a {type(activation).__name__}, which "
+            "serves outputs of a softmax; choose it as quantizer@quantizer.softmax"
+        )
+    if softmax and isinstance(softmax.form, Static) and not isinstance(activation.form, Static):
+        raise ValueError(
+            "expected a quantizer of softmax outputs that needs no calibration beside one of activations without, got "
+            f"a {type(softmax).__name__}; choose quantizer@quantizer.softmax=log2 or leave it out"
+        )
 
 
 @contextmanager
@@ -118,7 +203,8 @@ def regridding(
     """Within this context every quantized input is put on a grid chosen from its own values and kept in `grids`.
 
     Args:
-        layers: by name; those with a float input at the step are left out.
+        layers: by name; those with a float input at the step are left out, and those whose grids are several or are
+            taken at run time, which one grid would make coarser.
         range_search: chooses the interval that a grid covers.
         i: the step.
         grids: receives the grids by name.
@@ -130,7 +216,7 @@ def regridding(
 
     with ExitStack() as hooks:
         for name, layer in layers.items():
-            if (grid := layer.settings.grid(i)) is not None:
+            if (grid := layer.settings.grid(i)) is not None and layer.settings.form == WHOLE:
                 hook = layer.settings.register_forward_hook(
                     lambda _, inputs, __, name=name, grid=grid: regrid(name, grid, inputs[0])
                 )

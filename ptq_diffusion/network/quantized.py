@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from ptq_diffusion.network.integers import StoredWeight
 from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer
 from ptq_diffusion.network.rescaling import Rescaling
 from ptq_diffusion.network.step_settings import StepSettings
+from ptq_diffusion.quantizer import WHOLE
 
 BACKENDS: tuple[type[Backend], ...] = (Simulated, Integer)
 """The backends that a name stands for."""
@@ -129,7 +131,8 @@ class QuantizedDenoiser(Denoiser):
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over all tensors of the denoiser, guidance, its plan, and the kinds of its grids."""
-        text = json.dumps([self._denoiser.fingerprint(), self.plan.fingerprint(), self.symmetric()])
+        forms = [forms] if (forms := self.forms()) else []
+        text = json.dumps([self._denoiser.fingerprint(), self.plan.fingerprint(), self.symmetric(), *forms])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def with_network(self, network: nn.Module) -> Denoiser:
@@ -172,6 +175,11 @@ class QuantizedDenoiser(Denoiser):
         """Whether the grids of every operand are symmetric, and whether those of its weight's copies are, by name."""
         copies = {name: [bool(weight.symmetric) for weight in layer.weights] for name, layer in self.layers().items()}
         return [(name, settings.symmetric, copies.get(name, [])) for name, settings in self.settings.items()]
+
+    def forms(self) -> dict[str, dict[str, Any]]:
+        """Descriptions of the arithmetic of operands that have more than one grid found beforehand, by name."""
+        forms = ((name, settings.form) for name, settings in self.settings.items())
+        return {name: form.description() for name, form in forms if form != WHOLE}
 
     def with_settings(self, settings: StepSettings) -> "QuantizedDenoiser":
         """The network of the same integers with other settings; tensors are shared, and this one stays as it is."""

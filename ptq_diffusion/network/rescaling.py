@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.numeric.grid import Grid
-from ptq_diffusion.quantizer import AffineQuantizer, Numbers, RangeSearch
+from ptq_diffusion.quantizer import AffineQuantizer, Numbers, PerTensor, RangeSearch
 
 CONSTANT = 1e-4
 """Share of its root mean square below which a channel's standard deviation counts as none."""
@@ -33,7 +33,7 @@ class InputGrid:
     @classmethod
     def of(cls, x: Tensor, grid: Grid, range_search: RangeSearch) -> "InputGrid":
         """The grid that a quantizer would have if it had seen this input alone."""
-        quantizer = AffineQuantizer(grid.bits, grid.symmetric, False, range_search, BINS)
+        quantizer = AffineQuantizer(grid.bits, grid.symmetric, PerTensor(), range_search, BINS)
         quantizer.observe(x)
         quantizer.freeze()
         return cls(quantizer.scale.cpu(), quantizer.zero_point.cpu())

@@ -19,11 +19,12 @@ from ptq_diffusion.network.integers import StoredWeight, stored_weight
 from ptq_diffusion.network.layer import CurrentStep, quantized_layer
 from ptq_diffusion.network.quantized import QuantizedDenoiser
 from ptq_diffusion.network.step_settings import StepSettings
+from ptq_diffusion.quantizer import described_form
 
 DESCRIPTION, TENSORS = "quantized.json", "quantized.safetensors"
 FILES = (DESCRIPTION, TENSORS)
 """The files of a folder."""
-VERSION = 4
+VERSION = 5
 """The version of the format."""
 SETTINGS, WEIGHT, BIAS, OTHER, NULL = "settings", "weight", "bias", "other", "null"
 """First parts of the names of tensors."""
@@ -55,6 +56,7 @@ def save_quantized(quantized: QuantizedDenoiser, folder: Path, model: Mapping[st
         **described(denoiser, model),
         "guidance": {"scale": guided.scale, "interval": guided.interval} if isinstance(guided, Guided) else None,
         "symmetric": quantized.symmetric(),
+        "forms": quantized.forms(),
         "plan": json.loads(quantized.plan.to_json()),
     }
     save_file({name: tensor.contiguous() for name, tensor in _tensors(quantized).items()}, folder / TENSORS)
@@ -134,7 +136,8 @@ def _rebuilt(float_model: Denoiser, description: Mapping[str, Any], tensors: Map
     plan.require(sites, plan.steps)
     symmetric_operand = {name: operand for name, operand, _ in description["symmetric"]}
     symmetric_copies = {name: copies for name, _, copies in description["symmetric"]}
-    table = StepSettings.of_tensors(_below(SETTINGS, tensors), symmetric_operand)
+    forms = {name: described_form(form) for name, form in description["forms"].items()}
+    table = StepSettings.of_tensors(_below(SETTINGS, tensors), symmetric_operand, forms)
     for site in (site for site in sites if site.weighted):
         layer = network.get_submodule(site.name)
         copies = zip(plan.weight_copies(site.name), symmetric_copies[site.name], strict=True)
@@ -190,7 +193,7 @@ def _require_consistent(quantized: QuantizedDenoiser, table: StepSettings, tenso
     for name, rows in plan_rows.items():
         settings = table[name]
         copies = [settings.weight_copy(i) for i in range(len(settings))]
-        if list(zip(settings.bits.tolist(), copies, strict=True)) != rows:
+        if list(zip(settings.bits.tolist(), copies, strict=True)) not in (rows, rows * len(settings)):
             raise ValueError(f"expected settings of the plan's bits, {name} has others")
     shapes = {site.name: site.weight_shape[:1] for site in sites}
     for name, layer in quantized.layers().items():

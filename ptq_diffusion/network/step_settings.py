@@ -9,10 +9,14 @@ from torch import Tensor, nn
 from ptq_diffusion.network.integers import require_scales
 from ptq_diffusion.network.rescaling import Rescaling
 from ptq_diffusion.numeric.grid import FLOAT_BITS, Grid
-from ptq_diffusion.quantizer import Numbers
+from ptq_diffusion.quantizer import WHOLE, Form, Numbers
 
 ROWS = {"bits": torch.int16, "scale": torch.float32, "zero_point": torch.int32, "copy": torch.int16}
 """The settings that every layer has a number of at every step, and their types."""
+GRIDS = ("scale", "zero_point")
+"""The settings that a layer has several numbers of where its input has several grids."""
+GROUPS = "groups"
+"""The name of the numbers of grids."""
 
 
 class LayerSettings(nn.Module):
@@ -20,18 +24,19 @@ class LayerSettings(nn.Module):
 
     An operand of attention's products has settings too: its grid is that of an input, and it has no weight to choose.
 
-    Buffers: `bits`, `scale`, `zero_point` (S,) of the grid of the input, `copy` (S,), which of the weight's copies is
-    used, and, once a layer is rescaled, `gain` and `offset`, (S, O), of its output channels. It is never changed: other
-    settings are other objects.
+    Buffers: `bits`, `scale`, `zero_point` (S,) of the grid of the input, (S, G) where its form is another, `copy` (S,),
+    which of the weight's copies is used, and, once a layer is rescaled, `gain` and `offset`, (S, O), of its output
+    channels. It is never changed: other settings are other objects.
 
     Args:
         bits: of the input, (S,) int16; 32 leaves it float.
-        scale: (S,) float32.
-        zero_point: (S,) int32.
+        scale: (S,) or (S, G) float32.
+        zero_point: (S,) or (S, G) int32.
         copy: the index of the weight's copy, (S,) int16.
         symmetric: whether the grids of the input are symmetric.
         gain: (S, O) float32, or None for 1.
         offset: (S, O) float32, or None for 0.
+        form: the arithmetic of the input's quantizer.
     """
 
     bits: Tensor
@@ -50,14 +55,16 @@ class LayerSettings(nn.Module):
         symmetric: bool,
         gain: Tensor | None = None,
         offset: Tensor | None = None,
+        form: Form = WHOLE,
     ) -> None:
         super().__init__()
         buffers = {"bits": bits, "scale": scale, "zero_point": zero_point, "copy": copy, "gain": gain, "offset": offset}
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer)
-        self.symmetric = symmetric
-        rows = zip(bits.tolist(), scale.unbind(), zero_point.unbind(), strict=True)
-        self._numbers = [None if b == FLOAT_BITS else Numbers.of(s, z, Grid(b, symmetric)) for b, s, z in rows]
+        self.symmetric, self.form = symmetric, form
+        self._grids = [None if b == FLOAT_BITS else Grid(b, symmetric) for b in bits.tolist()]
+        rows = zip(self._grids, scale.unbind(), zero_point.unbind(), strict=True)
+        self._numbers = [Numbers.of(s, z, grid) if grid and form == WHOLE else None for grid, s, z in rows]
         self._copies: list[int] = copy.tolist()
         # A row that changes nothing costs nothing: the weight's values are then those of its own scales.
         self._plain = [True] * len(bits) if gain is None or offset is None else _identities(gain, offset)
@@ -79,17 +86,26 @@ class LayerSettings(nn.Module):
 
     def forward(self, x: Tensor, i: int) -> Tensor:
         """The layer's input on its grid at step i, the shape of x."""
-        numbers = self.numbers(i)
-        return x if numbers is None else numbers.fake_quantized(x)
+        row = self.row(i)
+        numbers, grid = self._numbers[row], self._grids[row]
+        if numbers is not None:
+            return numbers.fake_quantized(x)
+        if grid is None:
+            return x
+        return self.form.fake_quantized(x, grid, self.scale[row].reshape(-1), self.zero_point[row].reshape(-1))
 
     def numbers(self, i: int) -> Numbers | None:
-        """The numbers that the grid of the input at step i is computed with; None where it is float."""
+        """The numbers of the one static grid of the input at step i; None where it is float or of another form."""
         return self._numbers[self.row(i)]
 
     def grid(self, i: int) -> Grid | None:
         """The grid of the input at step i; None where it is float."""
-        bits = int(self.bits[self.row(i)])
-        return None if bits == FLOAT_BITS else Grid(bits, self.symmetric)
+        return self._grids[self.row(i)]
+
+    @property
+    def groups(self) -> int:
+        """The number of grids of the input."""
+        return 1 if self.scale.ndim == 1 else self.scale.shape[1]
 
     def weight_copy(self, i: int) -> int:
         """The index of the weight's copy that is used at step i."""
@@ -108,7 +124,7 @@ class LayerSettings(nn.Module):
         rows = {name: getattr(self, name)[row : row + 1] for name in ROWS}
         both = (self.gain, self.offset)
         gain, offset = (None if table is None else table[row : row + 1] for table in both)
-        return LayerSettings(**rows, symmetric=self.symmetric, gain=gain, offset=offset)
+        return LayerSettings(**rows, symmetric=self.symmetric, gain=gain, offset=offset, form=self.form)
 
     def rescaled(self, rescalings: Sequence[Rescaling | None]) -> "LayerSettings":
         """These settings with the rescalings of every step, of which None leaves a step as it is.
@@ -119,7 +135,7 @@ class LayerSettings(nn.Module):
         count = len(rescalings)
         if len(self) not in (1, count):
             raise ValueError(f"expected rescalings of {len(self)} steps, which the settings have, got {count}")
-        rows = {name: getattr(self, name).expand(count).clone() for name in ROWS}
+        rows = {name: rows_of(getattr(self, name), count).clone() for name in ROWS}
         channels = next(len(rescaling.gain) for rescaling in rescalings if rescaling is not None)
         gain, offset = self.scale.new_ones(count, channels), self.scale.new_zeros(count, channels)
         for i, rescaling in enumerate(rescalings):
@@ -127,7 +143,12 @@ class LayerSettings(nn.Module):
                 gain[i], offset[i] = rescaling.gain, rescaling.offset
                 if grid := rescaling.input_grid:
                     rows["scale"][i], rows["zero_point"][i] = grid.scale[0], grid.zero_point[0]
-        return LayerSettings(**rows, symmetric=self.symmetric, gain=gain, offset=offset)
+        return LayerSettings(**rows, symmetric=self.symmetric, gain=gain, offset=offset, form=self.form)
+
+
+def rows_of(table: Tensor, count: int) -> Tensor:
+    """A table of one row or as many as asked, (1, ...) or (count, ...), as one of (count, ...)."""
+    return table.expand(count, *table.shape[1:])
 
 
 def _identities(gain: Tensor, offset: Tensor) -> list[bool]:
@@ -180,28 +201,39 @@ class StepSettings(Mapping[str, LayerSettings]):
         if len(layer) not in (1, len(rescalings)):
             return  # `LayerSettings.rescaled` says which numbers of steps differ.
         for i, rescaling in enumerate(rescalings):
-            if rescaling is not None and rescaling.input_grid is not None and layer.grid(i) is None:
+            if rescaling is None or rescaling.input_grid is None:
+                continue
+            if layer.grid(i) is None or layer.form != WHOLE:
+                difference = "a float input" if layer.grid(i) is None else f"an input with {layer.form}"
                 raise ValueError(
-                    f"expected {name} to quantize its input, for which the correction has a grid at step {i}, got a "
-                    "float input; fit it for this network"
+                    f"expected {name} to quantize its input to one grid, which the correction has at step {i}, got "
+                    f"{difference}; fit it for this network"
                 )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every setting of all layers, (S, layers), by name; gains and offsets belong to corrections, not here."""
-        count = max((len(layer) for layer in self.layers.values()), default=1)
-        return {
-            name: torch.stack([getattr(layer, name).expand(count) for layer in self.layers.values()], dim=1)
-            for name in ROWS
-            if self.layers
-        }
+        """Every setting of all layers, (S, layers), by name; gains and offsets belong to corrections, not here.
+
+        Where an input has several grids, `scale` and `zero_point` have a column for each, and `groups`, (layers,), says
+        how many.
+        """
+        if not self.layers:
+            return {}
+        layers, count = self.layers.values(), max(len(layer) for layer in self.layers.values())
+        tables = {name: [rows_of(getattr(layer, name), count).reshape(count, -1) for layer in layers] for name in ROWS}
+        tensors = {name: torch.cat(columns, dim=1) for name, columns in tables.items()}
+        groups = torch.tensor([layer.groups for layer in layers], dtype=torch.int32)
+        return tensors if bool((groups == 1).all()) else tensors | {GROUPS: groups}
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor], symmetric: Mapping[str, bool]) -> "StepSettings":
+    def of_tensors(
+        cls, tensors: Mapping[str, Tensor], symmetric: Mapping[str, bool], forms: Mapping[str, Form]
+    ) -> "StepSettings":
         """The table whose `tensors` these are.
 
         Args:
             tensors: by name.
             symmetric: whether the grids of a layer's input are, by layer.
+            forms: the arithmetic of inputs that have more than one grid found beforehand, by layer.
 
         Raises:
             KeyError: a setting is missing.
@@ -210,13 +242,26 @@ class StepSettings(Mapping[str, LayerSettings]):
         if odd := [name for name in ROWS if tensors[name].dtype != ROWS[name]]:
             raise ValueError(f"expected settings {odd[0]} of {ROWS[odd[0]]}, got {tensors[odd[0]].dtype}")
         require_scales(tensors["scale"])
-        shapes = {tuple(tensors[name].shape) for name in ROWS}
-        if len(shapes) != 1 or next(iter(shapes))[1:] != (len(symmetric),):
-            raise ValueError(f"expected settings of {len(symmetric)} layers at every step, got {sorted(shapes)}")
-        columns = {name: tensors[name].T.contiguous().unbind() for name in ROWS}
+        groups = tensors.get(GROUPS, torch.ones(len(symmetric), dtype=torch.int32)).tolist()
+        widths = {name: groups if name in GRIDS else [1] * len(symmetric) for name in ROWS}
+        shapes = {name: tuple(tensors[name].shape) for name in ROWS}
+        if len(groups) != len(symmetric) or shapes != {n: (*shapes["bits"][:1], sum(widths[n])) for n in ROWS}:
+            raise ValueError(
+                f"expected settings of {len(symmetric)} layers at every step, got {sorted(set(shapes.values()))}"
+            )
+        columns = {name: tensors[name].split(widths[name], dim=1) for name in ROWS}
         return cls(
             {
-                layer: LayerSettings(**{name: columns[name][place] for name in ROWS}, symmetric=symmetric[layer])
+                layer: LayerSettings(
+                    **{name: _table(columns[name][place], name, forms.get(layer, WHOLE)) for name in ROWS},
+                    symmetric=symmetric[layer],
+                    form=forms.get(layer, WHOLE),
+                )
                 for place, layer in enumerate(symmetric)
             }
         )
+
+
+def _table(columns: Tensor, name: str, form: Form) -> Tensor:
+    """A setting of one layer from its columns."""
+    return columns.contiguous() if name in GRIDS and form != WHOLE else columns[:, 0].contiguous()

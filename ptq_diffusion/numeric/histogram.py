@@ -63,6 +63,21 @@ class DyadicHistogram:
             counts += torch.bincount((few.double() * factor).floor_().long() + self.bins // 2, minlength=self.bins)
         self.counts += counts.cpu()
 
+    def join(self, other: "DyadicHistogram") -> None:
+        """Count all that another histogram of as many bins has counted.
+
+        Raises:
+            ValueError: it has another number of bins, or has counted nothing.
+        """
+        if other.bins != self.bins:
+            raise ValueError(f"expected a histogram of {self.bins} bins, got one of {other.bins}")
+        self._grow(other._exponent)
+        # Its bins are grown in a copy.
+        copy = DyadicHistogram.of_tensors(other.tensors())
+        copy._grow(self._exponent)
+        self.counts += copy.counts
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
     def tensors(self) -> dict[str, Tensor]:
         """The counts, the range and the extremes by name, to be kept as safetensors.
 

@@ -25,3 +25,22 @@ def straight_through(x: Tensor) -> Tensor:
     infinities included, which x + (round(x) - x) would turn into NaN.
     """
     return _StraightThrough.apply(x)
+
+
+class _Passing(torch.autograd.Function):
+    """Gives other values on the way forward; the gradient of its result passes where it is told to."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, passes: Tensor) -> Tensor:  # noqa: ANN401, ARG004
+        ctx.save_for_backward(passes)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        (passes,) = ctx.saved_tensors
+        return gradient * passes, None, None
+
+
+def passing_through(x: Tensor, values: Tensor, passes: Tensor) -> Tensor:
+    """Values of the shape and the dtype of x, with the gradient of x itself where `passes` and none elsewhere."""
+    return _Passing.apply(x, values, passes)

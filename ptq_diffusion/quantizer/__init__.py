@@ -1,7 +1,42 @@
 """Floor 1: quantizers of one tensor."""
 
-from ptq_diffusion.quantizer.affine import AffineQuantizer, Numbers
+from ptq_diffusion.quantizer.affine import AffineQuantizer
+from ptq_diffusion.quantizer.dynamic import DynamicQuantizer
+from ptq_diffusion.quantizer.entropy_search import EntropySearch
+from ptq_diffusion.quantizer.form import WHOLE, Form, Numbers, Static, described_form
+from ptq_diffusion.quantizer.granularity import Granularity, PerChannel, PerGroup, PerTensor
+from ptq_diffusion.quantizer.input_granularity import PerInputChannel, PerParts, PerSkip, PerToken
+from ptq_diffusion.quantizer.log2 import Log2Quantizer
 from ptq_diffusion.quantizer.quantizer import Quantizer, State
 from ptq_diffusion.quantizer.range_search import LpSearch, MinMax, Percentile, RangeSearch
+from ptq_diffusion.quantizer.step_groups import ClusteredGroups, EqualGroups, GivenGroups, StepGroups
 
-__all__ = ["AffineQuantizer", "LpSearch", "MinMax", "Numbers", "Percentile", "Quantizer", "RangeSearch", "State"]
+__all__ = [
+    "WHOLE",
+    "AffineQuantizer",
+    "ClusteredGroups",
+    "DynamicQuantizer",
+    "EntropySearch",
+    "EqualGroups",
+    "Form",
+    "GivenGroups",
+    "Granularity",
+    "Log2Quantizer",
+    "LpSearch",
+    "MinMax",
+    "Numbers",
+    "PerChannel",
+    "PerGroup",
+    "PerInputChannel",
+    "PerParts",
+    "PerSkip",
+    "PerTensor",
+    "PerToken",
+    "Percentile",
+    "Quantizer",
+    "RangeSearch",
+    "State",
+    "Static",
+    "StepGroups",
+    "described_form",
+]

@@ -2,106 +2,99 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ptq_diffusion.numeric.grid import Grid
-from ptq_diffusion.numeric.histogram import DyadicHistogram, require_bins
-from ptq_diffusion.numeric.rounding import straight_through
+from ptq_diffusion.numeric.histogram import require_bins
+from ptq_diffusion.numeric.histograms import Histograms
+from ptq_diffusion.quantizer.form import Form, Numbers, Static, fake_quantized
+from ptq_diffusion.quantizer.granularity import Granularity, PerTensor
+from ptq_diffusion.quantizer.input_granularity import PerToken
 from ptq_diffusion.quantizer.quantizer import Quantizer, State
 from ptq_diffusion.quantizer.range_search import Distribution, RangeSearch, affine_parameters
-
-
-class Numbers(NamedTuple):
-    """The numbers that a forward needs of a grid: low - z, high - z, s and 1 / s in float32.
-
-    Whole numbers this small are exact in float32, so clamping between these saves adding z and subtracting it.
-    """
-
-    low: int
-    high: int
-    scale: float
-    inverse: float
-
-    @classmethod
-    def of(cls, scale: Tensor, zero_point: Tensor, grid: Grid) -> "Numbers":
-        """The numbers of a scale s, (1,) float32, and a zero point z, (1,) int32."""
-        return cls(grid.low - int(zero_point), grid.high - int(zero_point), float(scale), float(1 / scale))
-
-    def fake_quantized(self, x: Tensor) -> Tensor:
-        """x_hat, the shape and the dtype of x: its nearest values on the grid, straight through for gradients."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            return _differentiable(x, self.low, self.high, self.scale, self.inverse)
-        # In place: several times faster on a CPU than torch's fused operator, which also makes a gradient mask.
-        integers = (x.float() * self.inverse).round_().clamp_(self.low, self.high)
-        # 0 + s i instead of s i, at the same cost: a zero loses its sign, as it does where z is added.
-        return torch.add(torch.zeros(()), integers, alpha=self.scale, out=integers).to(x.dtype)
 
 
 class AffineQuantizer(Quantizer):
     """x_hat = s (clamp(round(x / s) + z, low, high) - z), Jacob et al., CVPR 2018, arXiv 1712.05877.
 
-    Per tensor, a stream of tensors is observed through a histogram. Per channel, exactly one tensor (a weight) is
-    observed, and each slice along axis 0 is its own group. Rounding is to nearest, ties to even, as in
-    `torch.fake_quantize_per_tensor_affine`, which this equals bit for bit. Arithmetic is float32 whatever the dtype of
-    a tensor: bfloat16 cannot tell the whole numbers above 256 apart, and x / s may be beyond the largest of float16.
+    With a granularity of inputs, a stream of tensors is observed through histograms, one for each group. With one of
+    weights alone, exactly one tensor is observed, all of whose values are seen. Rounding is to nearest, ties to even,
+    as in `torch.fake_quantize_per_tensor_affine`, which this equals bit for bit. Arithmetic is float32 whatever the
+    dtype of a tensor: bfloat16 cannot tell the whole numbers above 256 apart, and x / s may be beyond the largest of
+    float16.
 
     Args:
         bits: 2 to 8.
         symmetric: fix the zero point at 0 on a signed grid.
-        per_channel: one scale for each slice along axis 0.
+        granularity: the groups that have a scale and a zero point each.
         range_search: how the covered interval is chosen.
-        bins: histogram bins of a per-tensor quantizer.
+        bins: bins of each histogram.
+
+    Raises:
+        ValueError: bits or bins out of range, or a granularity whose groups differ from tensor to tensor.
     """
 
     scale: Tensor
     zero_point: Tensor
 
     def __init__(
-        self, bits: int, symmetric: bool, per_channel: bool, range_search: RangeSearch, bins: int = 8192
+        self, bits: int, symmetric: bool, granularity: Granularity, range_search: RangeSearch, bins: int = 8192
     ) -> None:
-        super().__init__(per_channel)
+        super().__init__(granularity)
+        if isinstance(granularity, PerToken):
+            raise ValueError(
+                f"expected a granularity of which grids can be found beforehand, got {granularity}; choose "
+                "quantizer@quantizer.activation=dynamic_per_token"
+            )
         self.grid = Grid(bits, symmetric)
         self.range_search = range_search
         require_bins(bins)
-        self._histogram: DyadicHistogram | None = None if per_channel else DyadicHistogram(bins)
-        self._groups: Distribution | None = None
+        self._histograms: Histograms | None = Histograms(bins) if granularity.of_inputs else None
+        self._weight: Distribution | None = None
+        self._shape: tuple[int, ...] = (-1,)
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
 
     def observe(self, x: Tensor) -> None:
         self.require(State.OBSERVING)
-        if self._histogram is not None:
-            self._histogram.add(x)
+        if self._weight is not None:
+            raise RuntimeError(f"a quantizer with {self.granularity} observes one tensor, a weight; this is its second")
+        rows, counts = self.granularity.rows(x.detach().float())
+        if self._histograms is not None:
+            self._histograms.add(rows, counts)
             return
-        if self._groups is not None:
-            raise RuntimeError("a per-channel quantizer observes one tensor, a weight; this is its second")
-        self._groups = Distribution.of_groups(x.detach().float().flatten(1))
+        self._weight = Distribution.of_groups(rows, counts)
+        self._shape = self.granularity.parameter_shape(x.shape)
 
     def freeze(self) -> None:
         self.require(State.OBSERVING)
         distribution = self._distribution()
         low, high = self.range_search(distribution, self.grid)
-        self.scale, self.zero_point = affine_parameters(low, high, self.grid)
-        self._histogram = self._groups = None
+        scale, zero_point = affine_parameters(low, high, self.grid)
+        self.scale, self.zero_point = scale.view(self._shape), zero_point.view(self._shape)
+        self._histograms = self._weight = None
         self.state = State.FROZEN
 
     def observation(self) -> Mapping[str, Tensor]:
         self.require(State.OBSERVING)
-        if self._histogram is None or self._histogram.exponent is None:
+        if self._histograms is None or not len(self._histograms):
             raise RuntimeError("nothing was observed; run calibration data through the network first")
-        return self._histogram.tensors()
+        return self._histograms.tensors()
 
-    def observed(self, observation: Mapping[str, Tensor]) -> None:
+    def observed(self, *observations: Mapping[str, Tensor]) -> None:
         self.require(State.OBSERVING)
-        if self._histogram is None or observation.keys() != {"counts", "exponent", "extremes"}:
-            raise ValueError(
-                f"expected a histogram for a quantizer of a whole tensor, got {', '.join(observation) or 'nothing'}; "
-                "calibrate again"
-            )
-        self._histogram = DyadicHistogram.of_tensors(observation)
+        for observation in observations:
+            if self._histograms is None or observation.keys() != {"counts", "exponent", "extremes"}:
+                raise ValueError(
+                    f"expected histograms for a quantizer of inputs, got {', '.join(observation) or 'nothing'}; "
+                    "calibrate again"
+                )
+        first, *others = map(Histograms.of_tensors, observations)
+        for other in others:
+            first.join(other)
+        self._histograms = first
 
     def to_integers(self, x: Tensor) -> Tensor:
         self.require(State.FROZEN)
@@ -114,11 +107,9 @@ class AffineQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.require(State.FROZEN)
-        if torch.is_grad_enabled() and (x.requires_grad or self.scale.requires_grad):
-            return self.differentiable(x)
-        if self.per_channel:
-            return self.from_integers(self.to_integers(x)).to(x.dtype)
-        return self._numbers.fake_quantized(x)
+        if isinstance(self.granularity, PerTensor) and not (torch.is_grad_enabled() and self.scale.requires_grad):
+            return self._numbers.fake_quantized(x)
+        return self.differentiable(x)
 
     def differentiable(self, x: Tensor) -> Tensor:
         """x_hat as `forward` gives it, bit for bit, by operations that a gradient passes, which take longer.
@@ -127,9 +118,7 @@ class AffineQuantizer(Quantizer):
         requires a gradient gets that of learned step sizes, Esser et al., ICLR 2020, arXiv 1902.08153, eq. 3.
         """
         self.require(State.FROZEN)
-        scale, zero_point = self._broadcast(x)
-        low, high = (self.grid.low - zero_point).float(), (self.grid.high - zero_point).float()
-        return _differentiable(x, low, high, scale, 1 / scale)
+        return fake_quantized(x, *self._broadcast(x), self.grid)
 
     def spread(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of every element of a tensor that the quantizer is of, each of the shape of x.
@@ -146,28 +135,19 @@ class AffineQuantizer(Quantizer):
         return Numbers.of(self.scale, self.zero_point, self.grid)
 
     def extra_repr(self) -> str:
-        return f"bits={self.grid.bits}, symmetric={self.grid.symmetric}, per_channel={self.per_channel}"
+        return f"bits={self.grid.bits}, symmetric={self.grid.symmetric}, granularity={self.granularity}"
+
+    @property
+    def form(self) -> Form:
+        return Static(self.granularity)
 
     def _broadcast(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (-1,) + (1,) * (x.dim() - 1)
-        return self.scale.view(shape), self.zero_point.view(shape)
+        """Scale and zero point as tensors that broadcast against x."""
+        return self.granularity.spread(self.scale, x.shape), self.granularity.spread(self.zero_point, x.shape)
 
     def _distribution(self) -> Distribution:
-        if self._groups is not None:
-            return self._groups
-        if self._histogram is None or self._histogram.exponent is None:
+        if self._weight is not None:
+            return self._weight
+        if self._histograms is None or not len(self._histograms):
             raise RuntimeError("nothing was observed; run calibration data through the network before freezing")
-        histogram = self._histogram
-        # A bin's centre may lie outside what was seen; a value never does.
-        low, high = torch.tensor([histogram.low]), torch.tensor([histogram.high])
-        filled = histogram.counts > 0
-        values = histogram.centres()[filled].clamp(histogram.low, histogram.high)
-        return Distribution(values[None], histogram.counts[filled][None].float(), low, high)
-
-
-def _differentiable(
-    x: Tensor, low: Tensor | int, high: Tensor | int, scale: Tensor | float, inverse: Tensor | float
-) -> Tensor:
-    integers = straight_through(x.float() * inverse).clamp(low, high)  # type: ignore[arg-type]
-    # Adding 0 takes the sign of a zero away.
-    return (integers * scale + 0.0).to(x.dtype)
+        return Distribution(*self._histograms.values())

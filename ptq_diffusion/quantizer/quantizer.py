@@ -3,8 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
+
+from ptq_diffusion.numeric.grid import Grid
+from ptq_diffusion.quantizer.form import Form
+from ptq_diffusion.quantizer.granularity import Granularity
 
 
 class State(Enum):
@@ -15,13 +20,39 @@ class State(Enum):
 
 
 class Quantizer(nn.Module, ABC):
-    """Maps a tensor to the nearest values of an integer grid, once it has observed such tensors."""
+    """Maps a tensor to the nearest values of integer grids, once it has observed such tensors.
 
-    def __init__(self, per_channel: bool) -> None:
-        """A quantizer with one grid for each slice along axis 0 if `per_channel`, which only a weight can have."""
+    Class attributes:
+        signed: whether numbers below zero have values.
+
+    Attributes:
+        grid: the integers of every group.
+        scale: of every group, float32.
+        zero_point: of every group, int32.
+
+    Args:
+        granularity: the groups of numbers that have a grid each.
+    """
+
+    signed: ClassVar[bool] = True
+    grid: Grid
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, granularity: Granularity) -> None:
         super().__init__()
-        self.per_channel = per_channel
+        self.granularity = granularity
         self.state = State.OBSERVING
+
+    def of_input(self, channels: int, skip: int | None = None) -> Self:
+        """This quantizer, for the inputs of one layer, of which it is not to have observed any.
+
+        Args:
+            channels: the dimension of their channels.
+            skip: how many channels lie in front of those of a concatenated skip connection; None without one.
+        """
+        self.granularity = self.granularity.of_input(channels, skip)
+        return self
 
     @abstractmethod
     def observe(self, x: Tensor) -> None:
@@ -44,13 +75,22 @@ class Quantizer(nn.Module, ABC):
         """
 
     @abstractmethod
-    def observed(self, observation: Mapping[str, Tensor]) -> None:
-        """Take the statistics that another quantizer of this kind observed, of any bits, in place of observing.
+    def observed(self, *observations: Mapping[str, Tensor]) -> None:
+        """Take the statistics that other quantizers of this kind observed, of any bits, in place of observing.
 
         Raises:
             RuntimeError: the quantizer is frozen.
             ValueError: statistics of another kind of quantizer.
         """
+
+    @property
+    def form(self) -> Form:
+        """The arithmetic of a quantizer of inputs, by which a network computes with its scales.
+
+        Raises:
+            TypeError: a quantizer of another kind, whose arithmetic a network cannot store.
+        """
+        raise TypeError(f"expected a quantizer of inputs whose form a network can store, got {type(self).__name__}")
 
     @abstractmethod
     def to_integers(self, x: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from ptq_diffusion.numeric.grid import Grid
 class Distribution:
     """The distribution that a search reads: weighted values of G groups, each with its exact extremes.
 
-    A weight brings all its values with weight 1 (one group for the tensor or one a channel); an activation brings the
-    bins of a histogram.
+    A weight brings all its values with weight 1; an activation brings the bins of a histogram.
 
     Args:
         values: (G, n), ascending in a histogram, any order in a weight.
@@ -29,10 +28,16 @@ class Distribution:
     high: Tensor
 
     @classmethod
-    def of_groups(cls, values: Tensor) -> "Distribution":
-        """The distribution of a (G, n) tensor, each row of which is a group."""
+    def of_groups(cls, values: Tensor, counts: Tensor | None = None) -> "Distribution":
+        """The distribution of a (G, n) tensor, each row of which is a group.
+
+        Args:
+            values: (G, n).
+            counts: (G, n) or (1, n), 0 of a value that only fills its row and lies between the others; None counts
+                every value once.
+        """
         low, high = values.aminmax(dim=1)
-        return cls(values, torch.ones(1, values.shape[1]), low, high)
+        return cls(values, values.new_ones(1, values.shape[1]) if counts is None else counts, low, high)
 
 
 def affine_parameters(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -85,33 +90,34 @@ class Percentile(RangeSearch):
     def __call__(self, distribution: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         values, order = distribution.values.sort(dim=1)
         counts = distribution.counts.expand_as(values).gather(1, order).double()
-        share = counts.cumsum(1) / counts.sum(1, keepdim=True)
+        until = counts.cumsum(1)
+        share = until / counts.sum(1, keepdim=True)
         tail = (1 - self.percentile / 100) / 2
         first = (share <= tail).sum(1, keepdim=True)
         last = (share < 1 - tail).sum(1, keepdim=True)
         low, high = values.gather(1, first).squeeze(1), values.gather(1, last).squeeze(1)
         # The outermost bin of a histogram stands for its extreme value, so that 100 percent is min-max.
-        inside_low, inside_high = first.squeeze(1) > 0, last.squeeze(1) < values.shape[1] - 1
-        return torch.where(inside_low, low, distribution.low), torch.where(inside_high, high, distribution.high)
+        clips_low = (until - counts).gather(1, first).squeeze(1) > 0
+        clips_high = until.gather(1, last).squeeze(1) < until[:, -1]
+        return torch.where(clips_low, low, distribution.low), torch.where(clips_high, high, distribution.high)
 
 
-class LpSearch(RangeSearch):
-    """The shrunken interval with the least mean |x - x_hat|^p; p = 2 is the mean squared error.
+class ShrinkingSearch(RangeSearch):
+    """The shrunken interval with the least error, by a measure of error that subclasses give.
 
     Both ends shrink by one factor, except that the ends of an affine grid shrink each on its own in a second pass.
 
     Args:
-        p: the exponent of the error, above 0. 2.4 is the choice of BRECQ's release.
         candidates: how many factors are tried, from 1 down to 1 / candidates.
 
     Raises:
-        ValueError: p or candidates not positive.
+        ValueError: candidates not positive.
     """
 
-    def __init__(self, p: float, candidates: int = 80) -> None:
-        if p <= 0 or candidates < 1:
-            raise ValueError(f"expected p > 0 and candidates >= 1, got p={p} and candidates={candidates}")
-        self.p, self.candidates = p, candidates
+    def __init__(self, candidates: int) -> None:
+        if candidates < 1:
+            raise ValueError(f"expected candidates >= 1, got {candidates}")
+        self.candidates = candidates
 
     def __call__(self, distribution: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:
         factors = torch.linspace(1, 1 / self.candidates, self.candidates).tolist()
@@ -132,6 +138,28 @@ class LpSearch(RangeSearch):
             errors = torch.stack([self.error(distribution, low, high, grid) for low, high in intervals])
         choice = errors.argmin(0, keepdim=True)
         return lows.gather(0, choice)[0], highs.gather(0, choice)[0]
+
+    @abstractmethod
+    def error(self, distribution: Distribution, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+        """The error of every group, (G,); of one group, for every interval."""
+
+
+class LpSearch(ShrinkingSearch):
+    """The shrunken interval with the least mean |x - x_hat|^p; p = 2 is the mean squared error.
+
+    Args:
+        p: the exponent of the error, above 0. 2.4 is the choice of BRECQ's release.
+        candidates: how many factors are tried, from 1 down to 1 / candidates.
+
+    Raises:
+        ValueError: p or candidates not positive.
+    """
+
+    def __init__(self, p: float, candidates: int = 80) -> None:
+        if p <= 0:
+            raise ValueError(f"expected p > 0, got p={p}")
+        super().__init__(candidates)
+        self.p = p
 
     def error(self, distribution: Distribution, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
         """The count-weighted sum of |x - x_hat|^p of every group, (G,); of one group, for every interval."""

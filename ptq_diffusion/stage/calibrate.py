@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ptq_diffusion.engine.chunks import Chunk
 from ptq_diffusion.engine.conditions import ConditionSource
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Condition, Denoiser
@@ -56,7 +57,7 @@ class Calibration(L.LightningModule):
 
     def predict_step(self, batch: tuple[int, Tensor, Condition | None], _: int) -> None:
         i, x_t, condition = batch
-        with self.observations.observing(self.model.network):
+        with self.observations.observing(self.model.network, i):
             self.model.predict(x_t, self.table[i], condition)
 
 
@@ -64,18 +65,20 @@ class Calibrate(ModelStage):
     """`inputs.safetensors`: the observations of an `InputObservations`."""
 
     name = "calibrate"
-    version = 3
+    version = 4
     needs = (Trajectories, EncodePrompts)
-    uses = ("model", "condition", "sampler", "calibration", "micro_batch", "quantizer.activation")
+    uses = ("model", "condition", "sampler", "calibration", "micro_batch", "quantizer.activation", "quantizer.steps")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         model = shop.guided(cfg, inputs)
-        observations = shop.observations(cfg, model)
         table, conditions = shop.table(cfg, model), shop.conditions(cfg, model, inputs)
+        groups = construct(cfg.quantizer.steps)
+        observations = shop.observations(cfg, model, groups, len(table))
         states = States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), len(table), conditions)
         trainer = shop.runtime.trainer(out, self.title)
         calibration = Calibration(model, observations, table)
         trainer.predict(calibration, DataLoader(states, batch_size=None), return_predictions=False)
+        observations.divide(groups)
         observations.save(out / OBSERVATIONS)
 
 

@@ -1,6 +1,6 @@
 """Stage: the damage that fewer bits in one layer at one step do to the final sample, correction in force."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,9 @@ from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.network import QuantizedDenoiser, QuantizedLayer, quantize
 from ptq_diffusion.network.damage import LayerDamage, step_adjoint
-from ptq_diffusion.numeric.grid import Grid
+from ptq_diffusion.network.rescaling import BINS
 from ptq_diffusion.numeric.seed import SampleNoise
-from ptq_diffusion.quantizer import AffineQuantizer
+from ptq_diffusion.quantizer import Quantizer
 from ptq_diffusion.sampler import State, Table, sample
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
@@ -48,7 +48,7 @@ class MeasureDamage(ChunkWork):
         networks: for every bitwidth of weights a network whose inner layers have it.
         names: the names of the layers that are measured.
         activations: the bitwidths of inputs.
-        input_quantizer: a quantizer of inputs, for its range search and the symmetry of its grid.
+        input_quantizer: from a bitwidth to a fresh quantizer of inputs.
         table: the sampler's table.
         outputs: the outputs of the float network.
         parents: the chunk of the float path that each chunk lies in, by the index of its first sample.
@@ -61,7 +61,7 @@ class MeasureDamage(ChunkWork):
         networks: Sequence[QuantizedDenoiser],
         names: Sequence[str],
         activations: Sequence[int],
-        input_quantizer: AffineQuantizer,
+        input_quantizer: Callable[[int], Quantizer],
         table: Table,
         outputs: FloatOutputs,
         parents: Mapping[int, Chunk],
@@ -79,6 +79,7 @@ class MeasureDamage(ChunkWork):
         activation = torch.zeros(*shape, len(self.activations), dtype=torch.float64)
         states, condition = self._states(chunk, device), chunk.condition(self.conditions, device)
         rows = range(chunk.first, chunk.first + chunk.count)
+        skips = {site.name: site.skip for site in self.model.sites()}
         adjoint = State(SampleNoise(chunk.seed, rows, self.model.shape, "direction of x_0").draw(device), ())
         for step in reversed(self.table):
             backward = step_adjoint(self.model, self.names, states[step.i], step, adjoint, condition)
@@ -89,12 +90,11 @@ class MeasureDamage(ChunkWork):
                 of_layer = backward.calls[name], backward.gradients[name]
                 damage = LayerDamage(layers[0], float_weight, *of_layer, chunk.count)
                 weight[place, step.i] = _row(damage.of_weight(layer.operands(step.i)[0]) for layer in layers)
-                activation[place, step.i] = _row(map(partial(self._of_input, damage), self.activations))
+                activation[place, step.i] = _row(map(partial(self._of_input, damage, skips[name]), self.activations))
         return {"weight": weight, "activation": activation}
 
-    def _of_input(self, damage: LayerDamage, bits: int) -> float:
-        grid = Grid(bits, self.input_quantizer.grid.symmetric)
-        return damage.of_input(grid, self.input_quantizer.range_search)
+    def _of_input(self, damage: LayerDamage, skip: int | None, bits: int) -> float:
+        return damage.of_input(self.input_quantizer(bits).of_input(damage.layer.channels, skip))
 
     @staticmethod
     def _layer(network: nn.Module, name: str) -> QuantizedLayer:
@@ -145,10 +145,9 @@ class MeasureSensitivity(ModelStage):
         plans = [policy.uniform(architecture, LayerBits(bits, policy.activations[-1])) for bits in policy.weights]
         networks = [quantize(host_model, plan, observations, make_weight) for plan in plans]
         names = [site.name for site in policy.roles.free(architecture.sites)]
-        input_quantizer = construct(cfg.quantizer.activation)(policy.activations[-1])
-        if not isinstance(input_quantizer, AffineQuantizer):
-            kind = type(input_quantizer).__name__
-            raise ValueError(f"expected an AffineQuantizer of activations to measure sensitivities of, got {kind}")
+        node = cfg.quantizer.activation
+        # One batch at one step fills no more bins.
+        input_quantizer = construct(node, **({"bins": BINS} if "bins" in node else {}))
         outputs, conditions = FloatOutputs(inputs[FloatPath.name]), shop.conditions(cfg, model, inputs)
         parents = {part.first: parent for part, parent in sensitivity_chunks(cfg)}
         offered = names, policy.activations, input_quantizer

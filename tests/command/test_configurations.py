@@ -23,6 +23,7 @@ GROUPS = {
     "logger": "logger",
     "quantizer": "quantizer@quantizer.weight",
     "range_search": "range_search@quantizer.activation.range_search",
+    "step_groups": "step_groups@quantizer.steps",
     "data": "data",
     "training": "training",
 }
@@ -61,6 +62,8 @@ def test_every_option_composes_and_builds(group, option, tiny_model_folder):
             if cfg.condition.source is not None and OmegaConf.is_missing(cfg.condition.source, name):
                 cfg.condition.source[name] = "FILE"
         assert cfg.condition.source is None or construct(cfg.condition.source)
+    elif group == "step_groups":
+        assert construct(cfg.quantizer.steps).observed("conv_in", 20)
     elif group == "range_search":
         assert construct(cfg.quantizer.activation.range_search)
     elif group == "training":

@@ -8,7 +8,7 @@ import torch
 from ptq_diffusion.model import DiffusersDenoiser, Role
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import InputObservations, quantize
-from ptq_diffusion.quantizer import AffineQuantizer, MinMax
+from ptq_diffusion.quantizer import AffineQuantizer, MinMax, PerTensor
 from ptq_diffusion.sampler import DDIM
 from tests.correction.pipelines import OURS, STEPS, fitted, our_states, states
 from tests.correction.presets import CORRECTIONS
@@ -19,7 +19,7 @@ from tests.steps import at
 def varying(tiny_model_folder):
     """A tiny model and a copy with 4 bits for activations at the first step, 8 at the second, float at the third."""
     model = DiffusersDenoiser.from_folder(str(tiny_model_folder()))
-    affine = partial(AffineQuantizer, symmetric=False, per_channel=False, range_search=MinMax(), bins=64)
+    affine = partial(AffineQuantizer, symmetric=False, granularity=PerTensor(), range_search=MinMax(), bins=64)
     observations = InputObservations(model.sites(), affine)
     with observations.observing(model.network):
         model.predict(states(model, 0), at(500))

@@ -4,18 +4,18 @@ import torch
 
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import InputObservations, quantize
-from ptq_diffusion.quantizer import AffineQuantizer, LpSearch
+from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, PerChannel, PerTensor
 from tests.steps import at
 
 TIMES = (20.0, 500.0, 900.0)
 
 
-def maker(symmetric, per_channel):
+def maker(symmetric, granularity):
     """From a bitwidth to a fresh quantizer."""
-    return lambda bits: AffineQuantizer(bits, symmetric, per_channel, LpSearch(2, 16), 1024)
+    return lambda bits: AffineQuantizer(bits, symmetric, granularity, LpSearch(2, 16), 1024)
 
 
-WEIGHT, ACTIVATION = maker(True, True), maker(False, False)
+WEIGHT, ACTIVATION = maker(True, PerChannel()), maker(False, PerTensor())
 FLOAT = LayerBits(32, 32)
 
 

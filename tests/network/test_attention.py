@@ -13,7 +13,7 @@ from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.model.site import products_by_attention
 from ptq_diffusion.network import InputObservations, QuantizedAttention, load_quantized, quantize, save_quantized
 from ptq_diffusion.network.attention import watching_operands
-from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax
+from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax, PerChannel, PerTensor
 
 FLOAT, EIGHT = LayerBits(32, 32), LayerBits(8, 8)
 PRODUCTS = ("qk", "pv")
@@ -21,11 +21,11 @@ STEPS = 3
 
 
 def weight_quantizer(bits):
-    return AffineQuantizer(bits, symmetric=True, per_channel=True, range_search=LpSearch(2, 16), bins=1024)
+    return AffineQuantizer(bits, symmetric=True, granularity=PerChannel(), range_search=LpSearch(2, 16), bins=1024)
 
 
 def tensor_quantizer(bits):
-    return AffineQuantizer(bits, symmetric=False, per_channel=False, range_search=MinMax(), bins=1024)
+    return AffineQuantizer(bits, symmetric=False, granularity=PerTensor(), range_search=MinMax(), bins=1024)
 
 
 def step(i):

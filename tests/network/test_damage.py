@@ -13,7 +13,7 @@ from ptq_diffusion.network import InputGrid, InputObservations, Rescaling, Sprea
 from ptq_diffusion.network.damage import LayerDamage, recording, step_adjoint
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.numeric.seed import SampleNoise
-from ptq_diffusion.quantizer import LpSearch
+from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, PerTensor
 from ptq_diffusion.sampler import DDIM, DPMSolver, State, sample
 from tests.network.networks import ACTIVATION, WEIGHT, without_hooks
 from tests.steps import at
@@ -79,6 +79,10 @@ def noise():
     return SampleNoise(0, range(BATCH), SHAPE)
 
 
+def own_quantizer(bits):
+    return AffineQuantizer(bits, False, PerTensor(), SEARCH, 1024)
+
+
 def with_bits(model, bits):
     """The quantized copy with so many bits of weights."""
     observations = InputObservations(model.sites(), ACTIVATION)
@@ -135,7 +139,7 @@ def test_the_damage_is_the_squared_change_of_x_0(walk, name, i, operand):
     def damage(v):
         adjoint = backwards(walk, v)[i]
         own = LayerDamage(layer, float_weight, adjoint.calls[name], adjoint.gradients[name], BATCH)
-        return own.of_weight(few_bits) if operand == "weight" else own.of_input(grid, SEARCH)
+        return own.of_weight(few_bits) if operand == "weight" else own.of_input(own_quantizer(3))
 
     x = backwards(walk, basis()[0])[i].calls[name].x
 
@@ -164,7 +168,7 @@ def test_the_damage_falls_with_the_bits(walk, name):
         for adjoint in backwards(walk, v).values():
             damage = LayerDamage(layers[0], float_weight, adjoint.calls[name], adjoint.gradients[name], BATCH)
             weights += torch.tensor([damage.of_weight(layer.operands(0)[0]) for layer in layers])
-            inputs += torch.tensor([damage.of_input(Grid(bits, False), SEARCH) for bits in offered])
+            inputs += torch.tensor([damage.of_input(own_quantizer(bits)) for bits in offered])
     for damages in (weights, inputs):
         assert (damages.diff() < 0).all() and damages[0] > 100 * damages[-1] > 0
 

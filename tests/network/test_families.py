@@ -5,18 +5,18 @@ import torch
 
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import InputObservations, QuantizedLinear, load_quantized, quantize, save_quantized
-from ptq_diffusion.quantizer import AffineQuantizer, MinMax
+from ptq_diffusion.quantizer import AffineQuantizer, MinMax, PerChannel, PerTensor
 from tests.model.networks import NETWORKS, condition_of, denoiser_of, states_of
 from tests.network.networks import FLOAT
 from tests.steps import at
 
 
-def whole_range(per_channel):
+def whole_range(symmetric, granularity):
     """From a bitwidth to a quantizer that is made in no time."""
-    return lambda bits: AffineQuantizer(bits, per_channel, per_channel, MinMax(), 64)
+    return lambda bits: AffineQuantizer(bits, symmetric, granularity, MinMax(), 64)
 
 
-WEIGHT, ACTIVATION = whole_range(per_channel=True), whole_range(per_channel=False)
+WEIGHT, ACTIVATION = whole_range(True, PerChannel()), whole_range(False, PerTensor())
 STEPS = (at(900, 0), at(20, 1))
 
 

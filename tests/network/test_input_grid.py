@@ -7,7 +7,7 @@ from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.network import InputGrid, Rescaling, quantize, regridding
 from ptq_diffusion.numeric.grid import Grid
-from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax
+from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax, PerTensor
 from tests.network.networks import FLOAT, WEIGHT, by_step, maker, observed, quantized, states, without_hooks
 from tests.steps import at
 
@@ -15,7 +15,7 @@ MSE = LpSearch(2.0, 80)
 
 
 def calibrated(bits, symmetric, seen):
-    quantizer = AffineQuantizer(bits, symmetric, False, MinMax(), 256)
+    quantizer = AffineQuantizer(bits, symmetric, PerTensor(), MinMax(), 256)
     quantizer.observe(seen)
     quantizer.freeze()
     return quantizer
@@ -38,7 +38,7 @@ def denoiser(tiny_model_folder):
 def network(denoiser, request):
     """Of two layers with a float input."""
     floats = {"time_embedding.linear_1": LayerBits(4, 32), "conv_out": FLOAT}
-    return quantized(denoiser, LayerBits(4, 4), activation=maker(request.param, False), **floats)
+    return quantized(denoiser, LayerBits(4, 4), activation=maker(request.param, PerTensor()), **floats)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -55,7 +55,7 @@ def test_a_grid_for_an_input_has_a_smaller_error_there_than_the_calibrated_one(b
 def test_a_grid_is_that_of_a_quantizer_which_saw_the_input_alone(symmetric, search):
     grid, x = Grid(4, symmetric), draw(1, shift=0.3)
     own = InputGrid.of(x, grid, search)
-    quantizer = AffineQuantizer(4, symmetric, False, search, 1024)
+    quantizer = AffineQuantizer(4, symmetric, PerTensor(), search, 1024)
     quantizer.observe(x)
     quantizer.freeze()
     assert torch.equal(own.numbers(grid).fake_quantized(3 * x), quantizer(3 * x))

@@ -8,11 +8,12 @@ import torch
 
 from ptq_diffusion.network import FloatWeight, QuantizedWeight
 from ptq_diffusion.network.integers import stored_weight
-from ptq_diffusion.quantizer import AffineQuantizer, LpSearch
+from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, PerChannel, PerGroup, PerTensor
 
 SHAPES = [(6, 5, 3, 3), (7, 3), (5, 3, 1, 1)]
+GRANULARITIES = [PerTensor(), PerChannel(), PerChannel(axis=1), PerGroup(2), PerGroup(4)]
 every = pytest.mark.parametrize(
-    ("bits", "symmetric", "per_channel"), list(itertools.product(range(2, 9), (True, False), (True, False)))
+    ("bits", "symmetric", "granularity"), list(itertools.product(range(2, 9), (True, False), GRANULARITIES))
 )
 
 
@@ -24,8 +25,8 @@ def drawn(shape):
     return w
 
 
-def frozen(weight, bits, symmetric, per_channel):
-    quantizer = AffineQuantizer(bits, symmetric, per_channel, LpSearch(2, 8), 256)
+def frozen(weight, bits, symmetric, granularity):
+    quantizer = AffineQuantizer(bits, symmetric, granularity, LpSearch(2, 8), 256)
     quantizer.observe(weight)
     quantizer.freeze()
     return quantizer
@@ -36,10 +37,10 @@ def bits_of(x):
 
 
 @every
-def test_bytes_are_those_of_the_bits_and_values_are_the_quantizers(bits, symmetric, per_channel):
+def test_bytes_are_those_of_the_bits_and_values_are_the_quantizers(bits, symmetric, granularity):
     for shape in SHAPES:
         weight = drawn(shape)
-        quantizer = frozen(weight, bits, symmetric, per_channel)
+        quantizer = frozen(weight, bits, symmetric, granularity)
         stored = QuantizedWeight.of(weight, quantizer)
         assert stored.packed.dtype == torch.uint8 and stored.packed.numel() == -(-weight.numel() * bits // 8)
         assert (stored.bits, stored.symmetric) == (bits, symmetric)
@@ -47,9 +48,9 @@ def test_bytes_are_those_of_the_bits_and_values_are_the_quantizers(bits, symmetr
 
 
 @every
-def test_tensors_make_the_same_weight(bits, symmetric, per_channel):
+def test_tensors_make_the_same_weight(bits, symmetric, granularity):
     weight = drawn(SHAPES[0])
-    stored = QuantizedWeight.of(weight, frozen(weight, bits, symmetric, per_channel))
+    stored = QuantizedWeight.of(weight, frozen(weight, bits, symmetric, granularity))
     tensors = stored.tensors()
     assert ("zero_point" in tensors) is not symmetric
     again = stored_weight(tensors, bits, symmetric, SHAPES[0])
@@ -58,22 +59,23 @@ def test_tensors_make_the_same_weight(bits, symmetric, per_channel):
 
 
 @every
-def test_a_gain_is_in_the_scales(bits, symmetric, per_channel):
+def test_a_gain_is_in_the_scales(bits, symmetric, granularity):
     """The same integers times other scales; as a factor behind the values but for the last bit."""
     weight, gain = drawn(SHAPES[0]), torch.linspace(0.5, 3, 6)
-    stored = QuantizedWeight.of(weight, frozen(weight, bits, symmetric, per_channel))
+    stored = QuantizedWeight.of(weight, frozen(weight, bits, symmetric, granularity))
     plain, scaled = stored.values(), stored.values(gain)
     assert torch.allclose(scaled, plain * gain.view(-1, 1, 1, 1), rtol=3e-7, atol=0)
-    zero_points = {"zero_point": stored.zero_point.expand(6)} if "zero_point" in stored.tensors() else {}
-    tensors = stored.tensors() | {"scale": stored.scale * gain} | zero_points
-    other = stored_weight(tensors, bits, symmetric, SHAPES[0])
-    assert torch.equal(bits_of(other.values()), bits_of(scaled))
+    if granularity != PerChannel(axis=1):  # Whose scales have no place for a factor of output channels.
+        scale = stored.scale * (gain if stored.scale.ndim == 1 else gain[:, None])
+        zero_points = {"zero_point": stored.zero_point.expand(scale.shape)} if not symmetric else {}
+        other = stored_weight(stored.tensors() | {"scale": scale} | zero_points, bits, symmetric, SHAPES[0])
+        assert torch.equal(bits_of(other.values()), bits_of(scaled))
     assert torch.equal(stored.values(), plain), "values without a gain stay as they were"
 
 
 def test_what_is_computed_with_follows_the_tensors():
     weight = drawn(SHAPES[0])
-    stored = QuantizedWeight.of(weight, frozen(weight, 4, True, True))
+    stored = QuantizedWeight.of(weight, frozen(weight, 4, True, PerChannel()))
     before = stored.values()
     doubled = copy.deepcopy(stored)._apply(lambda tensor: 2 * tensor if tensor.is_floating_point() else tensor)
     assert torch.equal(doubled.values(), 2 * before) and torch.equal(stored.values(), before)
@@ -87,14 +89,28 @@ def test_a_float_weight_is_the_tensor_itself():
     assert torch.equal(stored_weight(stored.tensors(), 32, True, SHAPES[0]).values(), weight)
 
 
+def test_groups_of_one_size_have_one_grid_each():
+    """Each is the weight of that size alone, and groups of all input channels are output channels."""
+    weight = drawn((4, 6, 3, 3))
+    whole = QuantizedWeight.of(weight, frozen(weight, 4, False, PerGroup(4)))
+    for part in (slice(0, 4), slice(4, 6)):
+        alone = weight[:, part].contiguous()
+        expected = QuantizedWeight.of(alone, frozen(alone, 4, False, PerChannel())).values()
+        assert torch.equal(whole.values()[:, part], expected)
+    by_group, by_channel = (
+        QuantizedWeight.of(weight, frozen(weight, 4, False, kind)) for kind in (PerGroup(6), PerChannel())
+    )
+    assert torch.equal(by_group.packed, by_channel.packed) and torch.equal(by_group.values(), by_channel.values())
+
+
 def test_other_kinds_of_quantizers_are_refused():
     with pytest.raises(TypeError, match="expected an AffineQuantizer of a weight, got Identity"):
         QuantizedWeight.of(drawn(SHAPES[0]), torch.nn.Identity())
 
 
-def changed(**tensors):
+def changed(granularity=GRANULARITIES[1], **tensors):
     weight = drawn((6, 5))
-    return {**QuantizedWeight.of(weight, frozen(weight, 4, False, True)).tensors(), **tensors}
+    return {**QuantizedWeight.of(weight, frozen(weight, 4, False, granularity)).tensors(), **tensors}
 
 
 @pytest.mark.parametrize(
@@ -111,6 +127,9 @@ def changed(**tensors):
         (changed(scale=torch.full((6,), torch.inf)), 4, "positive scales"),
         (changed(scale=torch.full((6,), torch.nan)), 4, "positive scales"),
         (changed(zero_point=torch.zeros(6)), 4, "zero points of torch.int32"),
+        (changed(PerGroup(2), group_size=torch.tensor([3])), 4, r"PerGroup\(size=3\) .*got \(6, 3\)"),
+        (changed(PerGroup(2), group_size=torch.tensor([0])), 4, "1 input channel or more, got size=0"),
+        (changed(PerChannel(1), scale=torch.ones(1, 6), zero_point=torch.zeros(1, 6).int()), 4, r"got \(1, 6\)"),
         ({"weight": torch.ones(5, 6)}, 32, r"a weight of \(6, 5\)"),
     ],
 )

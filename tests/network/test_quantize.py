@@ -20,7 +20,7 @@ from ptq_diffusion.network import (
 )
 from ptq_diffusion.network.insertion import layer_settings
 from ptq_diffusion.network.layer import quantized_layer
-from ptq_diffusion.quantizer import AffineQuantizer, MinMax
+from ptq_diffusion.quantizer import AffineQuantizer, MinMax, PerChannel, PerTensor
 from tests.network.networks import (
     ACTIVATION,
     FLOAT,
@@ -108,7 +108,7 @@ def test_every_layer_equals_torchs_operators(denoiser, weight, weight_bits, acti
 
 def faked(x, quantizer):
     low, high = quantizer.grid.low, quantizer.grid.high
-    if quantizer.per_channel:
+    if quantizer.granularity == PerChannel():
         return torch.fake_quantize_per_channel_affine(x, quantizer.scale, quantizer.zero_point, 0, low, high)
     scale, zero_point = quantizer.scale.item(), quantizer.zero_point.item()
     return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, low, high)
@@ -121,7 +121,7 @@ def test_ranges_come_from_what_the_layers_saw(denoiser):
         denoiser.network.get_submodule(name).register_forward_pre_hook(lambda _, x, own=own: own.append(x[0].aminmax()))
         for name, own in seen.items()
     ]
-    observations = observed(denoiser, lambda bits: AffineQuantizer(bits, False, False, MinMax(), 64))
+    observations = observed(denoiser, lambda bits: AffineQuantizer(bits, False, PerTensor(), MinMax(), 64))
     for hook in hooks:
         hook.remove()
     copied = quantize(denoiser, constant(denoiser, LayerBits(32, 8)), observations, WEIGHT)

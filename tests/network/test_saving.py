@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.main import CONF
 from ptq_diffusion.model import DiffusersDenoiser, GaussianDenoiser
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import CurrentStep, QuantizedDenoiser, Rescaling, load_quantized, quantize, save_quantized
 from ptq_diffusion.network.saving import FILES
+from ptq_diffusion.quantizer import PerChannel, PerGroup, PerTensor
 from tests.network.networks import (
     ACTIVATION,
     FLOAT,
@@ -25,6 +25,7 @@ from tests.network.networks import (
     quantized,
     without_hooks,
 )
+from tests.quantizer.presets import OF_INPUTS, OF_WEIGHTS, STATIC
 
 BITS = LayerBits(4, 6)
 CHANGING = [LayerBits(4, 3), LayerBits(8, 32), LayerBits(32, 8)]
@@ -48,15 +49,15 @@ def assert_comes_back(network, folder, steps=1):
     return again
 
 
-PRESETS = sorted(path.stem for path in (CONF / "quantizer").glob("*.yaml"))
-PAIRS = list(itertools.product(PRESETS, [name for name in PRESETS if "per_channel" not in name]))
+PAIRS = list(itertools.product(OF_WEIGHTS, OF_INPUTS))
 
 
 @pytest.mark.parametrize(("weight", "activation"), PAIRS)
 def test_a_network_comes_back_bit_for_bit(denoiser, composed, tmp_path, weight, activation):
     """Some operands of it in float."""
     chosen = {"weight": weight, "activation": activation}
-    quick = [f"range_search@quantizer.{operand}.range_search=min_max" for operand in chosen]
+    searched = [operand for operand, name in chosen.items() if name in STATIC]
+    quick = [f"range_search@quantizer.{operand}.range_search=min_max" for operand in searched]
     cfg = composed(*(f"+quantizer@quantizer.{operand}={name}" for operand, name in chosen.items()), *quick)
     made = {operand: construct(node) for operand, node in cfg.quantizer.items()}
     exceptions = {"conv_in": LayerBits(32, 8), "conv_out": LayerBits(8, 32), "time_embedding.linear_1": FLOAT}
@@ -128,13 +129,18 @@ def test_files_take_the_bytes_of_the_bits(tmp_path):
     class Ready:
         """Observations of which only the form counts."""
 
-        def quantizer(self, _, bits):
+        steps = 1
+
+        def groups(self, _):
+            return (0,)
+
+        def quantizer(self, _, bits, group):  # noqa: ARG002
             quantizer = ACTIVATION(bits)
             quantizer.observe(torch.linspace(-1, 1, 64))
             quantizer.freeze()
             return quantizer
 
-    save_quantized(quantize(model, plan, Ready(), maker(True, True)), tmp_path)
+    save_quantized(quantize(model, plan, Ready(), maker(True, PerChannel())), tmp_path)
     counted = 0
     for name, parameter in model.network.named_parameters():
         site, _, field = name.rpartition(".")
@@ -177,7 +183,9 @@ def test_fingerprints_tell_networks_apart(denoiser, origin):
         made(constant(denoiser, LayerBits(4, 8))),
         made(constant(denoiser, LayerBits(8, 6))),
         made(plan, weight=ACTIVATION),
-        made(plan, activation=maker(True, False)),
+        made(plan, weight=maker(True, PerGroup(3))),
+        made(plan, weight=maker(True, PerGroup(4))),
+        made(plan, activation=maker(True, PerTensor())),
         made(steps),
         made(by_step(denoiser, [BITS, LayerBits(4, 8)])),
         made(by_step(denoiser, [LayerBits(4, 8), BITS])),

@@ -209,7 +209,7 @@ def test_rescalings_of_another_network_are_refused(w4a6, changing):
 def test_settings_come_back_from_their_tensors(changing):
     settings = changing.settings
     symmetric = {name: layer.symmetric for name, layer in settings.items()}
-    again = StepSettings.of_tensors(settings.tensors(), symmetric)
+    again = StepSettings.of_tensors(settings.tensors(), symmetric, {})
     x = torch.linspace(-3, 3, 500)
     assert list(again) == list(settings)
     for name, layer in settings.items():
@@ -234,9 +234,9 @@ def test_tensors_that_are_no_settings_are_refused(changing, name, change, messag
     tensors = changing.settings.tensors()
     symmetric = dict.fromkeys(changing.settings, False)
     with pytest.raises(ValueError, match=message):
-        StepSettings.of_tensors({**tensors, name: change(tensors[name])}, symmetric)
+        StepSettings.of_tensors({**tensors, name: change(tensors[name])}, symmetric, {})
     with pytest.raises(ValueError, match=f"settings of {len(symmetric) - 1} layers"):
-        StepSettings.of_tensors(tensors, dict(list(symmetric.items())[1:]))
+        StepSettings.of_tensors(tensors, dict(list(symmetric.items())[1:]), {})
 
 
 def test_one_row_is_every_step():

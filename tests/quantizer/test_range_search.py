@@ -7,7 +7,7 @@ import torch
 
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.numeric.histogram import DyadicHistogram
-from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax, Percentile
+from ptq_diffusion.quantizer import AffineQuantizer, EntropySearch, LpSearch, MinMax, Percentile, PerChannel, PerTensor
 from ptq_diffusion.quantizer.range_search import Distribution, affine_parameters
 
 GRIDS = [Grid(bits, symmetric) for bits, symmetric in itertools.product(range(2, 9), (True, False))]
@@ -61,16 +61,16 @@ def test_each_power_wins_under_its_own_error(grid, p):
         assert (least <= error(ROWS, *LpSearch(other, 80)(seen, grid), grid, p) * 1.01).all()
 
 
-@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("granularity", [PerChannel(), PerTensor()])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("p", POWERS)
-def test_the_least_error_of_a_quantizer(p, bits, symmetric, per_channel):
+def test_the_least_error_of_a_quantizer(p, bits, symmetric, granularity):
     """The same through quantizers, whose per-tensor form sees a histogram in place of values."""
     x = heavy_tailed(4, 4000, seed=1)
 
     def mean_error(search):
-        quantizer = AffineQuantizer(bits, symmetric, per_channel, search, 8192)
+        quantizer = AffineQuantizer(bits, symmetric, granularity, search, 8192)
         quantizer.observe(x)
         quantizer.freeze()
         return (quantizer(x) - x).abs().double().pow(p).mean()
@@ -135,7 +135,9 @@ def histogram_of(values, bins):
     return Distribution(centres[None], histogram.counts[filled][None].float(), low, high)
 
 
-@pytest.mark.parametrize("search", [MinMax(), Percentile(99.9), LpSearch(2, 80), LpSearch(2.4, 80)])
+@pytest.mark.parametrize(
+    "search", [MinMax(), Percentile(99.9), LpSearch(2, 80), LpSearch(2.4, 80), EntropySearch(64, 40)]
+)
 @every_grid
 def test_counting_a_value_twice_equals_showing_it_twice(grid, search):
     values = torch.tensor([[-3.0, -0.5, 0.1, 0.2, 4.0]])
@@ -183,7 +185,7 @@ def test_percentiles_out_of_range_are_refused(percentile):
         Percentile(percentile)
 
 
-@pytest.mark.parametrize(("p", "candidates"), [(0, 80), (-2, 80), (2, 0)])
-def test_searches_without_meaning_are_refused(p, candidates):
-    with pytest.raises(ValueError, match="expected p > 0"):
+@pytest.mark.parametrize(("p", "candidates", "message"), [(0, 80, "p > 0"), (-2, 80, "p > 0"), (2, 0, "candidates")])
+def test_searches_without_meaning_are_refused(p, candidates, message):
+    with pytest.raises(ValueError, match=f"expected {message}"):
         LpSearch(p, candidates)

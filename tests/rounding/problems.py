@@ -2,19 +2,21 @@
 
 import torch
 
-from ptq_diffusion.quantizer import AffineQuantizer, MinMax
+from ptq_diffusion.quantizer import AffineQuantizer, MinMax, PerChannel, PerGroup, PerTensor
 from ptq_diffusion.rounding import Moments
 
 SHAPE = (6, 4, 3, 3)
-GRIDS = [(symmetric, per_channel) for symmetric in (True, False) for per_channel in (True, False)]
+PER_CHANNEL = PerChannel()
+GRANULARITIES = [PER_CHANNEL, PerTensor(), PerGroup(2)]
+GRIDS = [(symmetric, granularity) for symmetric in (True, False) for granularity in GRANULARITIES]
 
 
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def quantizer_of(weight, bits, symmetric=True, per_channel=True):
-    quantizer = AffineQuantizer(bits, symmetric, per_channel, MinMax())
+def quantizer_of(weight, bits, symmetric=True, granularity=PER_CHANNEL):
+    quantizer = AffineQuantizer(bits, symmetric, granularity, MinMax())
     quantizer.observe(weight)
     quantizer.freeze()
     return quantizer

@@ -33,11 +33,11 @@ def changes(integers, weight, quantizer, second):
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-@pytest.mark.parametrize(("symmetric", "per_channel"), GRIDS)
+@pytest.mark.parametrize(("symmetric", "granularity"), GRIDS)
 @pytest.mark.parametrize("rounding", LAYERED.values(), ids=LAYERED)
-def test_integers_are_of_the_grid_and_no_channel_is_worse_than_nearest(rounding, symmetric, per_channel, bits):
+def test_integers_are_of_the_grid_and_no_channel_is_worse_than_nearest(rounding, symmetric, granularity, bits):
     weight = draw(*SHAPE)
-    quantizer, moments = quantizer_of(weight, bits, symmetric, per_channel), correlated(weight[0].numel())
+    quantizer, moments = quantizer_of(weight, bits, symmetric, granularity), correlated(weight[0].numel())
     integers = rounding.integers(weight, quantizer, moments)
     assert integers.dtype == torch.int32 and integers.shape == weight.shape
     stored = QuantizedWeight.of_integers(integers, quantizer)
@@ -59,10 +59,10 @@ def test_groups_of_channels_are_rounded_each_by_its_own_moments(rounding):
         assert torch.equal(integers[rows], alone)
 
 
-@pytest.mark.parametrize(("symmetric", "per_channel"), GRIDS)
-def test_without_correlation_error_feedback_is_rounding_to_nearest_ties_included(symmetric, per_channel):
+@pytest.mark.parametrize(("symmetric", "granularity"), GRIDS)
+def test_without_correlation_error_feedback_is_rounding_to_nearest_ties_included(symmetric, granularity):
     weight = draw(*SHAPE)
-    quantizer = quantizer_of(weight, 4, symmetric, per_channel)
+    quantizer = quantizer_of(weight, 4, symmetric, granularity)
     scale, zero_point = quantizer.spread(weight)
     halves = ((quantizer.to_integers(weight) - zero_point) + 0.5) * scale
     for values in (weight, halves):

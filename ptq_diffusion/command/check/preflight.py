@@ -24,9 +24,10 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric import FeatureExtractor, Reference
 from ptq_diffusion.model import Condition, Denoiser, Guided
 from ptq_diffusion.network import Backend
+from ptq_diffusion.network.integers import require_of_weights
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
-from ptq_diffusion.quantizer import Quantizer
+from ptq_diffusion.quantizer import Quantizer, StepGroups
 from ptq_diffusion.rounding import Rounding
 from ptq_diffusion.sampler import Sampler
 from ptq_diffusion.stage.evaluate import build_metrics
@@ -118,8 +119,9 @@ def _check_kinds(cfg: DictConfig, used: Collection[str]) -> None:
         if option.partition(".")[0] in groups and (node := OmegaConf.select(cfg, option)) is not None:
             require_kind(node, kind, option)
     if "quantizer" in groups:
-        for operand in ("weight", "activation"):
+        for operand in ("weight", "activation", *({"softmax"} & cfg.quantizer.keys())):
             require_kind(cfg.quantizer[operand], Quantizer, f"quantizer.{operand}", partial=True)
+        require_kind(cfg.quantizer.steps, StepGroups, "quantizer.steps")
 
 
 def _check_room(cfg: DictConfig, model: Denoiser, steps: int, shop: Workshop) -> None:
@@ -159,8 +161,8 @@ def _check_training(cfg: DictConfig, shop: Workshop) -> None:
 def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     policy, table = construct(cfg.bitwidth), shop.table(cfg, model)
     policy.check(model.architecture(), table)
-    shop.observations(cfg, model)
-    construct(cfg.quantizer.weight)(MOST_BITS)
+    shop.observations(cfg, model, construct(cfg.quantizer.steps), len(table))
+    require_of_weights(construct(cfg.quantizer.weight)(MOST_BITS))
 
 
 def _check_backend(cfg: DictConfig, shop: Workshop) -> None:
@@ -173,10 +175,12 @@ def _check_backend(cfg: DictConfig, shop: Workshop) -> None:
 def _check_measurements(cfg: DictConfig, goal: type[Stage]) -> None:
     """Refuse a measurement that cannot be taken: at other steps than the sampler's, or on too many images."""
     policy = construct(cfg.bitwidth)
-    if cfg.noise.steps is not None and (policy.by_step or goal in (MeasureStepSignal, MeasureSensitivity)):
-        what = goal.name if goal in (MeasureStepSignal, MeasureSensitivity) else cfg.labels.bitwidth
+    measured = goal in (MeasureStepSignal, MeasureSensitivity)
+    ranges = construct(cfg.quantizer.steps).by_step
+    if cfg.noise.steps is not None and (policy.by_step or measured or ranges):
+        what = goal.name if measured else cfg.labels.bitwidth if policy.by_step else "quantizer.steps"
         raise ValueError(
-            f"expected noise.steps=null with bits that belong to the sampler's own steps, got noise.steps="
+            f"expected noise.steps=null with bits or ranges that belong to the sampler's own steps, got noise.steps="
             f"{cfg.noise.steps} with {what}; set noise.steps=null"
         )
     if goal is MeasureSensitivity and not isinstance(policy, UnderBudget):

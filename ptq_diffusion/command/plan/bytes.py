@@ -41,12 +41,17 @@ def bytes_of_prompts(case: Case) -> int:
 
 
 def bytes_of_observations(case: Case) -> int:
-    """Bytes of the observations of every operand, by those of one that has seen a single value."""
-    quantizer = construct(case.cfg.quantizer.activation)(MOST_BITS)
-    quantizer.observe(torch.zeros(1))
-    one = quantizer.observation()
-    operands = sum(len(site.operands) for site in case.model.sites())
-    return operands * (size(one.values()) + ENTRY * len(one))
+    """Bytes of the observations of every operand, grid and group of steps, by those of one that has seen one value."""
+    quantizer, groups = construct(case.cfg.quantizer.activation)(MOST_BITS), construct(case.cfg.quantizer.steps)
+    quantizer.observe(torch.zeros(1, 1, 1, 1))
+    one, total = quantizer.observation(), 0
+    for site in case.model.sites():
+        channels = site.weight_shape[1] if site.weighted else 1
+        grids = math.prod(quantizer.granularity.parameter_shape((1, channels, 1, 1)))
+        for operand in site.operands:
+            count = len(case.table) if groups.is_exact(operand) else groups.count
+            total += count * (grids * size(one.values()) + ENTRY * len(one)) + ENTRY
+    return total
 
 
 def bytes_of_quantized(case: Case) -> int:
@@ -55,10 +60,11 @@ def bytes_of_quantized(case: Case) -> int:
     stored = plan_cost(case.model.architecture(case.table), plan, len(case.table)).stored_bits // 8
     weighted = [site for site in sites if site.weighted]
     quantizer = construct(case.cfg.quantizer.weight)(MOST_BITS)
-    scales = sum((site.weight_shape[0] if quantizer.per_channel else 1) * 4 for site in weighted)
+    scales = sum(math.prod(quantizer.granularity.parameter_shape(site.weight_shape)) * 4 for site in weighted)
     products = [site for products in quantized_attentions(sites, plan).values() for site in products]
     operands = sum(len(site.operands) for site in (*weighted, *products))
-    settings = sum(torch.empty((), dtype=dtype).element_size() for dtype in ROWS.values()) * plan.steps * operands
+    steps = len(case.table) if construct(case.cfg.quantizer.steps).by_step else plan.steps
+    settings = sum(torch.empty((), dtype=dtype).element_size() for dtype in ROWS.values()) * steps * operands
     buffers = size(buffer for name, buffer in case.model.network.named_buffers())
     return stored + scales + settings + buffers + len(plan.to_json()) + 4 * ENTRY * len(weighted)
 

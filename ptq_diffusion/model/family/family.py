@@ -117,6 +117,10 @@ class Family(ABC):
         """
         return ()
 
+    def skips(self, network: nn.Module) -> Mapping[str, int]:  # noqa: ARG002
+        """The layers whose input is a state and a skip connection, concatenated, and the state's channels."""
+        return {}
+
     def required(self, network: nn.Module, condition: Condition | None) -> Mapping[str, Tensor]:
         """The tensors of a condition by name, which are those that a network reads.
 

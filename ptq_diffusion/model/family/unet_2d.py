@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ptq_diffusion.model.condition import Condition
 from ptq_diffusion.model.family.family import Family
+from ptq_diffusion.model.family.skip_channels import skip_channels
 from ptq_diffusion.model.family.state_size import require_channels, sides
 
 HEADS = "attention_heads"
@@ -64,6 +65,9 @@ class UNet2D(Family):
 
     def attentions(self, network: nn.Module) -> Sequence[str]:
         return [name for name, module in network.named_modules() if isinstance(module, Attention)]
+
+    def skips(self, network: nn.Module) -> Mapping[str, int]:
+        return skip_channels(network)
 
 
 def _set_heads(attention: Attention, heads: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ptq_diffusion.model.condition import Condition
 from ptq_diffusion.model.family.family import Family, plain_attentions
+from ptq_diffusion.model.family.skip_channels import skip_channels
 from ptq_diffusion.model.family.state_size import require_channels, sides
 
 TOKENS = 77
@@ -86,6 +87,9 @@ class UNet2DCondition(Family):
 
     def attentions(self, network: nn.Module) -> Sequence[str]:
         return plain_attentions(network)
+
+    def skips(self, network: nn.Module) -> Mapping[str, int]:
+        return skip_channels(network)
 
 
 def _block_types(config: Mapping[str, Any]) -> list[str | None]:

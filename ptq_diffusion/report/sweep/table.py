@@ -15,7 +15,7 @@ from ptq_diffusion.report.sweep.lines import Line
 from ptq_diffusion.report.sweep.quantity import Quantity
 from ptq_diffusion.report.sweep.runs import BITS
 
-TITLES = {BITS: BITS, "quantizer.weight.per_channel": "weights per channel"}
+TITLES = {BITS: BITS, "quantizer.weight.granularity._target_": "weights"}
 FAILED = "failed"
 SEVERAL = ("images", "seed", "steps", "weight", "activation")
 """Last parts of keys that several things have, such as a run and a calibration, and which name none of them."""

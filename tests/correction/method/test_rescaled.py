@@ -12,7 +12,7 @@ from ptq_diffusion.correction.method.rescaled import rescalings_towards
 from ptq_diffusion.model import DiffusersDenoiser, Role
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import InputObservations, QuantizedDenoiser, Rescaling, Spread, quantize, watching
-from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax
+from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax, PerTensor
 from tests.correction.pipelines import states
 from tests.steps import at
 
@@ -26,7 +26,7 @@ def model(tiny_model_folder):
 
 def float_copy(model):
     """A copy of the quantized kind whose operands are all float."""
-    unused = partial(AffineQuantizer, symmetric=True, per_channel=False, range_search=MinMax(), bins=4)
+    unused = partial(AffineQuantizer, symmetric=True, granularity=PerTensor(), range_search=MinMax(), bins=4)
     plan = BitwidthPlan.constant({site.name: LayerBits(32, 32) for site in model.sites()})
     return quantize(model, plan, InputObservations(model.sites(), unused), unused)
 

@@ -19,7 +19,7 @@ from ptq_diffusion.network import (
     QuantizedLinear,
     QuantizedWeight,
 )
-from ptq_diffusion.quantizer import AffineQuantizer, MinMax
+from ptq_diffusion.quantizer import AffineQuantizer, MinMax, PerChannel
 from ptq_diffusion.sampler import DDIM
 
 C, F = 2, 5
@@ -34,7 +34,7 @@ def draw(*shape, seed=0):
 def quantized_layer(outputs=C, bias=True, dtype=torch.float64, **options):
     layer = nn.Conv2d(F, outputs, 3, **{"padding": 1} | options, bias=bias).requires_grad_(False)
     layer.weight.copy_(draw(*layer.weight.shape, seed=1))
-    weight = AffineQuantizer(4, True, True, MinMax(), 4)
+    weight = AffineQuantizer(4, True, PerChannel(), MinMax(), 4)
     weight.observe(layer.weight)
     weight.freeze()
     values = FloatWeight(QuantizedWeight.of(layer.weight, weight).values().to(dtype))

@@ -1,0 +1,144 @@
+"""Granularities of inputs, whose first dimension is that of the images."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ptq_diffusion.quantizer.granularity import Granularity, PerTensor, once
+
+
+@dataclass(frozen=True)
+class PerInputChannel(Granularity):
+    """One grid for each channel of an input, over all images and positions; scales are (C,).
+
+    Args:
+        axis: of the channels: 1 in images, -1 in tokens.
+    """
+
+    axis: int = 1
+    of_weights, of_inputs = False, True
+
+    def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return (shape[self.axis],)
+
+    def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        values = x.movedim(self.axis, 0).flatten(1)
+        return values, once(values)
+
+    def of_input(self, channels: int, skip: int | None) -> Granularity:  # noqa: ARG002
+        return PerInputChannel(channels)
+
+    def shared(self, dimensions: int) -> tuple[int, ...]:
+        return tuple(place for place in range(1, dimensions) if place != self.axis % dimensions)
+
+    def spread(self, parameter: Tensor, shape: Sequence[int]) -> Tensor:
+        self.require(parameter, shape)
+        place = self.axis % len(shape)
+        return parameter.view(*[1] * place, -1, *[1] * (len(shape) - place - 1))
+
+
+@dataclass(frozen=True)
+class PerToken(Granularity):
+    """One grid for all channels at each position of each image: a token of a transformer, a pixel of a UNet.
+
+    There are other groups for every image, so that no grid can be found beforehand.
+
+    Args:
+        axis: of the channels: 1 in images, -1 in tokens.
+    """
+
+    axis: int = 1
+    of_weights, of_inputs = False, True
+
+    def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return (math.prod(shape) // shape[self.axis],)
+
+    def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        values = x.movedim(self.axis, -1).flatten(0, -2)
+        return values, once(values)
+
+    def of_input(self, channels: int, skip: int | None) -> Granularity:  # noqa: ARG002
+        return PerToken(channels)
+
+    def shared(self, dimensions: int) -> tuple[int, ...]:
+        return (self.axis % dimensions,)
+
+    def spread(self, parameter: Tensor, shape: Sequence[int]) -> Tensor:
+        self.require(parameter, shape)
+        place = self.axis % len(shape)
+        return parameter.view(*shape[:place], 1, *shape[place + 1 :])
+
+
+@dataclass(frozen=True)
+class PerSkip(PerTensor):
+    """One grid for the whole input, and two in layers that read a concatenated skip connection: see `PerParts`.
+
+    The shortcut-splitting quantization of Q-Diffusion, Li et al., ICCV 2023, arXiv 2302.04304, of activations.
+    """
+
+    of_weights, of_inputs = False, True
+
+    def of_input(self, channels: int, skip: int | None) -> Granularity:
+        return PerTensor() if skip is None else PerParts(skip, channels)
+
+
+@dataclass(frozen=True)
+class PerParts(Granularity):
+    """One grid for the first channels of an input and one for the others; scales are (2,).
+
+    Args:
+        first: how many channels come first.
+        axis: of the channels: 1 in images, -1 in tokens.
+    """
+
+    first: int
+    axis: int
+    of_weights, of_inputs = False, True
+
+    def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        if not 0 < self.first < shape[self.axis]:
+            raise ValueError(f"expected an input of more than {self.first} channels, got one of {tuple(shape)}")
+        return (2,)
+
+    def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.parameter_shape(x.shape)
+        channels = x.movedim(self.axis, 0)
+        parts = [channels[: self.first].flatten(), channels[self.first :].flatten()]
+        width = max(map(len, parts))
+        values = [torch.cat([part, part[:1].expand(width - len(part))]) for part in parts]
+        counts = [(torch.arange(width, device=x.device) < len(part)).to(x.dtype) for part in parts]
+        return torch.stack(values), torch.stack(counts)
+
+    def shared(self, dimensions: int) -> tuple[int, ...]:
+        raise ValueError(f"expected a granularity whose groups lie along dimensions of {dimensions}, got {self}")
+
+    def spread(self, parameter: Tensor, shape: Sequence[int]) -> Tensor:
+        self.require(parameter, shape)
+        place, rest = self.axis % len(shape), shape[self.axis] - self.first
+        by_channel = torch.cat([parameter[:1].expand(self.first), parameter[1:].expand(rest)])
+        return by_channel.view(*[1] * place, -1, *[1] * (len(shape) - place - 1))
+
+
+@dataclass(frozen=True)
+class PerImage(Granularity):
+    """The groups of another granularity in each image of one tensor; scales have its dimensions, 1 where shared.
+
+    Args:
+        within: the granularity of an image's numbers.
+    """
+
+    within: Granularity
+    of_weights, of_inputs = False, False
+
+    def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        shared = self.within.shared(len(shape))
+        return tuple(1 if place in shared else size for place, size in enumerate(shape))
+
+    def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shared = self.within.shared(x.dim())
+        groups = [place for place in range(x.dim()) if place not in shared]
+        values = x.permute(*groups, *shared).reshape(math.prod(x.shape[place] for place in groups), -1)
+        return values, once(values)

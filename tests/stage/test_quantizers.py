@@ -1,0 +1,56 @@
+"""Quantizers from the command line, all the way to corrected images."""
+
+import pytest
+import torch
+
+from ptq_diffusion.engine.chunks import read_chunks
+from ptq_diffusion.network import load_quantized
+
+CASES = {
+    "groups, tokens": [
+        "quantizer@quantizer.weight=affine_per_group",
+        "quantizer.weight.granularity.size=4",
+        "quantizer@quantizer.activation=dynamic_per_token",
+        "correction=rescaled_matched",
+    ],
+    "skips, powers of two, ranges by step": [
+        "quantizer@quantizer.activation=affine_per_skip",
+        "quantizer@quantizer.softmax=log2",
+        "bitwidth.attention={weight:8,activation:4}",
+        "step_groups@quantizer.steps=clustered",
+        "quantizer.steps.count=2",
+        "quantizer.steps.exact=['*.time_emb_proj']",
+        "correction=rescaled",
+    ],
+    "input channels, damage": [
+        "quantizer@quantizer.activation=affine_per_input_channel",
+        "bitwidth=budget",
+        "bitwidth.saving=20",
+        "bitwidth.activations=[3,8]",
+        "sensitivity.images=1",
+        "noise.images=2",
+        "correction=ptqd",
+    ],
+}
+
+
+def images(folder):
+    return torch.cat([chunk["images"] for chunk in read_chunks(folder / "chunks")])
+
+
+@pytest.mark.parametrize("words", CASES.values(), ids=CASES)
+def test_an_experiment_runs_with_it_to_the_end(make, words):
+    few = ["seeds=[0]", "images=2", *words]
+    quantized, corrected = (images(make(f"goal=samples_{goal}", *few)) for goal in ("quantized", "corrected"))
+    assert quantized.shape == corrected.shape and not torch.equal(quantized, corrected)
+
+
+def test_one_group_of_steps_is_static(make):
+    few = ["goal=quantize"]
+    default = load_quantized(make(*few)).fingerprint()
+    assert (
+        load_quantized(make(*few, "step_groups@quantizer.steps=given", "quantizer.steps.starts=[0]")).fingerprint()
+        == default
+    )
+    by_step = load_quantized(make(*few, "step_groups@quantizer.steps=equal", "quantizer.steps.count=3"))
+    assert by_step.fingerprint() != default and {len(layer.settings) for layer in by_step.layers().values()} == {3}
