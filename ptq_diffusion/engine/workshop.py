@@ -150,22 +150,27 @@ class Workshop:
         softmax = construct(node) if (node := cfg.quantizer.get("softmax")) else None
         return InputObservations(model.sites(), construct(cfg.quantizer.activation), groups, steps, softmax)
 
-    def quantized(self, cfg: DictConfig, folder: Path) -> QuantizedDenoiser:
-        """The quantized network of an artefact of the stage `quantize`, computed by the backend of `cfg.backend`.
+    def simulated(self, folder: Path) -> QuantizedDenoiser:
+        """The quantized network of an artefact of the stage `quantize`, in simulation; the float model is not needed.
 
-        The float model is not needed. One of the user's own is built as its configuration says before its weights are
-        replaced.
+        One of the user's own is built as its configuration says before its weights are replaced.
+        """
+        build = partial(build_model, plugins=self.plugins)
+        simulated: QuantizedDenoiser = self._once(lambda: load_quantized(folder, build), "simulated", str(folder))
+        return simulated.to(self.device)
+
+    def quantized(self, cfg: DictConfig, folder: Path) -> QuantizedDenoiser:
+        """The same network, computed by the backend of `cfg.backend`.
 
         Raises:
             ValueError: the backend cannot compute a layer.
             RuntimeError: it lacks an operator on this machine.
         """
-        build = partial(build_model, plugins=self.plugins)
-        loaded: QuantizedDenoiser = self._once(
-            lambda: load_quantized(folder, build).to(self.device), "loaded", str(folder)
-        )
         return self._once(
-            lambda: loaded.computed_by(construct(cfg.backend)), "quantized", str(folder), plain(cfg.backend)
+            lambda: self.simulated(folder).computed_by(construct(cfg.backend)),
+            "quantized",
+            str(folder),
+            plain(cfg.backend),
         )
 
     def _once(self, build: Callable[[], Part], *parts: object) -> Part:

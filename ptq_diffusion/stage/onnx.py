@@ -48,7 +48,7 @@ class WriteOnnx(ModelStage):
         from ptq_diffusion.network.onnx.folder import DESCRIPTION, GraphFolder
         from ptq_diffusion.network.onnx.writing import GraphOptions, write_graphs
 
-        quantized, correction = shop.host.quantized(inputs[Quantize.name]), FittedCorrection.load(inputs[Fit.name])
+        quantized, correction = shop.host.simulated(inputs[Quantize.name]), FittedCorrection.load(inputs[Fit.name])
         network = quantized.rescaled(correction.rescalings).unguided()
         condition = shop.host.conditions(cfg, quantized, inputs).of(0, range(TRIED), self.name)
         options = GraphOptions(**plain(cfg.onnx))

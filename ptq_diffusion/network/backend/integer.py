@@ -61,6 +61,8 @@ def _obstacle_at(layer: QuantizedLayer, i: int) -> str | None:
         return f"its weight is a {type(weight).__name__}, which is not known"
     if grid is None:
         return f"its input is float at step {i}, where its weight has {weight.bits} bits"
+    if layer.settings.numbers(i) is None:
+        return f"its input has no single static grid at step {i}"
     if tuple(weight.scale.shape) not in ((1,), weight.shape[:1]):
         return f"its weight has {weight.scale.numel()} scales, neither one nor one for each output channel"
     return None
