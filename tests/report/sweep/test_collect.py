@@ -122,6 +122,16 @@ def test_nothing_but_failures_is_a_table_too(tmp_path):
     assert [row["reason"] for row in table(tmp_path)] == ["unfinished: no report.json"]
 
 
+@pytest.mark.parametrize("stage", ["samples_full_precision", "samples_quantized", "samples_corrected"])
+def test_a_report_that_does_not_tell_its_images_from_others_is_refused(tmp_path, stage):
+    path = run_like(tmp_path) / "report.json"
+    content = json.loads(path.read_text())
+    del content["signatures"][stage]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"signatures: expected one of {stage}.*run its command again"):
+        collect([tmp_path])
+
+
 def test_a_metric_is_shown_and_sorted_by_in_its_direction(tmp_path):
     for correction, recall, kid in (("ptqd", 0.2, 0.03), ("bias", 0.9, 0.01), ("tac", 0.5, 0.02)):
         run = run_like(tmp_path, correction)
