@@ -13,9 +13,9 @@ import ptq_diffusion as pd
 from ptq_diffusion.correction.step_report import StepReport
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.metric.cost import VariantCost
-from ptq_diffusion.stage.drawing.drift import DRIFTING
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.quantizer.range_search import Distribution
+from ptq_diffusion.stage.drawing.drift import DRIFTING
 from tests.experiments import composed
 
 ROOT = Path(__file__).parents[1]

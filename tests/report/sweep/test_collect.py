@@ -14,6 +14,7 @@ from ptq_diffusion.report.report import table as report_table
 from ptq_diffusion.report.sweep.collect import collect
 from ptq_diffusion.report.sweep.runs import read_config
 from ptq_diffusion.report.sweep.table import WholeWords
+from ptq_diffusion.stage.drawing.variants import VARIANTS
 from tests.report.sweep.run_folders import EXAMPLE, kinds, other_protocol, run_like, table
 
 
@@ -122,13 +123,21 @@ def test_nothing_but_failures_is_a_table_too(tmp_path):
     assert [row["reason"] for row in table(tmp_path)] == ["unfinished: no report.json"]
 
 
-@pytest.mark.parametrize("stage", ["samples_full_precision", "samples_quantized", "samples_corrected"])
-def test_a_report_that_does_not_tell_its_images_from_others_is_refused(tmp_path, stage):
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        *(("signatures", stage.name) for stage in VARIANTS.values()),
+        *(("protocol", key) for key in ("metric", "against")),
+        (None, "protocol_id"),
+        *((None, key) for key in ("rows", "paired", "protocol", "signatures")),
+    ],
+)
+def test_a_report_that_lacks_what_tables_read_is_refused(tmp_path, part, key):
     path = run_like(tmp_path) / "report.json"
     content = json.loads(path.read_text())
-    del content["signatures"][stage]
+    del (content[part] if part else content)[key]
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f"signatures: expected one of {stage}.*run its command again"):
+    with pytest.raises(ValueError, match=f"{key}.*; remove the folder or run its command again"):
         collect([tmp_path])
 
 
