@@ -115,6 +115,13 @@ def test_a_folder_that_was_renamed_is_brought_to_the_disk(tmp_path, monkeypatch)
     assert synced == [tmp_path] and final.is_dir()
 
 
+def test_a_file_is_brought_to_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "file", []
+    monkeypatch.setattr(files, "_sync", lambda beside: synced.append((beside.read_bytes(), path.exists())))
+    files.write_bytes(path, b"content")
+    assert synced == [(b"content", False)] and path.read_bytes() == b"content"
+
+
 def test_a_folder_is_brought_to_the_disk_with_all_below_it(tmp_path, monkeypatch):
     synced = []
     (tmp_path / "below").mkdir()
