@@ -91,7 +91,7 @@ class MeasureDrift(ModelStage):
     name = "drift"
     version = 1
     needs = (Quantize, Fit, EncodePrompts)
-    uses = (*SAMPLING, "drift")
+    uses = (*SAMPLING, "backend", "drift")
     scratch = ("chunks",)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
@@ -106,7 +106,7 @@ class MeasureDrift(ModelStage):
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> SideBySide:
         """The work of every device."""
-        model, quantized = shop.guided(cfg, inputs), shop.quantized(inputs[Quantize.name])
+        model, quantized = shop.guided(cfg, inputs), shop.quantized(cfg, inputs[Quantize.name])
         conditions, decoder = shop.conditions(cfg, model, inputs), shop.decoder(cfg)
         correction, table = FittedCorrection.load(inputs[Fit.name]), shop.table(cfg, model)
         works = [DrawImages.of(network, table, conditions, decoder) for network in (model, quantized)]
