@@ -13,9 +13,10 @@ from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric.feature.resnet9 import ResNet9
+from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.numeric.transport import symmetric_root
 from ptq_diffusion.quantizer import Percentile
-from ptq_diffusion.quantizer.range_search import Distribution
+from ptq_diffusion.quantizer.range_search import Distribution, affine_parameters
 from ptq_diffusion.sampler import DDIM
 
 CONFIG = dict(DDPMScheduler(clip_sample=False).config)
@@ -70,6 +71,16 @@ def test_a_percentile_cuts_the_value_at_its_very_edge():
     assert tuple(map(float, Percentile(75.0)(Distribution.of_groups(values), None))) == (1.0, 6.0)
 
 
+def test_the_smallest_scale_that_divides_is_kept():
+    """Below the smallest normal number an inverse would be infinite; there a group counts as all zero."""
+    tiny = torch.finfo(torch.float32).tiny
+    for grid in (Grid(4, symmetric=False), Grid(4, symmetric=True)):
+        high = torch.tensor([tiny, tiny / 2]) * grid.high
+        low = torch.tensor([tiny, tiny / 2]) * grid.low
+        scale, _ = affine_parameters(low, high, grid)
+        assert scale.tolist() == [tiny, 1.0]
+
+
 def test_an_eigenvalue_below_zero_counts_as_zero():
     root = symmetric_root(torch.diag(torch.tensor([4.0, -1.0], dtype=torch.float64)))
     assert torch.allclose(root, torch.diag(torch.tensor([2.0, 0.0], dtype=torch.float64)))
@@ -102,6 +113,22 @@ def test_a_folder_that_was_renamed_is_brought_to_the_disk(tmp_path, monkeypatch)
     monkeypatch.setattr(files, "_sync", synced.append)
     files.replace(partial_folder, final)
     assert synced == [tmp_path] and final.is_dir()
+
+
+def test_a_file_is_brought_to_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "file", []
+    monkeypatch.setattr(files, "_sync", lambda beside: synced.append((beside.read_bytes(), path.exists())))
+    files.write_bytes(path, b"content")
+    assert synced == [(b"content", False)] and path.read_bytes() == b"content"
+
+
+def test_a_folder_is_brought_to_the_disk_with_all_below_it(tmp_path, monkeypatch):
+    synced = []
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "file").write_text("")
+    monkeypatch.setattr(files, "_sync", synced.append)
+    files.sync_folder(tmp_path)
+    assert set(synced) == {tmp_path, tmp_path / "below", tmp_path / "below" / "file"}
 
 
 class Threads(ChunkWork):

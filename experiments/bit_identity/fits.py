@@ -47,7 +47,7 @@ def forced(names: Sequence[str], words: Sequence[str], place: int) -> Mapping[st
         words: the model, the outputs and all else that the command line says.
         place: of the process among all, by which its surroundings differ.
     """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | surroundings(place)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **surroundings(place)}
     lines = [" ".join([*WORDS, *words, f"correction={name}", "force=fit"]) for name in names]
     run = [sys.executable, "-W", "ignore", "-c", ONE_PROCESS]
     done = subprocess.run(run, input="\n".join(lines), env=environment, capture_output=True, text=True, check=False)

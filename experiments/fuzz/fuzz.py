@@ -2,10 +2,12 @@
 
     python -m experiments.fuzz.fuzz 1000
 
-Half of them are options, one of a configuration's at a time; half are files with one change. Nothing is computed.
+Half of them are options, one of a configuration's at a time; half are files with one change. Nothing is computed, and a
+trial that takes longer than a minute of computing is a hang.
 """
 
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -28,7 +30,7 @@ from ptq_diffusion.command.conf import CONF
 TINY = (
     "model=diffusers sampler.steps=3 images=3 seeds=[0] micro_batch=2 calibration.images=2 noise.images=16 "
     "sensitivity.images=4 judging.replicates=2 judging.neighbours=1 runtime.accelerator=cpu runtime.progress=false "
-    "logger=none"
+    "logger=none feature=cifar10net"
 ).split()
 CHOICES = (
     ["correction=ptqd"],
@@ -39,6 +41,8 @@ CHOICES = (
 )
 """Words of the configurations whose options are tried."""
 MANY = tuple(HealthCheck)
+MEMORY = 16 << 30
+"""Bytes that the process may address, so that an input that would fill the machine ends in an error."""
 
 
 def composed(*words: str) -> Json:
@@ -69,6 +73,9 @@ def tried(cases: st.SearchStrategy[tuple[str, Callable[[], object]]], examples: 
     def one(case: tuple[str, Callable[[], object]]) -> None:
         end = ending(case[1])
         ends[end.partition(":")[0]] += 1
+        if ends.total() % 100 == 0:
+            sys.stdout.write(f"{ends.total()} inputs so far\n")
+            sys.stdout.flush()
         if end not in ("taken", "refused"):
             sys.stdout.write(f"{case[0][:300]}\n  {end}\n")
             sys.stdout.flush()
@@ -115,6 +122,7 @@ def file_cases(folder: Path) -> st.SearchStrategy[tuple[str, Callable[[], object
 
 def main(examples: int) -> None:
     """Make a tiny experiment in a temporary folder, and try its options and files."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     folder = Path(tempfile.mkdtemp())
     ends: Counter[str] = Counter()
     try:
@@ -128,7 +136,7 @@ def main(examples: int) -> None:
     finally:
         shutil.rmtree(folder)
     endings = ", ".join(f"{count} {end}" for end, count in ends.most_common())
-    sys.stdout.write(f"{sum(ends.values())} inputs: {endings}; {ends['traceback']} tracebacks\n")
+    sys.stdout.write(f"{sum(ends.values())} inputs: {endings}; {ends['traceback']} tracebacks, {ends['hang']} hangs\n")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 import io
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest import mock
 
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -31,17 +34,56 @@ LONGEST = 1500
 """Characters of a message, of which a path may be many."""
 
 
+COMPUTING, WAITING = 60, 600
+"""Seconds of computing and of waiting after which a trial hangs; a busy machine lengthens only the second."""
+
+
 class Began(BaseException):
     """All checks were passed, and the computation would begin."""
 
 
-def ending(trial: Callable[[], object]) -> str:
-    """`taken`, `refused`, or a text that begins with `traceback` or `untidy` and says how it ended otherwise."""
+class Hung(BaseException):
+    """A trial took too long."""
+
+
+@contextmanager
+def bounded(computing: float = COMPUTING, waiting: float = WAITING) -> Iterator[None]:
+    """Within this context of the main thread, what takes longer is interrupted.
+
+    Args:
+        computing: seconds of the processor.
+        waiting: seconds of the clock.
+
+    Raises:
+        Hung: the time is over.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        place = "" if frame is None else f" in {frame.f_code.co_filename}:{frame.f_lineno}"
+        raise Hung(f"{signal.Signals(number).name}{place}")
+
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, computing), signal.SIGALRM: (signal.ITIMER_REAL, waiting)}
+    before = {number: signal.signal(number, stop) for number in timers}
+    for timer, seconds in timers.values():
+        signal.setitimer(timer, seconds)
     try:
-        with redirect_stdout(io.StringIO()):
+        yield
+    finally:
+        for timer, _ in timers.values():
+            signal.setitimer(timer, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ending(trial: Callable[[], object]) -> str:
+    """`taken`, `refused`, or a text that begins with `traceback`, `untidy` or `hang` and says how it ended."""
+    try:
+        with redirect_stdout(io.StringIO()), bounded():
             trial()
     except Began:
         return "taken"
+    except Hung as hung:
+        return f"hang: {hung}"
     except Exception as error:
         message = refusal(error, [], CONF)
         if message is None:
@@ -73,7 +115,10 @@ def file_trials(outputs: Path, model: Path) -> Mapping[Path, Callable[[], object
 
     def collected(folder: Path) -> None:
         console = Console(file=io.StringIO())
-        for sheet in collect([folder]).sheets:
+        # Every text is laid out, and no pixel is painted, which would take most of the time.
+        with mock.patch.object(Figure, "savefig", lambda figure, *_, **__: figure.draw_without_rendering()):
+            sheets = collect([folder]).sheets
+        for sheet in sheets:
             console.print(sheet.console())
 
     (run_folder,) = (path.parent for path in outputs.glob("runs/*/report.json"))

@@ -48,13 +48,15 @@ def affine_parameters(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Te
     low, high = low.clamp(max=0), high.clamp(min=0)
     if grid.symmetric:
         scale = torch.maximum(low / grid.low, high / grid.high)
-        zero_point = torch.zeros_like(scale, dtype=torch.int32)
     else:
         scale = (high - low) / (grid.high - grid.low)
-        # On the grid without being clamped to it: low / scale is at most as many steps as the grid has, up to rounding.
-        zero_point = (grid.low - (low / scale.clamp(min=torch.finfo(scale.dtype).tiny)).round()).to(torch.int32)
     empty = scale < torch.finfo(scale.dtype).tiny
-    return torch.where(empty, 1.0, scale), torch.where(empty, 0, zero_point)
+    scale = torch.where(empty, 1.0, scale)
+    if grid.symmetric:
+        return scale, torch.zeros_like(scale, dtype=torch.int32)
+    # On the grid without being clamped to it: low / scale is at most as many steps as the grid has, up to rounding.
+    zero_point = (grid.low - (low / scale).round()).to(torch.int32)
+    return scale, torch.where(empty, 0, zero_point)
 
 
 class RangeSearch(ABC):

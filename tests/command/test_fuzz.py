@@ -1,6 +1,7 @@
 """Whatever an option or a file holds, it is taken or refused in one message; `experiments/fuzz` tries far more."""
 
 import shutil
+import time
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from experiments.fuzz.inputs import VALUES, changed, paths, texts
-from experiments.fuzz.trials import begins_only, document, ending, file_trials, option_trial
+from experiments.fuzz.trials import Hung, begins_only, bounded, document, ending, file_trials, option_trial
 from tests.experiments import composed
 
 
@@ -68,3 +69,14 @@ def test_a_file_of_any_content_is_read_or_refused(readable):
     assert {ending(trial) for trial in readable.values()} == {"taken"}
     tried()
     assert "refused" in ends
+
+
+def test_a_trial_that_computes_or_waits_too_long_is_interrupted():
+    with pytest.raises(Hung, match="SIGPROF.*test_fuzz"), bounded(computing=0.05):
+        while True:
+            pass
+    with pytest.raises(Hung, match="SIGALRM"), bounded(waiting=0.05):
+        time.sleep(60)
+    with bounded(computing=0.05, waiting=0.05):
+        pass
+    time.sleep(0.1)

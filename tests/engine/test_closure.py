@@ -70,6 +70,13 @@ BRANCHES: dict[str, dict[str, str]] = {
         "quantizer/quantizer.py": NAMESAKE,
         "quantizer/range_search.py": NAMESAKE,
     },
+    "drift": {
+        "correction/noise/residual.py": LOADED,
+        "correction/repair/repair.py": LOADED,
+        "numeric/histogram.py": NAMESAKE,
+        "quantizer/quantizer.py": NAMESAKE,
+        "quantizer/range_search.py": NAMESAKE,
+    },
     "evaluate": {
         "correction/noise/residual.py": LOADED,
         "correction/repair/repair.py": LOADED,

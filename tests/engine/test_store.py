@@ -197,6 +197,20 @@ def test_a_failed_stage_leaves_no_artefact_and_what_it_finished(store, tmp_path,
     assert not list(made.rglob("*.tmp")), "neither do half-written files"
 
 
+class Folder(Digits):
+    """Leaves a folder that is named as half-written files are."""
+
+    name = "folder"
+
+    def make(self, cfg, inputs, out, runtime):
+        (out / "kept.tmp").mkdir()
+        (out / "kept.tmp" / "number").write_text("1")
+
+
+def test_only_files_are_taken_for_half_written_ones(store):
+    assert (store.obtain(Folder, CFG) / "kept.tmp" / "number").read_text() == "1"
+
+
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 REFUSALS = {
     "full": FULL,

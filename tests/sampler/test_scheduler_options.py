@@ -184,13 +184,26 @@ def test_betas_themselves_take_the_place_of_a_schedule(name, pack):
 @every_sampler
 @pytest.mark.parametrize(
     "betas",
-    [[0.1, 1.0, 0.1, 0.1], [0.1, -0.05, 0.1, 0.1], [0.0, 0.1, 0.1, 0.1], [0.1, 2.0, 2.0, 0.1]],
-    ids=["no signal before the end", "noise that falls", "no noise", "negative"],
+    [
+        [0.1, 1.0, 0.1, 0.1],
+        [0.1, -0.05, 0.1, 0.1],
+        [0.0, 0.1, 0.1, 0.1],
+        [0.1, 2.0, 2.0, 0.1],
+        [0.1, 0.1, 0.1, 2.0],
+    ],
+    ids=["no signal before the end", "noise that falls", "no noise", "negative", "negative at the end"],
 )
 def test_betas_of_no_process_are_refused(name, betas):
     config = config_of(prediction_type="sample") | {"trained_betas": betas, "num_train_timesteps": 4}
     with pytest.raises(ValueError, match="betas that give 0 <= abar_t < 1, falling"):
         configured(name, steps=4).table(config)
+
+
+@every_sampler
+def test_a_time_that_adds_no_noise_is_a_process_too(name):
+    config = config_of() | {"trained_betas": [0.1, 0.0, 0.1, 0.1], "num_train_timesteps": 4}
+    signals = [step.signal for step in reversed(configured(name, steps=4).table(config))]
+    assert signals[0] == signals[1] > signals[2] > signals[3]
 
 
 @pytest.mark.parametrize("schedule", ["sigmoid", "laplace"])

@@ -309,6 +309,14 @@ def test_numbers_of_steps_that_make_no_sense_are_refused(name):
         configured(name, steps=1001).table(config_for(name))
 
 
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_more_steps_than_times_and_times_beyond_the_last_are_refused(name):
+    with pytest.raises(ValueError, match="sampler.steps of at most 1000, the times of the training, got 1001"):
+        configured(name, steps=1001).table(config_of())
+    with pytest.raises(ValueError, match="expected 1000 times between 999 and 0, diffusers gives 1000, 1000 to 1"):
+        configured(name, steps=1000).table(config_of(timestep_spacing="leading", steps_offset=1))
+
+
 def test_times_that_are_too_many_for_the_noise_to_fall_are_refused():
     """Exponential sigmas down from sigma_min are level."""
     with pytest.raises(ValueError, match=r"expected noise that falls at each of 5 steps, diffusers gives .*; take"):

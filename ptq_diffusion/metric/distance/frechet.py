@@ -107,7 +107,13 @@ class FeatureMoments:
                 f"expected feature moments in {path}, got no whole safetensors file ({error}); make them with "
                 "goal=reference_statistics"
             ) from error
-        return cls(json.loads(metadata["count"]), mean, covariance, metadata["extractor"])
+        count, width = metadata["count"], len(mean) if mean.ndim == 1 else 0
+        if not (count.isdecimal() and width and covariance.shape == (width, width)):
+            raise ValueError(
+                f"expected a count, a mean (D,) and a covariance (D, D) in {path}, got {count!r:.50}, "
+                f"{tuple(mean.shape)} and {tuple(covariance.shape)}; make them with goal=reference_statistics"
+            )
+        return cls(int(count), mean, covariance, metadata["extractor"])
 
 
 def frechet_distance(samples: FeatureMoments, reference: FeatureMoments) -> float:

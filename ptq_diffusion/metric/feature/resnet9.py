@@ -117,13 +117,14 @@ class ResNet9(FeatureExtractor):
                 raise ValueError(f"the network is {config['network']!r}")
             network = cls(config["name"], config["widths"], config["num_classes"])
             network.load_state_dict(load_file(folder / WEIGHTS))
+            checksum = config["checksum"]
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ValueError(
                 f"expected a {cls.__name__} and its weights in {folder}, got another or broken files "
                 f"({' '.join(str(error).split())[:300]}); train one with experiment=train_feature_network"
             ) from error
-        if network.checksum() != config["checksum"]:
-            raise ValueError(f"expected weights of checksum {config['checksum']} in {folder}, got {network.checksum()}")
+        if network.checksum() != checksum:
+            raise ValueError(f"expected weights of checksum {checksum} in {folder}, got {network.checksum()}")
         return network.eval().requires_grad_(False)
 
 

@@ -70,7 +70,7 @@ def _higher_is_better(runs: Sequence[Run], name: str) -> bool:
     told = [names for run in runs if run.report and (names := run.report.get("higher_is_better")) is not None]
     if told:
         return any(name in names for names in told)
-    known = {kind.name: kind.higher_is_better for kind in _kinds(Metric) if "name" in vars(kind)}
+    known = {kind.name: kind.higher_is_better for kind in _kinds(Metric) if "name" in vars(kind)}  # type: ignore[type-abstract]
     if name not in known:
         raise ValueError(
             f"expected a metric of which it is known whether more is better, got {name}, which no report tells of and "

@@ -52,8 +52,8 @@ class Run:
         return self.config.get(key, ABSENT)
 
     def signature(self, stage: type[Stage]) -> str:
-        """The signature of a stage's artefact in this run; empty where it has no report."""
-        return self.report["signatures"][stage.name] if self.report else ""
+        """The signature of a stage's artefact in this run; empty where it has none."""
+        return str(self.report["signatures"].get(stage.name, "")) if self.report else ""
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -99,6 +99,7 @@ def _read(folder: Path, root: Path) -> Run | None:
         require_shape(Config, config)
         if report is not None:
             require_shape(Report, report)
+            _require_signatures(report["signatures"])
     except (ValueError, KeyError, OSError, YAMLError, RecursionError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
@@ -111,6 +112,14 @@ def _read(folder: Path, root: Path) -> Run | None:
     if failure is not None:
         reason = f"failed: {failure['error']}: {failure['message']}"
     return Run(folder, folder.relative_to(root).as_posix(), flat, flat["labels.correction"], report, reason)
+
+
+def _require_signatures(signatures: Mapping[str, str]) -> None:
+    """Refuse a report that lacks the signature of a stage whose artefacts runs share."""
+    stages: tuple[type[Stage], ...] = (FullPrecisionSamples, QuantizedSamples, CorrectedSamples)
+    for stage in stages:
+        if stage.name not in signatures:
+            raise ValueError(f"signatures: expected one of {stage.name}, got none")
 
 
 def _bits(flat: dict[str, str]) -> str:

@@ -38,12 +38,20 @@ class Pair(Part):
     seed_spread: Distance | None
 
 
+class Protocol(Part):
+    """The protocol that numbers hold for."""
+
+    metric: Name
+    against: Name
+
+
 class Report(Part):
     """report.json."""
 
     rows: Annotated[list[Row], Field(min_length=3, max_length=3)]
     paired: list[Pair]
-    protocol: dict[str, Any]
+    protocol: Protocol
+    protocol_id: Name
     signatures: dict[str, Name]
     higher_is_better: list[Name] | None = None
 

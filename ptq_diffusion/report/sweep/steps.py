@@ -19,6 +19,8 @@ ERRORS = {"rms": "rms of the residual of $m$", "share": "share of the noise left
 """Panels of the output's error, by what they show, with the words of their axes."""
 STATES = {"psnr": "PSNR of the state to float, dB"}
 """Panels of the states, which runs of earlier versions do not tell of."""
+CORRECTED, QUANTIZED = "psnr_corrected", "psnr_quantized"
+"""The columns of the states."""
 Curves = Mapping[str, NDArray[np.float64]]
 """Times `t` and what panels show at them, and `uncorrected`, the PSNR of the quantized model's states."""
 
@@ -59,15 +61,25 @@ def step_errors(
 
 
 def read_steps(path: Path) -> Curves:
-    """The curves of a run; what is not above 0 has no place on a logarithmic axis, and is a gap as what is not told."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    """The curves of a run; what is not above 0 has no place on a logarithmic axis, and is a gap as what is not told.
 
-    def column(name: str) -> NDArray[np.float64]:
-        return np.array([float(row.get(name) or "nan") for row in rows])
-
-    errors = {"rms": np.sqrt(_positive(column("variance"))), "share": _positive(1 - column("r2"))}
-    return {"t": column("t"), **errors, "psnr": column("psnr_corrected"), "uncorrected": column("psnr_quantized")}
+    Raises:
+        ValueError: the file is cut off, damaged or another one.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        columns = {name: np.array([float(row[name]) for row in rows]) for name in ("t", "variance", "r2")}
+        states = {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in (CORRECTED, QUANTIZED)}
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(
+            f"expected the steps of a run in {path}, got another or a damaged file ({type(error).__name__}: {error}); "
+            "run its command again"
+        ) from error
+    if not rows or not np.isfinite(columns["t"]).all():
+        raise ValueError(f"expected a time of every step in {path}, got a damaged file; run its command again")
+    errors = {"rms": np.sqrt(_positive(columns["variance"])), "share": _positive(1 - columns["r2"])}
+    return {"t": columns["t"], **errors, "psnr": states[CORRECTED], "uncorrected": states[QUANTIZED]}
 
 
 def _cells(lines: Sequence[Line], runs: Sequence[Run], titles: Mapping[str, str]) -> Mapping[str, Mapping[str, Curves]]:

@@ -11,19 +11,22 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ptq_diffusion.artefact.files import read_json, write_json
+from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric.metric import FLOAT
 from ptq_diffusion.model import Pixels
 from ptq_diffusion.model.decoder import decoder_checksum
+from ptq_diffusion.stage.drawing.corrected import draw_corrected
 from ptq_diffusion.stage.drawing.images import DrawImages
-from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.samples import SAMPLING
 
+DRIFTING = ("quantized", "corrected")
+"""The variants whose states drift from those of `FLOAT`."""
 PIXEL_RANGE = 2.0
 """Images that are themselves denoised lie in [-1, 1]."""
 
@@ -88,7 +91,7 @@ class MeasureDrift(ModelStage):
     name = "drift"
     version = 1
     needs = (Quantize, Fit, EncodePrompts)
-    uses = (*SAMPLING, "drift")
+    uses = (*SAMPLING, "backend", "drift")
     scratch = ("chunks",)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
@@ -97,13 +100,18 @@ class MeasureDrift(ModelStage):
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         run_chunks(partial(self.work, cfg, inputs), drift_chunks(cfg), out / "chunks", shop, self.title)
         parts = list(read_chunks(out / "chunks"))
-        errors = {name: torch.cat([part[name] for part in parts], 1) for name in VARIANTS if name != FLOAT}
+        errors = {name: torch.cat([part[name] for part in parts], 1) for name in DRIFTING}
         ranges = torch.cat([part["range"] for part in parts])
         write_json(out / "drift.json", {name: asdict(Drift.of(rows, ranges)) for name, rows in errors.items()})
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> SideBySide:
         """The work of every device."""
-        return SideBySide({name: stage().work(cfg, inputs, shop) for name, stage in VARIANTS.items()})
+        model, quantized = shop.guided(cfg, inputs), shop.quantized(cfg, inputs[Quantize.name])
+        conditions, decoder = shop.conditions(cfg, model, inputs), shop.decoder(cfg)
+        correction, table = FittedCorrection.load(inputs[Fit.name]), shop.table(cfg, model)
+        works = [DrawImages.of(network, table, conditions, decoder) for network in (model, quantized)]
+        works.append(draw_corrected(quantized, correction, conditions, decoder))
+        return SideBySide(dict(zip((FLOAT, *DRIFTING), works, strict=True)))
 
 
 def drift_chunks(cfg: DictConfig) -> list[Chunk]:

@@ -140,3 +140,9 @@ def test_what_a_part_leaves_is_without_each_samples_own_moments():
     m, q, x = torch.randn(3, 10, *SHAPE, generator=torch.Generator().manual_seed(0))
     whole, even = (StepMoments.of(*(tensor[part] for tensor in (m, q, x))) for part in (slice(None), slice(0, None, 2)))
     assert whole.per_sample.shape == (10, 3) and whole.without(even).per_sample.shape == (0, 3)
+
+
+def test_a_single_image_has_no_other_half_to_be_judged_by():
+    GatedPTQD().check_images(2, 3)
+    with pytest.raises(ValueError, match="at least 2 images to judge the terms on, got 1"):
+        GatedPTQD().check_images(1, 3)

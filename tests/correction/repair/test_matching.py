@@ -82,6 +82,14 @@ def test_matching_that_the_other_half_refutes_is_left_out():
     assert [repair.kind for repair in fitted(contradicting(0.5, 0.5), **options).repairs] == ["spectral"]
 
 
+def test_matching_that_makes_no_difference_is_left_out():
+    """At a step whose next state does not depend on the output, all maps are level."""
+    silent = replace(STEP, c_m=-STEP.c_0[0] * STEP.p_m)
+    assert silent.gain == 0
+    evidence = PathEvidence(batches(contradicting(0.5, 0.5)))
+    assert method(on_q=0, on_x=0, matching=True).fit_step(evidence, silent).repairs == ()
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_next_state_of_a_spectrum_is_the_spectrum_of_the_next_states(eta):
     m, _, x, _ = planted()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ptq_diffusion.metric import FeatureMoments, ResNet9, frechet_distance
@@ -87,6 +88,21 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
     ResNet9("tiny", [4, 4, 4, 4], 2).save(tmp_path)
     with pytest.raises(ValueError, match="expected mean, covariance"):
         FeatureMoments.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("count", ["", "[3]", "-5", "many"])
+def test_moments_of_no_count_or_of_other_shapes_are_refused(tmp_path, count):
+    moments = FeatureMoments.of(features(50), "x")
+    tensors = {"mean": moments.mean, "covariance": moments.covariance}
+    path = tmp_path / "m.safetensors"
+    save_file(tensors, path, {"count": count, "extractor": "x"})
+    with pytest.raises(ValueError, match="expected a count, .*reference_statistics"):
+        FeatureMoments.load(path)
+    for other in ({"mean": moments.covariance}, {"covariance": moments.mean}, {"mean": moments.mean[:3]}):
+        copies = {name: tensor.clone() for name, tensor in (tensors | other).items()}
+        save_file(copies, path, {"count": "50", "extractor": "x"})
+        with pytest.raises(ValueError, match="expected a count, .*reference_statistics"):
+            FeatureMoments.load(path)
 
 
 def test_too_few_and_broken_features_are_refused():

@@ -54,6 +54,12 @@ def test_a_folder_that_lacks_a_file_or_was_changed_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"network": "inception"}))
     with pytest.raises(ValueError, match="expected a ResNet9 .*'inception'"):
         ResNet9.load(tmp_path)
+    for key in config:
+        (tmp_path / "config.json").write_text(
+            json.dumps({name: value for name, value in config.items() if name != key})
+        )
+        with pytest.raises(ValueError, match=f"expected a ResNet9 .*'{key}'"):
+            ResNet9.load(tmp_path)
 
 
 def test_a_network_keeps_its_name_and_needs_one_that_fits_into_a_metric(tmp_path):

@@ -14,6 +14,7 @@ from ptq_diffusion.report.report import table as report_table
 from ptq_diffusion.report.sweep.collect import collect
 from ptq_diffusion.report.sweep.runs import read_config
 from ptq_diffusion.report.sweep.table import WholeWords
+from ptq_diffusion.stage.drawing.variants import VARIANTS
 from tests.report.sweep.run_folders import EXAMPLE, kinds, other_protocol, run_like, table
 
 
@@ -120,6 +121,24 @@ def test_a_later_failure_does_not_outrank_a_report(tmp_path):
 def test_nothing_but_failures_is_a_table_too(tmp_path):
     (run_like(tmp_path) / "report.json").unlink()
     assert [row["reason"] for row in table(tmp_path)] == ["unfinished: no report.json"]
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        *(("signatures", stage.name) for stage in VARIANTS.values()),
+        *(("protocol", key) for key in ("metric", "against")),
+        (None, "protocol_id"),
+        *((None, key) for key in ("rows", "paired", "protocol", "signatures")),
+    ],
+)
+def test_a_report_that_lacks_what_tables_read_is_refused(tmp_path, part, key):
+    path = run_like(tmp_path) / "report.json"
+    content = json.loads(path.read_text())
+    del (content[part] if part else content)[key]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{key}.*; remove the folder or run its command again"):
+        collect([tmp_path])
 
 
 def test_a_metric_is_shown_and_sorted_by_in_its_direction(tmp_path):

@@ -13,6 +13,7 @@ from PIL import Image
 from ptq_diffusion.report.sweep import figure as style
 from ptq_diffusion.report.sweep.collect import collect
 from ptq_diffusion.report.sweep.frontier import pareto
+from ptq_diffusion.report.sweep.steps import read_steps
 from tests.report.sweep.test_collect import EXAMPLE, run_like
 
 
@@ -86,6 +87,17 @@ def test_states_have_a_panel_where_a_run_tells_of_them(tmp_path, drawn):
 def test_what_runs_do_not_have_is_not_drawn(tmp_path):
     run_like(tmp_path)
     assert {path.stem for path in collect([tmp_path]).paths[3:]} == {"frontier", "forest"}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ["", "\0", "a,b\n1,2\n", "t,variance,r2\n1\n", "t,variance,r2\nx,1,1\n", "t,variance,r2\nnan,1,1\n"],
+    ids=["empty", "bytes", "other columns", "cut off", "words", "no times"],
+)
+def test_damaged_steps_are_refused(tmp_path, damaged):
+    (tmp_path / "steps.csv").write_text(damaged)
+    with pytest.raises(ValueError, match="steps.csv, got a.* damaged file.*; run its command again"):
+        read_steps(tmp_path / "steps.csv")
 
 
 def test_nothing_surpasses_the_front_and_something_surpasses_all_else():
