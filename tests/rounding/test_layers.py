@@ -9,19 +9,20 @@ from omegaconf import OmegaConf
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.network import QuantizedWeight
 from ptq_diffusion.rounding import GPTQ, Inputs, LayerRounding, Moments, UniformSteps
+from tests.experiments import composed
 from tests.rounding.problems import GRIDS, SHAPE, correlated, draw, quantizer_of, uncorrelated
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "rounding").glob("*.yaml"))
 QUICK = OmegaConf.create({"descent": {"iterations": 250, "learning_rate": 0.1}})
 
 
-def built(path):
+def built(name):
     """The rounding of a file, which learns in fewer steps."""
-    options = OmegaConf.load(path)
+    options = composed(f"rounding={name}").rounding
     return construct(OmegaConf.merge(options, QUICK) if "descent" in options else options)
 
 
-EVERY = {path.stem: built(path) for path in FILES}
+EVERY = {path.stem: built(path.stem) for path in FILES}
 LAYERED = {name: rounding for name, rounding in EVERY.items() if isinstance(rounding, LayerRounding)}
 INPUTS = Inputs("float", "weight", False, UniformSteps())
 
