@@ -53,7 +53,7 @@ def layer_values(name: str, layer: QuantizedLayer, i: int) -> dict[str, Tensor]:
 
 
 def structure(values: Mapping[str, Tensor]) -> Structure:
-    """What graphs of these numbers have in common."""
+    """The structure that graphs of these numbers have in common."""
     return tuple((name, number.dtype, tuple(number.shape)) for name, number in values.items())
 
 

@@ -103,16 +103,18 @@ def traced(
             )
     # torch raises nearly every type of error at what it cannot trace.
     except Exception as error:
-        first: BaseException = error
-        while first.__cause__ is not None:
-            first = first.__cause__
         raise ValueError(
             f"expected a network that torch can write as ONNX of opset {opset}, got one that it cannot "
-            f"({type(first).__name__}: {' '.join(str(first).split())[:300]}); draw its images with "
-            "goal=samples_corrected"
+            f"({_first_cause(error)}); draw its images with goal=samples_corrected"
         ) from error
-    assert program is not None
-    return _bare(program.model_proto)
+    return _bare(program)
+
+
+def _first_cause(error: BaseException) -> str:
+    """The error that led to the others, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _require_open(model: onnx.ModelProto, names: Collection[str]) -> None:
@@ -133,8 +135,10 @@ def _require_open(model: onnx.ModelProto, names: Collection[str]) -> None:
         )
 
 
-def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
+def _bare(program: torch.onnx.ONNXProgram | None) -> onnx.ModelProto:
     """The model without the notes on where each of its nodes came from, which are most of its bytes."""
+    assert program is not None, "the exporter of graphs gives a program"
+    model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
