@@ -35,7 +35,6 @@ from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
-from ptq_diffusion.stage.onnx import WriteOnnx
 from ptq_diffusion.stage.plan import Plan
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
@@ -52,6 +51,7 @@ from ptq_diffusion.stage.training.train_denoiser import TrainDenoiser
 from ptq_diffusion.stage.training.train_feature_network import TrainFeatureNetwork
 from ptq_diffusion.stage.training.train_latent_denoiser import TrainLatentDenoiser
 from ptq_diffusion.stage.trajectories import Trajectories
+from ptq_diffusion.stage.writing.onnx import WriteOnnx
 
 STAGES: dict[str, type[Stage]] = {
     stage.name: stage

@@ -31,11 +31,13 @@ class Condition:
     scale: Tensor | None = None
 
     def __post_init__(self) -> None:
-        counts = {name: len(tensor) for name, tensor in self.tensors().items()}
+        # Not len(), which makes a number that is open in a traced graph a fixed one.
+        counts = {name: tensor.shape[0] for name, tensor in self.tensors().items()}
         if not counts:
             names = ", ".join(field.name for field in fields(self))
             raise ValueError(f"expected a condition of at least one of {names}, got none; use None for no condition")
-        if len(set(counts.values())) > 1:
+        first, *others = counts.values()
+        if any(count != first for count in others):
             listing = ", ".join(f"{name} of {count}" for name, count in counts.items())
             raise ValueError(f"expected conditions of one number of samples, got {listing}")
 

@@ -33,11 +33,11 @@ from ptq_diffusion.sampler import Sampler
 from ptq_diffusion.stage.evaluate import build_metrics
 from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_table import check_reach, fit_table
-from ptq_diffusion.stage.onnx import WriteOnnx
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity, sensitivity_chunks
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
+from ptq_diffusion.stage.writing.onnx import WriteOnnx
 
 KINDS: Mapping[str, type] = {
     "model": Denoiser,

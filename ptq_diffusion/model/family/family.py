@@ -162,7 +162,7 @@ class Family(ABC):
 
 def times(t: float | Tensor, x_t: Tensor) -> Tensor:
     """The time of every sample, (B,), of a time that all of them are at."""
-    return torch.as_tensor(t, device=x_t.device).expand(len(x_t))
+    return torch.as_tensor(t, device=x_t.device).expand(x_t.shape[0])
 
 
 def plain_attentions(network: nn.Module) -> list[str]:

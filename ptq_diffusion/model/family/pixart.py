@@ -60,4 +60,4 @@ def _resolution(x_t: Tensor) -> dict[str, Tensor]:
     height, width = x_t.shape[2:]
     size = x_t.new_tensor([FACTOR * height, FACTOR * width])
     ratio = x_t.new_tensor([height / width])
-    return {"resolution": size.expand(len(x_t), 2), "aspect_ratio": ratio.expand(len(x_t), 1)}
+    return {"resolution": size.expand(x_t.shape[0], 2), "aspect_ratio": ratio.expand(x_t.shape[0], 1)}

@@ -95,7 +95,7 @@ def _dimensions(model: ModelProto, output: str) -> list[int | str]:
 
 
 class TimeConstants:
-    """What a network computes of the time alone, which is a constant at a step.
+    """Values that a network computes of the time alone, constants at a step.
 
     Args:
         network: traced.

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
-"""What graphs are written and tried with."""
+"""Libraries that write and try graphs."""
 OPSETS = range(21, 24)
 """The versions of ONNX's operators that graphs can be written in: 21 is the first with integers of 4 bits."""
 

@@ -39,7 +39,7 @@ class GraphSettings(LayerSettings):
 
     Args:
         name: of the layer or the operand.
-        settings: of the step that is traced.
+        settings: of the step that is traced alone.
         inputs: of the graph.
     """
 
@@ -55,8 +55,8 @@ class GraphSettings(LayerSettings):
             # QuantizeLinear saturates at the ends of 8 bits only.
             x = torch.clamp(x, numbers["input_low"], numbers["input_high"])
         scale, zero_point = numbers["input_scale"], numbers["input_zero_point"]
-        integers = _node("QuantizeLinear", [x, scale, zero_point], zero_point.dtype, x)
-        return _node("DequantizeLinear", [integers, scale, zero_point], torch.float32, x)
+        integers = node("QuantizeLinear", [x, scale, zero_point], zero_point.dtype, x)
+        return node("DequantizeLinear", [integers, scale, zero_point], torch.float32, x)
 
 
 class GraphLayer(QuantizedLayer):
@@ -81,13 +81,13 @@ class GraphLayer(QuantizedLayer):
         weight = numbers["weight"]
         if "weight_scale" in numbers:
             grid = [numbers[part] for part in ("weight_scale", "weight_zero_point") if part in numbers]
-            weight = _node("DequantizeLinear", [weight, *grid], torch.float32, weight, axis=0)
+            weight = node("DequantizeLinear", [weight, *grid], torch.float32, weight, axis=0)
         return weight, numbers.get("bias")
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._compute(x, weight, bias)
 
 
-def _node(operator: str, inputs: list[Tensor], dtype: torch.dtype, like: Tensor, **attributes: Any) -> Tensor:
+def node(operator: str, inputs: list[Tensor], dtype: torch.dtype, like: Tensor, **attributes: Any) -> Tensor:
     """The output of an ONNX operator, of the shape of another tensor."""
     return torch.onnx.ops.symbolic(operator, inputs, attributes, dtype=dtype, shape=like.shape, version=OPSET)

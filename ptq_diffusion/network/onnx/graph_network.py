@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers.models.embeddings import GaussianFourierProjection, Timesteps
 from torch import Tensor, nn
 
 from ptq_diffusion.model import Condition, Denoiser, DiffusersDenoiser
@@ -16,8 +15,11 @@ from ptq_diffusion.network.attention import QuantizedAttention
 from ptq_diffusion.network.insertion import with_layers
 from ptq_diffusion.network.layer import CurrentStep
 from ptq_diffusion.network.onnx.graph_layer import GraphInputs, GraphLayer, GraphSettings
+from ptq_diffusion.network.onnx.graph_norm import GraphGroupNorm
 from ptq_diffusion.network.quantized import QuantizedDenoiser
 
+EMBEDDING = "time_proj"
+"""The name that diffusers gives to a module that embeds times."""
 BROADCAST = (UNet2D, UNet2DCondition, DiT)
 """Families whose networks add one row of the time's embedding to every row of a batch."""
 
@@ -96,6 +98,7 @@ def _graph_denoiser(quantized: QuantizedDenoiser, i: int, inputs: GraphInputs) -
         operands = {letter: settings[f"{name}.{letter}"] for letter in attention.operands}
         layer: Any = network.get_submodule(name)
         layer.set_processor(QuantizedAttention(copy.deepcopy(attention.original), operands, current))
+    _replace(network, {name: GraphGroupNorm(norm) for name, norm in _norms(network).items()})
     if _adds_one_row(quantized.denoiser):
         _embed_one_row(network, inputs)
     denoiser = quantized.denoiser.with_network(network)
@@ -108,9 +111,17 @@ def _adds_one_row(denoiser: Denoiser) -> bool:
 
 def _embed_one_row(network: nn.Module, inputs: GraphInputs) -> None:
     """Put `OneTime` around the embeddings of the time; the network is changed."""
-    embeddings = [
-        name for name, module in network.named_modules() if isinstance(module, Timesteps | GaussianFourierProjection)
-    ]
-    for name in embeddings:
+    # SDXL's `add_time_proj` is of the same class, and embeds sizes.
+    modules = {name: module for name, module in network.named_modules() if name.rpartition(".")[2] == EMBEDDING}
+    _replace(network, {name: OneTime(module, inputs) for name, module in modules.items()})
+
+
+def _norms(network: nn.Module) -> dict[str, nn.GroupNorm]:
+    return {name: module for name, module in network.named_modules() if isinstance(module, nn.GroupNorm)}
+
+
+def _replace(network: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Put modules in the places of others, by their names; the network is changed."""
+    for name, module in modules.items():
         parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, OneTime(network.get_submodule(name), inputs))
+        setattr(network.get_submodule(parent), child, module)

@@ -12,12 +12,24 @@ QUIET = 3
 
 
 def session(model: ModelProto | Path) -> onnxruntime.InferenceSession:
-    """A session of one thread on the CPU."""
+    """A session of one thread on the CPU.
+
+    Raises:
+        ValueError: ONNX Runtime cannot run the graph.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = QUIET
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    # ONNX Runtime has an error of its own for every kind of fault.
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"expected a network whose graph ONNX Runtime can run, got an error ({text}); draw its images with "
+            "goal=samples_corrected"
+        ) from error
 
 
 def run_model(model: ModelProto | Path, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:

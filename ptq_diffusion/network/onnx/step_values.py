@@ -10,6 +10,7 @@ from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, Quantiz
 from ptq_diffusion.network.quantized import QuantizedDenoiser
 from ptq_diffusion.network.step_settings import LayerSettings
 from ptq_diffusion.numeric.packing import unpack
+from ptq_diffusion.quantizer import WHOLE
 
 LAYERS, WEIGHTS = (QuantizedConv2d, QuantizedLinear), (QuantizedWeight, FloatWeight)
 """The kinds of layers and of weights that have nodes; a subclass may compute otherwise."""
@@ -37,8 +38,7 @@ def step_values(quantized: QuantizedDenoiser, i: int) -> dict[str, Tensor]:
     """
     values: dict[str, Tensor] = {}
     for name, layer in quantized.layers().items():
-        parts = _input_values(name, layer.settings, i) | _weight_values(name, layer, i)
-        values |= {f"{name}.{part}": number for part, number in parts.items()}
+        values |= layer_values(name, layer, i)
     for name, attention in quantized.attentions().items():
         for letter, settings in attention.settings().items():
             parts = _input_values(f"{name}.{letter}", settings, i)
@@ -46,16 +46,22 @@ def step_values(quantized: QuantizedDenoiser, i: int) -> dict[str, Tensor]:
     return values
 
 
+def layer_values(name: str, layer: QuantizedLayer, i: int) -> dict[str, Tensor]:
+    """The numbers of a layer at a step, see `step_values`."""
+    parts = _input_values(name, layer.settings, i) | _weight_values(name, layer, i)
+    return {f"{name}.{part}": number for part, number in parts.items()}
+
+
 def structure(values: Mapping[str, Tensor]) -> Structure:
-    """What graphs of these numbers have in common."""
+    """The structure that graphs of these numbers have in common."""
     return tuple((name, number.dtype, tuple(number.shape)) for name, number in values.items())
 
 
 def _input_values(name: str, settings: LayerSettings, i: int) -> dict[str, Tensor]:
-    if type(settings) is not LayerSettings:
+    if settings.form != WHOLE:
         raise TypeError(
-            f"expected static ranges of a whole input at {name}, which QuantizeLinear has, got "
-            f"{type(settings).__name__}; choose another quantizer.activation"
+            f"expected a static range of the whole input at {name}, which QuantizeLinear has, got {settings.form}; "
+            "choose another quantizer.activation"
         )
     grid, row = settings.grid(i), settings.row(i)
     if grid is None:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import onnx
@@ -43,17 +43,19 @@ def traced_network(
         "values": dict.fromkeys(values)
     }
     network = GraphNetwork(quantized, i)
-    return _traced(network, example, shapes, [STATE, TIME, *told, *values], [OUTPUT, FEATURES], opset)
+    model = traced(network, example, shapes, [STATE, TIME, *told, *values], [OUTPUT, FEATURES], opset)
+    _require_open(model, [STATE, *told])
+    return model
 
 
 def traced_module(
-    module: nn.Module, example: Mapping[str, Tensor], names: Sequence[str], output: str, opset: int
+    module: nn.Module, example: Mapping[str, Tensor | tuple[Tensor, ...]], names: Sequence[str], output: str, opset: int
 ) -> onnx.ModelProto:
     """The graph of a module of tensors whose first dimension is the number of rows, which stays open.
 
     Args:
         module: from the tensors of `example` to one output.
-        example: its arguments, tensors of at least two rows.
+        example: its arguments, tensors of at least two rows or several of them.
         names: of the inputs, in the order of the arguments.
         output: the name of the output.
         opset: the version of ONNX's operators.
@@ -61,10 +63,12 @@ def traced_module(
     Raises:
         ValueError: the module has parts that cannot be traced.
     """
-    return _traced(module, example, {argument: {0: BATCH} for argument in example}, names, [output], opset)
+    several = {name: tuple({0: BATCH} for _ in value) for name, value in example.items() if isinstance(value, tuple)}
+    shapes = {name: {0: BATCH} for name in example} | several
+    return traced(module, example, shapes, names, [output], opset)
 
 
-def _traced(
+def traced(
     module: nn.Module,
     example: Mapping[str, object],
     shapes: Mapping[str, object],
@@ -72,6 +76,19 @@ def _traced(
     outputs: Sequence[str],
     opset: int,
 ) -> onnx.ModelProto:
+    """The graph of a module.
+
+    Args:
+        module: what is traced.
+        example: its arguments.
+        shapes: which of their dimensions stay open, of the same nesting.
+        inputs: the names of the graph's inputs, in the order of the arguments' tensors.
+        outputs: the names of the graph's outputs.
+        opset: the version of ONNX's operators.
+
+    Raises:
+        ValueError: the module has parts that cannot be traced.
+    """
     try:
         with _silence(), torch.no_grad():
             program = torch.onnx.export(
@@ -86,20 +103,42 @@ def _traced(
             )
     # torch raises nearly every type of error at what it cannot trace.
     except Exception as error:
-        first: BaseException = error
-        while first.__cause__ is not None:
-            first = first.__cause__
         raise ValueError(
             f"expected a network that torch can write as ONNX of opset {opset}, got one that it cannot "
-            f"({type(first).__name__}: {' '.join(str(first).split())[:300]}); draw its images with "
-            "goal=samples_corrected"
+            f"({_first_cause(error)}); draw its images with goal=samples_corrected"
         ) from error
-    assert program is not None
-    return _bare(program.model_proto)
+    return _bare(program)
 
 
-def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
+def _first_cause(error: BaseException) -> str:
+    """The error that led to the others, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _require_open(model: onnx.ModelProto, names: Collection[str]) -> None:
+    """Refuse a graph that takes as many rows as it was traced with.
+
+    Raises:
+        ValueError: one of these inputs has a number of rows.
+    """
+    fixed = [
+        value.name
+        for value in model.graph.input
+        if value.name in names and not value.type.tensor_type.shape.dim[0].dim_param
+    ]
+    if fixed:
+        raise ValueError(
+            f"expected a network that takes any number of rows, got one whose graph takes {ROWS} of {fixed[0]} alone; "
+            "draw its images with goal=samples_corrected"
+        )
+
+
+def _bare(program: torch.onnx.ONNXProgram | None) -> onnx.ModelProto:
     """The model without the notes on where each of its nodes came from, which are most of its bytes."""
+    assert program is not None, "the exporter of graphs gives a program"
+    model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
@@ -109,12 +148,11 @@ def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Within this context the exporter says nothing of what it leaves out and deprecates."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(level)

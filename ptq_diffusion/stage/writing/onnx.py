@@ -1,7 +1,7 @@
 """Stage: the quantized, corrected network as ONNX graphs of integers, which ONNX Runtime and OpenVINO run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.pipeline.graph_repair import finish
 from ptq_diffusion.engine.factory import plain
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model import Guided
+from ptq_diffusion.model import Condition, Guided
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.network.onnx.extra import require_libraries
+from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
@@ -59,14 +61,7 @@ class WriteOnnx(ModelStage):
             tensors = quantized.denoiser.null.tensors()
             null: Any = {name: tensor.numpy() for name, tensor in tensors.items()}
             np.savez(out / NULL, **null)
-        graphs = GraphFolder(out)
-        x_t = torch.randn(TRIED, *quantized.shape, generator=torch.Generator().manual_seed(0))
-        worst = 0.0
-        for step in correction.steps:
-            q, features = network.predict(x_t, step, condition)
-            simulated = correction.output(q, x_t, features, step)
-            difference = graphs.predict(x_t, step, condition) - simulated
-            worst = max(worst, float(difference.norm() / simulated.norm()))
+        worst = _largest_difference(GraphFolder(out).predict, network, correction, condition)
         if not worst <= LARGEST_DIFFERENCE:
             raise ValueError(
                 f"expected graphs that differ from the simulation by at most {LARGEST_DIFFERENCE} of the output, got "
@@ -75,6 +70,23 @@ class WriteOnnx(ModelStage):
         shop.runtime.say(
             f"onnx: {len(set(files))} graphs of {len(files)} steps, in ONNX Runtime {worst:.1e} from the simulation"
         )
+
+
+def _largest_difference(
+    graph: Callable[[Tensor, Step, Condition | None], Tensor],
+    network: QuantizedDenoiser,
+    correction: FittedCorrection,
+    condition: Condition | None,
+) -> float:
+    """The largest over the steps of |graph - simulation| / |simulation|, on the same random states."""
+    x_t = torch.randn(TRIED, *network.shape, generator=torch.Generator().manual_seed(0))
+
+    def at(step: Step) -> float:
+        q, features = network.predict(x_t, step, condition)
+        simulated = correction.output(q, x_t, features, step)
+        return float((graph(x_t, step, condition) - simulated).norm() / simulated.norm())
+
+    return max(at(step) for step in correction.steps)
 
 
 def _description(

@@ -1,0 +1,1 @@
+"""Stages that write a quantized network for other programs."""

@@ -1,0 +1,129 @@
+"""A layer of a graph, run by ONNX Runtime, equals the simulated layer given the same input."""
+
+import pytest
+import torch
+from torch import nn
+
+from ptq_diffusion.network import CurrentStep, FloatWeight, LayerSettings, QuantizedWeight, Rescaling
+from ptq_diffusion.network.layer import quantized_layer
+from ptq_diffusion.network.onnx.graph_layer import GraphInputs, GraphLayer, GraphSettings
+from ptq_diffusion.network.onnx.session import run_model
+from ptq_diffusion.network.onnx.step_values import layer_values, structure
+from ptq_diffusion.network.onnx.tracing import BATCH, traced
+from ptq_diffusion.quantizer import AffineQuantizer, MinMax, PerChannel, PerTensor
+
+CONV, LINEAR = nn.Conv2d(3, 4, 3, padding=1, stride=2, groups=1), nn.Linear(6, 5)
+LAYERS = {
+    "per channel": (CONV, (8, True, True), (8, False), True),
+    "rescaled": (LINEAR, (8, True, True), (8, False), True),
+    "4 bits": (LINEAR, (4, True, True), (4, False), False),
+    "symmetric input": (CONV, (8, True, False), (8, True), False),
+    "6 bits, symmetric": (CONV, (6, True, True), (6, True), False),
+    "affine weight": (LINEAR, (4, False, True), (8, False), False),
+    "float weight": (CONV, None, (8, False), True),
+    "float input": (LINEAR, (8, True, True), None, False),
+}
+"""Layer; bits, symmetric, per channel of its weight; bits, symmetric of its input; whether it is rescaled."""
+
+
+def settings_of(operand, rescaled, outputs):
+    bits, symmetric = operand or (32, False)
+    zero_point = 0 if symmetric or operand is None else 2 ** (bits - 1) - 3
+    rows = {"bits": torch.int16, "scale": torch.float32, "zero_point": torch.int32, "copy": torch.int16}
+    numbers = {"bits": bits, "scale": 0.037, "zero_point": zero_point, "copy": 0}
+    settings = LayerSettings(
+        **{row: torch.tensor([numbers[row]], dtype=rows[row]) for row in rows}, symmetric=symmetric
+    )
+    if not rescaled:
+        return settings
+    return settings.rescaled([Rescaling(torch.linspace(0.5, 1.5, outputs), torch.linspace(-1, 1, outputs))])
+
+
+def stored(weight, kind):
+    if kind is None:
+        return FloatWeight(weight)
+    bits, symmetric, per_channel = kind
+    quantizer = AffineQuantizer(bits, symmetric, PerChannel() if per_channel else PerTensor(), MinMax(), 64)
+    quantizer.observe(weight)
+    quantizer.freeze()
+    return QuantizedWeight.of(weight, quantizer)
+
+
+def layer_of(layer, weight, operand, rescaled):
+    copies, bias = [stored(layer.weight.detach(), weight)], layer.bias.detach()
+    return quantized_layer(layer, copies, bias, settings_of(operand, rescaled, len(bias)), CurrentStep())
+
+
+def away_from_ties(shape, scale):
+    """Numbers within 0.3 steps of a grid's, some of them beyond its ends."""
+    draw = torch.Generator().manual_seed(0)
+    return scale * (torch.randint(-200, 300, shape, generator=draw) + 0.6 * torch.rand(shape, generator=draw) - 0.3)
+
+
+class Side(nn.Module):
+    """Layers beside each other, each with an input of its own."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.inputs = GraphInputs()
+        settings = {name: GraphSettings(name, layer.settings, self.inputs) for name, layer in layers.items()}
+        self.layers = nn.ModuleList(
+            GraphLayer(name, layer, settings[name], self.inputs) for name, layer in layers.items()
+        )
+
+    def forward(self, x, values):
+        self.inputs.tensors = values
+        return tuple(layer(one) for layer, one in zip(self.layers, x, strict=True))
+
+
+def test_every_kind_of_layer_equals_the_simulated_one_given_the_same_input():
+    torch.manual_seed(0)
+    layers = {name: layer_of(*kind) for name, kind in LAYERS.items()}
+    shapes = [(2, 3, 6, 6) if kind[0] is CONV else (2, 7, 6) for kind in LAYERS.values()]
+    x = tuple(away_from_ties(shape, 0.037) for shape in shapes)
+    values = {key: value for name, layer in layers.items() for key, value in layer_values(name, layer, 0).items()}
+    names = [f"x {name}" for name in layers]
+    dynamic = {"x": tuple({0: BATCH} for _ in x), "values": dict.fromkeys(values)}
+    model = traced(Side(layers), {"x": x, "values": values}, dynamic, [*names, *values], list(layers), 21)
+    told = {name: one.numpy() for name, one in zip(names, x, strict=True)}
+    read = {value.name for value in model.graph.input}
+    outputs = run_model(model, {name: one for name, one in (told | as_arrays(values)).items() if name in read})
+    for one, output, (name, layer) in zip(x, outputs, layers.items(), strict=True):
+        expected = layer(one)
+        torch.testing.assert_close(
+            torch.from_numpy(output), expected, rtol=1e-6, atol=2e-6 * float(expected.abs().max())
+        )
+        assert bool(layer.settings.grid(0) is None) != any(key.startswith(f"{name}.input") for key in values)
+
+
+def as_arrays(values):
+    return {name: value.numpy() for name, value in values.items()}
+
+
+def test_steps_share_a_graph_where_only_numbers_differ():
+    eight, other = (layer_of(CONV, (8, True, True), (8, False), rescaled) for rescaled in (False, True))
+    four = layer_of(CONV, (8, True, True), (4, False), False)
+    of = [structure(layer_values("layer", layer, 0)) for layer in (eight, other, four)]
+    assert of[0] == of[1] != of[2]
+
+
+class Another(QuantizedWeight):
+    """A kind that no graph knows."""
+
+
+def test_what_has_no_nodes_is_refused_by_name():
+    layer = layer_of(CONV, (8, True, True), (8, False), False)
+    weight = layer.weights[0]
+    own = weight.grid, weight.shape, weight.granularity
+    layer.weights[0] = Another(weight.packed, weight.scale, weight.zero_point, *own)
+    with pytest.raises(
+        TypeError, match="at conv_out, which DequantizeLinear has, got Another; choose another quantizer"
+    ):
+        layer_values("conv_out", layer, 0)
+    layer.weights[0] = QuantizedWeight(weight.packed, torch.ones(2), torch.zeros(2), *own)
+    with pytest.raises(ValueError, match=r"each of the 4 output channels of conv_out or one, .* scales of \(2,\)"):
+        layer_values("conv_out", layer, 0)
+    other = type("OtherConv2d", (type(layer),), {})
+    layer.__class__ = other
+    with pytest.raises(TypeError, match="at conv_out, got OtherConv2d"):
+        layer_values("conv_out", layer, 0)
