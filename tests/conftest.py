@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.experiments", "tests.own_package"]
+pytest_plugins = ["tests.experiments", "tests.metric.clip", "tests.own_package"]
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"

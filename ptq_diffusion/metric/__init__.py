@@ -1,6 +1,7 @@
 """Floor 3: metrics of generated images, their feature spaces, and paired errors of both."""
 
 from ptq_diffusion.metric.distance.classifier_score import ClassifierScore, paired_classifier_score
+from ptq_diffusion.metric.distance.clip_score import CLIPScore
 from ptq_diffusion.metric.distance.feature_distance import FeatureDistanceToFloat
 from ptq_diffusion.metric.distance.fid import FID, FIDToFloat, SpatialFID, paired_fid, paired_fid_to
 from ptq_diffusion.metric.distance.frechet import FeatureMoments, frechet_distance
@@ -31,12 +32,13 @@ from ptq_diffusion.metric.inference.bootstrap import (
 )
 from ptq_diffusion.metric.inference.hypothesis_tests import holm, noninferiority
 from ptq_diffusion.metric.judgement import Judgement, judge
-from ptq_diffusion.metric.metric import FLOAT, Evidence, ImageMetric, Likeness, Metric, Settings
+from ptq_diffusion.metric.metric import FLOAT, Evidence, ImageMetric, Likeness, Metric, PromptMetric, Settings
 from ptq_diffusion.metric.protocol import protocol_id
 from ptq_diffusion.metric.real_statistics import RealStatistics
 from ptq_diffusion.metric.reference import FolderReference, NoReference, Reference, StatisticsReference
 
 __all__ = [
+    "CLIPScore",
     "ClassifierScore",
     "Coverage",
     "Density",
@@ -68,6 +70,7 @@ __all__ = [
     "Parts",
     "Pixels",
     "Precision",
+    "PromptMetric",
     "RealStatistics",
     "Recall",
     "Reference",

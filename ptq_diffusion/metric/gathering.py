@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
-from ptq_diffusion.metric.metric import FLOAT, ImageMetric, Metric
+from ptq_diffusion.metric.metric import FLOAT, ImageMetric, Metric, PromptMetric
 
 
 class Gathering:
@@ -18,13 +18,17 @@ class Gathering:
     Args:
         extractor: the feature space.
         metrics: of different names.
+        prompts: that of every image in their order; None of a model without.
     """
 
-    def __init__(self, extractor: FeatureExtractor, metrics: Sequence[Metric]) -> None:
-        self.extractor, self.metrics = extractor, metrics
+    def __init__(
+        self, extractor: FeatureExtractor, metrics: Sequence[Metric], prompts: Sequence[str] | None = None
+    ) -> None:
+        self.extractor, self.metrics, self.prompts = extractor, metrics, prompts
+        self._count = 0
         self._features: dict[str, list[Features]] = {}
         self._scores: dict[str, dict[str, list[Tensor]]] = {
-            metric.name: {} for metric in metrics if isinstance(metric, ImageMetric)
+            metric.name: {} for metric in metrics if isinstance(metric, ImageMetric | PromptMetric)
         }
 
     def add(self, images: Mapping[str, Tensor]) -> Mapping[str, Features]:
@@ -39,12 +43,21 @@ class Gathering:
         features = {variant: self.extractor.extract(batch) for variant, batch in images.items()}
         for variant, rows in features.items():
             self._features.setdefault(variant, []).append(rows)
-        for metric in self.metrics:
-            if isinstance(metric, ImageMetric):
-                for variant, batch in images.items():
-                    scores = metric.of_pairs(batch, images[FLOAT]).double().cpu()
-                    self._scores[metric.name].setdefault(variant, []).append(scores)
+        for metric in (metric for metric in self.metrics if metric.name in self._scores):
+            for variant, batch in images.items():
+                scores = self._scored(metric, batch, images[FLOAT]).double().cpu()
+                self._scores[metric.name].setdefault(variant, []).append(scores)
+        self._count += len(images[FLOAT])
         return features
+
+    def _scored(self, metric: Metric, images: Tensor, full_precision: Tensor) -> Tensor:
+        """The score that a metric gives every image of the next batch, (N,)."""
+        if isinstance(metric, ImageMetric):
+            return metric.of_pairs(images, full_precision)
+        assert isinstance(metric, PromptMetric)
+        if self.prompts is None:
+            raise ValueError(f"expected the prompts of the images for {metric.name}, got none; leave it out")
+        return metric.of_prompts(images, self.prompts[self._count : self._count + len(images)])
 
     def features(self) -> Mapping[str, Features]:
         """The features of all images by variant, on the CPU."""

@@ -60,6 +60,8 @@ def judge(
         (metric, metric.paired(evidence) if _possible(metric, evidence) else None) for metric in gathering.metrics
     ]
     protocol = _protocol(extractor, reference, real, settings, len(features[FLOAT].vectors))
+    if read := {one.name: checksum for one in gathering.metrics if (checksum := one.checksum()) is not None}:
+        protocol = {**protocol, "files_of_metrics": read}
     rows = {variant: _row(results, variant) for variant in features}
     return Judgement(rows, _pairs(results), protocol, protocol_id(protocol), features)
 

@@ -48,7 +48,7 @@ class Evidence:
 
     Args:
         features: of the images by variant, `FLOAT` among them; row i of each comes from the same noise.
-        scores: by the name of an `ImageMetric` and by variant, (N,) float64, score i of image i.
+        scores: by the name of an `ImageMetric` or a `PromptMetric` and by variant, (N,) float64, score i of image i.
         real: statistics of the real images; None where the images of `FLOAT` stand in their place.
         extractor: the checksum of the feature extractor.
         settings: shared by all metrics.
@@ -94,6 +94,21 @@ class Metric(ABC):
     to_float: ClassVar[bool] = False
     higher_is_better: ClassVar[bool] = False
 
+    def check(self, prompts: Sequence[str] | None) -> None:  # noqa: ARG002
+        """Refuse what the metric cannot be taken of, before anything is computed; by default nothing is refused.
+
+        Args:
+            prompts: of the images; None of a model without.
+
+        Raises:
+            ValueError: the metric lacks something; the message says what to do.
+        """
+        return
+
+    def checksum(self) -> str | None:
+        """Sixteen hex digits over the files that the metric reads; None of one that reads none."""
+        return None
+
     @abstractmethod
     def paired(self, evidence: Evidence) -> Paired:
         """The number of every variant and the differences of all pairs; equal evidence gives equal numbers.
@@ -122,6 +137,22 @@ class ImageMetric(Metric):
 
         Raises:
             ValueError: the images are not of such a shape or type.
+        """
+
+    def paired(self, evidence: Evidence) -> Paired:
+        return paired_mean(evidence.scores[self.name], **evidence.settings.resampling)
+
+
+class PromptMetric(Metric):
+    """The mean of a score that every image has for itself beside its prompt, taken batch by batch."""
+
+    @abstractmethod
+    def of_prompts(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The score of every image of a batch, (N,).
+
+        Args:
+            images: of any variant, (N, C, H, W) uint8.
+            prompts: theirs, N of them.
         """
 
     def paired(self, evidence: Evidence) -> Paired:

@@ -10,6 +10,8 @@ from omegaconf import DictConfig
 from ptq_diffusion.artefact.files import read_json, write_json
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.fitted import FILES as CORRECTION
+from ptq_diffusion.data import Prompts
+from ptq_diffusion.data.prompts import prompt_number
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
@@ -49,11 +51,12 @@ class Evaluate(ModelStage):
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         checksums = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}
-        return super().evidence(cfg) | checksums
+        metrics = {metric.name: checksum for metric in build_metrics(cfg) if (checksum := metric.checksum())}
+        return super().evidence(cfg) | checksums | metrics
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         reference, settings = construct(cfg.reference), judging(cfg)
-        evaluation = Evaluation(build_extractor(cfg), build_metrics(cfg), reference)
+        evaluation = Evaluation(build_extractor(cfg), build_metrics(cfg), reference, prompts_of_images(cfg))
         folders = {variant: inputs[stage.name] for variant, stage in VARIANTS.items()}
         images = StoredImages(folders, cfg.images * len(cfg.seeds), evaluation.extractor.batch)
         (incumbents,) = shop.runtime.trainer(out, self.title).test(evaluation, images, verbose=False)
@@ -96,6 +99,15 @@ def build_metrics(cfg: DictConfig) -> Sequence[Metric]:
             f"take it in with +metric@metric.{absent[0]}={absent[0]}"
         )
     return list(metrics.values())
+
+
+def prompts_of_images(cfg: DictConfig) -> list[str] | None:
+    """The prompt of every image, seed by seed; None of a model without prompts."""
+    source = None if cfg.condition.source is None else construct(cfg.condition.source)
+    if not isinstance(source, Prompts):
+        return None
+    texts = source.texts()
+    return [texts[prompt_number(index, "images", len(texts))] for _ in cfg.seeds for index in range(cfg.images)]
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ GROUPS = {
     "data": "data",
     "training": "training",
 }
+NOT_DEFAULT = ("clip_score",)
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "experiment"]
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 
@@ -49,12 +50,16 @@ def test_every_experiment_composes(experiment):
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_builds(group, option, tiny_model_folder):
     place = GROUPS[group] or f"{group}@{group}.{option}"
-    cfg = composed(f"{place}={option}")
+    # Hydra takes in what the default experiment lacks by a + alone.
+    cfg = composed(f"{'+' * (option in NOT_DEFAULT)}{place}={option}")
     for key in ("model", "reference", "data"):
         node = cfg.get(key)
         for name in ("path", "folder"):
             if node is not None and OmegaConf.is_missing(node, name):
                 node[name] = str(tiny_model_folder() if key == "model" else Path(__file__))
+    for node in cfg.metric.values():
+        if OmegaConf.is_missing(node, "path"):
+            node.path = "FOLDER"
     if group == "quantizer":
         assert construct(cfg.quantizer.weight)(4).grid.bits == 4
     elif group == "condition":

@@ -30,7 +30,7 @@ from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
 from ptq_diffusion.quantizer import Quantizer, StepGroups
 from ptq_diffusion.rounding import Rounding
 from ptq_diffusion.sampler import Sampler
-from ptq_diffusion.stage.evaluate import build_metrics
+from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
 from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_table import check_reach, fit_table
 from ptq_diffusion.stage.prompts import EncodePrompts
@@ -245,7 +245,9 @@ def _check_judging(cfg: DictConfig, shape: tuple[int, int, int]) -> None:
             f"expected judging.neighbours in 1..{count - 2} for {count} images in all, got {cfg.judging.neighbours}; "
             "draw more images or lower it"
         )
-    build_metrics(cfg)
+    prompts = prompts_of_images(cfg)
+    for metric in build_metrics(cfg):
+        metric.check(prompts)
     extractor = build_extractor(cfg)
     extractor.features(torch.zeros(1, *shape, dtype=torch.uint8))
     construct(cfg.reference).check(extractor, cfg.judging.neighbours)

@@ -19,12 +19,19 @@ class Evaluation(L.LightningModule):
         extractor: the feature space.
         metrics: of different names.
         reference: the real images.
+        prompts: that of every image in their order; None of a model without.
     """
 
-    def __init__(self, extractor: FeatureExtractor, metrics: Sequence[Metric], reference: Reference) -> None:
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        metrics: Sequence[Metric],
+        reference: Reference,
+        prompts: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         self.extractor, self.real = extractor, reference.statistics(extractor)
-        self.gathering = Gathering(extractor, metrics)
+        self.gathering = Gathering(extractor, metrics, prompts)
         # No submodules: their sums are float64, which not every accelerator knows.
         self.incumbents: dict[str, Incumbents] = {}
 
