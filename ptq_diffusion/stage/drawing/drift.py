@@ -88,7 +88,7 @@ class MeasureDrift(ModelStage):
     name = "drift"
     version = 1
     needs = (Quantize, Fit, EncodePrompts)
-    uses = (*SAMPLING, "drift")
+    uses = (*SAMPLING, "drift", "backend")
     scratch = ("chunks",)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
