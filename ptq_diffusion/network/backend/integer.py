@@ -9,6 +9,7 @@ from ptq_diffusion.network.backend.integer_layer import IntegerConv2d, IntegerLa
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ptq_diffusion.network.step_settings import LayerSettings
+from ptq_diffusion.quantizer import PerChannel, PerTensor
 
 INTEGER: dict[type[QuantizedLayer], type[IntegerLayer]] = {
     QuantizedConv2d: IntegerConv2d,
@@ -17,6 +18,8 @@ INTEGER: dict[type[QuantizedLayer], type[IntegerLayer]] = {
     IntegerLinear: IntegerLinear,
 }
 """The integer layer in place of each kind."""
+KNOWN = (PerTensor(), PerChannel())
+"""The granularities of weights whose scales are those of a layer's outputs."""
 
 
 class Integer(Backend):
@@ -63,6 +66,6 @@ def _obstacle_at(layer: QuantizedLayer, i: int) -> str | None:
         return f"its input is float at step {i}, where its weight has {weight.bits} bits"
     if layer.settings.numbers(i) is None:
         return f"its input has no single static grid at step {i}"
-    if tuple(weight.scale.shape) not in ((1,), weight.shape[:1]):
+    if weight.granularity not in KNOWN or tuple(weight.scale.shape) not in ((1,), weight.shape[:1]):
         return f"its weight has {weight.scale.numel()} scales, neither one nor one for each output channel"
     return None

@@ -25,7 +25,7 @@ from ptq_diffusion.network.backend.integer_layer import IntegerLayer
 from ptq_diffusion.network.layer import quantized_layer
 from ptq_diffusion.network.saving import FILES
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.quantizer import AffineQuantizer, MinMax
+from ptq_diffusion.quantizer import AffineQuantizer, MinMax, PerChannel, PerTensor
 from tests.model.networks import NETWORKS, condition_of, denoiser_of, states_of
 from tests.network.networks import FLOAT, observed
 from tests.steps import at
@@ -48,7 +48,8 @@ EXACT = 1e-6
 
 def quick(symmetric, per_channel):
     """From a bitwidth to a quantizer of the whole range, which is made in no time."""
-    return lambda bits: AffineQuantizer(bits, symmetric, per_channel, MinMax(), 64)
+    granularity = PerChannel() if per_channel else PerTensor()
+    return lambda bits: AffineQuantizer(bits, symmetric, granularity, MinMax(), 64)
 
 
 def frozen(symmetric, per_channel, bits, x):
@@ -212,6 +213,9 @@ def test_only_what_is_known_is_accepted():
     named = quantized_layer(plain, weights, None, settings, layer.current)
     assert "its padding is named" in Integer().obstacle(named)
     assert "is neither" in Integer().obstacle(Another(plain, weights, None, settings, layer.current))
+    square, _ = layer_of("depthwise", 4, 8, (True, True, False))
+    square.weights[0].granularity = PerChannel(1)
+    assert "has 5 scales, neither" in Integer().obstacle(square)
     weights[0].scale = torch.ones(6, 2)
     assert "has 12 scales" in Integer().obstacle(layer)
     assert FLOAT_BITS not in (weights[0].bits, settings.bits[0])
