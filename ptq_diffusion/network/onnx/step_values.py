@@ -10,6 +10,7 @@ from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, Quantiz
 from ptq_diffusion.network.quantized import QuantizedDenoiser
 from ptq_diffusion.network.step_settings import LayerSettings
 from ptq_diffusion.numeric.packing import unpack
+from ptq_diffusion.quantizer import WHOLE
 
 LAYERS, WEIGHTS = (QuantizedConv2d, QuantizedLinear), (QuantizedWeight, FloatWeight)
 """The kinds of layers and of weights that have nodes; a subclass may compute otherwise."""
@@ -52,14 +53,15 @@ def structure(values: Mapping[str, Tensor]) -> Structure:
 
 
 def _input_values(name: str, settings: LayerSettings, i: int) -> dict[str, Tensor]:
-    if type(settings) is not LayerSettings:
-        raise TypeError(
-            f"expected static ranges of a whole input at {name}, which QuantizeLinear has, got "
-            f"{type(settings).__name__}; choose another quantizer.activation"
-        )
     grid, row = settings.grid(i), settings.row(i)
     if grid is None:
         return {}
+    if type(settings) is not LayerSettings or settings.form != WHOLE:
+        kind = settings.form if type(settings) is LayerSettings else type(settings).__name__
+        raise TypeError(
+            f"expected static ranges of a whole input at {name}, which QuantizeLinear has, got {kind}; choose another "
+            "quantizer.activation"
+        )
     scale, zero_point = settings.scale[row], settings.zero_point[row]
     dtype = torch.int8 if grid.symmetric else torch.uint8
     values = {"input_scale": scale.clone(), "input_zero_point": zero_point.to(dtype)}
