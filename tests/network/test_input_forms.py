@@ -16,6 +16,8 @@ from ptq_diffusion.network import (
     regridding,
     save_quantized,
 )
+from ptq_diffusion.network.backend.integer import Integer
+from ptq_diffusion.network.onnx.step_values import step_values
 from ptq_diffusion.quantizer import (
     AffineQuantizer,
     DynamicQuantizer,
@@ -62,6 +64,9 @@ def test_several_grids_of_an_input_are_kept_and_left_by_rescalings(denoiser, tmp
     rescaling = Rescaling(torch.ones(8), torch.zeros(8), grid)
     with pytest.raises(ValueError, match=r"expected conv_in to quantize its input to one grid.*fit it for this"):
         network.rescaled([{"conv_in": rescaling}])
+    with pytest.raises(TypeError, match="static ranges of a whole input at conv_in, which QuantizeLinear has, got"):
+        step_values(network, 0)
+    assert Integer().obstacle(network.layer("conv_in")) is not None
     gain = network.rescaled([{"conv_in": replace(rescaling, gain=torch.full((8,), 2.0), input_grid=None)}])
     assert not torch.equal(gain.predict(x, at(500.0)).m, m)
 

@@ -262,6 +262,22 @@ def test_observing_goes_on_from_what_another_observed(fresh, name):
     assert torch.equal(heir.scale, whole.scale) and torch.equal(heir.zero_point, whole.zero_point)
 
 
+@pytest.mark.parametrize("name", STREAMED)
+def test_what_several_observed_is_what_one_sees_of_all(fresh, name):
+    """Of ranges that differ by powers of two, in any order."""
+    parts, whole, heir = (X, 0.01 * X, 30 * X), fresh(name, "mse", 4), fresh(name, "mse", 4)
+    observations = []
+    for part in parts:
+        own = fresh(name, "mse", 4)
+        for quantizer in (own, whole):
+            quantizer.observe(part)
+        observations.append(own.observation())
+    heir.observed(*reversed(observations))
+    for quantizer in (heir, whole):
+        quantizer.freeze()
+    assert torch.equal(heir.scale, whole.scale) and torch.equal(heir.zero_point, whole.zero_point)
+
+
 @every_quantizer
 def test_observations_of_another_kind_are_refused(fresh, name):
     quantizer = fresh(name, "mse", 4)

@@ -58,14 +58,15 @@ def structure(values: Mapping[str, Tensor]) -> Structure:
 
 
 def _input_values(name: str, settings: LayerSettings, i: int) -> dict[str, Tensor]:
-    if settings.form != WHOLE:
-        raise TypeError(
-            f"expected a static range of the whole input at {name}, which QuantizeLinear has, got {settings.form}; "
-            "choose another quantizer.activation"
-        )
     grid, row = settings.grid(i), settings.row(i)
     if grid is None:
         return {}
+    if type(settings) is not LayerSettings or settings.form != WHOLE:
+        kind = settings.form if type(settings) is LayerSettings else type(settings).__name__
+        raise TypeError(
+            f"expected static ranges of a whole input at {name}, which QuantizeLinear has, got {kind}; choose another "
+            "quantizer.activation"
+        )
     scale, zero_point = settings.scale[row], settings.zero_point[row]
     dtype = torch.int8 if grid.symmetric else torch.uint8
     values = {"input_scale": scale.clone(), "input_zero_point": zero_point.to(dtype)}
