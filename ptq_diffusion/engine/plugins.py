@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ptq_diffusion.engine.syntax import Syntax
+from ptq_diffusion.engine.code.syntax import Syntax
 
 PLUGINS = "plugins"
 """The option that names the packages; a part of a configuration that names classes of some has it too."""

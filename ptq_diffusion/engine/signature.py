@@ -10,11 +10,11 @@ import diffusers
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ptq_diffusion.engine.code.source import OURS, Definition
 from ptq_diffusion.engine.factory import plain, targets
 from ptq_diffusion.engine.plugins import Plugin, plugins_of
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.selection import same_numbers, select
-from ptq_diffusion.engine.source import OURS, Definition
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
 

@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from ptq_diffusion.command.experiment import STAGES
+from ptq_diffusion.engine.code.source import NEUTRAL, NUMERIC, OURS, Definition
 from ptq_diffusion.engine.signature import closure
-from ptq_diffusion.engine.source import NEUTRAL, NUMERIC, OURS, Definition
 from ptq_diffusion.engine.stage import upstream
 from ptq_diffusion.engine.workshop import Workshop
 

@@ -6,11 +6,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from ptq_diffusion.correction.contract import Requirements
+from ptq_diffusion.engine.code.source import OURS
 from ptq_diffusion.engine.factory import construct, require_kind
 from ptq_diffusion.engine.plugins import Plugin, require_plugins
 from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.signature import closure, source
-from ptq_diffusion.engine.source import OURS
 from ptq_diffusion.metric import Metric
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.quantizer import Quantizer

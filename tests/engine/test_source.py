@@ -8,10 +8,10 @@ from hydra import compose, initialize_config_dir
 
 from ptq_diffusion.command.experiment import STAGES
 from ptq_diffusion.engine import signature as signature_module
+from ptq_diffusion.engine.code.source import OURS, Definition, Package
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.signature import closure, source
-from ptq_diffusion.engine.source import OURS, Definition, Package
 from ptq_diffusion.engine.stage import upstream
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop

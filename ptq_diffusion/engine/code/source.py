@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptq_diffusion.engine.syntax import WHOLE, References, Syntax
+from ptq_diffusion.engine.code.syntax import WHOLE, References, Syntax
 
 NEUTRAL = ("artefact/", "engine/")
 """Folders whose files change no number: how artefacts are made, kept and found, not what is in them."""
@@ -217,4 +217,4 @@ class Package:
         return file.relative_to(self.root).as_posix() if file.is_relative_to(self.root) else f"/{file.name}"
 
 
-OURS = Package(Path(__file__).parents[1])
+OURS = Package(Path(__file__).parents[2])

@@ -1,0 +1,1 @@
+"""The source of this package as definitions that refer to each other, read without running any."""
