@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-CARDS = ("correction", "bitwidth", "quantizer", "range_search", "sampler", "metric", "model", "logger")
+CARDS = (
+    "correction",
+    "bitwidth",
+    "quantizer",
+    "range_search",
+    "step_groups",
+    "rounding",
+    "backend",
+    "sampler",
+    "metric",
+    "model",
+    "logger",
+)
 """Groups of conf/ whose files have cards."""
 FOLDERS = ("correction", "quantizer", "bitwidth", "network", "model", "sampler", "metric", "engine")
 """Folders of the package that the reference describes, module by module."""
