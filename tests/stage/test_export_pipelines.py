@@ -24,10 +24,10 @@ def prompts(folder):
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     words = ["condition=prompts", f"condition.source.path={folder / 'prompts.txt'}", "condition.negative_prompt=bad"]
 
-    def draw(exported, streams):
+    def draw(exported, streams, scale=SCALE):
         pipe = StableDiffusionPipeline.from_pretrained(exported, safety_checker=None)
         texts = {"prompt": [PROMPTS[i % 2] for i in range(COUNT)], "negative_prompt": ["bad"] * COUNT}
-        return pipe(**texts, height=16, width=16, generator=streams, **SHARED).images
+        return pipe(**texts, height=16, width=16, generator=streams, **SHARED | {"guidance_scale": scale}).images
 
     return words, draw
 
@@ -40,10 +40,10 @@ def classes(folder):
     (folder / "model").mkdir()
     weight = pipelines.classes(folder / "model")
 
-    def draw(exported, streams):
+    def draw(exported, streams, scale=SCALE):
         pipe = StableDiffusionPipeline.from_pretrained(exported, text_encoder=None, tokenizer=None)
         embeddings = {"prompt_embeds": weight[labels(3), None], "negative_prompt_embeds": weight[[3] * COUNT, None]}
-        return pipe(**embeddings, height=16, width=16, generator=streams, **SHARED).images
+        return pipe(**embeddings, height=16, width=16, generator=streams, **SHARED | {"guidance_scale": scale}).images
 
     return ["condition=labels"], draw
 
@@ -52,8 +52,10 @@ def dit(folder):
     (folder / "model").mkdir()
     pipelines.dit(folder / "model")
 
-    def draw(exported, streams):
-        return DiTPipeline.from_pretrained(exported)(labels(10).tolist(), generator=streams, **SHARED).images
+    def draw(exported, streams, scale=SCALE):
+        return DiTPipeline.from_pretrained(exported)(
+            labels(10).tolist(), generator=streams, **SHARED | {"guidance_scale": scale}
+        ).images
 
     return ["condition=labels"], draw
 
@@ -71,3 +73,6 @@ def test_the_stock_pipeline_draws_the_corrected_images(make, kind, tmp_path):
     images = torch.from_numpy(draw(exported, streams)).permute(0, 3, 1, 2)
     assert expected.float().std() > 1
     assert (255 * images - expected).abs().max() < 1
+    for scale in (1.5 * SCALE, 1.2):
+        with pytest.raises(ValueError, match=f"expected guidance_scale=2, .* got about {scale:g}; call"):
+            draw(exported, streams, scale)

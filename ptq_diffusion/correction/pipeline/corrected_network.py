@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ptq_diffusion.correction.fitted import COEFFICIENTS, CONFIG, FittedCorrection
 from ptq_diffusion.correction.pipeline.folding import FoldedLayer, fold
+from ptq_diffusion.correction.pipeline.guidance_watch import GuidanceWatch
 from ptq_diffusion.model import Condition, Denoiser, DiffusersDenoiser, Guided
 from ptq_diffusion.network import Backend, QuantizedDenoiser, Simulated, load_quantized, save_quantized
 from ptq_diffusion.network.saving import FILES
@@ -27,7 +28,8 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
 
     A network that was guided answers every row without guidance and leaves that to the pipeline, which must be told the
     same scale, `config.guidance_scale`: repairs are affine, so that the guided combination of repaired rows is the
-    repaired combination, which the correction was fitted for.
+    repaired combination, which the correction was fitted for. Another scale is refused at the second step, where the
+    states tell it.
 
     Args:
         quantized: the network, as its own settings have it.
@@ -57,11 +59,10 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         described = denoiser.config if isinstance(denoiser, DiffusersDenoiser) else {}
         square = size[0] if size[0] == size[1] else size
         own = {"in_channels": channels, "out_channels": channels, "sample_size": square}
-        self.register_to_config(
-            **described
-            | own
-            | {"guidance_scale": stock_scale(quantized.denoiser, correction.steps), "backend": quantized.backend.name}
-        )
+        scale = stock_scale(quantized.denoiser, correction.steps)
+        beside = {"guidance_scale": scale, "backend": quantized.backend.name}
+        self.register_to_config(**described | own | beside)
+        self._watch = GuidanceWatch(scale)
 
     @classmethod
     def from_pretrained(  # type: ignore[override, unused-ignore]
@@ -150,8 +151,8 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
             options: others of stock networks, each None.
 
         Raises:
-            ValueError: a time that the table does not have, or several, states in another type than float32, or an
-                option that is not None.
+            ValueError: a time that the table does not have, or several, states in another type than float32, an option
+                that is not None, or states that another scale of guidance led to.
         """
         _require_none(options)
         if sample.dtype != torch.float32:
@@ -163,10 +164,12 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
                 "draw with the scheduler and the steps that it was fitted for"
             )
         step = self._table.at(times[0])
+        self._watch.before(sample, step)
         tensors = {"embeddings": encoder_hidden_states, "labels": class_labels}
         told = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         q, features = self.rescaled.predict(sample, step, Condition(**told) if told else None)
         m = self.correction.output(q, sample, features, step)
+        self._watch.behind(sample, m, step, self.correction.sigma(step))
         return UNet2DOutput(sample=m) if return_dict else (m,)
 
 

@@ -1,0 +1,116 @@
+"""Guidance of a stock pipeline as its network can see it: by its rows, and by the states that follow from them."""
+
+import logging
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ptq_diffusion.sampler.step import Step
+
+SURE = 6.0
+"""Standard errors that an estimate lies off before a scale counts as another one."""
+CLOSE = 0.01
+"""The share of a scale that an estimate may always lie off."""
+ROUNDING = 1e-6
+"""The relative error of a state's numbers, float32."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The rows that a network was asked about at a step, two for each image, and what it answered.
+
+    Args:
+        x_t: the states of the images, (B, C, H, W).
+        first: the answers of the first rows, (B, C, H, W).
+        second: those of the second rows.
+        step: the row of the table.
+        sigma: the standard deviation of the noise that the scheduler adds.
+    """
+
+    x_t: Tensor
+    first: Tensor
+    second: Tensor
+    step: Step
+    sigma: float
+
+    def scale(self, x_s: Tensor) -> tuple[float, float] | None:
+        """The scale s of m = first + s (second - first) that led to a state, and its standard error.
+
+        x_s = F(m) + sigma z is linear in s where x_0 is not clipped, so that s is found by least squares.
+
+        Args:
+            x_s: the state behind the step, (B, C, H, W).
+
+        Returns:
+            None where the state tells nothing: the answers are equal, or it came about in another way.
+        """
+        if self.step.clip is not None or len(self.step.c_0) > 1:
+            return None
+        rest, slope = x_s - self.step.mean(self.x_t, self.first), self.step.gain * (self.second - self.first)
+        power = float(slope.square().sum())
+        if power == 0:
+            return None
+        scale = float((rest * slope).sum()) / power
+        rounding = ROUNDING * float(x_s.square().sum()) ** 0.5
+        left = float((rest - scale * slope).square().mean()) ** 0.5
+        if abs(left - self.sigma) > 0.1 * self.sigma + 100 * rounding / x_s.numel() ** 0.5:
+            return None
+        return scale, self.sigma / power**0.5 + rounding / power**0.5
+
+
+class GuidanceWatch:
+    """Refuses a pipeline that guides by another scale than its network was corrected for; it alone is told the scale.
+
+    Args:
+        scale: of the network; 1 of one without guidance.
+    """
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        self._asked: Asked | None = None
+
+    def before(self, rows: Tensor, step: Step) -> None:
+        """Look at the rows that the network is asked about, which follow from its answers one step before.
+
+        Raises:
+            ValueError: they tell another scale of guidance.
+        """
+        asked, self._asked = self._asked, None
+        doubled = _halves(rows)
+        if doubled is None:
+            if step.i == 0 and self.scale != 1:
+                log.warning(
+                    "asked without guidance, and corrected for guidance_scale=%g; call the pipeline with it", self.scale
+                )
+            return
+        if asked is None or asked.step.i + 1 != step.i or asked.x_t.shape != doubled.shape:
+            return
+        if asked.step.input_scale != 1 or step.input_scale != 1:
+            # Whether rows are states or scaled already is for the pipeline to say.
+            return
+        if (found := asked.scale(doubled)) is None:
+            return
+        scale, error = found
+        # A DiTPipeline asks about the condition first, which swaps the two: s and 1 - s.
+        told = max(scale, 1 - scale)
+        if abs(told - self.scale) > max(SURE * error, CLOSE * self.scale):
+            raise ValueError(
+                f"expected guidance_scale={self.scale:g}, which the network was corrected for, got about {told:.3g}; "
+                f"call the pipeline with guidance_scale={self.scale:g}, or export it with "
+                f"condition.guidance.scale={told:.3g}"
+            )
+
+    def behind(self, rows: Tensor, answers: Tensor, step: Step, sigma: float) -> None:
+        """Remember the rows, (2 B, C, H, W), and the answers, until the next step."""
+        if (doubled := _halves(rows)) is not None:
+            first, second = answers.chunk(2)
+            self._asked = Asked(doubled, first, second, step, sigma)
+
+
+def _halves(rows: Tensor) -> Tensor | None:
+    """The first half of rows whose second half is the same, as stock pipelines ask for guidance; else None."""
+    if len(rows) % 2:
+        return None
+    first, second = rows.chunk(2)
+    return first if bool((first == second).all()) else None
