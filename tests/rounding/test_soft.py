@@ -14,20 +14,20 @@ def soft_of(weight, quantizer):
     return SoftIntegers(weight, *quantizer.spread(weight), quantizer.grid)
 
 
-@pytest.mark.parametrize(("symmetric", "per_channel"), GRIDS)
-def test_undecided_integers_start_at_the_float_weight_and_are_decided_as_nearest(symmetric, per_channel):
+@pytest.mark.parametrize(("symmetric", "granularity"), GRIDS)
+def test_undecided_integers_start_at_the_float_weight_and_are_decided_as_nearest(symmetric, granularity):
     extremes = draw(*SHAPE)
-    quantizer = quantizer_of(extremes, 4, symmetric, per_channel)
+    quantizer = quantizer_of(extremes, 4, symmetric, granularity)
     weight = 0.8 * extremes  # Within the grid, whose zero point is a whole number.
     soft = soft_of(weight, quantizer)
     assert torch.allclose(soft.values(), weight, atol=1e-5)
     assert torch.equal(soft.integers(), quantizer.to_integers(weight))
 
 
-@pytest.mark.parametrize(("symmetric", "per_channel"), GRIDS)
-def test_the_descent_ends_at_the_integer_below_or_above_with_none_undecided(symmetric, per_channel):
+@pytest.mark.parametrize(("symmetric", "granularity"), GRIDS)
+def test_the_descent_ends_at_the_integer_below_or_above_with_none_undecided(symmetric, granularity):
     weight = draw(8, 20)
-    quantizer = quantizer_of(weight, 3, symmetric, per_channel)
+    quantizer = quantizer_of(weight, 3, symmetric, granularity)
     scale, zero_point = quantizer.spread(weight)
     rounding = AdaRound(INPUTS, Descent(300, 0.1, 3.0))
     integers = rounding.integers(weight, quantizer, correlated(20))
