@@ -125,7 +125,7 @@ class Ranks:
         return values
 
     def _sent(self, parcel: tuple[Task | None, object] | None) -> tuple[Task | None, object]:
-        """What the first process hands over."""
+        """The parcel that the first process hands over."""
         parcels = [parcel]
         dist.broadcast_object_list(parcels, src=0, group=self._group)
         assert parcels[0] is not None

@@ -139,6 +139,11 @@ def test_measured_times_are_told_of_every_stage_that_asks_a_network(words, tiny,
     }
 
 
+def test_a_stage_of_which_nothing_is_told_is_named(capsys):
+    print_plan(["rounding=gptq"])
+    assert "reconstruct, of which nothing is told" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", [["model=emoji_sd", "--speed=1e12"], ["bitwidth=budget"]], ids=" ".join)
 def test_a_plan_fits_a_screen(words, capsys):
     print_plan(words)

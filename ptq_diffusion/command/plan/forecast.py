@@ -46,6 +46,7 @@ class Forecast:
         lines: the artefacts.
         process: bytes that the process has before it loads a network.
         decoder_macs: multiply-accumulates of decoding one image; 0 of pixels.
+        untold: artefacts whose work and memory no rule tells, so that they come on top of all sums.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Forecast:
     lines: Sequence[Line]
     process: int
     decoder_macs: int
+    untold: Sequence[str] = ()
 
     @property
     def macs(self) -> int:
@@ -63,22 +65,22 @@ class Forecast:
     @property
     def total(self) -> Work:
         """The work of all artefacts."""
-        return reduce(Work.__add__, (line.work for line in self.lines))
+        return reduce(Work.__add__, (line.work for line in self.lines), Work())
 
     @property
     def store(self) -> int:
         """The most bytes of the store at one time: what is kept, and the largest scratch beside it."""
-        return self.total.kept + max(line.work.scratch for line in self.lines)
+        return self.total.kept + max((line.work.scratch for line in self.lines), default=0)
 
     @property
     def device_memory(self) -> int:
         """Bytes of networks and activations at the peak."""
-        return max(line.memory.device for line in self.lines)
+        return max((line.memory.device for line in self.lines), default=0)
 
     @property
     def memory(self) -> int:
         """Bytes of the process at the peak where networks run on the CPU."""
-        return self.process + max(line.memory.device + line.memory.data for line in self.lines)
+        return self.process + max((line.memory.device + line.memory.data for line in self.lines), default=0)
 
 
 def forecast(cfg: DictConfig, goal: type[Stage], shop: OutlineShop) -> Forecast:
@@ -96,12 +98,16 @@ def forecast(cfg: DictConfig, goal: type[Stage], shop: OutlineShop) -> Forecast:
     process, case = resident(), Case(cfg, shop)
     architecture, steps = case.model.architecture(case.table), len(case.table)
     costs = {name: plan_cost(architecture, plan, steps) for name, plan in plans(case).items()}
-    footprint, lines = Footprint(case), []
+    footprint, lines, untold = Footprint(case), list[Line](), list[str]()
     for title, need in artefacts(Need(goal, cfg)):
         part = Case(need.cfg, shop)
-        lines.append(Line(title, work_of(need.stage.name, part), footprint.of(need.stage.name, part)))
+        work = work_of(need.stage.name, part)
+        if work is None:
+            untold.append(title)
+        else:
+            lines.append(Line(title, work, footprint.of(need.stage.name, part)))
     return Forecast(
-        str(cfg.model.get("path", cfg.labels.model)), architecture, costs, lines, process, _decoder_macs(case)
+        str(cfg.model.get("path", cfg.labels.model)), architecture, costs, lines, process, _decoder_macs(case), untold
     )
 
 

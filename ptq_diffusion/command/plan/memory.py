@@ -14,9 +14,11 @@ from ptq_diffusion.command.plan.bytes import bytes_of_features, bytes_of_observa
 from ptq_diffusion.command.plan.case import Case
 from ptq_diffusion.correction import Auto
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.metric import FeatureExtractor
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.drawing.drift import MeasureDrift
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.fit import Fit
@@ -90,6 +92,7 @@ class Footprint:
             FullPrecisionSamples.name: lambda _: Memory(self.float_network + self.decoder, self.float_activations),
             QuantizedSamples.name: lambda _: Memory(self.both + self.decoder, self.quantized_activations),
             CorrectedSamples.name: lambda _: Memory(self.both + self.decoder, self.quantized_activations),
+            MeasureDrift.name: lambda _: Memory(self.both + self.decoder, self.quantized_activations),
             Evaluate.name: self._judged,
         }
 
@@ -173,9 +176,9 @@ class Footprint:
         return Memory(self.both, forward_bytes(self._model, rows, quantized=True))
 
     def _judged(self, case: Case) -> Memory:
-        """All images of all variants, and their features, once more where moments of them are taken."""
-        images = len(VARIANTS) * case.cfg.images * len(case.cfg.seeds) * case.image_bytes
-        return Memory(self.both + self.decoder, 0, images + 2 * bytes_of_features(case))
+        """A batch of images of all variants, and the features of all, once more where moments of them are taken."""
+        batch = len(VARIANTS) * FeatureExtractor.batch * case.image_bytes
+        return Memory(self.both + self.decoder, 0, batch + 2 * bytes_of_features(case))
 
 
 def resident() -> int:

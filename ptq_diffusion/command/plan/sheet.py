@@ -62,7 +62,9 @@ def _network(forecast: Forecast) -> list[tuple[str, str]]:
 def _whole(forecast: Forecast) -> list[tuple[str, str]]:
     total = forecast.total
     passes = total.float_passes + total.quantized_passes + total.backward_passes
+    untold = [("beside them", f"{', '.join(forecast.untold)}, of which nothing is told")] if forecast.untold else []
     return [
+        *untold,
         ("passes", f"{passes:,}, {short(passes * forecast.macs)} multiply-accumulates"),
         ("store", f"{in_units(forecast.store)} at most, {in_units(total.kept)} of them kept"),
         ("memory of a device", f"{in_units(forecast.device_memory)}, networks and activations"),

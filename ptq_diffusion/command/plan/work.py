@@ -20,12 +20,17 @@ from ptq_diffusion.correction.method.qncd import QNCD
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.model import Pixels
 from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.drawing.drift import MeasureDrift, drift_chunks
+from ptq_diffusion.stage.drawing.image_files import ImageFiles
 from ptq_diffusion.stage.evaluate import Evaluate
+from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
+from ptq_diffusion.stage.plan import Plan
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
+from ptq_diffusion.stage.reference import ReferenceStatistics
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
@@ -60,9 +65,10 @@ class Work:
         return Work(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(Work)})
 
 
-def work_of(stage: str, case: Case) -> Work:
-    """The work of a stage, none of one that asks no network and leaves next to nothing."""
-    return RULES.get(stage, lambda _: Work())(case)
+def work_of(stage: str, case: Case) -> Work | None:
+    """The work of a stage; None of one that no rule tells of."""
+    rule = RULES.get(stage)
+    return None if rule is None else rule(case)
 
 
 def _trajectories(case: Case) -> Work:
@@ -137,10 +143,21 @@ def _samples_quantized(case: Case) -> Work:
 
 
 def _samples_corrected(case: Case) -> Work:
+    return _samples(case) + Work(quantized_passes=case.drawn * _corrected_rows(case))
+
+
+def _corrected_rows(case: Case) -> int:
+    """The rows that the corrected network is asked about for one image."""
     correction = construct(case.cfg.correction)
     again = case.table[:: correction.every] if isinstance(correction, QNCD) else ()
-    rows = case.rows + sum(case.model.rows_per_image(step) for step in again)
-    return _samples(case) + Work(quantized_passes=case.drawn * rows)
+    return case.rows + sum(case.model.rows_per_image(step) for step in again)
+
+
+def _drift(case: Case) -> Work:
+    """All variants side by side, in chunks of fewer images where there are fewer; sums are all that is kept."""
+    chunks = drift_chunks(case.cfg)
+    images = sum(chunk.size for chunk in chunks)
+    return Work(images * case.rows, images * (case.rows + _corrected_rows(case)))
 
 
 def _decoded(case: Case, images: int) -> int:
@@ -161,6 +178,7 @@ RULES: Mapping[str, Callable[[Case], Work]] = {
     FullPrecisionSamples.name: _samples_full_precision,
     QuantizedSamples.name: _samples_quantized,
     CorrectedSamples.name: _samples_corrected,
+    MeasureDrift.name: _drift,
     Evaluate.name: lambda case: Work(kept=bytes_of_features(case)),
-}
-"""The rule of every stage that asks a network or leaves files of size."""
+} | dict.fromkeys((Plan.name, Export.name, ImageFiles.name, ReferenceStatistics.name), lambda _: Work())
+"""The rule of every stage; one without a network leaves next to nothing, or images a second time."""
