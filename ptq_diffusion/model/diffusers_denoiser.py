@@ -110,7 +110,7 @@ class DiffusersDenoiser(Denoiser):
         files = find_configurations(path)
         require_latents(files)
         config, family = network_config(files)
-        network = component_outline(files.network, config, family.network_class).eval().requires_grad_(False)
+        network = component_outline(files.network, config, family.network_class, family).eval().requires_grad_(False)
         count, table = files.index.classes, None
         if files.class_embedder is not None:
             table = torch.empty(class_table_shape(files.class_embedder), device="meta")

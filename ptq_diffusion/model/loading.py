@@ -172,14 +172,22 @@ def load_component(
     return network
 
 
-def component_outline(component: Component, config: Mapping[str, Any], network_class: type[ModelMixin]) -> ModelMixin:
+def component_outline(
+    component: Component, config: Mapping[str, Any], network_class: type[ModelMixin], family: Family | None = None
+) -> ModelMixin:
     """The network of a component on the meta device: its layers and their shapes, without weights or memory.
+
+    Args:
+        component: its files, of which weights need not be there.
+        config: its configuration, in today's words.
+        network_class: the class that the configuration names.
+        family: of a network that denoises; None of a decoder.
 
     Raises:
         ValueError: the network is quantized already, or its options are broken or do not belong together.
     """
-    require_configuration(config, network_class, component.config)
-    return _construct(config, network_class, component, "meta")
+    require_configuration(config, network_class, component.config, family.options_beside if family else None)
+    return _construct(config, family.build if family else network_class.from_config, component, "meta")
 
 
 def scheduler_config(files: ModelFiles) -> dict[str, Any]:
