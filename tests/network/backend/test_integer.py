@@ -25,7 +25,7 @@ from ptq_diffusion.network.backend.integer_layer import IntegerLayer
 from ptq_diffusion.network.layer import quantized_layer
 from ptq_diffusion.network.saving import FILES
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.quantizer import AffineQuantizer, MinMax
+from ptq_diffusion.quantizer import AffineQuantizer, MinMax, PerChannel, PerTensor
 from tests.model.networks import NETWORKS, condition_of, denoiser_of, states_of
 from tests.network.networks import FLOAT, observed
 from tests.steps import at
@@ -48,7 +48,7 @@ EXACT = 1e-6
 
 def quick(symmetric, per_channel):
     """From a bitwidth to a quantizer of the whole range, which is made in no time."""
-    return lambda bits: AffineQuantizer(bits, symmetric, per_channel, MinMax(), 64)
+    return lambda bits: AffineQuantizer(bits, symmetric, PerChannel() if per_channel else PerTensor(), MinMax(), 64)
 
 
 def frozen(symmetric, per_channel, bits, x):
