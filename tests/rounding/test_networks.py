@@ -7,8 +7,7 @@ import torch
 
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import InputObservations, quantize
-from ptq_diffusion.quantizer import AffineQuantizer, MinMax
-from ptq_diffusion.quantizer.granularity import PerChannel, PerTensor
+from ptq_diffusion.quantizer import AffineQuantizer, MinMax, PerChannel, PerTensor
 from ptq_diffusion.rounding import (
     BRECQ,
     GPTQ,
@@ -30,8 +29,7 @@ BLOCKWISE = BRECQ("float", UniformSteps(), Descent(60, 0.1, 3.0), 2, 8)
 
 def whole_range(symmetric):
     """From a bitwidth to a quantizer that is made in no time."""
-    granularity = PerChannel() if symmetric else PerTensor()
-    return lambda bits: AffineQuantizer(bits, symmetric, granularity, MinMax(), 64)
+    return lambda bits: AffineQuantizer(bits, symmetric, PerChannel() if symmetric else PerTensor(), MinMax(), 64)
 
 
 WEIGHT, ACTIVATION = whole_range(symmetric=True), whole_range(symmetric=False)

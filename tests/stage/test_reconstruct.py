@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ptq_diffusion.network import QuantizedWeight, load_quantized
-from ptq_diffusion.quantizer import AffineQuantizer, MinMax, State
-from ptq_diffusion.quantizer.granularity import PerChannel
+from ptq_diffusion.quantizer import AffineQuantizer, MinMax, PerChannel, State
 from ptq_diffusion.rounding import BlockReconstruction, LayerReconstruction
 from ptq_diffusion.rounding.artefact import INTEGERS, OWNER, load_integers
 
@@ -26,7 +25,7 @@ class Killed(BaseException):
 
 def grid_of(weight):
     """The frozen quantizer of a stored weight."""
-    quantizer = AffineQuantizer(weight.bits, weight.symmetric, PerChannel(), MinMax())
+    quantizer = AffineQuantizer(weight.bits, weight.symmetric, granularity=PerChannel(), range_search=MinMax())
     quantizer.scale, quantizer.zero_point, quantizer.state = weight.scale, weight.zero_point, State.FROZEN
     return quantizer
 
