@@ -83,6 +83,7 @@ class QuantizedWeight(StoredWeight):
             TypeError: a kind of quantizer whose integers cannot be stored yet.
             ValueError: a granularity that is not of weights.
         """
+        require_of_weights(quantizer)
         return cls.of_integers(quantizer.to_integers(weight), quantizer)
 
     @classmethod

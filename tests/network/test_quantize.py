@@ -11,6 +11,7 @@ from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import (
     CurrentStep,
     FloatWeight,
+    InputObservations,
     LayerSettings,
     QuantizedConv2d,
     QuantizedDenoiser,
@@ -187,7 +188,8 @@ def test_a_network_of_another_plan_is_refused(denoiser):
 
 def bare(layer):
     """The quantized form of a layer whose operands are all left in float."""
-    settings = layer_settings(BitwidthPlan.constant({"0": FLOAT}), "0", None)
+    observations = InputObservations([Site("0", Kind.CONV2D, Role.INNER, 1, tuple(layer.weight.shape))], ACTIVATION)
+    settings = layer_settings(BitwidthPlan.constant({"0": FLOAT}), "0", observations)
     bias = None if layer.bias is None else layer.bias.detach()
     return quantized_layer(layer, [FloatWeight(layer.weight.detach())], bias, settings, CurrentStep())
 

@@ -95,7 +95,7 @@ def replaced(name, change):
 STORED = {
     "no bits": (without("settings/bits"), "bits"),
     "a layer less": (replaced("settings/scale", lambda t: t[:, 1:].contiguous()), "at every step"),
-    "steps more": (lambda t: t | {k: v.repeat(2, 1) for k, v in t.items() if "settings" in k}, "the plan's bits"),
+    "steps more": (replaced("settings/bits", lambda t: t.repeat(2, 1)), "at every step"),
     "other bits": (replaced("settings/bits", lambda t: t + 1), "the plan's bits, conv_in has others"),
     "bits of no grid": (replaced("settings/bits", lambda t: 0 * t), "2 to 8"),
     "a weight that is not there": (replaced("settings/copy", lambda t: t + 1), "the plan.s bits"),

@@ -162,7 +162,10 @@ def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     policy, table = construct(cfg.bitwidth), shop.table(cfg, model)
     policy.check(model.architecture(), table)
     shop.observations(cfg, model, construct(cfg.quantizer.steps), len(table))
-    require_of_weights(construct(cfg.quantizer.weight)(MOST_BITS))
+    try:
+        require_of_weights(construct(cfg.quantizer.weight)(MOST_BITS))
+    except TypeError as error:
+        raise ValueError(f"{error}; choose another quantizer@quantizer.weight") from error
 
 
 def _check_backend(cfg: DictConfig, shop: Workshop) -> None:
