@@ -87,7 +87,8 @@ def command(tiny, monkeypatch, capsys):
     """Run the command line; what it prints."""
 
     def run_one(*arguments, tiny=tuple(tiny)):
-        flags = [argument for argument in arguments if argument.startswith("-")]
+        # A command of its own, which is nothing tiny, has its options behind it.
+        flags = [argument for argument in arguments if tiny and argument.startswith("-")]
         overrides = [argument for argument in arguments if argument not in flags]
         monkeypatch.setattr(
             sys, "argv", ["ptq-diffusion", *flags, *(quick([*tiny, *overrides]) if tiny else overrides)]

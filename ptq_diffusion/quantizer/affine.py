@@ -40,7 +40,7 @@ class AffineQuantizer(Quantizer):
     zero_point: Tensor
 
     def __init__(
-        self, bits: int, symmetric: bool, granularity: Granularity, range_search: RangeSearch, bins: int = 8192
+        self, bits: int, symmetric: bool, granularity: Granularity, range_search: RangeSearch, bins: int
     ) -> None:
         super().__init__(granularity)
         if isinstance(granularity, PerToken):

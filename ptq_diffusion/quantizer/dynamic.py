@@ -64,7 +64,8 @@ class DynamicQuantizer(Quantizer):
     def at(self, x: Tensor) -> AffineQuantizer:
         """The quantizer with the grids that x has, fixed."""
         self.require(State.FROZEN)
-        quantizer = AffineQuantizer(self.grid.bits, self.grid.symmetric, PerImage(self.granularity), MinMax())
+        # The search reads the ends of the distribution alone, so that the number of bins decides nothing.
+        quantizer = AffineQuantizer(self.grid.bits, self.grid.symmetric, PerImage(self.granularity), MinMax(), 4)
         quantizer.observe(x)
         quantizer.freeze()
         return quantizer

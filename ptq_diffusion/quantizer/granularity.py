@@ -143,7 +143,7 @@ class PerGroup(Granularity):
         ValueError: the size is not positive.
     """
 
-    size: int
+    size: int = 64
     of_weights, of_inputs = True, False
 
     def __post_init__(self) -> None:

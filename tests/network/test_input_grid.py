@@ -100,7 +100,9 @@ def test_hooks_are_gone_after_an_error(denoiser, network):
 
 def test_a_grid_for_a_layer_with_a_float_input_is_refused(network):
     grid = InputGrid(torch.tensor([0.5]), torch.tensor([1], dtype=torch.int32))
-    with pytest.raises(ValueError, match="expected conv_out to quantize its input to one grid, .* got a float input; fit it"):
+    with pytest.raises(
+        ValueError, match="expected conv_out to quantize its input to one grid, .* got a float input; fit it"
+    ):
         network.at(0, {"conv_out": _of(grid)})
 
 

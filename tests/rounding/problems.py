@@ -16,7 +16,7 @@ def draw(*shape, seed=0):
 
 
 def quantizer_of(weight, bits, symmetric=True, granularity=PER_CHANNEL):
-    quantizer = AffineQuantizer(bits, symmetric, granularity, MinMax())
+    quantizer = AffineQuantizer(bits, symmetric, granularity, MinMax(), 64)
     quantizer.observe(weight)
     quantizer.freeze()
     return quantizer

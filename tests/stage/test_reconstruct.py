@@ -25,7 +25,7 @@ class Killed(BaseException):
 
 def grid_of(weight):
     """The frozen quantizer of a stored weight."""
-    quantizer = AffineQuantizer(weight.bits, weight.symmetric, granularity=PerChannel(), range_search=MinMax())
+    quantizer = AffineQuantizer(weight.bits, weight.symmetric, granularity=PerChannel(), range_search=MinMax(), bins=64)
     quantizer.scale, quantizer.zero_point, quantizer.state = weight.scale, weight.zero_point, State.FROZEN
     return quantizer
 
