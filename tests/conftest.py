@@ -3,12 +3,19 @@
 Fixtures: configurations composed as the command does it, and folders of tiny models saved by stock diffusers.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+# OpenVINO imports absl where it is installed, whose log handler ends by closing the stream that was stderr when it was
+# made, unless that is the process's own: within a test it would be pytest's.
+with contextlib.redirect_stderr(sys.__stderr__), contextlib.suppress(ImportError):
+    importlib.import_module("absl.logging")
 
 pytest_plugins = ["tests.experiments", "tests.metric.clip", "tests.own_package"]
 
