@@ -28,6 +28,13 @@ def grid(experiment):
     return [cell for batch in BasicSweeper.split_arguments(overrides, None) for cell in batch]
 
 
+def folder(experiment):
+    """The folder of an experiment below experiments/; several tables of one paper share theirs, and so do their runs."""
+    cfg = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / f"{experiment}.yaml"))
+    name = cfg.get("name", "").split("/")[0]
+    return name if (ROOT / "experiments" / name / "README.md").is_file() and name else experiment
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_cell_of_a_grid_composes_and_is_another_run(experiment, composed):
     cells = [composed(f"experiment={experiment}", *cell) for cell in grid(experiment)]
@@ -36,7 +43,7 @@ def test_every_cell_of_a_grid_composes_and_is_another_run(experiment, composed):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_has_a_readme_whose_command_names_it(experiment):
-    text = (ROOT / "experiments" / experiment / "README.md").read_text()
+    text = (ROOT / "experiments" / folder(experiment) / "README.md").read_text()
     commands = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     flag = "-m " if len(grid(experiment)) > 1 else ""
     assert any(f"ptq-diffusion {flag}experiment={experiment}" in command for command in commands), commands
@@ -46,8 +53,10 @@ def test_every_experiment_has_a_readme_whose_command_names_it(experiment):
 def test_a_grid_has_a_folder_of_runs_of_its_own(experiment):
     """So that it can be collected apart from runs of another protocol, and its README says so."""
     cfg = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / f"{experiment}.yaml"))
-    assert cfg["name"].startswith(f"{experiment}/")
-    assert f"collect outputs/runs/{experiment}" in (ROOT / "experiments" / experiment / "README.md").read_text()
+    shared = folder(experiment)
+    own = experiment if shared == experiment else f"{shared}/{experiment.removeprefix('ptqd_')}"
+    assert cfg["name"].startswith(f"{own}/")
+    assert f"collect outputs/runs/{shared}" in (ROOT / "experiments" / shared / "README.md").read_text()
 
 
 def test_published_numbers_have_their_source():
@@ -60,7 +69,7 @@ def test_readmes_name_options_that_exist(composed):
     """The first and the last cell of every command compose."""
     for path in sorted((ROOT / "experiments").glob("*/README.md")):
         for command in re.findall(
-            r"^    (?:\S+=\S+ )*ptq-diffusion (?:-m )?(?!collect)(.+?)\s*$", path.read_text(), re.M
+            r"^    (?:\S+=\S+ )*ptq-diffusion (?:-m )?(?!collect|convert|plan )(.+?)\s*$", path.read_text(), re.M
         ):
             words = command.partition("#")[0].split()
             overrides = OverridesParser.create().parse_overrides(words)

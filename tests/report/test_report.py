@@ -123,10 +123,10 @@ def test_the_same_command_recomputes_nothing(report):
 
 
 FORCED = {
-    "true": {"trajectories", "calibrate", "plan", "quantize", "float_path", "noise", "fit", "evaluate"}
+    "true": {"trajectories", "calibrate", "plan", "quantize", "float_path", "noise", "fit", "drift", "evaluate"}
     | {stage.name for stage in VARIANTS.values()},
     "evaluate": {"evaluate"},
-    "noise": {"noise", "fit", "samples_corrected", "evaluate"},
+    "noise": {"noise", "fit", "samples_corrected", "drift", "evaluate"},
 }
 
 
@@ -151,7 +151,7 @@ def test_a_sweep_over_corrections_calibrates_once(report):
     before = set(artefacts(folder))
     second, _ = report("correction=ptqd_release")
     made = {path.parent.name for path in set(artefacts(folder)) - before}
-    assert made == {"fit", "samples_corrected", "evaluate"}
+    assert made == {"fit", "samples_corrected", "drift", "evaluate"}
     assert second["rows"][:2] == first["rows"][:2]
 
 
