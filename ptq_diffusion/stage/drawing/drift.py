@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from ptq_diffusion.artefact.files import read_json, write_json
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, chunks, read_chunks, run_chunks
+from ptq_diffusion.engine.models import decoder_checksum
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric.metric import FLOAT
 from ptq_diffusion.model import Pixels
-from ptq_diffusion.model.decoder import decoder_checksum
 from ptq_diffusion.stage.drawing.corrected import draw_corrected
 from ptq_diffusion.stage.drawing.images import DrawImages
 from ptq_diffusion.stage.fit import Fit
@@ -95,7 +95,7 @@ class MeasureDrift(ModelStage):
     scratch = ("chunks",)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
-        return super().evidence(cfg) | {"decoder": decoder_checksum(cfg.model.path)}
+        return super().evidence(cfg) | {"decoder": decoder_checksum(cfg)}
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         run_chunks(partial(self.work, cfg, inputs), drift_chunks(cfg), out / "chunks", shop, self.title)
