@@ -29,7 +29,7 @@ def grid(experiment):
 
 
 def folder(experiment):
-    """The folder of an experiment below experiments/; several tables of one paper share theirs, and so do their runs."""
+    """The folder of an experiment below experiments/; tables of one paper share theirs, as do their runs."""
     cfg = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / f"{experiment}.yaml"))
     name = cfg.get("name", "").split("/")[0]
     return name if (ROOT / "experiments" / name / "README.md").is_file() and name else experiment
