@@ -44,7 +44,7 @@ def counted(monkeypatch):
     monkeypatch.setattr(digest, "open", builtins.open, raising=False)
     count(digest, "open", lambda file, *_: f"digest of {file}")
     count(Signatures, "computed", lambda self, stage, cfg: f"signature of {stage.name} {cfg.correction}")
-    count(workshop, "load_quantized", lambda folder: "quantized network")
+    count(workshop, "load_quantized", lambda folder, *_: "quantized network")
     count(diffusers_denoiser, "count_macs", lambda network, *_: f"MACs on {next(network.parameters()).device}")
     return counts
 

@@ -96,7 +96,9 @@ def test_every_kind_of_class_is_built_where_its_package_is_named(parts, name, ki
 
 def test_a_quantizer_that_waits_for_its_bits(parts):
     search = {"_target_": "ptq_diffusion.quantizer.MinMax"}
-    options = {"_partial_": True, "symmetric": True, "per_channel": True, "range_search": search, "bins": 64}
+    channels = {"_target_": "ptq_diffusion.quantizer.PerChannel"}
+    grid = {"symmetric": True, "granularity": channels, "range_search": search, "bins": 64}
+    options = {"_partial_": True, **grid}
     part = node(f"{NAME}.parts.Grid", **options)
     require_kind(part, Quantizer, "part", partial=True)
     assert construct(part)(4).grid.bits == 4
