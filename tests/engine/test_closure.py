@@ -40,12 +40,28 @@ ASKED = "the policy is asked for what it offers here, and for its plan in the st
 NAMESAKE = "weights are quantized by a method that has the name of one that this stage calls"
 LATER = "a method of the exported network, for those who load it"
 NAMED = "the configuration names the float model, of whose folder this stage reads the decoder alone"
+DYNAMIC = "ranges that are taken at run time, which these runs do not choose"
+FORMS = "forms of arithmetic that are read of a quantizer here, and computed with in a quantized network"
+ROUNDING = "other roundings than these runs choose"
+OTHER = "another network or backend than these runs choose"
 BRANCHES: dict[str, dict[str, str]] = {
     "plan": {},
-    "calibrate": {},
+    "calibrate": {
+        "network/layer.py": FORMS,
+        "quantizer/form.py": FORMS,
+    },
     "quantize": {},
-    "reconstruct": {"network/saving.py": "the workshop loads a quantized network by the name that this stage's has"},
+    "reconstruct": {
+        "network/saving.py": "the workshop loads a quantized network by the name that this stage's has",
+        "network/described.py": OTHER,
+        "rounding/blocks.py": ROUNDING,
+        "rounding/calls.py": ROUNDING,
+        "rounding/soft.py": ROUNDING,
+    },
     "samples_quantized": {
+        "numeric/histograms.py": DYNAMIC,
+        "quantizer/affine.py": DYNAMIC,
+        "quantizer/range_search.py": DYNAMIC,
         "model/configuration.py": NAMED,
         "model/loading.py": NAMED,
         "model/weights.py": NAMED,
@@ -58,9 +74,17 @@ BRANCHES: dict[str, dict[str, str]] = {
         "bitwidth/cost.py": ASKED,
         "model/architecture.py": ASKED,
     },
-    "noise": {"numeric/histogram.py": NAMESAKE, "quantizer/quantizer.py": NAMESAKE},
+    "noise": {
+        "numeric/histogram.py": NAMESAKE,
+        "quantizer/quantizer.py": NAMESAKE,
+        "numeric/histograms.py": DYNAMIC,
+        "quantizer/affine.py": DYNAMIC,
+        "quantizer/range_search.py": DYNAMIC,
+    },
     "fit": {"correction/repair/affine.py": LOADED},
     "samples_corrected": {
+        "numeric/histograms.py": DYNAMIC,
+        "quantizer/affine.py": DYNAMIC,
         "correction/noise/residual.py": LOADED,
         "correction/repair/repair.py": LOADED,
         "model/configuration.py": NAMED,
@@ -71,6 +95,8 @@ BRANCHES: dict[str, dict[str, str]] = {
         "quantizer/range_search.py": NAMESAKE,
     },
     "drift": {
+        "numeric/histograms.py": DYNAMIC,
+        "quantizer/affine.py": DYNAMIC,
         "correction/noise/residual.py": LOADED,
         "correction/repair/repair.py": LOADED,
         "numeric/histogram.py": NAMESAKE,
@@ -84,6 +110,8 @@ BRANCHES: dict[str, dict[str, str]] = {
         "metric/distance/classifier_score.py": "of a feature extractor that is a classifier, which these runs spare",
     },
     "export": {
+        "network/backend/input_codes.py": OTHER,
+        "quantizer/range_search.py": DYNAMIC,
         "correction/noise/residual.py": LOADED,
         "correction/repair/affine.py": LOADED,
         "correction/repair/filter.py": LOADED,
@@ -103,6 +131,10 @@ BRANCHES: dict[str, dict[str, str]] = {
 
 SPARED = {
     "data/labels.py": "labels, which an unconditional model has not",
+    "data/prompts.py": "prompts, which an unconditional model has not",
+    "data/file_source.py": "prompts, which an unconditional model has not",
+    "quantizer/input_granularity.py": "granularities of inputs that these runs do not choose",
+    "quantizer/step_groups.py": "groups of steps, which these runs do not choose",
     "engine/conditions.py": "conditions, which an unconditional model has not",
     "model/condition.py": "conditions, which an unconditional model has not",
     "model/guided.py": "guidance, which an unconditional model has not",

@@ -21,17 +21,19 @@ MEASURED = ("step_signal", "sensitivity")
 SAMPLES = ("samples_full_precision", "samples_quantized", "samples_corrected")
 ALL = upstream(STAGES["evaluate"]) - {"prompts"}  # which is of models with text encoders
 EDITS = {
-    "sampler/loop.py": {"trajectories", "float_path", "noise", "fit", *SAMPLES, *MEASURED},
+    "sampler/loop.py": {"trajectories", "float_path", "noise", "fit", "drift", *SAMPLES, *MEASURED},
     "sampler/ddim.py": ALL - {"quantize", "samples_corrected"},
-    "network/insertion.py": {"quantize", *MEASURED},
-    "quantizer/range_search.py": {"calibrate", "quantize", "fit", "samples_corrected", *MEASURED},
+    "network/insertion.py": {"quantize", "reconstruct", *MEASURED},
+    # The samplings may take ranges at run time.
+    "quantizer/range_search.py": {"calibrate", "quantize", "reconstruct", "noise", "fit", "drift"}
+    | {"samples_quantized", "samples_corrected", *MEASURED},
     "engine/workshop.py": ALL,
     "engine/store.py": set(),
     "engine/runtime.py": set(),
     "engine/factory.py": set(),
     "artefact/files.py": set(),
     "correction/method/ptqd.py": {"fit"},
-    "correction/repair/affine.py": {"fit", "samples_corrected", "evaluate"},
+    "correction/repair/affine.py": {"fit", "samples_corrected", "drift", "evaluate"},
     "metric/inference/bootstrap.py": {"evaluate"},
     "metric/feature/pixels.py": set(),
     "correction/method/none.py": set(),
