@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ptq_diffusion.numeric.grid import Grid
@@ -10,11 +9,12 @@ from ptq_diffusion.quantizer.affine import AffineQuantizer
 from ptq_diffusion.quantizer.form import Dynamic, Form
 from ptq_diffusion.quantizer.granularity import Granularity
 from ptq_diffusion.quantizer.input_granularity import PerImage
-from ptq_diffusion.quantizer.quantizer import Quantizer, State
+from ptq_diffusion.quantizer.quantizer import State
 from ptq_diffusion.quantizer.range_search import MinMax
+from ptq_diffusion.quantizer.unobserved import UnobservedQuantizer
 
 
-class DynamicQuantizer(Quantizer):
+class DynamicQuantizer(UnobservedQuantizer):
     """x_hat on affine grids between the extremes of each image's own numbers.
 
     An image is quantized as if it were alone, as the `AffineQuantizer` that has seen only it, so that no image depends
@@ -29,30 +29,12 @@ class DynamicQuantizer(Quantizer):
         ValueError: bits out of range.
     """
 
-    scale: Tensor
-    zero_point: Tensor
-
     def __init__(self, bits: int, symmetric: bool, granularity: Granularity) -> None:
-        super().__init__(granularity)
-        self.grid = Grid(bits, symmetric)
-        # Every image has its own; a network stores these in their places.
-        self.register_buffer("scale", torch.ones(1))
-        self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
+        super().__init__(Grid(bits, symmetric), granularity)
 
     @property
     def form(self) -> Form:
         return Dynamic(self.granularity)
-
-    def observe(self, x: Tensor) -> None:  # noqa: ARG002
-        self.require(State.OBSERVING)
-
-    def freeze(self) -> None:
-        self.require(State.OBSERVING)
-        self.state = State.FROZEN
-
-    def observation(self) -> Mapping[str, Tensor]:
-        self.require(State.OBSERVING)
-        return {}
 
     def observed(self, *observations: Mapping[str, Tensor]) -> None:
         self.require(State.OBSERVING)
@@ -79,14 +61,6 @@ class DynamicQuantizer(Quantizer):
             f"expected integers of fixed grids, got {tuple(integers.shape)} of a dynamic quantizer; ask at(x), the "
             "quantizer with the grids of the tensor x"
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.require(State.FROZEN)
-        return self.form.fake_quantized(x, self.grid, self.scale, self.zero_point)
-
-    def differentiable(self, x: Tensor) -> Tensor:
-        """x_hat as `forward` gives it, by operations that a gradient passes, the grids as constants."""
-        return self(x)
 
     def extra_repr(self) -> str:
         return f"bits={self.grid.bits}, symmetric={self.grid.symmetric}, granularity={self.granularity}"

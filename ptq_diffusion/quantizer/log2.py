@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.quantizer.form import Form, Log2
 from ptq_diffusion.quantizer.granularity import PerTensor
-from ptq_diffusion.quantizer.quantizer import Quantizer, State
+from ptq_diffusion.quantizer.quantizer import State
+from ptq_diffusion.quantizer.unobserved import UnobservedQuantizer
 
 
-class Log2Quantizer(Quantizer):
+class Log2Quantizer(UnobservedQuantizer):
     """p_hat = 2^-n with n = clamp(round(-log2 p), 0, 2^bits - 1), the last n standing for 0.
 
     A softmax has few large outputs and many small ones, whose ratios matter; a product with a power of two is a shift.
@@ -26,30 +26,13 @@ class Log2Quantizer(Quantizer):
     """
 
     signed = False
-    scale: Tensor
-    zero_point: Tensor
 
     def __init__(self, bits: int) -> None:
-        super().__init__(PerTensor())
-        self.grid = Grid(bits, symmetric=False)
-        # A network stores these in the places of a grid's.
-        self.register_buffer("scale", torch.ones(1))
-        self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
+        super().__init__(Grid(bits, symmetric=False), PerTensor())
 
     @property
     def form(self) -> Form:
         return Log2()
-
-    def observe(self, x: Tensor) -> None:  # noqa: ARG002
-        self.require(State.OBSERVING)
-
-    def freeze(self) -> None:
-        self.require(State.OBSERVING)
-        self.state = State.FROZEN
-
-    def observation(self) -> Mapping[str, Tensor]:
-        self.require(State.OBSERVING)
-        return {}
 
     def observed(self, *observations: Mapping[str, Tensor]) -> None:  # noqa: ARG002
         """Take statistics of any kind, which are not read: the range is known."""
@@ -61,14 +44,6 @@ class Log2Quantizer(Quantizer):
 
     def from_integers(self, integers: Tensor) -> Tensor:
         return Log2.values(integers, self.grid)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.require(State.FROZEN)
-        return self.form.fake_quantized(x, self.grid, self.scale, self.zero_point)
-
-    def differentiable(self, x: Tensor) -> Tensor:
-        """x_hat as `forward` gives it, by operations that a gradient passes."""
-        return self(x)
 
     def extra_repr(self) -> str:
         return f"bits={self.grid.bits}"
