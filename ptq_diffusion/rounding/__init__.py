@@ -7,7 +7,7 @@ from ptq_diffusion.rounding.inputs import Inputs
 from ptq_diffusion.rounding.layerwise import LayerReconstruction
 from ptq_diffusion.rounding.moments import Moments, MomentStream
 from ptq_diffusion.rounding.nearest import Nearest
-from ptq_diffusion.rounding.reconstruction import Reconstruction
+from ptq_diffusion.rounding.reconstruction import Reconstruction, Subject
 from ptq_diffusion.rounding.rounding import LayerRounding, Reads, Rounding, RowProblem
 from ptq_diffusion.rounding.soft import Descent, SoftIntegers
 from ptq_diffusion.rounding.step_weights import EffectOnImage, SoftmaxOfEffect, StepWeights, UniformSteps
@@ -32,5 +32,6 @@ __all__ = [
     "SoftIntegers",
     "SoftmaxOfEffect",
     "StepWeights",
+    "Subject",
     "UniformSteps",
 ]

@@ -1,6 +1,6 @@
 """Rounding learned by gradients, block by block."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ptq_diffusion.model import Condition, Denoiser
-from ptq_diffusion.network import QuantizedDenoiser, StoredWeight
+from ptq_diffusion.network import StoredWeight
 from ptq_diffusion.network.insertion import Integers
 from ptq_diffusion.numeric.seed import generator
-from ptq_diffusion.quantizer import Quantizer
 from ptq_diffusion.rounding.calls import Call, CallFiles, call_of, tensors_of
 from ptq_diffusion.rounding.inputs import PathName
 from ptq_diffusion.rounding.parts import Part
-from ptq_diffusion.rounding.reconstruction import Copy, Reconstruction
+from ptq_diffusion.rounding.reconstruction import Copy, Reconstruction, Subject
 from ptq_diffusion.rounding.rounding import Reads, Rounding
 from ptq_diffusion.rounding.soft import Descent, SoftIntegers
-from ptq_diffusion.rounding.step_weights import States, StepWeights
-from ptq_diffusion.sampler import Table
+from ptq_diffusion.rounding.step_weights import StepWeights
 
 
 class BRECQ(Rounding):
@@ -76,31 +74,14 @@ class BlockReconstruction(Reconstruction):
     """Each block by its own calls, which lie in files while it is rounded.
 
     Args:
-        model: the float network.
-        quantized: its quantized copy, which this owns.
-        weight: from a bitwidth to a fresh quantizer of a weight.
-        table: the sampler's.
-        states: of float sampling.
+        subject: the network.
         rounding: the method.
         folder: for the files of one block.
     """
 
-    def __init__(
-        self,
-        model: Denoiser,
-        quantized: QuantizedDenoiser,
-        weight: Callable[[int], Quantizer],
-        table: Table,
-        states: States,
-        rounding: BRECQ,
-        folder: Path,
-    ) -> None:
-        super().__init__(model, quantized, weight, table, states)
+    def __init__(self, subject: Subject, rounding: BRECQ, folder: Path) -> None:
+        super().__init__(subject, rounding.weights)
         self.rounding, self.folder = rounding, folder
-
-    @property
-    def weighting(self) -> StepWeights:
-        return self.rounding.weights
 
     def rounded(self, part: Part) -> Integers:
         with CallFiles.within(self.folder) as calls:
@@ -171,6 +152,8 @@ class BlockReconstruction(Reconstruction):
         before: dict[Copy, nn.Module] = {copy: weights[place] for copy, (weights, place) in places.items()}
         for copy, (weights, place) in places.items():
             weights[place] = SoftWeight(soft[copy], copy[1])
-        yield
-        for copy, (weights, place) in places.items():
-            weights[place] = before[copy]
+        try:
+            yield
+        finally:
+            for copy, (weights, place) in places.items():
+                weights[place] = before[copy]

@@ -7,16 +7,12 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.network.insertion import Integers
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.quantizer import Quantizer
 from ptq_diffusion.rounding.moments import Moments, MomentStream, columns
 from ptq_diffusion.rounding.parts import Part, joined, show_inputs
-from ptq_diffusion.rounding.reconstruction import Copy, Reconstruction
+from ptq_diffusion.rounding.reconstruction import Copy, Reconstruction, Subject
 from ptq_diffusion.rounding.rounding import LayerRounding
-from ptq_diffusion.rounding.step_weights import States, StepWeights
-from ptq_diffusion.sampler import Table
 
 ROOM = 2**28
 """Numbers of second moments that are in memory together, where the order of layers does not matter."""
@@ -29,29 +25,13 @@ class LayerReconstruction(Reconstruction):
     states; along the quantized path each part waits for those before it.
 
     Args:
-        model: the float network.
-        quantized: its quantized copy, which this owns.
-        weight: from a bitwidth to a fresh quantizer of a weight.
-        table: the sampler's.
-        states: of float sampling.
+        subject: the network.
         rounding: the method.
     """
 
-    def __init__(
-        self,
-        model: Denoiser,
-        quantized: QuantizedDenoiser,
-        weight: Callable[[int], Quantizer],
-        table: Table,
-        states: States,
-        rounding: LayerRounding,
-    ) -> None:
-        super().__init__(model, quantized, weight, table, states)
+    def __init__(self, subject: Subject, rounding: LayerRounding) -> None:
+        super().__init__(subject, rounding.inputs.weights)
         self.rounding = rounding
-
-    @property
-    def weighting(self) -> StepWeights:
-        return self.rounding.inputs.weights
 
     @cached_property
     def parts(self) -> list[Part]:

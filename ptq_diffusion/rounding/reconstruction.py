@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
@@ -20,32 +21,39 @@ Copy = tuple[str, int]
 """A copy of a weight: the layer's name and the bits."""
 
 
-class Reconstruction(ABC):
-    """A network whose weights get integers part by part, in the order of a forward.
+@dataclass(frozen=True)
+class Subject:
+    """The network that is rounded, and all that it is asked about.
 
     Args:
         model: the float network.
-        quantized: its quantized copy, rounded to nearest, which this owns: it takes the integers of every part.
+        quantized: its quantized copy, rounded to nearest, which its reconstruction owns: it takes the integers of
+            every part.
         weight: from a bitwidth to a fresh quantizer of a weight, of the kind that `quantized` was made by.
         table: the sampler's.
         states: of float sampling, read again for every part.
     """
 
-    def __init__(
-        self,
-        model: Denoiser,
-        quantized: QuantizedDenoiser,
-        weight: Callable[[int], Quantizer],
-        table: Table,
-        states: States,
-    ) -> None:
-        self.model, self.quantized, self.table, self.states, self._weight = model, quantized, table, states, weight
-        self._quantizers: dict[Copy, AffineQuantizer] = {}
+    model: Denoiser
+    quantized: QuantizedDenoiser
+    weight: Callable[[int], Quantizer]
+    table: Table
+    states: States
 
-    @property
-    @abstractmethod
-    def weighting(self) -> StepWeights:
-        """The rule for the weights of steps."""
+
+class Reconstruction(ABC):
+    """A network whose weights get integers part by part, in the order of a forward.
+
+    Args:
+        subject: the network.
+        weighting: the rule for the weights of steps.
+    """
+
+    def __init__(self, subject: Subject, weighting: StepWeights) -> None:
+        self.model, self.quantized = subject.model, subject.quantized
+        self.table, self.states, self._weight = subject.table, subject.states, subject.weight
+        self.weighting = weighting
+        self._quantizers: dict[Copy, AffineQuantizer] = {}
 
     @abstractmethod
     def rounded(self, part: Part) -> Integers:

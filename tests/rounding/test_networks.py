@@ -15,6 +15,7 @@ from ptq_diffusion.rounding import (
     Descent,
     Inputs,
     LayerReconstruction,
+    Subject,
     UniformSteps,
 )
 from ptq_diffusion.rounding.calls import CallFiles
@@ -75,7 +76,7 @@ def plan_of(denoiser, *rows):
 
 def reconstruction(kind, rounding, denoiser, plan, *more, rows=2):
     quantized = quantized_of(denoiser, plan)
-    return kind(denoiser, quantized, WEIGHT, STEPS, Batches(denoiser, 1, rows), rounding, *more)
+    return kind(Subject(denoiser, quantized, WEIGHT, STEPS, Batches(denoiser, 1, rows)), rounding, *more)
 
 
 def finished(work):

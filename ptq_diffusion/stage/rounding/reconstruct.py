@@ -11,7 +11,15 @@ from ptq_diffusion.engine.runtime import track
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import quantize
-from ptq_diffusion.rounding import BRECQ, BlockReconstruction, LayerReconstruction, LayerRounding, Reads, Reconstruction
+from ptq_diffusion.rounding import (
+    BRECQ,
+    BlockReconstruction,
+    LayerReconstruction,
+    LayerRounding,
+    Reads,
+    Reconstruction,
+    Subject,
+)
 from ptq_diffusion.rounding.artefact import read_part, save_integers, write_integers
 from ptq_diffusion.stage.calibrate import Calibrate, States, read_observations
 from ptq_diffusion.stage.plan import Plan, read_plan
@@ -54,9 +62,9 @@ class Reconstruct(ModelStage):
         quantized = quantize(shop.host.guided(cfg, inputs), plan, observations, weight).to(shop.device)
         table, conditions = shop.table(cfg, model), shop.conditions(cfg, model, inputs)
         states = States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), len(table), conditions)
-        networks, rounding = (model, quantized, weight, table, states), construct(cfg.rounding)
+        subject, rounding = Subject(model, quantized, weight, table, states), construct(cfg.rounding)
         if isinstance(rounding, LayerRounding):
-            return LayerReconstruction(*networks, rounding)
+            return LayerReconstruction(subject, rounding)
         if isinstance(rounding, BRECQ):
-            return BlockReconstruction(*networks, rounding, out / CALLS)
+            return BlockReconstruction(subject, rounding, out / CALLS)
         raise ValueError("expected a rounding that reads a network's inputs, got nearest; set rounding=gptq")
