@@ -113,14 +113,6 @@ def file_trials(outputs: Path, model: Path) -> Mapping[Path, Callable[[], object
         DDIM(3, 1.0, {}).table(network.scheduler_config)
         network.sites()
 
-    def collected(folder: Path) -> None:
-        console = Console(file=io.StringIO())
-        # Every text is laid out, and no pixel is painted, which would take most of the time.
-        with mock.patch.object(Figure, "savefig", lambda figure, *_, **__: figure.draw_without_rendering()):
-            sheets = collect([folder]).sheets
-        for sheet in sheets:
-            console.print(sheet.console())
-
     (run_folder,) = (path.parent for path in outputs.glob("runs/*/report.json"))
     (run_folder / "failure.json").write_text(json.dumps(_failure(run_folder)))
     failed = outputs / "failed" / "one"
@@ -135,9 +127,9 @@ def file_trials(outputs: Path, model: Path) -> Mapping[Path, Callable[[], object
         model / "model_index.json": denoiser,
         model / "unet" / "config.json": denoiser,
         model / "scheduler" / "scheduler_config.json": denoiser,
-        run_folder / "report.json": lambda: collected(outputs / "runs"),
-        run_folder / "config.yaml": lambda: collected(outputs / "runs"),
-        failed / "failure.json": lambda: collected(outputs / "failed"),
+        run_folder / "report.json": lambda: _collected(outputs / "runs"),
+        run_folder / "config.yaml": lambda: _collected(outputs / "runs"),
+        failed / "failure.json": lambda: _collected(outputs / "failed"),
         plan / "plan.json": lambda: read_plan(plan),
         next(path for path in quantized.glob("*.json") if path.name != "files.json"): lambda: load_quantized(quantized),
         fitted / "correction.json": lambda: FittedCorrection.load(fitted),
@@ -146,6 +138,16 @@ def file_trials(outputs: Path, model: Path) -> Mapping[Path, Callable[[], object
         evaluated / "files.json": lambda: check_whole(evaluated),
         network / "config.json": lambda: ResNet9.load(network),
     }
+
+
+def _collected(folder: Path) -> None:
+    """Lay out the tables and figures of a folder of runs."""
+    console = Console(file=io.StringIO())
+    # Every text is laid out, and no pixel is painted, which would take most of the time.
+    with mock.patch.object(Figure, "savefig", lambda figure, *_, **__: figure.draw_without_rendering()):
+        sheets = collect([folder]).sheets
+    for sheet in sheets:
+        console.print(sheet.console())
 
 
 def document(path: Path) -> Any:  # noqa: ANN401

@@ -47,7 +47,7 @@ OTHER = "another network or backend than these runs choose"
 BRANCHES: dict[str, dict[str, str]] = {
     "plan": {},
     "calibrate": {
-        "network/layer.py": FORMS,
+        "network/layer.py": "the axis of the channels, a constant of each kind of layer",
         "quantizer/form.py": FORMS,
     },
     "quantize": {},
@@ -59,8 +59,8 @@ BRANCHES: dict[str, dict[str, str]] = {
         "rounding/soft.py": ROUNDING,
     },
     "samples_quantized": {
-        "numeric/histograms.py": DYNAMIC,
-        "quantizer/affine.py": DYNAMIC,
+        "numeric/histograms.py": NAMESAKE,
+        "quantizer/affine.py": NAMESAKE,
         "quantizer/range_search.py": DYNAMIC,
         "model/configuration.py": NAMED,
         "model/loading.py": NAMED,
@@ -77,14 +77,14 @@ BRANCHES: dict[str, dict[str, str]] = {
     "noise": {
         "numeric/histogram.py": NAMESAKE,
         "quantizer/quantizer.py": NAMESAKE,
-        "numeric/histograms.py": DYNAMIC,
-        "quantizer/affine.py": DYNAMIC,
+        "numeric/histograms.py": NAMESAKE,
+        "quantizer/affine.py": NAMESAKE,
         "quantizer/range_search.py": DYNAMIC,
     },
     "fit": {"correction/repair/affine.py": LOADED},
     "samples_corrected": {
-        "numeric/histograms.py": DYNAMIC,
-        "quantizer/affine.py": DYNAMIC,
+        "numeric/histograms.py": NAMESAKE,
+        "quantizer/affine.py": NAMESAKE,
         "correction/noise/residual.py": LOADED,
         "correction/repair/repair.py": LOADED,
         "model/configuration.py": NAMED,
@@ -95,8 +95,8 @@ BRANCHES: dict[str, dict[str, str]] = {
         "quantizer/range_search.py": NAMESAKE,
     },
     "drift": {
-        "numeric/histograms.py": DYNAMIC,
-        "quantizer/affine.py": DYNAMIC,
+        "numeric/histograms.py": NAMESAKE,
+        "quantizer/affine.py": NAMESAKE,
         "correction/noise/residual.py": LOADED,
         "correction/repair/repair.py": LOADED,
         "numeric/histogram.py": NAMESAKE,

@@ -13,11 +13,15 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
 )
+from omegaconf import OmegaConf
 
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.main import CONF
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler import sample
 
 SHAPE, BATCH, SEED = (1, 4, 4), 3, 7
+SAMPLERS = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
 KINDS = {
     "ddim": DDIMScheduler,
     "ddpm": DDPMScheduler,
@@ -75,3 +79,13 @@ def assert_equal_states(ours, theirs, tolerance):
     assert ours.shape == theirs.shape
     error = (ours - theirs).abs().flatten(1).amax(1) / theirs.abs().flatten(1).amax(1)
     assert error.max() <= tolerance
+
+
+def ddpm_config(**options):
+    """The configuration of a DDPM scheduler that does not clip."""
+    return json.loads(DDPMScheduler(**{"clip_sample": False} | options).to_json_string())
+
+
+def configured(name, **options):
+    """The sampler of a file of conf/sampler with other options."""
+    return construct(OmegaConf.merge(OmegaConf.load(CONF / "sampler" / f"{name}.yaml"), options))

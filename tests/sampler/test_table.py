@@ -8,15 +8,11 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from omegaconf import OmegaConf
 
-from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.main import CONF
-from ptq_diffusion.sampler import DDIM, DDPM, DPMSolver, FlowEuler, Step, Table
-from tests.sampler.schedules import CLIPPED, KINDS
+from ptq_diffusion.sampler import DDIM, DDPM, Step, Table
+from tests.sampler.schedules import CLIPPED, KINDS, SAMPLERS, configured, ddpm_config
 from tests.sampler.schedules import config_of as config_for
 
-SAMPLERS = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
 
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
@@ -25,14 +21,6 @@ every_sampler_of_betas = pytest.mark.parametrize("name", [name for name in SAMPL
 
 def test_every_sampler_has_a_scheduler_of_diffusers_beside_it():
     assert KINDS.keys() == set(SAMPLERS)
-
-
-def config_of(**options):
-    return json.loads(DDPMScheduler(**{"clip_sample": False} | options).to_json_string())
-
-
-def configured(name, **options):
-    return construct(OmegaConf.merge(OmegaConf.load(CONF / "sampler" / f"{name}.yaml"), options))
 
 
 def states(seed=0):
@@ -45,7 +33,7 @@ def states(seed=0):
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_three_parameterizations_of_one_prediction_give_one_step(name, clip, spacing):
     tables = [
-        configured(name).table(config_of(prediction_type=kind, clip_sample=clip, timestep_spacing=spacing))
+        configured(name).table(ddpm_config(prediction_type=kind, clip_sample=clip, timestep_spacing=spacing))
         for kind in PREDICTIONS
     ]
     x, epsilon = states()
@@ -66,7 +54,7 @@ def test_three_parameterizations_of_one_prediction_give_one_step(name, clip, spa
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(("count", "offset"), [(1, 0), (5, 0), (7, 0), (20, 1), (50, 0), (1000, 0)])
 def test_ddim_with_all_its_noise_is_ddpm(prediction, count, offset):
-    config = config_of(prediction_type=prediction, steps_offset=offset, variance_type="fixed_small")
+    config = ddpm_config(prediction_type=prediction, steps_offset=offset, variance_type="fixed_small")
     x, m = states()
     for ddim, ddpm in zip(DDIM(count, 1.0, {}).table(config), DDPM(count, {}).table(config), strict=True):
         assert ddim.t == ddpm.t
@@ -81,14 +69,14 @@ def test_the_gains_of_the_method(count):
     abar = DDPMScheduler().alphas_cumprod.double()
     stride = 1000 // count
     for eta, kind in itertools.product((0.0, 0.5, 1.0), PREDICTIONS):
-        for step in DDIM(count, eta, {}).table(config_of(prediction_type=kind)):
+        for step in DDIM(count, eta, {}).table(ddpm_config(prediction_type=kind)):
             at = abar[step.t]
             a_s = abar[step.t - stride] if step.t >= stride else torch.tensor(1.0).double()
             base = (1 - a_s - step.sigma**2).clamp(min=0).sqrt() - (a_s * (1 - at) / at).sqrt()
             factor = {"epsilon": 1.0, "v_prediction": at.sqrt(), "sample": -(at / (1 - at)).sqrt()}[kind]
             assert step.gain == pytest.approx(float(factor * base), rel=1e-9)
             assert step.sigma**2 == pytest.approx(float(eta**2 * (1 - a_s) / (1 - at) * (1 - at / a_s)), rel=1e-9)
-    for step in DDPM(count, {}).table(config_of()):
+    for step in DDPM(count, {}).table(ddpm_config()):
         at = abar[step.t]
         alpha = at / abar[step.t - stride] if step.t >= stride else at
         assert step.gain == pytest.approx(float(-(1 - alpha) / (alpha.sqrt() * (1 - at).sqrt())), rel=1e-9)
@@ -99,11 +87,11 @@ def test_without_noise_there_is_none(name):
     """The last step adds none, those before all or none, and eta = 0 adds none at all."""
     steps = configured(name).table(config_for(name))
     assert steps[-1].sigma == 0 and len({step.sigma > 0 for step in steps[:-1]}) == 1
-    assert all(step.sigma == 0 for step in DDIM(20, 0.0, {}).table(config_of()))
+    assert all(step.sigma == 0 for step in DDIM(20, 0.0, {}).table(ddpm_config()))
 
 
 def test_eta_scales_the_noise_and_leaves_less_for_the_direction():
-    none, half, full = (DDIM(20, eta, {}).table(config_of()) for eta in (0.0, 0.5, 1.0))
+    none, half, full = (DDIM(20, eta, {}).table(ddpm_config()) for eta in (0.0, 0.5, 1.0))
     for a, b, c in zip(none, half, full, strict=True):
         assert b.sigma == pytest.approx(c.sigma / 2)
         assert a.direction**2 == pytest.approx(b.direction**2 + b.sigma**2) == c.direction**2 + c.sigma**2
@@ -115,7 +103,7 @@ def test_clipping_acts_on_x_0_alone(name):
     if name not in CLIPPED:
         assert {step.clip for step in configured(name).table(config_for(name) | {"clip_sample": True})} == {None}
         return
-    clipped, free = (configured(name).table(config_of(clip_sample=clip)) for clip in (True, False))
+    clipped, free = (configured(name).table(ddpm_config(clip_sample=clip)) for clip in (True, False))
     for a, b in zip(clipped, free, strict=True):
         assert a.predict_x_0(x, m).abs().max() <= 1
         assert torch.equal(a.predict_x_0(x, m), b.predict_x_0(x, m).clamp(-1, 1))
@@ -125,7 +113,7 @@ def test_clipping_acts_on_x_0_alone(name):
 @pytest.mark.parametrize("kind", PREDICTIONS)
 def test_another_direction_keeps_all_but_the_coefficient_of_epsilon(kind):
     x, epsilon = states()
-    for step in DDIM(20, 1.0, {}).table(config_of(prediction_type=kind)):
+    for step in DDIM(20, 1.0, {}).table(ddpm_config(prediction_type=kind)):
         assert step.with_direction_of(step.sigma) == step
         signal, noise = step.abar_t**0.5, (1 - step.abar_t) ** 0.5
         x_0 = (x - noise * epsilon) / signal
@@ -142,7 +130,7 @@ def test_another_direction_keeps_all_but_the_coefficient_of_epsilon(kind):
 
 
 def test_a_sampler_without_direction_says_so():
-    for step in DDPM(5, {}).table(config_of()):
+    for step in DDPM(5, {}).table(ddpm_config()):
         with pytest.raises(ValueError, match="sampler=ddim"):
             step.with_direction_of(0.0)
 
@@ -164,7 +152,7 @@ def test_fingerprints_tell_tables_apart(name):
     others = [sampler.table(config | change) for change in changes]
     others += [configured(name, steps=3).table(config), base[:-1]]
     assert len({base.fingerprint(), *(other.fingerprint() for other in others)}) == len(others) + 1
-    assert len({DDIM(20, eta, {}).table(config_of()).fingerprint() for eta in (0.0, 0.5, 1.0)}) == 3
+    assert len({DDIM(20, eta, {}).table(ddpm_config()).fingerprint() for eta in (0.0, 0.5, 1.0)}) == 3
 
 
 def other_value(value):
@@ -175,7 +163,7 @@ def other_value(value):
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Step) if f.name != "clip"])
 @pytest.mark.parametrize("place", [0, -1])
 def test_a_step_that_differs_in_anything_makes_another_table(name, place):
-    base = DDIM(5, 0.5, {}).table(config_of())
+    base = DDIM(5, 0.5, {}).table(ddpm_config())
     steps = list(base)
     steps[place] = dataclasses.replace(steps[place], **{name: other_value(getattr(steps[place], name))})
     assert base.with_steps(steps) != base and base.with_steps(steps).fingerprint() != base.fingerprint()
@@ -183,13 +171,13 @@ def test_a_step_that_differs_in_anything_makes_another_table(name, place):
 
 @pytest.mark.parametrize("name", ["sampler", "prediction", "init_scale"])
 def test_a_property_of_the_table_that_differs_makes_another(name):
-    base = DDIM(5, 0.5, {}).table(config_of())
+    base = DDIM(5, 0.5, {}).table(ddpm_config())
     other = dataclasses.replace(base, **{name: other_value(getattr(base, name))})
     assert other != base and other.fingerprint() != base.fingerprint()
 
 
 def test_equal_tables_have_one_fingerprint_however_their_times_are_written():
-    base = DDIM(5, 0.5, {}).table(config_of())
+    base = DDIM(5, 0.5, {}).table(ddpm_config())
     floats = base.with_steps(dataclasses.replace(step, t=float(step.t)) for step in base)
     assert floats == base and floats.fingerprint() == base.fingerprint()
 
@@ -249,7 +237,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
 def test_json_that_is_no_table_is_refused_in_one_line(broken):
-    table = json.loads(json.dumps(DDIM(5, 0.5, {}).table(config_of()).to_json()))
+    table = json.loads(json.dumps(DDIM(5, 0.5, {}).table(ddpm_config()).to_json()))
     with pytest.raises(ValueError, match="^expected .*(make|replace)") as refused:
         Table.from_json(broken(table))
     assert "\n" not in str(refused.value)
@@ -270,13 +258,13 @@ def test_a_table_is_the_sequence_of_its_steps(name):
 
 
 def test_fractional_times_are_found_as_tensors_hold_them():
-    table = DDIM(2, 0.5, {}).table(config_of())
+    table = DDIM(2, 0.5, {}).table(ddpm_config())
     table = table.with_steps([dataclasses.replace(table[0], t=500.1), table[1]])
     assert table.at(torch.tensor(500.1).item()) is table[0] and torch.tensor(500.1).item() != 500.1
 
 
 def test_a_table_whose_steps_clip_otherwise_is_refused():
-    table = DDIM(2, 0.5, {}).table(config_of())
+    table = DDIM(2, 0.5, {}).table(ddpm_config())
     with pytest.raises(ValueError, match=r"all clip x_0 to 1.0, got None at t = 500"):
         dataclasses.replace(table, clip=1.0)
 
@@ -291,64 +279,3 @@ def test_x_t_is_standard_normal_noise_that_the_first_row_scales(name, spacing):
     assert table[0].noise == pytest.approx(1) if scaled else table[0].input_scale == 1
     assert {step.input_scale for step in table[1:]} == {1}
     assert {len(step.c_0) for step in table} <= ({1, 2} if name == "dpm_solver" else {1})
-
-
-@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "euler_ancestral"])
-def test_rounding_of_diffusers_that_adds_a_step_is_refused(name):
-    """61 trailing steps of 1000 become 62, the last at t = -1."""
-    with pytest.raises(ValueError, match="expected 61 times between 999 and 0, diffusers gives 62"):
-        configured(name, steps=61).table(config_of(timestep_spacing="trailing"))
-
-
-@every_sampler
-def test_numbers_of_steps_that_make_no_sense_are_refused(name):
-    for steps in (0, -3):
-        with pytest.raises(ValueError, match="at least one step"):
-            configured(name, steps=steps)
-    with pytest.raises(ValueError, match="1001"):
-        configured(name, steps=1001).table(config_for(name))
-
-
-@pytest.mark.parametrize("name", ["ddim", "ddpm"])
-def test_more_steps_than_times_and_times_beyond_the_last_are_refused(name):
-    with pytest.raises(ValueError, match="sampler.steps of at most 1000, the times of the training, got 1001"):
-        configured(name, steps=1001).table(config_of())
-    with pytest.raises(ValueError, match="expected 1000 times between 999 and 0, diffusers gives 1000, 1000 to 1"):
-        configured(name, steps=1000).table(config_of(timestep_spacing="leading", steps_offset=1))
-
-
-def test_times_that_are_too_many_for_the_noise_to_fall_are_refused():
-    """Exponential sigmas down from sigma_min are level."""
-    with pytest.raises(ValueError, match=r"expected noise that falls at each of 5 steps, diffusers gives .*; take"):
-        configured("euler", steps=5, scheduler={"use_karras_sigmas": True, "sigma_max": 0.1, "sigma_min": 0.1}).table(
-            config_of()
-        )
-
-
-def test_options_that_say_two_things_are_refused():
-    for option, remedy in (("solver_order", "order"), ("algorithm_type", "sde")):
-        with pytest.raises(ValueError, match=f"without {option}, .*; set sampler.{remedy}"):
-            DPMSolver(5, scheduler={option: 1})
-    with pytest.raises(ValueError, match="expected order to be 1 or 2, got 3"):
-        DPMSolver(5, 3)
-    flow = config_for("flow_euler", use_dynamic_shifting=True)
-    with pytest.raises(ValueError, match="how many tokens its states are"):
-        FlowEuler(5).table(flow)
-    with pytest.raises(ValueError, match="with one shift, got one with use_dynamic_shifting; set sampler=flow_euler"):
-        DPMSolver(5).table(flow)
-    with pytest.raises(ValueError, match="expected use_flow_sigmas with prediction_type=flow_prediction"):
-        DPMSolver(5, scheduler={"use_flow_sigmas": True}).table(config_of())
-    with pytest.raises(ValueError, match="expected the scheduler of a model of flow matching, .* got that of DDPM"):
-        FlowEuler(5).table(config_of())
-
-
-@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"flow_euler", "dpm_solver"}))
-def test_a_model_of_flow_matching_names_its_sampler(name):
-    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler, of flow matching; set sampler=flow_euler"):
-        configured(name).table(config_for("flow_euler"))
-
-
-@pytest.mark.parametrize("eta", [-0.1, 1.1])
-def test_eta_out_of_range_is_refused(eta):
-    with pytest.raises(ValueError, match=r"expected eta in \[0, 1\]"):
-        DDIM(20, eta, {})
