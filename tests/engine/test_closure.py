@@ -5,6 +5,7 @@ import inspect
 import sys
 from collections import defaultdict
 from pathlib import Path
+from types import CodeType
 
 import pytest
 from omegaconf import OmegaConf
@@ -195,18 +196,20 @@ def traced(make, monkeypatch, tiny_model_folder):
 def watched(function, stage, entered):
     def run(self, cfg, inputs, out, shop):
         definitions = entered.setdefault((stage, OmegaConf.to_yaml(cfg)), (cfg, set()))[1]
-
-        def note(frame, *_):
-            code = frame.f_code
-            if code.co_filename.startswith(f"{OURS.root}/") and code.co_flags & inspect.CO_OPTIMIZED:
-                definitions.add(Definition(Path(code.co_filename), code.co_qualname.partition(".<locals>")[0]))
-
+        # Every call of every library comes here, so that no more is done than to keep its code.
+        codes: set[CodeType] = set()
         before = sys.gettrace()
-        sys.settrace(note)
+        sys.settrace(lambda frame, *_: codes.add(frame.f_code))
         try:
             return function(self, cfg, inputs, out, Workshop(shop.runtime))
         finally:
             sys.settrace(before)
+            ours = (code for code in codes if code.co_filename.startswith(f"{OURS.root}/"))
+            definitions |= {
+                Definition(Path(code.co_filename), code.co_qualname.partition(".<locals>")[0])
+                for code in ours
+                if code.co_flags & inspect.CO_OPTIMIZED
+            }
 
     return run
 
