@@ -15,6 +15,8 @@ CARDS = (
     "quantizer",
     "range_search",
     "step_groups",
+    "calibration_set",
+    "recipe",
     "rounding",
     "backend",
     "sampler",

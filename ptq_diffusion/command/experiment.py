@@ -28,6 +28,7 @@ from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.report.report import make_report, table
 from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.drawing.drift import MeasureDrift
 from ptq_diffusion.stage.drawing.image_files import ImageFiles
 from ptq_diffusion.stage.evaluate import Evaluate
@@ -64,6 +65,7 @@ STAGES: dict[str, type[Stage]] = {
         ReferenceStatistics,
         EncodePrompts,
         Trajectories,
+        ChooseStates,
         Calibrate,
         FloatPath,
         MeasureStepSignal,

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.words import differences, word_of_choice, words_of_options
 
-FROM = ("experiment", "model")
-"""Groups whose files choose those of other groups, the first also that of the second."""
+FROM = ("experiment", "recipe", "model")
+"""Groups whose files choose those of other groups, each also those of the ones behind it."""
 LONGEST = 140
 """Letters of a name."""
 INNER = ("bitwidth.inner.weight", "bitwidth.inner.activation")

@@ -75,6 +75,26 @@ class InputObservations:
         """The group of every step whose range an operand has; one number for all steps, or one for each."""
         return tuple(self._group[operand])
 
+    def require(self, counts: Sequence[int]) -> None:
+        """Refuse states that leave a group of steps, which has a static range of its own, without any.
+
+        Args:
+            counts: the number of states at every step.
+
+        Raises:
+            ValueError: the message names an operand and a step of the group.
+        """
+        if not isinstance(self._make(MOST_BITS).form, Static):
+            return
+        for name, group in self._group.items():
+            seen = {group[i % len(group)] for i, count in enumerate(counts) if count}
+            if missing := sorted(set(group) - seen):
+                raise ValueError(
+                    f"expected a calibration set with states of every group of steps, got none of that of step "
+                    f"{group.index(missing[0])}, at which {name} has a range of its own; choose "
+                    "step_groups@quantizer.steps=one, fewer groups, or calibration_set=uniform"
+                )
+
     @contextmanager
     def observing(self, network: nn.Module, i: int = 0) -> Iterator[None]:
         """Within this context a forward of the float network at step i is observed."""

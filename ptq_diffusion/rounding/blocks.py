@@ -97,14 +97,29 @@ class BlockReconstruction(Reconstruction):
     @torch.no_grad()
     def error(self, part: Part, calls: CallFiles) -> float:
         """The mean square by which a block's outputs differ from the float ones, steps weighted."""
-        errors = [self._error(part, call) * self.step_weights[call.i] for call in calls]
-        return float(sum(errors) / sum(self.step_weights[call.i] for call in calls))
+        shares = self.shares(calls)
+        errors = [self._error(part, call) * shares[call.i] for call in calls]
+        return float(sum(errors) / sum(shares[i] for i, _ in calls.sizes))
+
+    def shares(self, calls: CallFiles) -> Tensor:
+        """The weight of a call of every step, (S,): that of the step, times its states a call in units of the mean.
+
+        So each state counts by its step alone, however many of them a calibration set has at that step.
+        """
+        rows, counts = ([0] * len(self.table) for _ in range(2))
+        for i, count in calls.sizes:
+            rows[i] += count
+            counts[i] += 1
+        # Whole numbers: a set with as many states in all calls leaves the weights as they are, bit for bit.
+        pairs = ((row * len(calls), count * sum(rows)) for row, count in zip(rows, counts, strict=True))
+        crowding = [above / below if below else 0.0 for above, below in pairs]
+        return self.step_weights * torch.tensor(crowding, dtype=torch.float64)
 
     def _learned(self, part: Part, calls: CallFiles, nearest: float) -> Mapping[Copy, SoftIntegers]:
         """Undecided integers of all copies of a part, as the descent leaves them."""
         descent, soft = self.rounding.descent, {copy: self._soft(*copy) for copy in self.copies(part)}
         optimizer = torch.optim.Adam([undecided.v for undecided in soft.values()], descent.learning_rate)
-        draw, shares = generator("blocks", part.name), self.step_weights * len(self.table)
+        draw, shares = generator("blocks", part.name), self.shares(calls) * len(self.table)
         with torch.enable_grad(), self._softened(soft):
             for iteration in range(descent.iterations):
                 optimizer.zero_grad()

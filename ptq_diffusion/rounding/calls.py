@@ -78,6 +78,7 @@ class CallFiles(Sequence[Call]):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._trees: list[tuple[int, TreeSpec, list[Any]]] = []
+        self._counts: list[int] = []
 
     @classmethod
     @contextmanager
@@ -94,7 +95,13 @@ class CallFiles(Sequence[Call]):
         tensors = {f"argument/{place}": leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
         outputs = {f"output/{place}": output for place, output in enumerate(call.outputs)}
         write_tensors(self._file(len(self)), tensors | outputs)
+        self._counts.append(call.count)
         self._trees.append((call.i, tree, [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]))
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The step and the number of rows of every call."""
+        return [(i, count) for (i, *_), count in zip(self._trees, self._counts, strict=True)]
 
     def __len__(self) -> int:
         return len(self._trees)

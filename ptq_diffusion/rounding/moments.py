@@ -81,7 +81,7 @@ class MomentStream:
         if self._within is None or not (total := sum(self._weights[i] * count for i, count, *_ in self._means)):
             raise ValueError(
                 "expected inputs of a layer at a step that has a weight, got none; raise calibration.images or choose "
-                "other step weights"
+                "other step weights or another calibration_set"
             )
         second, difference = self._within.clone(), self._difference
         centres = self._centres()

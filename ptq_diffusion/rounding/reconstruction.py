@@ -31,7 +31,8 @@ class Subject:
             every part.
         weight: from a bitwidth to a fresh quantizer of a weight, of the kind that `quantized` was made by.
         table: the sampler's.
-        states: of float sampling, read again for every part.
+        states: of the calibration set, read again for every part.
+        trajectories: all states of float sampling, which weights of steps are measured along.
     """
 
     model: Denoiser
@@ -39,6 +40,7 @@ class Subject:
     weight: Callable[[int], Quantizer]
     table: Table
     states: States
+    trajectories: States
 
 
 class Reconstruction(ABC):
@@ -52,6 +54,7 @@ class Reconstruction(ABC):
     def __init__(self, subject: Subject, weighting: StepWeights) -> None:
         self.model, self.quantized = subject.model, subject.quantized
         self.table, self.states, self._weight = subject.table, subject.states, subject.weight
+        self._trajectories = subject.trajectories
         self.weighting = weighting
         self._quantizers: dict[Copy, AffineQuantizer] = {}
 
@@ -62,10 +65,10 @@ class Reconstruction(ABC):
     @cached_property
     def step_weights(self) -> Tensor:
         """The weight of every step, (S,)."""
-        return self.weighting.of(self.model, self.table, self._states_on_device())
+        return self.weighting.of(self.model, self.table, self._trajectories_on_device())
 
-    def _states_on_device(self) -> States:
-        for i, x_t, condition in self.states:
+    def _trajectories_on_device(self) -> States:
+        for i, x_t, condition in self._trajectories:
             yield i, x_t.to(self.device), None if condition is None else condition.to(self.device)
 
     @cached_property

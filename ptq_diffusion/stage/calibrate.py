@@ -1,51 +1,26 @@
 """Stage: the distribution of every layer's input and of attention's operands over float sampling, for all bitwidths."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
 from omegaconf import DictConfig
-from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
-from ptq_diffusion.engine.chunks import Chunk
-from ptq_diffusion.engine.conditions import ConditionSource
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Condition, Denoiser
-from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network import InputObservations
 from ptq_diffusion.sampler import Step
+from ptq_diffusion.stage.calibration.choose_states import ChooseStates, read_set
+from ptq_diffusion.stage.calibration.states import States
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.trajectories import Trajectories, calibration_chunks
 
 OBSERVATIONS = "inputs.safetensors"
 """The file of the artefact."""
-
-
-class States(IterableDataset[tuple[int, Tensor, Condition | None]]):
-    """A step's index, its states and their condition, of all steps and chunks; one chunk is in memory at a time.
-
-    Args:
-        folder: of the chunks' files.
-        chunks: in their order.
-        steps: how many each file holds states of.
-        conditions: of the samples.
-    """
-
-    def __init__(self, folder: Path, chunks: Sequence[Chunk], steps: int, conditions: ConditionSource) -> None:
-        self.folder, self.chunks, self.steps, self.conditions = folder, chunks, steps, conditions
-
-    def __len__(self) -> int:
-        return len(self.chunks) * self.steps
-
-    def __iter__(self) -> Iterator[tuple[int, Tensor, Condition | None]]:
-        for chunk in self.chunks:
-            condition = rows_of(chunk.condition(self.conditions), slice(chunk.count))
-            for i, x_t in enumerate(load_file(self.folder / chunk.name)["states"]):
-                yield i, x_t, condition
 
 
 class Calibration(L.LightningModule):
@@ -66,7 +41,7 @@ class Calibrate(ModelStage):
 
     name = "calibrate"
     version = 4
-    needs = (Trajectories, EncodePrompts)
+    needs = (Trajectories, ChooseStates, EncodePrompts)
     uses = ("model", "condition", "sampler", "calibration", "micro_batch", "quantizer.activation", "quantizer.steps")
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
@@ -74,7 +49,9 @@ class Calibrate(ModelStage):
         table, conditions = shop.table(cfg, model), shop.conditions(cfg, model, inputs)
         groups = construct(cfg.quantizer.steps)
         observations = shop.observations(cfg, model, groups, len(table))
-        states = States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), len(table), conditions)
+        chosen = read_set(inputs[ChooseStates.name])
+        observations.require(chosen.counts)
+        states = States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), chosen, conditions)
         trainer = shop.runtime.trainer(out, self.title)
         calibration = Calibration(model, observations, table)
         trainer.predict(calibration, DataLoader(states, batch_size=None), return_predictions=False)

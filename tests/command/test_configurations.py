@@ -14,6 +14,7 @@ GROUPS = {
     "condition": "condition",
     "sampler": "sampler",
     "bitwidth": "bitwidth",
+    "calibration_set": "calibration_set",
     "rounding": "rounding",
     "backend": "backend",
     "correction": "correction",
@@ -28,8 +29,9 @@ GROUPS = {
     "training": "training",
 }
 NOT_DEFAULT = ("clip_score",)
-OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "experiment"]
-EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
+WHOLE = ("experiment", "recipe")  # choose files of other groups
+OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in WHOLE]
+WHOLES = [(group, path.stem) for group in WHOLE for path in sorted(CONF.glob(f"{group}/*.yaml"))]
 
 
 def composed(*overrides):
@@ -41,9 +43,9 @@ def test_every_group_is_known():
     assert {group for group, _ in OPTIONS} == set(GROUPS)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes(experiment):
-    cfg = composed(f"experiment={experiment}")
+@pytest.mark.parametrize(("group", "name"), WHOLES)
+def test_every_experiment_and_every_recipe_composes(group, name):
+    cfg = composed(f"{group}={name}")
     assert cfg.goal
 
 

@@ -30,6 +30,7 @@ RUNS = {
     "bits by step": ["goal=plan", "bitwidth=step_snr"],
     "rounding": [
         *("goal=quantize", "rounding=gptq", "rounding.inputs.positions=2", "calibration.images=1", "sampler.steps=2"),
+        "calibration_set=density",
         "rounding.inputs.weights._target_=ptq_diffusion.rounding.EffectOnImage",
     ],
     "bits by layer": ["goal=plan", "bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=4"],
@@ -47,6 +48,7 @@ ROUNDING = "other roundings than these runs choose"
 OTHER = "another network or backend than these runs choose"
 BRANCHES: dict[str, dict[str, str]] = {
     "plan": {},
+    "calibration_set": {"sampler/step.py": "steps are built here for their times, and computed with elsewhere"},
     "calibrate": {
         "network/layer.py": "the axis of the channels, a constant of each kind of layer",
         "quantizer/form.py": FORMS,

@@ -18,12 +18,14 @@ from ptq_diffusion.rounding import (
     Subject,
     UniformSteps,
 )
-from ptq_diffusion.rounding.calls import CallFiles
+from ptq_diffusion.rounding.calls import Call, CallFiles
 from tests.model.networks import NETWORKS, condition_of, denoiser_of, states_of
 from tests.network.networks import FLOAT
 from tests.steps import at
 
 STEPS = (at(900, 0), at(20, 1))
+# Calls of a block, each the step and the number of states
+CROWDED = [[(0, 3), (1, 3), (0, 2), (1, 2)], [(0, 5), (1, 1)], [(0, 4), (0, 4), (1, 2)]]
 INPUTS = Inputs("float", "weight", False, UniformSteps(), 64)
 BLOCKWISE = BRECQ("float", UniformSteps(), Descent(60, 0.1, 3.0), 2, 8)
 
@@ -76,7 +78,8 @@ def plan_of(denoiser, *rows):
 
 def reconstruction(kind, rounding, denoiser, plan, *more, rows=2):
     quantized = quantized_of(denoiser, plan)
-    return kind(Subject(denoiser, quantized, WEIGHT, STEPS, Batches(denoiser, 1, rows)), rounding, *more)
+    states = Batches(denoiser, 1, rows)
+    return kind(Subject(denoiser, quantized, WEIGHT, STEPS, states, states), rounding, *more)
 
 
 def finished(work):
@@ -119,6 +122,26 @@ def test_blocks_have_a_smaller_error_than_nearest_on_states_that_they_did_not_se
     better = {block for block in blocks if after[block] < before[block]}
     assert len(better) >= 0.8 * len(blocks) > 0, blocks - better
     assert sum(after[block] for block in blocks) < sum(before[block] for block in blocks)
+
+
+@pytest.mark.parametrize(
+    "crowded", [[(0, 3), (1, 3), (0, 2), (1, 2)], [(0, 5), (1, 1)], [(0, 4), (0, 4), (1, 2)]], ids=str
+)
+def test_each_state_of_a_calibration_set_counts_by_the_weight_of_its_step_alone(crowded, tmp_path):
+    """A call is as likely as another, and its error is a mean over its rows."""
+    denoiser = network("pixels")
+    work = reconstruction(BlockReconstruction, BLOCKWISE, denoiser, plan_of(denoiser, LayerBits(4, 8)), tmp_path)
+    work.step_weights = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    with CallFiles.within(tmp_path / "calls") as calls:
+        for i, rows in crowded:
+            calls.append(Call(i, ((), {}), [torch.zeros(rows, 1)]))
+        shares = work.shares(calls)
+    states = [sum(rows for j, rows in crowded if j == i) for i in range(2)]
+    counts = [sum(j == i for j, _ in crowded) for i in range(2)]
+    of_a_state = [float(shares[i]) * counts[i] / states[i] for i in range(2)]
+    assert of_a_state[1] / of_a_state[0] == pytest.approx(3)
+    if states[0] == states[1]:
+        assert torch.equal(shares, work.step_weights), "bit for bit"
 
 
 @pytest.mark.parametrize("name", NETWORKS)

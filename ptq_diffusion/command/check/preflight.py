@@ -14,7 +14,7 @@ from ptq_diffusion.command.check.bounds import Needs, Room, in_units, needs, req
 from ptq_diffusion.command.check.condition import check_condition, encoded_size
 from ptq_diffusion.correction.contract import Requirements
 from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
-from ptq_diffusion.data import ImageSource
+from ptq_diffusion.data import CalibrationSet, ImageSource
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct, require_kind
 from ptq_diffusion.engine.models import of_folder
@@ -23,7 +23,7 @@ from ptq_diffusion.engine.tracker import Tracker
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric import FeatureExtractor, Reference
 from ptq_diffusion.model import Condition, Denoiser, Guided
-from ptq_diffusion.network import Backend
+from ptq_diffusion.network import Backend, InputObservations
 from ptq_diffusion.network.integers import require_of_weights
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
@@ -44,6 +44,7 @@ KINDS: Mapping[str, type] = {
     "sampler": Sampler,
     "bitwidth": BitwidthPolicy,
     "rounding": Rounding,
+    "calibration_set": CalibrationSet,
     "backend": Backend,
     "correction": Requirements,
     "feature.extractor": FeatureExtractor,
@@ -161,11 +162,20 @@ def _check_training(cfg: DictConfig, shop: Workshop) -> None:
 def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     policy, table = construct(cfg.bitwidth), shop.table(cfg, model)
     policy.check(model.architecture(), table)
-    shop.observations(cfg, model, construct(cfg.quantizer.steps), len(table))
+    observations = shop.observations(cfg, model, construct(cfg.quantizer.steps), len(table))
+    _check_calibration_set(cfg, observations, len(table))
     try:
         require_of_weights(construct(cfg.quantizer.weight)(MOST_BITS))
     except TypeError as error:
         raise ValueError(f"{error}; choose another quantizer@quantizer.weight") from error
+
+
+def _check_calibration_set(cfg: DictConfig, observations: InputObservations, steps: int) -> None:
+    """Refuse a set that does not fit, as far as it is known before the network is asked."""
+    rule, images = construct(cfg.calibration_set), cfg.calibration.images
+    rule.size(steps, images)
+    if not rule.feature_images:
+        observations.require(rule.states(steps, images, cfg.calibration.seed).counts)
 
 
 def _check_backend(cfg: DictConfig, shop: Workshop) -> None:

@@ -144,6 +144,7 @@ class Experiment(Options):
     quantizer: Mapping[str, Part]
     bitwidth: Part
     rounding: Part
+    calibration_set: Part
     backend: Part
     correction: Part
     feature: FeatureSpace

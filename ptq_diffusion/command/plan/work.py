@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Any
 
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
@@ -20,6 +21,7 @@ from ptq_diffusion.correction.method.qncd import QNCD
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.model import Pixels
 from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.drawing.drift import MeasureDrift, drift_chunks
 from ptq_diffusion.stage.drawing.image_files import ImageFiles
 from ptq_diffusion.stage.evaluate import Evaluate
@@ -77,7 +79,15 @@ def _trajectories(case: Case) -> Work:
 
 
 def _calibrate(case: Case) -> Work:
-    return Work(case.cfg.calibration.images * case.rows, kept=bytes_of_observations(case))
+    images, steps = case.cfg.calibration.images, len(case.table)
+    share = Fraction(construct(case.cfg.calibration_set).size(steps, images), steps * images)
+    return Work(int(images * case.rows * share), kept=bytes_of_observations(case))
+
+
+def _calibration_set(case: Case) -> Work:
+    """The features of a few images, where the set reads them."""
+    images = min(construct(case.cfg.calibration_set).feature_images, case.cfg.calibration.images, case.cfg.micro_batch)
+    return Work(images * case.rows)
 
 
 def _float_path(case: Case) -> Work:
@@ -168,6 +178,7 @@ def _decoded(case: Case, images: int) -> int:
 RULES: Mapping[str, Callable[[Case], Work]] = {
     EncodePrompts.name: lambda case: Work(kept=bytes_of_prompts(case)),
     Trajectories.name: _trajectories,
+    ChooseStates.name: _calibration_set,
     Calibrate.name: _calibrate,
     FloatPath.name: _float_path,
     MeasureStepSignal.name: _step_signal,

@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.artefact.files import holds_tensors
+from ptq_diffusion.data import ChosenStates
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import track
 from ptq_diffusion.engine.stage import ModelStage
@@ -21,7 +22,9 @@ from ptq_diffusion.rounding import (
     Subject,
 )
 from ptq_diffusion.rounding.artefact import read_part, save_integers, write_integers
-from ptq_diffusion.stage.calibrate import Calibrate, States, read_observations
+from ptq_diffusion.stage.calibrate import Calibrate, read_observations
+from ptq_diffusion.stage.calibration.choose_states import ChooseStates, read_set
+from ptq_diffusion.stage.calibration.states import States
 from ptq_diffusion.stage.plan import Plan, read_plan
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.trajectories import Trajectories, calibration_chunks
@@ -35,7 +38,7 @@ class Reconstruct(ModelStage):
 
     name = "reconstruct"
     version = 1
-    needs = (Trajectories, Calibrate, Plan, EncodePrompts)
+    needs = (Trajectories, ChooseStates, Calibrate, Plan, EncodePrompts)
     uses = ("model", "condition", "sampler", "calibration", "micro_batch", "quantizer", "rounding")
     scratch = (PARTS, CALLS)
 
@@ -61,8 +64,11 @@ class Reconstruct(ModelStage):
         weight, model = construct(cfg.quantizer.weight), shop.guided(cfg, inputs)
         quantized = quantize(shop.host.guided(cfg, inputs), plan, observations, weight).to(shop.device)
         table, conditions = shop.table(cfg, model), shop.conditions(cfg, model, inputs)
-        states = States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), len(table), conditions)
-        subject, rounding = Subject(model, quantized, weight, table, states), construct(cfg.rounding)
+        sets = read_set(inputs[ChooseStates.name]), ChosenStates.every(len(table), cfg.calibration.images)
+        states, trajectories = (
+            States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), chosen, conditions) for chosen in sets
+        )
+        subject, rounding = Subject(model, quantized, weight, table, states, trajectories), construct(cfg.rounding)
         if isinstance(rounding, LayerRounding):
             return LayerReconstruction(subject, rounding)
         if isinstance(rounding, BRECQ):

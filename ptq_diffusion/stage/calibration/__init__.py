@@ -1,0 +1,1 @@
+"""Calibration: which states of float sampling are looked at."""

@@ -1,0 +1,73 @@
+"""Calibration sets from the command line: what is observed and rounded on, and what belongs to which artefact."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ptq_diffusion.rounding.artefact import INTEGERS
+
+SMALL = ["sampler.steps=3", "calibration.images=6"]
+SETS = {
+    "ndtc": [],
+    "uniform_draw": ["calibration_set.states_per_image=2"],
+    "intervals": ["calibration_set.every=2"],
+    "density": ["calibration_set.images=3"],
+}
+
+
+def folders(tmp_path, stage):
+    return {path.name for path in (tmp_path / "outputs" / "store" / stage).iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize(("name", "options"), SETS.items(), ids=SETS)
+def test_ranges_are_those_of_the_states_that_the_set_holds_and_trajectories_are_shared(name, options, make, tmp_path):
+    words = [*SMALL, f"calibration_set={name}", *options]
+    everything = load_file(make("goal=calibrate", *SMALL) / "inputs.safetensors")
+    content = json.loads((make("goal=calibration_set", *words) / "set.json").read_text())
+    some = load_file(make("goal=calibrate", *words) / "inputs.safetensors")
+    assert len(folders(tmp_path, "trajectories")) == 1 and len(folders(tmp_path, "calibrate")) == 2
+    assert everything.keys() == some.keys()
+    # The first layer sees the states themselves.
+    extremes = everything["conv_in/0/extremes"], some["conv_in/0/extremes"]
+    (chunks,) = (tmp_path / "outputs/store/trajectories").glob("*/chunks")
+    states = torch.cat([load_file(file)["states"] for file in sorted(chunks.iterdir())], dim=1)
+    held = torch.cat([states[i, step["images"]] for i, step in enumerate(content["steps"])])
+    for seen, expected in zip(extremes, (states, held), strict=True):
+        assert seen.flatten().tolist() == [float(expected.min()), float(expected.max())]
+    assert content["seed"] == 1000 and [step["t"] for step in content["steps"]] == sorted(
+        (step["t"] for step in content["steps"]), reverse=True
+    )
+
+
+def test_rounding_reads_the_set_and_the_same_set_by_another_name_gives_the_same_numbers(make):
+    words = [*SMALL, "goal=reconstruct", "rounding=gptq", "rounding.inputs.positions=2"]
+    uniform = load_file(make(*words) / INTEGERS)
+    all_drawn = load_file(make(*words, "calibration_set=intervals", "calibration_set.every=1") / INTEGERS)
+    assert all(torch.equal(uniform[name], all_drawn[name]) for name in uniform)
+    # Weights of steps are measured along whole trajectories, of which this set lacks two steps in three.
+    effect = "rounding.inputs.weights._target_=ptq_diffusion.rounding.EffectOnImage"
+    few = load_file(make(*words, effect, "calibration_set=intervals", "calibration_set.every=3") / INTEGERS)
+    assert any(not torch.equal(uniform[name], few[name]) for name in uniform)
+
+
+def test_sets_that_do_not_fit_are_refused_before_anything_is_made(make, tmp_path):
+    for words, message in (
+        (["calibration_set=intervals", "calibration_set.every=4"], "at most the 3 steps"),
+        (["calibration_set=ndtc", "calibration_set.states_per_image=4"], "states_per_image"),
+        (
+            ["calibration_set=intervals", "calibration_set.every=2", "step_groups@quantizer.steps=time"],
+            "none of that of step 1, at which time_embedding",
+        ),
+        (["calibration_set._target_=ptq_diffusion.data.Labels"], "expected calibration_set to be a CalibrationSet"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(*SMALL, "goal=quantize", *words)
+    assert not (tmp_path / "outputs" / "store").exists()
+
+
+def test_a_set_that_reads_features_is_refused_where_it_leaves_a_range_without_states(make):
+    words = ["calibration_set=density", "calibration_set.diversity=0", "step_groups@quantizer.steps=time"]
+    with pytest.raises(ValueError, match="expected a calibration set with states of every group of steps"):
+        make("goal=calibrate", "sampler.steps=3", "calibration.images=1", *words)
