@@ -6,7 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ptq_diffusion.model import Condition, Guided
 from ptq_diffusion.rounding.artefact import INTEGERS
+from ptq_diffusion.stage.calibration.bottleneck import narrowest_block, step_features
+from tests.model.networks import NETWORKS, condition_of, denoiser_of, states_of
+from tests.steps import at
 
 SMALL = ["sampler.steps=3", "calibration.images=6"]
 SETS = {
@@ -67,3 +71,32 @@ def test_a_set_that_reads_features_is_refused_where_it_leaves_a_range_without_st
     words = ["calibration_set=density", "calibration_set.diversity=0", "step_groups@quantizer.steps=time"]
     with pytest.raises(ValueError, match="expected a calibration set with states of every group of steps"):
         make("goal=calibrate", "sampler.steps=3", "calibration.images=1", *words)
+
+
+STEPS = (at(900, 0), at(20, 1))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_features_of_every_family_are_the_narrowest_blocks_of_the_first_images(name):
+    denoiser = denoiser_of(name)
+    condition, x_t = condition_of(denoiser), states_of(denoiser)
+    batches = [(i, x_t * (i + 1), condition) for i in (0, 1)]
+    features = step_features(denoiser, STEPS, [*batches, (0, x_t * 9, condition)], images=1)
+    assert features.shape[0] == 2 and not torch.equal(features[0], features[1])
+    both = step_features(denoiser, STEPS, batches, images=2)
+    assert both.numel() == 2 * features.numel() and torch.allclose(both[:, : features.shape[1]], features, atol=1e-5)
+    block = narrowest_block(denoiser, STEPS, x_t, condition)
+    has_middle = any(name.startswith("mid_block") for name in denoiser.blocks())
+    assert block in denoiser.blocks() and block.startswith("mid_block") == has_middle
+
+
+def test_guidance_leaves_the_features_that_the_condition_leads_to_as_they_are():
+    """A guided network asks for null and condition at some steps, and for the condition alone at the others."""
+    denoiser = denoiser_of("classes")
+    condition, x_t = condition_of(denoiser), states_of(denoiser)
+    guided = Guided(denoiser, Condition(labels=torch.tensor([0])), 3.0, (0.5, 1.0))
+    assert [guided.rows_per_image(step) for step in STEPS] == [2, 1]
+    plain, with_null = (
+        step_features(network, STEPS, [(i, x_t, condition) for i in (0, 1)], 2) for network in (denoiser, guided)
+    )
+    assert torch.allclose(plain, with_null, atol=1e-5)

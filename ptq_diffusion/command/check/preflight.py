@@ -163,17 +163,22 @@ def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     policy, table = construct(cfg.bitwidth), shop.table(cfg, model)
     policy.check(model.architecture(), table)
     observations = shop.observations(cfg, model, construct(cfg.quantizer.steps), len(table))
-    _check_calibration_set(cfg, observations, len(table))
+    _check_calibration_set(cfg, model, observations, len(table))
     try:
         require_of_weights(construct(cfg.quantizer.weight)(MOST_BITS))
     except TypeError as error:
         raise ValueError(f"{error}; choose another quantizer@quantizer.weight") from error
 
 
-def _check_calibration_set(cfg: DictConfig, observations: InputObservations, steps: int) -> None:
+def _check_calibration_set(cfg: DictConfig, model: Denoiser, observations: InputObservations, steps: int) -> None:
     """Refuse a set that does not fit, as far as it is known before the network is asked."""
     rule, images = construct(cfg.calibration_set), cfg.calibration.images
     rule.size(steps, images)
+    if rule.feature_images and not model.blocks():
+        raise ValueError(
+            f"expected a network with blocks, whose features {cfg.labels.calibration_set} reads, got one without; set "
+            "calibration_set=uniform or name them in blocks()"
+        )
     if not rule.feature_images:
         observations.require(rule.states(steps, images, cfg.calibration.seed).counts)
 

@@ -18,6 +18,7 @@ from ptq_diffusion.metric import FeatureExtractor
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.drawing.drift import MeasureDrift
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.evaluate import Evaluate
@@ -82,6 +83,7 @@ class Footprint:
     def _rules(self) -> Mapping[str, Callable[[Case], Memory]]:
         return {
             Trajectories.name: lambda case: self._recorded(case, len(case.table)),
+            ChooseStates.name: self._features,
             Calibrate.name: self._observed,
             FloatPath.name: lambda case: self._recorded(case, len(case.fit_table)),
             MeasureStepSignal.name: self._offers,
@@ -152,6 +154,11 @@ class Footprint:
     def _recorded(self, case: Case, steps: int) -> Memory:
         """A float forward, and a micro-batch's states of all steps, twice while they are stacked."""
         return Memory(self.float_network, self.float_activations, 2 * steps * case.cfg.micro_batch * case.state_bytes)
+
+    def _features(self, case: Case) -> Memory:
+        """A float forward of a set that reads features; any other set asks no network."""
+        reads = construct(case.cfg.calibration_set).feature_images > 0
+        return Memory(self.float_network, self.float_activations) if reads else Memory()
 
     def _observed(self, case: Case) -> Memory:
         states = len(case.table) * case.cfg.micro_batch * case.state_bytes

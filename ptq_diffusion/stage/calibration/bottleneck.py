@@ -20,14 +20,13 @@ States = Iterable[tuple[int, Tensor, Condition | None]]
 def step_features(model: Denoiser, table: Table, states: States, images: int) -> Tensor:
     """The features of the first images at every step, (S, P, C): C channels at P places of all of them.
 
+    They are outputs of the narrowest block; of a guided network those that the condition leads to.
+
     Args:
         model: the float network.
         table: of S steps.
         states: of float sampling; the first of each step are taken.
         images: how many at most, the same at all steps.
-
-    Raises:
-        ValueError: the network has no blocks.
     """
     rows = dict[int, Tensor]()
     block = ""
@@ -38,11 +37,12 @@ def step_features(model: Denoiser, table: Table, states: States, images: int) ->
         on_device = None if some is None else some.to(_device(model))
         state = x_t.to(_device(model))
         block = block or narrowest_block(model, table, state, on_device)
-        _, _, (output, *_) = call_of(
+        _, _, outputs = call_of(
             model.network.get_submodule(block),
             partial(model.predict, state, table[i], on_device),
         )
-        rows[i] = _by_place(output).float().cpu()
+        # Of several outputs the last is the image's, and of rows the last are the condition's.
+        rows[i] = _by_place(outputs[-1][-len(state) :]).float().cpu()
     return torch.stack([rows[i] for i in range(len(table))])
 
 
@@ -54,19 +54,15 @@ def narrowest_block(model: Denoiser, table: Table, x_t: Tensor, condition: Condi
         table: of which the first step is asked about.
         x_t: states at the first step.
         condition: of them.
-
-    Raises:
-        ValueError: the network has no blocks.
     """
     sizes: dict[str, int] = {}
 
     def see(name: str, output: object) -> None:
-        sizes.setdefault(name, tensors_of(output)[0].numel())
+        sizes.setdefault(name, tensors_of(output)[-1].numel())
 
     with watching(model.network, model.blocks(), see):
         model.predict(x_t, table[0], condition)
-    if not sizes:
-        raise ValueError("expected a network with blocks to take features of, got none; set calibration_set=uniform")
+    assert sizes, "a network without blocks is refused before"
     narrow = [name for name, size in sizes.items() if size == min(sizes.values())]
     return narrow[len(narrow) // 2]
 
