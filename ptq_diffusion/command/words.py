@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-SPEAKING = ("model", "sampler", "recipe", "bitwidth", "correction")
+SPEAKING = ("model", "sampler", "bitwidth", "correction")
 """Groups whose files have names that need no word beside them."""
 UNNAMED = (
     "name",

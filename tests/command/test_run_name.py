@@ -28,6 +28,13 @@ NAMES = {
     "cifar10_ddpm-w4a8-auto-ddpm-weight_affine_per_tensor-noise_images64": [
         *("sampler=ddpm", "quantizer@quantizer.weight=affine_per_tensor", "noise.images=64")
     ],
+    "cifar10_ddpm-w4a8-ptqd-recipe_ptqd": ["recipe=ptqd", "correction=ptqd"],
+    "cifar10_ddpm-w4a8-none-recipe_ptqd-rounding_nearest-calibration_images8": [
+        *("recipe=ptqd", "correction=none", "rounding=nearest", "calibration.images=8")
+    ],
+    "cifar10_ddpm-w4a8-auto-calibration_set_ndtc-states_per_image2": [
+        *("calibration_set=ndtc", "calibration_set.states_per_image=2")
+    ],
     "cifar10_ddpm-w4a8-auto-tac-no_matched": [
         *("+correction@correction.candidates.tac=tac", "~correction.candidates.matched")
     ],
