@@ -13,7 +13,7 @@ RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml") if path.
 WORD = re.compile(r"^#   (?P<key>[\w.@]+)=(?P<value>.+?)(?:: .+)?$", re.MULTILINE)
 """A line of what a recipe consists of: a word of a command line and, behind a colon, what it means."""
 TINY = [
-    *("calibration.images=3", "sampler.steps=3", "images=1", "seeds=[0]", "micro_batch=3", "noise.images=2"),
+    *("calibration.images=2", "sampler.steps=2", "images=1", "seeds=[0]", "micro_batch=2", "noise.images=2"),
     *("rounding.descent.iterations=1", "rounding.calls=1", "correction=none", "goal=samples_corrected"),
     *(f"quantizer.{operand}.range_search.candidates=2" for operand in ("weight", "activation")),
 ]

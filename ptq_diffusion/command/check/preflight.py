@@ -179,7 +179,7 @@ def _check_calibration_set(cfg: DictConfig, model: Denoiser, observations: Input
             f"expected a network with blocks, whose features {cfg.labels.calibration_set} reads, got one without; set "
             "calibration_set=uniform or name them in blocks()"
         )
-    if not rule.feature_images:
+    if observations.steps > 1 and not rule.feature_images:
         observations.require(rule.states(steps, images, cfg.calibration.seed).counts)
 
 
