@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptq_diffusion.model import Condition, Guided
+from ptq_diffusion.model import Condition, DiffusersDenoiser, Guided
 from ptq_diffusion.rounding.artefact import INTEGERS
 from ptq_diffusion.stage.calibration.bottleneck import narrowest_block, step_features
 from tests.model.networks import NETWORKS, condition_of, denoiser_of, states_of
@@ -52,7 +52,7 @@ def test_rounding_reads_the_set_and_the_same_set_by_another_name_gives_the_same_
     assert any(not torch.equal(uniform[name], few[name]) for name in uniform)
 
 
-def test_sets_that_do_not_fit_are_refused_before_anything_is_made(make, tmp_path):
+def test_sets_that_do_not_fit_are_refused_before_anything_is_made(make, tmp_path, monkeypatch):
     for words, message in (
         (["calibration_set=intervals", "calibration_set.every=4"], "at most the 3 steps"),
         (["calibration_set=ndtc", "calibration_set.states_per_image=4"], "states_per_image"),
@@ -64,6 +64,9 @@ def test_sets_that_do_not_fit_are_refused_before_anything_is_made(make, tmp_path
     ):
         with pytest.raises(ValueError, match=message):
             make(*SMALL, "goal=quantize", *words)
+    monkeypatch.setattr(DiffusersDenoiser, "blocks", lambda _: ())
+    with pytest.raises(ValueError, match="expected a network with blocks, whose features density reads"):
+        make(*SMALL, "goal=quantize", "calibration_set=density")
     assert not (tmp_path / "outputs" / "store").exists()
 
 
