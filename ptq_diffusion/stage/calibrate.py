@@ -17,6 +17,7 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network import InputObservations
+from ptq_diffusion.network.equalising import InputMaxima
 from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.trajectories import Trajectories, calibration_chunks
@@ -51,7 +52,7 @@ class States(IterableDataset[tuple[int, Tensor, Condition | None]]):
 class Calibration(L.LightningModule):
     """Float forwards under observation."""
 
-    def __init__(self, model: Denoiser, observations: InputObservations, table: Sequence[Step]) -> None:
+    def __init__(self, model: Denoiser, observations: InputObservations | InputMaxima, table: Sequence[Step]) -> None:
         super().__init__()
         self.model, self.observations, self.table = model, observations, table
 
@@ -67,7 +68,8 @@ class Calibrate(ModelStage):
     name = "calibrate"
     version = 4
     needs = (Trajectories, EncodePrompts)
-    uses = ("model", "condition", "sampler", "calibration", "micro_batch", "quantizer.activation", "quantizer.steps")
+    quantizer = ("quantizer.activation", "quantizer.steps", "quantizer.equalisation")
+    uses = ("model", "condition", "sampler", "calibration", "micro_batch", *quantizer)
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         model = shop.guided(cfg, inputs)
@@ -75,9 +77,18 @@ class Calibrate(ModelStage):
         groups = construct(cfg.quantizer.steps)
         observations = shop.observations(cfg, model, groups, len(table))
         states = States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), len(table), conditions)
-        trainer = shop.runtime.trainer(out, self.title)
-        calibration = Calibration(model, observations, table)
-        trainer.predict(calibration, DataLoader(states, batch_size=None), return_predictions=False)
+
+        def observe(observer: InputObservations | InputMaxima) -> None:
+            trainer, calibration = shop.runtime.trainer(out, self.title), Calibration(model, observer, table)
+            trainer.predict(calibration, DataLoader(states, batch_size=None), return_predictions=False)
+
+        rule = construct(cfg.quantizer.equalisation)
+        if rule.equalises:
+            # Grids are of inputs over the factors, so that these come from a pass of their own.
+            maxima = InputMaxima(model.sites())
+            observe(maxima)
+            observations.equalise(maxima.factors(model.network, rule))
+        observe(observations)
         observations.divide(groups)
         observations.save(out / OBSERVATIONS)
 

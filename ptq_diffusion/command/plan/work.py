@@ -77,7 +77,8 @@ def _trajectories(case: Case) -> Work:
 
 
 def _calibrate(case: Case) -> Work:
-    return Work(case.cfg.calibration.images * case.rows, kept=bytes_of_observations(case))
+    passes = 2 if case.equalised else 1
+    return Work(passes * case.cfg.calibration.images * case.rows, kept=bytes_of_observations(case))
 
 
 def _float_path(case: Case) -> Work:
