@@ -24,6 +24,8 @@ from ptq_diffusion.stage.trajectories import Trajectories, calibration_chunks
 
 OBSERVATIONS = "inputs.safetensors"
 """The file of the artefact."""
+RANGES = ("quantizer.activation", "quantizer.steps", "quantizer.equalisation")
+"""Options of quantizers that say which ranges are observed."""
 
 
 class States(IterableDataset[tuple[int, Tensor, Condition | None]]):
@@ -68,8 +70,7 @@ class Calibrate(ModelStage):
     name = "calibrate"
     version = 4
     needs = (Trajectories, EncodePrompts)
-    quantizer = ("quantizer.activation", "quantizer.steps", "quantizer.equalisation")
-    uses = ("model", "condition", "sampler", "calibration", "micro_batch", *quantizer)
+    uses = ("model", "condition", "sampler", "calibration", "micro_batch", *RANGES)
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         model = shop.guided(cfg, inputs)
