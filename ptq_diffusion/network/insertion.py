@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,15 @@ from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.model.site import Site
 from ptq_diffusion.network.attention import install, quantized_attentions
-from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
+from ptq_diffusion.network.equalising import against_weight
+from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight, require_of_weights
 from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer, quantized_layer
+from ptq_diffusion.network.low_rank import LowRankWeight, quantizer_of_layer
 from ptq_diffusion.network.observing import InputObservations
 from ptq_diffusion.network.quantized import QuantizedDenoiser
 from ptq_diffusion.network.step_settings import ROWS, LayerSettings, rows_of
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.quantizer import WHOLE, Quantizer
+from ptq_diffusion.quantizer import WHOLE, AffineQuantizer, LowRankQuantizer, Quantizer
 
 Integers = Mapping[tuple[str, int], Tensor]
 """Integers of weights by the layer's name and the bits of the copy, each of the weight's shape."""
@@ -28,6 +31,7 @@ def quantize(
     observations: InputObservations,
     weight: Callable[[int], Quantizer],
     integers: Integers | None = None,
+    rank: int = 0,
 ) -> QuantizedDenoiser:
     """A quantized copy of a float denoiser; the original stays as it is.
 
@@ -37,25 +41,26 @@ def quantize(
         observations: of the inputs of its layers and of attention's operands.
         weight: from a bitwidth to a fresh quantizer of a weight.
         integers: of weights that a rounding has chosen; all others are rounded to nearest.
+        rank: of the part of every inner layer's weight that stays in 16 bits; 0 for none.
 
     Raises:
         ValueError: the plan is of another network, or a layer cannot be quantized.
     """
-    rounded = integers or {}
     sites = model.sites()
     plan.require(sites, plan.steps)
     _require_steps(plan, observations)
-    current = CurrentStep()
+    current, weights = CurrentStep(), _Weights(weight, rank, integers or {})
 
-    def replacement(name: str, layer: nn.Module) -> QuantizedLayer:
-        float_weight = layer.get_parameter("weight").detach()
-        copies = [_stored(float_weight, bits, weight, rounded.get((name, bits))) for bits in plan.weight_copies(name)]
+    def replacement(site: Site, layer: nn.Module) -> QuantizedLayer:
+        settings = layer_settings(plan, site.name, observations)
+        copies = weights.copies(site, layer, plan.weight_copies(site.name), settings.equalisation)
         bias = None if layer.bias is None else layer.get_parameter("bias").detach().clone()
-        return quantized_layer(layer, copies, bias, layer_settings(plan, name, observations), current)
+        return quantized_layer(layer, copies, bias, settings, current)
 
     network = model.network
-    names = [site.name for site in sites if site.weighted]
-    network_copy = with_layers(network, {name: replacement(name, network.get_submodule(name)) for name in names})
+    weighted = [site for site in sites if site.weighted]
+    layers = {site.name: replacement(site, network.get_submodule(site.name)) for site in weighted}
+    network_copy = with_layers(network, layers)
     for name, products in quantized_attentions(sites, plan).items():
         install(network_copy, name, operand_settings(plan, products, observations), current)
     denoiser = model.with_network(network_copy)
@@ -72,10 +77,14 @@ def with_layers(network: nn.Module, layers: Mapping[str, QuantizedLayer]) -> nn.
 
 
 def layer_settings(plan: BitwidthPlan, site: str, observations: InputObservations) -> LayerSettings:
-    """The settings of one layer: a row for every step of the plan, which is one where nothing ever changes."""
-    copies = plan.weight_copies(site)
-    places = [copies.index(bits) for bits in plan.weight[site]]
-    return _settings(site, plan.activation[site], places, max(plan.steps, observations.steps), observations)
+    """The settings of one layer: a row for every step of the plan, which is one where nothing ever changes.
+
+    An input that is float at every step is not equalised.
+    """
+    copies, bits = plan.weight_copies(site), plan.activation[site]
+    places = [copies.index(weight_bits) for weight_bits in plan.weight[site]]
+    equalisation = None if set(bits) == {FLOAT_BITS} else observations.equalisation(site)
+    return _settings(site, bits, places, max(plan.steps, observations.steps), observations, equalisation)
 
 
 def operand_settings(
@@ -89,7 +98,12 @@ def operand_settings(
 
 
 def _settings(
-    operand: str, bits: Sequence[int], places: Sequence[int], steps: int, observations: InputObservations
+    operand: str,
+    bits: Sequence[int],
+    places: Sequence[int],
+    steps: int,
+    observations: InputObservations,
+    equalisation: Tensor | None = None,
 ) -> LayerSettings:
     """Settings from an operand's bits and the places of the weight's copies, one for all steps or one for each."""
     groups = observations.groups(operand)
@@ -108,7 +122,7 @@ def _settings(
     bits_row, copy_row = (torch.tensor(numbers, dtype=torch.int16) for numbers in (bits, places))
     columns = (bits_row, scale, zero_point, copy_row)
     by_step = dict(zip(ROWS, (rows_of(column, steps).clone() for column in columns), strict=True))
-    return LayerSettings(**by_step, symmetric=symmetric, form=form)
+    return LayerSettings(**by_step, symmetric=symmetric, form=form, equalisation=equalisation)
 
 
 def _each(numbers: Sequence[int], every: range) -> Sequence[int]:
@@ -125,18 +139,62 @@ def _require_steps(plan: BitwidthPlan, observations: InputObservations) -> None:
         )
 
 
-def weight_quantizer(weight: Tensor, bits: int, make: Callable[[int], Quantizer]) -> Quantizer:
-    """The frozen quantizer of a weight at so many bits; `make` gives a fresh one."""
+def weight_quantizer(
+    weight: Tensor, bits: int, make: Callable[[int], Quantizer], equalisation: Tensor | None
+) -> AffineQuantizer:
+    """The frozen quantizer of a weight at so many bits.
+
+    Args:
+        weight: (O, ...).
+        bits: of its numbers.
+        make: from a bitwidth to a fresh quantizer.
+        equalisation: the factors of its layer's input channels, by which it is multiplied; None is 1.
+
+    Raises:
+        TypeError: a kind of quantizer whose integers cannot be stored yet.
+        ValueError: a granularity that is not of weights.
+    """
     quantizer = make(bits)
+    require_of_weights(quantizer)
+    assert isinstance(quantizer, AffineQuantizer)
+    if equalisation is not None:
+        quantizer.equalised(against_weight(equalisation.to(weight.device), weight.shape))
     quantizer.observe(weight)
     quantizer.freeze()
     return quantizer
 
 
-def _stored(weight: Tensor, bits: int, make: Callable[[int], Quantizer], integers: Tensor | None) -> StoredWeight:
-    if bits == FLOAT_BITS:
-        return FloatWeight(weight.clone())
-    quantizer = weight_quantizer(weight, bits, make)
-    return (
-        QuantizedWeight.of(weight, quantizer) if integers is None else QuantizedWeight.of_integers(integers, quantizer)
-    )
+@dataclass(frozen=True)
+class _Weights:
+    """The weights of a network as they are stored.
+
+    Args:
+        make: from a bitwidth to a fresh quantizer.
+        rank: of the part of inner layers' weights in 16 bits.
+        integers: that a rounding has chosen.
+    """
+
+    make: Callable[[int], Quantizer]
+    rank: int
+    integers: Integers
+
+    def copies(
+        self, site: Site, layer: nn.Module, bits: Sequence[int], equalisation: Tensor | None
+    ) -> list[StoredWeight]:
+        """The copies of a layer's weight at some bitwidths."""
+        weight, make = layer.get_parameter("weight").detach(), quantizer_of_layer(self.make, self.rank, site, layer)
+
+        def stored(copy_bits: int) -> StoredWeight:
+            if copy_bits == FLOAT_BITS:
+                return FloatWeight(weight.clone())
+            frozen = weight_quantizer(weight, copy_bits, make, equalisation)
+            if isinstance(frozen, LowRankQuantizer):
+                return LowRankWeight.of(weight, frozen)
+            integers = self.integers.get((site.name, copy_bits))
+            return (
+                QuantizedWeight.of(weight, frozen)
+                if integers is None
+                else QuantizedWeight.of_integers(integers, frozen)
+            )
+
+        return [stored(copy_bits) for copy_bits in bits]

@@ -51,13 +51,20 @@ def bytes_of_observations(case: Case) -> int:
         for operand in site.operands:
             count = len(case.table) if groups.is_exact(operand) else groups.count
             total += count * (grids * size(one.values()) + ENTRY * len(one)) + ENTRY
-    return total
+    return total + bytes_of_equalisation(case)
+
+
+def bytes_of_equalisation(case: Case) -> int:
+    """Bytes of the factors of input channels."""
+    sites = (site for site in case.model.sites() if site.name in case.equalised)
+    return sum(4 * site.weight_shape[1] + ENTRY for site in sites)
 
 
 def bytes_of_quantized(case: Case) -> int:
     """Bytes of packed integers, scales, settings of every step of the plan, and all other parameters."""
     plan, sites = dearest(case), case.model.sites()
-    stored = plan_cost(case.model.architecture(case.table), plan, len(case.table)).stored_bits // 8
+    architecture, steps = case.model.architecture(case.table), len(case.table)
+    stored = plan_cost(architecture, plan, steps, case.beside).stored_bits // 8
     weighted = [site for site in sites if site.weighted]
     quantizer = construct(case.cfg.quantizer.weight)(MOST_BITS)
     scales = sum(math.prod(quantizer.granularity.parameter_shape(site.weight_shape)) * 4 for site in weighted)
@@ -66,7 +73,15 @@ def bytes_of_quantized(case: Case) -> int:
     steps = len(case.table) if construct(case.cfg.quantizer.steps).by_step else plan.steps
     settings = sum(torch.empty((), dtype=dtype).element_size() for dtype in ROWS.values()) * steps * operands
     buffers = size(buffer for name, buffer in case.model.network.named_buffers())
-    return stored + scales + settings + buffers + len(plan.to_json()) + 4 * ENTRY * len(weighted)
+    return (
+        bytes_of_equalisation(case)
+        + stored
+        + scales
+        + settings
+        + buffers
+        + len(plan.to_json())
+        + 4 * ENTRY * len(weighted)
+    )
 
 
 def bytes_of_noise(case: Case) -> int:
