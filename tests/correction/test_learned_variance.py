@@ -99,6 +99,13 @@ def test_another_table_takes_the_residual_from_its_own_learned_variance(name, pa
         assert torch.allclose(torch.as_tensor(carried.sigma(step, variance)).square(), expected.clamp(min=0), atol=1e-6)
 
 
+def test_a_correction_that_asks_again_samples_with_the_variance_too(pair, steps):
+    states, images = our_states(pair, fitted("qncd", steps, pair))
+    assert images.isfinite().all() and not torch.allclose(
+        states[1], our_states(pair, fitted("none", steps, pair))[0][1]
+    )
+
+
 def test_guidance_leaves_the_variance_of_the_conditional_rows(quantized_copy):
     """As in DiTPipeline, whatever the scale."""
     model = denoiser_of("dit")

@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
+from ptq_diffusion.correction.pipeline.pipeline_folder import require_guides
 from ptq_diffusion.engine.conditions import EncodedPrompts
 from ptq_diffusion.model import Condition
 from ptq_diffusion.model.family import flux
+from ptq_diffusion.sampler import DDPM, Table
 from ptq_diffusion.stage import prompts as stage
 from ptq_diffusion.stage.samples import read_images
 from tests.model import pipelines
@@ -131,3 +134,18 @@ def test_the_stock_pipelines_draw_the_corrected_images(make, words, tmp_path):
             f"expected guidance_scale={scale:g}" in error
             and f"call the pipeline with guidance_scale={scale:g}" in error
         )
+
+
+def test_guidance_that_a_pipeline_does_otherwise_is_refused_before_anything_is_computed(make, words, tmp_path):
+    """Flux asks about rows apart; Stable Diffusion guides all channels that its network says, a variance too."""
+    with pytest.raises(ValueError, match=r"condition.guidance.scale=1, for a FluxPipeline does not ask about two rows"):
+        make("goal=export", *words("flux"), "condition.guidance.scale=2")
+    variance = [replace(step, sigma_high=1.0) for step in DDPM(2).table(DDPMScheduler().config)]
+    table = Table("ddpm", "epsilon", 1.0, 1.0, tuple(variance))
+    require_guides("DiTPipeline", 2.0, table)
+    require_guides("StableDiffusionPipeline", 1.0, table)
+    with pytest.raises(
+        ValueError, match=r"a StableDiffusionPipeline guides a learned variance .*variance_type=fixed_s"
+    ):
+        require_guides("StableDiffusionPipeline", 2.0, table)
+    assert not list((tmp_path / "outputs").rglob("chunks"))
