@@ -22,17 +22,17 @@ STAGES = (
     *("samples_full_precision", "samples_quantized", "samples_corrected", "evaluate"),
 )
 OPTIONS = (
-    "goal=evaluate correction=rescaled_matched bitwidth=w4a8 sampler.steps=4 images=16 seeds=[0] micro_batch=8 "
-    "calibration.images=8 noise.images=16 judging.replicates=5 feature=cifar10net model=diffusers logger=none "
+    "goal=evaluate correction=rescaled_matched bitwidth=w4a8 sampler.steps=2 images=8 seeds=[0] micro_batch=8 "
+    "calibration.images=8 noise.images=16 judging.replicates=5 feature=pixels model=diffusers logger=none "
     "runtime.accelerator=cpu runtime.progress=false"
 ).split()
 
 
 def prepare(folder: Path) -> int:
-    """A DDPM of 32x32 images with random weights, saved by its pipeline; its parameters."""
+    """A DDPM of 16x16 images with random weights, saved by its pipeline; its parameters."""
     torch.manual_seed(0)
     network = UNet2DModel(
-        sample_size=32,
+        sample_size=16,
         layers_per_block=2,
         block_out_channels=(112, 224, 224),
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),

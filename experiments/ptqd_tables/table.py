@@ -9,6 +9,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -26,6 +27,8 @@ from ptq_diffusion.command.plan.sheet import duration, short
 from ptq_diffusion.engine.runtime import Runtime
 
 HERE = Path(__file__).parent
+CONFIGS, PLANNED = HERE / "configs", HERE.parent / "plan" / "configs"
+"""Folders of networks' configurations at full size: of latent diffusion, and of those that diffusers publishes."""
 FLOAT = "FP", "full_precision"
 BITS = {"w8a8": "W8A8", "w4a8": "W4A8"}
 STEP_MIXED = "step MP"
@@ -46,6 +49,7 @@ class Bench:
         settings: what our runs of it have in common, dotted.
         checkpoint: that full-size rows need.
         configs: the folder of the network's configurations, for its cost.
+        prompts: how many captions a row draws with; 0 of a table without any.
     """
 
     title: str
@@ -53,7 +57,14 @@ class Bench:
     published: Mapping[str, Any]
     settings: Mapping[str, Any]
     checkpoint: str
-    configs: str
+    configs: Path
+    prompts: int = 0
+
+    @property
+    def command(self) -> str:
+        """The command that runs its rows."""
+        prompts = " condition.source.path=FILE" if self.prompts else ""
+        return f"ptq-diffusion -m experiment={self.experiment} model.path=FOLDER{prompts}"
 
 
 CIN = "cin256-v2 of latent diffusion (LDM-4, 400 M), converted"
@@ -65,7 +76,7 @@ BENCHES = (
         {"bench": IMAGENET, "steps": 250},
         {"sampler.eta": 1.0},
         CIN,
-        "imagenet",
+        CONFIGS / "imagenet",
     ),
     Bench(
         "ImageNet 256, LDM-4, 20 steps, eta 0, guidance 3",
@@ -73,7 +84,7 @@ BENCHES = (
         {"bench": IMAGENET, "steps": 20, "eta": 0.0},
         {"sampler.eta": 0.0},
         CIN,
-        "imagenet",
+        CONFIGS / "imagenet",
     ),
     Bench(
         "ImageNet 256, LDM-4, 20 steps, eta 1, guidance 3",
@@ -81,7 +92,7 @@ BENCHES = (
         {"bench": IMAGENET, "steps": 20, "eta": 1.0},
         {"sampler.eta": 1.0},
         CIN,
-        "imagenet",
+        CONFIGS / "imagenet",
     ),
     Bench(
         "LSUN-Bedroom 256, LDM-4, 200 steps, eta 1",
@@ -89,7 +100,7 @@ BENCHES = (
         {"bench": "lsun_bedroom_ldm4"},
         {"sampler.eta": 1.0},
         "lsun_beds256 of latent diffusion (LDM-4, 274 M), converted",
-        "bedroom",
+        CONFIGS / "bedroom",
     ),
     Bench(
         "LSUN-Church 256, LDM-8, 200 steps, eta 0",
@@ -97,7 +108,7 @@ BENCHES = (
         {"bench": "lsun_church_ldm8", "steps": 200},
         {"sampler.eta": 0.0},
         "lsun_churches256 of latent diffusion (LDM-8, 295 M), converted",
-        "church",
+        CONFIGS / "church",
     ),
     Bench(
         "Ablation: k, the variance schedule, the bias; ImageNet LDM-4, 20 steps, eta 1",
@@ -105,7 +116,24 @@ BENCHES = (
         {"bench": IMAGENET, "steps": 20, "eta": 1.0},
         {"sampler.eta": 1.0},
         CIN,
-        "imagenet",
+        CONFIGS / "imagenet",
+    ),
+    Bench(
+        "ImageNet 256, DiT-XL/2, 250 steps of DDPM with its learned variance, guidance 1.5",
+        "ptqd_dit",
+        {"bench": "imagenet256_dit_xl2", "sampler": "ddpm", "steps": 250},
+        {"sampler.scheduler.variance_type": "learned_range"},
+        "facebook/DiT-XL-2-256, 675 M",
+        PLANNED / "dit_xl_2_256",
+    ),
+    Bench(
+        "COCO, Stable Diffusion 1.5, 50 steps, eta 0, guidance 7.5; published of 1.4",
+        "ptqd_sd15",
+        {"bench": "coco_sd14"},
+        {"sampler.eta": 0.0},
+        "stable-diffusion-v1-5, 860 M, and 10,000 captions of COCO",
+        PLANNED / "sd15",
+        10_000,
     ),
 )
 
@@ -145,17 +173,21 @@ def table(bench: Bench, outputs: Path) -> Table:
 
 def cost(bench: Bench, speed: float) -> Iterator[str]:
     """What a full-size row needs and, by `ptq-diffusion plan`, costs on one device of this speed."""
-    words = [f"experiment={bench.experiment}", f"model.path={HERE / 'configs' / bench.configs}", "bitwidth=w4a8"]
-    steps = [f"{key}={value}" for key, value in bench.settings.items()]
-    cfg = pd.compose(*words, *steps, "correction=ptqd", "runtime.accelerator=cpu", "logger=none")
-    prediction = forecast(cfg, goal_of(cfg), OutlineShop(Runtime("cpu", False)))
+    words = [f"experiment={bench.experiment}", f"model.path={bench.configs}", "bitwidth=w4a8", "correction=ptqd"]
+    words += [f"{key}={value}" for key, value in bench.settings.items()]
+    with TemporaryDirectory() as folder:
+        captions = Path(folder) / "captions.txt"
+        captions.write_text("".join(f"caption {place}\n" for place in range(bench.prompts)))
+        words += [f"condition.source.path={captions}"] if bench.prompts else []
+        cfg = pd.compose(*words, "runtime.accelerator=cpu", "logger=none")
+        prediction = forecast(cfg, goal_of(cfg), OutlineShop(Runtime("cpu", False)))
     total = prediction.total
     passes = total.float_passes + total.quantized_passes
     seconds = duration(Rates.of_speed(speed, prediction).seconds(total))
-    yield f"needs {bench.checkpoint}: ptq-diffusion -m experiment={bench.experiment} model.path=FOLDER"
+    yield f"needs {bench.checkpoint}: {bench.command}"
     yield (
-        f"a row of 5 x 10,000 images: {short(passes)} passes of {short(prediction.macs)} multiply-accumulates, "
-        f"{seconds} at {speed:.3g} a second, {in_units(prediction.device_memory)} of a GPU, "
+        f"a row of {len(cfg.seeds)} x {cfg.images:,} images: {short(passes)} passes of {short(prediction.macs)} "
+        f"multiply-accumulates, {seconds} at {speed:.3g} a second, {in_units(prediction.device_memory)} of a GPU, "
         f"{in_units(prediction.store)} of store"
     )
 

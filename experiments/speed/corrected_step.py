@@ -45,7 +45,7 @@ def fitted(name: str, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor
     """One step's repairs; what they cost does not depend on how well they were fitted."""
     correction = construct(composed(f"correction={name}").correction)
     rescalings, m = correction.rescalings(model, quantized, x_t, None, step)
-    q, features = quantized.at(step.i, rescalings).predict(x_t, step)
+    q, features, _ = quantized.at(step.i, rescalings).predict(x_t, step)
     assert features is not None
     evidence = PathEvidence([PairedBatch(0, q, x_t, features, m, x_t, m)])
     return replace(correction.fit_step(evidence, step), rescalings=rescalings)
@@ -73,7 +73,7 @@ def main() -> None:
     model = shop.model(cfg)
     quantized, step = calibrated(cfg, model, shop), shop.table(cfg, model)[1]
     x_t = torch.randn(BATCH, *model.shape, generator=torch.Generator().manual_seed(0))
-    q, features = quantized.predict(x_t, step)
+    q, features, _ = quantized.predict(x_t, step)
     assert features is not None
     found = {name: fitted(name, model, quantized, x_t, step) for name in NAMES}
     steps = alternated(whole_steps(found, quantized, x_t, step), rounds)
@@ -89,7 +89,7 @@ def whole_steps(
     """The network alone, twice, with each correction, and with what folds within its output layer."""
 
     def repaired(network: QuantizedDenoiser, repairs: Sequence[Repair]) -> Tensor:
-        m, features = network.predict(x_t, step)
+        m, features, _ = network.predict(x_t, step)
         for repair in repairs:
             m = repair.output(m, x_t, features)
         return m

@@ -155,7 +155,7 @@ def fitted(
             m = pair.model.predict(y, step).m
         layers = quantized.inner_layers() if regrids else {}
         with regridding(layers, MSE, step.i, grids), watching(quantized.network, places, see):
-            q, features = quantized.predict(y, step)
+            q, features, _ = quantized.predict(y, step)
         assert features is not None
         own = pair.behind.fit_step(PathEvidence([PairedBatch(0, q, y, features, float_m, x, m)]), step)
         found.append(Fitted(own, maps, grids))
@@ -178,7 +178,7 @@ def images(pair: Pair, found: Sequence[Fitted], count: int) -> Tensor:
         y = noise.draw("cpu")
         for step, network, own in zip(pair.steps, networks, found, strict=True):
             with watching(network.network, own.maps, partial(mapped, own.maps)):
-                q, features = network.predict(y, step)
+                q, features, _ = network.predict(y, step)
             y = step.mean(y, own.behind.output(q, y, features)) + own.behind.sigma * noise.draw("cpu")
         drawn.append(to_bytes(Pixels().decode(y))[: chunk.count])
     return torch.cat(drawn)

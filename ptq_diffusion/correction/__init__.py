@@ -22,6 +22,7 @@ from ptq_diffusion.correction.noise.moments import StepMoments
 from ptq_diffusion.correction.noise.statistics import Fingerprint, NoiseStatistics
 from ptq_diffusion.correction.pipeline.corrected_network import CorrectedNetwork
 from ptq_diffusion.correction.pipeline.corrected_scheduler import CorrectedScheduler
+from ptq_diffusion.correction.pipeline.flow_networks import CorrectedFlux, CorrectedSana, CorrectedSD3
 from ptq_diffusion.correction.pipeline.folding import FoldedLayer, fold
 from ptq_diffusion.correction.step_report import StepReport
 
@@ -30,7 +31,10 @@ __all__ = [
     "Chain",
     "Choice",
     "CorrectedDenoiser",
+    "CorrectedFlux",
     "CorrectedNetwork",
+    "CorrectedSD3",
+    "CorrectedSana",
     "CorrectedScheduler",
     "Correction",
     "D2DPM",

@@ -17,7 +17,7 @@ Ask = Callable[[Tensor, Step], Output]
 class CorrectedDenoiser:
     """m~ of (x_t, step), step after step: the correction's repairs of q - d, with d the bias that was estimated last.
 
-    A correction that estimates nothing has d = 0.
+    A correction that estimates nothing has d = 0. Where the step's variance is learned, the network's stands behind m~.
 
     Args:
         correction: fitted.
@@ -31,10 +31,10 @@ class CorrectedDenoiser:
 
     def __call__(self, x_t: Tensor, step: Step) -> Tensor:
         correction = self._correction.corrections[step.i]
-        q, features = self._ask(x_t, step)
+        q, features, variance = self._ask(x_t, step)
         if correction.estimates:
             self._bias = estimated_bias(self._ask, x_t, q, step, self._noise.draw(x_t.device))
-        return self._correction.output(q - self._bias, x_t, features, step)
+        return step.joined(self._correction.output(q - self._bias, x_t, features, step), variance)
 
 
 def estimated_bias(ask: Ask, x_t: Tensor, q: Tensor, step: Step, noise: Tensor) -> Tensor:
@@ -46,5 +46,4 @@ def estimated_bias(ask: Ask, x_t: Tensor, q: Tensor, step: Step, noise: Tensor) 
     x_0 = step.predict_x_0(x_t, q)
     noised = step.signal * x_0 + step.noise * noise
     exact = (x_0 - step.p_x * noised) / step.p_m
-    output, _ = ask(noised, step)
-    return torch.mean(output - exact, dim=(2, 3), keepdim=True)
+    return torch.mean(ask(noised, step).m - exact, dim=(2, 3), keepdim=True)

@@ -41,7 +41,7 @@ class StepCorrection:
 
     Args:
         repairs: applied to the output one after the other; none leaves it as it is.
-        sigma: sigma', the standard deviation of the noise to add.
+        sigma: sigma', the standard deviation of the noise to add; of a learned variance that of its lower end.
         report: numbers about the noise and the repairs.
         estimates: ask the network a second time here for the bias of its output, see
             `CorrectedDenoiser`.
@@ -63,6 +63,27 @@ class StepCorrection:
             q = repair.output(q, x_t, features)
         return q
 
+    def spread(self, step: Step, variance: Tensor | None) -> float | Tensor:
+        """sigma'; of a learned variance that of every pixel, sqrt(max(variance - what the residual takes, 0)).
+
+        Args:
+            step: the row of the table.
+            variance: what the network says, see `Step.spread`.
+
+        Raises:
+            ValueError: the variance is learned, and sigma' is no function of a residual.
+        """
+        if not step.is_learned:
+            return self.sigma
+        if self.residual is None:
+            raise ValueError(
+                f"expected sigma' to be sigma or to absorb the residual at t = {step.t}, where the variance is "
+                "learned, got one that belongs to the table; fit it with variance=original"
+            )
+        learned, share = step.spread(variance), self.residual.taken(step)
+        assert isinstance(learned, Tensor)
+        return (learned.square() - share).clamp(min=0).sqrt() if share else learned
+
 
 @dataclass(frozen=True)
 class FittedCorrection:
@@ -80,9 +101,9 @@ class FittedCorrection:
         """m~ at a step, (B, C, H, W), but for what a `CorrectedDenoiser` alone knows: an estimated bias."""
         return self.corrections[step.i].output(q, x_t, features)
 
-    def sigma(self, step: Step) -> float:
-        """sigma' at a step."""
-        return self.corrections[step.i].sigma
+    def sigma(self, step: Step, variance: Tensor | None = None) -> float | Tensor:
+        """sigma' at a step, of every pixel where its variance is learned; see `StepCorrection.spread`."""
+        return self.corrections[step.i].spread(step, variance)
 
     @property
     def rescalings(self) -> Sequence[Mapping[str, Rescaling]]:

@@ -93,6 +93,19 @@ def require_variance(variance: Variance) -> None:
         raise ValueError(f"expected variance to be original or rule, got {variance!r}")
 
 
+def require_known_noise(variance: Variance, steps: Sequence[Step]) -> None:
+    """Refuse the variance rule on a table whose variance the network says.
+
+    Raises:
+        ValueError: it is learned, and the rule changes it.
+    """
+    if variance == "rule" and any(step.is_learned for step in steps):
+        raise ValueError(
+            "expected a noise scale of the table, which variance=rule changes, got a learned variance; set "
+            "correction.variance=original or +sampler.scheduler.variance_type=fixed_small"
+        )
+
+
 def require_carried(variance: Variance, steps: Sequence[Step]) -> None:
     """Refuse a sigma' that belongs to a table where it is to be carried onto another.
 

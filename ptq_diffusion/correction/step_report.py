@@ -19,7 +19,7 @@ class StepReport:
         k: the correlation coefficient: the one in use, or the noise's own where the correction has no such term.
         bias: the root mean square over channels of the bias, likewise.
         variance: v, the residual's variance.
-        sigma: the noise scale of the step's table.
+        sigma: the noise scale of the step's table; of a learned variance, here and below, the lower end.
         sigma_used: sigma', the noise scale that is added.
         r2: 1 - E|residual|^2 / E|D|^2, the share of the noise that the correction explains.
         budget: the share of sigma^2 that the residual takes, above 1 where sigma^2 cannot absorb it; None where the

@@ -89,6 +89,7 @@ def _family(table: Table) -> dict[str, object]:
         "sampler": table.sampler,
         "scale of x_T": table.init_scale,
         "noise of the sampler": any(step.sigma > 0 for step in table),
+        "learned variance": any(step.is_learned for step in table),
     }
 
 

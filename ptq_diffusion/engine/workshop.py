@@ -120,7 +120,7 @@ class Workshop:
         """The table of the sampler that `cfg.sampler` names, for a model, float or quantized.
 
         Raises:
-            ValueError: the table has a time that the model cannot be told.
+            ValueError: the table has a time that the model cannot be told, or reads a variance that it does not say.
         """
         scheduler = dict(model.scheduler_config)
         table: Table = self._once(
@@ -130,6 +130,12 @@ class Workshop:
             raise ValueError(
                 f"expected times above 0, of which the network's Fourier embedding takes the logarithm, got t = "
                 f"{last:g}; set +sampler.scheduler.timestep_spacing=trailing"
+            )
+        if not model.says_variance and any(step.is_learned for step in table):
+            raise ValueError(
+                "expected a network that says a variance in a second half of its output's channels, which "
+                "variance_type=learned_range reads, got one of its state's channels; set "
+                "+sampler.scheduler.variance_type=fixed_small"
             )
         return table
 

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ptq_diffusion.artefact.digest import tensors_digest
@@ -35,10 +36,18 @@ class Output(NamedTuple):
         m: the native output (epsilon, v or x0), (B, C, H, W).
         features: the input of a quantized network's output layer, after the activation quantizer, (B, F, H/p, W/p), p
             being the patch size, combined over the rows of an image as m is; None for a float network.
+        variance: the network's prediction of the variance of a sampler's noise, (B, C, H, W), see `Step.spread`; it is
+            that of the conditional rows, not guided. None of a network that predicts none.
     """
 
     m: Tensor
     features: Tensor | None = None
+    variance: Tensor | None = None
+
+    @property
+    def with_variance(self) -> Tensor:
+        """m and, where there is one, the variance behind it, (B, C or 2 C, H, W), as `sampler.sample` reads it."""
+        return self.m if self.variance is None else torch.cat([self.m, self.variance], dim=1)
 
 
 class Denoiser(nn.Module, ABC):
@@ -89,6 +98,11 @@ class Denoiser(nn.Module, ABC):
     def combined(self, rows: Tensor, step: Timestep) -> Tensor:  # noqa: ARG002
         """Outputs or features of images, (B, ...), from those of the network's rows, (R B, ...), linear in them."""
         return rows
+
+    @property
+    def says_variance(self) -> bool:
+        """Whether the network says a variance beside its output, for a sampler of a learned one."""
+        return False
 
     @property
     def answers_at_zero(self) -> bool:

@@ -43,6 +43,8 @@ class Classes:
 class DiffusersDenoiser(Denoiser):
     """A network of a diffusers class and its scheduler's configuration. m is the first C channels of its output.
 
+    Where there are C more, they are the variance.
+
     Args:
         network: of the family's class, or a quantized copy of one; it is not changed.
         family: how networks of its class are called.
@@ -123,6 +125,10 @@ class DiffusersDenoiser(Denoiser):
         return self._network
 
     @property
+    def says_variance(self) -> bool:
+        return self.family.says_variance(self.config)
+
+    @property
     def answers_at_zero(self) -> bool:
         return self.family.answers_at_zero(self.config)
 
@@ -161,7 +167,8 @@ class DiffusersDenoiser(Denoiser):
 
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
         m = self.family.call(self._network, step.input_scale * x_t, step.t, self._looked_up(condition))
-        return Output(m[:, : self.shape[0]])
+        channels = self.shape[0]
+        return Output(m[:, :channels], variance=m[:, channels:] if self.says_variance else None)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over all parameters of the network, and over the embeddings of its labels."""

@@ -72,6 +72,10 @@ class Guided(Denoiser):
         return self._denoiser.unpatched(patches)
 
     @property
+    def says_variance(self) -> bool:
+        return self._denoiser.says_variance
+
+    @property
     def answers_at_zero(self) -> bool:
         return self._denoiser.answers_at_zero
 
@@ -96,8 +100,10 @@ class Guided(Denoiser):
         if condition is None:
             raise ValueError("expected a condition to guide towards, got none; set condition=labels or prompts")
         both = concatenated(self.null.to(x_t.device).expanded(len(x_t)), condition)
-        m, features = self._denoiser.predict(torch.cat([x_t, x_t]), step, both)
-        return Output(self.combined(m, step), None if features is None else self.combined(features, step))
+        m, features, variance = self._denoiser.predict(torch.cat([x_t, x_t]), step, both)
+        features = None if features is None else self.combined(features, step)
+        # As in DiTPipeline and its original, guidance acts on the output alone.
+        return Output(self.combined(m, step), features, None if variance is None else variance.chunk(2)[1])
 
     def sites(self) -> Sequence[Site]:
         return self._denoiser.sites()

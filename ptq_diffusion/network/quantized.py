@@ -89,6 +89,10 @@ class QuantizedDenoiser(Denoiser):
         return self._denoiser.combined(rows, step)
 
     @property
+    def says_variance(self) -> bool:
+        return self._denoiser.says_variance
+
+    @property
     def answers_at_zero(self) -> bool:
         return self._denoiser.answers_at_zero
 
@@ -105,12 +109,12 @@ class QuantizedDenoiser(Denoiser):
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
         self.set_step(step.i)
         with self._features() as features:
-            m = self._denoiser.predict(x_t, step, condition).m
+            output = self._denoiser.predict(x_t, step, condition)
         if len(features) != 1:
             raise ValueError(f"expected an output layer that is computed once, it was {len(features)} times")
         height, width = x_t.shape[2:]
         rows = self._denoiser.feature_map(features[0], (height, width))
-        return Output(m, self._denoiser.combined(rows, step))
+        return output._replace(features=self._denoiser.combined(rows, step))
 
     def set_step(self, i: int) -> None:
         """Let all layers compute at step i, for those who call parts of the network by themselves."""

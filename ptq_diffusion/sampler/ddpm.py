@@ -12,11 +12,15 @@ from ptq_diffusion.sampler.scheduler import build_scheduler, clip_radius, sampli
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
+LEAST = 1e-20
+"""The least variance that diffusers takes a logarithm of: the posterior's is 0 at a step to x_0."""
+
 
 class DDPM(Sampler):
     """The posterior mean of q(x_s | x_t, x_0) plus noise, Ho et al., NeurIPS 2020, arXiv 2006.11239, equations 6 and 7.
 
-    The variance is the scheduler's: fixed_small, fixed_small_log or fixed_large.
+    The variance is the scheduler's: fixed_small, fixed_small_log, fixed_large, or learned_range, of a network that says
+    at every pixel where between the first and the last of these it lies, see `Step.spread`.
 
     Args:
         steps: how many network evaluations; fewer than the training's skip times, as in diffusers.
@@ -41,6 +45,7 @@ class DDPM(Sampler):
         alpha = abar_t / abar_s
         process = Process.of_abar(abar_t, scheduler.config.prediction_type)
         p_x, p_m, _, _ = process.coefficients()
+        sigma, sigma_high = _sigmas(scheduler.config.variance_type, abar_t, abar_s) if t > 0 else (0.0, None)
         return Step(
             i=i,
             t=t,
@@ -50,21 +55,26 @@ class DDPM(Sampler):
             c_0=(abar_s**0.5 * (1 - alpha) / (1 - abar_t),),
             p_x=p_x,
             p_m=p_m,
-            sigma=_variance(scheduler.config.variance_type, abar_t, abar_s) ** 0.5 if t > 0 else 0.0,
+            sigma=sigma,
             clip=clip_radius(scheduler.config),
             signal=process.signal,
             noise=process.noise,
             direction=None,
+            sigma_high=sigma_high,
         )
 
 
-def _variance(variance_type: str, abar_t: float, abar_s: float) -> float:
+def _sigmas(variance_type: str, abar_t: float, abar_s: float) -> tuple[float, float | None]:
+    """The standard deviation of the noise, or both ends of a learned one."""
     beta = 1 - abar_t / abar_s
+    posterior = (1 - abar_s) / (1 - abar_t) * beta
     if variance_type in ("fixed_small", "fixed_small_log"):
-        return (1 - abar_s) / (1 - abar_t) * beta
+        return posterior**0.5, None
     if variance_type == "fixed_large":
-        return beta
+        return beta**0.5, None
+    if variance_type == "learned_range":
+        return max(posterior, LEAST) ** 0.5, beta**0.5
     raise ValueError(
-        f"expected variance_type fixed_small, fixed_small_log or fixed_large, got {variance_type!r}; "
+        f"expected variance_type fixed_small, fixed_small_log, fixed_large or learned_range, got {variance_type!r}; "
         "set +sampler.scheduler.variance_type to one of these"
     )

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -39,12 +40,13 @@ class Step:
             coefficient behind the first; where none was made yet, as at t = T, the coefficient is 0.
         p_x: coefficient of x_t in x_0.
         p_m: coefficient of m in x_0.
-        sigma: standard deviation of the noise that is added.
+        sigma: standard deviation of the noise that is added; of a learned variance the lower end.
         clip: x_0 is clamped to [-clip, clip]; None leaves it as it is.
         signal: coefficient of x_0 in x_t, sqrt(abar_t).
         noise: coefficient of epsilon in x_t, sqrt(1 - abar_t).
         direction: of DDIM, the coefficient sqrt(1 - abar_s - sigma^2) of epsilon that is inside c_x and c_m; None for
             a sampler that is not of this form.
+        sigma_high: of a learned variance the upper end, see `spread`; None where the sampler knows its noise.
     """
 
     i: int
@@ -60,6 +62,7 @@ class Step:
     signal: float
     noise: float
     direction: float | None
+    sigma_high: float | None = None
 
     @property
     def gain(self) -> float:
@@ -81,6 +84,40 @@ class Step:
         """The signal-to-noise ratio of the forward process, SNR_F(t) = signal^2 / noise^2."""
         return self.signal**2 / self.noise**2
 
+    @property
+    def is_learned(self) -> bool:
+        """Whether the network says the variance of the noise that is added."""
+        return self.sigma_high is not None
+
+    def spread(self, variance: Tensor | None) -> float | Tensor:
+        """The standard deviation of the noise that is added: sigma, or a learned one, sigma^(1 - f) sigma_high^f.
+
+        f = (variance + 1) / 2 at every pixel, Nichol and Dhariwal, ICML 2021, arXiv 2102.09672, equation 15.
+
+        Args:
+            variance: what the network says of it, (B, C, H, W); None of one that says nothing.
+
+        Raises:
+            ValueError: the variance is learned, and the network says nothing of it.
+        """
+        if self.sigma_high is None:
+            return self.sigma
+        if variance is None:
+            raise ValueError(
+                f"expected the network's variance beside its output at step {self.i} (t = {self.t}), which "
+                "variance_type=learned_range reads, got none; set +sampler.scheduler.variance_type=fixed_small"
+            )
+        return self.sigma * torch.exp((variance + 1) / 2 * math.log(self.sigma_high / self.sigma))
+
+    def joined(self, m: Tensor, variance: Tensor | None) -> Tensor:
+        """m, (B, C, H, W), and where the variance is learned the network's behind it, (B, 2 C, H, W)."""
+        return torch.cat([m, variance], dim=1) if self.is_learned and variance is not None else m
+
+    def parted(self, answer: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+        """The inverse of `joined`: m, and a learned variance; a variance that is not read is dropped."""
+        m, variance = answer[:, :channels], answer[:, channels:]
+        return m, variance if self.is_learned and variance.shape[1] else None
+
     def predict_x_0(self, x_t: Tensor, m: Tensor) -> Tensor:
         """The prediction of x_0 that the network's output m implies, clipped."""
         x_0 = self.p_x * x_t + self.p_m * m
@@ -99,13 +136,13 @@ class Step:
         """
         return self._mean(x_t, m, (self.predict_x_0(x_t, m), *past))
 
-    def advance(self, state: State, m: Tensor, sigma: float, z: Tensor) -> State:
+    def advance(self, state: State, m: Tensor, sigma: float | Tensor, z: Tensor) -> State:
         """The state behind this step.
 
         Args:
             state: before it.
             m: the output to use there, (B, C, H, W).
-            sigma: the standard deviation of the noise, the table's or another.
+            sigma: the standard deviation of the noise, the table's or another, one for all or of every pixel.
             z: standard normal noise, (B, C, H, W).
 
         Raises:

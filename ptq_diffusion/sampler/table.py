@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ptq_diffusion.sampler.step import State, Step
 
-FORMAT = 1
+FORMAT = 2
 """The version of `Table.to_json`."""
 
 
@@ -128,7 +128,7 @@ def _step(data: object) -> Step:
     c_0 = tuple(_number(c, "c_0") for c in _list(row["c_0"], "c_0"))
     if not c_0:
         raise ValueError("expected at least one coefficient in c_0 of a step, got none; make the table again")
-    optional = {name: row[name] for name in ("clip", "direction") if row[name] is None}
+    optional = {name: row[name] for name in ("clip", "direction", "sigma_high") if row[name] is None}
     numbers = {name: _number(row[name], name) for name in row.keys() - optional.keys() - {"i", "c_0"}}
     return Step(i=row["i"], c_0=c_0, **optional, **numbers)
 

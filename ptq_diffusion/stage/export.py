@@ -6,8 +6,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ptq_diffusion.artefact.digest import files_digest
-from ptq_diffusion.correction import CorrectedNetwork, FittedCorrection
-from ptq_diffusion.correction.pipeline.pipeline_folder import copied, pipeline_name, write_pipeline
+from ptq_diffusion.correction import FittedCorrection
+from ptq_diffusion.correction.pipeline.pipeline_folder import DDPM, PLACES, copied, pipeline_name, write_pipeline
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser, Pixels
@@ -22,13 +22,13 @@ class Export(ModelStage):
 
     The pipeline is that of the model folder, with its decoder and text encoders, or a `DDPMPipeline` of an
     unconditional network of pixels. It computes with the backend of the experiment. Guidance is left to it: it must be
-    called with the scale of the experiment.
+    called with the scale of the experiment, and with the guidance that the network was told.
     """
 
     name = "export"
     version = 2
     needs = (Quantize, Fit)
-    uses = ("model", "backend")
+    uses = ("model", "backend", "condition")
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         components = files_digest(copied(local_folder(cfg.model.path)))
@@ -36,10 +36,11 @@ class Export(ModelStage):
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         quantized = shop.host.quantized(cfg, inputs[Quantize.name])
-        network = CorrectedNetwork(quantized, FittedCorrection.load(inputs[Fit.name]))
-        name = export_name(cfg, quantized, shop)
+        name, embedded = export_name(cfg, quantized, shop), cfg.condition.guidance.embedded
+        kind = PLACES.get(name, DDPM).network_class
+        network = kind(quantized, FittedCorrection.load(inputs[Fit.name]), embedded)
         write_pipeline(local_folder(cfg.model.path), name, network, out)
-        scale = network.config.guidance_scale
+        scale = network.config.guidance_scale if embedded is None else embedded
         call = f", call it with guidance_scale={scale:g}" if scale != 1 else ""
         shop.runtime.say(f"export: import ptq_diffusion.correction, load it with {name}.from_pretrained{call}")
         if (out / CLASS_EMBEDDER).is_dir():

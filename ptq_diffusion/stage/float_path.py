@@ -29,12 +29,23 @@ class RecordOutputs(ChunkWork):
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
         condition = chunk.condition(self.conditions, device)
         noise = chunk.noise(self.model.shape)
-        walk = sample(lambda x, s: self.model.predict(x, s, condition).m, self.steps, noise, device=device)
-        return {"m": torch.stack([visit.m.cpu() for visit in walk])}
+        learned, outputs = any(step.is_learned for step in self.steps), list[Tensor]()
+
+        def predict(x_t: Tensor, step: Step) -> Tensor:
+            output = self.model.predict(x_t, step, condition)
+            answer = output.with_variance if learned else output.m
+            outputs.append(answer.cpu())
+            return answer
+
+        for _ in sample(predict, self.steps, noise, device=device):
+            pass
+        return {"m": torch.stack(outputs)}
 
 
 class FloatOutputs:
-    """The outputs m of every chunk, (steps, B, C, H, W), from which its states follow without the network.
+    """The outputs of every chunk, (steps, B, C, H, W), from which its states follow without the network.
+
+    A learned variance is behind each, (steps, B, 2 C, H, W), as `sampler.sample` reads it.
 
     Args:
         folder: the artefact.
@@ -44,12 +55,12 @@ class FloatOutputs:
         self.folder = folder
 
     def of(self, chunk: Chunk, step: Step) -> Tensor:
-        """The output at one step, (B, C, H, W); no other is read."""
+        """The output at one step, (B, C or 2 C, H, W); no other is read."""
         with safe_open(self.folder / "chunks" / chunk.name, framework="pt") as file:
             return file.get_slice("m")[step.i]
 
     def rows(self, chunk: Chunk, rows: slice) -> Tensor:
-        """The outputs of some samples of a chunk at all steps, (steps, rows, C, H, W)."""
+        """The outputs of some samples of a chunk at all steps, (steps, rows, C or 2 C, H, W)."""
         with safe_open(self.folder / "chunks" / chunk.name, framework="pt") as file:
             return file.get_slice("m")[:, rows]
 

@@ -40,7 +40,7 @@ class Images:
 
     Args:
         chunks: in their order.
-        float_m: the float output of a chunk at a step of float sampling.
+        float_m: the float output of a chunk at a step of float sampling, a learned variance behind it.
         conditions: of the images.
     """
 
@@ -162,9 +162,9 @@ class PathFit:
             return
         float_state, state = self._ahead.pop(chunk) if chunk in self._ahead else self._states(chunk, step, device)
         y_t, condition = state.x, chunk.condition(self.conditions, device)
-        q, features = rescaled.predict(y_t, step, condition)
+        q, features, variance = rescaled.predict(y_t, step, condition)
         assert features is not None, "a quantized network hands over features"
-        float_m = self.float_m(chunk, step).to(device)
+        float_m, float_variance = step.parted(self.float_m(chunk, step).to(device), q.shape[1])
         tensors = {"m": float_m, "q": q, "x_t": y_t, "features": features} | _past_tensors(state.past, "past")
         if self.correction.reads is Reads.CORRECTED_PATH:
             count = self._count_with_m(chunk)
@@ -174,6 +174,8 @@ class PathFit:
                 here = torch.cat([here, self.model.predict(y_t[rest], step, rows_of(condition, rest)).m])
             tensors |= {"m": here, "float_m": float_m, "float_x_t": float_state.x.clone()}
             tensors |= _past_tensors(float_state.past, "float_past")
+        if variance is not None and float_variance is not None:
+            tensors |= {"variance": variance.clone(), "float_variance": float_variance.clone()}
         write_tensors(file, tensors)
 
     def _condition(self, chunks: Sequence[Chunk], device: torch.device) -> Condition | None:
@@ -194,12 +196,14 @@ class PathFit:
             name: tensor.to(device) for name, tensor in self._files.tensors(self._step(before.i) / chunk.name).items()
         }
         float_before = State(tensors["float_x_t"], _past(tensors, "float_past"))
-        float_state = before.advance(float_before, tensors["float_m"], before.sigma, z)
+        spread = before.spread(tensors.get("float_variance"))
+        float_state = before.advance(float_before, tensors["float_m"], spread, z)
         if self.correction.reads is Reads.FLOAT_PATH:
             return float_state, float_state
         m = correction.output(tensors["q"], tensors["x_t"], tensors["features"])
         state = State(tensors["x_t"], _past(tensors, "past"))
-        return float_state, before.advance(state, m, correction.sigma, z)
+        spread = correction.spread(before, tensors.get("variance"))
+        return float_state, before.advance(state, m, spread, z)
 
     def _paired(self, i: int) -> "StepBatches[PairedBatch]":
         rows = [(chunk, slice(0, self._count_with_m(chunk))) for chunk in self.images]

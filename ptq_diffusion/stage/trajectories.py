@@ -27,7 +27,7 @@ class RecordStates(ChunkWork):
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
         condition = chunk.condition(self.conditions, device)
         noise = chunk.noise(self.model.shape)
-        walk = sample(lambda x, s: self.model.predict(x, s, condition).m, self.steps, noise, device=device)
+        walk = sample(lambda x, s: self.model.predict(x, s, condition).with_variance, self.steps, noise, device=device)
         return {"states": torch.stack([visit.x_t[: chunk.count] for visit in walk])}
 
 

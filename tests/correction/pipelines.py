@@ -48,16 +48,16 @@ def fitted(name, steps, pair, condition=None):
     seen = []
     for step in steps:
         x = states(model, step.i)
-        seen.append((model.predict(x, step, condition).m, *quantized.predict(x, step, condition), x))
+        seen.append((model.predict(x, step, condition).m, quantized.predict(x, step, condition).m, x))
     owner = Fingerprint("network", steps.fingerprint(), model.shape)
-    return fit_moments(correction, NoiseStatistics.of(owner, ((m, q, x) for m, q, _, x in seen), first=0), steps)
+    return fit_moments(correction, NoiseStatistics.of(owner, seen, first=0), steps)
 
 
 def fitted_step(correction, step, model, quantized, condition):
     """One step of a correction along a path."""
     x = states(model, step.i)
     rescalings, m = correction.rescalings(model, quantized, x, condition, step)
-    q, features = quantized.at(step.i, rescalings).predict(x, step, condition)
+    q, features, _ = quantized.at(step.i, rescalings).predict(x, step, condition)
     past = tuple(states(model, step.i + 1 + j) for j in range(len(step.c_0) - 1))
     batch = PairedBatch(0, q, x, features, m, x, m, past=past, float_past=past)
     return replace(correction.fit_step(PathEvidence([batch]), step), rescalings=rescalings)

@@ -35,7 +35,7 @@ def network(request, quantized_copy):
     quantized = quantized_copy(model, condition, x)
     with torch.no_grad():
         m = model.predict(x, STEP, condition).m
-        return model, quantized, x, condition, m, *quantized.predict(x, STEP, condition)
+        return model, quantized, x, condition, m, *quantized.predict(x, STEP, condition)[:2]
 
 
 def error(repaired, m):

@@ -109,7 +109,6 @@ BRANCHES: dict[str, dict[str, str]] = {
     "evaluate": {
         "correction/noise/residual.py": LOADED,
         "correction/repair/repair.py": LOADED,
-        "sampler/step.py": LOADED,
         "metric/distance/classifier_score.py": "of a feature extractor that is a classifier, which these runs spare",
     },
     "export": {
@@ -121,6 +120,7 @@ BRANCHES: dict[str, dict[str, str]] = {
         "correction/repair/spectral.py": LOADED,
         "numeric/spectrum.py": LOADED,
         "sampler/step.py": LOADED,
+        "correction/pipeline/flow_networks.py": "networks of other pipelines than these runs export",
         "correction/pipeline/folding.py": LATER,
         "network/backend/integer.py": LATER,
         "network/backend/integer_layer.py": LATER,

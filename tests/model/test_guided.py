@@ -50,7 +50,7 @@ def test_at_scale_1_and_outside_of_its_interval_it_is_the_network_bit_for_bit(mo
 def test_features_of_a_guided_quantized_network_times_the_output_layer_are_m(model, condition):
     network = guided_quantized(model, 2.0, condition)
     for t in (100.0, 700.0):
-        m, features = network.predict(states(model), at(t), condition)
+        m, features, _ = network.predict(states(model), at(t), condition)
         assert features is not None and len(features) == len(m)
         layer = network.output_layer
         assert torch.allclose(layer.compute(features, *layer.operands(0)), m, atol=1e-5)

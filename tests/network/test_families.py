@@ -41,7 +41,7 @@ def test_every_family_is_quantized_and_saved_with_features_as_a_map(name, tmp_pa
     assert loaded.fingerprint() == quantized.fingerprint()
     side, layer = denoiser.patch_size, loaded.output_layer
     for step in STEPS:
-        m, features = quantized.predict(x, step, condition)
+        m, features, _ = quantized.predict(x, step, condition)
         again = loaded.predict(x, step, condition)
         assert torch.equal(again.m, m) and torch.equal(again.features, features)
         float_m = denoiser.predict(x, step, condition).m

@@ -168,7 +168,7 @@ def test_a_quantized_model_belongs_to_the_same_family(denoiser, w4a6):
 def test_features_are_the_input_of_the_output_layer_on_its_grid(denoiser, w4a6):
     seen, last = [], w4a6.output_layer
     hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    m, features = w4a6.predict(states(denoiser), at(300.0))
+    m, features, _ = w4a6.predict(states(denoiser), at(300.0))
     hook.remove()
     assert torch.equal(features, last.settings(seen[0], 0)) and not torch.equal(features, seen[0])
     assert torch.equal(m, last.compute(features, *last.operands(0)))

@@ -40,14 +40,14 @@ class DoubleNoise(SampleNoise):
         return super().draw(device).double()
 
 
-def our_states(sampler, config, noise=DoubleNoise):
+def our_states(sampler, config, noise=DoubleNoise, said=network):
     """x_T and every x_s after it."""
-    walk = sample(lambda x, step: network(x, step.t), sampler.table(config), noise(SEED, range(BATCH), SHAPE))
+    walk = sample(lambda x, step: said(x, step.t), sampler.table(config), noise(SEED, range(BATCH), SHAPE))
     visits = list(walk)
     return torch.stack([visits[0].x_t, *(visit.x_s for visit in visits)])
 
 
-def diffusers_states(scheduler, count, **options):
+def diffusers_states(scheduler, count, said=network, **options):
     """The same by diffusers' code in float64, where its coefficients lose nothing."""
     noise = DoubleNoise(SEED, range(BATCH), SHAPE)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
@@ -60,7 +60,7 @@ def diffusers_states(scheduler, count, **options):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, drawn=drawn, **__: drawn)
             own = options | {"variance_noise": drawn} if isinstance(scheduler, DDIMScheduler) else options
-            states.append(scheduler.step(network(states[-1], float(t)), t, states[-1], **own).prev_sample)
+            states.append(scheduler.step(said(states[-1], float(t)), t, states[-1], **own).prev_sample)
     return torch.stack(states)
 
 
@@ -87,6 +87,29 @@ def test_ddpm(prediction, clip, spacing, schedule, variance):
     for count in COUNTS:
         theirs = diffusers_states(DDPMScheduler.from_config(config), count)
         assert_equal_states(our_states(DDPM(count, {}), config), theirs)
+
+
+def answer(x, t):
+    """An output and a variance, which leaves [-1, 1] at some pixels, as networks' do."""
+    return torch.cat([network(x, t), 1.2 * torch.cos(3 * x + t / 200)], dim=1)
+
+
+@every_option
+def test_learned_variance(prediction, clip, spacing, schedule):
+    """The last step of a table with trailing times leads to x_0 at a time above 0, where the posterior's is 0."""
+    config = config_of(prediction, clip, spacing, schedule, variance_type="learned_range")
+    for count in COUNTS:
+        theirs = diffusers_states(DDPMScheduler.from_config(config), count, answer)
+        assert_equal_states(our_states(DDPM(count, {}), config, said=answer), theirs)
+
+
+def test_a_variance_that_is_learned_must_be_said_and_one_that_is_not_is_dropped():
+    config = config_of(variance_type="learned_range")
+    with pytest.raises(ValueError, match="expected the network's variance .* at step 0 .*variance_type=fixed_small"):
+        our_states(DDPM(5, {}), config)
+    others = [DDPM(5, {"variance_type": "fixed_small"}), DDIM(5, 0.5, {})]
+    for sampler in others:
+        assert torch.equal(our_states(sampler, config, said=answer), our_states(sampler, config))
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -58,7 +58,7 @@ def test_noise_is_drawn_where_sigma_is_zero_too():
 def test_another_sigma_replaces_the_tables():
     steps = DDIM(10, 1.0, {}).table(GAUSSIAN.scheduler_config)
     halved = steps.with_steps(dataclasses.replace(step, sigma=step.sigma / 2) for step in steps)
-    given = walk(steps, sigma=lambda step: step.sigma / 2)
+    given = walk(steps, sigma=lambda step, _: step.sigma / 2)
     for a, b in zip(given, walk(halved), strict=True):
         assert torch.equal(a.x_s, b.x_s)
 

@@ -14,6 +14,7 @@ from ptq_diffusion.command.check.bounds import Needs, Room, in_units, needs, req
 from ptq_diffusion.command.check.condition import check_condition, encoded_size
 from ptq_diffusion.correction.contract import Requirements
 from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
+from ptq_diffusion.correction.pipeline.pipeline_folder import require_guides
 from ptq_diffusion.data import CalibrationSet, ImageSource
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.factory import construct, require_kind
@@ -30,7 +31,7 @@ from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
 from ptq_diffusion.quantizer import Equalisation, LowRank, Quantizer, StepGroups
 from ptq_diffusion.rounding import Reads, Rounding
-from ptq_diffusion.sampler import Sampler
+from ptq_diffusion.sampler import Sampler, Table
 from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
 from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_table import check_reach, fit_table
@@ -85,7 +86,7 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
         if goal is Export:
             _check_export(cfg, model, shop)
         if goal is WriteOnnx:
-            _check_onnx(cfg)
+            _check_onnx(cfg, table)
         if "images" in used:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
         if "judging" in used:
@@ -242,10 +243,10 @@ def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
             f"expected a model of a pipeline's folder to export, got {cfg.labels.model}, for which diffusers has no "
             "pipeline; load goal=quantize by pd.load_quantized and goal=fit by pd.load_correction"
         )
-    export_name(cfg, model, shop)
-    guidance, anything = cfg.condition.guidance, Condition(labels=torch.zeros(1))
+    guidance, anything, table = cfg.condition.guidance, Condition(labels=torch.zeros(1)), shop.table(cfg, model)
     low, high = guidance.interval
-    stock_scale(Guided(model, anything, guidance.scale, (low, high)), shop.table(cfg, model))
+    stock_scale(Guided(model, anything, guidance.scale, (low, high)), table)
+    require_guides(export_name(cfg, model, shop), guidance.scale, table)
     if construct(cfg.correction).asks_again:
         raise ValueError(
             "expected a correction that asks the network once a step, for a pipeline does not ask again, got "
@@ -253,9 +254,14 @@ def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
         )
 
 
-def _check_onnx(cfg: DictConfig) -> None:
+def _check_onnx(cfg: DictConfig, table: Table) -> None:
     require_libraries()
     require_opset(cfg.onnx.opset)
+    if any(step.is_learned for step in table):
+        raise ValueError(
+            "expected noise of the sampler, which those who run a graph know beforehand, got a learned variance, which "
+            "graphs do not say; set +sampler.scheduler.variance_type=fixed_small, or goal=export"
+        )
     if construct(cfg.correction).asks_again:
         raise ValueError(
             "expected a correction that asks the network once a step, which a graph does, got "

@@ -104,10 +104,11 @@ def bytes_of_coefficients(correction: Correction[Any], case: Case) -> int:
 
 
 def bytes_of_path_fit(correction: Correction[Any], case: Case) -> int:
-    """Bytes of the files of two steps: states, outputs and features of all images, on both paths."""
+    """Bytes of the files of two steps: states, outputs, learned variances and features of all images."""
     last = next(site for site in case.model.sites() if site.role is Role.LAST)
     patches = math.prod(case.model.shape[1:]) // case.model.patch_size**2
     states = 5 if correction.reads.value == "corrected" else 3
+    states += 2 * any(step.is_learned for step in case.fit_table)
     image = states * case.state_bytes + 4 * last.weight_shape[1] * patches
     return 2 * case.padded(case.cfg.noise.images) * image
 

@@ -113,6 +113,11 @@ class Case:
         return math.ceil(images / self.cfg.micro_batch) * self.cfg.micro_batch
 
     @property
+    def answer_bytes(self) -> int:
+        """Bytes of one output, with the variance behind it that a table may read."""
+        return self.state_bytes * (1 + any(step.is_learned for step in self.fit_table))
+
+    @property
     def state_bytes(self) -> int:
         """Bytes of one state or output in float32."""
         return 4 * math.prod(self.model.shape)

@@ -93,7 +93,7 @@ def _calibration_set(case: Case) -> Work:
 
 def _float_path(case: Case) -> Work:
     images = case.padded(case.cfg.noise.images)
-    return Work(images * case.fit_rows, kept=images * len(case.fit_table) * case.state_bytes)
+    return Work(images * case.fit_rows, kept=images * len(case.fit_table) * case.answer_bytes)
 
 
 def _step_signal(case: Case) -> Work:

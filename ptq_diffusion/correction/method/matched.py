@@ -8,10 +8,17 @@ import torch
 from ptq_diffusion.correction.contract import Correction, PathName, along
 from ptq_diffusion.correction.evidence import PathBatch, PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
-from ptq_diffusion.correction.measurement import StepMeasurement, Variance, require_carried, require_variance
+from ptq_diffusion.correction.measurement import (
+    StepMeasurement,
+    Variance,
+    require_carried,
+    require_known_noise,
+    require_variance,
+)
 from ptq_diffusion.correction.repair.matching import Spectrum, distance, match
 from ptq_diffusion.correction.repair.spectral import Spectral
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 
 class Matched(Correction[PathEvidence]):
@@ -37,6 +44,9 @@ class Matched(Correction[PathEvidence]):
         require_variance(variance)
         self.reads, self.images_with_m = along(path, images)
         self.variance, self.keeps_sigma = variance, variance == "original"
+
+    def check(self, steps: Table) -> None:
+        require_known_noise(self.variance, steps)
 
     def check_images(self, images: int, channels: int) -> None:
         _require_matchable(images, channels)

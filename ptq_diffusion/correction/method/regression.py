@@ -11,7 +11,13 @@ from torch.nn.functional import pixel_unshuffle
 from ptq_diffusion.correction.contract import Correction, PathName, along
 from ptq_diffusion.correction.evidence import PairedBatch, PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
-from ptq_diffusion.correction.measurement import StepMeasurement, Variance, require_carried, require_variance
+from ptq_diffusion.correction.measurement import (
+    StepMeasurement,
+    Variance,
+    require_carried,
+    require_known_noise,
+    require_variance,
+)
 from ptq_diffusion.correction.repair.filter import Filter, FilterInt8, patches
 from ptq_diffusion.correction.repair.repair import Repair
 from ptq_diffusion.numeric.moments import Moments
@@ -78,6 +84,9 @@ class Regression(Correction[PathEvidence]):
         _require_readout_bits(readout_bits, on_features)
         self.on_q, self.on_x, self.on_features, self.readout_bits = on_q, on_x, on_features, readout_bits
         self.ridges, self.variance, self.keeps_sigma = tuple(ridges), variance, variance == "original"
+
+    def check(self, steps: Table) -> None:
+        require_known_noise(self.variance, steps)
 
     def check_images(self, images: int, channels: int) -> None:  # noqa: ARG002
         if images < 2:

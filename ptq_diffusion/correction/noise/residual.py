@@ -11,7 +11,8 @@ from ptq_diffusion.sampler.table import Table
 class Residual:
     """sigma'^2 = max(sigma^2 - absorbed b^2 variance, 0), with b the step's gain.
 
-    It belongs to a network at a time, and sigma' to a table: on another one sigma' is computed anew from it.
+    It belongs to a network at a time, and sigma' to a table: on another one sigma' is computed anew from it. A learned
+    variance loses as much at every pixel, and is 0 where it is less.
 
     Args:
         variance: the variance of m~ - m, as noise.
@@ -28,7 +29,11 @@ class Residual:
         """The noise scale sigma' of a step."""
         if self.absorbed == 0:
             return step.sigma
-        return max(step.sigma**2 - self.absorbed * step.gain**2 * self.variance, 0.0) ** 0.5
+        return max(step.sigma**2 - self.taken(step), 0.0) ** 0.5
+
+    def taken(self, step: Step) -> float:
+        """The variance that sigma'^2 leaves out of sigma^2, or of a learned variance."""
+        return self.absorbed * step.gain**2 * self.variance
 
     def budget(self, step: Step) -> float | None:
         """The share of sigma^2 that it takes, above 1 where sigma^2 is too small; None where no noise is added."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -18,6 +19,8 @@ from ptq_diffusion.sampler.table import Table
 
 FOLDER = ("config.json", CONFIG, COEFFICIENTS, *FILES)
 """The files of a saved network beside its weights."""
+CLOSE = 1e-6
+"""The relative error that rounding to float32 may leave of a time."""
 
 
 class CorrectedNetwork(ModelMixin, ConfigMixin):
@@ -34,6 +37,7 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
     Args:
         quantized: the network, as its own settings have it.
         correction: fitted to it.
+        embedded: the guidance that the network was told while it was fitted; None of one that embeds none.
 
     Raises:
         ValueError: the network has not exactly one output layer, two steps of the table have the same time, or the
@@ -43,7 +47,9 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
 
     config_name = "config.json"
 
-    def __init__(self, quantized: QuantizedDenoiser, correction: FittedCorrection) -> None:
+    def __init__(
+        self, quantized: QuantizedDenoiser, correction: FittedCorrection, embedded: float | None = None
+    ) -> None:
         super().__init__()
         if correction.evaluations:
             raise ValueError(
@@ -52,17 +58,20 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
             )
         self.quantized, self.correction = quantized, correction
         self.rescaled = quantized.rescaled(correction.rescalings).unguided()
-        self._table = correction.steps.with_distinct_times()
-        channels, *size = quantized.shape
+        self._table, self._embedded = correction.steps.with_distinct_times(), embedded
+        scale = stock_scale(quantized.denoiser, correction.steps)
+        beside = {"guidance_scale": scale, "guidance_embedded": embedded, "backend": quantized.backend.name}
+        self.register_to_config(**self.described() | beside)
+        self._watch = GuidanceWatch(scale)
+
+    def described(self) -> dict[str, Any]:
+        """The configuration that stock pipelines look up in the network that it stands for."""
+        channels, *size = self.quantized.shape
         denoiser = self.rescaled.denoiser
-        # Stock pipelines look up what the network that it stands for has in its configuration.
         described = denoiser.config if isinstance(denoiser, DiffusersDenoiser) else {}
         square = size[0] if size[0] == size[1] else size
-        own = {"in_channels": channels, "out_channels": channels, "sample_size": square}
-        scale = stock_scale(quantized.denoiser, correction.steps)
-        beside = {"guidance_scale": scale, "backend": quantized.backend.name}
-        self.register_to_config(**described | own | beside)
-        self._watch = GuidanceWatch(scale)
+        # C output channels, also where a variance is behind them, which pipelines would drop before the scheduler.
+        return described | {"in_channels": channels, "out_channels": channels, "sample_size": square}
 
     @classmethod
     def from_pretrained(  # type: ignore[override, unused-ignore]
@@ -72,7 +81,7 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         torch_dtype: torch.dtype | None = None,
         device_map: object = None,
         **options: object,  # noqa: ARG003
-    ) -> "CorrectedNetwork":
+    ) -> Self:
         """Load what `save_pretrained` wrote; json and safetensors are read, nothing else, and no code is.
 
         Args:
@@ -98,12 +107,13 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
                 f"expected torch.float32 and no device_map, got {torch_dtype} and {device_map}; "
                 "load it without and move the pipeline with pipe.to(device)"
             )
-        backend = cls.load_config(folder).get("backend", Simulated.name)
-        return cls(load_quantized(folder).to_backend(backend), FittedCorrection.load(folder))
+        config = cls.load_config(folder)
+        quantized = load_quantized(folder).to_backend(config.get("backend", Simulated.name))
+        return cls(quantized, FittedCorrection.load(folder), config.get("guidance_embedded"))
 
-    def to_backend(self, backend: Backend | str) -> "CorrectedNetwork":
+    def to_backend(self, backend: Backend | str) -> Self:
         """The same network and correction computed by another backend, see `QuantizedDenoiser.to_backend`."""
-        return CorrectedNetwork(self.quantized.to_backend(backend), self.correction)
+        return type(self)(self.quantized.to_backend(backend), self.correction, self._embedded)
 
     def save_pretrained(self, save_directory: str | Path) -> None:  # type: ignore[override, unused-ignore]
         """Write `config.json`, the quantized network (`model/`, `quantizers.*`) and the correction."""
@@ -122,7 +132,7 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         Raises:
             ValueError: a filter does not fold.
         """
-        channels = self.config.in_channels
+        channels = self.quantized.shape[0]
         corrections = enumerate(self.correction.corrections)
         return [fold(self.rescaled.output_layer, i, correction, channels) for i, correction in corrections]
 
@@ -140,7 +150,7 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         return_dict: bool = True,
         **options: object,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """m~, (B, C, H, W), as `.sample` or else in a tuple.
+        """m~, (B, C, H, W), a learned variance behind it, (B, 2 C, H, W), as `.sample` or else in a tuple.
 
         Args:
             sample: x_t, (B, C, H, W).
@@ -151,12 +161,30 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
             options: others of stock networks, each None.
 
         Raises:
+            ValueError: see `answer`.
+        """
+        tensors = {"embeddings": encoder_hidden_states, "labels": class_labels}
+        told = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        return self.returned(self.answer(sample, timestep, Condition(**told) if told else None, options), return_dict)
+
+    def answer(
+        self, x_t: Tensor, timestep: float | Tensor, condition: Condition | None, options: Mapping[str, object]
+    ) -> Tensor:
+        """m~, (B, C, H, W), and a learned variance behind it, (B, 2 C, H, W).
+
+        Args:
+            x_t: the states, (B, C, H, W).
+            timestep: t, one for all.
+            condition: of the B rows.
+            options: of stock networks' calls that are not read.
+
+        Raises:
             ValueError: a time that the table does not have, or several, states in another type than float32, an option
-                that is not None, or states that another scale of guidance led to.
+                that is not None or empty, or states that another scale of guidance led to.
         """
         _require_none(options)
-        if sample.dtype != torch.float32:
-            raise ValueError(f"expected states in float32, in which the ranges hold, got {sample.dtype}")
+        if x_t.dtype != torch.float32:
+            raise ValueError(f"expected states in float32, in which the ranges hold, got {x_t.dtype}")
         times = torch.as_tensor(timestep).unique().tolist()
         if len(times) != 1:
             raise ValueError(
@@ -164,17 +192,39 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
                 "draw with the scheduler and the steps that it was fitted for"
             )
         step = self._table.at(times[0])
-        self._watch.before(sample, step)
-        tensors = {"embeddings": encoder_hidden_states, "labels": class_labels}
-        told = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        q, features = self.rescaled.predict(sample, step, Condition(**told) if told else None)
-        m = self.correction.output(q, sample, features, step)
-        self._watch.behind(sample, m, step, self.correction.sigma(step))
-        return UNet2DOutput(sample=m) if return_dict else (m,)
+        self._watch.before(x_t, step)
+        q, features, variance = self.rescaled.predict(x_t, step, condition)
+        m = self.correction.output(q, x_t, features, step)
+        self._watch.behind(x_t, m, step, self.correction.sigma(step, variance))
+        return step.joined(m, variance)
+
+    def nearest(self, t: float) -> float:
+        """The time of the table that is t but for rounding, or else t itself."""
+        near = min((step.t for step in self._table), key=lambda time: abs(time - t))
+        return near if abs(near - t) <= CLOSE * max(abs(t), 1.0) else t
+
+    def require_embedded(self, guidance: Tensor | None) -> None:
+        """Refuse another guidance than the network was told while the correction was fitted.
+
+        Raises:
+            ValueError: it is another.
+        """
+        told = None if guidance is None else guidance.unique().tolist()
+        if told != (None if self._embedded is None else [float(torch.tensor(self._embedded))]):
+            raise ValueError(
+                f"expected guidance_scale={self._embedded}, which the network was told while it was corrected, got "
+                f"{told}; call the pipeline with guidance_scale={self._embedded}, or export it with "
+                "condition.guidance.embedded=VALUE"
+            )
+
+    @staticmethod
+    def returned(answer: Tensor, return_dict: bool) -> UNet2DOutput | tuple[Tensor]:
+        """An answer as stock networks return it."""
+        return UNet2DOutput(sample=answer) if return_dict else (answer,)
 
 
 def _require_none(options: Mapping[str, object]) -> None:
-    if unread := [name for name, option in options.items() if option is not None]:
+    if unread := [name for name, option in options.items() if option is not None and option != {}]:
         raise ValueError(
             f"expected states, a time and a condition, got {', '.join(unread)}, which a CorrectedNetwork does not "
             "read; leave it out of the pipeline's call"

@@ -11,6 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ptq_diffusion.correction.fitted import FittedCorrection
+from ptq_diffusion.sampler.process import FLOW
 from ptq_diffusion.sampler.step import State, Step
 
 BETA_SCHEDULE = (
@@ -60,7 +61,9 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         self.init_noise_sigma = self._table.init_scale
         self._past: tuple[Tensor, ...] = ()
         self._scaled: float | None = None
-        self.register_to_config(num_inference_steps=len(correction.steps), beta_schedule=BETA_SCHEDULE)
+        # A FluxPipeline leaves the noise levels to a scheduler of flow sigmas.
+        flow = {"use_flow_sigmas": True} if correction.steps.prediction == FLOW else {}
+        self.register_to_config(num_inference_steps=len(correction.steps), beta_schedule=BETA_SCHEDULE, **flow)
 
     @classmethod
     def from_pretrained(  # type: ignore[override, unused-ignore]
@@ -94,8 +97,31 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         self.correction.save(folder)
         super().save_pretrained(folder, push_to_hub, **options)
 
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at the first step, as pipelines of flow matching say; steps are found by their times.
+
+        Raises:
+            ValueError: another step.
+        """
+        if begin_index != 0:
+            raise ValueError(
+                f"expected to begin at the first step, which the correction was fitted for, got step {begin_index}; "
+                "draw from noise"
+            )
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        device: torch.device | str | None = None,
+        mu: float | None = None,  # noqa: ARG002
+    ) -> None:
         """Begin.
+
+        Args:
+            num_inference_steps: the correction's.
+            device: where times are wanted.
+            mu: the shift that pipelines of flow matching tell by the size of an image; the table has that of the size
+                which it was fitted for.
 
         Raises:
             ValueError: another number of steps than the correction's.
@@ -129,7 +155,8 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         """Advance the state from x_t to x_s.
 
         Args:
-            model_output: q, (B, C, H, W), or (B, 2C, H, W) of a network that predicts a variance too.
+            model_output: q, (B, C, H, W), or (B, 2C, H, W) of a network that predicts a variance too, which is read
+                where the table's is learned.
             timestep: t.
             sample: x_t, (B, C, H, W).
             generator: where z comes from, one for all or one for each image.
@@ -146,11 +173,12 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
                 f"expected no other options, got {', '.join(options)}: the fitted table has its own; "
                 "use DDPMPipeline, which passes none, with a correction fitted for the eta that is wanted"
             )
-        step, q = self._table.at(torch.as_tensor(timestep).item()), model_output[:, : sample.shape[1]]
+        step = self._table.at(torch.as_tensor(timestep).item())
+        q, variance = step.parted(model_output, sample.shape[1])
         self._require_scaled(step)
         m = self.correction.output(q, sample, None, step)
         z = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
-        state = step.advance(State(sample, self._past), m, self.correction.sigma(step), z)
+        state = step.advance(State(sample, self._past), m, self.correction.sigma(step, variance), z)
         self._past = state.past
         _require_finite(state.x, step)
         return SchedulerOutput(prev_sample=state.x) if return_dict else (state.x,)

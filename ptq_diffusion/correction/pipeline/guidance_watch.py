@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ptq_diffusion.sampler.step import Step
@@ -25,14 +26,14 @@ class Asked:
         first: the answers of the first rows, (B, C, H, W).
         second: those of the second rows.
         step: the row of the table.
-        sigma: the standard deviation of the noise that the scheduler adds.
+        sigma: the standard deviation of the noise that the scheduler adds, one for all or of every pixel.
     """
 
     x_t: Tensor
     first: Tensor
     second: Tensor
     step: Step
-    sigma: float
+    sigma: float | Tensor
 
     def scale(self, x_s: Tensor) -> tuple[float, float] | None:
         """The scale s of m = first + s (second - first) that led to a state, and its standard error.
@@ -54,9 +55,11 @@ class Asked:
         scale = float((rest * slope).sum()) / power
         rounding = ROUNDING * float(x_s.square().sum()) ** 0.5
         left = float((rest - scale * slope).square().mean()) ** 0.5
-        if abs(left - self.sigma) > 0.1 * self.sigma + 100 * rounding / x_s.numel() ** 0.5:
+        sigma = torch.as_tensor(self.sigma, device=x_s.device).expand_as(x_s)
+        added = float(sigma.square().mean()) ** 0.5
+        if abs(left - added) > 0.1 * added + 100 * rounding / x_s.numel() ** 0.5:
             return None
-        return scale, self.sigma / power**0.5 + rounding / power**0.5
+        return scale, float((slope * sigma).square().sum()) ** 0.5 / power + rounding / power**0.5
 
 
 class GuidanceWatch:
@@ -101,10 +104,11 @@ class GuidanceWatch:
                 f"condition.guidance.scale={told:.3g}"
             )
 
-    def behind(self, rows: Tensor, answers: Tensor, step: Step, sigma: float) -> None:
-        """Remember the rows, (2 B, C, H, W), and the answers, until the next step."""
+    def behind(self, rows: Tensor, answers: Tensor, step: Step, sigma: float | Tensor) -> None:
+        """Remember the rows, (2 B, C, H, W), and the answers, until the next step; the first rows are those kept."""
         if (doubled := _halves(rows)) is not None:
             first, second = answers.chunk(2)
+            sigma = sigma.chunk(2)[0] if isinstance(sigma, Tensor) else sigma
             self._asked = Asked(doubled, first, second, step, sigma)
 
 

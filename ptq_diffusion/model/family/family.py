@@ -49,6 +49,10 @@ class Family(ABC):
         """Whether a network of this configuration can be told t = 0."""
         return True
 
+    def says_variance(self, config: Mapping[str, Any]) -> bool:
+        """Whether a network of this configuration says a variance in a second half of its output's channels."""
+        return config["out_channels"] == 2 * config["in_channels"]
+
     def needs(self, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002
         """The tensors of a condition that the network reads, by name, and the shape of a usual row of each."""
         return {}

@@ -19,6 +19,8 @@ PATCH = 2
 """The side of the patch of a latent that is one token, as in the stock pipeline."""
 TOKENS = 512
 """Tokens of a prompt, as in the stock pipeline."""
+TIMES = 1000
+"""Times of the training by those that the network is told."""
 
 
 class Flux(Family):
@@ -64,28 +66,38 @@ class Flux(Family):
 
     def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:
         tensors = self.required(network, condition)
-        packed = pixel_unshuffle(x_t, PATCH)
+        size = x_t.shape[2] // PATCH, x_t.shape[3] // PATCH
         embeddings = tensors["embeddings"]
         tokens = network(
-            packed.flatten(2).transpose(1, 2),
+            packed(x_t),
             encoder_hidden_states=embeddings,
             pooled_projections=tensors["pooled"],
-            timestep=times(t, x_t).to(x_t.dtype) / 1000,
-            img_ids=_places(packed),
+            timestep=times(t, x_t).to(x_t.dtype) / TIMES,
+            img_ids=_places(size, x_t),
             txt_ids=x_t.new_zeros(embeddings.shape[1], 3),
             guidance=tensors.get("scale"),
         ).sample
-        return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, packed.shape[2:]), PATCH)
+        return unpacked(tokens, size)
 
     def blocks(self, network: nn.Module) -> Sequence[str]:
         kinds = FluxTransformerBlock | FluxSingleTransformerBlock
         return [name for name, module in network.named_modules() if isinstance(module, kinds)]
 
 
-def _places(packed: Tensor) -> Tensor:
-    """The place (0, row, column) of every token of a packed state, (B, 4 C, rows, columns): (rows x columns, 3)."""
-    rows, columns = packed.shape[2:]
-    places = packed.new_zeros(rows, columns, 3)
-    places[..., 1] = torch.arange(rows, device=packed.device)[:, None]
-    places[..., 2] = torch.arange(columns, device=packed.device)
+def packed(x_t: Tensor) -> Tensor:
+    """A state, (B, C, H, W), as tokens of 2 x 2 pixels, row by row, (B, H/2 x W/2, 4 C)."""
+    return pixel_unshuffle(x_t, PATCH).flatten(2).transpose(1, 2)
+
+
+def unpacked(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """The state of `packed` tokens in so many rows and columns."""
+    return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, size), PATCH)
+
+
+def _places(size: tuple[int, int], like: Tensor) -> Tensor:
+    """The place (0, row, column) of every token in so many rows and columns, (rows x columns, 3)."""
+    rows, columns = size
+    places = like.new_zeros(rows, columns, 3)
+    places[..., 1] = torch.arange(rows, device=like.device)[:, None]
+    places[..., 2] = torch.arange(columns, device=like.device)
     return places.flatten(0, 1)

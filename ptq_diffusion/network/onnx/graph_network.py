@@ -83,7 +83,7 @@ class GraphNetwork(nn.Module):
         """
         self.inputs.time, self.inputs.tensors = t, values
         told = Condition(**condition) if condition else None
-        m, features = self.denoiser.predict(x_t, Row(self.i, t), told)
+        m, features, _ = self.denoiser.predict(x_t, Row(self.i, t), told)
         assert features is not None, "a quantized network gives the input of its output layer"
         return m, features
 

@@ -122,7 +122,7 @@ class _Writer:
         quantized = self._quantized.unguided()
         x_t = torch.zeros(ROWS, *quantized.shape)
         told = None if self._condition is None else self._condition.rows(slice(ROWS))
-        q, features = quantized.predict(x_t, Row(0, torch.tensor(1.0)), told)
+        q, features, _ = quantized.predict(x_t, Row(0, torch.tensor(1.0)), told)
         assert features is not None, "a quantized network gives the input of its output layer"
         return {"q": q, "x_t": x_t, "features": features}
 

@@ -23,7 +23,7 @@ class DrawImages(ChunkWork):
         conditions: of the samples.
         decoder: from latents to images.
         predictor: for each chunk and its condition, from (x_t, step) to the output that is used.
-        sigma: the noise scale that is used at a step.
+        sigma: the noise scale that is used at a step, from it and a learned variance.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class DrawImages(ChunkWork):
         conditions: ConditionSource,
         decoder: Decoder,
         predictor: Callable[[Chunk, Condition | None], Predictor],
-        sigma: Callable[[Step], float],
+        sigma: Callable[[Step, Tensor | None], float | Tensor],
     ) -> None:
         super().__init__()
         self.model, self.steps, self.conditions, self.decoder = model, steps, conditions, decoder
@@ -44,9 +44,9 @@ class DrawImages(ChunkWork):
         """The uncorrected sampling of a model."""
 
         def predictor(_: Chunk, condition: Condition | None) -> Predictor:
-            return lambda x_t, step: model.predict(x_t, step, condition).m
+            return lambda x_t, step: model.predict(x_t, step, condition).with_variance
 
-        return cls(model, steps, conditions, decoder, predictor, lambda step: step.sigma)
+        return cls(model, steps, conditions, decoder, predictor, Step.spread)
 
     def visits(self, chunk: Chunk, device: torch.device) -> Iterator[Visit]:
         """The steps of sampling a chunk, one after the other."""

@@ -82,7 +82,7 @@ def _largest_difference(
     x_t = torch.randn(TRIED, *network.shape, generator=torch.Generator().manual_seed(0))
 
     def at(step: Step) -> float:
-        q, features = network.predict(x_t, step, condition)
+        q, features, _ = network.predict(x_t, step, condition)
         simulated = correction.output(q, x_t, features, step)
         return float((graph(x_t, step, condition) - simulated).norm() / simulated.norm())
 

@@ -66,7 +66,7 @@ def test_a_correction_that_asks_twice_is_refused(pair):
 def test_its_output_layer_folded_for_every_step_says_the_same(network, pair):
     quantized, x = network.quantized, states(pair[0], 0)
     for step, layer in zip(network.correction.steps, network.output_layers(), strict=True):
-        _, features = quantized.predict(x, step)
+        features = quantized.predict(x, step).features
         assert not torch.equal(layer.weight, quantized.output_layer.operands(step.i)[0])
         assert torch.allclose(layer.output(x, features), network(x, step.t).sample, atol=1e-5)
 

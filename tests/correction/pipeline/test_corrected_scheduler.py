@@ -9,7 +9,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 
 from ptq_diffusion.correction import CorrectedScheduler, FittedCorrection
 from ptq_diffusion.model import DiffusersDenoiser
-from ptq_diffusion.sampler import DDIM, DDPM
+from ptq_diffusion.sampler import DDIM, DDPM, FlowEuler
 from tests.correction.pipelines import (
     OURS,
     REACHING_IN,
@@ -211,3 +211,14 @@ def test_coefficients_of_another_version_are_refused(scheduler, tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(ValueError, match="FittedCorrection.save wrote .* fit or export it again"):
         CorrectedScheduler.from_pretrained(tmp_path)
+
+
+def test_pipelines_of_flow_matching_begin_at_the_first_step_and_leave_the_levels_to_the_table(pair):
+    table = FlowEuler(3).table({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    scheduler = CorrectedScheduler(fitted("bias", table, pair))
+    scheduler.set_timesteps(3, mu=0.7)
+    scheduler.set_begin_index(0)
+    assert scheduler.timesteps.tolist() == pytest.approx([step.t for step in table])
+    assert scheduler.config.use_flow_sigmas
+    with pytest.raises(ValueError, match="expected to begin at the first step, .* got step 2; draw from noise"):
+        scheduler.set_begin_index(2)
