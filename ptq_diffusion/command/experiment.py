@@ -30,6 +30,7 @@ from ptq_diffusion.report.report import make_report, table
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.drawing.drift import MeasureDrift
 from ptq_diffusion.stage.drawing.image_files import ImageFiles
+from ptq_diffusion.stage.drawing.layers import MeasureLayers
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
@@ -80,6 +81,7 @@ STAGES: dict[str, type[Stage]] = {
         WriteOnnx,
         ImageFiles,
         MeasureDrift,
+        MeasureLayers,
         Evaluate,
     )
 }

@@ -30,6 +30,7 @@ from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
 from ptq_diffusion.quantizer import Quantizer, StepGroups
 from ptq_diffusion.rounding import Rounding
 from ptq_diffusion.sampler import Sampler
+from ptq_diffusion.stage.drawing.layers import MeasureLayers, layer_chunks
 from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
 from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_table import check_reach, fit_table
@@ -84,6 +85,8 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
             _check_export(cfg, model, shop)
         if goal is WriteOnnx:
             _check_onnx(cfg)
+        if goal is MeasureLayers:
+            layer_chunks(cfg)
         if "images" in used:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
         if "judging" in used:
