@@ -37,6 +37,7 @@ from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.plan import Plan
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
@@ -69,6 +70,7 @@ STAGES: dict[str, type[Stage]] = {
         FloatPath,
         MeasureStepSignal,
         MeasureSensitivity,
+        CorrectionAdditions,
         Plan,
         Reconstruct,
         Quantize,

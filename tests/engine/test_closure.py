@@ -33,7 +33,10 @@ RUNS = {
         *("goal=quantize", "rounding=gptq", "rounding.inputs.positions=2", "calibration.images=1", "sampler.steps=2"),
         "rounding.inputs.weights._target_=ptq_diffusion.rounding.EffectOnImage",
     ],
-    "bits by layer": ["goal=plan", "bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=4"],
+    "bits by layer": [
+        *("goal=plan", "bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=4"),
+        "bitwidth.count_correction=true",
+    ],
 }
 
 
@@ -48,6 +51,10 @@ ROUNDING = "other roundings than these runs choose"
 OTHER = "another network or backend than these runs choose"
 BRANCHES: dict[str, dict[str, str]] = {
     "plan": {},
+    "additions": {
+        "bitwidth/additions.py": "sums over the links of a chain, which these runs spare",
+        "correction/contract.py": "the refusal of a correction that declares none",
+    },
     "calibrate": {
         "network/layer.py": "the axis of the channels, a constant of each kind of layer",
         "quantizer/form.py": FORMS,

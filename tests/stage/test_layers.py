@@ -23,14 +23,14 @@ def test_corrected_layers_have_the_errors_of_what_is_changed(make, correction):
     assert quantized[first, 0] == accumulated[first, 0] and (quantized[first, 1:] != accumulated[first, 1:]).all()
     if correction == "none":
         assert torch.equal(quantized, corrected) and torch.equal(accumulated, along)
+        numbers = (folder / "layers.safetensors").read_bytes()
+        assert make(*words, *ATTENTION, "force=layers") == folder
+        assert (folder / "layers.safetensors").read_bytes() == numbers
     else:
         last = layers.sites.index("conv_out")
         assert torch.equal(quantized[last], corrected[last])
         assert corrected.log().median() < quantized.log().median()
         assert along.log().median() < accumulated.log().median()
-    numbers = (folder / "layers.safetensors").read_bytes()
-    again = make(*words, *ATTENTION, "force=layers")
-    assert again == folder and (folder / "layers.safetensors").read_bytes() == numbers
 
 
 def test_a_report_has_them_as_a_table_and_a_figure_where_they_are_asked_for(report):

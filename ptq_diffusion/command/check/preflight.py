@@ -34,6 +34,7 @@ from ptq_diffusion.stage.drawing.layers import MeasureLayers, layer_chunks
 from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
 from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_table import check_reach, fit_table
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions, policy_of
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity, sensitivity_chunks
@@ -63,7 +64,7 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
     Raises:
         ValueError: two choices do not fit; the message says which and what to do.
     """
-    used = {key for stage in needed(goal) for key in stage.uses}
+    used = {key for stage in needed(goal) if _takes_part(stage, cfg) for key in stage.uses}
     _check_kinds(cfg, used)
     if "condition" in used or goal is EncodePrompts:
         check_condition(cfg, shop.model(cfg), shop)
@@ -93,6 +94,11 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
             _check_judging(cfg, shop.decoder(cfg).shape(model.shape))
     elif "training" in used and cfg.training is not None:
         _check_training(cfg, shop)
+
+
+def _takes_part(stage: type[Stage], cfg: DictConfig) -> bool:
+    """Whether a stage is made on the way; the correction is looked at only where something is made with it."""
+    return stage is not CorrectionAdditions or stage.serves(cfg)
 
 
 @contextmanager
@@ -162,13 +168,20 @@ def _check_training(cfg: DictConfig, shop: Workshop) -> None:
 
 
 def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
-    policy, table = construct(cfg.bitwidth), shop.table(cfg, model)
-    policy.check(model.architecture(), table)
+    table = shop.table(cfg, model)
+    policy_of(cfg, model, table).check(_guided(cfg, model).architecture(table), table)
     shop.observations(cfg, model, construct(cfg.quantizer.steps), len(table))
     try:
         require_of_weights(construct(cfg.quantizer.weight)(MOST_BITS))
     except TypeError as error:
         raise ValueError(f"{error}; choose another quantizer@quantizer.weight") from error
+
+
+def _guided(cfg: DictConfig, model: Denoiser) -> Guided:
+    """The model, guided away from a null condition that stands for whatever it will be."""
+    guidance, anything = cfg.condition.guidance, Condition(labels=torch.zeros(1))
+    low, high = guidance.interval
+    return Guided(model, anything, guidance.scale, (low, high))
 
 
 def _check_backend(cfg: DictConfig, shop: Workshop) -> None:
@@ -214,9 +227,7 @@ def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
             "pipeline; load goal=quantize by pd.load_quantized and goal=fit by pd.load_correction"
         )
     export_name(cfg, model, shop)
-    guidance, anything = cfg.condition.guidance, Condition(labels=torch.zeros(1))
-    low, high = guidance.interval
-    stock_scale(Guided(model, anything, guidance.scale, (low, high)), shop.table(cfg, model))
+    stock_scale(_guided(cfg, model), shop.table(cfg, model))
     if construct(cfg.correction).asks_again:
         raise ValueError(
             "expected a correction that asks the network once a step, for a pipeline does not ask again, got "
