@@ -28,6 +28,7 @@ class RandomBits(UnderBudget[None]):
         last: see there.
         attention: see there.
         patterns: see there.
+        count_correction: see there.
 
     Raises:
         ValueError: as `UnderBudget`.
@@ -45,8 +46,10 @@ class RandomBits(UnderBudget[None]):
         last: Mapping[str, Any] = EIGHT_BITS,
         attention: Mapping[str, Any] = UNQUANTIZED,
         patterns: Sequence[Mapping[str, Any]] = (),
+        count_correction: bool = False,
     ) -> None:
-        super().__init__(saving, bytes, over, weights, activations, first, last, attention, patterns)
+        shared = (saving, bytes, over, weights, activations, first, last, attention, patterns, count_correction)
+        super().__init__(*shared)
         self.seed = seed
 
     def spend(self, choices: Choices, evidence: None = None) -> Spending:  # noqa: ARG002

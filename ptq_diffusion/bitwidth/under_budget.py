@@ -2,11 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor, inf
-from typing import Any
+from typing import Any, Self
 
+from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.bitwidth.choices import Assignment, Choices, Limits, Over
 from ptq_diffusion.bitwidth.cost import PlanCost, float_bops, plan_cost
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy, Measured
@@ -48,6 +50,7 @@ class UnderBudget(BitwidthPolicy[Measured]):
         last: of the last layer, at every step.
         attention: of its products, at every step: `activation` of Q and P, `weight` of K and V.
         patterns: exceptions by name, at every step.
+        count_correction: whether the saving is that of the plan and the correction together, see `behind`.
 
     Raises:
         ValueError: there is no budget, or one that is not positive; bits that no quantizer has, or not in ascending
@@ -65,12 +68,20 @@ class UnderBudget(BitwidthPolicy[Measured]):
         last: Mapping[str, Any] = EIGHT_BITS,
         attention: Mapping[str, Any] = UNQUANTIZED,
         patterns: Sequence[Mapping[str, Any]] = (),
+        count_correction: bool = False,
     ) -> None:
         _require_budget(saving, bytes)
+        self.count_correction, self.additions = count_correction, Additions()
         self.saving, self.bytes, self.over = saving, bytes, over
         self.weights, self.activations = _ascending("weights", weights), _ascending("activations", activations)
         offered = [LayerBits(weight, activation) for weight in self.weights for activation in self.activations]
         super().__init__(Roles.of_options(first, last, attention, patterns), offered)
+
+    def behind(self, additions: Additions) -> Self:
+        """The policy that leaves room in its saving for the operations of a correction."""
+        policy = copy(self)
+        policy.additions = additions
+        return policy
 
     @abstractmethod
     def spend(self, choices: Choices, evidence: Measured) -> Spending:
@@ -84,11 +95,13 @@ class UnderBudget(BitwidthPolicy[Measured]):
         super().check(architecture, steps)
         cheapest = plan_cost(architecture, self.uniform(architecture, self.offered[0]), len(steps))
         name = f"W{self.weights[0]}A{self.activations[0]} in the inner layers"
-        most = floor(cheapest.saving * 1e4) / 1e4 if cheapest.bops else inf
+        total = self.additions.total(cheapest.bops, len(steps))
+        most = floor(cheapest.float_bops / total * 1e4) / 1e4 if total else inf
+        together = f"{name}, and the correction" if self.count_correction else name
         bops, stored = self._limits(architecture, len(steps))
         if bops is not None and cheapest.bops > bops:
             raise ValueError(
-                f"expected a saving of at most {most}, that of the cheapest plan, {name}, got "
+                f"expected a saving of at most {most}, that of the cheapest plan, {together}, got "
                 f"{self.saving}; lower saving or offer fewer bits ({cheapest.attention_share:.0%} of that plan's bit "
                 "operations are attention's products, whose bits are bitwidth.attention)"
             )
@@ -108,7 +121,10 @@ class UnderBudget(BitwidthPolicy[Measured]):
         spending = self.spend(choices, evidence)
         table = choices.table(spending.assignment)
         bops = plan_cost(architecture, self.roles.plan(architecture.sites, table), len(steps)).bops
-        return self.roles.plan(architecture.sites, table, {"bops": float(bops)} | dict(spending.notes))
+        notes = {"bops": float(bops)}
+        if self.count_correction:
+            notes["bops_with_correction"] = float(self.additions.total(bops, len(steps)))
+        return self.roles.plan(architecture.sites, table, notes | dict(spending.notes))
 
     def _choices(self, architecture: Architecture, free: tuple[Site, ...], cheapest: PlanCost, steps: int) -> Choices:
         """The choices, whose limits are what the fixed layers and attention leave of the budget."""
@@ -124,7 +140,8 @@ class UnderBudget(BitwidthPolicy[Measured]):
 
     def _limits(self, architecture: Architecture, steps: int) -> tuple[int | None, int | None]:
         """Bit operations and stored bits of a whole plan at most."""
-        bops = None if self.saving is None else int(float_bops(architecture, steps) / Fraction(self.saving))
+        whole = None if self.saving is None else int(float_bops(architecture, steps) / Fraction(self.saving))
+        bops = None if whole is None else self.additions.room(whole, steps)
         return bops, None if self.bytes is None else 8 * self.bytes
 
 

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from ptq_diffusion.engine.stage import Need
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.drawing.drift import MeasureDrift
+from ptq_diffusion.stage.drawing.layers import MeasureLayers
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
@@ -44,6 +45,7 @@ SAMPLINGS: Mapping[str, Callable[[DictConfig], float]] = {
     QuantizedSamples.name: lambda cfg: 0.8 * _drawn(cfg),
     CorrectedSamples.name: lambda cfg: 0.8 * _drawn(cfg),
     MeasureDrift.name: lambda cfg: 2.2 * cfg.drift.images,
+    MeasureLayers.name: lambda cfg: 6.0 * cfg.layers.images,
     Evaluate.name: lambda cfg: 0.2 * _drawn(cfg),
 }
 """Float samplings of one image, as measured on two CPU cores; stages that are not named take next to nothing."""

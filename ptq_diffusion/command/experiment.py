@@ -31,12 +31,14 @@ from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.drawing.drift import MeasureDrift
 from ptq_diffusion.stage.drawing.image_files import ImageFiles
+from ptq_diffusion.stage.drawing.layers import MeasureLayers
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.plan import Plan
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
@@ -70,6 +72,7 @@ STAGES: dict[str, type[Stage]] = {
         FloatPath,
         MeasureStepSignal,
         MeasureSensitivity,
+        CorrectionAdditions,
         Plan,
         Reconstruct,
         Quantize,
@@ -82,6 +85,7 @@ STAGES: dict[str, type[Stage]] = {
         WriteOnnx,
         ImageFiles,
         MeasureDrift,
+        MeasureLayers,
         Evaluate,
     )
 }

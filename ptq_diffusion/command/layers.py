@@ -74,15 +74,16 @@ def sites_of(overrides: Sequence[str]) -> Iterator[Row]:
     from ptq_diffusion.command.check.schema import require_schema
     from ptq_diffusion.command.plan.case import OutlineShop
     from ptq_diffusion.command.python import compose
-    from ptq_diffusion.engine.factory import construct
     from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
+    from ptq_diffusion.stage.planning.additions import policy_of
 
     cfg = compose(*overrides)
     require_schema(cfg)
     quiet_libraries()
     shop = OutlineShop(Runtime("cpu", False, 1))
     model = shop.model(cfg)
-    policy, table = construct(cfg.bitwidth), shop.table(cfg, model)
+    table = shop.table(cfg, model)
+    policy = policy_of(cfg, model, table)
     architecture = model.architecture(table)
     policy.check(architecture, table)
     plan = policy.plan(architecture, table, None) if policy.reads is Evidence.NOTHING else None

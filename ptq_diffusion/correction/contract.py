@@ -7,6 +7,7 @@ from typing import ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor
 
+from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.correction.evidence import MomentEvidence, PathEvidence
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, absorbing
 from ptq_diffusion.model import Condition, Denoiser
@@ -59,6 +60,23 @@ class Requirements:
         Raises:
             ValueError: the method makes a table or a noise scale that belongs to this table alone.
         """
+
+    def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002
+        """The operations that the method adds at most; a step that is better off without is left as it is.
+
+        Args:
+            steps: the table to sample with.
+            shape: of a state, (C, H, W).
+            patch_size: of the output layer, p.
+
+        Raises:
+            ValueError: they are not known before it is fitted, as by default.
+        """
+        raise ValueError(
+            "expected a correction whose operations are known before it is fitted, to count them within the saving, "
+            f"got {type(self).__name__}; choose another, such as correction=rescaled_matched, or set "
+            "bitwidth.count_correction=false"
+        )
 
 
 class Correction(Requirements, ABC, Generic[Evidence]):

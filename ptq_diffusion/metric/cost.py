@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.bitwidth.cost import NOTHING, Beside, macs_by_bits, plan_cost
 from ptq_diffusion.bitwidth.cost import mean_bits as mean_bits_of
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan
-from ptq_diffusion.numeric.grid import FLOAT_BITS
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,8 @@ def variant_cost(
         ValueError: the plan was made for another number of steps.
     """
     total = plan_cost(architecture, plan, steps, beside)
-    # An evaluation beside the table's counts as its mean step, whatever bits it has: exact where bits do not vary.
-    bops, attention = (x * (steps + evaluations) // steps for x in (total.bops, total.attention_bops))
-    bops += macs * FLOAT_BITS**2
+    additions = Additions(macs, evaluations)
+    bops, attention = additions.total(total.bops, steps), additions.evaluated(total.attention_bops, steps)
     bits, means = usual_bits(architecture, plan), mean_bits(architecture, plan)
     return VariantCost(*bits, *means, bops, total.float_bops / bops, attention / bops, weight_bytes)
 

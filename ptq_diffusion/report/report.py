@@ -14,9 +14,22 @@ from ptq_diffusion.artefact.files import link_files, write_json
 from ptq_diffusion.bitwidth.step_signal import StepSignal
 from ptq_diffusion.correction import Choice, FittedCorrection, StepReport
 from ptq_diffusion.engine.factory import construct, plain
-from ptq_diffusion.engine.run_files import DRIFT, FEATURES, IMAGES, NOISE, PLAN, REPORT, STEPS, STRIPS, TABLE
+from ptq_diffusion.engine.run_files import (
+    DRIFT,
+    FEATURES,
+    IMAGES,
+    LAYER_TABLE,
+    LAYERS,
+    NOISE,
+    PLAN,
+    REPORT,
+    STEPS,
+    STRIPS,
+    TABLE,
+)
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.report.figures import drift_curves, noise_curves
+from ptq_diffusion.report.layers import draw_layers, layer_rows
 from ptq_diffusion.report.plan_figure import plan_figure
 from ptq_diffusion.report.provenance import provenance
 from ptq_diffusion.report.strips import image_strips, strip, write_strip
@@ -32,7 +45,7 @@ SHOWN = 16
 
 
 def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any]:
-    """Obtain every stage and write report.json, table.csv, steps.csv and the figures.
+    """Obtain every stage and write report.json, table.csv, steps.csv and the figures; layers.csv where asked for.
 
     Args:
         store: where the stages' artefacts are.
@@ -60,6 +73,8 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
     }
     _write_csv(folder / TABLE, rows)
     _write_csv(folder / STEPS, step_rows(store, cfg))
+    if cfg.layers.images:
+        _write_csv(folder / LAYER_TABLE, layer_rows(store, cfg))
     write_json(folder / REPORT, report)
     return report
 
@@ -113,7 +128,10 @@ def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:
     psnr = {words.get(name, name): drift.psnr for name, drift in _drift(store, cfg).items()}
     drift_curves([step.t for step in steps], psnr, paths[2])
     _draw_plan(store, cfg, paths[3])
-    return paths
+    if not cfg.layers.images:
+        return paths
+    draw_layers(store, cfg, folder / LAYERS)
+    return *paths, folder / LAYERS
 
 
 def _draw_plan(store: Store, cfg: DictConfig, path: Path) -> None:

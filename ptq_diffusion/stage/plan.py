@@ -10,10 +10,12 @@ from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.sensitivity import Sensitivity
 from ptq_diffusion.bitwidth.step_signal import StepSignal
+from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage, Need
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.plan import BitwidthPlan
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions, read_additions
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity, with_offer
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
@@ -27,13 +29,14 @@ class Plan(ModelStage):
 
     name = "plan"
     version = 1
-    needs = (MeasureStepSignal, MeasureSensitivity, EncodePrompts)
+    needs = (MeasureStepSignal, MeasureSensitivity, CorrectionAdditions, EncodePrompts)
     uses = ("model", "condition", "sampler", "bitwidth")
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
-        """The artefact of the measurement that the policy reads, if any, and prompts where guidance needs them."""
+        """The artefact of the measurement that the policy reads, if any, and what guidance and its budget need."""
         reads = construct(cfg.bitwidth).reads
-        needs = {EncodePrompts.name: Need(EncodePrompts, cfg)} if EncodePrompts.serves(cfg) else {}
+        beside = (EncodePrompts, CorrectionAdditions)
+        needs = {stage.name: Need(stage, cfg) for stage in beside if stage.serves(cfg)}
         if reads is Evidence.STEP_SNR:
             return needs | {MeasureStepSignal.name: Need(MeasureStepSignal, cfg)}
         if reads is Evidence.SENSITIVITY:
@@ -43,6 +46,8 @@ class Plan(ModelStage):
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         model, policy = shop.guided(cfg, inputs), construct(cfg.bitwidth)
         assert isinstance(policy, BitwidthPolicy)
+        if isinstance(policy, UnderBudget) and CorrectionAdditions.name in inputs:
+            policy = policy.behind(read_additions(inputs[CorrectionAdditions.name]))
         table = shop.table(cfg, model)
         architecture = model.architecture(table)
         policy.check(architecture, table)

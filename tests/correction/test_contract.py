@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from ptq_diffusion.correction import (
+    Chain,
     Fingerprint,
     FittedCorrection,
     NoiseStatistics,
@@ -139,6 +140,20 @@ def test_the_table_differs_from_the_samplers_in_coefficients_only(name, steps):
             assert own.t >= given.t and own.abar_t <= given.abar_t and own.sigma <= given.sigma
         else:
             assert (own.t, own.abar_t, own.sigma) == (given.t, given.abar_t, given.sigma)
+
+
+@every_correction
+@every_table
+def test_operations_are_declared_before_the_fit(name, steps):
+    """At most so many, and exactly where no step is left as it is."""
+    correction, found = CORRECTIONS[name], fitted(name, steps)
+    additions = correction.additions(found.steps, SHAPE, 1)
+    assert additions.evaluations == found.evaluations
+    assert found.macs(SHAPE) <= additions.macs
+    links = correction.links.values() if isinstance(correction, Chain) else [correction]
+    repairs = sum(link.additions(found.steps, SHAPE, 1).macs > 0 for link in links)
+    if {len(one.repairs) for one in found.corrections} == {repairs}:
+        assert found.macs(SHAPE) == additions.macs
 
 
 @every_correction

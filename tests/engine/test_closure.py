@@ -26,6 +26,7 @@ RUNS = {
     ],
     "export": ["goal=export", "noise.steps=6"],
     "integers": ["goal=samples_corrected", "backend=integer", "correction=rescaled"],
+    "layers": ["goal=layers", "layers.images=2", "correction=rescaled_readout_matched"],
     "labels and guidance": ["correction=ptqd", "condition=labels", "condition.guidance.scale=2"],
     "bits by step": ["goal=plan", "bitwidth=step_snr"],
     "rounding": [
@@ -33,7 +34,10 @@ RUNS = {
         "calibration_set=density",
         "rounding.inputs.weights._target_=ptq_diffusion.rounding.EffectOnImage",
     ],
-    "bits by layer": ["goal=plan", "bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=4"],
+    "bits by layer": [
+        *("goal=plan", "bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=4"),
+        "bitwidth.count_correction=true",
+    ],
 }
 
 
@@ -49,6 +53,10 @@ OTHER = "another network or backend than these runs choose"
 BRANCHES: dict[str, dict[str, str]] = {
     "plan": {},
     "calibration_set": {"sampler/step.py": "steps are built here for their times, and computed with elsewhere"},
+    "additions": {
+        "bitwidth/additions.py": "sums over the links of a chain, which these runs spare",
+        "correction/contract.py": "the refusal of a correction that declares none",
+    },
     "calibrate": {
         "network/layer.py": "the axis of the channels, a constant of each kind of layer",
         "quantizer/form.py": FORMS,
@@ -103,6 +111,16 @@ BRANCHES: dict[str, dict[str, str]] = {
         "correction/noise/residual.py": LOADED,
         "correction/repair/repair.py": LOADED,
         "numeric/histogram.py": NAMESAKE,
+        "quantizer/quantizer.py": NAMESAKE,
+        "quantizer/range_search.py": NAMESAKE,
+    },
+    "layers": {
+        "correction/noise/residual.py": LOADED,
+        "correction/repair/affine.py": LOADED,
+        "correction/repair/repair.py": LOADED,
+        "numeric/histogram.py": NAMESAKE,
+        "numeric/histograms.py": NAMESAKE,
+        "quantizer/affine.py": NAMESAKE,
         "quantizer/quantizer.py": NAMESAKE,
         "quantizer/range_search.py": NAMESAKE,
     },

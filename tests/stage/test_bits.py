@@ -200,3 +200,40 @@ def test_it_says_what_to_do_and_computes_nothing(make, tmp_path, words, remedy):
 def test_images_of_sensitivities_are_not_asked_of_policies_that_read_none(make):
     make("goal=plan", "bitwidth=w4a8", "sensitivity.images=5000")
     make("goal=plan", "bitwidth=random", "bitwidth.saving=20", "sensitivity.images=5000")
+
+
+# A budget that counts the correction.
+
+COUNTED = ["bitwidth=random", "bitwidth.saving=20", "bitwidth.count_correction=true"]
+
+
+def test_a_report_states_the_operations_of_the_plan_and_the_correction_that_the_budget_counted(report):
+    found, folder = report(*COUNTED, "correction=ptqd")
+    store = folder.parents[1] / "store"
+    plan = BitwidthPlan.from_json((store / "plan" / found["signatures"]["plan"] / PLAN).read_text())
+    _, quantized, corrected = found["rows"]
+    assert quantized["bops_per_image"] == plan.notes["bops"]
+    assert corrected["bops_per_image"] == plan.notes["bops_with_correction"] > plan.notes["bops"]
+    assert quantized["bops_saving"] > corrected["bops_saving"] >= 20
+
+
+def test_a_plan_is_of_the_correction_only_where_its_budget_counts_it(make):
+    plans = {
+        (count, correction): make(
+            "goal=plan", *COUNTED[:2], f"bitwidth.count_correction={count}", f"correction={correction}"
+        )
+        for count in ("false", "true")
+        for correction in ("none", "ptqd", "auto")
+        if (count, correction) != ("true", "auto")
+    }
+    assert len({path for (count, _), path in plans.items() if count == "false"}) == 1
+    counted = [json.loads((plans["true", correction] / PLAN).read_text()) for correction in ("none", "ptqd")]
+    assert counted[0]["activation"] != counted[1]["activation"]
+    assert counted[0]["activation"] == json.loads((plans["false", "none"] / PLAN).read_text())["activation"]
+
+
+def test_a_budget_does_not_count_a_correction_that_is_yet_to_be_chosen(make):
+    with pytest.raises(
+        ValueError, match=r"operations are known before .*, got Auto; .*count_correction=false"
+    ):
+        make("goal=plan", *COUNTED, "correction=auto")

@@ -32,9 +32,11 @@ from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
 from ptq_diffusion.quantizer import Equalisation, LowRank, Quantizer, StepGroups
 from ptq_diffusion.rounding import Reads, Rounding
 from ptq_diffusion.sampler import Sampler, Table
+from ptq_diffusion.stage.drawing.layers import MeasureLayers, layer_chunks
 from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
 from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_table import check_reach, fit_table
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions, policy_of
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity, sensitivity_chunks
@@ -65,7 +67,7 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
     Raises:
         ValueError: two choices do not fit; the message says which and what to do.
     """
-    used = {key for stage in needed(goal) for key in stage.uses}
+    used = {key for stage in needed(goal) if _takes_part(stage, cfg) for key in stage.uses}
     _check_kinds(cfg, used)
     if "condition" in used or goal is EncodePrompts:
         check_condition(cfg, shop.model(cfg), shop)
@@ -87,12 +89,19 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
             _check_export(cfg, model, shop)
         if goal is WriteOnnx:
             _check_onnx(cfg, table)
+        if goal is MeasureLayers:
+            layer_chunks(cfg)
         if "images" in used:
             chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
         if "judging" in used:
             _check_judging(cfg, shop.decoder(cfg).shape(model.shape))
     elif "training" in used and cfg.training is not None:
         _check_training(cfg, shop)
+
+
+def _takes_part(stage: type[Stage], cfg: DictConfig) -> bool:
+    """Whether a stage is made on the way; the correction is looked at only where something is made with it."""
+    return stage is not CorrectionAdditions or stage.serves(cfg)
 
 
 @contextmanager
@@ -164,8 +173,8 @@ def _check_training(cfg: DictConfig, shop: Workshop) -> None:
 
 
 def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
-    policy, table = construct(cfg.bitwidth), shop.table(cfg, model)
-    policy.check(model.architecture(), table)
+    table = shop.table(cfg, model)
+    policy_of(cfg, model, table).check(_guided(cfg, model).architecture(table), table)
     observations = shop.observations(cfg, model, construct(cfg.quantizer.steps), len(table))
     _check_calibration_set(cfg, model, observations, len(table))
     try:
@@ -199,6 +208,13 @@ def _check_calibration_set(cfg: DictConfig, model: Denoiser, observations: Input
         )
     if observations.steps > 1 and not rule.feature_images:
         observations.require(rule.states(steps, images, cfg.calibration.seed).counts)
+
+
+def _guided(cfg: DictConfig, model: Denoiser) -> Guided:
+    """The model, guided away from a null condition that stands for whatever it will be."""
+    guidance, anything = cfg.condition.guidance, Condition(labels=torch.zeros(1))
+    low, high = guidance.interval
+    return Guided(model, anything, guidance.scale, (low, high))
 
 
 def _check_backend(cfg: DictConfig, shop: Workshop) -> None:
@@ -243,9 +259,8 @@ def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
             f"expected a model of a pipeline's folder to export, got {cfg.labels.model}, for which diffusers has no "
             "pipeline; load goal=quantize by pd.load_quantized and goal=fit by pd.load_correction"
         )
-    guidance, anything, table = cfg.condition.guidance, Condition(labels=torch.zeros(1)), shop.table(cfg, model)
-    low, high = guidance.interval
-    stock_scale(Guided(model, anything, guidance.scale, (low, high)), table)
+    guidance, table = cfg.condition.guidance, shop.table(cfg, model)
+    stock_scale(_guided(cfg, model), table)
     require_guides(export_name(cfg, model, shop), guidance.scale, table)
     if construct(cfg.correction).asks_again:
         raise ValueError(

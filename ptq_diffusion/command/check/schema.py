@@ -90,6 +90,12 @@ class MeasuredImages(Options):
     images: Count
 
 
+class ComparedImages(Options):
+    """The images that layers are compared on, if any."""
+
+    images: Annotated[int, Field(ge=0, le=10**12)]
+
+
 class Running(Options):
     """Options that change no number."""
 
@@ -134,6 +140,7 @@ class Experiment(Options):
     sensitivity: MeasuredImages
     trial: Samples
     drift: MeasuredImages
+    layers: ComparedImages
     outputs: Annotated[str, Field(min_length=1)]
     force: bool | str
     runtime: Running
@@ -218,6 +225,7 @@ def _names() -> list[str]:
         "sensitivity": MeasuredImages,
         "trial": Samples,
         "drift": MeasuredImages,
+        "layers": ComparedImages,
         "feature": FeatureSpace,
         "judging": Judging,
         "onnx": Onnx,

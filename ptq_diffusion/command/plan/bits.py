@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.command.plan.case import Case
-from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.numeric.grid import FLOAT_BITS
+from ptq_diffusion.stage.planning.additions import policy_of
 
 USUAL = (LayerBits(8, 8), LayerBits(4, 8), LayerBits(4, 4))
 """Bits of inner layers that a plan is set beside."""
@@ -19,8 +19,7 @@ def plans(case: Case) -> Mapping[str, BitwidthPlan]:
 
     A policy that reads a measurement has no plan yet: the cheapest and the dearest of its offers stand for it.
     """
-    policy, architecture = construct(case.cfg.bitwidth), case.model.architecture(case.table)
-    assert isinstance(policy, BitwidthPolicy)
+    policy, architecture = _policy(case), case.model.architecture(case.table)
     policy.check(architecture, case.table)
     unquantized = LayerBits(FLOAT_BITS, FLOAT_BITS)
     named = {FLOAT: BitwidthPlan.constant({site.name: unquantized for site in architecture.sites})}
@@ -32,8 +31,12 @@ def plans(case: Case) -> Mapping[str, BitwidthPlan]:
 
 def dearest(case: Case) -> BitwidthPlan:
     """The chosen plan, or that of the policy's dearest offer, which stores the most."""
-    *_, plan = _chosen(construct(case.cfg.bitwidth), case).values()
+    *_, plan = _chosen(_policy(case), case).values()
     return plan
+
+
+def _policy(case: Case) -> BitwidthPolicy:
+    return policy_of(case.cfg, case.model, case.table)
 
 
 def _chosen(policy: BitwidthPolicy[None], case: Case) -> Mapping[str, BitwidthPlan]:

@@ -20,6 +20,7 @@ from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.drawing.drift import MeasureDrift
+from ptq_diffusion.stage.drawing.layers import AT_ONCE, MeasureLayers
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.fit import Fit
@@ -95,6 +96,7 @@ class Footprint:
             QuantizedSamples.name: lambda _: Memory(self.both + self.decoder, self.quantized_activations),
             CorrectedSamples.name: lambda _: Memory(self.both + self.decoder, self.quantized_activations),
             MeasureDrift.name: lambda _: Memory(self.both + self.decoder, self.quantized_activations),
+            MeasureLayers.name: self._compared,
             Evaluate.name: self._judged,
         }
 
@@ -172,6 +174,11 @@ class Footprint:
         networks = self.float_network + len(construct(case.cfg.bitwidth).weights) * self.quantized_network
         rows = min(TOGETHER, case.cfg.sensitivity.images) * case.most_rows // case.cfg.micro_batch
         return Memory(networks, forward_bytes(self._model, rows, gradients=True))
+
+    def _compared(self, case: Case) -> Memory:
+        """The outputs of all layers, which gradients need too."""
+        rows = min(AT_ONCE, case.cfg.micro_batch) * case.most_rows // case.cfg.micro_batch
+        return Memory(self.both + self.decoder, forward_bytes(self._model, rows, gradients=True))
 
     def _fit(self, case: Case) -> Memory:
         correction = construct(case.cfg.correction)

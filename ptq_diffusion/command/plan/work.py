@@ -24,12 +24,14 @@ from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.drawing.drift import MeasureDrift, drift_chunks
 from ptq_diffusion.stage.drawing.image_files import ImageFiles
+from ptq_diffusion.stage.drawing.layers import COMPARED, MeasureLayers
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.plan import Plan
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
@@ -171,6 +173,13 @@ def _drift(case: Case) -> Work:
     return Work(images * case.rows, images * (case.rows + _corrected_rows(case)))
 
 
+def _layers(case: Case) -> Work:
+    """All variants side by side, and the layers of the quantized ones on the float network's inputs besides."""
+    images = case.cfg.layers.images
+    alone = len(COMPARED) * images * case.rows
+    return Work(images * case.rows, images * (case.rows + _corrected_rows(case)), layer_passes=alone)
+
+
 def _decoded(case: Case, images: int) -> int:
     """The images of so many that an autoencoder decodes."""
     return 0 if isinstance(case.shop.decoder(case.cfg), Pixels) else images
@@ -191,6 +200,9 @@ RULES: Mapping[str, Callable[[Case], Work]] = {
     QuantizedSamples.name: _samples_quantized,
     CorrectedSamples.name: _samples_corrected,
     MeasureDrift.name: _drift,
+    MeasureLayers.name: _layers,
     Evaluate.name: lambda case: Work(kept=bytes_of_features(case)),
-} | dict.fromkeys((Plan.name, Export.name, ImageFiles.name, ReferenceStatistics.name), lambda _: Work())
+} | dict.fromkeys(
+    (CorrectionAdditions.name, Plan.name, Export.name, ImageFiles.name, ReferenceStatistics.name), lambda _: Work()
+)
 """The rule of every stage; one without a network leaves next to nothing, or images a second time."""

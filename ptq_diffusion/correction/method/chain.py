@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.correction.contract import Correction, Reads
 from ptq_diffusion.correction.evidence import PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
@@ -51,6 +52,10 @@ class Chain(Correction[PathEvidence]):
                 check(link)
             except ValueError as error:
                 raise ValueError(f"of the link {name}: {error}") from error
+
+    def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:
+        parts = (link.additions(steps, shape, patch_size) for link in self.links.values())
+        return sum(parts, Additions())
 
     def rescalings(
         self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, condition: Condition | None, step: Step

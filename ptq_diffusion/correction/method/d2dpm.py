@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 
+from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.correction.contract import Correction, Reads
 from ptq_diffusion.correction.evidence import MomentEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
@@ -45,6 +46,9 @@ class D2DPM(Correction[MomentEvidence]):
                 "expected a one-step sampler with the stochastic D2-DPM, whose sample of the noise a later step would "
                 "have to read again, got a multistep one; set sampler.order=1 or correction=d2dpm"
             )
+
+    def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002
+        return Additions(len(steps) * Affine.macs_of(shape))
 
     def residual_scale(self, k: float) -> float:
         """D - E[D|q] = (D - k m - mu) / (1 + k)."""

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.correction.contract import Correction, Reads
 from ptq_diffusion.correction.evidence import MomentEvidence
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
@@ -61,6 +62,9 @@ class DNS(Correction[MomentEvidence]):
         raise ValueError(
             "expected a correction that keeps the sampler's table, dns and q_drift make their own; set noise.steps=null"
         )
+
+    def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:
+        return self._terms.additions(steps, shape, patch_size) if self._corrects else Additions()
 
     def fit_step(self, evidence: MomentEvidence, step: Step) -> StepCorrection:
         correction = self._terms.fit_step(evidence, step)

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.correction.contract import Correction, Reads
 from ptq_diffusion.correction.evidence import MomentEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
@@ -12,6 +13,7 @@ from ptq_diffusion.correction.method.ptqd import PTQD
 from ptq_diffusion.correction.noise.moments import StepMoments
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 
 class GatedPTQD(Correction[MomentEvidence]):
@@ -32,6 +34,9 @@ class GatedPTQD(Correction[MomentEvidence]):
     def check_images(self, images: int, channels: int) -> None:  # noqa: ARG002
         if images < 2:
             raise ValueError(f"expected at least 2 images to judge the terms on, got {images}; raise noise.images")
+
+    def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002
+        return Additions(len(steps) * Affine.macs_of(shape))
 
     def fit_step(self, evidence: MomentEvidence, step: Step) -> StepCorrection:
         whole, even = evidence.whole, evidence.even

@@ -5,6 +5,7 @@ from functools import reduce
 
 import torch
 
+from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.correction.contract import Correction, PathName, along
 from ptq_diffusion.correction.evidence import PathBatch, PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
@@ -53,6 +54,9 @@ class Matched(Correction[PathEvidence]):
 
     def check_carried(self, steps: Sequence[Step]) -> None:
         require_carried(self.variance, steps)
+
+    def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002
+        return Additions(len(steps) * Spectral.macs_of(shape))
 
     def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
         images = evidence.paired

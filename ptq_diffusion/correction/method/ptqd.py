@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.correction.contract import Correction, Reads
 from ptq_diffusion.correction.evidence import MomentEvidence
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
@@ -80,6 +81,9 @@ class PTQD(Correction[MomentEvidence]):
                 "expected a correction that keeps the sampler's table, direction=reduced makes its own; set "
                 "correction.direction=original or noise.steps=null"
             )
+
+    def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002
+        return Additions(len(steps) * Affine.macs_of(shape))
 
     def assembled(self, corrections: Sequence[StepCorrection], steps: Table) -> FittedCorrection:
         if self.direction != "reduced":

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.correction.contract import Correction, Reads
 from ptq_diffusion.correction.evidence import MomentEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
@@ -44,6 +45,9 @@ class QNCD(Correction[MomentEvidence]):
             "expected a correction with coefficients to carry onto another table, qncd has none: it estimates on the "
             "way; set noise.steps=null"
         )
+
+    def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002
+        return Additions(evaluations=len(steps[:: self.every]))
 
     def fit_step(self, evidence: MomentEvidence, step: Step) -> StepCorrection:
         return dataclasses.replace(NoCorrection().fit_step(evidence, step), estimates=step.i % self.every == 0)

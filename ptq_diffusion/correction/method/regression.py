@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import pixel_unshuffle
 
+from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.correction.contract import Correction, PathName, along
 from ptq_diffusion.correction.evidence import PairedBatch, PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
@@ -99,6 +100,11 @@ class Regression(Correction[PathEvidence]):
                 "expected coefficients between which there are others, got a readout in 8 bits; set "
                 "correction.readout_bits=32 or noise.steps=null"
             )
+
+    def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:
+        patch = patch_size if self.on_features else 1
+        sides = reach(self.on_q, patch), reach(self.on_x, patch)
+        return Additions(len(steps) * Filter.macs_of(shape, shape[0] * patch**2, sides))
 
     def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
         images = evidence.paired

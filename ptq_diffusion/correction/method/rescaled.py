@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.correction.contract import Correction, PathName, along
 from ptq_diffusion.correction.evidence import PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
@@ -16,6 +17,7 @@ from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network import InputGrid, QuantizedDenoiser, Rescaling, Simulated, Spread, regridding, watching
 from ptq_diffusion.quantizer import RangeSearch
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 FEWEST = 8
 """The fewest images that determine the means and deviations of a layer's channels."""
@@ -57,6 +59,10 @@ class Rescaled(Correction[PathEvidence]):
                 f"expected at least {FEWEST} images to rescale layers on, every fourth to judge it, got {images}; "
                 "raise noise.images"
             )
+
+    def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002
+        # Gains and offsets are in scales and biases.
+        return Additions()
 
     def rescalings(
         self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, condition: Condition | None, step: Step

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.correction.contract import Correction, Reads
 from ptq_diffusion.correction.evidence import MomentEvidence
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
@@ -54,6 +55,9 @@ class StepbaQ(Correction[MomentEvidence]):
         raise ValueError(
             "expected a correction that keeps the sampler's table, stepbaq makes its own; set noise.steps=null"
         )
+
+    def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:
+        return PTQD.of_terms().additions(steps, shape, patch_size)
 
     def fit_step(self, evidence: MomentEvidence, step: Step) -> StepCorrection:
         return PTQD.of_terms(bias="total" if self.bias else "off").fit_step(evidence, step)

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.correction.contract import Correction, Reads
 from ptq_diffusion.correction.evidence import PairedBatch, PathBatch, PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measurement import StepMeasurement
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.sampler.step import Step
+from ptq_diffusion.sampler.table import Table
 
 
 class TAC(Correction[PathEvidence]):
@@ -41,6 +43,9 @@ class TAC(Correction[PathEvidence]):
         if relative < 0:
             raise ValueError(f"expected relative to be at least 0, got {relative}")
         self.relative, self.input_bias = relative, input_bias
+
+    def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002
+        return Additions(len(steps) * Affine.macs_of(shape))
 
     def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
         images = evidence.paired

@@ -29,4 +29,9 @@ class Affine(Repair):
         return False
 
     def macs(self, shape: tuple[int, ...]) -> int:
+        return self.macs_of(shape)
+
+    @staticmethod
+    def macs_of(shape: tuple[int, ...]) -> int:
+        """The multiplications of any affine repair of an image of shape (C, H, W)."""
         return shape[0] * shape[1] * shape[2]

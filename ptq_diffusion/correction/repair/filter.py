@@ -1,6 +1,7 @@
 """Repairs that convolve the output, the state and the input of the output layer, with R in float or in 8 bits."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,8 +53,19 @@ class Filter(Repair):
         return self.on_features.numel() > 0
 
     def macs(self, shape: tuple[int, ...]) -> int:
-        patches = shape[0] * shape[1] * shape[2] // len(self.offset)
-        return (self.on_q.numel() + self.on_x.numel()) * patches
+        sides = (kernel.shape[-1] if kernel.numel() else 0 for kernel in (self.on_q, self.on_x))
+        return self.macs_of(shape, len(self.offset), tuple(sides))
+
+    @staticmethod
+    def macs_of(shape: tuple[int, ...], channels: int, sides: Sequence[int]) -> int:
+        """The multiplications of any filter of an image of shape (C, H, W).
+
+        Args:
+            shape: of the image.
+            channels: of its patches, C p^2.
+            sides: of K_q and K_x, in patches; 0 of one that takes no part.
+        """
+        return sum(channels * side**2 for side in sides) * shape[0] * shape[1] * shape[2]
 
 
 @dataclass(frozen=True)

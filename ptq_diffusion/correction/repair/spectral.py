@@ -42,6 +42,11 @@ class Spectral(Repair):
         return False
 
     def macs(self, shape: tuple[int, ...]) -> int:
+        return self.macs_of(shape)
+
+    @staticmethod
+    def macs_of(shape: tuple[int, ...]) -> int:
+        """The multiplications of any spectral repair of an image of shape (C, H, W)."""
         channels, height, width = shape
         transforms = 3 * channels * height * width * (height + width)
         return transforms + 2 * channels**2 * height * width

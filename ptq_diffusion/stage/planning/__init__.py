@@ -1,0 +1,1 @@
+"""The part of planning bits that other things than the network decide."""
