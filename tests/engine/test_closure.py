@@ -52,7 +52,7 @@ ROUNDING = "other roundings than these runs choose"
 OTHER = "another network or backend than these runs choose"
 BRANCHES: dict[str, dict[str, str]] = {
     "plan": {},
-    "calibration_set": {"sampler/step.py": "steps are built here for their times, and computed with elsewhere"},
+    "calibration_set": {},
     "additions": {
         "bitwidth/additions.py": "sums over the links of a chain, which these runs spare",
         "correction/contract.py": "the refusal of a correction that declares none",
