@@ -159,12 +159,16 @@ def _require_options(target: Callable[..., Any], part: Mapping[str, Any], plugin
         if getattr(hints[key], "_is_protocol", False):
             raise ValueError(f"expected {key} of {name} to name a class (_target_), got {value!r:.100}; give another")
         try:
-            TypeAdapter(hints[key], config=STRICT).validate_python(value)
+            # As a part of something else, for a dataclass by itself takes no other configuration than its own.
+            alone: Any = tuple.__class_getitem__(hints[key])
+            TypeAdapter(alone, config=STRICT).validate_python((value,))
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(step) for step in (key, *first["loc"]))
+            place = ".".join(str(step) for step in (key, *first["loc"][1:]))
             wanted = first["msg"].replace("Input should be ", "to be ")
-            raise ValueError(f"expected {place} of {name} {wanted}, got {first['input']!r}; give another") from None
+            raise ValueError(
+                f"expected {place} of {name} {wanted}, got {first['input']!r:.100}; give another"
+            ) from None
 
 
 def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
