@@ -117,6 +117,12 @@ def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path)
             f"expected one value of {key}, got {value}; a list is {key}=[{value}], a sweep takes -m in front, a text "
             f"is {quoted(f'{key}={value}')}"
         )
+    if merged := re.match(r"Error merging override \+*([^=]+)=(.*)$", text):
+        key, value = merged.groups()
+        return (
+            f"expected {key} to stay what it is, a list or options by name, got {value}; write {key}=[VALUE,...] or "
+            f"{key}.OPTION=VALUE"
+        )
     if unknown := re.match(r"Could not override '([^']+)'\.", text):
         key = unknown.group(1)
         return f"expected an option or a group of this experiment, got {key!r}; {_known_instead(key, overrides, conf)}"

@@ -1,13 +1,14 @@
 """The one place where a configuration becomes objects."""
 
 import inspect
+import pydoc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from diffusers import ModelMixin, SchedulerMixin
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch.optim import Optimizer
@@ -17,6 +18,8 @@ from ptq_diffusion.engine.plugins import owner, plugin_object, plugins_of
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 OURS = "ptq_diffusion."
 ALLOWED = (OURS, "diffusers.", "torch.optim.")
+OTHER_WEIGHTS = "Error(s) in loading state_dict"
+"""The beginning of what torch says of weights of another network."""
 
 
 def construct(node: DictConfig, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -44,7 +47,13 @@ def construct(node: DictConfig, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN4
         return instantiate(node, *args, _convert_="all", **kwargs)
     except InstantiationException as error:
         # What the object itself said is clearer than Hydra's account of it.
-        raise error.__cause__ or error from None
+        cause = error.__cause__ or error
+    if isinstance(cause, RuntimeError) and str(cause).startswith(OTHER_WEIGHTS):
+        text = " ".join(str(cause).split())[:300]
+        raise ValueError(
+            f"expected options of {node._target_} that fit its weights, got others ({text}); change them or the file"
+        ) from cause
+    raise cause from None
 
 
 def require_kind(node: DictConfig, kind: type, option: str, partial: bool = False) -> None:
@@ -79,7 +88,7 @@ def _allowed(name: str, plugins: Sequence[str]) -> Callable[..., Any]:
     """The class or function of this name, refused by what it is: a module of ours may import one that is not."""
     target: Any = None
     if name.startswith(ALLOWED):
-        target = get_object(name)
+        target = _located(name)
     elif owner(name, plugins):
         target = plugin_object(name)
     home = f"{getattr(target, '__module__', '')}."
@@ -91,8 +100,19 @@ def _allowed(name: str, plugins: Sequence[str]) -> Callable[..., Any]:
                 f"expected a _target_ of a plugin that names a class derived from one of {OURS[:-1]}, got {name!r}; "
                 "derive it from the contract that it fulfils"
             )
-        raise ValueError(f"expected a _target_ that names a class of {among}, got {name!r}")
+        hint = "" if name.startswith(homes) else "; a package of your own is to be named too, plugins=[my_package]"
+        raise ValueError(f"expected a _target_ that names a class of {among}, got {name!r}{hint}")
     return target
+
+
+def _located(name: str) -> object:
+    """The object of a library that a dotted name stands for, None where there is none."""
+    try:
+        return pydoc.locate(name) if all(name.split(".")) else None
+    # A library runs any code when it is imported, diffusers some for every class.
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise ValueError(f"expected a _target_ that can be imported, got {name!r} ({text}); choose another") from error
 
 
 def _homes(plugins: Sequence[str]) -> tuple[str, ...]:
@@ -159,12 +179,16 @@ def _require_options(target: Callable[..., Any], part: Mapping[str, Any], plugin
         if getattr(hints[key], "_is_protocol", False):
             raise ValueError(f"expected {key} of {name} to name a class (_target_), got {value!r:.100}; give another")
         try:
-            TypeAdapter(hints[key], config=STRICT).validate_python(value)
+            # As a part of something else, for a dataclass by itself takes no other configuration than its own.
+            alone: Any = tuple.__class_getitem__(hints[key])
+            TypeAdapter(alone, config=STRICT).validate_python((value,))
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(step) for step in (key, *first["loc"]))
+            place = ".".join(str(step) for step in (key, *first["loc"][1:]))
             wanted = first["msg"].replace("Input should be ", "to be ")
-            raise ValueError(f"expected {place} of {name} {wanted}, got {first['input']!r}; give another") from None
+            raise ValueError(
+                f"expected {place} of {name} {wanted}, got {first['input']!r:.100}; give another"
+            ) from None
 
 
 def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -15,7 +15,7 @@ from ptq_diffusion.network.attention import watching_operands
 from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ptq_diffusion.network.rescaling import InputGrid
 from ptq_diffusion.numeric.grid import Grid
-from ptq_diffusion.quantizer import WHOLE, Quantizer, RangeSearch, Static, StepGroups
+from ptq_diffusion.quantizer import WHOLE, Form, Quantizer, RangeSearch, Static, StepGroups
 
 CHANNELS = {Kind.CONV2D: QuantizedConv2d.channels, Kind.LINEAR: QuantizedLinear.channels, Kind.MATMUL: -1}
 """The dimension of the channels of a site's operands: of images, or of tokens."""
@@ -147,15 +147,23 @@ class InputObservations:
         Raises:
             RuntimeError: nothing was observed; the message names the operand.
         """
-        quantizer = self._fresh(operand, bits)
-        if self._softmax is not None and operand.rpartition(".")[0] in self._attentions and operand.endswith(".p"):
-            quantizer = self._softmax(bits).of_input(*self._channels[operand])
+        quantizer = self._of(operand, bits)
         try:
             quantizer.observed(self._observers[operand][group].observation())
         except RuntimeError as error:
             raise RuntimeError(f"{operand}: {error}") from error
         quantizer.freeze()
         return quantizer
+
+    def form(self, operand: str) -> Form:
+        """The arithmetic of an operand's quantizer, whatever its bits, before anything is observed."""
+        return self._of(operand, MOST_BITS).form
+
+    def _of(self, operand: str, bits: int) -> Quantizer:
+        """A fresh quantizer of the kind that an operand is quantized by."""
+        if self._softmax is not None and operand.rpartition(".")[0] in self._attentions and operand.endswith(".p"):
+            return self._softmax(bits).of_input(*self._channels[operand])
+        return self._fresh(operand, bits)
 
     def save(self, path: Path) -> None:
         """Write all observations as safetensors, by operand/group/name, the groups and the factors beside them."""
@@ -201,11 +209,11 @@ class InputObservations:
 
 def _require_of_inputs(activation: Quantizer, softmax: Quantizer | None) -> None:
     """Refuse quantizers that do not fit what they are to quantize, or each other."""
-    for quantizer in (part for part in (activation, softmax) if part is not None):
-        if not quantizer.granularity.of_inputs:
+    for place, quantizer in (("activation", activation), ("softmax", softmax)):
+        if quantizer is not None and not quantizer.granularity.of_inputs:
             raise ValueError(
                 f"expected a quantizer of activations, got one with {quantizer.granularity}, which only weights can "
-                "have; choose quantizer@quantizer.activation=affine_per_tensor or symmetric_per_tensor"
+                f"have; choose quantizer@quantizer.{place}=affine_per_tensor or symmetric_per_tensor"
             )
     if not activation.signed:
         raise ValueError(

@@ -19,7 +19,7 @@ class GPTQ(LayerRounding):
         damping: the share of the mean second moment that is added to each.
 
     Raises:
-        ValueError: damping that is not positive.
+        ValueError: damping that is not positive; of `rounded`, moments that have no inverse in spite of it.
     """
 
     def __init__(self, inputs: Inputs, damping: float = 0.01) -> None:
@@ -43,9 +43,21 @@ class GPTQ(LayerRounding):
         return integers.T[:, order.argsort()]
 
     def _factor(self, second: Tensor) -> Tensor:
-        """U of the damped moments, (n, n) float64."""
+        """U of the damped moments, (n, n) float64.
+
+        Raises:
+            ValueError: they have no inverse in the precision of float64.
+        """
         damped = second.double()
         mean = float(damped.diagonal().mean())
         # Inputs that are always 0 leave nothing to feed back.
         damped.diagonal().add_(self.damping * mean if mean > 0 else 1.0)
-        return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+        # torch's LinAlgError is one.
+        try:
+            return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"expected second moments that have an inverse once they are damped, got {len(damped)} inputs of which "
+                f"some are linear in others at damping={self.damping}; raise rounding.damping, such as to 0.01, or "
+                "calibration.images"
+            ) from error

@@ -12,6 +12,7 @@ from ptq_diffusion.sampler.form import ddim_form
 from ptq_diffusion.sampler.levels import Levels
 from ptq_diffusion.sampler.process import FLOW, Process
 from ptq_diffusion.sampler.sampler import Sampler, require_steps
+from ptq_diffusion.sampler.scheduler import constructed
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
@@ -41,12 +42,12 @@ class FlowEuler(Sampler):
     def table(self, scheduler_config: Mapping[str, Any]) -> Table:
         scheduler = self._scheduler(scheduler_config)
         options = scheduler.config
-        asked: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         if scheduler_config.get(LINEAR):
-            asked["sigmas"] = np.linspace(1.0, 1 / self._count, self._count)
+            facts["sigmas"] = np.linspace(1.0, 1 / self._count, self._count)
         if options.use_dynamic_shifting:
-            asked["mu"] = _dynamic_shift(scheduler_config, options)
-        levels = Levels.of(scheduler, self._count, options.num_train_timesteps, **asked)
+            facts["mu"] = _dynamic_shift(scheduler_config, options)
+        levels = Levels.of(scheduler, self._count, options.num_train_timesteps, **facts)
         steps = tuple(self._step(i, levels, options.stochastic_sampling) for i in range(self._count))
         return Table("flow_euler", FLOW, None, 1.0, steps)
 
@@ -57,13 +58,7 @@ class FlowEuler(Sampler):
                 "expected a model whose noise falls as it samples, got invert_sigmas; set "
                 "+sampler.scheduler.invert_sigmas=false"
             )
-        try:
-            return FlowMatchEulerDiscreteScheduler(**options)
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"expected options that FlowMatchEulerDiscreteScheduler takes, got the model's with {self._overrides}, "
-                f"which it refuses ({error}); change sampler.scheduler"
-            ) from error
+        return constructed(FlowMatchEulerDiscreteScheduler, options, self._overrides)
 
     @staticmethod
     def _step(i: int, levels: Levels, stochastic: bool) -> Step:

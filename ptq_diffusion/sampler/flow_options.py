@@ -7,7 +7,8 @@ from typing import Any
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ptq_diffusion.sampler.process import FLOW
-from ptq_diffusion.sampler.scheduler_options import is_of_flow, require_known, require_values
+from ptq_diffusion.sampler.scheduler_options import is_of_flow, require_known
+from ptq_diffusion.sampler.scheduler_values import require_values
 
 DYNAMIC = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "stochastic_sampling")
 """Options that DPM-Solver++ has not."""
@@ -46,9 +47,9 @@ def flow_options(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
             f"{config.get('_class_name')}; set sampler=ddim or another"
         )
     parameters = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
-    names = set(parameters) - {"self"}
-    require_known(overrides, names, "FlowMatchEulerDiscreteScheduler")
+    defaults = {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+    require_known(overrides, defaults.keys(), "FlowMatchEulerDiscreteScheduler")
     shift = {"shift": config["flow_shift"]} if "flow_shift" in config else {}
-    options = {name: value for name, value in (shift | dict(config) | dict(overrides)).items() if name in names}
-    require_values(options)
+    options = {name: value for name, value in (shift | dict(config) | dict(overrides)).items() if name in defaults}
+    require_values(defaults | options)
     return options

@@ -5,6 +5,8 @@ from typing import Any
 
 from diffusers import SchedulerMixin
 
+from ptq_diffusion.sampler.scheduler import timed
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -29,26 +31,11 @@ class Levels:
             options: others of its `set_timesteps`.
 
         Raises:
-            ValueError: more steps than times of the training, or levels that the scheduler cannot make, or that do not
-                fall from step to step.
+            ValueError: see `timed`, or levels that do not fall from step to step.
         """
         schedule: Any = scheduler
-        most = schedule.config.num_train_timesteps
-        if count > most:
-            raise ValueError(f"expected sampler.steps of at most {most}, the times of the training, got {count}")
-        try:
-            schedule.set_timesteps(count, **options)
-        except (ValueError, IndexError, ZeroDivisionError, FloatingPointError) as error:
-            raise ValueError(
-                "expected steps and sigmas that diffusers takes, got others "
-                f"({' '.join(str(error).split())}); change sampler.steps or sampler.scheduler"
-            ) from error
+        timed(schedule, count, last, **options)
         times, sigmas = tuple(schedule.timesteps.tolist()), tuple(map(float, schedule.sigmas.tolist()))
-        if len(times) != count or times[0] > last:
-            raise ValueError(
-                f"expected {count} times between {last:g} and 0, diffusers gives {len(times)}, {times[0]:g} to "
-                f"{times[-1]:g}; choose another number of steps, timestep_spacing or steps_offset"
-            )
         # The last step may end where it begins, at the least noise of the training.
         if not all(after < before for before, after in zip(sigmas[:-2], sigmas[1:-1], strict=True)) or not (
             sigmas[-1] <= sigmas[-2]

@@ -29,5 +29,5 @@ def require_steps(steps: int) -> int:
         ValueError: it is not.
     """
     if steps < 1:
-        raise ValueError(f"expected at least one step, got {steps}")
+        raise ValueError(f"expected at least one step, got {steps}; set sampler.steps to 1 or more")
     return steps

@@ -1,6 +1,7 @@
 """A diffusers scheduler from the configuration that a model was saved with, and its times and clipping for samplers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from diffusers import DDPMScheduler, SchedulerMixin
@@ -18,13 +19,7 @@ def build_scheduler(kind: type[SchedulerMixin], config: Mapping[str, Any], overr
         ValueError: what `scheduler_options` refuses, options that the scheduler refuses, or betas that are none.
     """
     options = scheduler_options(kind, config, overrides)
-    try:
-        scheduler = kind(**_with_betas(kind, options))
-    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(
-            f"expected options that {kind.__name__} takes, got the model's with {dict(overrides)}, which it refuses "
-            f"({error}); change sampler.scheduler"
-        ) from error
+    scheduler = constructed(kind, _with_betas(kind, options), overrides)
     abar = scheduler.alphas_cumprod
     if kind.__name__ not in SAME_DEFAULTS and options.get("rescale_betas_zero_snr"):
         abar = abar[:-1]  # Schedulers that follow sigma, which would be infinite, put a small number in the last place.
@@ -34,6 +29,33 @@ def build_scheduler(kind: type[SchedulerMixin], config: Mapping[str, Any], overr
             f"{float(abar.min())} to {float(abar.max())}; change the betas of sampler.scheduler"
         )
     return scheduler
+
+
+def constructed(kind: type[SchedulerMixin], options: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """A diffusers scheduler of these options.
+
+    Raises:
+        ValueError: the scheduler refuses them; the message gives those that replace a model's own.
+    """
+    came = f"the model's with {dict(overrides)}, which it refuses"
+    with refused_by_diffusers(f"options that {kind.__name__} takes", came, "change sampler.scheduler"):
+        return kind(**options)
+
+
+@contextmanager
+def refused_by_diffusers(expected: str, came: str, remedy: str) -> Iterator[None]:
+    """Within this context, which is to hold calls of diffusers alone, its errors are refusals of options.
+
+    Raises:
+        ValueError: in place of every error but that of a library that is not installed.
+    """
+    try:
+        yield
+    except ImportError:
+        raise
+    # diffusers checks few options: what others end in may be any error.
+    except Exception as error:
+        raise ValueError(f"expected {expected}, got {came} ({' '.join(str(error).split())}); {remedy}") from error
 
 
 def _with_betas(kind: type[SchedulerMixin], options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -46,30 +68,37 @@ def _with_betas(kind: type[SchedulerMixin], options: Mapping[str, Any]) -> Mappi
 
 
 def sampling_times(scheduler: Any, count: int) -> Sequence[int]:  # noqa: ANN401
-    """The times of `count` steps, from t = T down.
+    """The times of `count` steps, from t = T down; see `timed`."""
+    timed(scheduler, count, scheduler.config.num_train_timesteps - 1)
+    return [int(t) for t in scheduler.timesteps]
+
+
+def timed(scheduler: Any, count: int, last: float, **options: Any) -> None:  # noqa: ANN401
+    """Let a scheduler choose the times of `count` steps.
+
+    Args:
+        scheduler: with `set_timesteps`.
+        count: the number of steps.
+        last: the last time of the training.
+        options: others of its `set_timesteps`.
 
     Raises:
-        ValueError: more steps than times of the training, or diffusers gives times outside the training's, as with
-            rounding at some counts.
+        ValueError: more steps than times of the training, times that the scheduler cannot make, or diffusers gives
+            times outside the training's, as with rounding at some counts.
     """
-    last = scheduler.config.num_train_timesteps - 1
-    if count > last + 1:
-        raise ValueError(f"expected sampler.steps of at most {last + 1}, the times of the training, got {count}")
-    try:
-        scheduler.set_timesteps(count)
-    except ValueError as error:
-        raise ValueError(
-            f"expected steps and a timestep_spacing that diffusers takes, got others ({' '.join(str(error).split())}); "
-            "change sampler.steps or +sampler.scheduler.timestep_spacing"
-        ) from error
-    times = [int(t) for t in scheduler.timesteps]
+    most = scheduler.config.num_train_timesteps
+    if count > most:
+        raise ValueError(f"expected sampler.steps of at most {most}, the times of the training, got {count}")
+    expected, remedy = "steps and options of the scheduler", "change sampler.steps or sampler.scheduler"
+    with refused_by_diffusers(f"{expected} that diffusers takes", "others", remedy):
+        scheduler.set_timesteps(count, **options)
+    times = scheduler.timesteps.tolist()
     # The last is not below 0: offsets are not, and rounding adds a time to the list where it gives one.
-    if len(times) != count or times[0] > last:
+    if len(times) != count or not times[0] <= last:
         raise ValueError(
-            f"expected {count} times between {last} and 0, diffusers gives {len(times)}, {times[0]} to {times[-1]}; "
-            "choose another number of steps, timestep_spacing or steps_offset"
+            f"expected {count} times between {last:.9g} and 0, diffusers gives {len(times)}, {times[0]:.9g} to "
+            f"{times[-1]:.9g}; choose another number of steps, timestep_spacing or steps_offset"
         )
-    return times
 
 
 def clip_radius(config: Mapping[str, Any]) -> float | None:

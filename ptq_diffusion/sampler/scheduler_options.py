@@ -1,14 +1,13 @@
 """The options that a sampler takes from a model's scheduler, each there and of its type."""
 
 import inspect
-import reprlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
 from ptq_diffusion.sampler.process import FLOW
+from ptq_diffusion.sampler.scheduler_values import NOT_READ, require_values
 
 SAME_DEFAULTS = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler")
 """Classes whose configurations may leave out values that equal a default: DDIM and DDPM have the same ones."""
@@ -18,10 +17,7 @@ TRAINING = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "p
 """Options of the training, which no default of another class of schedulers can say."""
 FLOW_CLASSES = "FlowMatch"
 """The beginning of the names of schedulers of flow matching."""
-NOT_READ = {"dynamic_thresholding_ratio", "sample_max_value"}
-"""Options of thresholding, which is refused."""
 ADVICE = {"clip_sample": "false", "set_alpha_to_one": "true", "variance_type": "fixed_small"}
-MOST_TIMES = 1_000_000
 
 
 def scheduler_options(
@@ -61,16 +57,16 @@ def is_of_flow(config: Mapping[str, Any]) -> bool:
     """Whether a scheduler's configuration is that of a model of flow matching."""
     named = str(config.get("_class_name", "")).startswith(FLOW_CLASSES)
     # A live configuration does not tell its class.
-    said = "shift_terminal" in config and "beta_schedule" not in config
-    return named or said or config.get("prediction_type") == FLOW
+    alike = "shift_terminal" in config and "beta_schedule" not in config
+    return named or alike or config.get("prediction_type") == FLOW
 
 
 def _defaults(kind: type[SchedulerMixin], own: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
     """The values of options that a configuration of the class `name` leaves out."""
     if kind.__name__ in SAME_DEFAULTS:
         return own if name in SAME_DEFAULTS else ABSENT if name else ABSENT | {"set_alpha_to_one": True}
-    said = {key: option.default for key, option in inspect.signature(DDPMScheduler.__init__).parameters.items()}
-    training = {key: said[key] for key in TRAINING} if name in SAME_DEFAULTS else {}
+    parameters = inspect.signature(DDPMScheduler.__init__).parameters
+    training = {key: parameters[key].default for key in TRAINING} if name in SAME_DEFAULTS else {}
     return {key: value for key, value in own.items() if key not in TRAINING} | training
 
 
@@ -95,78 +91,3 @@ def require_known(overrides: Mapping[str, Any], names: Collection[str], kind: st
             f"expected options of {kind} in sampler.scheduler, got {', '.join(sorted(surplus))}; "
             f"it has {', '.join(sorted(names))}"
         )
-
-
-def require_values(options: Mapping[str, Any]) -> None:
-    """Refuse values of another type than an option has, or out of its range.
-
-    Raises:
-        ValueError: the message names the option.
-    """
-    for key, value in options.items():
-        if key in EXPECTED and not EXPECTED[key][0](value):
-            raise _unexpected(key, EXPECTED[key][1], value)
-    count, betas, offset = (options.get(key) for key in ("num_train_timesteps", "trained_betas", "steps_offset"))
-    if betas is not None and len(betas) != count:
-        raise ValueError(
-            f"expected as many trained_betas as num_train_timesteps, got {len(betas)} and {count}; "
-            "save the scheduler with both that belong together"
-        )
-    if offset is not None and count is not None and offset >= count:
-        raise _unexpected("steps_offset", f"below num_train_timesteps, {count}", offset)
-    if options.get("clip_sample") and not (_is_number(radius := options["clip_sample_range"]) and radius > 0):
-        raise _unexpected("clip_sample_range", "a number above 0 where clip_sample is true", radius)
-
-
-def _unexpected(key: str, expected: str, value: object) -> ValueError:
-    return ValueError(
-        f"expected {key} of the scheduler to be {expected}, got {reprlib.repr(value)}; "
-        f"change it with +sampler.scheduler.{key}=VALUE"
-    )
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    # Compared rather than asked with isfinite, which a huge int overflows; NaN is not below either.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_betas(value: object) -> bool:
-    numbers = value.tolist() if isinstance(value, np.ndarray) else value
-    return numbers is None or (isinstance(numbers, list | tuple) and all(map(_is_number, numbers)))
-
-
-BOOL = (_is_bool, "true or false")
-BETA = (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and at most 1")
-SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
-EXPECTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "num_train_timesteps": (
-        lambda value: _is_whole(value) and 1 <= value <= MOST_TIMES,
-        f"a whole number from 1 to {MOST_TIMES}",
-    ),
-    "beta_start": BETA,
-    "beta_end": BETA,
-    "beta_schedule": (_is_name, "a name, such as linear"),
-    "trained_betas": (_is_betas, "a list of numbers or null"),
-    "clip_sample": BOOL,
-    "set_alpha_to_one": BOOL,
-    "thresholding": BOOL,
-    "rescale_betas_zero_snr": BOOL,
-    "steps_offset": (lambda value: _is_whole(value) and value >= 0, "a whole number, 0 or more"),
-    "prediction_type": (_is_name, "epsilon, v_prediction or sample"),
-    "timestep_spacing": (_is_name, "leading, trailing or linspace"),
-    **dict.fromkeys(("shift", "flow_shift"), (lambda value: _is_number(value) and value > 0, "a number above 0")),
-    **dict.fromkeys(("use_dynamic_shifting", "invert_sigmas", "stochastic_sampling"), BOOL),
-    **dict.fromkeys(SIGMAS, (lambda value: value is None or _is_bool(value), "true or false")),
-}

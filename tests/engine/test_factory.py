@@ -20,3 +20,22 @@ BEHIND_OURS = [
 def test_a_configuration_constructs_nothing_outside_the_allowlist(target):
     with pytest.raises(ValueError, match="_target_"):
         construct(OmegaConf.create({"inner": {"_target_": target}, "_target_": "ptq_diffusion.sampler.DDIM"}))
+
+
+PARTS = {
+    "granularity": {"_target_": "ptq_diffusion.quantizer.AffineQuantizer", "_partial_": True},
+    "inputs": {"_target_": "ptq_diffusion.rounding.GPTQ"},
+    "descent": {"_target_": "ptq_diffusion.rounding.AdaRound", "inputs": "${inputs}"},
+    "weights": {"_target_": "ptq_diffusion.rounding.BRECQ", "path": "float", "descent": None},
+}
+"""Targets by an option of theirs that is a value of a class of ours, a dataclass all but once."""
+
+
+@pytest.mark.parametrize("value", [None, 3, "x", [1], {"axis": 1}], ids=str)
+@pytest.mark.parametrize("key", PARTS)
+def test_an_option_that_is_to_be_an_object_is_no_other_value(key, value):
+    inputs = {"_target_": "ptq_diffusion.rounding.Inputs", "path": "float", "target": "weight", "offsets": False}
+    inputs["weights"] = {"_target_": "ptq_diffusion.rounding.UniformSteps"}
+    cfg = OmegaConf.create({"inputs": inputs, "part": {key: value} | PARTS[key]})
+    with pytest.raises(ValueError, match=f"expected {key} of [A-Za-z]+ to be an instance of [A-Za-z]+, got .*; give"):
+        construct(cfg.part)

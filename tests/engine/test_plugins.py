@@ -209,3 +209,11 @@ def test_packages_are_imported_once_they_are_named(own_package):
     assert NAME in sys.modules
     assert Plugin.of(NAME).version is None
     assert Plugin.of("pytest").version == pytest.__version__
+
+
+def test_weights_of_another_width_are_refused_in_one_line(own_package):
+    options = {"_target_": f"{NAME}.network.MyDenoiser", "path": str(own_package / "weights.safetensors"), "width": 8}
+    cfg = OmegaConf.create({"model": options, "plugins": [NAME]})
+    with pytest.raises(ValueError, match="options of my_package.network.MyDenoiser that fit its weights") as refused:
+        construct(cfg.model)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 500

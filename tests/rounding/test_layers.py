@@ -89,3 +89,11 @@ def test_inputs_that_are_always_zero_leave_nearest():
     assert torch.equal(
         GPTQ(INPUTS).integers(weight, quantizer, Moments(torch.zeros(1, 4, 4))), quantizer.to_integers(weight)
     )
+
+
+def test_moments_without_an_inverse_name_the_damping():
+    """Two inputs that are always equal, damped by less than float64 tells apart."""
+    weight, second = draw(4, 2), torch.ones(1, 2, 2)
+    with pytest.raises(ValueError, match="damping=1e-30; raise rounding.damping"):
+        GPTQ(INPUTS, 1e-30).integers(weight, quantizer_of(weight, 4), Moments(second))
+    assert GPTQ(INPUTS, 0.01).integers(weight, quantizer_of(weight, 4), Moments(second)).shape == weight.shape

@@ -1,5 +1,6 @@
 """Options of schedulers: what is reproduced, taken from the model or replaced, and what is refused."""
 
+import inspect
 import json
 
 import diffusers
@@ -9,6 +10,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, ScoreSdeVeScheduler
 
 from ptq_diffusion.sampler import DDIM, DDPM
+from ptq_diffusion.sampler.scheduler_values import EXPECTED, NOT_READ, require_values
+from tests.sampler.schedules import KINDS
+from tests.sampler.schedules import config_of as config_for
+from tests.sampler.schedules import configured as sampler_of
 
 SAMPLERS = {
     "ddim": lambda steps=20, scheduler=(): DDIM(steps, 1.0, dict(scheduler)),
@@ -163,9 +168,65 @@ def test_values_of_another_type_or_out_of_range_are_refused_in_one_line(name, ke
         assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
 
 
-def test_a_value_that_only_ddim_reads_is_checked_too():
-    with pytest.raises(ValueError, match="set_alpha_to_one of the scheduler to be true or false, got 'no'"):
-        DDIM(20, 1.0, {}).table(config_of(DDIMScheduler) | {"set_alpha_to_one": "no"})
+@pytest.mark.parametrize("name", KINDS)
+def test_every_option_of_a_scheduler_has_expected_values_which_its_default_fits(name):
+    parameters = dict(inspect.signature(KINDS[name].__init__).parameters)
+    del parameters["self"]
+    assert parameters.keys() <= EXPECTED.keys() | NOT_READ | {"clip_sample_range"}
+    for key in parameters.keys() & EXPECTED.keys():
+        assert EXPECTED[key].fits(parameters[key].default), key
+
+
+VALUES = [None, True, False, 0, -1, 2, 0.5, 1e-12, 1e29, 1e31, float("nan"), float("inf"), 10**400, "yes", [1], {}]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_option_of_any_value_is_taken_or_refused_in_one_line(name):
+    kind, config = type(sampler_of(name)), config_for(name) | {"num_train_timesteps": 60, "image_seq_len": 64}
+    known = inspect.signature(KINDS[name].__init__).parameters.keys() & EXPECTED.keys()
+    for key in known - {"solver_order", "algorithm_type"}:
+        dynamic = {"use_dynamic_shifting": True} if name == "flow_euler" and "_s" in key else {}
+        karras = {"use_karras_sigmas": True} if key.startswith("sigma_") else {}
+        for value in VALUES:
+            options = dynamic | karras | {key: value}
+            if EXPECTED[key].fits(value):
+                try:
+                    assert kind(steps=3, scheduler=options).table(config)
+                    continue
+                except ValueError as error:
+                    message = str(error)
+            else:
+                with pytest.raises(ValueError, match=f"expected {key} of the scheduler to be ") as refused:
+                    require_values({key: value})
+                message = str(refused.value)
+            assert message.startswith("expected ") and "\n" not in message and len(message) < 500, (options, message)
+
+
+def test_other_noise_levels_than_those_of_flow_matching_are_refused():
+    with pytest.raises(ValueError, match="use_karras_sigmas of the scheduler to be false of a model of flow matching"):
+        sampler_of("dpm_solver", steps=3, scheduler={"use_karras_sigmas": True}).table(config_for("flow_euler"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "remedy"),
+    [
+        ("ddim", {"set_alpha_to_one": "no"}, "set_alpha_to_one of the scheduler to be true or false, got 'no'"),
+        ("lcm", {"original_inference_steps": 0}, "a whole number from 1"),
+        ("lcm", {"original_inference_steps": 1001}, "at most num_train_timesteps, 1000, got 1001"),
+        ("lcm", {"timestep_scaling": None}, "a number above 0, got None"),
+        ("euler", {"use_karras_sigmas": True, "sigma_min": "foo"}, "sigma_min of the scheduler to be a number above 0"),
+        ("dpm_solver", {"lambda_min_clipped": "foo"}, "a number or -inf, got 'foo'"),
+        ("dpm_solver", {"euler_at_final": "yes"}, "true or false, got 'yes'"),
+        ("dpm_solver", {"lower_order_final": None}, "true or false, got None"),
+        ("flow_euler", {"use_dynamic_shifting": True, "max_shift": None}, "a number where use_dynamic_shifting is"),
+        ("flow_euler", {"use_dynamic_shifting": True, "max_image_seq_len": 256}, "above base_image_seq_len, 256"),
+        ("flow_euler", {"shift_terminal": 1.0}, "from 0 to below 1, or null"),
+    ],
+    ids=str,
+)
+def test_a_value_that_only_one_sampler_reads_is_checked_too(name, options, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        sampler_of(name, scheduler=options).table(config_for(name))
 
 
 @every_sampler

@@ -12,6 +12,7 @@ from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.command.check.bounds import Needs, Room, in_units, needs, require_room, require_trainable
 from ptq_diffusion.command.check.condition import check_condition, encoded_size
+from ptq_diffusion.command.check.quantization import check_quantization
 from ptq_diffusion.correction.contract import Requirements
 from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
 from ptq_diffusion.correction.pipeline.pipeline_folder import require_guides
@@ -24,13 +25,10 @@ from ptq_diffusion.engine.tracker import Tracker
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric import FeatureExtractor, Reference
 from ptq_diffusion.model import Condition, Denoiser, Guided
-from ptq_diffusion.network import Backend, InputObservations
-from ptq_diffusion.network.integers import require_of_weights
-from ptq_diffusion.network.low_rank import quantizer_of_layer
-from ptq_diffusion.network.observing import MOST_BITS
+from ptq_diffusion.network import Backend
 from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
 from ptq_diffusion.quantizer import Equalisation, LowRank, Quantizer, StepGroups
-from ptq_diffusion.rounding import Reads, Rounding
+from ptq_diffusion.rounding import Rounding
 from ptq_diffusion.sampler import Sampler, Table
 from ptq_diffusion.stage.drawing.layers import MeasureLayers, layer_chunks
 from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
@@ -79,7 +77,9 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
         if "images" in used:
             _check_room(cfg, model, len(table), shop)
         if "bitwidth" in used:
-            _check_bits(cfg, model, shop)
+            policy_of(cfg, model, table).check(_guided(cfg, model).architecture(table), table)
+            if "quantizer" in used:
+                check_quantization(cfg, model, goal, shop)
             _check_measurements(cfg, goal)
         if "backend" in used:
             _check_backend(cfg, shop)
@@ -170,44 +170,6 @@ def _check_training(cfg: DictConfig, shop: Workshop) -> None:
             parts = part.keywords.values() if partial else [part]
             for network in (part for part in parts if isinstance(part, torch.nn.Module)):
                 require_trainable(network, Room.here(Path(cfg.outputs), shop.device))
-
-
-def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
-    table = shop.table(cfg, model)
-    policy_of(cfg, model, table).check(_guided(cfg, model).architecture(table), table)
-    observations = shop.observations(cfg, model, construct(cfg.quantizer.steps), len(table))
-    _check_calibration_set(cfg, model, observations, len(table))
-    try:
-        require_of_weights(construct(cfg.quantizer.weight)(MOST_BITS))
-    except TypeError as error:
-        raise ValueError(f"{error}; choose another quantizer@quantizer.weight") from error
-    construct(cfg.quantizer.equalisation)
-    _check_low_rank(cfg, model)
-
-
-def _check_low_rank(cfg: DictConfig, model: Denoiser) -> None:
-    """Refuse a part of weights in 16 bits that a layer has not, or beside a rounding that does not know of it."""
-    rank = construct(cfg.quantizer.low_rank).rank
-    for site in (site for site in model.sites() if rank and site.weighted):
-        quantizer_of_layer(construct(cfg.quantizer.weight), rank, site, model.network.get_submodule(site.name))
-    if rank and construct(cfg.rounding).reads is not Reads.NOTHING:
-        raise ValueError(
-            f"expected rounding=nearest beside a part of low rank, got {cfg.labels.rounding}, which rounds whole "
-            "weights; set rounding=nearest or quantizer.low_rank.rank=0"
-        )
-
-
-def _check_calibration_set(cfg: DictConfig, model: Denoiser, observations: InputObservations, steps: int) -> None:
-    """Refuse a set that does not fit, as far as it is known before the network is asked."""
-    rule, images = construct(cfg.calibration_set), cfg.calibration.images
-    rule.size(steps, images)
-    if rule.feature_images and not model.blocks():
-        raise ValueError(
-            f"expected a network with blocks, whose features {cfg.labels.calibration_set} reads, got one without; set "
-            "calibration_set=uniform or name them in blocks()"
-        )
-    if observations.steps > 1 and not rule.feature_images:
-        observations.require(rule.states(steps, images, cfg.calibration.seed).counts)
 
 
 def _guided(cfg: DictConfig, model: Denoiser) -> Guided:
@@ -302,8 +264,12 @@ def _check_judging(cfg: DictConfig, shape: tuple[int, int, int]) -> None:
             "draw more images or lower it"
         )
     prompts = prompts_of_images(cfg)
-    for metric in build_metrics(cfg):
-        metric.check(prompts)
+    for key, metric in zip(cfg.metric, build_metrics(cfg), strict=True):
+        try:
+            metric.check(prompts)
+        except (ValueError, FileNotFoundError) as error:
+            # A metric does not know the name that the configuration has for it.
+            raise type(error)(f"{error}; it is metric.{key}, which ~metric.{key} leaves out") from error
     extractor = build_extractor(cfg)
     extractor.features(torch.zeros(1, *shape, dtype=torch.uint8))
     construct(cfg.reference).check(extractor, cfg.judging.neighbours)

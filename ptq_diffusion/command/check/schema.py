@@ -35,6 +35,12 @@ def _list_of_seeds(seeds: object) -> object:
     return seeds
 
 
+def _list_of_plugins(names: object) -> object:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"expected a list of packages, such as plugins=[my_package], got plugins={names}")
+    return names
+
+
 class Options(BaseModel):
     """Options by name; another name or another type is refused, and nothing is converted."""
 
@@ -144,7 +150,7 @@ class Experiment(Options):
     outputs: Annotated[str, Field(min_length=1)]
     force: bool | str
     runtime: Running
-    plugins: Sequence[str] = ()
+    plugins: Annotated[Any, AfterValidator(_list_of_plugins)] = ()
     model: Part
     condition: ConditionOptions
     sampler: Part

@@ -19,7 +19,7 @@ ENDINGS = (".json", ".txt", ".safetensors")
 """The files of a folder that are read; nothing pickled is."""
 AT_ONCE = 16
 """Images or prompts that the network is asked about together."""
-SAVE = "save one with CLIPModel.save_pretrained and CLIPProcessor.save_pretrained, and set metric.clip_score.path"
+SAVE = "save one with CLIPModel.save_pretrained and CLIPProcessor.save_pretrained, and set the metric's path"
 
 
 class CLIPScore(PromptMetric):
@@ -48,7 +48,7 @@ class CLIPScore(PromptMetric):
         """
         if prompts is None:
             raise ValueError(
-                "expected prompts that images are scored by, got a model without; leave metric.clip_score out, or set "
+                "expected prompts that images are scored by, got a model without; leave the metric out, or set "
                 "condition=prompts with a model of prompts"
             )
         _ = self._clip

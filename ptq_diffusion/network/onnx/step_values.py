@@ -8,10 +8,10 @@ from torch import Tensor
 from ptq_diffusion.network.equalising import against_weight
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from ptq_diffusion.network.onnx.requirements import require_input, require_scales
 from ptq_diffusion.network.quantized import QuantizedDenoiser
 from ptq_diffusion.network.step_settings import LayerSettings
 from ptq_diffusion.numeric.packing import unpack
-from ptq_diffusion.quantizer import WHOLE
 
 LAYERS, WEIGHTS = (QuantizedConv2d, QuantizedLinear), (QuantizedWeight, FloatWeight)
 """The kinds of layers and of weights that have nodes; a subclass may compute otherwise."""
@@ -64,12 +64,12 @@ def _input_values(name: str, settings: LayerSettings, i: int) -> dict[str, Tenso
     factors = {} if settings.equalisation is None else {"input_factors": 1 / settings.equalisation}
     if grid is None:
         return factors
-    if type(settings) is not LayerSettings or settings.form != WHOLE:
-        kind = settings.form if type(settings) is LayerSettings else type(settings).__name__
+    if type(settings) is not LayerSettings:
         raise TypeError(
-            f"expected static ranges of a whole input at {name}, which QuantizeLinear has, got {kind}; choose another "
-            "quantizer.activation"
+            f"expected static ranges of a whole input at {name}, which QuantizeLinear has, got "
+            f"{type(settings).__name__}; choose another quantizer.activation"
         )
+    require_input(name, settings.form)
     scale, zero_point = settings.scale[row], settings.zero_point[row]
     dtype = torch.int8 if grid.symmetric else torch.uint8
     values = factors | {"input_scale": scale.clone(), "input_zero_point": zero_point.to(dtype)}
@@ -109,11 +109,7 @@ def of_equalised_input(layer: QuantizedLayer, weight: Tensor) -> Tensor:
 
 def _integer_values(name: str, weight: QuantizedWeight, gain: Tensor | None) -> dict[str, Tensor]:
     outputs = weight.shape[0]
-    if tuple(weight.scale.shape) not in ((1,), (outputs,)):
-        raise ValueError(
-            f"expected a scale for each of the {outputs} output channels of {name} or one, which DequantizeLinear has, "
-            f"got scales of {tuple(weight.scale.shape)}; choose another quantizer.weight"
-        )
+    require_scales(name, weight.scale.shape, outputs)
     dtype = torch.int8 if weight.grid.symmetric else torch.uint8
     integers = (unpack(weight.packed, weight.bits, weight.shape) + weight.grid.low).to(dtype)
     scale = (weight.scale if gain is None else weight.scale * gain).expand(outputs).contiguous()

@@ -19,6 +19,7 @@ from ptq_diffusion.rounding import (
     LayerRounding,
     Reads,
     Reconstruction,
+    Rounding,
     Subject,
 )
 from ptq_diffusion.rounding.artefact import read_part, save_integers, write_integers
@@ -31,6 +32,27 @@ from ptq_diffusion.stage.trajectories import Trajectories, calibration_chunks
 
 PARTS, CALLS = "parts", "calls"
 """Folders of the parts that are done, behind which an attempt that was interrupted goes on, and of a block's calls."""
+READERS: Mapping[Reads, type[Rounding]] = {Reads.INPUTS: LayerRounding, Reads.CALLS: BRECQ}
+"""The classes of roundings that each evidence is collected for."""
+
+
+def require_reconstructable(rounding: Rounding) -> None:
+    """Refuse a rounding that reads nothing, or what is collected for roundings of another class alone.
+
+    Raises:
+        ValueError: the message says what it is to be.
+    """
+    kind = READERS.get(rounding.reads)
+    if kind is None:
+        raise ValueError(
+            f"expected a rounding that reads a network's inputs, got a {type(rounding).__name__}, for which nothing is "
+            "to be reconstructed; set rounding=gptq or another goal"
+        )
+    if not isinstance(rounding, kind):
+        raise ValueError(
+            f"expected a rounding that reads {rounding.reads.value} to be a {kind.__name__}, got a "
+            f"{type(rounding).__name__}; derive it from that class"
+        )
 
 
 class Reconstruct(ModelStage):
@@ -69,8 +91,7 @@ class Reconstruct(ModelStage):
             States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), chosen, conditions) for chosen in sets
         )
         subject, rounding = Subject(model, quantized, weight, table, states, trajectories), construct(cfg.rounding)
-        if isinstance(rounding, LayerRounding):
-            return LayerReconstruction(subject, rounding)
-        if isinstance(rounding, BRECQ):
+        require_reconstructable(rounding)
+        if rounding.reads is Reads.CALLS:
             return BlockReconstruction(subject, rounding, out / CALLS)
-        raise ValueError("expected a rounding that reads a network's inputs, got nearest; set rounding=gptq")
+        return LayerReconstruction(subject, rounding)

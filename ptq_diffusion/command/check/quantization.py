@@ -1,0 +1,145 @@
+"""Checks of quantizers, bits and rounding against each other and the network, before anything is computed."""
+
+from collections.abc import Mapping
+
+from omegaconf import DictConfig
+
+from ptq_diffusion.bitwidth.policy import BitwidthPolicy
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.stage import Stage, needed
+from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model.plan import LayerBits
+from ptq_diffusion.model.site import Site, products_by_attention
+from ptq_diffusion.network import InputObservations
+from ptq_diffusion.network.integers import require_of_weights
+from ptq_diffusion.network.low_rank import quantizer_of_layer
+from ptq_diffusion.network.observing import MOST_BITS
+from ptq_diffusion.network.onnx.requirements import require_input, require_scales
+from ptq_diffusion.numeric.grid import FLOAT_BITS
+from ptq_diffusion.quantizer import DynamicQuantizer
+from ptq_diffusion.rounding import Reads
+from ptq_diffusion.stage.rounding.reconstruct import Reconstruct, require_reconstructable
+from ptq_diffusion.stage.writing.onnx import WriteOnnx
+
+Offers = Mapping[Site, frozenset[LayerBits]]
+"""The bits that a plan may give every site."""
+
+
+def check_quantization(cfg: DictConfig, model: Denoiser, goal: type[Stage], shop: Workshop) -> None:
+    """Refuse quantizers that do not fit the network, that nothing is quantized by, or that graphs have no nodes for.
+
+    Raises:
+        ValueError: the message says which option to set.
+    """
+    offers, steps = possible_bits(construct(cfg.bitwidth), model), construct(cfg.quantizer.steps)
+    activation = construct(cfg.quantizer.activation)(MOST_BITS)
+    if steps.by_step and isinstance(activation, DynamicQuantizer):
+        raise ValueError(
+            "expected one group of steps beside a quantizer of activations that takes its grids at run time, got "
+            "quantizer.steps with ranges of their own; set step_groups@quantizer.steps=one"
+        )
+    table = shop.table(cfg, model)
+    _check_calibration_set(cfg, model, shop.observations(cfg, model, steps, len(table)), len(table))
+    _check_softmax(cfg, offers)
+    _check_weights(cfg, offers)
+    construct(cfg.quantizer.equalisation)
+    _check_low_rank(cfg, model)
+    if Reconstruct in needed(goal):
+        _check_rounding(cfg, offers, goal)
+    if goal is WriteOnnx:
+        _check_nodes(cfg, model, offers, shop)
+
+
+def possible_bits(policy: BitwidthPolicy, model: Denoiser) -> Offers:
+    """The bits that a plan of a policy may give every site of a network."""
+    sites = model.architecture().sites
+    fixed = policy.roles.fixed(sites)
+    return {site: frozenset([fixed[site.name]] if site.name in fixed else policy.offered) for site in sites}
+
+
+def _check_softmax(cfg: DictConfig, offers: Offers) -> None:
+    """Refuse a quantizer of softmax outputs where all of them stay in float."""
+    if not cfg.quantizer.get("softmax"):
+        return
+    outputs = [bits for site, some in offers.items() if site.name.endswith(".pv") for bits in some]
+    if not outputs:
+        raise ValueError(
+            "expected a network with attention whose softmax outputs can be quantized, got one without; leave out "
+            "quantizer@quantizer.softmax"
+        )
+    if all(bits.activation == FLOAT_BITS for bits in outputs):
+        raise ValueError(
+            "expected bits for attention's products beside quantizer@quantizer.softmax, got products in float, whose "
+            "softmax nothing quantizes; add bitwidth.attention.activation=8 bitwidth.attention.weight=8"
+        )
+
+
+def _check_weights(cfg: DictConfig, offers: Offers) -> None:
+    """Refuse a quantizer of weights that is none, or whose groups a weight does not have."""
+    quantizer = construct(cfg.quantizer.weight)(MOST_BITS)
+    try:
+        require_of_weights(quantizer)
+    except TypeError as error:
+        raise ValueError(f"{error}; choose another quantizer@quantizer.weight") from error
+    for site, some in offers.items():
+        if site.weighted and any(bits.weight != FLOAT_BITS for bits in some):
+            try:
+                quantizer.granularity.parameter_shape(site.weight_shape)
+            except ValueError as error:
+                raise ValueError(f"{error} at {site.name}; change quantizer.weight.granularity") from error
+
+
+def _check_rounding(cfg: DictConfig, offers: Offers, goal: type[Stage]) -> None:
+    """Refuse a rounding that reads what no stage collects, or one that has no weight to round."""
+    rounding = construct(cfg.rounding)
+    if rounding.reads is not Reads.NOTHING or goal is Reconstruct:
+        require_reconstructable(rounding)
+        if all(bits.weight == FLOAT_BITS for site, some in offers.items() if site.weighted for bits in some):
+            raise ValueError(
+                f"expected weights of fewer bits to round, got rounding={cfg.labels.rounding} with bitwidth="
+                f"{cfg.labels.bitwidth}, which leaves all of them in float; set rounding=nearest or another bitwidth"
+            )
+
+
+def _check_nodes(cfg: DictConfig, model: Denoiser, offers: Offers, shop: Workshop) -> None:
+    """Refuse quantizers of what is quantized that graphs have no nodes for."""
+    observations = shop.observations(cfg, model)
+    softmax = {f"{attention}.p" for attention in products_by_attention(offers)} if cfg.quantizer.get("softmax") else ()
+    weight = construct(cfg.quantizer.weight)(MOST_BITS)
+    for site, some in offers.items():
+        bits = [{one.activation for one in some}, {one.weight for one in some}]
+        for operand, widths in zip(site.operands, bits, strict=False):
+            if widths != {FLOAT_BITS}:
+                place = "softmax" if operand in softmax else "activation"
+                try:
+                    require_input(operand, observations.form(operand), f"quantizer.{place}")
+                except TypeError as error:
+                    raise ValueError(str(error)) from error
+        if site.weighted and bits[1] != {FLOAT_BITS}:
+            require_scales(site.name, weight.granularity.parameter_shape(site.weight_shape), site.weight_shape[0])
+
+
+def _check_low_rank(cfg: DictConfig, model: Denoiser) -> None:
+    """Refuse a part of weights in 16 bits that a layer has not, or beside a rounding that does not know of it."""
+    rank = construct(cfg.quantizer.low_rank).rank
+    for site in (site for site in model.sites() if rank and site.weighted):
+        quantizer_of_layer(construct(cfg.quantizer.weight), rank, site, model.network.get_submodule(site.name))
+    if rank and construct(cfg.rounding).reads is not Reads.NOTHING:
+        raise ValueError(
+            f"expected rounding=nearest beside a part of low rank, got {cfg.labels.rounding}, which rounds whole "
+            "weights; set rounding=nearest or quantizer.low_rank.rank=0"
+        )
+
+
+def _check_calibration_set(cfg: DictConfig, model: Denoiser, observations: InputObservations, steps: int) -> None:
+    """Refuse a set that does not fit, as far as it is known before the network is asked."""
+    rule, images = construct(cfg.calibration_set), cfg.calibration.images
+    rule.size(steps, images)
+    if rule.feature_images and not model.blocks():
+        raise ValueError(
+            f"expected a network with blocks, whose features {cfg.labels.calibration_set} reads, got one without; set "
+            "calibration_set=uniform or name them in blocks()"
+        )
+    if observations.steps > 1 and not rule.feature_images:
+        observations.require(rule.states(steps, images, cfg.calibration.seed).counts)
