@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ptq_diffusion.model.architecture import Architecture
@@ -16,7 +16,8 @@ class PlanCost:
     """Cost of one image, of all steps together.
 
     Args:
-        bops: bit operations, the sum over steps and sites of MACs x weight bits x activation bits, attention included.
+        bops: bit operations, the sum over steps and sites of MACs x weight bits x activation bits, attention included,
+            and a float32 multiplication of every number of an input that is equalised.
         attention_bops: those of QK^T and PV, which have no weight: MACs x bits of one operand x bits of the other.
         float_bops: those of the network in full precision.
         stored_bits: of all parameters: weights of sites in each of their bitwidths, every other parameter in float32.
@@ -38,19 +39,20 @@ class PlanCost:
         return self.attention_bops / self.bops
 
 
-def plan_cost(architecture: Architecture, plan: BitwidthPlan, steps: int) -> PlanCost:
+def plan_cost(architecture: Architecture, plan: BitwidthPlan, steps: int, equalised: Collection[str] = ()) -> PlanCost:
     """The cost of sampling with a plan.
 
     Args:
         architecture: of the network.
         plan: bits of all of its sites.
         steps: rows of the table.
+        equalised: the names of layers whose input is divided by factors of its channels.
 
     Raises:
         KeyError: the plan lacks a site.
         ValueError: the plan was made for another number of steps.
     """
-    bops = _bops(macs_by_bits(architecture, plan, steps))
+    bops = _bops(macs_by_bits(architecture, plan, steps)) + _equalisation_bops(architecture, plan, steps, equalised)
     attention = attention_bops(architecture, plan, steps)
     stored = sum(math.prod(site.weight_shape) * sum(plan.weight_copies(site.name)) for site in architecture.sites)
     return PlanCost(bops + attention, attention, float_bops(architecture, steps), stored + other_bits(architecture))
@@ -90,6 +92,14 @@ def _macs_by_bits(sites: Iterable[Site], plan: BitwidthPlan, rows: Sequence[int]
 
 def _bops(work: Mapping[LayerBits, int]) -> int:
     return sum(macs * bits.weight * bits.activation for bits, macs in work.items())
+
+
+def _equalisation_bops(architecture: Architecture, plan: BitwidthPlan, steps: int, equalised: Collection[str]) -> int:
+    rows, numbers = architecture.rows_over(steps), 0
+    for site in (site for site in architecture.sites if site.name in equalised):
+        counts = plan.counts(site.name, rows)
+        numbers += site.inputs * sum(count for bits, count in counts.items() if bits.activation != FLOAT_BITS)
+    return numbers * FLOAT_BITS**2
 
 
 def float_bops(architecture: Architecture, steps: int) -> int:

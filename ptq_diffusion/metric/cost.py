@@ -1,5 +1,6 @@
 """The cost of a quantized network: bit operations and bytes."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ptq_diffusion.bitwidth.cost import macs_by_bits, plan_cost
@@ -72,7 +73,13 @@ def cost(architecture: Architecture, plan: BitwidthPlan, steps: int) -> Cost:
 
 
 def variant_cost(
-    architecture: Architecture, plan: BitwidthPlan, steps: int, weight_bytes: int, evaluations: int = 0, macs: int = 0
+    architecture: Architecture,
+    plan: BitwidthPlan,
+    steps: int,
+    weight_bytes: int,
+    evaluations: int = 0,
+    macs: int = 0,
+    equalised: Collection[str] = (),
 ) -> VariantCost:
     """The cost of a variant, with what a correction adds to the network.
 
@@ -83,11 +90,12 @@ def variant_cost(
         weight_bytes: of all that the variant stores.
         evaluations: of the network, beside those of the table.
         macs: multiply-accumulates of the correction for one image, in float.
+        equalised: the names of equalised layers.
 
     Raises:
         ValueError: the plan was made for another number of steps.
     """
-    total = plan_cost(architecture, plan, steps)
+    total = plan_cost(architecture, plan, steps, equalised)
     # An evaluation beside the table's counts as its mean step, whatever bits it has: exact where bits do not vary.
     bops, attention = (x * (steps + evaluations) // steps for x in (total.bops, total.attention_bops))
     bops += macs * FLOAT_BITS**2

@@ -157,9 +157,11 @@ class LayerDamage:
         Args:
             quantizer: of the layer's inputs, which has observed nothing yet.
         """
-        quantizer.observe(self.call.x)
+        settings = self.layer.settings
+        equalised = settings.equalised(self.call.x)
+        quantizer.observe(equalised)
         quantizer.freeze()
-        x_hat = quantizer.to(self.call.x.device)(self.call.x)
+        x_hat = settings.restored(quantizer.to(self.call.x.device)(equalised))
         return self._projection(self.layer.compute(x_hat, self.weight, self.layer.bias))
 
     def of_weight(self, weight: Tensor) -> float:

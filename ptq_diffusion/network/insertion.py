@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,14 @@ from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.model.site import Site
 from ptq_diffusion.network.attention import install, quantized_attentions
-from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
+from ptq_diffusion.network.equalising import against_weight
+from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight, require_of_weights
 from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer, quantized_layer
 from ptq_diffusion.network.observing import InputObservations
 from ptq_diffusion.network.quantized import QuantizedDenoiser
 from ptq_diffusion.network.step_settings import ROWS, LayerSettings, rows_of
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.quantizer import WHOLE, Quantizer
+from ptq_diffusion.quantizer import WHOLE, AffineQuantizer, Quantizer
 
 Integers = Mapping[tuple[str, int], Tensor]
 """Integers of weights by the layer's name and the bits of the copy, each of the weight's shape."""
@@ -48,10 +50,11 @@ def quantize(
     current = CurrentStep()
 
     def replacement(name: str, layer: nn.Module) -> QuantizedLayer:
-        float_weight = layer.get_parameter("weight").detach()
-        copies = [_stored(float_weight, bits, weight, rounded.get((name, bits))) for bits in plan.weight_copies(name)]
+        float_weight, settings = layer.get_parameter("weight").detach(), layer_settings(plan, name, observations)
+        made = partial(weight_quantizer, float_weight, make=weight, equalisation=settings.equalisation)
+        copies = [_stored(float_weight, bits, made, rounded.get((name, bits))) for bits in plan.weight_copies(name)]
         bias = None if layer.bias is None else layer.get_parameter("bias").detach().clone()
-        return quantized_layer(layer, copies, bias, layer_settings(plan, name, observations), current)
+        return quantized_layer(layer, copies, bias, settings, current)
 
     network = model.network
     names = [site.name for site in sites if site.weighted]
@@ -72,10 +75,14 @@ def with_layers(network: nn.Module, layers: Mapping[str, QuantizedLayer]) -> nn.
 
 
 def layer_settings(plan: BitwidthPlan, site: str, observations: InputObservations) -> LayerSettings:
-    """The settings of one layer: a row for every step of the plan, which is one where nothing ever changes."""
-    copies = plan.weight_copies(site)
-    places = [copies.index(bits) for bits in plan.weight[site]]
-    return _settings(site, plan.activation[site], places, max(plan.steps, observations.steps), observations)
+    """The settings of one layer: a row for every step of the plan, which is one where nothing ever changes.
+
+    An input that is float at every step is not equalised.
+    """
+    copies, bits = plan.weight_copies(site), plan.activation[site]
+    places = [copies.index(weight_bits) for weight_bits in plan.weight[site]]
+    equalisation = None if set(bits) == {FLOAT_BITS} else observations.equalisation(site)
+    return _settings(site, bits, places, max(plan.steps, observations.steps), observations, equalisation)
 
 
 def operand_settings(
@@ -89,7 +96,12 @@ def operand_settings(
 
 
 def _settings(
-    operand: str, bits: Sequence[int], places: Sequence[int], steps: int, observations: InputObservations
+    operand: str,
+    bits: Sequence[int],
+    places: Sequence[int],
+    steps: int,
+    observations: InputObservations,
+    equalisation: Tensor | None = None,
 ) -> LayerSettings:
     """Settings from an operand's bits and the places of the weight's copies, one for all steps or one for each."""
     groups = observations.groups(operand)
@@ -108,7 +120,7 @@ def _settings(
     bits_row, copy_row = (torch.tensor(numbers, dtype=torch.int16) for numbers in (bits, places))
     columns = (bits_row, scale, zero_point, copy_row)
     by_step = dict(zip(ROWS, (rows_of(column, steps).clone() for column in columns), strict=True))
-    return LayerSettings(**by_step, symmetric=symmetric, form=form)
+    return LayerSettings(**by_step, symmetric=symmetric, form=form, equalisation=equalisation)
 
 
 def _each(numbers: Sequence[int], every: range) -> Sequence[int]:
@@ -125,18 +137,35 @@ def _require_steps(plan: BitwidthPlan, observations: InputObservations) -> None:
         )
 
 
-def weight_quantizer(weight: Tensor, bits: int, make: Callable[[int], Quantizer]) -> Quantizer:
-    """The frozen quantizer of a weight at so many bits; `make` gives a fresh one."""
+def weight_quantizer(
+    weight: Tensor, bits: int, make: Callable[[int], Quantizer], equalisation: Tensor | None
+) -> AffineQuantizer:
+    """The frozen quantizer of a weight at so many bits.
+
+    Args:
+        weight: (O, ...).
+        bits: of its numbers.
+        make: from a bitwidth to a fresh quantizer.
+        equalisation: the factors of its layer's input channels, by which it is multiplied; None is 1.
+
+    Raises:
+        TypeError: a kind of quantizer whose integers cannot be stored yet.
+        ValueError: a granularity that is not of weights.
+    """
     quantizer = make(bits)
+    require_of_weights(quantizer)
+    assert isinstance(quantizer, AffineQuantizer)
+    if equalisation is not None:
+        quantizer.equalised(against_weight(equalisation.to(weight.device), weight.shape))
     quantizer.observe(weight)
     quantizer.freeze()
     return quantizer
 
 
-def _stored(weight: Tensor, bits: int, make: Callable[[int], Quantizer], integers: Tensor | None) -> StoredWeight:
+def _stored(
+    weight: Tensor, bits: int, quantizer: Callable[[int], AffineQuantizer], integers: Tensor | None
+) -> StoredWeight:
     if bits == FLOAT_BITS:
         return FloatWeight(weight.clone())
-    quantizer = weight_quantizer(weight, bits, make)
-    return (
-        QuantizedWeight.of(weight, quantizer) if integers is None else QuantizedWeight.of_integers(integers, quantizer)
-    )
+    frozen = quantizer(bits)
+    return QuantizedWeight.of(weight, frozen) if integers is None else QuantizedWeight.of_integers(integers, frozen)

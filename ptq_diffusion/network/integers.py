@@ -46,12 +46,15 @@ class QuantizedWeight(StoredWeight):
         grid: of the integers.
         shape: of the weight, output channels first.
         granularity: the groups that have a scale each.
+        factors: by which the weight was multiplied before it met its grid, and by which scales are divided for it; they
+            broadcast against the weight. None is 1.
     """
 
     packed: Tensor
     scale: Tensor
     zero_point: Tensor
     group_size: Tensor | None
+    factors: Tensor | None
 
     def __init__(
         self,
@@ -61,6 +64,7 @@ class QuantizedWeight(StoredWeight):
         grid: Grid,
         shape: tuple[int, ...],
         granularity: Granularity,
+        factors: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.grid, self.bits, self.symmetric = grid, grid.bits, grid.symmetric
@@ -71,6 +75,7 @@ class QuantizedWeight(StoredWeight):
         # Scales of groups do not tell how large these are; those of every other granularity do.
         size = torch.tensor([granularity.size], dtype=torch.int32) if isinstance(granularity, PerGroup) else None
         self.register_buffer("group_size", size)
+        self.register_buffer("factors", factors)
         # Unpacked once for all forwards, and once more wherever the tensors are moved to.
         self._integers: Tensor | None = None
         self._values: Tensor | None = None
@@ -95,15 +100,16 @@ class QuantizedWeight(StoredWeight):
             ValueError: an integer that the grid has not.
         """
         require_of_weights(quantizer)
+        assert isinstance(quantizer, AffineQuantizer)
         grid, shape = quantizer.grid, tuple(integers.shape)
         packed = pack(integers - grid.low, grid.bits)
-        return cls(packed, quantizer.scale, quantizer.zero_point, grid, shape, quantizer.granularity)
+        return cls(packed, quantizer.scale, quantizer.zero_point, grid, shape, quantizer.granularity, quantizer.factors)
 
     def values(self, gain: Tensor | None = None) -> Tensor:
         if gain is not None:
-            return self._centred() * (self._spread(self.scale) * _along_outputs(gain, len(self.shape)))
+            return self._centred() * (self._scales() * _along_outputs(gain, len(self.shape)))
         if self._values is None:
-            self._values = self._centred() * self._spread(self.scale)
+            self._values = self._centred() * self._scales()
         return self._values
 
     def centred(self) -> Tensor:
@@ -115,6 +121,10 @@ class QuantizedWeight(StoredWeight):
         if self._integers is None:
             self._integers = self.centred()
         return self._integers
+
+    def _scales(self) -> Tensor:
+        scale = self._spread(self.scale)
+        return scale if self.factors is None else scale / self.factors
 
     def _spread(self, parameter: Tensor) -> Tensor:
         return self.granularity.spread(parameter, self.shape)
@@ -151,8 +161,21 @@ class FloatWeight(StoredWeight):
         return {"weight": self.weight}
 
 
-def stored_weight(tensors: Mapping[str, Tensor], bits: int, symmetric: bool, shape: tuple[int, ...]) -> StoredWeight:
+def stored_weight(
+    tensors: Mapping[str, Tensor],
+    bits: int,
+    symmetric: bool,
+    shape: tuple[int, ...],
+    factors: Tensor | None = None,
+) -> StoredWeight:
     """The stored weight whose `tensors` these are.
+
+    Args:
+        tensors: by name.
+        bits: of one number.
+        symmetric: whether its grid is.
+        shape: of the weight.
+        factors: see `QuantizedWeight`; they belong to the layer and are not among the tensors.
 
     Raises:
         KeyError: a tensor is missing.
@@ -174,7 +197,7 @@ def stored_weight(tensors: Mapping[str, Tensor], bits: int, symmetric: bool, sha
             f"expected a scale for each of {shape[0]} output channels or one, or of {granularity} those of a weight of "
             f"{shape}, got {tuple(scale.shape)}"
         )
-    return QuantizedWeight(tensors["packed"], scale, zero_point, grid, shape, granularity)
+    return QuantizedWeight(tensors["packed"], scale, zero_point, grid, shape, granularity, factors)
 
 
 def require_of_weights(quantizer: Quantizer) -> None:

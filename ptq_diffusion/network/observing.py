@@ -19,8 +19,8 @@ from ptq_diffusion.quantizer import WHOLE, Quantizer, RangeSearch, Static, StepG
 
 CHANNELS = {Kind.CONV2D: QuantizedConv2d.channels, Kind.LINEAR: QuantizedLinear.channels, Kind.MATMUL: -1}
 """The dimension of the channels of a site's operands: of images, or of tokens."""
-GROUPS = "groups"
-"""The last part of the name of an operand's groups of steps in a file."""
+GROUPS, EQUALISATION = "groups", "equalisation"
+"""The last parts of the names of an operand's groups of steps and of a layer's equalisation in a file."""
 MOST_BITS = 8
 """Bits of the quantizers that observe; their observations serve all bitwidths."""
 
@@ -62,6 +62,7 @@ class InputObservations:
         self._observers = {
             name: [self._fresh(name, MOST_BITS) for _ in set(group)] for name, group in self._group.items()
         }
+        self._equalisation: dict[str, Tensor] = {}
 
     def _fresh(self, operand: str, bits: int) -> Quantizer:
         return self._make(bits).of_input(*self._channels[operand])
@@ -95,13 +96,22 @@ class InputObservations:
                     "step_groups@quantizer.steps=one, fewer groups, or calibration_set=uniform"
                 )
 
+    def equalise(self, factors: Mapping[str, Tensor]) -> None:
+        """Observe inputs over these factors, which broadcast against them, by layer; before anything is observed."""
+        self._equalisation = dict(factors)
+
+    def equalisation(self, operand: str) -> Tensor | None:
+        """The factors over which an operand was observed, which broadcast against it; None is 1."""
+        return self._equalisation.get(operand)
+
     @contextmanager
     def observing(self, network: nn.Module, i: int = 0) -> Iterator[None]:
         """Within this context a forward of the float network at step i is observed."""
 
         def see(operand: str, x: Tensor) -> None:
-            group = self._group[operand]
-            self._observers[operand][group[0] if len(group) == 1 else group[i]].observe(x)
+            group, factors = self._group[operand], self._equalisation.get(operand)
+            equalised = x if factors is None else x.float() * (1 / factors.to(x.device))
+            self._observers[operand][group[0] if len(group) == 1 else group[i]].observe(equalised)
 
         with ExitStack() as hooks:
             for name in self._layers:
@@ -148,8 +158,9 @@ class InputObservations:
         return quantizer
 
     def save(self, path: Path) -> None:
-        """Write all observations as safetensors, by operand/group/name, and the groups by operand/groups."""
+        """Write all observations as safetensors, by operand/group/name, the groups and the factors beside them."""
         tensors = {f"{name}/{GROUPS}": torch.tensor(group) for name, group in self._group.items()}
+        tensors |= {f"{name}/{EQUALISATION}": factors for name, factors in self._equalisation.items()}
         for operand, observers in self._observers.items():
             for place, observer in enumerate(observers):
                 tensors |= {f"{operand}/{place}/{part}": tensor for part, tensor in observer.observation().items()}
@@ -180,6 +191,8 @@ class InputObservations:
             if GROUPS not in own:
                 raise ValueError(f"expected the groups of steps of {operand} in {path}, got none; calibrate again")
             self._group[operand] = own.pop(GROUPS).tolist()
+            if EQUALISATION in own:
+                self._equalisation[operand] = own.pop(EQUALISATION)
             self._observers[operand] = [self._fresh(operand, MOST_BITS) for _ in set(self._group[operand])]
             for place, observer in enumerate(self._observers[operand]):
                 begin = f"{place}/"
@@ -231,8 +244,10 @@ def regridding(
     """
 
     def regrid(name: str, grid: Grid, x: Tensor) -> Tensor:
-        grids[name] = InputGrid.of(x, grid, range_search)
-        return grids[name].numbers(grid).fake_quantized(x)
+        settings = layers[name].settings
+        equalised = settings.equalised(x)
+        grids[name] = InputGrid.of(equalised, grid, range_search)
+        return settings.restored(grids[name].numbers(grid).fake_quantized(equalised)).to(x.dtype)
 
     with ExitStack() as hooks:
         for name, layer in layers.items():

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -15,7 +15,8 @@ from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.model.site import Site
 from ptq_diffusion.network.attention import PROCESSOR, install, quantized_attentions
 from ptq_diffusion.network.described import Build, described, diffusers_denoiser, other_denoiser
-from ptq_diffusion.network.integers import StoredWeight, stored_weight
+from ptq_diffusion.network.equalising import against_weight
+from ptq_diffusion.network.integers import StoredWeight, require_scales, stored_weight
 from ptq_diffusion.network.layer import CurrentStep, quantized_layer
 from ptq_diffusion.network.quantized import QuantizedDenoiser
 from ptq_diffusion.network.step_settings import StepSettings
@@ -26,7 +27,7 @@ FILES = (DESCRIPTION, TENSORS)
 """The files of a folder."""
 VERSION = 5
 """The version of the format."""
-SETTINGS, WEIGHT, BIAS, OTHER, NULL = "settings", "weight", "bias", "other", "null"
+SETTINGS, EQUALISATION, WEIGHT, BIAS, OTHER, NULL = "settings", "equalisation", "weight", "bias", "other", "null"
 """First parts of the names of tensors."""
 CLASS_TABLE = "class_embedder"
 """The name of the embeddings that labels stand for."""
@@ -89,6 +90,13 @@ def load_quantized(folder: Path, build: Build | None = None) -> QuantizedDenoise
         return _rebuilt(denoiser, description, tensors)
 
 
+def equalised_layers(folder: Path) -> list[str]:
+    """The names of the layers of a saved network whose input is divided by factors of its channels."""
+    with safe_open(folder / TENSORS, "pt") as file:
+        prefix = f"{EQUALISATION}/"
+        return [name.removeprefix(prefix) for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+
+
 @contextmanager
 def _belonging_together(folder: Path) -> Iterator[None]:
     """Within this context errors of broken files say what was expected in their folder."""
@@ -110,6 +118,8 @@ def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
             tensors |= {f"{WEIGHT}/{name}/{place}/{part}": tensor for part, tensor in weight.tensors().items()}
         if layer.bias is not None:
             tensors[f"{BIAS}/{name}"] = layer.bias
+        if layer.settings.equalisation is not None:
+            tensors[f"{EQUALISATION}/{name}"] = layer.settings.equalisation
     denoiser = quantized.denoiser
     if isinstance(denoiser, Guided):
         tensors |= {f"{NULL}/{name}": tensor for name, tensor in denoiser.null.tensors().items()}
@@ -137,17 +147,21 @@ def _rebuilt(float_model: Denoiser, description: Mapping[str, Any], tensors: Map
     symmetric_operand = {name: operand for name, operand, _ in description["symmetric"]}
     symmetric_copies = {name: copies for name, _, copies in description["symmetric"]}
     forms = {name: described_form(form) for name, form in description["forms"].items()}
+    equalisation = _equalisation(sites, _below(EQUALISATION, tensors))
     table = StepSettings.of_tensors(_below(SETTINGS, tensors), symmetric_operand, forms)
     for site in (site for site in sites if site.weighted):
         layer = network.get_submodule(site.name)
         copies = zip(plan.weight_copies(site.name), symmetric_copies[site.name], strict=True)
+        factors, shape = equalisation.get(site.name), site.weight_shape
+        by_weight = None if factors is None else against_weight(factors, shape)
         weights = [
-            stored_weight(_below(f"{WEIGHT}/{site.name}/{place}", tensors), bits, symmetric, site.weight_shape)
+            stored_weight(_below(f"{WEIGHT}/{site.name}/{place}", tensors), bits, symmetric, shape, by_weight)
             for place, (bits, symmetric) in enumerate(copies)
         ]
         bias = tensors[f"{BIAS}/{site.name}"] if layer.bias is not None else None
         parent, _, child = site.name.rpartition(".")
-        replacement = quantized_layer(layer, weights, bias, table[site.name], current)
+        settings = table[site.name].with_equalisation(factors)
+        replacement = quantized_layer(layer, weights, bias, settings, current)
         setattr(network.get_submodule(parent), child, replacement)
     for name in quantized_attentions(sites, plan):
         install(network, name, table, current)
@@ -156,6 +170,20 @@ def _rebuilt(float_model: Denoiser, description: Mapping[str, Any], tensors: Map
     quantized = QuantizedDenoiser(denoiser, sites, float_model.attention_macs(), plan, current)
     _require_consistent(quantized, table, tensors)
     return quantized
+
+
+def _equalisation(sites: Iterable[Site], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The factors of input channels by layer.
+
+    Raises:
+        ValueError: they are no positive numbers, or not those of a layer's channels.
+    """
+    shapes = {site.name: site.weight_shape for site in sites if site.weighted}
+    for name, factors in tensors.items():
+        require_scales(factors)
+        if name not in shapes or factors.dim() != len(shapes[name]) - 1 or factors.numel() % shapes[name][1]:
+            raise ValueError(f"expected factors of the input channels of a layer, got {tuple(factors.shape)} of {name}")
+    return tensors
 
 
 def _guided(denoiser: Denoiser, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Denoiser:

@@ -37,6 +37,8 @@ class LayerSettings(nn.Module):
         gain: (S, O) float32, or None for 1.
         offset: (S, O) float32, or None for 0.
         form: the arithmetic of the input's quantizer.
+        equalisation: factors s of the input's channels, which broadcast against it: the grid meets x / s, and stands
+            for s times its numbers. None is 1.
     """
 
     bits: Tensor
@@ -45,6 +47,7 @@ class LayerSettings(nn.Module):
     copy: Tensor
     gain: Tensor | None
     offset: Tensor | None
+    equalisation: Tensor | None
 
     def __init__(
         self,
@@ -56,8 +59,10 @@ class LayerSettings(nn.Module):
         gain: Tensor | None = None,
         offset: Tensor | None = None,
         form: Form = WHOLE,
+        equalisation: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.register_buffer("equalisation", equalisation)
         buffers = {"bits": bits, "scale": scale, "zero_point": zero_point, "copy": copy, "gain": gain, "offset": offset}
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer)
@@ -88,11 +93,20 @@ class LayerSettings(nn.Module):
         """The layer's input on its grid at step i, the shape of x."""
         row = self.row(i)
         numbers, grid = self._numbers[row], self._grids[row]
-        if numbers is not None:
-            return numbers.fake_quantized(x)
         if grid is None:
             return x
-        return self.form.fake_quantized(x, grid, self.scale[row].reshape(-1), self.zero_point[row].reshape(-1))
+        if numbers is not None:
+            return self.restored(numbers.fake_quantized(self.equalised(x))).to(x.dtype)
+        parameters = self.scale[row].reshape(-1), self.zero_point[row].reshape(-1)
+        return self.restored(self.form.fake_quantized(self.equalised(x), grid, *parameters)).to(x.dtype)
+
+    def equalised(self, x: Tensor) -> Tensor:
+        """x / s, which meets the grid, as float32; x itself where there are no factors."""
+        return x if self.equalisation is None else x.float() * (1 / self.equalisation)
+
+    def restored(self, x_hat: Tensor) -> Tensor:
+        """s x_hat, the input that numbers of the grid stand for."""
+        return x_hat if self.equalisation is None else x_hat * self.equalisation
 
     def numbers(self, i: int) -> Numbers | None:
         """The numbers of the one static grid of the input at step i; None where it is float or of another form."""
@@ -124,7 +138,7 @@ class LayerSettings(nn.Module):
         rows = {name: getattr(self, name)[row : row + 1] for name in ROWS}
         both = (self.gain, self.offset)
         gain, offset = (None if table is None else table[row : row + 1] for table in both)
-        return LayerSettings(**rows, symmetric=self.symmetric, gain=gain, offset=offset, form=self.form)
+        return self._like(rows, gain, offset)
 
     def rescaled(self, rescalings: Sequence[Rescaling | None]) -> "LayerSettings":
         """These settings with the rescalings of every step, of which None leaves a step as it is.
@@ -143,7 +157,22 @@ class LayerSettings(nn.Module):
                 gain[i], offset[i] = rescaling.gain, rescaling.offset
                 if grid := rescaling.input_grid:
                     rows["scale"][i], rows["zero_point"][i] = grid.scale[0], grid.zero_point[0]
-        return LayerSettings(**rows, symmetric=self.symmetric, gain=gain, offset=offset, form=self.form)
+        return self._like(rows, gain, offset)
+
+    def with_equalisation(self, equalisation: Tensor | None) -> "LayerSettings":
+        """These settings of no rescaled layer, with factors of its input's channels."""
+        rows = {name: getattr(self, name) for name in ROWS}
+        return LayerSettings(**rows, symmetric=self.symmetric, form=self.form, equalisation=equalisation)
+
+    def _like(self, rows: Mapping[str, Tensor], gain: Tensor | None, offset: Tensor | None) -> "LayerSettings":
+        return LayerSettings(
+            **rows,
+            symmetric=self.symmetric,
+            gain=gain,
+            offset=offset,
+            form=self.form,
+            equalisation=self.equalisation,
+        )
 
 
 def rows_of(table: Tensor, count: int) -> Tensor:

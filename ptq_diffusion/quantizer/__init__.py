@@ -3,6 +3,7 @@
 from ptq_diffusion.quantizer.affine import AffineQuantizer
 from ptq_diffusion.quantizer.dynamic import DynamicQuantizer
 from ptq_diffusion.quantizer.entropy_search import EntropySearch
+from ptq_diffusion.quantizer.equalisation import Equalisation, NoEqualisation, PowersOfTwo, SmoothQuant
 from ptq_diffusion.quantizer.form import WHOLE, Form, Numbers, Static, described_form
 from ptq_diffusion.quantizer.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from ptq_diffusion.quantizer.input_granularity import PerInputChannel, PerParts, PerSkip, PerToken
@@ -18,12 +19,14 @@ __all__ = [
     "DynamicQuantizer",
     "EntropySearch",
     "EqualGroups",
+    "Equalisation",
     "Form",
     "GivenGroups",
     "Granularity",
     "Log2Quantizer",
     "LpSearch",
     "MinMax",
+    "NoEqualisation",
     "Numbers",
     "PerChannel",
     "PerGroup",
@@ -33,8 +36,10 @@ __all__ = [
     "PerTensor",
     "PerToken",
     "Percentile",
+    "PowersOfTwo",
     "Quantizer",
     "RangeSearch",
+    "SmoothQuant",
     "State",
     "Static",
     "StepGroups",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class AffineQuantizer(Quantizer):
 
     scale: Tensor
     zero_point: Tensor
+    factors: Tensor | None
 
     def __init__(
         self, bits: int, symmetric: bool, granularity: Granularity, range_search: RangeSearch, bins: int
@@ -56,12 +58,25 @@ class AffineQuantizer(Quantizer):
         self._shape: tuple[int, ...] = (-1,)
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
+        self.register_buffer("factors", None)
+
+    def equalised(self, factors: Tensor) -> Self:
+        """This quantizer, for a tensor x whose f x its grids meet and of which it is not to have observed any.
+
+        x_hat is that of f x over f, so that s / f is the scale of an element.
+
+        Args:
+            factors: f, positive, float32, which broadcasts against x.
+        """
+        self.factors = factors
+        return self
 
     def observe(self, x: Tensor) -> None:
         self.require(State.OBSERVING)
         if self._weight is not None:
             raise RuntimeError(f"a quantizer with {self.granularity} observes one tensor, a weight; this is its second")
-        rows, counts = self.granularity.rows(x.detach().float())
+        numbers = x.detach().float() if self.factors is None else x.detach().float() * self.factors
+        rows, counts = self.granularity.rows(numbers)
         if self._histograms is not None:
             self._histograms.add(rows, counts)
             return
@@ -107,7 +122,8 @@ class AffineQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.require(State.FROZEN)
-        if isinstance(self.granularity, PerTensor) and not (torch.is_grad_enabled() and self.scale.requires_grad):
+        whole = isinstance(self.granularity, PerTensor) and self.factors is None
+        if whole and not (torch.is_grad_enabled() and self.scale.requires_grad):
             return self._numbers.fake_quantized(x)
         return self.differentiable(x)
 
@@ -143,7 +159,8 @@ class AffineQuantizer(Quantizer):
 
     def _broadcast(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point as tensors that broadcast against x."""
-        return self.granularity.spread(self.scale, x.shape), self.granularity.spread(self.zero_point, x.shape)
+        scale, zero_point = (self.granularity.spread(part, x.shape) for part in (self.scale, self.zero_point))
+        return scale if self.factors is None else scale / self.factors, zero_point
 
     def _distribution(self) -> Distribution:
         if self._weight is not None:

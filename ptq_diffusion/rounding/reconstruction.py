@@ -135,8 +135,7 @@ class Reconstruction(ABC):
             TypeError: a kind of quantizer whose integers cannot be stored yet.
         """
         if (name, bits) not in self._quantizers:
-            quantizer = weight_quantizer(self.float_weight(name).cpu(), bits, self._weight).to(self.device)
-            if not isinstance(quantizer, AffineQuantizer):
-                raise TypeError(f"expected an AffineQuantizer of a weight, got {type(quantizer).__name__}")
-            self._quantizers[name, bits] = quantizer
+            equalisation = self.quantized.layer(name).settings.equalisation
+            quantizer = weight_quantizer(self.float_weight(name).cpu(), bits, self._weight, equalisation)
+            self._quantizers[name, bits] = quantizer.to(self.device)
         return self._quantizers[name, bits]

@@ -13,6 +13,7 @@ from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.network import InputObservations
+from ptq_diffusion.network.equalising import InputMaxima
 from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates, read_set
 from ptq_diffusion.stage.calibration.states import States
@@ -21,12 +22,14 @@ from ptq_diffusion.stage.trajectories import Trajectories, calibration_chunks
 
 OBSERVATIONS = "inputs.safetensors"
 """The file of the artefact."""
+RANGES = ("quantizer.activation", "quantizer.steps", "quantizer.equalisation")
+"""Options of quantizers that say which ranges are observed."""
 
 
 class Calibration(L.LightningModule):
     """Float forwards under observation."""
 
-    def __init__(self, model: Denoiser, observations: InputObservations, table: Sequence[Step]) -> None:
+    def __init__(self, model: Denoiser, observations: InputObservations | InputMaxima, table: Sequence[Step]) -> None:
         super().__init__()
         self.model, self.observations, self.table = model, observations, table
 
@@ -42,7 +45,7 @@ class Calibrate(ModelStage):
     name = "calibrate"
     version = 4
     needs = (Trajectories, ChooseStates, EncodePrompts)
-    uses = ("model", "condition", "sampler", "calibration", "micro_batch", "quantizer.activation", "quantizer.steps")
+    uses = ("model", "condition", "sampler", "calibration", "micro_batch", *RANGES)
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         model = shop.guided(cfg, inputs)
@@ -52,9 +55,18 @@ class Calibrate(ModelStage):
         chosen = read_set(inputs[ChooseStates.name])
         observations.require(chosen.counts)
         states = States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), chosen, conditions)
-        trainer = shop.runtime.trainer(out, self.title)
-        calibration = Calibration(model, observations, table)
-        trainer.predict(calibration, DataLoader(states, batch_size=None), return_predictions=False)
+
+        def observe(observer: InputObservations | InputMaxima) -> None:
+            trainer, calibration = shop.runtime.trainer(out, self.title), Calibration(model, observer, table)
+            trainer.predict(calibration, DataLoader(states, batch_size=None), return_predictions=False)
+
+        rule = construct(cfg.quantizer.equalisation)
+        if rule.equalises:
+            # Grids are of inputs over the factors, so that these come from a pass of their own.
+            maxima = InputMaxima(model.sites())
+            observe(maxima)
+            observations.equalise(maxima.factors(model.network, rule))
+        observe(observations)
         observations.divide(groups)
         observations.save(out / OBSERVATIONS)
 

@@ -20,6 +20,7 @@ from ptq_diffusion.metric.judgement import judge
 from ptq_diffusion.metric.metric import Metric, Settings
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network.saving import FILES as QUANTIZED
+from ptq_diffusion.network.saving import equalised_layers
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.drawing.drift import MeasureDrift, read_drift
 from ptq_diffusion.stage.drawing.variants import VARIANTS
@@ -127,13 +128,14 @@ def variant_costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -
     unquantized = BitwidthPlan.constant(dict.fromkeys(plan.sites, LayerBits(FLOAT_BITS, FLOAT_BITS)))
     correction = FittedCorrection.load(inputs[Fit.name])
     network = bytes_of(inputs[Quantize.name], QUANTIZED)
+    equalised = equalised_layers(inputs[Quantize.name])
     coefficients = bytes_of(inputs[Fit.name], CORRECTION)
     float_bytes = cost(architecture, unquantized, steps).weight_bytes
     beside = (correction.evaluations, correction.macs(model.shape))
     return {
         "full_precision": variant_cost(architecture, unquantized, steps, float_bytes),
-        "quantized": variant_cost(architecture, plan, steps, network),
-        "corrected": variant_cost(architecture, plan, steps, network + coefficients, *beside),
+        "quantized": variant_cost(architecture, plan, steps, network, equalised=equalised),
+        "corrected": variant_cost(architecture, plan, steps, network + coefficients, *beside, equalised),
     }
 
 

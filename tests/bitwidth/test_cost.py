@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ptq_diffusion.bitwidth.cost import mean_bits as mean_bits_of
 from ptq_diffusion.bitwidth.cost import plan_cost
-from ptq_diffusion.metric.cost import cost, mean_bits, usual_bits
+from ptq_diffusion.metric.cost import cost, mean_bits, usual_bits, variant_cost
 from ptq_diffusion.model import Denoiser, DiffusersDenoiser, Kind, Role, Site
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
@@ -36,7 +36,7 @@ class TwoLayers(Denoiser):
 
     def sites(self):
         return [
-            Site("0", Kind.CONV2D, Role.FIRST, macs=100, weight_shape=(3, 2, 3, 3)),
+            Site("0", Kind.CONV2D, Role.FIRST, macs=100, weight_shape=(3, 2, 3, 3), inputs=32),
             Site("1", Kind.LINEAR, Role.LAST, macs=30, weight_shape=(7, 5)),
         ]
 
@@ -58,6 +58,15 @@ def plan(*layers):
 def test_bit_operations_by_hand(steps):
     found = cost(TwoLayers().architecture(), plan((4, 8), (8, 32)), steps)
     assert found.bops_per_image == steps * (100 * 4 * 8 + 30 * 8 * 32 + 11 * 32 * 32)
+
+
+def test_an_equalised_input_takes_a_multiplication_for_each_number_where_it_is_quantized():
+    by_step = BitwidthPlan.by_step([{"0": LayerBits(4, bits), "1": LayerBits(8, 8)} for bits in (8, 8, 32)])
+    architecture = TwoLayers().architecture()
+    plain, equalised = (plan_cost(architecture, by_step, 3, layers) for layers in ([], ["0"]))
+    assert equalised.bops - plain.bops == 2 * 32 * 32 * 32
+    row = variant_cost(architecture, by_step, 3, 0, equalised=["0"])
+    assert row.bops_per_image == equalised.bops and equalised.attention_bops == plain.attention_bops
 
 
 def test_bytes_by_hand():

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -25,6 +26,7 @@ GROUPS = {
     "quantizer": "quantizer@quantizer.weight",
     "range_search": "range_search@quantizer.activation.range_search",
     "step_groups": "step_groups@quantizer.steps",
+    "equalisation": "equalisation@quantizer.equalisation",
     "data": "data",
     "training": "training",
 }
@@ -71,6 +73,8 @@ def test_every_option_composes_and_builds(group, option, tiny_model_folder):
         assert cfg.condition.source is None or construct(cfg.condition.source)
     elif group == "step_groups":
         assert construct(cfg.quantizer.steps).observed("conv_in", 20)
+    elif group == "equalisation":
+        assert construct(cfg.quantizer.equalisation).factors(torch.ones(2), torch.ones(2)).tolist() == [1, 1]
     elif group == "range_search":
         assert construct(cfg.quantizer.activation.range_search)
     elif group == "training":

@@ -140,6 +140,9 @@ def test_files_take_the_bytes_of_the_bits(tmp_path):
             quantizer.freeze()
             return quantizer
 
+        def equalisation(self, _):
+            return None
+
     save_quantized(quantize(model, plan, Ready(), maker(True, PerChannel())), tmp_path)
     counted = 0
     for name, parameter in model.network.named_parameters():

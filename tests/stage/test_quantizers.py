@@ -22,7 +22,14 @@ CASES = {
         "quantizer.steps.exact=['*.time_emb_proj']",
         "correction=rescaled",
     ],
+    "equalised, rounded": [
+        "equalisation@quantizer.equalisation=smoothquant",
+        "rounding=adaround",
+        "rounding.descent.iterations=2",
+        "correction=rescaled",
+    ],
     "input channels, damage": [
+        "equalisation@quantizer.equalisation=power_of_two",
         "quantizer@quantizer.activation=affine_per_input_channel",
         "bitwidth=budget",
         "bitwidth.saving=20",

@@ -27,7 +27,7 @@ from ptq_diffusion.network import Backend, InputObservations
 from ptq_diffusion.network.integers import require_of_weights
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
-from ptq_diffusion.quantizer import Quantizer, StepGroups
+from ptq_diffusion.quantizer import Equalisation, Quantizer, StepGroups
 from ptq_diffusion.rounding import Rounding
 from ptq_diffusion.sampler import Sampler
 from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
@@ -123,6 +123,7 @@ def _check_kinds(cfg: DictConfig, used: Collection[str]) -> None:
         for operand in ("weight", "activation", *({"softmax"} & cfg.quantizer.keys())):
             require_kind(cfg.quantizer[operand], Quantizer, f"quantizer.{operand}", partial=True)
         require_kind(cfg.quantizer.steps, StepGroups, "quantizer.steps")
+        require_kind(cfg.quantizer.equalisation, Equalisation, "quantizer.equalisation")
 
 
 def _check_room(cfg: DictConfig, model: Denoiser, steps: int, shop: Workshop) -> None:

@@ -51,7 +51,13 @@ def bytes_of_observations(case: Case) -> int:
         for operand in site.operands:
             count = len(case.table) if groups.is_exact(operand) else groups.count
             total += count * (grids * size(one.values()) + ENTRY * len(one)) + ENTRY
-    return total
+    return total + bytes_of_equalisation(case)
+
+
+def bytes_of_equalisation(case: Case) -> int:
+    """Bytes of the factors of input channels."""
+    sites = (site for site in case.model.sites() if site.name in case.equalised)
+    return sum(4 * site.weight_shape[1] + ENTRY for site in sites)
 
 
 def bytes_of_quantized(case: Case) -> int:
@@ -66,7 +72,15 @@ def bytes_of_quantized(case: Case) -> int:
     steps = len(case.table) if construct(case.cfg.quantizer.steps).by_step else plan.steps
     settings = sum(torch.empty((), dtype=dtype).element_size() for dtype in ROWS.values()) * steps * operands
     buffers = size(buffer for name, buffer in case.model.network.named_buffers())
-    return stored + scales + settings + buffers + len(plan.to_json()) + 4 * ENTRY * len(weighted)
+    return (
+        bytes_of_equalisation(case)
+        + stored
+        + scales
+        + settings
+        + buffers
+        + len(plan.to_json())
+        + 4 * ENTRY * len(weighted)
+    )
 
 
 def bytes_of_noise(case: Case) -> int:

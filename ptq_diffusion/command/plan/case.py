@@ -75,6 +75,12 @@ class Case:
         """The shape (C, H, W) of an image."""
         return self.shop.decoder(self.cfg).shape(self.model.shape)
 
+    @cached_property
+    def equalised(self) -> list[str]:
+        """The names of the layers whose input is divided by factors of its channels."""
+        equalises = construct(self.cfg.quantizer.equalisation).equalises
+        return [site.name for site in self.model.sites() if equalises and site.weighted]
+
     @property
     def rows(self) -> int:
         """The rows that the network is asked about for one image over the sampler's table."""

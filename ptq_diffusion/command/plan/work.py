@@ -81,7 +81,9 @@ def _trajectories(case: Case) -> Work:
 def _calibrate(case: Case) -> Work:
     images, steps = case.cfg.calibration.images, len(case.table)
     share = Fraction(construct(case.cfg.calibration_set).size(steps, images), steps * images)
-    return Work(int(images * case.rows * share), kept=bytes_of_observations(case))
+    # The ranges of channels are those of a pass before.
+    passes = 2 if case.equalised else 1
+    return Work(passes * int(images * case.rows * share), kept=bytes_of_observations(case))
 
 
 def _calibration_set(case: Case) -> Work:

@@ -9,6 +9,7 @@ from ptq_diffusion.correction.pipeline.folding import fold
 from ptq_diffusion.correction.repair.repair import Repair
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.network.onnx.finish import Finish
+from ptq_diffusion.network.onnx.step_values import of_equalised_input
 
 
 class GraphRepair(nn.Module):
@@ -47,5 +48,5 @@ def finish(quantized: QuantizedDenoiser, correction: FittedCorrection, i: int) -
     values: dict[str, Tensor] = {}
     if folded is not None and folded.repairs is not repairs and folded.weight.shape == layer.operands(i)[0].shape:
         repairs, name = folded.repairs, quantized.output_layer_name
-        values = {f"{name}.weight": folded.weight, f"{name}.bias": folded.bias}
+        values = {f"{name}.weight": of_equalised_input(layer, folded.weight), f"{name}.bias": folded.bias}
     return Finish(values, GraphRepair(repairs) if repairs else None)

@@ -109,7 +109,7 @@ class IntegerLayer(QuantizedLayer):
         product: StepProduct | None = self._products.once(i, lambda: self._product_at(i))
         if product is None:
             return super().forward(x)
-        codes = product.codes(x)
+        codes = product.codes(self.settings.equalised(x))
         key = product.place, product.codes.border, self.order(codes)
         weights = self._packed.once(key, lambda: [self.packed(part, product, codes) for part in self._parts(product)])
         first, *others = map(partial(self.multiplied, product, codes), weights, product.scales)

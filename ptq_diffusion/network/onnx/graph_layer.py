@@ -1,10 +1,11 @@
 """Layers that a graph is traced of: their numbers come from outside, and rounding to grids is an ONNX operator."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from ptq_diffusion.network.layer import QuantizedLayer
 from ptq_diffusion.network.step_settings import ROWS, LayerSettings
@@ -37,6 +38,8 @@ class GraphInputs:
 class GraphSettings(LayerSettings):
     """Settings of one operand that quantize it by a pair of QuantizeLinear and DequantizeLinear.
 
+    What they give of an equalised input is x_hat / s, which the weight of a graph meets.
+
     Args:
         name: of the layer or the operand.
         settings: of the step that is traced alone.
@@ -49,6 +52,8 @@ class GraphSettings(LayerSettings):
 
     def forward(self, x: Tensor, i: int) -> Tensor:  # noqa: ARG002
         numbers = self.inputs.of(self.name)
+        if "input_factors" in numbers:
+            x = x * numbers["input_factors"]
         if "input_scale" not in numbers:
             return x
         if "input_low" in numbers:
@@ -83,6 +88,13 @@ class GraphLayer(QuantizedLayer):
             grid = [numbers[part] for part in ("weight_scale", "weight_zero_point") if part in numbers]
             weight = node("DequantizeLinear", [weight, *grid], torch.float32, weight, axis=0)
         return weight, numbers.get("bias")
+
+    def watch_input(self, see: Callable[[Tensor], object]) -> RemovableHandle:
+        def see_restored(x_hat: Tensor) -> object:
+            factors = self.inputs.of(self.name).get("input_factors")
+            return see(x_hat if factors is None else x_hat / factors)
+
+        return super().watch_input(see_restored)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._compute(x, weight, bias)

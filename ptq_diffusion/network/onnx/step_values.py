@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ptq_diffusion.network.equalising import against_weight
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ptq_diffusion.network.quantized import QuantizedDenoiser
@@ -26,7 +27,8 @@ def step_values(quantized: QuantizedDenoiser, i: int) -> dict[str, Tensor]:
 
     `input_scale`, () float32, and `input_zero_point`, () uint8 or int8, of an input that is quantized, with `input_low`
     and `input_high`, the ends of its grid, below 8 bits; `weight`, int8 or uint8, with `weight_scale`, (O,) float32,
-    and `weight_zero_point`, (O,) uint8, of an affine grid, or `weight` in float32; `bias`, (O,) float32.
+    and `weight_zero_point`, (O,) uint8, of an affine grid, or `weight` in float32; `bias`, (O,) float32. An equalised
+    layer has `input_factors`, float32, 1 / s as it multiplies the input, and its weight is that of x / s.
 
     Args:
         quantized: the network, with a correction's rescalings.
@@ -59,8 +61,9 @@ def structure(values: Mapping[str, Tensor]) -> Structure:
 
 def _input_values(name: str, settings: LayerSettings, i: int) -> dict[str, Tensor]:
     grid, row = settings.grid(i), settings.row(i)
+    factors = {} if settings.equalisation is None else {"input_factors": 1 / settings.equalisation}
     if grid is None:
-        return {}
+        return factors
     if type(settings) is not LayerSettings or settings.form != WHOLE:
         kind = settings.form if type(settings) is LayerSettings else type(settings).__name__
         raise TypeError(
@@ -69,7 +72,7 @@ def _input_values(name: str, settings: LayerSettings, i: int) -> dict[str, Tenso
         )
     scale, zero_point = settings.scale[row], settings.zero_point[row]
     dtype = torch.int8 if grid.symmetric else torch.uint8
-    values = {"input_scale": scale.clone(), "input_zero_point": zero_point.to(dtype)}
+    values = factors | {"input_scale": scale.clone(), "input_zero_point": zero_point.to(dtype)}
     if grid.bits < FULL:
         values |= {"input_low": scale * (grid.low - zero_point), "input_high": scale * (grid.high - zero_point)}
     return values
@@ -94,8 +97,14 @@ def _weight_values(name: str, layer: QuantizedLayer, i: int) -> dict[str, Tensor
     if gain is not None and offset is not None:
         bias = offset if bias is None else bias * gain + offset
     values = _integer_values(name, weight, gain) if isinstance(weight, QuantizedWeight) else {}
-    values = values or {"weight": weight.values(gain)}
+    values = values or {"weight": of_equalised_input(layer, weight.values(gain))}
     return values if bias is None else values | {"bias": bias}
+
+
+def of_equalised_input(layer: QuantizedLayer, weight: Tensor) -> Tensor:
+    """The weight that gives with x / s what this one gives with x; itself where the layer is not equalised."""
+    factors = layer.settings.equalisation
+    return weight if factors is None else weight * against_weight(factors, weight.shape)
 
 
 def _integer_values(name: str, weight: QuantizedWeight, gain: Tensor | None) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ptq_diffusion.network import CurrentStep, FloatWeight, LayerSettings, QuantizedWeight, Rescaling
+from ptq_diffusion.network.equalising import against_weight
 from ptq_diffusion.network.layer import quantized_layer
 from ptq_diffusion.network.onnx.graph_layer import GraphInputs, GraphLayer, GraphSettings
 from ptq_diffusion.network.onnx.session import run_model
@@ -22,36 +23,44 @@ LAYERS = {
     "affine weight": (LINEAR, (4, False, True), (8, False), False),
     "float weight": (CONV, None, (8, False), True),
     "float input": (LINEAR, (8, True, True), None, False),
+    "equalised": (CONV, (4, True, True), (8, False), True, (0.5, 1.0, 4.0)),
+    "equalised, float weight": (LINEAR, None, (6, False), False, (2.0, 1.0, 0.25, 1.0, 8.0, 1.0)),
 }
-"""Layer; bits, symmetric, per channel of its weight; bits, symmetric of its input; whether it is rescaled."""
+"""Layer; bits, symmetric, per channel of its weight; bits, symmetric of its input; whether it is rescaled; factors."""
 
 
-def settings_of(operand, rescaled, outputs):
+def settings_of(operand, rescaled, outputs, equalisation):
     bits, symmetric = operand or (32, False)
     zero_point = 0 if symmetric or operand is None else 2 ** (bits - 1) - 3
     rows = {"bits": torch.int16, "scale": torch.float32, "zero_point": torch.int32, "copy": torch.int16}
     numbers = {"bits": bits, "scale": 0.037, "zero_point": zero_point, "copy": 0}
     settings = LayerSettings(
-        **{row: torch.tensor([numbers[row]], dtype=rows[row]) for row in rows}, symmetric=symmetric
+        **{row: torch.tensor([numbers[row]], dtype=rows[row]) for row in rows},
+        symmetric=symmetric,
+        equalisation=equalisation,
     )
     if not rescaled:
         return settings
     return settings.rescaled([Rescaling(torch.linspace(0.5, 1.5, outputs), torch.linspace(-1, 1, outputs))])
 
 
-def stored(weight, kind):
+def stored(weight, kind, equalisation):
     if kind is None:
         return FloatWeight(weight)
     bits, symmetric, per_channel = kind
     quantizer = AffineQuantizer(bits, symmetric, PerChannel() if per_channel else PerTensor(), MinMax(), 64)
+    if equalisation is not None:
+        quantizer.equalised(against_weight(equalisation, weight.shape))
     quantizer.observe(weight)
     quantizer.freeze()
     return QuantizedWeight.of(weight, quantizer)
 
 
-def layer_of(layer, weight, operand, rescaled):
-    copies, bias = [stored(layer.weight.detach(), weight)], layer.bias.detach()
-    return quantized_layer(layer, copies, bias, settings_of(operand, rescaled, len(bias)), CurrentStep())
+def layer_of(layer, weight, operand, rescaled, factors=None):
+    equalisation = None if factors is None else torch.tensor(factors).view(-1, *[1] * (layer.weight.dim() - 2))
+    copies, bias = [stored(layer.weight.detach(), weight, equalisation)], layer.bias.detach()
+    settings = settings_of(operand, rescaled, len(bias), equalisation)
+    return quantized_layer(layer, copies, bias, settings, CurrentStep())
 
 
 def away_from_ties(shape, scale):
@@ -80,7 +89,10 @@ def test_every_kind_of_layer_equals_the_simulated_one_given_the_same_input():
     torch.manual_seed(0)
     layers = {name: layer_of(*kind) for name, kind in LAYERS.items()}
     shapes = [(2, 3, 6, 6) if kind[0] is CONV else (2, 7, 6) for kind in LAYERS.values()]
-    x = tuple(away_from_ties(shape, 0.037) for shape in shapes)
+    x = tuple(
+        layer.settings.restored(away_from_ties(shape, 0.037))
+        for shape, layer in zip(shapes, layers.values(), strict=True)
+    )
     values = {key: value for name, layer in layers.items() for key, value in layer_values(name, layer, 0).items()}
     names = [f"x {name}" for name in layers]
     dynamic = {"x": tuple({0: BATCH} for _ in x), "values": dict.fromkeys(values)}
