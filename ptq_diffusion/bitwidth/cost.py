@@ -98,7 +98,7 @@ def _equalisation_bops(architecture: Architecture, plan: BitwidthPlan, steps: in
     rows, numbers = architecture.rows_over(steps), 0
     for site in (site for site in architecture.sites if site.name in equalised):
         counts = plan.counts(site.name, rows)
-        numbers += site.inputs * sum(count for bits, count in counts.items() if bits.activation != FLOAT_BITS)
+        numbers += site.input_size * sum(count for bits, count in counts.items() if bits.activation != FLOAT_BITS)
     return numbers * FLOAT_BITS**2
 
 

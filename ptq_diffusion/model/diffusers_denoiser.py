@@ -267,6 +267,6 @@ class DiffusersDenoiser(Denoiser):
                 sites += product_sites(name, self._macs.products[name])
             elif layer := layers.get(name):
                 kind = Kind.CONV2D if isinstance(layer, nn.Conv2d) else Kind.LINEAR
-                role, macs, inputs = roles.get(name, Role.INNER), self._macs.layers[name], self._macs.inputs[name]
-                sites.append(Site(name, kind, role, macs, tuple(layer.weight.shape), skips.get(name), inputs))
+                role, macs, size = roles.get(name, Role.INNER), self._macs.layers[name], self._macs.input_size[name]
+                sites.append(Site(name, kind, role, macs, tuple(layer.weight.shape), skips.get(name), size))
         return sites

@@ -15,13 +15,13 @@ class Macs:
 
     Args:
         layers: of every Conv2d and Linear, by name.
-        inputs: the numbers of their inputs, by name.
+        input_size: how many numbers their inputs have, by name.
         products: of either product of an attention layer, L x L x C, by the layer's name.
         attention: of all other products QK^T and PV.
     """
 
     layers: dict[str, int]
-    inputs: dict[str, int]
+    input_size: dict[str, int]
     products: dict[str, int]
     attention: int
 
@@ -39,13 +39,13 @@ def count_macs(network: nn.Module, forward: Callable[[nn.Module], object], atten
         forward: asks the network about one sample whose tensors are on the meta device.
         attentions: the names of attention layers whose products are told apart, with projections `to_q` and `to_k`.
     """
-    macs, inputs = (dict.fromkeys(layers_of(network), 0) for _ in range(2))
+    macs, input_size = (dict.fromkeys(layers_of(network), 0) for _ in range(2))
     projected: defaultdict[str, list[torch.Size]] = defaultdict(list)
 
     def count(name: str, layer: nn.Conv2d | nn.Linear, x: Tensor, output: Tensor) -> None:
         # Each element of the output takes as many as one filter has weights.
         macs[name] += output.numel() * layer.weight[0].numel()
-        inputs[name] += x.numel()
+        input_size[name] += x.numel()
         projected[name].append(output.shape)
 
     hooks = [
@@ -61,4 +61,4 @@ def count_macs(network: nn.Module, forward: Callable[[nn.Module], object], atten
     # q is (1, L, C), k is (1, L', C): L x L' sums of C products, whatever the number of heads.
     products = {name: sum(q.numel() * k[1] for q, k in calls) for name, calls in pairs.items()}
     rest = counter.get_total_flops() // 2 - sum(macs.values()) - 2 * sum(products.values())
-    return Macs(macs, inputs, products, rest)
+    return Macs(macs, input_size, products, rest)

@@ -34,7 +34,7 @@ class Site:
         macs: multiply-accumulates of one forward of one sample.
         weight_shape: the shape of its weight, output channels first; (0,) of a product, which stores none.
         skip: how many channels of its input lie in front of those of a concatenated skip connection; None without one.
-        inputs: the numbers of a layer's input in one forward of one sample; 0 of a product.
+        input_size: how many numbers a layer's input has in one forward of one sample; 0 of a product.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Site:
     macs: int
     weight_shape: tuple[int, ...]
     skip: int | None = None
-    inputs: int = 0
+    input_size: int = 0
 
     @property
     def weighted(self) -> bool:

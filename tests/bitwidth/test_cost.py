@@ -36,7 +36,7 @@ class TwoLayers(Denoiser):
 
     def sites(self):
         return [
-            Site("0", Kind.CONV2D, Role.FIRST, macs=100, weight_shape=(3, 2, 3, 3), inputs=32),
+            Site("0", Kind.CONV2D, Role.FIRST, macs=100, weight_shape=(3, 2, 3, 3), input_size=32),
             Site("1", Kind.LINEAR, Role.LAST, macs=30, weight_shape=(7, 5)),
         ]
 

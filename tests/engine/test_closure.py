@@ -138,6 +138,8 @@ SPARED = {
     "data/file_source.py": "prompts, which an unconditional model has not",
     "quantizer/input_granularity.py": "granularities of inputs that these runs do not choose",
     "quantizer/step_groups.py": "groups of steps, which these runs do not choose",
+    "quantizer/equalisation.py": "equalisation, which these runs do not choose",
+    "network/equalising.py": "equalisation, which these runs do not choose",
     "engine/conditions.py": "conditions, which an unconditional model has not",
     "model/condition.py": "conditions, which an unconditional model has not",
     "model/guided.py": "guidance, which an unconditional model has not",

@@ -104,7 +104,7 @@ class ModuleDenoiser(Denoiser):
         def site(name: str, layer: nn.Conv2d | nn.Linear) -> Site:
             kind = Kind.CONV2D if isinstance(layer, nn.Conv2d) else Kind.LINEAR
             role = self._roles.get(name, Role.INNER)
-            numbers = self._macs.inputs[name]
-            return Site(name, kind, role, self._macs.layers[name], tuple(layer.weight.shape), inputs=numbers)
+            shape, input_size = tuple(layer.weight.shape), self._macs.input_size[name]
+            return Site(name, kind, role, self._macs.layers[name], shape, input_size=input_size)
 
         return [site(name, layer) for name, layer in layers_of(self._network).items()]
