@@ -3,12 +3,15 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.model.site import Site
 from ptq_diffusion.numeric.grid import FLOAT_BITS
+
+HALF = 16
+"""Bits of a number of a part of low rank."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class PlanCost:
 
     Args:
         bops: bit operations, the sum over steps and sites of MACs x weight bits x activation bits, attention included,
-            and a float32 multiplication of every number of an input that is equalised.
+            and what layers compute beside them: a float32 multiplication of every equalised number, and the products
+            of parts of low rank.
         attention_bops: those of QK^T and PV, which have no weight: MACs x bits of one operand x bits of the other.
         float_bops: those of the network in full precision.
         stored_bits: of all parameters: weights of sites in each of their bitwidths, every other parameter in float32.
@@ -39,23 +43,67 @@ class PlanCost:
         return self.attention_bops / self.bops
 
 
-def plan_cost(architecture: Architecture, plan: BitwidthPlan, steps: int, equalised: Collection[str] = ()) -> PlanCost:
+@dataclass(frozen=True)
+class Beside:
+    """Work and numbers of layers beside the products of their quantized operands.
+
+    Args:
+        equalised: the names of layers whose input is divided by factors of its channels.
+        ranks: of the parts of weights that stay in 16 bits, by layer. The first of their two matrices reads the
+            quantized input, the second what the first gives, in 16 bits.
+    """
+
+    equalised: Collection[str] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)
+
+    def bops(self, architecture: Architecture, plan: BitwidthPlan, steps: int) -> int:
+        """Bit operations of one image, over all steps."""
+        rows, total = architecture.rows_over(steps), 0
+        for site in (site for site in architecture.sites if site.weighted):
+            rank, outputs, numbers = (
+                self.ranks.get(site.name, 0),
+                site.weight_shape[0],
+                math.prod(site.weight_shape[1:]),
+            )
+            for bits, count in plan.counts(site.name, rows).items():
+                if site.name in self.equalised and bits.activation != FLOAT_BITS:
+                    total += count * site.input_size * FLOAT_BITS**2
+                if rank and bits.weight != FLOAT_BITS:
+                    places = site.macs // (outputs * numbers)
+                    total += count * places * rank * (numbers * HALF * bits.activation + outputs * HALF**2)
+        return total
+
+    def stored_bits(self, architecture: Architecture, plan: BitwidthPlan) -> int:
+        """Bits of the matrices of all copies of weights that have them."""
+        total = 0
+        for site in (site for site in architecture.sites if site.name in self.ranks):
+            copies = sum(bits != FLOAT_BITS for bits in plan.weight_copies(site.name))
+            total += copies * self.ranks[site.name] * (site.weight_shape[0] + math.prod(site.weight_shape[1:])) * HALF
+        return total
+
+
+NOTHING = Beside()
+"""No layer is equalised, and no weight has a part in 16 bits."""
+
+
+def plan_cost(architecture: Architecture, plan: BitwidthPlan, steps: int, beside: Beside = NOTHING) -> PlanCost:
     """The cost of sampling with a plan.
 
     Args:
         architecture: of the network.
         plan: bits of all of its sites.
         steps: rows of the table.
-        equalised: the names of layers whose input is divided by factors of its channels.
+        beside: what layers compute and store beside their quantized operands.
 
     Raises:
         KeyError: the plan lacks a site.
         ValueError: the plan was made for another number of steps.
     """
-    bops = _bops(macs_by_bits(architecture, plan, steps)) + _equalisation_bops(architecture, plan, steps, equalised)
+    bops = _bops(macs_by_bits(architecture, plan, steps)) + beside.bops(architecture, plan, steps)
     attention = attention_bops(architecture, plan, steps)
     stored = sum(math.prod(site.weight_shape) * sum(plan.weight_copies(site.name)) for site in architecture.sites)
-    return PlanCost(bops + attention, attention, float_bops(architecture, steps), stored + other_bits(architecture))
+    stored += beside.stored_bits(architecture, plan) + other_bits(architecture)
+    return PlanCost(bops + attention, attention, float_bops(architecture, steps), stored)
 
 
 def mean_bits(architecture: Architecture, plan: BitwidthPlan, steps: int) -> tuple[float, float]:
@@ -92,14 +140,6 @@ def _macs_by_bits(sites: Iterable[Site], plan: BitwidthPlan, rows: Sequence[int]
 
 def _bops(work: Mapping[LayerBits, int]) -> int:
     return sum(macs * bits.weight * bits.activation for bits, macs in work.items())
-
-
-def _equalisation_bops(architecture: Architecture, plan: BitwidthPlan, steps: int, equalised: Collection[str]) -> int:
-    rows, numbers = architecture.rows_over(steps), 0
-    for site in (site for site in architecture.sites if site.name in equalised):
-        counts = plan.counts(site.name, rows)
-        numbers += site.input_size * sum(count for bits, count in counts.items() if bits.activation != FLOAT_BITS)
-    return numbers * FLOAT_BITS**2
 
 
 def float_bops(architecture: Architecture, steps: int) -> int:

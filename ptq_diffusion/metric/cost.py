@@ -1,9 +1,8 @@
 """The cost of a quantized network: bit operations and bytes."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
-from ptq_diffusion.bitwidth.cost import macs_by_bits, plan_cost
+from ptq_diffusion.bitwidth.cost import NOTHING, Beside, macs_by_bits, plan_cost
 from ptq_diffusion.bitwidth.cost import mean_bits as mean_bits_of
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan
@@ -79,7 +78,7 @@ def variant_cost(
     weight_bytes: int,
     evaluations: int = 0,
     macs: int = 0,
-    equalised: Collection[str] = (),
+    beside: Beside = NOTHING,
 ) -> VariantCost:
     """The cost of a variant, with what a correction adds to the network.
 
@@ -90,12 +89,12 @@ def variant_cost(
         weight_bytes: of all that the variant stores.
         evaluations: of the network, beside those of the table.
         macs: multiply-accumulates of the correction for one image, in float.
-        equalised: the names of equalised layers.
+        beside: what layers of the quantized network compute beside their quantized operands.
 
     Raises:
         ValueError: the plan was made for another number of steps.
     """
-    total = plan_cost(architecture, plan, steps, equalised)
+    total = plan_cost(architecture, plan, steps, beside)
     # An evaluation beside the table's counts as its mean step, whatever bits it has: exact where bits do not vary.
     bops, attention = (x * (steps + evaluations) // steps for x in (total.bops, total.attention_bops))
     bops += macs * FLOAT_BITS**2

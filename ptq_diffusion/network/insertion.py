@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,12 @@ from ptq_diffusion.network.attention import install, quantized_attentions
 from ptq_diffusion.network.equalising import against_weight
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight, require_of_weights
 from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer, quantized_layer
+from ptq_diffusion.network.low_rank import LowRankWeight, quantizer_of_layer
 from ptq_diffusion.network.observing import InputObservations
 from ptq_diffusion.network.quantized import QuantizedDenoiser
 from ptq_diffusion.network.step_settings import ROWS, LayerSettings, rows_of
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.quantizer import WHOLE, AffineQuantizer, Quantizer
+from ptq_diffusion.quantizer import WHOLE, AffineQuantizer, LowRankQuantizer, Quantizer
 
 Integers = Mapping[tuple[str, int], Tensor]
 """Integers of weights by the layer's name and the bits of the copy, each of the weight's shape."""
@@ -30,6 +31,7 @@ def quantize(
     observations: InputObservations,
     weight: Callable[[int], Quantizer],
     integers: Integers | None = None,
+    rank: int = 0,
 ) -> QuantizedDenoiser:
     """A quantized copy of a float denoiser; the original stays as it is.
 
@@ -39,26 +41,26 @@ def quantize(
         observations: of the inputs of its layers and of attention's operands.
         weight: from a bitwidth to a fresh quantizer of a weight.
         integers: of weights that a rounding has chosen; all others are rounded to nearest.
+        rank: of the part of every inner layer's weight that stays in 16 bits; 0 for none.
 
     Raises:
         ValueError: the plan is of another network, or a layer cannot be quantized.
     """
-    rounded = integers or {}
     sites = model.sites()
     plan.require(sites, plan.steps)
     _require_steps(plan, observations)
-    current = CurrentStep()
+    current, weights = CurrentStep(), _Weights(weight, rank, integers or {})
 
-    def replacement(name: str, layer: nn.Module) -> QuantizedLayer:
-        float_weight, settings = layer.get_parameter("weight").detach(), layer_settings(plan, name, observations)
-        made = partial(weight_quantizer, float_weight, make=weight, equalisation=settings.equalisation)
-        copies = [_stored(float_weight, bits, made, rounded.get((name, bits))) for bits in plan.weight_copies(name)]
+    def replacement(site: Site, layer: nn.Module) -> QuantizedLayer:
+        settings = layer_settings(plan, site.name, observations)
+        copies = weights.copies(site, layer, plan.weight_copies(site.name), settings.equalisation)
         bias = None if layer.bias is None else layer.get_parameter("bias").detach().clone()
         return quantized_layer(layer, copies, bias, settings, current)
 
     network = model.network
-    names = [site.name for site in sites if site.weighted]
-    network_copy = with_layers(network, {name: replacement(name, network.get_submodule(name)) for name in names})
+    weighted = [site for site in sites if site.weighted]
+    layers = {site.name: replacement(site, network.get_submodule(site.name)) for site in weighted}
+    network_copy = with_layers(network, layers)
     for name, products in quantized_attentions(sites, plan).items():
         install(network_copy, name, operand_settings(plan, products, observations), current)
     denoiser = model.with_network(network_copy)
@@ -162,10 +164,37 @@ def weight_quantizer(
     return quantizer
 
 
-def _stored(
-    weight: Tensor, bits: int, quantizer: Callable[[int], AffineQuantizer], integers: Tensor | None
-) -> StoredWeight:
-    if bits == FLOAT_BITS:
-        return FloatWeight(weight.clone())
-    frozen = quantizer(bits)
-    return QuantizedWeight.of(weight, frozen) if integers is None else QuantizedWeight.of_integers(integers, frozen)
+@dataclass(frozen=True)
+class _Weights:
+    """The weights of a network as they are stored.
+
+    Args:
+        make: from a bitwidth to a fresh quantizer.
+        rank: of the part of inner layers' weights in 16 bits.
+        integers: that a rounding has chosen.
+    """
+
+    make: Callable[[int], Quantizer]
+    rank: int
+    integers: Integers
+
+    def copies(
+        self, site: Site, layer: nn.Module, bits: Sequence[int], equalisation: Tensor | None
+    ) -> list[StoredWeight]:
+        """The copies of a layer's weight at some bitwidths."""
+        weight, make = layer.get_parameter("weight").detach(), quantizer_of_layer(self.make, self.rank, site, layer)
+
+        def stored(copy_bits: int) -> StoredWeight:
+            if copy_bits == FLOAT_BITS:
+                return FloatWeight(weight.clone())
+            frozen = weight_quantizer(weight, copy_bits, make, equalisation)
+            if isinstance(frozen, LowRankQuantizer):
+                return LowRankWeight.of(weight, frozen)
+            integers = self.integers.get((site.name, copy_bits))
+            return (
+                QuantizedWeight.of(weight, frozen)
+                if integers is None
+                else QuantizedWeight.of_integers(integers, frozen)
+            )
+
+        return [stored(copy_bits) for copy_bits in bits]

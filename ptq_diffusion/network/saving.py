@@ -16,8 +16,9 @@ from ptq_diffusion.model.site import Site
 from ptq_diffusion.network.attention import PROCESSOR, install, quantized_attentions
 from ptq_diffusion.network.described import Build, described, diffusers_denoiser, other_denoiser
 from ptq_diffusion.network.equalising import against_weight
-from ptq_diffusion.network.integers import StoredWeight, require_scales, stored_weight
+from ptq_diffusion.network.integers import StoredWeight, require_scales
 from ptq_diffusion.network.layer import CurrentStep, quantized_layer
+from ptq_diffusion.network.low_rank import LEFT, whole_weight
 from ptq_diffusion.network.quantized import QuantizedDenoiser
 from ptq_diffusion.network.step_settings import StepSettings
 from ptq_diffusion.quantizer import described_form
@@ -97,6 +98,13 @@ def equalised_layers(folder: Path) -> list[str]:
         return [name.removeprefix(prefix) for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
 
 
+def ranks_of_layers(folder: Path) -> dict[str, int]:
+    """The rank of the part in 16 bits of the weights of a saved network that have one, by layer."""
+    with safe_open(folder / TENSORS, "pt") as file:
+        names = [name for name in file.keys() if name.startswith(f"{WEIGHT}/") and name.endswith(f"/{LEFT}")]  # noqa: SIM118
+        return {name.split("/")[1]: file.get_slice(name).get_shape()[1] for name in names}
+
+
 @contextmanager
 def _belonging_together(folder: Path) -> Iterator[None]:
     """Within this context errors of broken files say what was expected in their folder."""
@@ -155,7 +163,7 @@ def _rebuilt(float_model: Denoiser, description: Mapping[str, Any], tensors: Map
         factors, shape = equalisation.get(site.name), site.weight_shape
         by_weight = None if factors is None else against_weight(factors, shape)
         weights = [
-            stored_weight(_below(f"{WEIGHT}/{site.name}/{place}", tensors), bits, symmetric, shape, by_weight)
+            whole_weight(_below(f"{WEIGHT}/{site.name}/{place}", tensors), bits, symmetric, shape, by_weight)
             for place, (bits, symmetric) in enumerate(copies)
         ]
         bias = tensors[f"{BIAS}/{site.name}"] if layer.bias is not None else None

@@ -8,6 +8,7 @@ from ptq_diffusion.quantizer.form import WHOLE, Form, Numbers, Static, described
 from ptq_diffusion.quantizer.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from ptq_diffusion.quantizer.input_granularity import PerInputChannel, PerParts, PerSkip, PerToken
 from ptq_diffusion.quantizer.log2 import Log2Quantizer
+from ptq_diffusion.quantizer.low_rank import LowRank, LowRankQuantizer
 from ptq_diffusion.quantizer.quantizer import Quantizer, State
 from ptq_diffusion.quantizer.range_search import LpSearch, MinMax, Percentile, RangeSearch
 from ptq_diffusion.quantizer.step_groups import ClusteredGroups, EqualGroups, GivenGroups, StepGroups
@@ -24,6 +25,8 @@ __all__ = [
     "GivenGroups",
     "Granularity",
     "Log2Quantizer",
+    "LowRank",
+    "LowRankQuantizer",
     "LpSearch",
     "MinMax",
     "NoEqualisation",

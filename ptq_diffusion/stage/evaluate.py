@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ptq_diffusion.artefact.files import read_json, write_json
+from ptq_diffusion.bitwidth.cost import Beside
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.fitted import FILES as CORRECTION
 from ptq_diffusion.data import Prompts
@@ -20,7 +21,7 @@ from ptq_diffusion.metric.judgement import judge
 from ptq_diffusion.metric.metric import Metric, Settings
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network.saving import FILES as QUANTIZED
-from ptq_diffusion.network.saving import equalised_layers
+from ptq_diffusion.network.saving import equalised_layers, ranks_of_layers
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.drawing.drift import MeasureDrift, read_drift
 from ptq_diffusion.stage.drawing.variants import VARIANTS
@@ -128,14 +129,15 @@ def variant_costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -
     unquantized = BitwidthPlan.constant(dict.fromkeys(plan.sites, LayerBits(FLOAT_BITS, FLOAT_BITS)))
     correction = FittedCorrection.load(inputs[Fit.name])
     network = bytes_of(inputs[Quantize.name], QUANTIZED)
-    equalised = equalised_layers(inputs[Quantize.name])
+    folder = inputs[Quantize.name]
+    extra = Beside(equalised_layers(folder), ranks_of_layers(folder))
     coefficients = bytes_of(inputs[Fit.name], CORRECTION)
     float_bytes = cost(architecture, unquantized, steps).weight_bytes
     beside = (correction.evaluations, correction.macs(model.shape))
     return {
         "full_precision": variant_cost(architecture, unquantized, steps, float_bytes),
-        "quantized": variant_cost(architecture, plan, steps, network, equalised=equalised),
-        "corrected": variant_cost(architecture, plan, steps, network + coefficients, *beside, equalised),
+        "quantized": variant_cost(architecture, plan, steps, network, beside=extra),
+        "corrected": variant_cost(architecture, plan, steps, network + coefficients, *beside, extra),
     }
 
 

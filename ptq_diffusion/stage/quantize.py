@@ -30,5 +30,6 @@ class Quantize(ModelStage):
         model, integers = shop.host.guided(cfg, inputs), None
         if Reconstruct.name in inputs:
             integers = load_integers(inputs[Reconstruct.name], model.fingerprint(), plan.fingerprint())
-        quantized = quantize(model, plan, observations, construct(cfg.quantizer.weight), integers)
+        weight, rank = construct(cfg.quantizer.weight), cfg.quantizer.low_rank.rank
+        quantized = quantize(model, plan, observations, weight, integers, rank)
         save_quantized(quantized, out, None if of_folder(cfg) else plain(cfg.model))

@@ -106,6 +106,18 @@ WORDS = {
     "a weight without a grid": ("quantizer@quantizer.weight=dynamic_per_tensor", "AffineQuantizer of a weight"),
     "powers of two of activations": ("quantizer@quantizer.activation=log2", "quantizer@quantizer.softmax"),
     "groups of nothing": ("quantizer@quantizer.weight=affine_per_group quantizer.weight.granularity.size=0", "size=0"),
+    "a share beyond 1": (
+        "equalisation@quantizer.equalisation=smoothquant quantizer.equalisation.alpha=2",
+        "an alpha of 0 to 1",
+    ),
+    "a rule that is a range search": (
+        "quantizer.equalisation._target_=ptq_diffusion.quantizer.MinMax",
+        "Equalisation",
+    ),
+    "a rank below none": ("quantizer.low_rank.rank=-1", "quantizer.low_rank.rank"),
+    "a rank of half": ("quantizer.low_rank.rank=2.5", "quantizer.low_rank.rank"),
+    "a rank above a matrix": ("low_rank@quantizer.low_rank=svd", "lower quantizer.low_rank.rank"),
+    "a rank beside learned rounding": ("quantizer.low_rank.rank=2 rounding=gptq", "set rounding=nearest"),
     "more groups than steps": ("step_groups@quantizer.steps=equal quantizer.steps.count=99", "lower quantizer.steps"),
     "groups beyond the steps": ("step_groups@quantizer.steps=given quantizer.steps.starts=[0,99]", "step 99"),
     "ranges of no layer": ("quantizer.steps.exact=[nowhere]", "'nowhere', which matches none"),

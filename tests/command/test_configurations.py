@@ -27,6 +27,7 @@ GROUPS = {
     "range_search": "range_search@quantizer.activation.range_search",
     "step_groups": "step_groups@quantizer.steps",
     "equalisation": "equalisation@quantizer.equalisation",
+    "low_rank": "low_rank@quantizer.low_rank",
     "data": "data",
     "training": "training",
 }
@@ -75,6 +76,8 @@ def test_every_option_composes_and_builds(group, option, tiny_model_folder):
         assert construct(cfg.quantizer.steps).observed("conv_in", 20)
     elif group == "equalisation":
         assert construct(cfg.quantizer.equalisation).factors(torch.ones(2), torch.ones(2)).tolist() == [1, 1]
+    elif group == "low_rank":
+        assert construct(cfg.quantizer.low_rank).rank >= 0
     elif group == "range_search":
         assert construct(cfg.quantizer.activation.range_search)
     elif group == "training":

@@ -140,6 +140,8 @@ SPARED = {
     "quantizer/step_groups.py": "groups of steps, which these runs do not choose",
     "quantizer/equalisation.py": "equalisation, which these runs do not choose",
     "network/equalising.py": "equalisation, which these runs do not choose",
+    "quantizer/low_rank.py": "parts of low rank, which these runs do not choose",
+    "network/low_rank.py": "parts of low rank, which these runs do not choose",
     "engine/conditions.py": "conditions, which an unconditional model has not",
     "model/condition.py": "conditions, which an unconditional model has not",
     "model/guided.py": "guidance, which an unconditional model has not",

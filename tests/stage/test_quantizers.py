@@ -30,6 +30,7 @@ CASES = {
     ],
     "input channels, damage": [
         "equalisation@quantizer.equalisation=power_of_two",
+        "quantizer.low_rank.rank=2",
         "quantizer@quantizer.activation=affine_per_input_channel",
         "bitwidth=budget",
         "bitwidth.saving=20",

@@ -25,10 +25,11 @@ from ptq_diffusion.metric import FeatureExtractor, Reference
 from ptq_diffusion.model import Condition, Denoiser, Guided
 from ptq_diffusion.network import Backend, InputObservations
 from ptq_diffusion.network.integers import require_of_weights
+from ptq_diffusion.network.low_rank import quantizer_of_layer
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
-from ptq_diffusion.quantizer import Equalisation, Quantizer, StepGroups
-from ptq_diffusion.rounding import Rounding
+from ptq_diffusion.quantizer import Equalisation, LowRank, Quantizer, StepGroups
+from ptq_diffusion.rounding import Reads, Rounding
 from ptq_diffusion.sampler import Sampler
 from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
 from ptq_diffusion.stage.export import Export, export_name
@@ -124,6 +125,7 @@ def _check_kinds(cfg: DictConfig, used: Collection[str]) -> None:
             require_kind(cfg.quantizer[operand], Quantizer, f"quantizer.{operand}", partial=True)
         require_kind(cfg.quantizer.steps, StepGroups, "quantizer.steps")
         require_kind(cfg.quantizer.equalisation, Equalisation, "quantizer.equalisation")
+        require_kind(cfg.quantizer.low_rank, LowRank, "quantizer.low_rank")
 
 
 def _check_room(cfg: DictConfig, model: Denoiser, steps: int, shop: Workshop) -> None:
@@ -169,6 +171,20 @@ def _check_bits(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
         require_of_weights(construct(cfg.quantizer.weight)(MOST_BITS))
     except TypeError as error:
         raise ValueError(f"{error}; choose another quantizer@quantizer.weight") from error
+    construct(cfg.quantizer.equalisation)
+    _check_low_rank(cfg, model)
+
+
+def _check_low_rank(cfg: DictConfig, model: Denoiser) -> None:
+    """Refuse a part of weights in 16 bits that a layer has not, or beside a rounding that does not know of it."""
+    rank = construct(cfg.quantizer.low_rank).rank
+    for site in (site for site in model.sites() if rank and site.weighted):
+        quantizer_of_layer(construct(cfg.quantizer.weight), rank, site, model.network.get_submodule(site.name))
+    if rank and construct(cfg.rounding).reads is not Reads.NOTHING:
+        raise ValueError(
+            f"expected rounding=nearest beside a part of low rank, got {cfg.labels.rounding}, which rounds whole "
+            "weights; set rounding=nearest or quantizer.low_rank.rank=0"
+        )
 
 
 def _check_calibration_set(cfg: DictConfig, model: Denoiser, observations: InputObservations, steps: int) -> None:

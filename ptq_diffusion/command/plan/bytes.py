@@ -63,7 +63,8 @@ def bytes_of_equalisation(case: Case) -> int:
 def bytes_of_quantized(case: Case) -> int:
     """Bytes of packed integers, scales, settings of every step of the plan, and all other parameters."""
     plan, sites = dearest(case), case.model.sites()
-    stored = plan_cost(case.model.architecture(case.table), plan, len(case.table)).stored_bits // 8
+    architecture, steps = case.model.architecture(case.table), len(case.table)
+    stored = plan_cost(architecture, plan, steps, case.beside).stored_bits // 8
     weighted = [site for site in sites if site.weighted]
     quantizer = construct(case.cfg.quantizer.weight)(MOST_BITS)
     scales = sum(math.prod(quantizer.granularity.parameter_shape(site.weight_shape)) * 4 for site in weighted)

@@ -10,9 +10,10 @@ from types import MappingProxyType
 import torch
 from omegaconf import DictConfig
 
+from ptq_diffusion.bitwidth.cost import Beside
 from ptq_diffusion.engine.factory import construct, plain
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model import Condition, Decoder, Denoiser, DiffusersDenoiser, Guided
+from ptq_diffusion.model import Condition, Decoder, Denoiser, DiffusersDenoiser, Guided, Role
 from ptq_diffusion.model.decoder import outlined_decoder
 from ptq_diffusion.sampler import Table
 from ptq_diffusion.stage.fit_table import fit_table
@@ -80,6 +81,13 @@ class Case:
         """The names of the layers whose input is divided by factors of its channels."""
         equalises = construct(self.cfg.quantizer.equalisation).equalises
         return [site.name for site in self.model.sites() if equalises and site.weighted]
+
+    @cached_property
+    def beside(self) -> Beside:
+        """The work and the numbers of layers beside their quantized operands."""
+        rank = self.cfg.quantizer.low_rank.rank
+        inner = [site.name for site in self.model.sites() if site.role is Role.INNER]
+        return Beside(self.equalised, dict.fromkeys(inner, rank) if rank else {})
 
     @property
     def rows(self) -> int:

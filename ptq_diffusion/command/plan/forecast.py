@@ -97,7 +97,7 @@ def forecast(cfg: DictConfig, goal: type[Stage], shop: OutlineShop) -> Forecast:
     """
     process, case = resident(), Case(cfg, shop)
     architecture, steps = case.model.architecture(case.table), len(case.table)
-    costs = {name: plan_cost(architecture, plan, steps, case.equalised) for name, plan in plans(case).items()}
+    costs = {name: plan_cost(architecture, plan, steps, case.beside) for name, plan in plans(case).items()}
     footprint, lines, untold = Footprint(case), list[Line](), list[str]()
     for title, need in artefacts(Need(goal, cfg)):
         part = Case(need.cfg, shop)

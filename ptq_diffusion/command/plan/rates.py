@@ -101,7 +101,8 @@ def _quantized(
     with observations.observing(model.network):
         forward(model, 1)()
     host = shop.host.model(cfg)
-    return quantize(host, dearest(case), observations, construct(cfg.quantizer.weight)).to(shop.device)
+    weight, rank = construct(cfg.quantizer.weight), cfg.quantizer.low_rank.rank
+    return quantize(host, dearest(case), observations, weight, rank=rank).to(shop.device)
 
 
 def _seconds(tasks: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
