@@ -23,14 +23,14 @@ class LowRank:
         rank: of the part; 0 for none.
 
     Raises:
-        ValueError: a rank that is negative or no whole number.
+        ValueError: a negative rank.
     """
 
     rank: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 0:
-            raise ValueError(f"expected a whole number of at least 0, got quantizer.low_rank.rank={self.rank}")
+        if self.rank < 0:
+            raise ValueError(f"expected a rank of at least 0, got quantizer.low_rank.rank={self.rank}")
 
 
 class LowRankQuantizer(AffineQuantizer):

@@ -115,7 +115,7 @@ WORDS = {
         "Equalisation",
     ),
     "a rank below none": ("quantizer.low_rank.rank=-1", "quantizer.low_rank.rank"),
-    "a rank of half": ("quantizer.low_rank.rank=2.5", "quantizer.low_rank.rank"),
+    "a rank of half": ("quantizer.low_rank.rank=2.5", "rank of LowRank to be a valid integer"),
     "a rank above a matrix": ("low_rank@quantizer.low_rank=svd", "lower quantizer.low_rank.rank"),
     "a rank beside learned rounding": ("quantizer.low_rank.rank=2 rounding=gptq", "set rounding=nearest"),
     "more groups than steps": ("step_groups@quantizer.steps=equal quantizer.steps.count=99", "lower quantizer.steps"),
