@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ptq_diffusion.artefact.digest import tensors_digest
@@ -77,6 +78,11 @@ class Denoiser(nn.Module, ABC):
     def null(self) -> Condition | None:
         """The condition of one sample that means no class, for guidance; None where the network knows none."""
         return None
+
+    def blank_condition(self, rows: int, device: torch.device) -> Condition | None:
+        """A condition of zeros of all that the network reads, here labels; None where it reads nothing."""
+        labels = torch.zeros(rows, dtype=torch.int64, device=device)
+        return Condition(labels=labels) if "labels" in self.needs else None
 
     def rows_per_image(self, step: Timestep) -> int:  # noqa: ARG002
         """The number of rows of a batch that the network is asked about for one image at a step."""

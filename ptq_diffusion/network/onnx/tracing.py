@@ -1,9 +1,10 @@
 """From modules to ONNX models, by torch's exporter."""
 
+import io
 import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import onnx
 import torch
@@ -147,11 +148,11 @@ def _bare(program: torch.onnx.ONNXProgram | None) -> onnx.ModelProto:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Within this context the exporter says nothing of what it leaves out and deprecates."""
-    level = logging.root.manager.disable
+    """Within this context the exporter says nothing of what it leaves out, deprecates and fails at."""
+    level, ignored = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(ignored), redirect_stderr(ignored):
             warnings.simplefilter("ignore")
             yield
     finally:
