@@ -1,5 +1,6 @@
 """`ptq-diffusion layers [OVERRIDES]`: the sites of a network, with their work and the bits that a plan gives them."""
 
+import copy
 import csv
 import io
 import sys
@@ -99,8 +100,9 @@ def sites_of(cfg: "DictConfig") -> Iterator[Row]:
     obstacles = obstacles_of(cfg, Case(cfg, shop))
     for site in architecture.sites:
         shape = "x".join(map(str, site.weight_shape)) if site.weighted else ""
-        bits = (plan.weight[site.name], plan.activation[site.name]) if plan else ((), ())
-        yield Row(site.name, site.kind.value, site.role.value, shape, site.macs, *bits, obstacles.get(site.name, ""))
+        weight, activation = (plan.weight[site.name], plan.activation[site.name]) if plan else ((), ())
+        obstacle = obstacles.get(site.name, "")
+        yield Row(site.name, site.kind.value, site.role.value, shape, site.macs, weight, activation, obstacle)
 
 
 def obstacles_of(cfg: "DictConfig", case: "Case") -> Mapping[str, str]:
@@ -108,7 +110,7 @@ def obstacles_of(cfg: "DictConfig", case: "Case") -> Mapping[str, str]:
 
     Where bits are measured those of the dearest offer stand for them.
     """
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     from ptq_diffusion.command.plan.one_row import quantized_by_one_row
     from ptq_diffusion.engine.factory import construct
@@ -121,10 +123,11 @@ def obstacles_of(cfg: "DictConfig", case: "Case") -> Mapping[str, str]:
     if isinstance(backend, Simulated):  # Computes all; weights need not be there.
         return {}
     # What a backend computes depends on no range, so that none is searched.
-    simple = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    simple = copy.deepcopy(cfg)
+    OmegaConf.set_struct(simple, False)
     for operand in simple.quantizer.values():
-        if isinstance(operand, Mapping) and "range_search" in operand:
-            operand["range_search"] = {"_target_": "ptq_diffusion.quantizer.MinMax"}
+        if isinstance(operand, DictConfig) and "range_search" in operand:
+            operand.range_search = {"_target_": "ptq_diffusion.quantizer.MinMax"}
     quantized = quantized_by_one_row(simple, case, Workshop(Runtime("cpu", False, 1)))
     obstacles = quantized.obstacles(backend)
     products = {site.name: name for name, sites in products_by_attention(case.model.sites()).items() for site in sites}

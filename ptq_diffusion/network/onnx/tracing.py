@@ -38,14 +38,14 @@ def traced_network(
         ValueError: the network has parts that cannot be traced.
     """
     x_t = torch.randn(ROWS, *quantized.shape, generator=torch.Generator().manual_seed(0))
-    told = {} if condition is None else condition.rows(slice(ROWS)).tensors()
-    example = {"x_t": x_t, "t": torch.tensor(0.0), "condition": told, "values": dict(values)}
-    shapes = {"x_t": {0: BATCH}, "t": None, "condition": {name: {0: BATCH} for name in told}} | {
+    rows = {} if condition is None else condition.rows(slice(ROWS)).tensors()
+    example = {"x_t": x_t, "t": torch.tensor(0.0), "condition": rows, "values": dict(values)}
+    shapes = {"x_t": {0: BATCH}, "t": None, "condition": {name: {0: BATCH} for name in rows}} | {
         "values": dict.fromkeys(values)
     }
     network = GraphNetwork(quantized, i)
-    model = traced(network, example, shapes, [STATE, TIME, *told, *values], [OUTPUT, FEATURES], opset)
-    _require_open(model, [STATE, *told])
+    model = traced(network, example, shapes, [STATE, TIME, *rows, *values], [OUTPUT, FEATURES], opset)
+    _require_open(model, [STATE, *rows])
     return model
 
 
