@@ -241,10 +241,11 @@ class QuantizedDenoiser(Denoiser):
 
     def _require_computable(self, backend: Backend) -> None:
         if obstacles := self.obstacles(backend):
+            count = len(self.layers() | self.attentions())
             name, reason = next(iter(obstacles.items()))
             raise ValueError(
-                f"expected layers that backend={backend.name} can compute, got {len(obstacles)} that it cannot: "
-                f"{name}, for {reason}; set backend=simulated, or bits and quantizers that it can compute: "
+                f"expected layers that backend={backend.name} can compute, got {len(obstacles)} of {count} that it "
+                f"cannot: {name}, for {reason}; set backend=simulated, or bits and quantizers that it can compute: "
                 "ptq-diffusion layers names all"
             )
 
