@@ -116,7 +116,20 @@ def on_files(files: Any, config: Any) -> Any:  # noqa: ANN401
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:  # noqa: ANN401
-    """Called by mkdocs for each page: links to docs/ lead to the site's own pages, whose top it is."""
-    place = posixpath.dirname(page.file.src_uri)
+    """Called by mkdocs for each page."""
+    return on_site(markdown, page.file.src_uri)
+
+
+def on_site(markdown: str, page: str) -> str:
+    """The text of a page, whose links work in the repository, with links to the same places on the site.
+
+    The top of the site is docs/, beside which it has the repository's other folders; a group of conf/ is its cards.
+    """
+    place = posixpath.dirname(page)
     top = "" if not place else "../" * (place.count("/") + 1)
-    return re.sub(rf"\]\({re.escape(top)}docs/", f"]({top}", markdown)
+    if not (ROOT / "docs" / page).is_file():
+        return re.sub(rf"\]\({re.escape(top)}docs/", f"]({top}", markdown)
+    outside = re.escape(f"../{top}")
+    markdown = re.sub(rf"\]\({outside}conf/(\w+)\)", rf"]({top}cards/\1.md)", markdown)
+    markdown = re.sub(rf"\]\({outside}ptq_diffusion/command/python\.py\)", f"]({top}api/python.md)", markdown)
+    return re.sub(rf"\]\({outside}(?!\.\./)", f"]({top}", markdown)

@@ -63,9 +63,12 @@ def test_every_file_of_a_group_has_a_card_with_its_class(hooks):
 def test_links_between_pages_lead_to_pages(hooks):
     known = {page.relative_to(DOCS).as_posix() for page in PAGES} | hooks.generated().keys() | hooks.taken_over().keys()
     for page in PAGES:
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-            target = (page.parent / link).resolve().relative_to(DOCS).as_posix()
-            assert target in known, f"{page} links to {link}"
+        text, link = page.read_text(), r"\]\((?!https?:)([^)#]+)"
+        for target in re.findall(link, text):
+            assert (page.parent / target).exists(), f"{page} links to {target} in the repository"
+        for target in re.findall(link, hooks.on_site(text, page.relative_to(DOCS).as_posix())):
+            place = (page.parent / target).resolve().relative_to(DOCS).as_posix()
+            assert place in known, f"{page} links to {target} on the site"
 
 
 def test_every_column_of_a_report_is_explained():

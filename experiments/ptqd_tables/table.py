@@ -22,8 +22,8 @@ from ptq_diffusion.command.check.bounds import in_units
 from ptq_diffusion.command.experiment import goal_of
 from ptq_diffusion.command.plan.case import OutlineShop
 from ptq_diffusion.command.plan.forecast import forecast
+from ptq_diffusion.command.plan.numbers import duration, short
 from ptq_diffusion.command.plan.rates import Rates
-from ptq_diffusion.command.plan.sheet import duration, short
 from ptq_diffusion.engine.runtime import Runtime
 
 HERE = Path(__file__).parent

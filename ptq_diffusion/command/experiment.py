@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.artefact.files import writable
+from ptq_diffusion.command.check.bounds import Room
 from ptq_diffusion.command.check.preflight import check, memory_named
 from ptq_diffusion.command.check.schema import require_schema
 from ptq_diffusion.command.conf import PACKAGE
@@ -138,7 +139,7 @@ def _run_here(cfg: DictConfig, ranks: Ranks | None) -> Path:
     runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices, ranks=ranks)
     shop = Workshop(runtime, plugins=cfg.get(PLUGINS, ()))
     store = Store(Path(cfg.outputs) / "store", shop, forced_stages(cfg.force, stage), effort)
-    check(cfg, stage, shop)
+    check(cfg, stage, shop, Room.here(Path(cfg.outputs), shop.device))
     keep_freed_memory()
     with writable(Path(cfg.outputs) / "runs"), memory_named(cfg, shop):
         with locked_run_folder(store, stage, cfg) as folder:

@@ -1,20 +1,31 @@
 """`ptq-diffusion layers [OVERRIDES]`: the sites of a network, with their work and the bits that a plan gives them."""
 
+import copy
 import csv
 import io
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ptq_diffusion.command.composing import composed
+from ptq_diffusion.command.plan.numbers import short
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from ptq_diffusion.command.plan.case import Case
+
 EXAMPLES = """examples:
   ptq-diffusion layers                                      of the default experiment
   ptq-diffusion layers model=cifar10_ldm bitwidth=w4a4      of another model with other bits
   ptq-diffusion layers --csv > layers.csv                   the same for a spreadsheet, without rounding
+  ptq-diffusion layers backend=integer bitwidth=w4a4        and the layers that a backend cannot compute, with reasons
 """
 UNKNOWN = "-"
 """Bits that are not known before something is measured."""
@@ -33,6 +44,7 @@ class Row:
         macs: multiply-accumulates of one forward of one sample.
         weight: bits of the weight at every step, one number where they are the same at all.
         activation: bits of the input, likewise.
+        obstacle: why the backend cannot compute it, in words; empty where it can.
     """
 
     name: str
@@ -42,6 +54,7 @@ class Row:
     macs: int
     weight: tuple[int, ...]
     activation: tuple[int, ...]
+    obstacle: str
 
 
 def print_layers(words: Sequence[str]) -> None:
@@ -51,13 +64,11 @@ def print_layers(words: Sequence[str]) -> None:
         words: the overrides of its configuration, and --csv.
 
     Raises:
-        FileNotFoundError: there is no such model.
+        FileNotFoundError: there is no such model, or it has no weights, which other backends than simulation read.
         ValueError: there is no such option, or choices do not fit each other.
     """
-    arguments, overrides = _parser().parse_known_args(words)
-    if odd := [word for word in overrides if word.startswith("-")]:
-        raise ValueError(f"expected OPTION=VALUE or --csv, got {odd[0]}; ptq-diffusion layers --help says more")
-    rows = list(sites_of(overrides))
+    arguments, cfg = composed(_parser(), words)
+    rows = list(sites_of(cfg))
     if arguments.csv:
         sys.stdout.write(csv_of(rows))
         return
@@ -65,21 +76,21 @@ def print_layers(words: Sequence[str]) -> None:
     console.print(table_of(rows))
     if not rows[0].weight:
         console.print(MEASURED)
+    refused = [row for row in rows if row.obstacle]
+    if refused:
+        console.print(f"The backend cannot compute {len(refused)} of them:", highlight=False)
+    for row in refused:
+        console.print(f"  {row.name}: {row.obstacle}", markup=False, highlight=False, soft_wrap=True)
 
 
-def sites_of(overrides: Sequence[str]) -> Iterator[Row]:
-    """The sites of a composed experiment, in the network's order; a folder needs no weights."""
+def sites_of(cfg: "DictConfig") -> Iterator[Row]:
+    """The sites of a composed experiment, in the network's order; a folder needs no weights in simulation."""
     # Import torch, which other commands do without.
     from ptq_diffusion.bitwidth.evidence import Evidence
-    from ptq_diffusion.command.check.schema import require_schema
-    from ptq_diffusion.command.plan.case import OutlineShop
-    from ptq_diffusion.command.python import compose
-    from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
+    from ptq_diffusion.command.plan.case import Case, OutlineShop
+    from ptq_diffusion.engine.runtime import Runtime
     from ptq_diffusion.stage.planning.additions import policy_of
 
-    cfg = compose(*overrides)
-    require_schema(cfg)
-    quiet_libraries()
     shop = OutlineShop(Runtime("cpu", False, 1))
     model = shop.model(cfg)
     table = shop.table(cfg, model)
@@ -87,10 +98,41 @@ def sites_of(overrides: Sequence[str]) -> Iterator[Row]:
     architecture = model.architecture(table)
     policy.check(architecture, table)
     plan = policy.plan(architecture, table, None) if policy.reads is Evidence.NOTHING else None
+    obstacles = obstacles_of(cfg, Case(cfg, shop))
     for site in architecture.sites:
         shape = "x".join(map(str, site.weight_shape)) if site.weighted else ""
-        bits = (plan.weight[site.name], plan.activation[site.name]) if plan else ((), ())
-        yield Row(site.name, site.kind.value, site.role.value, shape, site.macs, *bits)
+        weight, activation = (plan.weight[site.name], plan.activation[site.name]) if plan else ((), ())
+        obstacle = obstacles.get(site.name, "")
+        yield Row(site.name, site.kind.value, site.role.value, shape, site.macs, weight, activation, obstacle)
+
+
+def obstacles_of(cfg: "DictConfig", case: "Case") -> Mapping[str, str]:
+    """Why the backend cannot compute some sites, by their names.
+
+    Where bits are measured those of the dearest offer stand for them.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    from ptq_diffusion.command.plan.one_row import quantized_by_one_row
+    from ptq_diffusion.engine.factory import construct
+    from ptq_diffusion.engine.runtime import Runtime
+    from ptq_diffusion.engine.workshop import Workshop
+    from ptq_diffusion.model.site import products_by_attention
+    from ptq_diffusion.network.backend import Simulated
+
+    backend = construct(cfg.backend)
+    if isinstance(backend, Simulated):  # Computes all; weights need not be there.
+        return {}
+    # What a backend computes depends on no range, so that none is searched.
+    simple = copy.deepcopy(cfg)
+    OmegaConf.set_struct(simple, False)
+    for operand in simple.quantizer.values():
+        if isinstance(operand, DictConfig) and "range_search" in operand:
+            operand.range_search = {"_target_": "ptq_diffusion.quantizer.MinMax"}
+    quantized = quantized_by_one_row(simple, case, Workshop(Runtime("cpu", False, 1)))
+    obstacles = quantized.obstacles(backend)
+    products = {site.name: name for name, sites in products_by_attention(case.model.sites()).items() for site in sites}
+    return obstacles | {site: obstacles[name] for site, name in products.items() if name in obstacles}
 
 
 def table_of(rows: Sequence[Row]) -> Table:
@@ -103,10 +145,10 @@ def table_of(rows: Sequence[Row]) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            row.name, row.kind, row.role, row.shape, _short(row.macs), *map(_span, (row.weight, row.activation))
+            row.name, row.kind, row.role, row.shape, short(row.macs), *map(_span, (row.weight, row.activation))
         )
     total = sum(row.macs for row in rows)
-    table.add_row(f"{len(rows)} sites", "", "", "", _short(total), "", "", style="bold")
+    table.add_row(f"{len(rows)} sites", "", "", "", short(total), "", "", style="bold")
     return table
 
 
@@ -114,10 +156,10 @@ def csv_of(rows: Sequence[Row]) -> str:
     """The rows as comma-separated values with a head; bits that change have a number for every step."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["site", "kind", "role", "weight_shape", "macs", "weight_bits", "activation_bits"])
+    writer.writerow(["site", "kind", "role", "weight_shape", "macs", "weight_bits", "activation_bits", "obstacle"])
     for row in rows:
         bits = (" ".join(map(str, numbers)) or UNKNOWN for numbers in (row.weight, row.activation))
-        writer.writerow([row.name, row.kind, row.role, row.shape, row.macs, *bits])
+        writer.writerow([row.name, row.kind, row.role, row.shape, row.macs, *bits, row.obstacle])
     return text.getvalue()
 
 
@@ -127,20 +169,12 @@ def _span(bits: Sequence[int]) -> str:
     return str(bits[0]) if min(bits) == max(bits) else f"{min(bits)}-{max(bits)}"
 
 
-def _short(number: float) -> str:
-    """A number of three digits with a unit, such as 12.3M."""
-    for unit in ("", "K", "M", "G"):
-        if number < 1000:
-            return f"{number:.3g}{unit}"
-        number /= 1000
-    return f"{number:.4g}T"
-
-
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "ptq-diffusion layers",
-        usage="ptq-diffusion layers [OPTION=VALUE ...] [--csv]",
-        description="The sites of the network that an experiment quantizes: kind, role, shape, work and bits of each.",
+        usage="ptq-diffusion layers [OPTION=VALUE ...] [--config-dir DIR] [--csv]",
+        description="The sites of the network that an experiment quantizes: kind, role, shape, work and bits of each, "
+        "and why a backend cannot compute it.",
         epilog=EXAMPLES,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,

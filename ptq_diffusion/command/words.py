@@ -26,6 +26,8 @@ SHORT = {"sampler.steps": "steps", "model.path": ""}
 """Words for options whose last part other options have too."""
 LONGEST = 32
 """Letters of a value."""
+LARGEST = 1e9
+"""Floats from here on are told by their power of ten."""
 REMOVED = object()
 """The value of an option that is not there."""
 
@@ -83,7 +85,7 @@ def _text(name: str, value: object) -> str:
     elif isinstance(value, str):
         text = value.rstrip("/").rpartition("/")[2] if name == "path" else value
     else:
-        whole = isinstance(value, float) and value.is_integer()
+        whole = isinstance(value, float) and value.is_integer() and abs(value) < LARGEST
         text = json.dumps(int(value) if whole else value, default=str).replace("-", "minus")  # type: ignore[call-overload]
     text = _safe(text)
     short = 0 < len(text) <= LONGEST and not isinstance(value, dict)

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -82,14 +82,19 @@ def stored(root: Path) -> list[Stored]:
     if not root.is_dir():
         raise FileNotFoundError(f"expected a store at {root}, there is no such folder; give --outputs FOLDER")
     places = {path.with_suffix("") for stage in root.iterdir() if stage.is_dir() for path in stage.iterdir()}
-    found = [_stored(place) for place in places if SIGNATURE.fullmatch(place.name)]
-    return sorted(found, key=lambda one: (one.key[0], one.since, one.key[1]))
+    artefacts = (_stored(place) for place in places if SIGNATURE.fullmatch(place.name))
+    return sorted(artefacts, key=lambda one: (one.key[0], one.since, one.key[1]))
 
 
 def runs_below(folders: Iterable[Path]) -> list[RunNeeds]:
     """The runs below some folders, each once."""
     places = {path.parent.absolute() for folder in folders for path in folder.rglob(CONFIG) if _is_run(path.parent)}
     return [_needs(place) for place in sorted(places)]
+
+
+def users(artefacts: Iterable[Stored], runs: Sequence[RunNeeds]) -> Mapping[Key, Sequence[RunNeeds]]:
+    """The runs that need every artefact."""
+    return {one.key: [run for run in runs if one.key[1] in run.used] for one in artefacts}
 
 
 def is_held(lock: Path) -> bool:
@@ -123,6 +128,9 @@ def remove(artefact: Stored, runs: Iterable[Path]) -> bool:
         artefact.folder.with_suffix(SECONDS).unlink(missing_ok=True)
         # While it is held: whoever waits for it sees that the file is gone, and takes a new one.
         artefact.folder.with_suffix(LOCKED).unlink(missing_ok=True)
+        # The stage's folder goes with its last artefact.
+        with suppress(OSError):
+            artefact.folder.parent.rmdir()
         return True
 
 
@@ -180,8 +188,3 @@ def _needs(folder: Path) -> RunNeeds:
     listed = read_json(folder / ARTEFACTS) if (folder / ARTEFACTS).is_file() else []
     used = {*USED.findall(log), *(signature for _, signature in listed)}
     return RunNeeds(folder, frozenset(MADE.findall(log)), frozenset(used), is_held(folder / LOCK))
-
-
-def users(artefacts: Iterable[Stored], runs: Sequence[RunNeeds]) -> Mapping[Key, Sequence[RunNeeds]]:
-    """The runs that need every artefact."""
-    return {one.key: [run for run in runs if one.key[1] in run.used] for one in artefacts}

@@ -10,19 +10,19 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ptq_diffusion.engine.factory import construct, plain, require_kind
-from ptq_diffusion.engine.plugins import PLUGINS, plugins_of
+from ptq_diffusion.engine.plugins import OUR_PACKAGE, PLUGINS, plugins_of
 from ptq_diffusion.model import Denoiser, decoder
 from ptq_diffusion.model.loading import network_checksum
 from ptq_diffusion.model.own import decoder_of
 
-FROM_FOLDER = ("ptq_diffusion.", ".from_folder")
-"""The beginning and the end of the name of what reads a folder that a diffusers pipeline saved."""
+FROM_FOLDER = "from_folder"
+"""The name of what reads a folder that a diffusers pipeline saved."""
 
 
 def of_folder(cfg: DictConfig) -> bool:
     """Whether the model is read from a folder of a pipeline, rather than a network of the user's own."""
-    target = str(cfg.model.get("_target_"))
-    return target.startswith(FROM_FOLDER[0]) and target.endswith(FROM_FOLDER[1])
+    package, *_, name = str(cfg.model.get("_target_")).split(".")
+    return package == OUR_PACKAGE and name == FROM_FOLDER
 
 
 def model_checksum(cfg: DictConfig) -> str:

@@ -87,6 +87,11 @@ class Denoiser(nn.Module, ABC):
         """The condition of one sample that means no class, for guidance; None where the network knows none."""
         return None
 
+    def blank_condition(self, rows: int, device: torch.device) -> Condition | None:
+        """A condition of zeros of all that the network reads, here labels; None where it reads nothing."""
+        labels = torch.zeros(rows, dtype=torch.int64, device=device)
+        return Condition(labels=labels) if "labels" in self.needs else None
+
     def rows_per_image(self, step: Timestep) -> int:  # noqa: ARG002
         """The number of rows of a batch that the network is asked about for one image at a step."""
         return 1

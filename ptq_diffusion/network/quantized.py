@@ -238,14 +238,19 @@ class QuantizedDenoiser(Denoiser):
         copied.backend = backend
         return copied
 
+    def obstacles(self, backend: Backend) -> dict[str, str]:
+        """Why a backend cannot compute a layer, or the products of an attention layer, by the names of these."""
+        parts: dict[str, QuantizedLayer | QuantizedAttention] = self.layers() | self.attentions()
+        return {name: reason for name, part in parts.items() if (reason := backend.obstacle(part))}
+
     def _require_computable(self, backend: Backend) -> None:
-        parts = self.layers() | self.attentions()
-        obstacles = {name: reason for name, part in parts.items() if (reason := backend.obstacle(part))}
-        if obstacles:
+        if obstacles := self.obstacles(backend):
+            count = len(self.layers() | self.attentions())
             name, reason = next(iter(obstacles.items()))
             raise ValueError(
-                f"expected layers that backend={backend.name} can compute, got {len(obstacles)} of {len(parts)} that "
-                f"it cannot: {name}, for {reason}; set backend=simulated, or bits that it can compute"
+                f"expected layers that backend={backend.name} can compute, got {len(obstacles)} of {count} that it "
+                f"cannot: {name}, for {reason}; set backend=simulated, or bits and quantizers that it can compute: "
+                "ptq-diffusion layers names all"
             )
 
     def rescaled(self, rescalings: Sequence[Mapping[str, Rescaling]]) -> "QuantizedDenoiser":

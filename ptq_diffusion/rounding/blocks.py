@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ptq_diffusion.model import Condition, Denoiser
+from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network import StoredWeight
 from ptq_diffusion.network.insertion import Integers
 from ptq_diffusion.numeric.seed import generator
-from ptq_diffusion.rounding.calls import Call, CallFiles, call_of, tensors_of
+from ptq_diffusion.rounding.calls import Call, CallFiles, call_of, leaves_of_rows, tensors_of
 from ptq_diffusion.rounding.inputs import PathName
 from ptq_diffusion.rounding.parts import Part
 from ptq_diffusion.rounding.reconstruction import Copy, Reconstruction, Subject
@@ -143,12 +145,25 @@ class BlockReconstruction(Reconstruction):
 
     @torch.no_grad()
     def collect(self, part: Part, calls: CallFiles) -> None:
-        """Append the calls of a part in all states."""
+        """Append the calls of a part in all states.
+
+        Raises:
+            ValueError: see `leaves_of_rows`.
+        """
+        of_rows: list[bool] | None = None
         for i, x_t, condition in self.states:
+            of_rows = of_rows or self._leaves_of_rows(part, i, x_t, condition)
             positional, named, outputs = self._call(self.model, part, i, x_t, condition)
             if self.rounding.path == "quantized":
                 positional, named, _ = self._call(self.quantized, part, i, x_t, condition)
-            calls.append(Call(i, (positional, named), outputs))
+            calls.append(Call(i, (positional, named), outputs, of_rows))
+
+    def _leaves_of_rows(self, part: Part, i: int, x_t: Tensor, condition: Condition | None) -> list[bool]:
+        block = self.model.network.get_submodule(part.name)
+        one, two = (
+            partial(self.ask, self.model, i, x_t[[0] * count], rows_of(condition, [0] * count)) for count in (1, 2)
+        )
+        return leaves_of_rows(block, one, two)
 
     def _call(
         self, denoiser: Denoiser, part: Part, i: int, x_t: Tensor, condition: Condition | None

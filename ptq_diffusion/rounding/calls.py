@@ -26,11 +26,13 @@ class Call:
         i: the step.
         arguments: positional ones and those by name, as a tree of tensors and constants.
         outputs: the tensors that the block is to return, each (R, ...).
+        of_rows: whether each leaf of the arguments is a tensor (R, ...), see `leaves_of_rows`.
     """
 
     i: int
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     outputs: Sequence[Tensor]
+    of_rows: Sequence[bool]
 
     @property
     def count(self) -> int:
@@ -40,8 +42,9 @@ class Call:
     def rows(self, chosen: Tensor) -> "Call":
         """The call on some of its rows; tensors that are not of rows, such as rotations of places, stay whole."""
         leaves, tree = tree_flatten(self.arguments)
-        some = [leaf[chosen] if isinstance(leaf, Tensor) and len(leaf) == self.count else leaf for leaf in leaves]
-        return Call(self.i, tree_unflatten(some, tree), [output[chosen] for output in self.outputs])
+        pairs = zip(leaves, self.of_rows, strict=True)
+        some = [leaf[chosen] if is_of_rows else leaf for leaf, is_of_rows in pairs]
+        return Call(self.i, tree_unflatten(some, tree), [output[chosen] for output in self.outputs], self.of_rows)
 
 
 def call_of(block: nn.Module, forward: Callable[[], object]) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
@@ -63,6 +66,36 @@ def call_of(block: nn.Module, forward: Callable[[], object]) -> tuple[tuple[Any,
     return calls[0]
 
 
+def leaves_of_rows(block: nn.Module, one: Callable[[], object], two: Callable[[], object]) -> list[bool]:
+    """Whether each leaf of a block's arguments has a row for every row of the batch.
+
+    A tensor has if it grows with the batch; its length alone may equal the number of rows by chance.
+
+    Args:
+        block: which.
+        one: a forward of one state.
+        two: a forward of two states.
+
+    Raises:
+        ValueError: a tensor grows with the batch in another way than by a row for each of the output, or an output
+            does not grow.
+    """
+    calls = [call_of(block, forward) for forward in (one, two)]
+    counts = [outputs[0].shape[:1] for *_, outputs in calls]
+    pairs = zip(*(tree_flatten((positional, named))[0] for positional, named, _ in calls), strict=True)
+    shapes = [[leaf.shape[:1] if isinstance(leaf, Tensor) else None for leaf in pair] for pair in pairs]
+    lengths = [[output.shape[:1] for output in pair] for pair in zip(*(outputs for *_, outputs in calls), strict=True)]
+    odd = [pair for pair in shapes if pair[0] != pair[1] and pair != counts]
+    odd += [pair for pair in lengths if pair != counts or counts[0] == counts[1]]
+    if odd:
+        raise ValueError(
+            "expected a block whose tensors have a row for each row of the batch or are whole, got one of "
+            f"{[tuple(shape or ()) for shape in odd[0]]} along the first dimension for one and for two states; "
+            "choose rounding=gptq or adaround"
+        )
+    return [pair[0] != pair[1] for pair in shapes]
+
+
 def tensors_of(output: object) -> list[Tensor]:
     """The tensors within what a block returns."""
     return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
@@ -77,7 +110,7 @@ class CallFiles(Sequence[Call]):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._trees: list[tuple[int, TreeSpec, list[Any]]] = []
+        self._trees: list[tuple[int, TreeSpec, list[Any], Sequence[bool]]] = []
         self._counts: list[int] = []
 
     @classmethod
@@ -96,7 +129,8 @@ class CallFiles(Sequence[Call]):
         outputs = {f"output/{place}": output for place, output in enumerate(call.outputs)}
         write_tensors(self._file(len(self)), tensors | outputs)
         self._counts.append(call.count)
-        self._trees.append((call.i, tree, [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]))
+        constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._trees.append((call.i, tree, constants, call.of_rows))
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -107,11 +141,11 @@ class CallFiles(Sequence[Call]):
         return len(self._trees)
 
     def __getitem__(self, place: int) -> Call:  # type: ignore[override]
-        i, tree, constants = self._trees[place]
+        i, tree, constants, of_rows = self._trees[place]
         tensors = load_file(self._file(place))
         leaves = [tensors.get(f"argument/{number}", constant) for number, constant in enumerate(constants)]
         outputs = [tensors[f"output/{number}"] for number in range(len(tensors)) if f"output/{number}" in tensors]
-        return Call(i, tree_unflatten(leaves, tree), outputs)
+        return Call(i, tree_unflatten(leaves, tree), outputs, of_rows)
 
     def _file(self, place: int) -> Path:
         return self._folder / f"{place:06d}.safetensors"

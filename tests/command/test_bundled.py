@@ -6,6 +6,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from ptq_diffusion.command.check.bounds import Room
 from ptq_diffusion.command.check.preflight import check
 from ptq_diffusion.command.doctor import MODEL_CHECKSUMS
 from ptq_diffusion.engine.factory import construct
@@ -55,7 +56,7 @@ def test_its_samples_are_far_nearer_to_its_reference_than_noise_is(name, tmp_pat
     few = ("images=16", "seeds=[0]", "micro_batch=16", "sampler.steps=5", "sampler.eta=0")
     cfg = composed(f"model={name}", *few)
     shop = Workshop(Runtime("cpu", progress=False))
-    check(cfg, Evaluate, shop)
+    check(cfg, Evaluate, shop, Room.unlimited())
     images = read_images(Store(tmp_path, shop).obtain(FullPrecisionSamples, cfg))
     extractor = build_extractor(cfg)
     reference = construct(cfg.reference).statistics(extractor).moments

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from ptq_diffusion.command.layers import print_layers, sites_of, table_of
+from ptq_diffusion.command.python import compose
 from ptq_diffusion.model import DiffusersDenoiser
 
 
@@ -30,7 +31,7 @@ def test_sites_are_those_of_the_network_with_the_bits_of_the_plan(words, tiny_mo
 
 
 def test_the_table_fits_80_columns_with_bits_by_step_too(words):
-    rows = list(sites_of([*words, "bitwidth=share", "sampler.steps=10"]))
+    rows = list(sites_of(compose(*words, "bitwidth=share", "sampler.steps=10")))
     console = Console(width=80, file=io.StringIO())
     console.print(table_of(rows))
     lines = console.file.getvalue().splitlines()
@@ -44,6 +45,27 @@ def test_bits_that_are_measured_are_not_known(words, capsys):
     assert "goal=plan makes them" in capsys.readouterr().out
 
 
-def test_other_words_are_refused(words):
-    with pytest.raises(ValueError, match=r"expected OPTION=VALUE or --csv, got --odd; ptq-diffusion layers --help"):
-        print_layers([*words, "--odd"])
+def test_layers_that_a_backend_cannot_compute_are_named_with_the_reason(words, capsys):
+    """All that the run refuses, and its products of attention with their layer."""
+    attention = ["bitwidth.attention.activation=8", "bitwidth.attention.weight=8"]
+    pattern = 'bitwidth.patterns=[{name:"conv_in",weight:32,activation:8}]'
+    words = [*words, "backend=integer", *attention, pattern]
+    print_layers([*words, "--csv"])
+    rows = {row["site"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    products = {name for name, row in rows.items() if row["kind"] == "matmul"}
+    assert products and {name for name, row in rows.items() if row["obstacle"]} == products | {"conv_in"}
+    print_layers(words)
+    assert f"conv_in: {rows['conv_in']['obstacle']}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--odd"], r"expected OPTION=VALUE or one of .*--csv, --config-dir, got --odd; ptq-diffusion layers --help"),
+        (["--config-dir=/nowhere"], "none at /nowhere"),
+        (["--config-dir=/", "hydra.searchpath=[/]"], "got both"),
+    ],
+)
+def test_other_words_are_refused(words, more, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        print_layers([*words, *more])

@@ -17,6 +17,7 @@ from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.decoder import load_decoder, outlined_decoder
 from ptq_diffusion.model.hub import MODELS
 from ptq_diffusion.network import QuantizedLayer
+from tests.own_package import WORDS
 
 BUNDLED = sorted(folder.parent.name for folder in MODELS.home.glob("*/model_index.json"))
 LABELS = ["condition=labels", "condition.source.no_class=3", "condition.guidance.scale=2"]
@@ -55,6 +56,8 @@ def counted(monkeypatch):
     rows, stages, predict = Counter(), [], DiffusersDenoiser.predict
 
     def counting(self, x_t, step, condition=None):
+        if x_t.is_meta:  # A plan's outline, which computes nothing.
+            return predict(self, x_t, step, condition)
         quantized = any(isinstance(module, QuantizedLayer) for module in self.network.modules())
         gradients = torch.is_grad_enabled() and x_t.requires_grad
         rows[stages[-1], "quantized_passes" if quantized else "float_passes"] += len(x_t)
@@ -100,9 +103,22 @@ def test_a_folder_without_weights_has_the_plan_of_one_with_them(tiny, capsys, tm
     for weights in bare.rglob("*.safetensors"):
         weights.unlink()
     memory = {("experiment", "memory")}
-    plans = [planned(capsys, *tiny, f"model.path={folder}") for folder in (bare, tiny_model_folder())]
+    plans = [
+        planned(capsys, *tiny, "correction=ptqd", f"model.path={folder}") for folder in (bare, tiny_model_folder())
+    ]
     first, second = ({key: value for key, value in plan.items() if key not in memory} for plan in plans)
     assert first == second
+
+
+def test_a_network_of_the_users_own_is_planned_from_a_folder_of_configurations(tiny, own_package, capsys):
+    """Of passes as many as of a folder's network; a measurement asks it too."""
+    rest = [word for word in tiny if not word.startswith("model")]
+    own = [f"--config-dir={own_package / 'conf'}", *WORDS, f"model.path={own_package / 'weights.safetensors'}"]
+    plan = planned(capsys, *rest, "correction=ptqd", *own, "--measure")
+    other = planned(capsys, *tiny, "correction=ptqd")
+    passes = [key for key in other if key[1].endswith("passes")]
+    assert [plan[key] for key in passes] == [other[key] for key in passes]
+    assert plan["experiment", "seconds"] > 0 < plan["samples_quantized", "memory"]
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -170,8 +186,17 @@ def test_activations_grow_with_the_rows_and_with_what_gradients_keep():
     assert one < forward_bytes(model, 1, quantized=True) < forward_bytes(model, 1, gradients=True)
 
 
-def test_words_that_are_no_options_are_refused(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["ptq-diffusion", "plan", "--measured"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--measured"], "--measured"),
+        (["--speed=inf"], "expected a finite --speed"),
+        (["reference=folder", "reference.path=/nope"], "/nope"),
+        (["condition=labels"], "condition=none"),
+    ],
+)
+def test_words_that_a_run_or_a_plan_cannot_take_are_refused(words, message, tiny, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ptq-diffusion", "plan", *tiny, "correction=ptqd", *words])
     with pytest.raises(SystemExit) as stop:
         main()
-    assert "--measured" in str(stop.value.code)
+    assert message in str(stop.value.code)

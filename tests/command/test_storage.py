@@ -122,8 +122,8 @@ def test_the_artefacts_of_other_runs_than_those_named_are_removed(outputs, liste
         assert all(row["needed_by"] == str(other) for row in listed(tmp_path / "elsewhere").values())
         (other / name).unlink()
     assert all(row["needed_by"] == "" for row in listed(tmp_path / "elsewhere").values())
-    started("store", "--remove", tmp_path / "elsewhere", "--outputs", outputs, "--yes")
-    assert complete(outputs) == {}
+    started("store", "prune", tmp_path / "elsewhere", "--outputs", outputs, "--yes")
+    assert complete(outputs) == {} and not list((outputs / "store").iterdir())
 
 
 @pytest.mark.parametrize("ends", [("", ".partial"), (".partial",), (".partial", ".replaced")], ids=str)

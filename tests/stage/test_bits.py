@@ -233,7 +233,5 @@ def test_a_plan_is_of_the_correction_only_where_its_budget_counts_it(make):
 
 
 def test_a_budget_does_not_count_a_correction_that_is_yet_to_be_chosen(make):
-    with pytest.raises(
-        ValueError, match=r"operations are known before .*, got Auto; .*count_correction=false"
-    ):
+    with pytest.raises(ValueError, match=r"operations are known before .*, got Auto; .*count_correction=false"):
         make("goal=plan", *COUNTED, "correction=auto")

@@ -47,6 +47,8 @@ def test_the_page_holds_from_the_command_to_another_process(correction, words, o
     quantized, corrected = report.rows[1:]
     assert quantized["psnr_to_fp"] < corrected["psnr_to_fp"] and quantized["bops_saving"] > 1
     if correction == "ptqd":
+        graphs = artefacts(words, "onnx", f"correction={correction}", "bitwidth=w4a4", "noise.images=16")
+        assert (graphs / "onnx.json").is_file()
         return
     folders = report.artefacts["quantize"], report.artefacts["fit"]
     with pytest.raises(ValueError, match=r"plugins=\[PACKAGE\]|names a class of"):

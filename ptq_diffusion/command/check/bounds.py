@@ -57,11 +57,24 @@ class Needs:
 
 @dataclass(frozen=True)
 class Room:
-    """The most that this machine has: bytes of its device, its memory and the disk of the outputs."""
+    """The most that an experiment may take.
+
+    Args:
+        device_memory: bytes of the device.
+        memory: bytes of the machine.
+        disk: bytes of the disk of the outputs.
+        time: seconds.
+    """
 
     device_memory: float
     memory: float
     disk: float
+    time: float = LONGEST
+
+    @classmethod
+    def unlimited(cls) -> "Room":
+        """Room for whatever fits some other machine."""
+        return cls(math.inf, math.inf, math.inf, math.inf)
 
     @classmethod
     def here(cls, outputs: Path, device: torch.device) -> "Room":
@@ -118,9 +131,9 @@ def require_room(needs: Needs, room: Room) -> None:
                 f"expected to do with {in_units(most)} of {name}, got an experiment that needs at least "
                 f"{in_units(amount.size)}; lower {amount.options}"
             )
-    if needs.time.size > LONGEST:
+    if needs.time.size > room.time:
         raise ValueError(
-            f"expected an experiment of at most {LONGEST // 86400} days, got one of at least "
+            f"expected an experiment of at most {room.time / 86400:,.0f} days, got one of at least "
             f"{needs.time.size / 86400:,.0f} on the fastest machine there is; lower {needs.time.options}"
         )
 

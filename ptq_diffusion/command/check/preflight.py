@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -59,8 +58,14 @@ TRAINED, BEGUN = {"network", "scheduler", "optimizer"}, {"optimizer"}
 """Parts of a training that are objects, and those that are built when it has begun."""
 
 
-def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
+def check(cfg: DictConfig, goal: type[Stage], shop: Workshop, room: Room) -> None:
     """Build every part that a goal depends on once and show each the shape of its input.
+
+    Args:
+        cfg: the whole configuration.
+        goal: the last stage.
+        shop: builds the parts.
+        room: that it may take, which counts before anything is listed or built whose size options say.
 
     Raises:
         ValueError: two choices do not fit; the message says which and what to do.
@@ -75,7 +80,7 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
         model = shop.model(cfg)
         table = shop.table(cfg, model)
         if "images" in used:
-            _check_room(cfg, model, len(table), shop)
+            require_room(_least(cfg, model, len(table), shop), room)
         if "bitwidth" in used:
             policy_of(cfg, model, table).check(_guided(cfg, model).architecture(table), table)
             if "quantizer" in used:
@@ -96,7 +101,7 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop) -> None:
         if "judging" in used:
             _check_judging(cfg, shop.decoder(cfg).shape(model.shape))
     elif "training" in used and cfg.training is not None:
-        _check_training(cfg, shop)
+        _check_training(cfg, room)
 
 
 def _takes_part(stage: type[Stage], cfg: DictConfig) -> bool:
@@ -138,17 +143,12 @@ def _check_kinds(cfg: DictConfig, used: Collection[str]) -> None:
         require_kind(cfg.quantizer.low_rank, LowRank, "quantizer.low_rank")
 
 
-def _check_room(cfg: DictConfig, model: Denoiser, steps: int, shop: Workshop) -> None:
-    """Before anything is listed or built whose size these numbers say."""
-    require_room(_least(cfg, model, steps, shop), Room.here(Path(cfg.outputs), shop.device))
-
-
 def _least(cfg: DictConfig, model: Denoiser, steps: int, shop: Workshop) -> Needs:
     features = build_extractor(cfg).num_features
     return needs(cfg, model, steps, features, shop.device, encoded_size(cfg, model))
 
 
-def _check_training(cfg: DictConfig, shop: Workshop) -> None:
+def _check_training(cfg: DictConfig, room: Room) -> None:
     """Build the parts of a training that have options of their own, the network without its memory."""
     for name in TRAINED & cfg.training.keys():
         node = cfg.training[name]
@@ -169,7 +169,7 @@ def _check_training(cfg: DictConfig, shop: Workshop) -> None:
             # A network of several parts is put together when the training has begun.
             parts = part.keywords.values() if partial else [part]
             for network in (part for part in parts if isinstance(part, torch.nn.Module)):
-                require_trainable(network, Room.here(Path(cfg.outputs), shop.device))
+                require_trainable(network, room)
 
 
 def _guided(cfg: DictConfig, model: Denoiser) -> Guided:

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ptq_diffusion.model import DiffusersDenoiser
+from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.macs import layers_of
 
 META = torch.device("meta")
@@ -81,7 +82,22 @@ class FusedAttention(TorchFunctionMode):
         return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
-def forward_bytes(model: DiffusersDenoiser, rows: int, quantized: bool = False, gradients: bool = False) -> int:
+@dataclass(frozen=True)
+class AnyStep:
+    """A row of a table whose numbers do not matter.
+
+    Args:
+        t: a time, () on the meta device.
+        i: the row.
+        input_scale: of the state.
+    """
+
+    t: Any
+    i: int = 0
+    input_scale: float = 1.0
+
+
+def forward_bytes(model: Denoiser, rows: int, quantized: bool = False, gradients: bool = False) -> int:
     """The most bytes that live at one time in a forward, the state and the condition included.
 
     Args:
@@ -91,14 +107,13 @@ def forward_bytes(model: DiffusersDenoiser, rows: int, quantized: bool = False, 
         gradients: whether all is kept that gradients by the state need.
     """
     with torch.set_grad_enabled(gradients), ExitStack() as stack:
-        network = model.network
         if quantized:
-            stack.enter_context(_quantized_inputs(network))
+            stack.enter_context(_quantized_inputs(model.network))
+        # Made outside: it counts as the copy that the network sees of it, scaled.
+        x_t = torch.zeros(rows, *model.shape, device=META).requires_grad_(gradients)
         live = stack.enter_context(LiveBytes())
         stack.enter_context(FusedAttention())
-        condition = model.blank_condition(rows, META)
-        x_t = torch.zeros(rows, *model.shape, device=META).requires_grad_(gradients)
-        model.family.call(network, x_t, torch.zeros((), device=META), condition)
+        model.predict(x_t, AnyStep(torch.zeros((), device=META)), model.blank_condition(rows, META))
     return live.most
 
 

@@ -12,14 +12,14 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.bitwidth.cost import Beside
 from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.models import of_folder
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Condition, Decoder, Denoiser, DiffusersDenoiser, Guided, Role
 from ptq_diffusion.model.decoder import outlined_decoder
+from ptq_diffusion.model.own import decoder_of
 from ptq_diffusion.sampler import Table
 from ptq_diffusion.stage.fit_table import fit_table
 
-FROM_FOLDER = f"ptq_diffusion.model.{DiffusersDenoiser.__name__}.{DiffusersDenoiser.from_folder.__name__}"
-"""The target of every model of a folder."""
 NO_INPUTS: Mapping[str, Path] = MappingProxyType({})
 
 
@@ -27,7 +27,7 @@ class OutlineShop(Workshop):
     """A workshop whose models are outlines on the meta device, for which a folder needs no weights."""
 
     def model(self, cfg: DictConfig) -> Denoiser:
-        outline: Denoiser = self._once(lambda: _outline(cfg.model), "model", plain(cfg.model))
+        outline: Denoiser = self._once(lambda: _outline(cfg), "model", plain(cfg.model))
         return outline
 
     def guided(self, cfg: DictConfig, inputs: Mapping[str, Path]) -> Denoiser:  # noqa: ARG002
@@ -39,6 +39,8 @@ class OutlineShop(Workshop):
         return Guided(model, Condition(labels=torch.zeros(1)), guidance.scale, (low, high))
 
     def decoder(self, cfg: DictConfig) -> Decoder:
+        if not of_folder(cfg):
+            return decoder_of(self.model(cfg)).to("meta")
         path = cfg.model.path
         decoder: Decoder = self._once(lambda: outlined_decoder(path), "decoder", path)
         return decoder
@@ -133,9 +135,9 @@ class Case:
         return len(self.cfg.seeds) * self.padded(self.cfg.images)
 
 
-def _outline(node: DictConfig) -> Denoiser:
-    """The denoiser that a node names, on the meta device; one that is of no folder is built and moved there."""
-    if node.get("_target_") == FROM_FOLDER:
-        return DiffusersDenoiser.outline(node.path)
-    denoiser: Denoiser = construct(node).to("meta")
+def _outline(cfg: DictConfig) -> Denoiser:
+    """The denoiser that `cfg.model` names, on the meta device; one that is of no folder is built and moved there."""
+    if of_folder(cfg):
+        return DiffusersDenoiser.outline(cfg.model.path)
+    denoiser: Denoiser = construct(cfg.model).to("meta")
     return denoiser

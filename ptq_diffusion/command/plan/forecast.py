@@ -16,7 +16,7 @@ from ptq_diffusion.command.plan.work import Work, work_of
 from ptq_diffusion.engine.signature import said
 from ptq_diffusion.engine.stage import Need, Stage
 from ptq_diffusion.model.architecture import Architecture
-from ptq_diffusion.model.decoder import Autoencoder
+from ptq_diffusion.model.decoder import Pixels
 from ptq_diffusion.model.macs import count_macs
 
 
@@ -113,10 +113,10 @@ def forecast(cfg: DictConfig, goal: type[Stage], shop: OutlineShop) -> Forecast:
 
 def _decoder_macs(case: Case) -> int:
     decoder = case.shop.decoder(case.cfg)
-    if not isinstance(decoder, Autoencoder):
+    if isinstance(decoder, Pixels):
         return 0
     latent = torch.zeros(1, *case.model.shape, device="meta")
-    macs = count_macs(decoder.network, lambda _: decoder.decode(latent), ())
+    macs = count_macs(decoder, lambda _: decoder.decode(latent), ())
     return sum(macs.layers.values()) + macs.attention
 
 

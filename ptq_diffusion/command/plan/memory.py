@@ -15,7 +15,6 @@ from ptq_diffusion.command.plan.case import Case
 from ptq_diffusion.correction import Auto
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.metric import FeatureExtractor
-from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates
@@ -71,9 +70,7 @@ class Footprint:
 
     def __init__(self, case: Case) -> None:
         self._case = case
-        model = case.shop.model(case.cfg)
-        assert isinstance(model, DiffusersDenoiser)
-        self._model = model
+        self._model = case.shop.model(case.cfg)
 
     def of(self, stage: str, case: Case) -> Memory:
         """The memory of a stage; of one that builds no network next to nothing."""

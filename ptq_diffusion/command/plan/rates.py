@@ -1,5 +1,6 @@
 """Seconds that passes take, by a short measurement of the networks or by a rate of multiply-accumulates."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,14 +9,12 @@ from statistics import median
 import torch
 from omegaconf import DictConfig
 
-from ptq_diffusion.command.plan.bits import dearest
 from ptq_diffusion.command.plan.case import Case
 from ptq_diffusion.command.plan.forecast import Forecast
+from ptq_diffusion.command.plan.one_row import quantized_by_one_row
 from ptq_diffusion.command.plan.work import Work
-from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model import Denoiser, DiffusersDenoiser
-from ptq_diffusion.network import quantize
+from ptq_diffusion.model import Denoiser
 
 LONGEST = 20.0
 """Seconds that a measured forward may take, about; of a network that takes longer fewer rows are asked."""
@@ -50,10 +49,12 @@ class Rates:
         """The rates of a device that does so many multiply-accumulates a second, whatever the network.
 
         Raises:
-            ValueError: the speed is not above 0.
+            ValueError: the speed is not above 0, or not finite.
         """
-        if not macs_per_second > 0:
-            raise ValueError(f"expected --speed above 0, got {macs_per_second}; give multiply-accumulates a second")
+        if not 0 < macs_per_second < math.inf:
+            raise ValueError(
+                f"expected a finite --speed above 0, got {macs_per_second}; give multiply-accumulates a second"
+            )
         one = forecast.macs / macs_per_second
         return cls(one, one, forecast.decoder_macs / macs_per_second, f"at {macs_per_second:.3g} a second")
 
@@ -69,9 +70,7 @@ def measured_rates(cfg: DictConfig, case: Case, shop: Workshop) -> Rates:
     Raises:
         FileNotFoundError: the folder of the model has no weights.
     """
-    model, step = shop.model(cfg), case.table[0]
-    assert isinstance(model, DiffusersDenoiser)
-    decoder = shop.decoder(cfg)
+    model, step, decoder = shop.model(cfg), case.table[0], shop.decoder(cfg)
 
     def forward(network: Denoiser, rows: int) -> Callable[[], object]:
         x_t = torch.randn(rows, *model.shape, device=shop.device)
@@ -81,28 +80,12 @@ def measured_rates(cfg: DictConfig, case: Case, shop: Workshop) -> Rates:
     with torch.inference_mode():
         one = _seconds([forward(model, 1)], shop.device)[0]
         rows = max(1, min(case.most_rows, int(LONGEST / one)))
-        quantized = _quantized(model, cfg, case, shop, forward)
+        quantized = quantized_by_one_row(cfg, case, shop)
         latent = torch.zeros(1, *model.shape, device=shop.device)
         tasks = [forward(model, rows), forward(quantized, rows), lambda: decoder.decode(latent)]
         floats, quantizeds, decoding = _seconds(tasks, shop.device)
     origin = f"by forwards of {rows:,} rows on {shop.device.type}, {torch.get_num_threads()} threads"
     return Rates(floats / rows, quantizeds / rows, decoding, origin)
-
-
-def _quantized(
-    model: DiffusersDenoiser,
-    cfg: DictConfig,
-    case: Case,
-    shop: Workshop,
-    forward: Callable[[Denoiser, int], Callable[[], object]],
-) -> Denoiser:
-    """The quantized network, its ranges those of a single row: how long it takes depends on no number."""
-    observations = shop.observations(cfg, model)
-    with observations.observing(model.network):
-        forward(model, 1)()
-    host = shop.host.model(cfg)
-    weight, rank = construct(cfg.quantizer.weight), cfg.quantizer.low_rank.rank
-    return quantize(host, dearest(case), observations, weight, rank=rank).to(shop.device)
 
 
 def _seconds(tasks: Sequence[Callable[[], object]], device: torch.device) -> list[float]:

@@ -10,11 +10,11 @@ from rich.table import Table
 from ptq_diffusion.command.check.bounds import in_units
 from ptq_diffusion.command.plan.forecast import Forecast
 from ptq_diffusion.command.plan.memory import Memory
+from ptq_diffusion.command.plan.numbers import duration, short
 from ptq_diffusion.command.plan.rates import Rates
 
 COLUMNS = ("subject", "quantity", "value")
 PASSES = ("float_passes", "quantized_passes", "backward_passes", "layer_passes", "decoded")
-THOUSANDS = ("", "k", "M", "G", "T", "P", "E")
 
 
 def tables(forecast: Forecast, rates: Rates | None) -> Iterator[Table]:
@@ -35,14 +35,6 @@ def csv_of(forecast: Forecast, rates: Rates | None) -> str:
         seconds = ((line.title, "seconds", f"{rates.seconds(line.work):.6g}") for line in forecast.lines)
         writer.writerows([*seconds, ("experiment", "seconds", f"{rates.seconds(forecast.total):.6g}")])
     return text.getvalue()
-
-
-def short(number: float) -> str:
-    """A number in three digits or more and a prefix, such as 859.5 M."""
-    power = 0
-    while abs(number) >= 1000 and power < len(THOUSANDS) - 1:
-        number, power = number / 1000, power + 1
-    return f"{number:,.1f} {THOUSANDS[power]}" if power else f"{number:g}"
 
 
 def _network(forecast: Forecast) -> list[tuple[str, str]]:
@@ -74,14 +66,6 @@ def _whole(forecast: Forecast) -> list[tuple[str, str]]:
 
 def _time(forecast: Forecast, rates: Rates) -> tuple[str, str]:
     return "time of passes", f"{duration(rates.seconds(forecast.total))}, {rates.origin}"
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that a reader expects; empty where there is none."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.0f} {unit}"
-    return f"{seconds:.2g} s" if seconds else ""
 
 
 def _bits(forecast: Forecast) -> Table:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from ptq_diffusion.command.composing import composed
+
 EXAMPLES = """examples:
   ptq-diffusion plan                                               the default experiment
   ptq-diffusion plan bitwidth=w4a4 images=5000                     with other options
@@ -24,30 +26,26 @@ def print_plan(words: Sequence[str]) -> None:
 
     Raises:
         FileNotFoundError: the model's folder lacks a configuration.
-        ValueError: there is no such option, or choices do not fit each other.
+        ValueError: there is no such option, or choices do not fit each other: a run would refuse them too.
     """
-    arguments, overrides = _parser().parse_known_args(words)
-    if odd := [word for word in overrides if word.startswith("-")]:
-        raise ValueError(
-            f"expected OPTION=VALUE, --measure, --speed or --csv, got {odd[0]}; ptq-diffusion plan --help says more"
-        )
+    arguments, cfg = composed(_parser(), words)
     # Import torch, which other commands do without.
-    from ptq_diffusion.command.check.schema import require_schema
+    from ptq_diffusion.command.check.bounds import Room
+    from ptq_diffusion.command.check.preflight import check
     from ptq_diffusion.command.experiment import goal_of
     from ptq_diffusion.command.plan.case import Case, OutlineShop
     from ptq_diffusion.command.plan.forecast import forecast
     from ptq_diffusion.command.plan.rates import Rates, measured_rates
     from ptq_diffusion.command.plan.sheet import csv_of, tables
-    from ptq_diffusion.command.python import compose
-    from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
+    from ptq_diffusion.engine.runtime import Runtime
     from ptq_diffusion.engine.workshop import Workshop
 
-    cfg = compose(*overrides)
-    require_schema(cfg)
-    quiet_libraries()
-    runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices)
-    shop, rates = OutlineShop(runtime), None
-    prediction = forecast(cfg, goal_of(cfg), shop)
+    options = cfg.runtime
+    # Notes go beside the numbers.
+    runtime = Runtime(options.accelerator, options.progress, options.devices, console=Console(stderr=True))
+    shop, goal, rates = OutlineShop(runtime), goal_of(cfg), None
+    check(cfg, goal, shop, Room.unlimited())
+    prediction = forecast(cfg, goal, shop)
     if arguments.speed is not None:
         rates = Rates.of_speed(arguments.speed, prediction)
     elif arguments.measure:
@@ -61,7 +59,7 @@ def print_plan(words: Sequence[str]) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "ptq-diffusion plan",
-        usage="ptq-diffusion plan [OPTION=VALUE ...] [--measure | --speed MACS] [--csv]",
+        usage="ptq-diffusion plan [OPTION=VALUE ...] [--measure | --speed MACS] [--config-dir DIR] [--csv]",
         description="Parameters, bit operations, passes, store, memory and time of an experiment, before it runs.",
         epilog=EXAMPLES,
         formatter_class=RawDescriptionHelpFormatter,

@@ -18,7 +18,7 @@ ANSWERS = ("y", "yes")
 
 
 def tend_store(words: Sequence[str]) -> None:
-    """List the artefacts of a store; with `prune` or --remove, remove those that no run needs.
+    """List the artefacts of a store; with `prune`, remove those that no run needs.
 
     Args:
         words: `prune`, folders of runs, and the options.
@@ -34,7 +34,7 @@ def tend_store(words: Sequence[str]) -> None:
     prune = list(words[:1]) == ["prune"]
     arguments = _parser().parse_args(words[prune:])
     shelf = Shelf.of(arguments.outputs, arguments.folders)
-    if not (prune or arguments.remove):
+    if not prune:
         if arguments.csv:
             sys.stdout.write(csv_of(shelf))
         else:
@@ -72,7 +72,6 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="where runs lie; all of the outputs")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), metavar="DIR", help="the folder of the store")
-    parser.add_argument("--remove", action="store_true", help="the same as prune")
     parser.add_argument("--unfinished", action="store_true", help="remove what killed processes had begun, too")
     parser.add_argument("--yes", action="store_true", help="remove without being asked")
     parser.add_argument("--csv", action="store_true", help="print every artefact, one a line")

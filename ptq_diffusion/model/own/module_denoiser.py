@@ -65,7 +65,8 @@ class ModuleDenoiser(Denoiser):
         return self._network
 
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
-        t = torch.full((len(x_t),), float(step.t), device=x_t.device)
+        # Not len() nor float(), which make numbers that are open in a traced graph fixed ones.
+        t = torch.as_tensor(step.t, dtype=torch.float32, device=x_t.device).repeat(x_t.shape[0])
         return Output(self.call(step.input_scale * x_t, t, condition))
 
     def with_network(self, network: nn.Module) -> Self:
@@ -93,8 +94,7 @@ class ModuleDenoiser(Denoiser):
 
     def _ask(self, network: nn.Module) -> None:
         state, time = torch.zeros(1, *self.shape, device="meta"), torch.zeros(1, device="meta")
-        label = torch.zeros(1, dtype=torch.int64, device="meta")
-        condition = Condition(labels=label) if "labels" in self.needs else None
+        condition = self.blank_condition(1, torch.device("meta"))
         shape = tuple(self.with_network(network).call(state, time, condition).shape)
         if shape != (1, *self.shape):
             raise ValueError(f"its output is of shape {shape[1:]}")

@@ -58,32 +58,40 @@ class Sums:
         return bool(((codes.zero * self.total).abs() <= 2 * codes.highest * self.power.sqrt()).all())
 
 
-class Kept:
-    """Objects made of a layer's tensors when they are first asked for, which are neither copied nor pickled."""
+class Cache:
+    """Objects made of a layer's parts when they are first asked for, which are neither copied nor pickled."""
 
     def __init__(self) -> None:
-        self._kept: dict[object, Any] = {}
+        self._entries: dict[object, tuple[Sequence[object], Any]] = {}
 
-    def once(self, key: object, make: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """The object of a key, made now if there is none."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
+    def once(self, key: object, sources: Sequence[object], make: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """The object of a key, made now if there is none.
 
-    def __deepcopy__(self, memo: object) -> "Kept":
+        Args:
+            key: tells it from others that are made of the same parts.
+            sources: the parts that it is made of: other ones in their places have an object of their own.
+            make: makes it.
+        """
+        # An entry holds its parts, so that no other gets the identity of one.
+        whole = key, *map(id, sources)
+        if whole not in self._entries:
+            self._entries[whole] = sources, make()
+        return self._entries[whole][1]
+
+    def __deepcopy__(self, memo: object) -> "Cache":
         return type(self)()
 
-    def __reduce__(self) -> tuple[type["Kept"], tuple[()]]:
+    def __reduce__(self) -> tuple[type["Cache"], tuple[()]]:
         return type(self), ()
 
 
-class KeptByAll(Kept):
+class SharedCache(Cache):
     """The same, which copies share: a copy of a network with other settings has the same weights.
 
     oneDNN's order of a weight is not a tensor that torch can copy or save.
     """
 
-    def __deepcopy__(self, memo: object) -> "KeptByAll":
+    def __deepcopy__(self, memo: object) -> "SharedCache":
         return self
 
 
@@ -102,16 +110,19 @@ class IntegerLayer(QuantizedLayer):
         current: CurrentStep,
     ) -> None:
         super().__init__(layer, weights, bias, settings, current)
-        self._products, self._packed = Kept(), KeptByAll()
+        self._products, self._packed = Cache(), SharedCache()
 
     def forward(self, x: Tensor) -> Tensor:
         i = self.current.i
-        product: StepProduct | None = self._products.once(i, lambda: self._product_at(i))
+        sources = self.weights[self.settings.weight_copy(i)], self.settings, self.bias
+        product: StepProduct | None = self._products.once(i, sources, lambda: self._product_at(i))
         if product is None:
             return super().forward(x)
         codes = product.codes(self.settings.equalised(x))
         key = product.place, product.codes.border, self.order(codes)
-        weights = self._packed.once(key, lambda: [self.packed(part, product, codes) for part in self._parts(product)])
+        weights = self._packed.once(
+            key, sources[:1], lambda: [self.packed(part, product, codes) for part in self._parts(product)]
+        )
         first, *others = map(partial(self.multiplied, product, codes), weights, product.scales)
         return first.add_(others[0]) if others else first
 
@@ -145,7 +156,7 @@ class IntegerLayer(QuantizedLayer):
         if channels is not None:
             gain, offset = channels
             scale, bias = scale * gain, offset if bias is None else bias * gain + offset
-        sums: list[Sums] = self._packed.once(place, lambda: [Sums.of(part) for part in signed_parts(weight)])
+        sums: list[Sums] = self._packed.once(place, [weight], lambda: [Sums.of(part) for part in signed_parts(weight)])
         codes = InputCodes(numbers)
         scales = [onednn.Scales(numbers.scale, codes.zero, scale.contiguous(), each) for each in (bias, None)]
         scales, border = scales[: len(sums)], self.border(codes, sums)
@@ -160,7 +171,7 @@ class IntegerLayer(QuantizedLayer):
         return signed_parts(weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "IntegerLayer":
-        self._products, self._packed = Kept(), KeptByAll()
+        self._products, self._packed = Cache(), SharedCache()
         return super()._apply(fn, recurse)
 
 

@@ -132,8 +132,8 @@ class TimeConstants:
             t: the time.
             values: the step's numbers.
         """
-        told = {TIME: np.asarray(t, np.float32)} | dict(values)
+        known = {TIME: np.asarray(t, np.float32)} | dict(values)
         if not self.names:
             return {}
-        outputs = run_model(self._model, {name: told[name] for name in self._inputs})
+        outputs = run_model(self._model, {name: known[name] for name in self._inputs})
         return dict(zip(self.names, outputs, strict=True))

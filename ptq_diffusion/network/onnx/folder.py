@@ -46,8 +46,8 @@ class GraphFolder:
 
     def predict(self, x_t: Tensor, step: Step, condition: Condition | None = None) -> Tensor:
         """m~, (B, C, H, W), of states (B, C, H, W) and their condition."""
-        told: dict[str, Any] = {STATE: x_t.numpy(), TIME: np.asarray(step.t, np.float32)}
-        told |= {name: tensor.numpy() for name, tensor in (condition.tensors() if condition else {}).items()}
+        tensors: dict[str, Any] = {STATE: x_t.numpy(), TIME: np.asarray(step.t, np.float32)}
+        tensors |= {name: tensor.numpy() for name, tensor in (condition.tensors() if condition else {}).items()}
         graph = self._session(self.description["files"][step.i])
-        (output,) = graph.run(None, {value.name: told[value.name] for value in graph.get_inputs()})
+        (output,) = graph.run(None, {value.name: tensors[value.name] for value in graph.get_inputs()})
         return torch.from_numpy(output)

@@ -1,9 +1,10 @@
 """From modules to ONNX models, by torch's exporter."""
 
+import io
 import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import onnx
 import torch
@@ -37,14 +38,14 @@ def traced_network(
         ValueError: the network has parts that cannot be traced.
     """
     x_t = torch.randn(ROWS, *quantized.shape, generator=torch.Generator().manual_seed(0))
-    told = {} if condition is None else condition.rows(slice(ROWS)).tensors()
-    example = {"x_t": x_t, "t": torch.tensor(0.0), "condition": told, "values": dict(values)}
-    shapes = {"x_t": {0: BATCH}, "t": None, "condition": {name: {0: BATCH} for name in told}} | {
+    rows = {} if condition is None else condition.rows(slice(ROWS)).tensors()
+    example = {"x_t": x_t, "t": torch.tensor(0.0), "condition": rows, "values": dict(values)}
+    shapes = {"x_t": {0: BATCH}, "t": None, "condition": {name: {0: BATCH} for name in rows}} | {
         "values": dict.fromkeys(values)
     }
     network = GraphNetwork(quantized, i)
-    model = traced(network, example, shapes, [STATE, TIME, *told, *values], [OUTPUT, FEATURES], opset)
-    _require_open(model, [STATE, *told])
+    model = traced(network, example, shapes, [STATE, TIME, *rows, *values], [OUTPUT, FEATURES], opset)
+    _require_open(model, [STATE, *rows])
     return model
 
 
@@ -147,11 +148,11 @@ def _bare(program: torch.onnx.ONNXProgram | None) -> onnx.ModelProto:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Within this context the exporter says nothing of what it leaves out and deprecates."""
-    level = logging.root.manager.disable
+    """Within this context the exporter says nothing of what it leaves out, deprecates and fails at."""
+    level, ignored = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(ignored), redirect_stderr(ignored):
             warnings.simplefilter("ignore")
             yield
     finally:

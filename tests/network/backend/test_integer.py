@@ -105,6 +105,10 @@ def test_gains_and_offsets_of_a_step_are_in_scales_and_biases():
             outputs.append(integer(x))
             assert difference(outputs[-1], simulated(x)) < EXACT
         assert difference(*outputs) > 0.01
+        other, _ = layer_of(name, 8, 4, (False, True, False))
+        for layer in (simulated, integer):
+            layer.weights[0], layer.settings = other.weights[0], other.settings
+        assert difference(integer(x), simulated(x)) < EXACT, "other parts in the places of those that it has met"
 
 
 def planned(denoiser, rows):

@@ -1,0 +1,48 @@
+"""Rows of the calls of a block: what grows with the batch is divided, all else stays whole, whatever its length."""
+
+import pytest
+import torch
+from torch import nn
+
+from ptq_diffusion.rounding.calls import Call, leaves_of_rows
+
+TABLE, SCALE = torch.rand(2, 4), torch.tensor(2.0)
+
+
+class Block(nn.Module):
+    def forward(self, x, scale, *, places, flat=None):
+        return x * scale + places[0].sum() + (0 if flat is None else flat.sum())
+
+
+@pytest.fixture
+def block():
+    return Block()
+
+
+def asked(block, rows, **more):
+    """A forward of so many states, whose table of places is as long as a batch of two."""
+    return lambda: block(
+        torch.rand(rows, 3), SCALE, places=(TABLE, TABLE), **{k: make(rows) for k, make in more.items()}
+    )
+
+
+def test_a_tensor_is_of_rows_if_it_grows_with_the_batch(block):
+    of_rows = leaves_of_rows(block, asked(block, 1), asked(block, 2))
+    assert of_rows == [True, False, False, False]
+    x, chosen = torch.rand(2, 3), torch.tensor([1])
+    some = Call(0, ((x, SCALE), {"places": (TABLE, TABLE)}), [x], of_rows).rows(chosen)
+    (rows, scale), named = some.arguments
+    assert torch.equal(rows, x[chosen]) and torch.equal(some.outputs[0], x[chosen]) and some.count == 1
+    assert scale is SCALE and all(table is TABLE for table in named["places"])
+
+
+@pytest.mark.parametrize("flat", [lambda rows: torch.rand(2 * rows), lambda rows: torch.rand(rows + 1)])
+def test_a_tensor_that_grows_in_another_way_is_refused(block, flat):
+    with pytest.raises(ValueError, match=r"a row for each row .* choose rounding=gptq"):
+        leaves_of_rows(block, asked(block, 1, flat=flat), asked(block, 2, flat=flat))
+
+
+def test_an_output_that_does_not_grow_is_refused():
+    block = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="for one and for two states"):
+        leaves_of_rows(block, *[lambda: block(torch.rand(1, 3))] * 2)
