@@ -86,7 +86,16 @@ def _definition(kind: type) -> Definition:
 
 
 def said(stage: type[Stage], cfg: DictConfig) -> Any:  # noqa: ANN401
-    """All that the configuration says of a stage and its needs."""
-    keys = sorted({key for needed in _needed(stage) for key in needed.uses})
+    """All that the configuration says of a stage and of those of its needs that it has a use for."""
+    keys = sorted({key for serving in _serving(stage, cfg) for key in serving.uses})
     values = {key: OmegaConf.select(cfg, key) for key in keys}
     return {key: plain(value) if OmegaConf.is_config(value) else value for key, value in values.items()}
+
+
+def _serving(stage: type[Stage], cfg: DictConfig) -> set[type[Stage]]:
+    serving, ahead = set[type[Stage]](), [stage]
+    while ahead:
+        one = ahead.pop()
+        serving.add(one)
+        ahead += [need for need in one.needs if need not in serving and need.serves(cfg)]
+    return serving

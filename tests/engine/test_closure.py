@@ -80,6 +80,7 @@ BRANCHES: dict[str, dict[str, str]] = {
         "quantizer/quantizer.py": NAMESAKE,
     },
     "sensitivity": {
+        "bitwidth/additions.py": ASKED,
         "bitwidth/budget.py": ASKED,
         "bitwidth/choices.py": ASKED,
         "bitwidth/cost.py": ASKED,

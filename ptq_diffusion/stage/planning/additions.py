@@ -27,6 +27,7 @@ class CorrectionAdditions(ModelStage):
 
     @classmethod
     def serves(cls, cfg: DictConfig) -> bool:
+        """Whether the bits are chosen under a budget that counts the correction."""
         return counts_correction(construct(cfg.bitwidth))
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
