@@ -15,6 +15,8 @@ CARDS = (
     "quantizer",
     "range_search",
     "step_groups",
+    "equalisation",
+    "low_rank",
     "calibration_set",
     "recipe",
     "rounding",
