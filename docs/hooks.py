@@ -119,10 +119,10 @@ def on_files(files: Any, config: Any) -> Any:  # noqa: ANN401
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:  # noqa: ANN401
     """Called by mkdocs for each page."""
-    return on_site(markdown, page.file.src_uri)
+    return site_link(markdown, page.file.src_uri)
 
 
-def on_site(markdown: str, page: str) -> str:
+def site_link(markdown: str, page: str) -> str:
     """The text of a page, whose links work in the repository, with links to the same places on the site.
 
     The top of the site is docs/, beside which it has the repository's other folders; a group of conf/ is its cards.

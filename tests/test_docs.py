@@ -66,7 +66,7 @@ def test_links_between_pages_lead_to_pages(hooks):
         text, link = page.read_text(), r"\]\((?!https?:)([^)#]+)"
         for target in re.findall(link, text):
             assert (page.parent / target).exists(), f"{page} links to {target} in the repository"
-        for target in re.findall(link, hooks.on_site(text, page.relative_to(DOCS).as_posix())):
+        for target in re.findall(link, hooks.site_link(text, page.relative_to(DOCS).as_posix())):
             place = (page.parent / target).resolve().relative_to(DOCS).as_posix()
             assert place in known, f"{page} links to {target} on the site"
 

@@ -140,11 +140,11 @@ def test_a_legacy_predict_epsilon_says_what_is_predicted(tmp_path):
     refused(tmp_path, "expected one kind of prediction .* predict_epsilon=False and prediction_type=epsilon")
 
 
-def test_a_learned_variance_has_to_be_fixed_under_ddpm(tmp_path):
+def test_a_variance_that_is_learned_without_a_range_has_to_be_fixed_under_ddpm(tmp_path):
     save(tmp_path, "classes")
-    edit(tmp_path / "scheduler" / "scheduler_config.json", variance_type="learned_range")
+    edit(tmp_path / "scheduler" / "scheduler_config.json", variance_type="learned")
     config = load(tmp_path).scheduler_config
-    with pytest.raises(ValueError, match=r"got 'learned_range'; set \+sampler.scheduler.variance_type"):
+    with pytest.raises(ValueError, match=r"got 'learned'; set \+sampler.scheduler.variance_type"):
         DDPM(2, {}).table(config)
     assert DDPM(2, {"variance_type": "fixed_small"}).table(config)
 
