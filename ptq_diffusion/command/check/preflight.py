@@ -77,31 +77,36 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop, room: Room) -> Non
     if goal is EncodePrompts and not EncodePrompts.serves(cfg):
         raise ValueError("expected prompts to encode, got none; set condition=prompts condition.source.path=FILE")
     if "sampler" in used:
-        model = shop.model(cfg)
-        table = shop.table(cfg, model)
-        if "images" in used:
-            require_room(_least(cfg, model, len(table), shop), room)
-        if "bitwidth" in used:
-            policy_of(cfg, model, table).check(_guided(cfg, model).architecture(table), table)
-            if "quantizer" in used:
-                check_quantization(cfg, model, goal, shop)
-            _check_measurements(cfg, goal)
-        if "backend" in used:
-            _check_backend(cfg, shop)
-        if "correction" in used:
-            _check_correction(cfg, model, shop)
-        if goal is Export:
-            _check_export(cfg, model, shop)
-        if goal is WriteOnnx:
-            _check_onnx(cfg, table)
-        if goal is MeasureLayers:
-            layer_chunks(cfg)
-        if "images" in used:
-            chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
-        if "judging" in used:
-            _check_judging(cfg, shop.decoder(cfg).shape(model.shape))
+        _check_sampling(cfg, goal, used, shop, room)
     elif "training" in used and cfg.training is not None:
         _check_training(cfg, room)
+
+
+def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], shop: Workshop, room: Room) -> None:
+    """Show each part the model and the table of the sampler."""
+    model = shop.model(cfg)
+    table = shop.table(cfg, model)
+    if "images" in used:
+        require_room(_least(cfg, model, len(table), shop), room)
+    if "bitwidth" in used:
+        policy_of(cfg, model, table).check(_guided(cfg, model).architecture(table), table)
+        if "quantizer" in used:
+            check_quantization(cfg, model, goal, shop)
+        _check_measurements(cfg, goal)
+    if "backend" in used:
+        _check_backend(cfg, shop)
+    if "correction" in used:
+        _check_correction(cfg, model, shop)
+    if goal is Export:
+        _check_export(cfg, model, shop)
+    if goal is WriteOnnx:
+        _check_onnx(cfg, table)
+    if goal is MeasureLayers:
+        layer_chunks(cfg)
+    if "images" in used:
+        chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
+    if "judging" in used:
+        _check_judging(cfg, shop.decoder(cfg).shape(model.shape))
 
 
 def _takes_part(stage: type[Stage], cfg: DictConfig) -> bool:
