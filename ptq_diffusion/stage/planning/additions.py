@@ -28,7 +28,8 @@ class CorrectionAdditions(ModelStage):
     @classmethod
     def serves(cls, cfg: DictConfig) -> bool:
         """Whether the bits are chosen under a budget that counts the correction."""
-        return counts_correction(construct(cfg.bitwidth))
+        # Read and not built, as a policy of another kind is refused by its name later.
+        return bool(cfg.bitwidth.get("count_correction", False))
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
         model = shop.model(cfg)
@@ -48,11 +49,6 @@ def additions_of(cfg: DictConfig, model: Denoiser, table: Table) -> Additions:
 def read_additions(folder: Path) -> Additions:
     """The additions of an artefact."""
     return Additions(**read_json(folder / CorrectionAdditions.file))
-
-
-def counts_correction(policy: object) -> bool:
-    """Whether a policy spends a budget that counts the correction."""
-    return isinstance(policy, UnderBudget) and policy.count_correction
 
 
 def policy_of(cfg: DictConfig, model: Denoiser, table: Table) -> BitwidthPolicy:
