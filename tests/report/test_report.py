@@ -123,7 +123,8 @@ def test_the_same_command_recomputes_nothing(report):
 
 
 FORCED = {
-    "true": {"trajectories", "calibrate", "plan", "quantize", "float_path", "noise", "fit", "drift", "evaluate"}
+    "true": {"trajectories", "calibration_set", "calibrate", "plan", "quantize", "float_path", "noise", "fit"}
+    | {"drift", "evaluate"}
     | {stage.name for stage in VARIANTS.values()},
     "evaluate": {"evaluate"},
     "noise": {"noise", "fit", "samples_corrected", "drift", "evaluate"},
@@ -142,7 +143,9 @@ def test_force_makes_again_what_it_names_and_ends_with_the_same_numbers(report, 
 
 
 def test_force_names_what_the_goal_is_made_of(report):
-    with pytest.raises(ValueError, match=r"force to be false, true or one of calibrate, .*got 'train_denoiser'"):
+    with pytest.raises(
+        ValueError, match=r"force to be false, true or one of additions, calibrate, .*got 'train_denoiser'"
+    ):
         report("force=train_denoiser")
 
 
