@@ -117,6 +117,9 @@ def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path)
             f"expected one value of {key}, got {value}; a list is {key}=[{value}], a sweep takes -m in front, a text "
             f"is {quoted(f'{key}={value}')}"
         )
+    if interpolation := re.match(r"Error resolving interpolation '(.*?)', possible interpolation keys", text):
+        # Hydra lists every group.
+        return f"expected a group in {interpolation[1]}, whose choice stands there, got another name; {HELP}"
     if merged := re.match(r"Error merging override \+*([^=]+)=(.*)$", text):
         key, value = merged.groups()
         return (
