@@ -15,7 +15,7 @@ from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.metric.cost import VariantCost
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.quantizer.range_search import Distribution
-from ptq_diffusion.stage.drawing.drift import DRIFTING
+from ptq_diffusion.stage.drawing.side_by_side import COMPARED
 from tests.experiments import composed
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +79,7 @@ def test_every_column_of_a_report_is_explained():
     costs, steps = ({field.name for field in dataclasses.fields(kind)} for kind in (VariantCost, StepReport))
     metrics = {construct(node).name for node in pd.compose().metric.values()}
     pairs = {"difference", "low", "high", "standard_error", "detectable", "seed_spread"}
-    drift = {f"{number}_{variant}" for number in ("mse", "psnr") for variant in DRIFTING}
+    drift = {f"{number}_{variant}" for number in ("mse", "psnr") for variant in COMPARED}
     assert costs | steps | drift | metrics | pairs | {"variant", "correction", "images", "seeds"} <= explained
 
 

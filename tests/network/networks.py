@@ -67,5 +67,14 @@ def named_tensors(module):
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
+def assert_same(ours, theirs, steps):
+    """Two quantized networks have the same tensors and say the same at every step, bit for bit."""
+    mine, others = named_tensors(ours.network), named_tensors(theirs.network)
+    assert mine.keys() == others.keys() and all(torch.equal(mine[name], others[name]) for name in mine)
+    assert ours.fingerprint() == theirs.fingerprint()
+    for i in range(steps):
+        assert torch.equal(outputs(ours, i), outputs(theirs, i))
+
+
 def without_hooks(network):
     return not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())

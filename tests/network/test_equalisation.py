@@ -25,7 +25,7 @@ from ptq_diffusion.network.insertion import layer_settings, weight_quantizer
 from ptq_diffusion.network.layer import quantized_layer
 from ptq_diffusion.network.saving import TENSORS, equalised_layers
 from ptq_diffusion.quantizer import DynamicQuantizer, NoEqualisation, PerTensor, PowersOfTwo, SmoothQuant
-from tests.network.networks import ACTIVATION, TIMES, WEIGHT, by_step, named_tensors, outputs, states, weighted
+from tests.network.networks import ACTIVATION, TIMES, WEIGHT, assert_same, by_step, outputs, states, weighted
 from tests.steps import at
 
 LAYERS = {
@@ -139,12 +139,7 @@ def test_a_network_comes_back_bit_for_bit(denoiser, equalised, tmp_path):
     save_quantized(equalised, tmp_path)
     names = {site.name for site in weighted(denoiser)} - {"conv_out", "time_embedding.linear_1"}
     assert set(equalised_layers(tmp_path)) == names, "a layer whose input is float throughout has no factors"
-    again = load_quantized(tmp_path)
-    theirs = named_tensors(again.network)
-    assert all(torch.equal(tensor, theirs.pop(name)) for name, tensor in named_tensors(equalised.network).items())
-    assert not theirs and again.fingerprint() == equalised.fingerprint()
-    for i in range(3):
-        assert torch.equal(outputs(again, i), outputs(equalised, i))
+    assert_same(equalised, load_quantized(tmp_path), 3)
 
 
 DAMAGED = {

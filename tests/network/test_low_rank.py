@@ -13,7 +13,7 @@ from ptq_diffusion.network.low_rank import LowRankWeight, quantizer_of_layer
 from ptq_diffusion.network.onnx.step_values import layer_values
 from ptq_diffusion.network.saving import ranks_of_layers
 from ptq_diffusion.quantizer.low_rank import with_low_rank
-from tests.network.networks import WEIGHT, by_step, named_tensors, observed, outputs, weighted
+from tests.network.networks import WEIGHT, assert_same, by_step, observed, outputs, weighted
 
 SHAPES = [(12, 20), (12, 5, 3, 3)]
 FACTORS = [None, torch.tensor([0.25, 1.0, 8.0, 0.5, 2.0])]
@@ -76,12 +76,7 @@ def test_a_network_comes_back_bit_for_bit(denoiser, network, tmp_path):
     assert {name for name, copies in kinds.items() if copies == [LowRankWeight, FloatWeight]} == inner
     save_quantized(network, tmp_path)
     assert ranks_of_layers(tmp_path) == dict.fromkeys(inner, 2)
-    again = load_quantized(tmp_path)
-    theirs = named_tensors(again.network)
-    assert all(torch.equal(tensor, theirs.pop(name)) for name, tensor in named_tensors(network.network).items())
-    assert not theirs and again.fingerprint() == network.fingerprint()
-    for i in range(2):
-        assert torch.equal(outputs(again, i), outputs(network, i))
+    assert_same(network, load_quantized(tmp_path), 2)
 
 
 def test_it_is_nearer_to_float_than_without(denoiser, network, maker):

@@ -24,7 +24,8 @@ from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.drawing.drift import MeasureDrift, drift_chunks
 from ptq_diffusion.stage.drawing.image_files import ImageFiles
-from ptq_diffusion.stage.drawing.layers import COMPARED, MeasureLayers
+from ptq_diffusion.stage.drawing.layers import MeasureLayers
+from ptq_diffusion.stage.drawing.side_by_side import COMPARED
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.export import Export
 from ptq_diffusion.stage.fit import Fit

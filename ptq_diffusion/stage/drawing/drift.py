@@ -11,22 +11,19 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ptq_diffusion.artefact.files import read_json, write_json
-from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.models import decoder_checksum
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric.metric import FLOAT
 from ptq_diffusion.model import Pixels
-from ptq_diffusion.stage.drawing.corrected import draw_corrected
 from ptq_diffusion.stage.drawing.images import DrawImages
+from ptq_diffusion.stage.drawing.side_by_side import COMPARED, works_of_variants
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.samples import SAMPLING
 
-DRIFTING = ("quantized", "corrected")
-"""The variants whose states drift from those of `FLOAT`."""
 PIXEL_RANGE = 2.0
 """Images that are themselves denoised lie in [-1, 1]."""
 
@@ -100,18 +97,13 @@ class MeasureDrift(ModelStage):
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         run_chunks(partial(self.work, cfg, inputs), drift_chunks(cfg), out / "chunks", shop, self.title)
         parts = list(read_chunks(out / "chunks"))
-        errors = {name: torch.cat([part[name] for part in parts], 1) for name in DRIFTING}
+        errors = {name: torch.cat([part[name] for part in parts], 1) for name in COMPARED}
         ranges = torch.cat([part["range"] for part in parts])
         write_json(out / "drift.json", {name: asdict(Drift.of(rows, ranges)) for name, rows in errors.items()})
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> SideBySide:
         """The work of every device."""
-        model, quantized = shop.guided(cfg, inputs), shop.quantized(cfg, inputs[Quantize.name])
-        conditions, decoder = shop.conditions(cfg, model, inputs), shop.decoder(cfg)
-        correction, table = FittedCorrection.load(inputs[Fit.name]), shop.table(cfg, model)
-        works = [DrawImages.of(network, table, conditions, decoder) for network in (model, quantized)]
-        works.append(draw_corrected(quantized, correction, conditions, decoder))
-        return SideBySide(dict(zip((FLOAT, *DRIFTING), works, strict=True)))
+        return SideBySide(works_of_variants(cfg, inputs, shop))
 
 
 def drift_chunks(cfg: DictConfig) -> list[Chunk]:

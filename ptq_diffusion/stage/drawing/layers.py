@@ -11,21 +11,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ptq_diffusion.artefact.files import read_json, write_json, write_tensors
-from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric.metric import FLOAT
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.network.layer_errors import POWER, StepErrors
-from ptq_diffusion.stage.drawing.corrected import draw_corrected
 from ptq_diffusion.stage.drawing.images import DrawImages
+from ptq_diffusion.stage.drawing.side_by_side import COMPARED, works_of_variants
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 
-COMPARED = ("quantized", "corrected")
-"""The variants whose sites are compared with those of `FLOAT`."""
 COLUMNS = tuple(f"{kind}_{name}" for name in COMPARED for kind in ("own", "accumulated"))
 """The names of the errors."""
 AT_ONCE = 4
@@ -111,12 +108,7 @@ class MeasureLayers(ModelStage):
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> CompareSites:
         """The work of every device."""
-        model, quantized = shop.guided(cfg, inputs), shop.quantized(cfg, inputs[Quantize.name])
-        conditions, decoder = shop.conditions(cfg, model, inputs), shop.decoder(cfg)
-        correction, table = FittedCorrection.load(inputs[Fit.name]), shop.table(cfg, model)
-        works = [DrawImages.of(network, table, conditions, decoder) for network in (model, quantized)]
-        works.append(draw_corrected(quantized, correction, conditions, decoder))
-        return CompareSites(dict(zip((FLOAT, *COMPARED), works, strict=True)))
+        return CompareSites(works_of_variants(cfg, inputs, shop))
 
 
 def layer_chunks(cfg: DictConfig) -> list[Chunk]:
