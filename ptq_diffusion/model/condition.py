@@ -71,6 +71,11 @@ class Condition:
         """The condition on another device."""
         return Condition(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
+    def as_dtype(self, dtype: torch.dtype) -> "Condition":
+        """The condition with all tensors of floating-point numbers in one dtype."""
+        pairs = self.tensors().items()
+        return Condition(**{name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in pairs})
+
     def cloned(self) -> "Condition":
         """The condition in memory of its own, which may take part in gradients though it was made without."""
         return Condition(**{name: tensor.clone() for name, tensor in self.tensors().items()})

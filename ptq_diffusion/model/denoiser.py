@@ -57,10 +57,12 @@ class Denoiser(nn.Module, ABC):
         shape: of one latent, (C, H, W).
         scheduler_config: the configuration of the diffusers scheduler that it was trained with, with its prediction
             type.
+        dtype: that the network computes in; states, m and all statistics are float32 in any case.
     """
 
     shape: tuple[int, int, int]
     scheduler_config: Mapping[str, Any]
+    dtype: torch.dtype = torch.float32
 
     @abstractmethod
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:

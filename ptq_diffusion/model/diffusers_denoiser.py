@@ -24,6 +24,7 @@ from ptq_diffusion.model.loading import (
 )
 from ptq_diffusion.model.macs import Macs, count_macs, layers_of
 from ptq_diffusion.model.site import Kind, Role, Site, product_sites
+from ptq_diffusion.model.weights import known_dtype
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class DiffusersDenoiser(Denoiser):
         config: the configuration of the network, of which the sites are told.
         scheduler_config: the scheduler's configuration, which is completed by what its pipeline tells a scheduler.
         classes: of the folder, or None.
+        dtype: that the network computes in; states, m and everything between networks are float32 in any case.
 
     Raises:
         ValueError: the family cannot ask such a network, or its classes are of another.
@@ -65,8 +67,10 @@ class DiffusersDenoiser(Denoiser):
         config: Mapping[str, Any],
         scheduler_config: Mapping[str, Any],
         classes: Classes | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        self.dtype = dtype
         self._network, self.family = network, family
         # Private entries say where a configuration came from.
         self.config = {name: value for name, value in config.items() if not name.startswith("_")}
@@ -77,25 +81,26 @@ class DiffusersDenoiser(Denoiser):
         self._require_classes()
 
     @classmethod
-    def from_folder(cls, path: str) -> "DiffusersDenoiser":
+    def from_folder(cls, path: str, dtype: str = "float32") -> "DiffusersDenoiser":
         """Load what a diffusers pipeline saved: a network (safetensors only) and a scheduler.
 
         They are in `unet/` or `transformer/` and in `scheduler/`, or both at the top; `class_embedder/` is read too.
-        Weights of half precision are computed with in float32.
 
         Args:
             path: the folder, `bundled:NAME`, or the name of a model in the hub's local cache, `org/name`.
+            dtype: that the network is computed in, whatever the files': float32, bfloat16 or float16.
 
         Raises:
             FileNotFoundError: there is no such folder, or it lacks one of its files.
             ValueError: the pipeline or its network is of no known kind or quantized already, its files are broken or
                 do not belong together, or no model of this name is bundled.
         """
-        loaded = load_folder(path)
+        precision = known_dtype(dtype)
+        loaded = load_folder(path, precision)
         count = loaded.classes if loaded.class_table is None else len(loaded.class_table) - 1
         classes = None if count is None else Classes(count, loaded.class_table)
         network = loaded.network.eval().requires_grad_(False)
-        return cls(network, loaded.family, dict(network.config), loaded.scheduler_config, classes)
+        return cls(network, loaded.family, dict(network.config), loaded.scheduler_config, classes, precision)
 
     @classmethod
     def outline(cls, path: str) -> "DiffusersDenoiser":
@@ -166,7 +171,10 @@ class DiffusersDenoiser(Denoiser):
         return self.family.unpatched(patches, self.config)[:, : self.shape[0]]
 
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
-        m = self.family.call(self._network, step.input_scale * x_t, step.t, self._looked_up(condition))
+        condition = self._looked_up(condition)
+        if condition is not None:
+            condition = condition.as_dtype(self.dtype)
+        m = self.family.call(self._network, (step.input_scale * x_t).to(self.dtype), step.t, condition).float()
         channels = self.shape[0]
         return Output(m[:, :channels], variance=m[:, channels:] if self.says_variance else None)
 
@@ -176,7 +184,8 @@ class DiffusersDenoiser(Denoiser):
         return tensors_digest(self.network.state_dict() | table)
 
     def with_network(self, network: nn.Module) -> "DiffusersDenoiser":
-        return DiffusersDenoiser(network, self.family, self.config, self.scheduler_config, self.folder_classes)
+        folder = self.scheduler_config, self.folder_classes
+        return DiffusersDenoiser(network, self.family, self.config, *folder, self.dtype)
 
     def row_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shapes of one row of a condition as the network is given it, by name, a prompt being of usual length."""

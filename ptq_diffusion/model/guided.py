@@ -39,7 +39,7 @@ class Guided(Denoiser):
             raise ValueError(f"expected a finite scale of guidance, got {scale}; give another")
         require_interval(low, high)
         self._denoiser, self.scale, self.interval = denoiser, float(scale), (float(low), float(high))
-        self.shape, self.scheduler_config = denoiser.shape, denoiser.scheduler_config
+        self.shape, self.scheduler_config, self.dtype = denoiser.shape, denoiser.scheduler_config, denoiser.dtype
         for name, tensor in null.tensors().items():
             self.register_buffer(f"null_{name}", tensor, persistent=False)
         self._names = tuple(null.tensors())

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin, Transformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptq_diffusion.model.class_embedder import load_class_table
 from ptq_diffusion.model.components import Component, read_json
@@ -43,7 +43,7 @@ class LoadedFolder:
     """The contents of a model folder that denoise.
 
     Args:
-        network: with its weights, in float32.
+        network: with its weights, in the dtype that was asked for.
         family: of the network.
         scheduler_config: the scheduler's configuration.
         classes: how many classes the folder names, or None.
@@ -57,11 +57,12 @@ class LoadedFolder:
     class_table: Tensor | None
 
 
-def load_folder(path: str) -> LoadedFolder:
+def load_folder(path: str, dtype: torch.dtype = torch.float32) -> LoadedFolder:
     """The network of a model folder, its scheduler's configuration and its classes.
 
     Args:
         path: the folder, `bundled:NAME`, or `org/name` in the hub's local cache.
+        dtype: of the weights.
 
     Raises:
         FileNotFoundError: there is no such folder, or it lacks one of its files.
@@ -71,7 +72,7 @@ def load_folder(path: str) -> LoadedFolder:
     files = find_files(path)
     require_latents(files)
     config, family = network_config(files)
-    network = load_component(files.network, config, family.network_class, family)
+    network = load_component(files.network, config, family.network_class, family, dtype)
     if files.index.unused:
         log.info("not used of %s: %s", files.index.folder, ", ".join(files.index.unused))
     table = None if files.class_embedder is None else load_class_table(files.class_embedder)
@@ -149,15 +150,20 @@ def complete_config(config: Mapping[str, Any], network_class: type[ModelMixin]) 
 
 
 def load_component(
-    component: Component, config: Mapping[str, Any], network_class: type[ModelMixin], family: Family | None = None
+    component: Component,
+    config: Mapping[str, Any],
+    network_class: type[ModelMixin],
+    family: Family | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> ModelMixin:
-    """The network of a component with its weights in float32.
+    """The network of a component with its weights.
 
     Args:
         component: its files.
         config: its configuration, in today's words.
         network_class: the class that the configuration names.
         family: of a network that denoises; None of a decoder.
+        dtype: of the weights.
 
     Raises:
         ValueError: the network is quantized already, or files are broken or do not belong together.
@@ -166,8 +172,10 @@ def load_component(
     build = family.build if family else network_class.from_config
     # Shapes are compared before memory is taken, which a broken configuration may ask for without bounds.
     expected = _construct(config, build, component, "meta").state_dict()
-    weights = fitted_weights(read_weights(component), expected, component)
+    weights = fitted_weights(read_weights(component), expected, component, dtype)
     network = _construct(config, build, component, "cpu")
+    # Not diffusers' own `to`, which warns of modules that stay in float32; no network of a family has any.
+    nn.Module.to(network, dtype)
     network.load_state_dict(weights)
     return network
 

@@ -1,4 +1,4 @@
-"""Weights of model folders, as float32 under the names of a network."""
+"""Weights of model folders, in one dtype under the names of a network."""
 
 import warnings
 from collections.abc import Mapping
@@ -11,6 +11,8 @@ from torch import Tensor
 from ptq_diffusion.model.components import Component, shard_names
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The dtypes that a network can be computed in, by name."""
 COMPILED, PARALLEL = "_orig_mod.", "module."
 """Parts of names that torch.compile leaves anywhere and DataParallel in front of all."""
 EARLIER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -43,15 +45,27 @@ def read_weights(files: Component) -> dict[str, Tensor]:
     return _without_prefixes(weights, files)
 
 
+def known_dtype(name: str) -> torch.dtype:
+    """The dtype of a name.
+
+    Raises:
+        ValueError: networks are not computed in it.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"expected model.dtype to be one of {', '.join(DTYPES)}, got {name!r}; set one of them")
+    return DTYPES[name]
+
+
 def fitted_weights(
-    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], files: Component
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], files: Component, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """The weights under the names of a network: float ones as float32, others as they are.
+    """The weights under the names of a network: float ones in one dtype, others as they are.
 
     Args:
         weights: by the names of the file.
         expected: the network's own by name; their numbers are not looked at, so they may be on the meta device.
         files: for messages.
+        dtype: of the float ones.
 
     Raises:
         ValueError: weights are missing, too many, of another shape, of another type of numbers, or not finite.
@@ -70,10 +84,11 @@ def fitted_weights(
                 "network; save the pipeline again"
             )
         _require_numbers(name, weight, expected[name], files)
-    kinds = sorted({_kind(weight) for name, weight in weights.items() if expected[name].is_floating_point()})
+    kinds = sorted({_kind(weight.dtype) for name, weight in weights.items() if expected[name].is_floating_point()})
     if len(kinds) > 1:
-        _warn(f"the weights in {files.config.parent} are of {' and '.join(kinds)}; all are computed with as float32")
-    return {name: weight.float() if expected[name].is_floating_point() else weight for name, weight in weights.items()}
+        _warn(f"the weights in {files.config.parent} are of {' and '.join(kinds)}; all become {_kind(dtype)}")
+    floats = {name for name in weights if expected[name].is_floating_point()}
+    return {name: weight.to(dtype) if name in floats else weight for name, weight in weights.items()}
 
 
 def _without_prefixes(weights: dict[str, Tensor], files: Component) -> dict[str, Tensor]:
@@ -108,7 +123,7 @@ def _require_numbers(name: str, weight: Tensor, expected: Tensor, files: Compone
     if weight.dtype not in allowed:
         raise ValueError(
             f"expected {name} as {', '.join(str(kind).removeprefix('torch.') for kind in allowed)} in "
-            f"{files.config.parent}, got {_kind(weight)}; give the folder of the float network"
+            f"{files.config.parent}, got {_kind(weight.dtype)}; give the folder of the float network"
         )
     if not torch.isfinite(weight.float()).all():
         raise ValueError(
@@ -116,8 +131,8 @@ def _require_numbers(name: str, weight: Tensor, expected: Tensor, files: Compone
         )
 
 
-def _kind(weight: Tensor) -> str:
-    return str(weight.dtype).removeprefix("torch.")
+def _kind(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _warn(message: str) -> None:

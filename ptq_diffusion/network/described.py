@@ -10,6 +10,7 @@ from torch import Tensor
 from ptq_diffusion.model import Denoiser, DiffusersDenoiser
 from ptq_diffusion.model.diffusers_denoiser import Classes
 from ptq_diffusion.model.family import FAMILIES
+from ptq_diffusion.model.weights import DTYPES, known_dtype
 
 MODEL = "model"
 """The key of the configuration that a denoiser which is not of diffusers is built from."""
@@ -35,6 +36,7 @@ def described(denoiser: Denoiser, model: Mapping[str, Any] | None) -> dict[str, 
         "family": denoiser.family.network_class.__name__,
         "network": denoiser.config,
         "scheduler": denoiser.scheduler_config,
+        "dtype": next(name for name, dtype in DTYPES.items() if dtype is denoiser.dtype),
         "classes": None if denoiser.folder_classes is None else denoiser.folder_classes.count,
     }
 
@@ -78,4 +80,5 @@ def diffusers_denoiser(description: Mapping[str, Any], class_table: Tensor | Non
     with torch.device("meta"):
         network = family.build(description["network"])
     classes = None if description["classes"] is None else Classes(description["classes"], class_table)
-    return DiffusersDenoiser(network, family, description["network"], description["scheduler"], classes)
+    parts = description["network"], description["scheduler"], classes, known_dtype(description["dtype"])
+    return DiffusersDenoiser(network, family, *parts)

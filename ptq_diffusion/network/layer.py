@@ -73,11 +73,15 @@ class QuantizedLayer(nn.Module, ABC):
 
     def watch_input(self, see: Callable[[Tensor], object]) -> RemovableHandle:
         """Show the layer's input on its grid, as float32, at every call until the handle is removed."""
-        return self.settings.register_forward_hook(lambda _, __, x_hat: see(x_hat) and None)
+        return self.settings.register_forward_hook(lambda _, __, x_hat: see(x_hat.float()) and None)
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's operation on an input that is quantized already, in the dtype of the input."""
+        return self.operation(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @abstractmethod
-    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer's operation on an input that is quantized already."""
+    def operation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's operation on tensors of one dtype."""
 
 
 class QuantizedConv2d(QuantizedLayer):
@@ -108,7 +112,7 @@ class QuantizedConv2d(QuantizedLayer):
         self.stride, self.padding, self.padding_mode = layer.stride, layer.padding, layer.padding_mode
         self.dilation, self.groups = layer.dilation, layer.groups
 
-    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def operation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return nn.functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
@@ -117,7 +121,7 @@ class QuantizedLinear(QuantizedLayer):
 
     channels = -1
 
-    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def operation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return nn.functional.linear(x, weight, bias)
 
 

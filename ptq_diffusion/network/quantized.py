@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ptq_diffusion.model import Condition, Denoiser, Guided, Output, Role, Site, Timestep
@@ -55,7 +56,7 @@ class QuantizedDenoiser(Denoiser):
         self.backend = backend or Simulated()
         self._denoiser, self._sites, self._attention_macs = denoiser, tuple(sites), attention_macs
         self.plan, self._current = plan, current
-        self.shape, self.scheduler_config = denoiser.shape, denoiser.scheduler_config
+        self.shape, self.scheduler_config, self.dtype = denoiser.shape, denoiser.scheduler_config, denoiser.dtype
         last = [site.name for site in sites if site.role is Role.LAST]
         if len(last) != 1:
             raise ValueError(f"expected a network with one output layer, got the output layers {last}")
@@ -230,6 +231,7 @@ class QuantizedDenoiser(Denoiser):
         if type(backend) is type(self.backend):
             return self
         backend.require(next(self.buffers()).device)
+        require_float32(self, f"backend={backend.name}")
         self._require_computable(backend)
         copied = self.with_settings(self.settings)
         for name, layer in copied.layers().items():
@@ -282,6 +284,21 @@ class QuantizedDenoiser(Denoiser):
                 f"expected a quantized layer {name} of {channels} output channels, which the correction was fitted "
                 f"for, got {message}; fit it for this network"
             )
+
+
+def require_float32(model: Denoiser, what: str) -> None:
+    """Refuse a network that computes between its layers in another dtype.
+
+    Args:
+        model: float or quantized.
+        what: reads float32 alone.
+
+    Raises:
+        ValueError: the network does.
+    """
+    if model.dtype is not torch.float32:
+        name = str(model.dtype).removeprefix("torch.")
+        raise ValueError(f"expected a network in float32 for {what}, got one in {name}; set model.dtype=float32")
 
 
 def _is_shared(module: nn.Module) -> bool:

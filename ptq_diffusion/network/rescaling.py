@@ -64,7 +64,7 @@ class Spread:
     def of(cls, output: Tensor, channels: int) -> "Spread":
         """The spread of an output, (B, ...), whose channels are one of its other dimensions."""
         # (B, O, N): along rows means are several times faster than over all other dimensions at once.
-        rows = output.movedim(channels, 1)
+        rows = output.float().movedim(channels, 1)
         rows = rows.reshape(*rows.shape[:2], -1)
         mean = rows.mean(-1).mean(0)
         deviation = (rows - mean[:, None]).square_().mean(-1).mean(0).sqrt()
@@ -108,7 +108,8 @@ class Rescaling:
         """The rescaled output y~, of the shape of y, whose channels are one of its dimensions."""
         shape = [1] * output.ndim
         shape[channels] = -1
-        return output * self.gain.to(output).view(shape) + self.offset.to(output).view(shape)
+        gain, offset = self.gain.to(output.device).view(shape), self.offset.to(output.device).view(shape)
+        return (output * gain + offset).to(output.dtype)
 
     def lerp(self, other: "Rescaling", weight: float) -> "Rescaling":
         """The rescaling between this one, at weight 0, and the other, at 1; a grid that only one has is taken whole."""

@@ -26,7 +26,7 @@ from ptq_diffusion.quantizer import described_form
 DESCRIPTION, TENSORS = "quantized.json", "quantized.safetensors"
 FILES = (DESCRIPTION, TENSORS)
 """The files of a folder."""
-VERSION = 5
+VERSION = 6
 """The version of the format."""
 SETTINGS, EQUALISATION, WEIGHT, BIAS, OTHER, NULL = "settings", "equalisation", "weight", "bias", "other", "null"
 """First parts of the names of tensors."""

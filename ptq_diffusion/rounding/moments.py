@@ -115,7 +115,7 @@ def _mean(batches: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def columns(layer: nn.Module, x: Tensor, positions: int, *seed: int | str) -> Tensor:
-    """The inputs that each row of a layer's weight is multiplied with, (G, N, n), at some places of each sample.
+    """The inputs that each row of a layer's weight is multiplied with, (G, N, n) float32, at places of each sample.
 
     Args:
         layer: a float `nn.Linear`, or `nn.Conv2d` with G groups and zeros around its input.
@@ -123,6 +123,7 @@ def columns(layer: nn.Module, x: Tensor, positions: int, *seed: int | str) -> Te
         positions: how many of the places of its output are taken, the same for all samples of the batch.
         seed: equal parts choose equal places.
     """
+    x = x.float()
     if isinstance(layer, nn.Conv2d):
         return _patches(layer, x, positions, *seed)
     tokens = x.reshape(len(x), -1, x.shape[-1])

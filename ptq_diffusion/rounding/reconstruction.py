@@ -126,7 +126,7 @@ class Reconstruction(ABC):
 
     def float_weight(self, name: str) -> Tensor:
         """The weight of a float layer."""
-        return self.model.network.get_parameter(f"{name}.weight").detach()
+        return self.model.network.get_parameter(f"{name}.weight").detach().float()
 
     def quantizer(self, name: str, bits: int) -> AffineQuantizer:
         """The frozen quantizer of a copy, whose range is searched on the CPU as that of nearest is.

@@ -172,6 +172,9 @@ WORDS = {
         "goal=onnx quantizer@quantizer.softmax=log2 bitwidth.attention.activation=8 bitwidth.attention.weight=8",
         "another quantizer.softmax",
     ),
+    "a dtype that is none": ("model.dtype=half", "float32, bfloat16, float16"),
+    "integers in half precision": ("model.dtype=bfloat16 backend=integer", "model.dtype=float32"),
+    "a graph in half precision": ("goal=onnx model.dtype=float16", "model.dtype=float32"),
     "a graph of groups of channels": ("goal=onnx quantizer@quantizer.weight=symmetric_per_group", "DequantizeLinear"),
     "times that are none": (
         "sampler=lcm +sampler.scheduler.original_inference_steps=0",

@@ -38,7 +38,7 @@ def test_weights_of_every_precision_become_float32(folder, change, dtype):
 def test_mixed_precisions_become_float32_and_are_said(folder, change):
     expected = load(folder)
     change(lambda tensors: tensors | {"conv_in.weight": tensors["conv_in.weight"].half()})
-    with pytest.warns(UserWarning, match="of float16 and float32; all are computed with as float32"):
+    with pytest.warns(UserWarning, match="of float16 and float32; all become float32"):
         got = load(folder)
     assert {tensor.dtype for tensor in got.values()} == {torch.float32}
     assert torch.equal(got["conv_in.weight"], expected["conv_in.weight"].half().float())

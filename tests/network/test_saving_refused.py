@@ -48,7 +48,7 @@ def drop(*path):
 
 
 DESCRIPTIONS = {
-    "another version": (put("version", value=2), "version 2 in place of 5"),
+    "another version": (put("version", value=2), "version 2 in place of 6"),
     "no version": (drop("version"), "KeyError: 'version'"),
     "a list": (lambda _: [1], "TypeError"),
     "another class": (put("family", value="torch.load"), "KeyError: 'torch.load'"),
@@ -80,7 +80,7 @@ DESCRIPTIONS = {
 
 @pytest.mark.parametrize(("describe", "message"), DESCRIPTIONS.values(), ids=DESCRIPTIONS)
 def test_a_description_of_something_else_is_refused(saved, tmp_path, describe, message):
-    with pytest.raises(ValueError, match=rf"expected a quantized network of version 5 in .*({message})"):
+    with pytest.raises(ValueError, match=rf"expected a quantized network of version 6 in .*({message})"):
         load_quantized(rewritten(saved, tmp_path, describe))
 
 
@@ -119,7 +119,7 @@ STORED = {
 
 @pytest.mark.parametrize(("store", "message"), STORED.values(), ids=STORED)
 def test_tensors_of_something_else_are_refused(saved, tmp_path, store, message):
-    with pytest.raises(ValueError, match=rf"(?s)expected a quantized network of version 5 in .*({message})"):
+    with pytest.raises(ValueError, match=rf"(?s)expected a quantized network of version 6 in .*({message})"):
         load_quantized(rewritten(saved, tmp_path, store=store))
 
 

@@ -11,11 +11,12 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.model.site import Site, products_by_attention
-from ptq_diffusion.network import InputObservations
+from ptq_diffusion.network import InputObservations, Simulated
 from ptq_diffusion.network.integers import require_of_weights
 from ptq_diffusion.network.low_rank import quantizer_of_layer
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.network.onnx.requirements import require_input, require_scales
+from ptq_diffusion.network.quantized import require_float32
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.quantizer import DynamicQuantizer
 from ptq_diffusion.rounding import Reads
@@ -32,6 +33,7 @@ def check_quantization(cfg: DictConfig, model: Denoiser, goal: type[Stage], shop
     Raises:
         ValueError: the message says which option to set.
     """
+    _check_dtype(cfg, model, goal)
     offers, steps = possible_bits(construct(cfg.bitwidth), model), construct(cfg.quantizer.steps)
     activation = construct(cfg.quantizer.activation)(MOST_BITS)
     if steps.by_step and isinstance(activation, DynamicQuantizer):
@@ -49,6 +51,15 @@ def check_quantization(cfg: DictConfig, model: Denoiser, goal: type[Stage], shop
         _check_rounding(cfg, offers, goal)
     if goal is WriteOnnx:
         _check_nodes(cfg, model, offers, shop)
+
+
+def _check_dtype(cfg: DictConfig, model: Denoiser, goal: type[Stage]) -> None:
+    """Refuse a dtype that neither integers nor graphs of them compute between layers."""
+    backend = construct(cfg.backend)
+    if not isinstance(backend, Simulated):
+        require_float32(model, f"backend={backend.name}")
+    if goal is WriteOnnx:
+        require_float32(model, "goal=onnx")
 
 
 def possible_bits(policy: BitwidthPolicy, model: Denoiser) -> Offers:

@@ -96,7 +96,7 @@ class GraphLayer(QuantizedLayer):
 
         return super().watch_input(see_restored)
 
-    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def operation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._compute(x, weight, bias)
 
 
