@@ -103,11 +103,12 @@ class DiffusersDenoiser(Denoiser):
         return cls(network, loaded.family, dict(network.config), loaded.scheduler_config, classes, precision)
 
     @classmethod
-    def outline(cls, path: str) -> "DiffusersDenoiser":
+    def outline(cls, path: str, dtype: str = "float32") -> "DiffusersDenoiser":
         """The denoiser that `from_folder` would load, on the meta device: its shapes, without weights or memory.
 
         Args:
             path: see `from_folder`; the folder needs no weights.
+            dtype: see `from_folder`.
 
         Raises:
             FileNotFoundError: there is no such folder, or it lacks a configuration.
@@ -117,13 +118,15 @@ class DiffusersDenoiser(Denoiser):
         files = find_configurations(path)
         require_latents(files)
         config, family = network_config(files)
+        precision = known_dtype(dtype)
         network = component_outline(files.network, config, family.network_class, family).eval().requires_grad_(False)
+        nn.Module.to(network, precision)
         count, table = files.index.classes, None
         if files.class_embedder is not None:
             table = torch.empty(class_table_shape(files.class_embedder), device="meta")
             count = len(table) - 1
         classes = None if count is None else Classes(count, table)
-        return cls(network, family, dict(network.config), scheduler_config(files), classes)
+        return cls(network, family, dict(network.config), scheduler_config(files), classes, precision)
 
     @property
     def network(self) -> nn.Module:

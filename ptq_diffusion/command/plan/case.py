@@ -138,6 +138,6 @@ class Case:
 def _outline(cfg: DictConfig) -> Denoiser:
     """The denoiser that `cfg.model` names, on the meta device; one that is of no folder is built and moved there."""
     if of_folder(cfg):
-        return DiffusersDenoiser.outline(cfg.model.path)
+        return DiffusersDenoiser.outline(cfg.model.path, cfg.model.dtype)
     denoiser: Denoiser = construct(cfg.model).to("meta")
     return denoiser
