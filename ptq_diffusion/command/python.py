@@ -36,6 +36,7 @@ from ptq_diffusion.engine.models import build_model
 from ptq_diffusion.engine.plugins import require_plugins
 from ptq_diffusion.engine.run_files import CONFIG, LOG, REPORT, STEPS, TABLE
 from ptq_diffusion.model.pipeline_index import NETWORKS
+from ptq_diffusion.model.weights import DTYPES
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.network import load_quantized as load_network
 from ptq_diffusion.network.saving import DESCRIPTION
@@ -168,7 +169,7 @@ def quantize(
     It is the pipeline of `goal=export`, for the sampler and the number of steps that the correction was fitted for.
 
     Args:
-        pipeline: of diffusers; its network and its scheduler are read.
+        pipeline: of diffusers; its network and its scheduler are read. A network in half precision is computed so.
         overrides: anything else, as on the command line, such as `"sampler.eta=0"`, `"outputs=FOLDER"`.
         bitwidth: a name of the group `bitwidth`.
         correction: a name of the group `correction`; `auto`, the command's default, tries several and takes longer.
@@ -183,7 +184,7 @@ def quantize(
         OSError: the outputs cannot be written.
     """
     words = ["model=diffusers", "goal=export", "logger=none", f"bitwidth={bitwidth}", f"correction={correction}"]
-    words += [f"sampler={sampler}", f"sampler.steps={steps}"]
+    words += [f"sampler={sampler}", f"sampler.steps={steps}", f"model.dtype={_dtype(pipeline)}"]
     cfg = compose(*words, f"calibration.images={calibration_images}", f"noise.images={fit_images}", *overrides)
     for part in (cfg.calibration, cfg.noise, cfg.trial):
         part.seed += seed
@@ -263,6 +264,13 @@ def _saved(pipeline: DiffusionPipeline, home: Path) -> Path:
         if not final.is_dir():
             shutil.move(folder, final)
     return final
+
+
+def _dtype(pipeline: DiffusionPipeline) -> str:
+    """The name of the dtype that the network of a pipeline is computed in; of one without a network the default."""
+    networks = (pipeline.components[name] for name in NETWORKS if pipeline.components.get(name) is not None)
+    kinds = (str(network.dtype).removeprefix("torch.") for network in networks)
+    return next((kind for kind in kinds if kind in DTYPES), "float32")
 
 
 def _part(folder: Path, file: str) -> Path:

@@ -117,6 +117,16 @@ def test_a_pipeline_stays_as_it_is_and_is_quantized_once_a_seed(tiny_model_folde
     assert len(list((tmp_path / "store" / "export").glob("*/"))) == 2
 
 
+def test_a_pipeline_in_half_precision_is_computed_so(tiny_model_folder, tmp_path):
+    original = DDPMPipeline.from_pretrained(tiny_model_folder()).to(torch.bfloat16)
+    words = ("micro_batch=4", "runtime.progress=false", f"outputs={tmp_path}")
+    ours = pd.quantize(original, *words, correction="none", steps=2, calibration_images=4, fit_images=4)
+    ours.set_progress_bar_config(disable=True)
+    assert ours(2, num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 3)
+    (export,) = (tmp_path / "store" / "export").glob("*/")
+    assert pd.load_quantized(export).dtype is torch.bfloat16
+
+
 def test_the_defaults_of_quantize_are_those_of_the_command_but_for_auto():
     defaults = {
         name: parameter.default
