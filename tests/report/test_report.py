@@ -48,6 +48,7 @@ def images_of(report, folder, stage):
     return read_images(folder.parents[1] / "store" / stage / report["signatures"][stage])
 
 
+@pytest.mark.figures
 def test_a_report_holds_what_it_promises(report):
     found, folder = report()
     assert [row["variant"] for row in found["rows"]] == ["full_precision", "quantized", "corrected"]
@@ -210,6 +211,7 @@ def test_an_interrupted_run_goes_on_and_ends_bit_identical(report, tiny, monkeyp
         assert torch.equal(images, images_of(again, folder, stage))
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize(
     ("prediction_type", "channels", "size", "feature"),
     [

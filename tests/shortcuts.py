@@ -1,12 +1,17 @@
-"""Shortens what Hydra does again for each of the thousands of compositions of the tests; none of them differs by it.
+"""Shortcuts past what libraries do again for each of thousands of tests, and none of them looks at.
 
-A composition reads forty files, whose texts are parsed once here, and makes a map of all choices for each.
+A composition of Hydra's reads forty files, whose texts are parsed once here, and makes a map of all choices for each.
+Drawing its figures takes a third of a tiny experiment.
 """
 
+import io
 from pathlib import Path
 
+import pytest
 from hydra._internal import defaults_list
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
+from PIL import Image
 
 
 def parsed_once(load):
@@ -36,3 +41,20 @@ def made_where_used(interpolation_map):
 
 defaults_list._create_interpolation_map = made_where_used(defaults_list._create_interpolation_map)
 OmegaConf.load = staticmethod(parsed_once(OmegaConf.load))
+
+
+def blank():
+    """A PNG of one pixel."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "png")
+    return file.getvalue()
+
+
+BLANK = blank()
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Figures are set up, and blank files written in their place, unless a test is marked by `figures`."""
+    if request.node.get_closest_marker("figures") is None:
+        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).write_bytes(BLANK))
