@@ -1,6 +1,8 @@
 """Every experiment says what it is for, and every cell of every grid is an experiment that composes."""
 
+import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 def composed():
     """From overrides to the text of the configuration that the command would compose."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        yield lambda *overrides: OmegaConf.to_yaml(compose("config", list(overrides)))
+        yield cache(lambda *words: json.dumps(OmegaConf.to_container(compose("config", list(words))), sort_keys=True))
 
 
 def grid(experiment):

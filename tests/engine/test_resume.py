@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 
 import pytest
 import torch
@@ -55,41 +56,55 @@ def killed_at(monkeypatch, count):
     return done
 
 
-@pytest.fixture(scope="module")
-def whole():
-    """The bytes of a run without interruption, once for all tests."""
-    return {}
-
-
-@pytest.mark.parametrize("kill", range(4))
-def test_a_run_killed_before_a_file_gets_its_name_ends_with_the_same_bytes(make, whole, tmp_path, monkeypatch, kill):
+def test_a_run_killed_before_files_get_their_names_ends_with_the_same_bytes(make, tmp_path, monkeypatch):
+    """Killed four times on its way, each time further on, and at last with nothing left to do."""
     # The folder's name is in no artefact, but it is in the run's own configuration, so every run has the same one.
     monkeypatch.chdir(tmp_path)
-    if not whole:
-        with monkeypatch.context() as patch:
-            done = killed_at(patch, None)
-            make(*SMALL, "outputs=outputs")
-        whole.update(contents(tmp_path / "outputs"), renamings=len(done))
-        (tmp_path / "outputs").rename(tmp_path / "first")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_at(patch, random.Random(kill).randrange(whole["renamings"]))
+    with monkeypatch.context() as patch:
+        done = killed_at(patch, None)
         make(*SMALL, "outputs=outputs")
+    whole = contents(tmp_path / "outputs")
+    (tmp_path / "outputs").rename(tmp_path / "first")
+    draw, part = random.Random(0), len(done) // 5
+    for _ in range(4):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            killed_at(patch, draw.randrange(1, part))
+            make(*SMALL, "outputs=outputs")
     make(*SMALL, "outputs=outputs")
     found = contents(tmp_path / "outputs")
-    assert found.keys() == whole.keys() - {"renamings"}
+    assert found.keys() == whole.keys()
     assert [name for name in found if found[name] != whole[name]] == []
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A folder of outputs in which all that fits begin with is made once; a copy of it is each test's own."""
+    return tmp_path_factory.mktemp("measured") / "outputs"
+
+
+@pytest.fixture
+def fit(make, measured, tmp_path):
+    """Fit a correction in a folder, where nothing is fitted yet and all that fits begin with is there."""
+
+    def make_one(folder, *words):
+        make("goal=noise", f"outputs={measured}", *words)
+        if not (tmp_path / folder).exists():
+            shutil.copytree(measured, tmp_path / folder)
+        return make("goal=fit", f"outputs={tmp_path / folder}", *words)
+
+    return make_one
+
+
 @pytest.mark.parametrize("correction", ["wiener", "rescaled"])
-@pytest.mark.parametrize("visits", [1, 3, 5])
-def test_a_fit_killed_on_its_way_goes_on_and_ends_with_the_same_bytes(make, tmp_path, monkeypatch, visits, correction):
+def test_a_fit_killed_on_its_way_goes_on_and_ends_with_the_same_bytes(fit, monkeypatch, correction):
     """At its first step and at later ones; a step has two chunks."""
-    goal = ["goal=fit", f"correction={correction}", "noise.images=8"]
-    expected = contents(make(*goal, f"outputs={tmp_path / 'whole'}"))
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(PathFit, "_visit", dying(visits))
-        make(*goal)
-    assert contents(make(*goal)) == expected
+    words = [f"correction={correction}", "noise.images=8"]
+    expected = contents(fit("whole", *words))
+    for visits in (1, 3, 5):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(PathFit, "_visit", dying(visits))
+            fit(f"killed{visits}", *words)
+        assert contents(fit(f"killed{visits}", *words)) == expected
 
 
 def dying(visits):
@@ -105,16 +120,16 @@ def dying(visits):
     return dies
 
 
-def test_layers_are_rescaled_alike_before_and_after_a_kill(make, tmp_path, monkeypatch):
+def test_layers_are_rescaled_alike_before_and_after_a_kill(fit, monkeypatch):
     """What is found anew might differ in its last bits, and chunks of the step are kept that were asked before."""
-    goal = ["goal=fit", "correction=rescaled", "noise.images=10"]
-    expected = contents(make(*goal, f"outputs={tmp_path / 'whole'}"))
+    words = ["correction=rescaled", "noise.images=10"]
+    expected = contents(fit("whole", *words))
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(PathFit, "_visit", dying(4))
-        make(*goal)
+        fit("killed", *words)
     find, given = Rescaled.rescalings, []
     monkeypatch.setattr(Rescaled, "rescalings", lambda *words: given.append(len(words[3])) or find(*words))
-    assert contents(make(*goal)) == expected
+    assert contents(fit("killed", *words)) == expected
     assert given == [10], "at the last step only, and of all images without padding"
 
 

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from ptq_diffusion.command.experiment import STAGES
 from ptq_diffusion.engine import signature as signature_module
 from ptq_diffusion.engine.code.source import OURS, Definition, Package
+from ptq_diffusion.engine.code.syntax import References, Syntax
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.signature import closure, source
@@ -54,11 +55,27 @@ def composed(*overrides):
         return compose("config", list(overrides))
 
 
+def remembered(function, key):
+    """A function of one argument that is called once for each key; what it was called with is kept, and its id."""
+    known = {}
+
+    def remember(argument):
+        if (name := key(argument)) not in known:
+            known[name] = function(argument), argument
+        return known[name][0]
+
+    return remember
+
+
 @pytest.fixture
 def copied(tmp_path, monkeypatch):
     """A copy of this package's source, and from a configuration to what each stage of a report runs of it."""
     root = tmp_path / "ptq_diffusion"
     shutil.copytree(OURS.root, root, ignore=lambda folder, names: [n for n in names if n.endswith(".safetensors")])
+
+    # An edit leaves the other files as they were, whose text is read by Python once.
+    monkeypatch.setattr(Syntax, "of", remembered(Syntax.of, lambda file: (file, file.read_bytes())))
+    monkeypatch.setattr(References, "of", remembered(References.of, lambda nodes: tuple(map(id, nodes))))
 
     def sources(cfg):
         ours = Package(root)
@@ -105,14 +122,15 @@ def test_comments_and_docstrings_are_in_no_source(copied, tiny):
     assert sources(cfg) == before
 
 
-@pytest.mark.parametrize("stage", ["trajectories", "float_path", "samples_full_precision"])
-def test_what_is_float_depends_on_no_quantizer_and_no_correction(tiny, stage):
+def test_what_is_float_depends_on_no_quantizer_and_no_correction(tiny):
     names = [path.stem for path in (CONF / "correction").glob("*.yaml")]
     assert len(names) > 10
     for correction in names:
-        given = select(composed(*tiny, f"correction={correction}"), STAGES[stage].uses)
-        folders = {name(definition.file).split("/")[0] for definition in closure(STAGES[stage], given)}
-        assert folders == {"data", "engine", "model", "numeric", "sampler", "stage"}
+        cfg = composed(*tiny, f"correction={correction}")
+        for stage in ("trajectories", "float_path", "samples_full_precision"):
+            reached = closure(STAGES[stage], select(cfg, STAGES[stage].uses))
+            folders = {name(definition.file).split("/")[0] for definition in reached}
+            assert folders == {"data", "engine", "model", "numeric", "sampler", "stage"}, (stage, correction)
 
 
 def test_a_new_correction_recomputes_no_image_of_another(copied, tiny):

@@ -1,6 +1,5 @@
 """A quantized network comes back bit for bit from a folder that constructs nothing but itself."""
 
-import itertools
 import math
 
 import pytest
@@ -49,7 +48,9 @@ def assert_comes_back(network, folder, steps=1):
     return again
 
 
-PAIRS = list(itertools.product(OF_WEIGHTS, OF_INPUTS))
+# What is stored of an operand does not depend on the other's quantizer: each with some other.
+COUNT = max(len(OF_WEIGHTS), len(OF_INPUTS))
+PAIRS = [(OF_WEIGHTS[i % len(OF_WEIGHTS)], OF_INPUTS[i % len(OF_INPUTS)]) for i in range(COUNT)]
 
 
 @pytest.mark.parametrize(("weight", "activation"), PAIRS)

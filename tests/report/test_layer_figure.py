@@ -5,6 +5,8 @@ import pytest
 
 from ptq_diffusion.report.layer_figure import colours, layer_figure, site_groups, spread_out
 
+pytestmark = pytest.mark.figures
+
 
 def test_sites_are_grouped_by_block_in_their_order():
     sites = ["conv_in", "down_blocks.0.a.conv", "down_blocks.0.b", "down_blocks.1.a", "mid_block.a.0.conv", "conv_out"]

@@ -48,6 +48,7 @@ def images_of(report, folder, stage):
     return read_images(folder.parents[1] / "store" / stage / report["signatures"][stage])
 
 
+@pytest.mark.figures
 def test_a_report_holds_what_it_promises(report):
     found, folder = report()
     assert [row["variant"] for row in found["rows"]] == ["full_precision", "quantized", "corrected"]
@@ -109,13 +110,11 @@ def test_a_commit_is_that_of_a_checkout(tmp_path):
     assert commit(tmp_path) == f"{revision}+changes"
 
 
-def test_the_path_of_the_report_is_printed_last(report, capsys):
-    _, folder = report()
-    assert capsys.readouterr().out.strip().splitlines()[-1].endswith(f"{folder.name}/report.json")
-
-
-def test_the_same_command_recomputes_nothing(report):
+def test_the_same_command_recomputes_nothing(report, capsys):
     first, folder = report()
+    assert capsys.readouterr().out.strip().splitlines()[-1].endswith(f"{folder.name}/report.json")
+    for stage, signature in first["signatures"].items():
+        assert (folder.parents[1] / "store" / stage / signature / "config.yaml").is_file()
     before = artefacts(folder)
     second, again = report()
     assert (second, again) == (first, folder)
@@ -131,15 +130,15 @@ FORCED = {
 }
 
 
-@pytest.mark.parametrize("force", FORCED)
-def test_force_makes_again_what_it_names_and_ends_with_the_same_numbers(report, force):
+def test_force_makes_again_what_it_names_and_ends_with_the_same_numbers(report):
     first, folder = report()
-    before = artefacts(folder)
-    second, _ = report(f"force={force}")
-    assert second == first
-    now = artefacts(folder)
-    assert set(now) == set(before)
-    assert {path.parent.name for path, when in now.items() if before[path] != when} == FORCED[force]
+    for force, expected in FORCED.items():
+        before = artefacts(folder)
+        second, _ = report(f"force={force}")
+        assert second == first
+        now = artefacts(folder)
+        assert set(now) == set(before)
+        assert {path.parent.name for path, when in now.items() if before[path] != when} == expected
 
 
 def test_force_names_what_the_goal_is_made_of(report):
@@ -210,6 +209,7 @@ def test_an_interrupted_run_goes_on_and_ends_bit_identical(report, tiny, monkeyp
         assert torch.equal(images, images_of(again, folder, stage))
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize(
     ("prediction_type", "channels", "size", "feature"),
     [
@@ -255,17 +255,9 @@ def test_a_reference_folder_is_what_fid_is_measured_against(report, tmp_path):
     assert judged["protocol"]["reference_checksum"] != found["protocol"]["reference_checksum"]
 
 
-def test_signatures_of_the_report_name_artefacts(report):
-    found, folder = report()
-    for stage, signature in found["signatures"].items():
-        assert (folder.parents[1] / "store" / stage / signature / "config.yaml").is_file()
-
-
-def test_noise_statistics_are_moments_and_not_trajectories(report):
-    few, folder = report("noise.images=4", "images=2")
-    many, _ = report("noise.images=16", "images=2")
-    store = folder.parents[1] / "store" / "noise"
-    small, large = (load_file(store / r["signatures"]["noise"] / "noise.safetensors") for r in (few, many))
+def test_noise_statistics_are_moments_and_not_trajectories(make):
+    few, many = (make("goal=noise", f"noise.images={images}") for images in (4, 16))
+    small, large = (load_file(folder / "noise.safetensors") for folder in (few, many))
     assert {name: value.shape for name, value in small.items() if "per_sample" not in name} == {
         name: value.shape for name, value in large.items() if "per_sample" not in name
     }

@@ -33,6 +33,7 @@ def test_corrected_layers_have_the_errors_of_what_is_changed(make, correction):
         assert along.log().median() < accumulated.log().median()
 
 
+@pytest.mark.figures
 def test_a_report_has_them_as_a_table_and_a_figure_where_they_are_asked_for(report):
     found, folder = report("layers.images=2", "bitwidth=w4a4")
     assert found["figures"][-1] == "layers.png"

@@ -17,7 +17,19 @@ from ptq_diffusion.stage.path_fit import PathFit
 STEPS, IMAGES = 2, 15
 
 
-def rows_asked(make, monkeypatch, *words):
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """A folder in which the networks and ranges of all fits of this module are made once."""
+    return tmp_path_factory.mktemp("fits")
+
+
+@pytest.fixture
+def fit(make, outputs):
+    """Fit a correction, anew whatever was fitted before."""
+    return lambda *words: make("goal=fit", f"outputs={outputs}", "force=fit", *words)
+
+
+def rows_asked(fit, monkeypatch, *words):
     """Of the float network along the corrected path."""
     asked, go, predict = [], PathFit.go, DiffusersDenoiser.predict
 
@@ -32,12 +44,12 @@ def rows_asked(make, monkeypatch, *words):
             return go(walk, *words)
 
     monkeypatch.setattr(PathFit, "go", going)
-    make("goal=fit", f"noise.images={IMAGES}", f"sampler.steps={STEPS}", *words)
+    fit(f"noise.images={IMAGES}", f"sampler.steps={STEPS}", *words)
     return asked
 
 
-def followed(make, monkeypatch, *words):
-    """The fit, and of every step (step, batches with m, batches without)."""
+def followed(fit, monkeypatch, *words):
+    """The fit, of every step (step, batches with m, batches without), and the rows asked of the float network."""
     seen, fits, diagnosed, go = [], [], path_fit.fit_step_diagnosed, PathFit.go
 
     def recorded(correction, evidence, step, before):
@@ -46,50 +58,34 @@ def followed(make, monkeypatch, *words):
 
     monkeypatch.setattr(path_fit, "fit_step_diagnosed", recorded)
     monkeypatch.setattr(PathFit, "go", lambda own, *words: fits.append(own) or go(own, *words))
-    make("goal=fit", f"noise.images={IMAGES}", f"sampler.steps={STEPS}", *words)
+    asked = rows_asked(fit, monkeypatch, *words)
     (own,) = fits
-    return own, seen
+    return own, seen, asked
 
 
-@pytest.mark.parametrize("micro_batch", [4, 16])
+RESCALED_MATCHED = ["correction=rescaled_matched", "correction.links.rescaled.images=9"]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["correction=matched", "correction.images=6"], 6),
         (["correction=readout_matched", "correction.links.matched.images=64"], IMAGES),
-        (["correction=rescaled_matched", "correction.links.rescaled.images=9", "correction.links.matched.images=6"], 9),
-        (
-            ["correction=rescaled_matched", "correction.links.rescaled.images=9", "correction.links.matched.images=13"],
-            13,
-        ),
         (["correction=rescaled", "correction.images=9"], 9),
+        ([*RESCALED_MATCHED, "correction.links.matched.images=6"], (9, 6)),
+        ([*RESCALED_MATCHED, "correction.links.matched.images=13"], 13),
+        ([*RESCALED_MATCHED, "correction.links.matched.images=6", "micro_batch=16"], (9, 6)),
         (["correction=tac"], IMAGES),
+        (["correction=tac", "micro_batch=16"], IMAGES),
+        (["correction=wiener"], (0, IMAGES)),  # along float sampling, where m is known of all
     ],
+    ids=str,
 )
-def test_the_float_network_is_asked_once_about_each_of_the_first_images(
-    make, monkeypatch, words, expected, micro_batch
-):
-    assert sum(rows_asked(make, monkeypatch, *words, f"micro_batch={micro_batch}")) == STEPS * expected
-
-
-@pytest.mark.parametrize("micro_batch", [4, 16])
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["correction=matched", "correction.images=6"], 6),
-        (["correction=rescaled_matched", "correction.links.rescaled.images=9", "correction.links.matched.images=6"], 6),
-        (
-            ["correction=rescaled_matched", "correction.links.rescaled.images=9", "correction.links.matched.images=13"],
-            13,
-        ),
-        (["correction=tac"], IMAGES),
-        (["correction=wiener"], IMAGES),  # along float sampling, where m is known of all
-    ],
-)
-def test_every_image_is_seen_once_with_what_the_float_network_says_of_it(
-    make, monkeypatch, words, expected, micro_batch
-):
-    own, seen = followed(make, monkeypatch, f"micro_batch={micro_batch}", *words)
+def test_every_image_is_seen_once_with_what_the_float_network_says_of_it(fit, monkeypatch, words, expected):
+    """Of the first images it is asked, once about each; rescaling may ask of more than the correction is fitted on."""
+    told, expected = expected if isinstance(expected, tuple) else (expected, expected)
+    own, seen, rows = followed(fit, monkeypatch, *words)
+    assert sum(rows) == STEPS * told
     model, seed = own.model, own.images[0].seed
     for step, asked, others in seen:
         assert indices(asked) == list(range(expected)) and indices(others) == list(range(expected, IMAGES))
@@ -112,9 +108,9 @@ def test_every_image_is_seen_once_with_what_the_float_network_says_of_it(
     ],
     ids=" ".join,
 )
-def test_a_path_goes_on_from_what_was_fitted_with_the_noise_of_its_images(make, monkeypatch, words):
+def test_a_path_goes_on_from_what_was_fitted_with_the_noise_of_its_images(fit, monkeypatch, words):
     """On a corrected path the next state is the step's mean of m~, and sigma' times the image's own noise."""
-    own, seen = followed(make, monkeypatch, *words)
+    own, seen, _ = followed(fit, monkeypatch, *words)
     noise = SampleNoise(own.images[0].seed, range(IMAGES), own.model.shape, "noise")
     first, second = ({name: joined([*asked, *others], name) for name in NAMES} for _, asked, others in seen)
     assert torch.equal(first["x_t"], noise.draw())
@@ -128,15 +124,15 @@ def test_a_path_goes_on_from_what_was_fitted_with_the_noise_of_its_images(make, 
     assert step.sigma > 0 and not torch.allclose(corrected, float_next, atol=1e-3)
 
 
-def test_no_more_than_two_steps_lie_on_the_disk(make, monkeypatch):
-    lying, fit = [], PathFit._fit
+def test_no_more_than_two_steps_lie_on_the_disk(fit, monkeypatch):
+    lying, fit_step = [], PathFit._fit
 
     def counted(own, step):
         lying.append(len(list(own.folder.glob("step-*"))))
-        return fit(own, step)
+        return fit_step(own, step)
 
     monkeypatch.setattr(PathFit, "_fit", counted)
-    make("goal=fit", "correction=matched", f"noise.images={IMAGES}", "sampler.steps=4")
+    fit("correction=matched", f"noise.images={IMAGES}", "sampler.steps=4")
     assert lying == [1, 2, 2, 2]
 
 
@@ -153,12 +149,12 @@ def indices(batches):
 
 
 @pytest.mark.parametrize("correction", ["wiener", "readout"])
-def test_along_float_sampling_it_is_not_asked_again(make, monkeypatch, correction):
-    assert rows_asked(make, monkeypatch, f"correction={correction}", "correction.path=float") == []
+def test_along_float_sampling_it_is_not_asked_again(fit, monkeypatch, correction):
+    assert rows_asked(fit, monkeypatch, f"correction={correction}", "correction.path=float") == []
 
 
 @pytest.mark.parametrize("correction", ["tac", "wiener"])
-def test_predictions_that_later_steps_read_are_kept_on_the_way(make, monkeypatch, correction):
+def test_predictions_that_later_steps_read_are_kept_on_the_way(fit, monkeypatch, correction):
     """Without repairs, states are those of the loop on a table whose steps read the prediction before theirs."""
     seen, fits, go = [], [], PathFit.go
 
@@ -179,7 +175,7 @@ def test_predictions_that_later_steps_read_are_kept_on_the_way(make, monkeypatch
 
     monkeypatch.setattr(path_fit, "fit_step_diagnosed", unrepaired)
     monkeypatch.setattr(PathFit, "go", going)
-    make("goal=fit", f"correction={correction}", "noise.images=4", "sampler.steps=4", "micro_batch=4")
+    fit(f"correction={correction}", "noise.images=4", "sampler.steps=4", "micro_batch=4")
     (own,) = fits
     (chunk,) = own.images
     float_visits = states(own, own.model, chunk)
@@ -199,7 +195,7 @@ def test_predictions_that_later_steps_read_are_kept_on_the_way(make, monkeypatch
 
 
 @pytest.mark.parametrize("correction", ["tac", "rescaled_matched"])
-def test_the_file_of_a_chunk_is_opened_once_a_step_and_closed_with_it(make, monkeypatch, correction):
+def test_the_file_of_a_chunk_is_opened_once_a_step_and_closed_with_it(fit, monkeypatch, correction):
     opened, closed, load, forget = [], [], path_fit.load_file, path_fit.ChunkFiles.forget
 
     def forgetting(files, folder):
@@ -208,7 +204,7 @@ def test_the_file_of_a_chunk_is_opened_once_a_step_and_closed_with_it(make, monk
 
     monkeypatch.setattr(path_fit, "load_file", lambda file: opened.append(file) or load(file))
     monkeypatch.setattr(path_fit.ChunkFiles, "forget", forgetting)
-    make("goal=fit", f"correction={correction}", "noise.images=16", "sampler.steps=3")
+    fit(f"correction={correction}", "noise.images=16", "sampler.steps=3")
     chunks = [file for file in opened if file.name != "rescalings.safetensors"]
     assert len(chunks) == len(set(chunks)) == 4 * 3
     assert closed == [{"step-0000"}, {"step-0001"}, {"step-0002"}]

@@ -1,6 +1,7 @@
 """The source that a result depends on: found by reading definitions and imports, without running any."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ class Package:
         # Closures of all stages of all configurations meet the same definitions.
         self._leads: dict[Definition, Leads] = {}
         self._standing: dict[tuple[Path, str], tuple[Definition, ...]] = {}
+        self._closures: dict[tuple[frozenset[Definition], ...], dict[frozenset[str], frozenset[Definition]]] = {}
+        self._names: dict[Path, str] = {}
 
     def defining(self, dotted: str) -> Definition | None:
         """The definition of a name such as `package.folder.Class`, or of all of a file; None outside of the package."""
@@ -96,17 +99,29 @@ class Package:
             methods: the methods that are called first.
             without: definitions that no name leads to.
         """
-        reached: set[Definition] = set()
-        words, waiting = set(methods), set(starts)
-        named: set[Definition] = set()
+        beginning, outside, called = frozenset(starts), frozenset(without), frozenset(methods)
+        known = self._closures.setdefault((beginning, outside), {})
+        if called not in known:
+            known[called] = self._reached(beginning, called, outside)
+        return known[called]
+
+    def _reached(
+        self, starts: frozenset[Definition], methods: frozenset[str], without: frozenset[Definition]
+    ) -> frozenset[Definition]:
+        reached, waiting = set[Definition](), set(starts)
+        words, owned = set(methods), defaultdict[str, set[Definition]](set)
         while waiting:
             reached |= waiting
+            fresh, named = set[str](), set[Definition]()
             for leads in map(self.leads, waiting):
-                words |= leads.words
+                fresh |= leads.words - words
                 named |= leads.named | leads.called
-            by_word = (self.leads(definition).methods.items() for definition in reached)
-            named |= {method for methods in by_word for word, method in methods if word in words}
-            waiting = {definition for definition in named - reached if not self._neutral(definition.file)} - {*without}
+                for word, method in leads.methods.items():
+                    owned[word].add(method)
+                    named |= {method} if word in words else set()
+            words |= fresh
+            named = named.union(*(owned[word] for word in fresh & owned.keys()))
+            waiting = {definition for definition in named - reached if not self._neutral(definition.file)} - without
         return frozenset(reached)
 
     def digest(self, closure: Iterable[Definition]) -> str:
@@ -214,7 +229,10 @@ class Package:
         return name.startswith(NEUTRAL) and name not in NUMERIC
 
     def _name(self, file: Path) -> str:
-        return file.relative_to(self.root).as_posix() if file.is_relative_to(self.root) else f"/{file.name}"
+        if file not in self._names:
+            within = file.is_relative_to(self.root)
+            self._names[file] = file.relative_to(self.root).as_posix() if within else f"/{file.name}"
+        return self._names[file]
 
 
 OURS = Package(Path(__file__).parents[2])

@@ -1,13 +1,16 @@
 """Stage: the integers of weights that a rounding chooses, part by part of the network."""
 
+import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ptq_diffusion.artefact.files import holds_tensors
 from ptq_diffusion.data import ChosenStates
-from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.plugins import PLUGINS, plugins_of
 from ptq_diffusion.engine.runtime import track
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
@@ -55,6 +58,13 @@ def require_reconstructable(rounding: Rounding) -> None:
         )
 
 
+@cache
+def _reads(rounding: str, plugins: tuple[str, ...]) -> Reads:
+    """The evidence that a rounding reads, built once of its options, for signatures ask a hundred times in a run."""
+    reads: Reads = construct(OmegaConf.create({"rounding": json.loads(rounding), PLUGINS: [*plugins]}).rounding).reads
+    return reads
+
+
 class Reconstruct(ModelStage):
     """`integers.safetensors`: the integers of every quantized weight, and `owner.json`, the network and its plan."""
 
@@ -67,7 +77,7 @@ class Reconstruct(ModelStage):
     @classmethod
     def serves(cls, cfg: DictConfig) -> bool:
         """Whether weights are rounded otherwise than to nearest."""
-        return construct(cfg.rounding).reads is not Reads.NOTHING
+        return _reads(json.dumps(plain(cfg.rounding)), plugins_of(cfg)) is not Reads.NOTHING
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         work, folder = self.work(cfg, inputs, out, shop), out / PARTS

@@ -17,6 +17,8 @@ from ptq_diffusion.report.sweep.frontier import pareto
 from ptq_diffusion.report.sweep.steps import read_steps
 from tests.report.sweep.test_collect import EXAMPLE, run_like
 
+pytestmark = pytest.mark.figures
+
 
 @pytest.fixture
 def drawn(monkeypatch):
