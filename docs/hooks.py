@@ -20,6 +20,7 @@ CARDS = (
     "calibration_set",
     "recipe",
     "rounding",
+    "activation_scales",
     "backend",
     "sampler",
     "metric",

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ptq_diffusion.bitwidth.cost import NOTHING, Beside
 from ptq_diffusion.bitwidth.sensitivity import Sensitivity
 from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.model.site import Site
@@ -60,6 +61,7 @@ class Choices:
         weights: bits offered to weights, ascending.
         activations: bits offered to activations, ascending.
         limits: of what they may cost.
+        beside: what layers compute beside their quantized operands.
     """
 
     sites: tuple[Site, ...]
@@ -68,6 +70,7 @@ class Choices:
     weights: tuple[int, ...]
     activations: tuple[int, ...]
     limits: Limits
+    beside: Beside = NOTHING
 
     @property
     def steps(self) -> int:
@@ -79,7 +82,12 @@ class Choices:
         """Bit operations of every choice, (R, C, W, A)."""
         pairs = np.multiply.outer(np.array(self.weights), np.array(self.activations))
         macs = np.array([[site.macs * rows for rows in self.rows] for site in self.sites])
-        return self._grouped(np.multiply.outer(macs, pairs))
+        offers = [[LayerBits(weight, activation) for activation in self.activations] for weight in self.weights]
+        beside = np.array(
+            [[[self.beside.bops_of(site, bits) for bits in some] for some in offers] for site in self.sites], np.int64
+        )
+        rows = np.array(self.rows)[None, :, None, None]
+        return self._grouped(np.multiply.outer(macs, pairs) + beside[:, None] * rows)
 
     @cached_property
     def stored(self) -> Integers:

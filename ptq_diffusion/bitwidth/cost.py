@@ -58,19 +58,19 @@ class Beside:
 
     def bops(self, architecture: Architecture, plan: BitwidthPlan, steps: int) -> int:
         """Bit operations of one image, over all steps."""
-        rows, total = architecture.rows_over(steps), 0
-        for site in (site for site in architecture.sites if site.weighted):
-            rank, outputs, numbers = (
-                self.ranks.get(site.name, 0),
-                site.weight_shape[0],
-                math.prod(site.weight_shape[1:]),
-            )
-            for bits, count in plan.counts(site.name, rows).items():
-                if site.name in self.equalised and bits.activation != FLOAT_BITS:
-                    total += count * site.input_size * FLOAT_BITS**2
-                if rank and bits.weight != FLOAT_BITS:
-                    places = site.macs // (outputs * numbers)
-                    total += count * places * rank * (numbers * HALF * bits.activation + outputs * HALF**2)
+        rows, sites = architecture.rows_over(steps), [site for site in architecture.sites if site.weighted]
+        counts = ((site, plan.counts(site.name, rows).items()) for site in sites)
+        return sum(count * self.bops_of(site, bits) for site, some in counts for bits, count in some)
+
+    def bops_of(self, site: Site, bits: LayerBits) -> int:
+        """Bit operations of one layer in one forward of one image, at some bits."""
+        total, rank = 0, self.ranks.get(site.name, 0)
+        if site.name in self.equalised and bits.activation != FLOAT_BITS:
+            total += site.input_size * FLOAT_BITS**2
+        if rank and bits.weight != FLOAT_BITS:
+            outputs, numbers = site.weight_shape[0], math.prod(site.weight_shape[1:])
+            places = site.macs // (outputs * numbers)
+            total += places * rank * (numbers * HALF * bits.activation + outputs * HALF**2)
         return total
 
     def stored_bits(self, architecture: Architecture, plan: BitwidthPlan) -> int:

@@ -3,14 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import floor, inf
 from typing import Any, Self
 
 from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.bitwidth.choices import Assignment, Choices, Limits, Over
-from ptq_diffusion.bitwidth.cost import PlanCost, float_bops, plan_cost
+from ptq_diffusion.bitwidth.cost import NOTHING, Beside, PlanCost, float_bops, plan_cost
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy, Measured
 from ptq_diffusion.bitwidth.roles import EIGHT_BITS, UNQUANTIZED, Roles
 from ptq_diffusion.model.architecture import Architecture
@@ -39,9 +39,9 @@ class UnderBudget(BitwidthPolicy[Measured]):
 
     Args:
         saving: how many times fewer bit operations than full precision the plan takes at least, attention's products
-            included; null for no such budget.
-        bytes: of all parameters at most, weights at their bits, the others in float32; scales and settings, a few per
-            cent which reports count too, come on top; null for no such budget.
+            and what layers compute beside included, see `with_layers`; null for no such budget.
+        bytes: of all parameters at most, weights at their bits, parts of low rank at 16, the others in float32; scales
+            and settings, a few per cent which reports count too, come on top; null for no such budget.
         over: what may differ in its bits: `layers_and_steps`, `layers` (the same at every step) or `steps` (the same in
             every inner layer).
         weights: bits offered to weights, ascending, 2 to 8.
@@ -71,7 +71,7 @@ class UnderBudget(BitwidthPolicy[Measured]):
         count_correction: bool = False,
     ) -> None:
         _require_budget(saving, bytes)
-        self.count_correction, self.additions = count_correction, Additions()
+        self.count_correction, self.additions, self.beside = count_correction, Additions(), NOTHING
         self.saving, self.bytes, self.over = saving, bytes, over
         self.weights, self.activations = _ascending("weights", weights), _ascending("activations", activations)
         offered = [LayerBits(weight, activation) for weight in self.weights for activation in self.activations]
@@ -81,6 +81,12 @@ class UnderBudget(BitwidthPolicy[Measured]):
         """The policy that leaves room in its saving for the operations of a correction."""
         policy = copy(self)
         policy.additions = additions
+        return policy
+
+    def with_layers(self, beside: Beside) -> Self:
+        """The policy of a network whose layers are equalised or have parts of low rank, which budgets count."""
+        policy = copy(self)
+        policy.beside = beside
         return policy
 
     @abstractmethod
@@ -93,8 +99,10 @@ class UnderBudget(BitwidthPolicy[Measured]):
 
     def check(self, architecture: Architecture, steps: Sequence[Step]) -> None:
         super().check(architecture, steps)
-        cheapest = plan_cost(architecture, self.uniform(architecture, self.offered[0]), len(steps))
+        cheapest = self._cost(architecture, self.uniform(architecture, self.offered[0]), len(steps))
         name = f"W{self.weights[0]}A{self.activations[0]} in the inner layers"
+        if self.beside != NOTHING:
+            name += " with what layers compute beside"
         total = self.additions.total(cheapest.bops, len(steps))
         most = floor(cheapest.float_bops / total * 1e4) / 1e4 if total else inf
         together = f"{name}, and the correction" if self.count_correction else name
@@ -117,26 +125,29 @@ class UnderBudget(BitwidthPolicy[Measured]):
         cheapest = self.uniform(architecture, self.offered[0])
         if not free:
             return cheapest
-        choices = self._choices(architecture, free, plan_cost(architecture, cheapest, len(steps)), len(steps))
+        choices = self._choices(architecture, free, self._cost(architecture, cheapest, len(steps)), len(steps))
         spending = self.spend(choices, evidence)
         table = choices.table(spending.assignment)
-        bops = plan_cost(architecture, self.roles.plan(architecture.sites, table), len(steps)).bops
+        bops = self._cost(architecture, self.roles.plan(architecture.sites, table), len(steps)).bops
         notes = {"bops": float(bops)}
         if self.count_correction:
             notes["bops_with_correction"] = float(self.additions.total(bops, len(steps)))
         return self.roles.plan(architecture.sites, table, notes | dict(spending.notes))
 
+    def _cost(self, architecture: Architecture, plan: BitwidthPlan, steps: int) -> PlanCost:
+        return plan_cost(architecture, plan, steps, self.beside)
+
     def _choices(self, architecture: Architecture, free: tuple[Site, ...], cheapest: PlanCost, steps: int) -> Choices:
         """The choices, whose limits are what the fixed layers and attention leave of the budget."""
         rows = architecture.rows_over(steps)
-        unlimited = Choices(free, rows, self.over, self.weights, self.activations, Limits(None, None))
+        unlimited = Choices(free, rows, self.over, self.weights, self.activations, Limits(None, None), self.beside)
         spent = unlimited.cost(unlimited.cheapest())
         bops, stored = self._limits(architecture, steps)
         limits = Limits(
             None if bops is None else bops - (cheapest.bops - spent[0]),
             None if stored is None else stored - (cheapest.stored_bits - spent[1]),
         )
-        return Choices(free, rows, self.over, self.weights, self.activations, limits)
+        return replace(unlimited, limits=limits)
 
     def _limits(self, architecture: Architecture, steps: int) -> tuple[int | None, int | None]:
         """Bit operations and stored bits of a whole plan at most."""

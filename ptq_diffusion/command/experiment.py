@@ -39,10 +39,11 @@ from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.plan import Plan
-from ptq_diffusion.stage.planning.additions import CorrectionAdditions
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions, LayerAdditions
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
+from ptq_diffusion.stage.rounding.learn_scales import LearnScales
 from ptq_diffusion.stage.rounding.reconstruct import Reconstruct
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
@@ -74,8 +75,10 @@ STAGES: dict[str, type[Stage]] = {
         MeasureStepSignal,
         MeasureSensitivity,
         CorrectionAdditions,
+        LayerAdditions,
         Plan,
         Reconstruct,
+        LearnScales,
         Quantize,
         Noise,
         Fit,

@@ -9,34 +9,41 @@ from torch import Tensor
 
 from ptq_diffusion.quantizer.granularity import Granularity, PerTensor, once
 
+IMAGES = 1
+"""The axis of the channels of images."""
+
 
 @dataclass(frozen=True)
 class PerInputChannel(Granularity):
     """One grid for each channel of an input, over all images and positions; scales are (C,).
 
     Args:
-        axis: of the channels: 1 in images, -1 in tokens.
+        axis: of the channels: 1 in images, -1 in tokens; None is that of the layer whose inputs they are.
     """
 
-    axis: int = 1
+    axis: int | None = None
     of_weights, of_inputs = False, True
 
+    @property
+    def _axis(self) -> int:
+        return IMAGES if self.axis is None else self.axis
+
     def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return (shape[self.axis],)
+        return (shape[self._axis],)
 
     def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        values = x.movedim(self.axis, 0).flatten(1)
+        values = x.movedim(self._axis, 0).flatten(1)
         return values, once(values)
 
     def of_input(self, channels: int, skip: int | None) -> Granularity:  # noqa: ARG002
-        return PerInputChannel(channels)
+        return PerInputChannel(_axis_of_layer(self.axis, channels))
 
     def shared(self, dimensions: int) -> tuple[int, ...]:
-        return tuple(place for place in range(1, dimensions) if place != self.axis % dimensions)
+        return tuple(place for place in range(1, dimensions) if place != self._axis % dimensions)
 
     def spread(self, parameter: Tensor, shape: Sequence[int]) -> Tensor:
         self.require(parameter, shape)
-        place = self.axis % len(shape)
+        place = self._axis % len(shape)
         return parameter.view(*[1] * place, -1, *[1] * (len(shape) - place - 1))
 
 
@@ -47,28 +54,32 @@ class PerToken(Granularity):
     There are other groups for every image, so that no grid can be found beforehand.
 
     Args:
-        axis: of the channels: 1 in images, -1 in tokens.
+        axis: of the channels: 1 in images, -1 in tokens; None is that of the layer whose inputs they are.
     """
 
-    axis: int = 1
+    axis: int | None = None
     of_weights, of_inputs = False, True
 
+    @property
+    def _axis(self) -> int:
+        return IMAGES if self.axis is None else self.axis
+
     def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return (math.prod(shape) // shape[self.axis],)
+        return (math.prod(shape) // shape[self._axis],)
 
     def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        values = x.movedim(self.axis, -1).flatten(0, -2)
+        values = x.movedim(self._axis, -1).flatten(0, -2)
         return values, once(values)
 
     def of_input(self, channels: int, skip: int | None) -> Granularity:  # noqa: ARG002
-        return PerToken(channels)
+        return PerToken(_axis_of_layer(self.axis, channels))
 
     def shared(self, dimensions: int) -> tuple[int, ...]:
-        return (self.axis % dimensions,)
+        return (self._axis % dimensions,)
 
     def spread(self, parameter: Tensor, shape: Sequence[int]) -> Tensor:
         self.require(parameter, shape)
-        place = self.axis % len(shape)
+        place = self._axis % len(shape)
         return parameter.view(*shape[:place], 1, *shape[place + 1 :])
 
 
@@ -142,3 +153,17 @@ class PerImage(Granularity):
         groups = [place for place in range(x.dim()) if place not in shared]
         values = x.permute(*groups, *shared).reshape(math.prod(x.shape[place] for place in groups), -1)
         return values, once(values)
+
+
+def _axis_of_layer(axis: int | None, channels: int) -> int:
+    """The axis of the channels of a layer's inputs.
+
+    Raises:
+        ValueError: another axis was asked for.
+    """
+    if axis not in (None, channels):
+        raise ValueError(
+            f"expected the axis of the channels of each layer's inputs, 1 of images and -1 of tokens, got {axis} for "
+            f"inputs with {channels}; leave out quantizer.activation.granularity.axis"
+        )
+    return channels

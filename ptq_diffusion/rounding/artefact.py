@@ -1,4 +1,4 @@
-"""Integers of weights as files: those of each part, and of a whole network with what they belong to."""
+"""Integers of weights and scales of activations as files: of each part, and of a network with what they belong to."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,9 +10,12 @@ from torch import Tensor
 
 from ptq_diffusion.artefact.files import read_json, write_json, write_tensors
 from ptq_diffusion.network.insertion import Integers
+from ptq_diffusion.network.integers import require_scales
+from ptq_diffusion.network.step_settings import StepSettings
+from ptq_diffusion.rounding.scales import Scales, is_learnable
 
-INTEGERS, OWNER = "integers.safetensors", "owner.json"
-"""The files of the integers of a network."""
+INTEGERS, SCALES, OWNER = "integers.safetensors", "scales.safetensors", "owner.json"
+"""The files of the integers and of the scales of a network, and of what they belong to."""
 VERSION = 1
 """The version of their form."""
 
@@ -64,7 +67,7 @@ def save_integers(folder: Path, parts: Iterable[Integers], network: str, plan: s
         plan: that of the plan.
     """
     write_integers(folder / INTEGERS, {copy: tensor for part in parts for copy, tensor in part.items()})
-    write_json(folder / OWNER, {"version": VERSION, "network": network, "plan": plan})
+    write_json(folder / OWNER, _owner(network, plan))
 
 
 def load_integers(folder: Path, network: str, plan: str) -> Integers:
@@ -73,10 +76,63 @@ def load_integers(folder: Path, network: str, plan: str) -> Integers:
     Raises:
         ValueError: they are of another network or plan, or of another version.
     """
-    owner, expected = read_json(folder / OWNER), {"version": VERSION, "network": network, "plan": plan}
+    _require_owner(folder, "integers", network, plan)
+    return read_integers(folder / INTEGERS)
+
+
+def write_scales(path: Path, scales: Scales) -> None:
+    """Write scales, whole or not at all."""
+    write_tensors(path, dict(scales))
+
+
+def read_scales(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Scales:
+    """The scales that `write_scales` wrote, of some operands.
+
+    Raises:
+        ValueError: the file is broken, holds no positive numbers, or is of other operands.
+    """
+    try:
+        scales = load_file(path)
+        for scale in scales.values():
+            require_scales(scale)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"expected scales of activations in {path}, got something else ({error}); learn again"
+        ) from error
+    if odd := sorted({name: tuple(scale.shape) for name, scale in scales.items()}.items() ^ shapes.items()):
+        name, shape = odd[0]
+        raise ValueError(
+            f"expected in {path} the scales of operands of this network and plan, got those of others: only one of "
+            f"both has {name} with {list(shape)}; remove the file and learn again"
+        )
+    return scales
+
+
+def save_scales(folder: Path, parts: Iterable[Scales], network: str, plan: str) -> None:
+    """Write the scales of all parts; arguments as those of `save_integers`."""
+    write_scales(folder / SCALES, {name: scale for part in parts for name, scale in part.items()})
+    write_json(folder / OWNER, _owner(network, plan))
+
+
+def load_scales(folder: Path, settings: StepSettings, network: str, plan: str) -> Scales:
+    """The scales that `save_scales` wrote, for a network of these settings.
+
+    Raises:
+        ValueError: they are of another network or plan, or of another version.
+    """
+    _require_owner(folder, "scales", network, plan)
+    shapes = {name: tuple(one.scale.shape) for name, one in settings.items() if is_learnable(one)}
+    return read_scales(folder / SCALES, shapes)
+
+
+def _owner(network: str, plan: str) -> dict[str, object]:
+    return {"version": VERSION, "network": network, "plan": plan}
+
+
+def _require_owner(folder: Path, what: str, network: str, plan: str) -> None:
+    owner, expected = read_json(folder / OWNER), _owner(network, plan)
     if owner != expected:
         odd = next(key for key in expected if not isinstance(owner, dict) or owner.get(key) != expected[key])
         raise ValueError(
-            f"expected integers of this {odd} ({expected[odd]}) in {folder}, got those of another; round again"
+            f"expected {what} of this {odd} ({expected[odd]}) in {folder}, got those of another; round again"
         )
-    return read_integers(folder / INTEGERS)

@@ -11,14 +11,15 @@ from ptq_diffusion.network.insertion import Integers
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.rounding.moments import Moments, MomentStream, columns
 from ptq_diffusion.rounding.parts import Part, joined, show_inputs
-from ptq_diffusion.rounding.reconstruction import Copy, Reconstruction, Subject
+from ptq_diffusion.rounding.reconstruction import Subject
 from ptq_diffusion.rounding.rounding import LayerRounding
+from ptq_diffusion.rounding.weights import Copy, WeightReconstruction
 
 ROOM = 2**28
 """Numbers of second moments that are in memory together, where the order of layers does not matter."""
 
 
-class LayerReconstruction(Reconstruction):
+class LayerReconstruction(WeightReconstruction):
     """Each layer by the moments of its own inputs; no input is kept.
 
     Along the float path all layers are independent, and as many of them as there is room for share a pass over the

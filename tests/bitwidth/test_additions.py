@@ -1,16 +1,18 @@
 """Operations beside a plan's: their total, and the room that they leave in a limit."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from ptq_diffusion.bitwidth import Budget, Greedy, RandomBits
 from ptq_diffusion.bitwidth.additions import Additions
-from ptq_diffusion.bitwidth.cost import plan_cost
+from ptq_diffusion.bitwidth.cost import Beside, plan_cost
 from tests.bitwidth.networks import FIXED, LINE, sensitivity, table
 
 STEPS = 4
 ADDITIONS = [Additions(), Additions(macs=700), Additions(evaluations=2), Additions(macs=500, evaluations=1)]
+WIDE = replace(LINE, sites=tuple(replace(site, input_size=site.macs // 50) for site in LINE.sites))
 OFFER = {"weights": [4], "activations": [3, 4, 6, 8]} | FIXED
 
 
@@ -37,6 +39,34 @@ def test_a_plan_keeps_its_saving_with_the_correction_behind_it(kind, additions):
     alone = kind(saving=28, **OFFER).plan(LINE, table(STEPS), evidence)
     assert "bops_with_correction" not in alone.notes
     assert (alone.activation == plan.activation) == (additions == Additions())
+
+
+BESIDE = {
+    "equalised": Beside(equalised=[site.name for site in WIDE.sites]),
+    "low rank": Beside(ranks={"a.conv": 1}),
+    "both": Beside(["b.conv"], {"a.emb": 2}),
+}
+
+
+@pytest.mark.parametrize("over", ["layers_and_steps", "layers", "steps"])
+@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
+@pytest.mark.parametrize("kind", [Budget, Greedy, RandomBits])
+def test_a_plan_keeps_its_budgets_with_what_layers_compute_and_store_beside(kind, beside, over):
+    evidence = None if kind is RandomBits else sensitivity(WIDE, STEPS, OFFER["weights"], OFFER["activations"])
+    alone = kind(saving=18, over=over, **OFFER)
+    plans = [policy.plan(WIDE, table(STEPS), evidence) for policy in (alone, alone.with_layers(beside))]
+    cost = plan_cost(WIDE, plans[1], STEPS, beside)
+    assert plans[1].notes["bops"] == cost.bops and cost.bops * 18 <= cost.float_bops
+    # The one that does not count it breaks its promise.
+    assert plan_cost(WIDE, plans[0], STEPS, beside).bops * 18 > cost.float_bops
+    policy = kind(saving=None, bytes=-(-cost.stored_bits // 8), over=over, **OFFER).with_layers(beside)
+    assert plan_cost(WIDE, policy.plan(WIDE, table(STEPS), evidence), STEPS, beside).stored_bits <= 8 * policy.bytes
+
+
+def test_layers_that_leave_no_room_are_refused():
+    policy = Budget(saving=30, **OFFER).with_layers(Beside(["b.conv"], {"a.conv": 400}))
+    with pytest.raises(ValueError, match=r"W4A3 in the inner layers with what layers compute beside, got 30"):
+        policy.check(WIDE, table(STEPS))
 
 
 def test_counting_alone_changes_no_plan():

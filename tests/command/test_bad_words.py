@@ -105,6 +105,14 @@ WORDS = {
     "two grids of a weight": ("quantizer@quantizer.weight=affine_per_skip", "which only inputs can have"),
     "a weight without a grid": ("quantizer@quantizer.weight=dynamic_per_tensor", "AffineQuantizer of a weight"),
     "powers of two of activations": ("quantizer@quantizer.activation=log2", "quantizer@quantizer.softmax"),
+    "channels along another axis": (
+        "quantizer@quantizer.activation=affine_per_input_channel +quantizer.activation.granularity.axis=2",
+        "leave out quantizer.activation.granularity.axis",
+    ),
+    "tokens along the axis of images": (
+        "quantizer@quantizer.activation=dynamic_per_token +quantizer.activation.granularity.axis=1",
+        "leave out quantizer.activation.granularity.axis",
+    ),
     "groups of nothing": ("quantizer@quantizer.weight=affine_per_group quantizer.weight.granularity.size=0", "size=0"),
     "a share beyond 1": (
         "equalisation@quantizer.equalisation=smoothquant quantizer.equalisation.alpha=2",
@@ -163,6 +171,19 @@ WORDS = {
     "a descent that is none": ("rounding=adaround rounding.descent=null", "descent of AdaRound to be an instance of"),
     "inputs that are a number": ("rounding=gptq rounding.inputs=3", "inputs of GPTQ to be an instance of Inputs"),
     "nothing to round": ("rounding=gptq bitwidth=float", "rounding=nearest or another bitwidth"),
+    "scales taken at run time": (
+        "activation_scales=lsq quantizer@quantizer.activation=dynamic_per_token",
+        "activation_scales=searched or quantizer@quantizer.activation=affine_per_tensor",
+    ),
+    "scales of float activations": (
+        "activation_scales=lsq bitwidth.inner.activation=32 bitwidth.first.activation=32 bitwidth.last.activation=32",
+        "activation_scales=searched or another bitwidth",
+    ),
+    "no scales to learn": ("goal=activation_scales", "got a SearchedScales, .* set activation_scales=lsq"),
+    "a descent of scales without steps": (
+        "activation_scales=lsq activation_scales.iterations=0",
+        "at least 1 iteration",
+    ),
     "nothing to reconstruct": ("goal=reconstruct rounding=nearest", "got a Nearest, .*; set rounding=gptq"),
     "a graph of grids at run time": (
         "goal=onnx quantizer@quantizer.activation=dynamic_per_token",

@@ -17,6 +17,7 @@ GROUPS = {
     "bitwidth": "bitwidth",
     "calibration_set": "calibration_set",
     "rounding": "rounding",
+    "activation_scales": "activation_scales",
     "backend": "backend",
     "correction": "correction",
     "feature": "feature",

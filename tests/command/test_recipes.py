@@ -15,8 +15,14 @@ WORD = re.compile(r"^#   (?P<key>[\w.@]+)=(?P<value>.+?)(?:: .+)?$", re.MULTILIN
 TINY = [
     *("calibration.images=2", "sampler.steps=2", "images=1", "seeds=[0]", "micro_batch=2", "noise.images=2"),
     *("rounding.descent.iterations=1", "rounding.calls=1", "correction=none", "goal=samples_corrected"),
-    *(f"quantizer.{operand}.range_search.candidates=2" for operand in ("weight", "activation")),
 ]
+QUICK = {
+    "quantizer.weight.range_search.candidates": 2,
+    "quantizer.activation.range_search.candidates": 2,
+    "activation_scales.iterations": 1,
+    "activation_scales.calls": 1,
+}
+"""Options that make a recipe quick that has them."""
 
 
 @cache
@@ -28,6 +34,12 @@ def composed(*words):
 def said(recipe):
     """The words that a recipe's file says it consists of."""
     return {match["key"]: match["value"] for match in WORD.finditer((CONF / "recipe" / f"{recipe}.yaml").read_text())}
+
+
+def quick(recipe):
+    """The words that make a recipe quick."""
+    cfg = composed(f"recipe={recipe}")
+    return [f"{key}={value}" for key, value in QUICK.items() if OmegaConf.select(cfg, key) is not None]
 
 
 def leaves(node, prefix=""):
@@ -64,7 +76,7 @@ def test_attention_has_8_bits_where_a_policy_decides_those_of_activations_and_no
 
 
 def test_every_recipe_draws_images_and_they_share_what_they_have_in_common(make, tmp_path):
-    images = {make(f"recipe={recipe}", *TINY).name for recipe in RECIPES}
+    images = {make(f"recipe={recipe}", *TINY, *quick(recipe)).name for recipe in RECIPES}
     assert len(images) == len(RECIPES), "none is another's"
     store = tmp_path / "outputs" / "store"
     assert len([path for path in (store / "trajectories").iterdir() if path.is_dir()]) == 1

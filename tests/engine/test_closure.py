@@ -32,6 +32,7 @@ RUNS = {
     "rounding": [
         *("goal=quantize", "rounding=gptq", "rounding.inputs.positions=2", "calibration.images=1", "sampler.steps=2"),
         "calibration_set=density",
+        *("activation_scales=lsq", "activation_scales.iterations=1", "activation_scales.calls=1"),
         "rounding.inputs.weights._target_=ptq_diffusion.rounding.EffectOnImage",
     ],
     "bits by layer": [
@@ -65,9 +66,14 @@ BRANCHES: dict[str, dict[str, str]] = {
     "reconstruct": {
         "network/saving.py": "the workshop loads a quantized network by the name that this stage's has",
         "network/described.py": OTHER,
+        "rounding/block_errors.py": ROUNDING,
         "rounding/blocks.py": ROUNDING,
         "rounding/calls.py": ROUNDING,
         "rounding/soft.py": ROUNDING,
+    },
+    "activation_scales": {
+        "network/saving.py": "the workshop loads a quantized network by the name that this stage's has",
+        "network/described.py": OTHER,
     },
     "samples_quantized": {
         "numeric/histograms.py": NAMESAKE,
@@ -174,7 +180,7 @@ SPARED = {
     "model/denoiser.py": "defaults of a contract, which what runs overrides",
     "model/family/family.py": "defaults of a contract, which what runs overrides",
     "network/backend/simulated.py": "layers in place of another backend's, of which a network that is made has none",
-    "numeric/rounding.py": "gradients, which no stage takes through a quantizer",
+    "numeric/rounding.py": "gradients through quantizers, which are taken where scales are learned alone",
 }
 """Files that any stage may have in its closure and not run."""
 

@@ -24,9 +24,9 @@ ALL = upstream(STAGES["evaluate"]) - {"prompts"}  # which is of models with text
 EDITS = {
     "sampler/loop.py": {"trajectories", "float_path", "noise", "fit", "drift", *SAMPLES, *MEASURED},
     "sampler/ddim.py": ALL - {"quantize", "samples_corrected"},
-    "network/insertion.py": {"quantize", "reconstruct", *MEASURED},
+    "network/insertion.py": {"quantize", "reconstruct", "activation_scales", *MEASURED},
     # The samplings may take ranges at run time.
-    "quantizer/range_search.py": {"calibrate", "quantize", "reconstruct", "noise", "fit", "drift"}
+    "quantizer/range_search.py": {"calibrate", "quantize", "reconstruct", "activation_scales", "noise", "fit", "drift"}
     | {"samples_quantized", "samples_corrected", *MEASURED},
     "engine/workshop.py": ALL,
     "engine/store.py": set(),

@@ -23,7 +23,7 @@ from tests.quantizer.presets import DYNAMIC, NODES
 X = torch.randn(4, 6, 5, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 50.0, 0.01, 0.0]).view(
     4, 1, 1, 1
 )
-CASES = list(itertools.product([PerTensor(), PerToken(), PerToken(-1), PerInputChannel()], (True, False), (2, 4, 8)))
+CASES = list(itertools.product([PerTensor(), PerToken(1), PerToken(-1), PerInputChannel()], (True, False), (2, 4, 8)))
 every = pytest.mark.parametrize(("granularity", "symmetric", "bits"), CASES)
 
 

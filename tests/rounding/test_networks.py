@@ -7,6 +7,7 @@ import torch
 
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import InputObservations, quantize
+from ptq_diffusion.network.rescaling import Rescaling, Spread
 from ptq_diffusion.quantizer import AffineQuantizer, MinMax, PerChannel, PerTensor
 from ptq_diffusion.rounding import (
     BRECQ,
@@ -18,6 +19,7 @@ from ptq_diffusion.rounding import (
     Subject,
     UniformSteps,
 )
+from ptq_diffusion.rounding.block_errors import rescaled
 from ptq_diffusion.rounding.calls import Call, CallFiles
 from tests.model.networks import NETWORKS, condition_of, denoiser_of, states_of
 from tests.network.networks import FLOAT
@@ -122,6 +124,45 @@ def test_blocks_have_a_smaller_error_than_nearest_on_states_that_they_did_not_se
     better = {block for block in blocks if after[block] < before[block]}
     assert len(better) >= 0.8 * len(blocks) > 0, blocks - better
     assert sum(after[block] for block in blocks) < sum(before[block] for block in blocks)
+
+
+KNOWING = BRECQ("float", UniformSteps(), Descent(60, 0.1, 3.0), 2, 8, rescaled=True)
+
+
+def test_a_rounding_that_knows_of_the_correction_leaves_a_smaller_error_behind_it_than_one_that_does_not(tmp_path):
+    """On the states of both, whose blocks read what the float network gives, so that none depends on another."""
+    denoiser = network("pixels")
+    plan = plan_of(denoiser, LayerBits(3, 8), LayerBits(3, 8))
+    judge, *works = (
+        reconstruction(BlockReconstruction, rounding, denoiser, plan, tmp_path / place, rows=6)
+        for rounding, place in ((KNOWING, "judging"), (BLOCKWISE, "plain"), (KNOWING, "knowing"))
+    )
+    errors = []
+    for part in (part for part in judge.parts if part.name in denoiser.blocks()):
+        with CallFiles.within(tmp_path / "judging") as calls:
+            judge.collect(part, calls)
+            errors.append([judge.error(part, calls)])
+            for work in works:
+                judge.install(work.rounded(part))
+                errors[-1].append(judge.error(part, calls))
+    assert len(errors) > 3 and all(knowing <= nearest for nearest, _, knowing in errors)
+    assert sum(knowing for *_, knowing in errors) < sum(plain for _, plain, _ in errors)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 3, 3), (6, 4, 5), (6, 5)], ids=str)
+def test_a_rescaled_output_is_that_of_the_correction_and_has_a_gradient(shape):
+    draw = torch.Generator().manual_seed(0)
+    target, output = (torch.randn(shape, generator=draw) for _ in range(2))
+    channels = 1 if len(shape) == 4 else -1
+    # The first channel is constant, the second varies far less than it is to.
+    constant, faint = output.movedim(channels, 0)[0], output.movedim(channels, 0)[1]
+    constant.fill_(3.0)
+    faint.mul_(1e-3)
+    expected = Rescaling.between(Spread.of(output, channels), Spread.of(target, channels)).of(output, channels)
+    result = rescaled(output.requires_grad_(), target)
+    torch.testing.assert_close(result, expected)
+    (result - target).square().sum().backward()
+    assert bool(output.grad.isfinite().all()) and bool(output.grad.any())
 
 
 @pytest.mark.parametrize(

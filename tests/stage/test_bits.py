@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from ptq_diffusion.bitwidth import Sensitivity, StepSignal
+from ptq_diffusion.bitwidth.cost import Beside, plan_cost
 from ptq_diffusion.engine.chunks import read_chunks
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import load_quantized
+from ptq_diffusion.network.saving import equalised_layers, ranks_of_layers
 from ptq_diffusion.stage.plan import PLAN
 from ptq_diffusion.stage.sensitivity import MeasureDamage, MeasureSensitivity
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
@@ -215,6 +217,26 @@ def test_a_report_states_the_operations_of_the_plan_and_the_correction_that_the_
     assert quantized["bops_per_image"] == plan.notes["bops"]
     assert corrected["bops_per_image"] == plan.notes["bops_with_correction"] > plan.notes["bops"]
     assert quantized["bops_saving"] > corrected["bops_saving"] >= 20
+
+
+BESIDE = {
+    "equalised": ["equalisation@quantizer.equalisation=smoothquant"],
+    "low rank": ["quantizer.low_rank.rank=1"],
+    "both": ["equalisation@quantizer.equalisation=power_of_two", "quantizer.low_rank.rank=1"],
+}
+
+
+@pytest.mark.parametrize("words", BESIDE.values(), ids=BESIDE)
+def test_the_saving_that_is_reported_of_layers_that_compute_more_is_the_one_that_was_asked_for(make, model, words):
+    saving = ["bitwidth=random", "bitwidth.saving=14", "correction=none"]
+    plain, path = make("goal=plan", *saving), make("goal=plan", *saving, *words)
+    plan = BitwidthPlan.from_json((path / PLAN).read_text())
+    assert plan.activation != BitwidthPlan.from_json((plain / PLAN).read_text()).activation
+    folder = make("goal=quantize", *saving, *words)
+    extra = Beside(equalised_layers(folder), ranks_of_layers(folder))
+    assert extra.equalised or extra.ranks
+    cost = plan_cost(model.architecture(), plan, plan.steps, extra)
+    assert cost.saving >= 14 and cost.bops == plan.notes["bops"]
 
 
 def test_a_plan_is_of_the_correction_only_where_its_budget_counts_it(make):

@@ -27,13 +27,13 @@ from ptq_diffusion.model import Condition, Denoiser, Guided
 from ptq_diffusion.network import Backend
 from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
 from ptq_diffusion.quantizer import Equalisation, LowRank, Quantizer, StepGroups
-from ptq_diffusion.rounding import Rounding
+from ptq_diffusion.rounding import ActivationScales, Rounding
 from ptq_diffusion.sampler import Sampler, Table
 from ptq_diffusion.stage.drawing.layers import MeasureLayers, layer_chunks
 from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
 from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_table import check_reach, fit_table
-from ptq_diffusion.stage.planning.additions import CorrectionAdditions, policy_of
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions, LayerAdditions, policy_of
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity, sensitivity_chunks
@@ -45,6 +45,7 @@ KINDS: Mapping[str, type] = {
     "sampler": Sampler,
     "bitwidth": BitwidthPolicy,
     "rounding": Rounding,
+    "activation_scales": ActivationScales,
     "calibration_set": CalibrationSet,
     "backend": Backend,
     "correction": Requirements,
@@ -110,8 +111,8 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
 
 
 def _takes_part(stage: type[Stage], cfg: DictConfig) -> bool:
-    """Whether a stage is made on the way; the correction is looked at only where something is made with it."""
-    return stage is not CorrectionAdditions or stage.serves(cfg)
+    """Whether a stage is made on the way; what a plan may count is looked at only where it counts it."""
+    return stage not in (CorrectionAdditions, LayerAdditions) or stage.serves(cfg)
 
 
 @contextmanager

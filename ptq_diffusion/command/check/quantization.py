@@ -18,8 +18,9 @@ from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.network.onnx.requirements import require_input, require_scales
 from ptq_diffusion.network.quantized import require_float32
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.quantizer import DynamicQuantizer
+from ptq_diffusion.quantizer import DynamicQuantizer, Static
 from ptq_diffusion.rounding import Reads
+from ptq_diffusion.stage.rounding.learn_scales import LearnScales, require_learnable
 from ptq_diffusion.stage.rounding.reconstruct import Reconstruct, require_reconstructable
 from ptq_diffusion.stage.writing.onnx import WriteOnnx
 
@@ -49,6 +50,8 @@ def check_quantization(cfg: DictConfig, model: Denoiser, goal: type[Stage], shop
     _check_low_rank(cfg, model)
     if Reconstruct in needed(goal):
         _check_rounding(cfg, offers, goal)
+    if LearnScales in needed(goal):
+        _check_scales(cfg, offers, goal)
     if goal is WriteOnnx:
         _check_nodes(cfg, model, offers, shop)
 
@@ -110,6 +113,23 @@ def _check_rounding(cfg: DictConfig, offers: Offers, goal: type[Stage]) -> None:
             raise ValueError(
                 f"expected weights of fewer bits to round, got rounding={cfg.labels.rounding} with bitwidth="
                 f"{cfg.labels.bitwidth}, which leaves all of them in float; set rounding=nearest or another bitwidth"
+            )
+
+
+def _check_scales(cfg: DictConfig, offers: Offers, goal: type[Stage]) -> None:
+    """Refuse scales to be learned where no activation has one."""
+    rule, form = construct(cfg.activation_scales), construct(cfg.quantizer.activation)(MOST_BITS).form
+    if rule.learns or goal is LearnScales:
+        require_learnable(rule)
+        if not isinstance(form, Static):
+            raise ValueError(
+                f"expected activations on static grids, whose scales are learned, got {form}; set "
+                "activation_scales=searched or quantizer@quantizer.activation=affine_per_tensor"
+            )
+        if all(bits.activation == FLOAT_BITS for some in offers.values() for bits in some):
+            raise ValueError(
+                f"expected activations of fewer bits whose scales are learned, got bitwidth={cfg.labels.bitwidth}, "
+                "which leaves all of them in float; set activation_scales=searched or another bitwidth"
             )
 
 

@@ -157,6 +157,7 @@ class Experiment(Options):
     quantizer: Mapping[str, Part]
     bitwidth: Part
     rounding: Part
+    activation_scales: Part
     calibration_set: Part
     backend: Part
     correction: Part

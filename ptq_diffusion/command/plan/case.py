@@ -14,11 +14,12 @@ from ptq_diffusion.bitwidth.cost import Beside
 from ptq_diffusion.engine.factory import construct, plain
 from ptq_diffusion.engine.models import of_folder
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model import Condition, Decoder, Denoiser, DiffusersDenoiser, Guided, Role
+from ptq_diffusion.model import Condition, Decoder, Denoiser, DiffusersDenoiser, Guided
 from ptq_diffusion.model.decoder import outlined_decoder
 from ptq_diffusion.model.own import decoder_of
 from ptq_diffusion.sampler import Table
 from ptq_diffusion.stage.fit_table import fit_table
+from ptq_diffusion.stage.planning.additions import beside_of
 
 NO_INPUTS: Mapping[str, Path] = MappingProxyType({})
 
@@ -81,15 +82,12 @@ class Case:
     @cached_property
     def equalised(self) -> list[str]:
         """The names of the layers whose input is divided by factors of its channels."""
-        equalises = construct(self.cfg.quantizer.equalisation).equalises
-        return [site.name for site in self.model.sites() if equalises and site.weighted]
+        return list(self.beside.equalised)
 
     @cached_property
     def beside(self) -> Beside:
         """The work and the numbers of layers beside their quantized operands."""
-        rank = self.cfg.quantizer.low_rank.rank
-        inner = [site.name for site in self.model.sites() if site.role is Role.INNER]
-        return Beside(self.equalised, dict.fromkeys(inner, rank) if rank else {})
+        return beside_of(self.cfg, self.model.sites())
 
     @property
     def rows(self) -> int:

@@ -32,7 +32,7 @@ from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.plan import Plan
-from ptq_diffusion.stage.planning.additions import CorrectionAdditions
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions, LayerAdditions
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
@@ -204,6 +204,10 @@ RULES: Mapping[str, Callable[[Case], Work]] = {
     MeasureLayers.name: _layers,
     Evaluate.name: lambda case: Work(kept=bytes_of_features(case)),
 } | dict.fromkeys(
-    (CorrectionAdditions.name, Plan.name, Export.name, ImageFiles.name, ReferenceStatistics.name), lambda _: Work()
+    (
+        *(CorrectionAdditions.name, LayerAdditions.name, Plan.name),
+        *(Export.name, ImageFiles.name, ReferenceStatistics.name),
+    ),
+    lambda _: Work(),
 )
 """The rule of every stage; one without a network leaves next to nothing, or images a second time."""

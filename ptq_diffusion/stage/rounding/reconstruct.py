@@ -7,11 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ptq_diffusion.artefact.files import holds_tensors
-from ptq_diffusion.data import ChosenStates
 from ptq_diffusion.engine.factory import construct, plain
 from ptq_diffusion.engine.plugins import PLUGINS, plugins_of
-from ptq_diffusion.engine.runtime import track
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import quantize
@@ -21,20 +18,17 @@ from ptq_diffusion.rounding import (
     LayerReconstruction,
     LayerRounding,
     Reads,
-    Reconstruction,
     Rounding,
-    Subject,
+    WeightReconstruction,
 )
 from ptq_diffusion.rounding.artefact import read_part, save_integers, write_integers
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
-from ptq_diffusion.stage.calibration.choose_states import ChooseStates, read_set
-from ptq_diffusion.stage.calibration.states import States
+from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.plan import Plan, read_plan
 from ptq_diffusion.stage.prompts import EncodePrompts
-from ptq_diffusion.stage.trajectories import Trajectories, calibration_chunks
+from ptq_diffusion.stage.rounding.subject import CALLS, PARTS, go_through, subject_of
+from ptq_diffusion.stage.trajectories import Trajectories
 
-PARTS, CALLS = "parts", "calls"
-"""Folders of the parts that are done, behind which an attempt that was interrupted goes on, and of a block's calls."""
 READERS: Mapping[Reads, type[Rounding]] = {Reads.INPUTS: LayerRounding, Reads.CALLS: BRECQ}
 """The classes of roundings that each evidence is collected for."""
 
@@ -80,27 +74,22 @@ class Reconstruct(ModelStage):
         return _reads(json.dumps(plain(cfg.rounding)), plugins_of(cfg)) is not Reads.NOTHING
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
-        work, folder = self.work(cfg, inputs, out, shop), out / PARTS
-        folder.mkdir(exist_ok=True)
-        files = {part: folder / f"{place:04d}.safetensors" for place, part in enumerate(work.parts)}
-        for part in track(work.parts, self.title, shop.runtime.progress):
-            if not holds_tensors(files[part]):
-                write_integers(files[part], work.rounded(part))
-            work.install(read_part(files[part], work.copies(part)))
+        work = self.work(cfg, inputs, out, shop)
+        files = go_through(
+            work.parts,
+            out,
+            (self.title, shop.runtime.progress),
+            lambda part, file: write_integers(file, work.rounded(part)),
+            lambda part, file: work.install(read_part(file, work.copies(part))),
+        )
         parts = (read_part(file, work.copies(part)) for part, file in files.items())
         save_integers(out, parts, work.model.fingerprint(), work.quantized.plan.fingerprint())
 
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> Reconstruction:
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> WeightReconstruction:
         """The network that is rounded, with all that its rounding reads."""
         plan, observations = read_plan(inputs[Plan.name]), read_observations(cfg, inputs[Calibrate.name], shop.host)
-        weight, model = construct(cfg.quantizer.weight), shop.guided(cfg, inputs)
-        quantized = quantize(shop.host.guided(cfg, inputs), plan, observations, weight).to(shop.device)
-        table, conditions = shop.table(cfg, model), shop.conditions(cfg, model, inputs)
-        sets = read_set(inputs[ChooseStates.name]), ChosenStates.every(len(table), cfg.calibration.images)
-        states, trajectories = (
-            States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), chosen, conditions) for chosen in sets
-        )
-        subject, rounding = Subject(model, quantized, weight, table, states, trajectories), construct(cfg.rounding)
+        nearest = quantize(shop.host.guided(cfg, inputs), plan, observations, construct(cfg.quantizer.weight))
+        subject, rounding = subject_of(cfg, inputs, nearest.to(shop.device), shop), construct(cfg.rounding)
         require_reconstructable(rounding)
         if rounding.reads is Reads.CALLS:
             return BlockReconstruction(subject, rounding, out / CALLS)

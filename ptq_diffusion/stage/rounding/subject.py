@@ -1,0 +1,65 @@
+"""The network of which parts are learned with all that it is asked about, and how an interrupted attempt goes on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ptq_diffusion.artefact.files import holds_tensors
+from ptq_diffusion.data import ChosenStates
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.runtime import track
+from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.network import QuantizedDenoiser
+from ptq_diffusion.rounding import Subject
+from ptq_diffusion.rounding.parts import Part
+from ptq_diffusion.stage.calibration.choose_states import ChooseStates, read_set
+from ptq_diffusion.stage.calibration.states import States
+from ptq_diffusion.stage.trajectories import Trajectories, calibration_chunks
+
+PARTS, CALLS = "parts", "calls"
+"""Folders of the parts that are done, behind which an attempt that was interrupted goes on, and of a block's calls."""
+
+
+def subject_of(cfg: DictConfig, inputs: Mapping[str, Path], quantized: QuantizedDenoiser, shop: Workshop) -> Subject:
+    """The float network and its quantized copy with the states of the calibration set.
+
+    Args:
+        cfg: the configuration.
+        inputs: artefacts by name.
+        quantized: on the workshop's device.
+        shop: builds the float network.
+    """
+    model = shop.guided(cfg, inputs)
+    table, conditions = shop.table(cfg, model), shop.conditions(cfg, model, inputs)
+    sets = read_set(inputs[ChooseStates.name]), ChosenStates.every(len(table), cfg.calibration.images)
+    states, trajectories = (
+        States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), chosen, conditions) for chosen in sets
+    )
+    return Subject(model, quantized, construct(cfg.quantizer.weight), table, states, trajectories)
+
+
+def go_through(
+    parts: Sequence[Part],
+    out: Path,
+    bar: tuple[str, bool],
+    make: Callable[[Part, Path], None],
+    take: Callable[[Part, Path], None],
+) -> dict[Part, Path]:
+    """Make the file of every part that has none yet, in order, and take it before the next; the files.
+
+    Args:
+        parts: of a network.
+        out: the folder of the artefact.
+        bar: the title of the progress bar, and whether it is drawn.
+        make: writes the file of a part.
+        take: lets what lies in the file of a part count for those behind it.
+    """
+    folder = out / PARTS
+    folder.mkdir(exist_ok=True)
+    files = {part: folder / f"{place:04d}.safetensors" for place, part in enumerate(parts)}
+    for part in track(parts, *bar):
+        if not holds_tensors(files[part]):
+            make(part, files[part])
+        take(part, files[part])
+    return files
