@@ -126,6 +126,15 @@ WORDS = {
     "a rank of half": ("quantizer.low_rank.rank=2.5", "rank of LowRank to be a valid integer"),
     "a rank above a matrix": ("low_rank@quantizer.low_rank=svd", "lower quantizer.low_rank.rank"),
     "a rank beside learned rounding": ("quantizer.low_rank.rank=2 rounding=gptq", "set rounding=nearest"),
+    "a rank of nothing": ("quantizer.low_rank.rank=2 bitwidth=float", "quantizer.low_rank.rank=0 or another bitwidth"),
+    "factors of nothing": (
+        "equalisation@quantizer.equalisation=smoothquant bitwidth=float",
+        "equalisation=none or another bitwidth",
+    ),
+    "a graph of parts of low rank": (
+        "goal=onnx quantizer.low_rank.rank=2",
+        "quantizer.low_rank.rank=0, or goal=export",
+    ),
     "more groups than steps": ("step_groups@quantizer.steps=equal quantizer.steps.count=99", "lower quantizer.steps"),
     "groups beyond the steps": ("step_groups@quantizer.steps=given quantizer.steps.starts=[0,99]", "step 99"),
     "ranges of no layer": ("quantizer.steps.exact=[nowhere]", "'nowhere', which matches none"),

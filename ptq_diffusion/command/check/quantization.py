@@ -10,7 +10,7 @@ from ptq_diffusion.engine.stage import Stage, needed
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.plan import LayerBits
-from ptq_diffusion.model.site import Site, products_by_attention
+from ptq_diffusion.model.site import Role, Site, products_by_attention
 from ptq_diffusion.network import InputObservations, Simulated
 from ptq_diffusion.network.integers import require_of_weights
 from ptq_diffusion.network.low_rank import quantizer_of_layer
@@ -46,8 +46,8 @@ def check_quantization(cfg: DictConfig, model: Denoiser, goal: type[Stage], shop
     _check_calibration_set(cfg, model, shop.observations(cfg, model, steps, len(table)), len(table))
     _check_softmax(cfg, offers)
     _check_weights(cfg, offers)
-    construct(cfg.quantizer.equalisation)
-    _check_low_rank(cfg, model)
+    _check_equalisation(cfg, offers)
+    _check_low_rank(cfg, model, offers)
     if Reconstruct in needed(goal):
         _check_rounding(cfg, offers, goal)
     if LearnScales in needed(goal):
@@ -135,6 +135,11 @@ def _check_scales(cfg: DictConfig, offers: Offers, goal: type[Stage]) -> None:
 
 def _check_nodes(cfg: DictConfig, model: Denoiser, offers: Offers, shop: Workshop) -> None:
     """Refuse quantizers of what is quantized that graphs have no nodes for."""
+    if construct(cfg.quantizer.low_rank).rank:
+        raise ValueError(
+            "expected weights of integers alone, which DequantizeLinear has, got a part of low rank beside them; set "
+            "quantizer.low_rank.rank=0, or goal=export"
+        )
     observations = shop.observations(cfg, model)
     softmax = {f"{attention}.p" for attention in products_by_attention(offers)} if cfg.quantizer.get("softmax") else ()
     weight = construct(cfg.quantizer.weight)(MOST_BITS)
@@ -151,12 +156,32 @@ def _check_nodes(cfg: DictConfig, model: Denoiser, offers: Offers, shop: Worksho
             require_scales(site.name, weight.granularity.parameter_shape(site.weight_shape), site.weight_shape[0])
 
 
-def _check_low_rank(cfg: DictConfig, model: Denoiser) -> None:
-    """Refuse a part of weights in 16 bits that a layer has not, or beside a rounding that does not know of it."""
+def _check_equalisation(cfg: DictConfig, offers: Offers) -> None:
+    """Refuse factors of channels where no grid would meet them."""
+    equalises = construct(cfg.quantizer.equalisation).equalises
+    if equalises and all(
+        bits.activation == FLOAT_BITS for site, some in offers.items() if site.weighted for bits in some
+    ):
+        raise ValueError(
+            f"expected quantized inputs of layers beside quantizer.equalisation, got bitwidth={cfg.labels.bitwidth}, "
+            "which leaves all of them in float; set equalisation@quantizer.equalisation=none or another bitwidth"
+        )
+
+
+def _check_low_rank(cfg: DictConfig, model: Denoiser, offers: Offers) -> None:
+    """Refuse a part of weights in 16 bits that a layer has not, of float weights, or beside a rounding."""
     rank = construct(cfg.quantizer.low_rank).rank
-    for site in (site for site in model.sites() if rank and site.weighted):
+    if not rank:
+        return
+    inner = [site for site in offers if site.weighted and site.role is Role.INNER]
+    for site in inner:
         quantizer_of_layer(construct(cfg.quantizer.weight), rank, site, model.network.get_submodule(site.name))
-    if rank and construct(cfg.rounding).reads is not Reads.NOTHING:
+    if all(bits.weight == FLOAT_BITS for site in inner for bits in offers[site]):
+        raise ValueError(
+            "expected weights of inner layers with fewer bits beside a part of low rank, got bitwidth="
+            f"{cfg.labels.bitwidth}, which leaves them in float; set quantizer.low_rank.rank=0 or another bitwidth"
+        )
+    if construct(cfg.rounding).reads is not Reads.NOTHING:
         raise ValueError(
             f"expected rounding=nearest beside a part of low rank, got {cfg.labels.rounding}, which rounds whole "
             "weights; set rounding=nearest or quantizer.low_rank.rank=0"
