@@ -14,7 +14,7 @@ from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.network.attention import PROCESSOR, QuantizedAttention, quantized_attentions
 from ptq_diffusion.network.backend import Backend, Integer, Simulated
 from ptq_diffusion.network.integers import StoredWeight
-from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer
+from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer, require_shift
 from ptq_diffusion.network.rescaling import Rescaling
 from ptq_diffusion.network.step_settings import StepSettings
 from ptq_diffusion.quantizer import WHOLE
@@ -263,7 +263,7 @@ class QuantizedDenoiser(Denoiser):
         if not any(rescalings):
             return self
         for name, rescaling in ((name, row[name]) for row in rescalings for name in row):
-            self._require_channels(name, len(rescaling.gain))
+            self._require_channels(name, rescaling)
         return self.with_settings(self.settings.rescaled(rescalings))
 
     def at(self, i: int, rescalings: Mapping[str, Rescaling]) -> "QuantizedDenoiser":
@@ -274,14 +274,17 @@ class QuantizedDenoiser(Denoiser):
         """
         return self.with_settings(self.settings.at(i)).rescaled([rescalings]) if rescalings else self
 
-    def _require_channels(self, name: str, channels: int) -> None:
+    def _require_channels(self, name: str, rescaling: Rescaling) -> None:
         shapes = {site.name: site.weight_shape for site in self._sites if site.weighted}
+        channels = len(rescaling.gain)
         if name not in shapes or shapes[name][0] != channels:
             message = f"one of {shapes[name][0]}" if name in shapes else "no such layer"
             raise ValueError(
                 f"expected a quantized layer {name} of {channels} output channels, which the correction was fitted "
                 f"for, got {message}; fit it for this network"
             )
+        if rescaling.shift is not None:
+            require_shift(name, rescaling.shift, self.layer(name), shapes[name])
 
 
 def _is_shared(module: nn.Module) -> bool:
