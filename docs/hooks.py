@@ -16,6 +16,7 @@ CARDS = (
     "range_search",
     "step_groups",
     "equalisation",
+    "shift",
     "low_rank",
     "calibration_set",
     "recipe",

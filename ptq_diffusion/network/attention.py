@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.model.site import Site, products_by_attention
 from ptq_diffusion.network.layer import CurrentStep
-from ptq_diffusion.network.step_settings import LayerSettings
+from ptq_diffusion.network.layer_settings import LayerSettings
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 
 OPERANDS = ("q", "k", "p", "v")

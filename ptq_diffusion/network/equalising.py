@@ -1,4 +1,4 @@
-"""Equalisation of layers: ranges of their inputs' channels, and factors as they stand against inputs and weights."""
+"""Equalisation of layers: ranges of their inputs' channels, and numbers of them as they stand against weights."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -63,6 +63,16 @@ def weight_maxima(weight: Tensor, inputs: int) -> Tensor:
     """
     groups = inputs // weight.shape[1]
     return weight.float().abs().reshape(groups, len(weight) // groups, weight.shape[1], -1).amax((1, 3)).flatten()
+
+
+def summed_by_output(weight: Tensor, numbers: Tensor) -> Tensor:
+    """The output of a layer without bias and border whose I input channels are these numbers everywhere, (O,) float64.
+
+    Args:
+        weight: (O, I / G, ...) of a layer with G groups of channels.
+        numbers: (I,) or (I, 1, 1).
+    """
+    return (weight.double() * against_weight(numbers, weight.shape).double()).flatten(1).sum(1)
 
 
 def against_weight(factors: Tensor, shape: Sequence[int]) -> Tensor:

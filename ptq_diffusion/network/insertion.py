@@ -14,10 +14,10 @@ from ptq_diffusion.network.attention import install, quantized_attentions
 from ptq_diffusion.network.equalising import against_weight
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight, require_of_weights
 from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer, quantized_layer
+from ptq_diffusion.network.layer_settings import ROWS, LayerSettings, rows_of
 from ptq_diffusion.network.low_rank import LowRankWeight, quantizer_of_layer
 from ptq_diffusion.network.observing import InputObservations
 from ptq_diffusion.network.quantized import QuantizedDenoiser
-from ptq_diffusion.network.step_settings import ROWS, LayerSettings, rows_of
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.quantizer import WHOLE, AffineQuantizer, LowRankQuantizer, Quantizer
 

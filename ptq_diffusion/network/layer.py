@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ptq_diffusion.network.integers import StoredWeight
-from ptq_diffusion.network.step_settings import LayerSettings
+from ptq_diffusion.network.layer_settings import LayerSettings
 
 
 class CurrentStep:
@@ -79,6 +79,16 @@ class QuantizedLayer(nn.Module, ABC):
         """The layer's operation on an input that is quantized already, in the dtype of the input."""
         return self.operation(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
+    @property
+    def bordered(self) -> bool:
+        """Whether zeros that are laid around the input enter the output."""
+        return False
+
+    @property
+    def input_groups(self) -> int:
+        """The number of groups of the input's channels, each of which is read by weights of its own."""
+        return 1
+
     @abstractmethod
     def operation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's operation on tensors of one dtype."""
@@ -112,6 +122,14 @@ class QuantizedConv2d(QuantizedLayer):
         self.stride, self.padding, self.padding_mode = layer.stride, layer.padding, layer.padding_mode
         self.dilation, self.groups = layer.dilation, layer.groups
 
+    @property
+    def bordered(self) -> bool:
+        return self.padding != "valid" if isinstance(self.padding, str) else any(self.padding)
+
+    @property
+    def input_groups(self) -> int:
+        return self.groups
+
     def operation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return nn.functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
@@ -143,3 +161,23 @@ def quantized_layer(
     if isinstance(layer, nn.Linear):
         return QuantizedLinear(layer, weights, bias, settings, current)
     raise TypeError(f"expected a Conv2d or Linear layer, got {type(layer).__name__}")
+
+
+def require_shift(name: str, shift: Tensor, layer: QuantizedLayer, weight_shape: Sequence[int]) -> None:
+    """Refuse a shift of other channels than those of a layer's input.
+
+    Args:
+        name: of the layer.
+        shift: see `InputGrid`.
+        layer: the layer.
+        weight_shape: (O, I / G, ...) of its weight.
+
+    Raises:
+        ValueError: the message names the layer.
+    """
+    expected = (weight_shape[1] * layer.input_groups, *[1] * (len(weight_shape) - 2))
+    if tuple(shift.shape) != expected:
+        raise ValueError(
+            f"expected a quantized layer {name} whose input has a shift of {tuple(shift.shape)}, which the correction "
+            f"was fitted for, got one of {expected}; fit it for this network"
+        )

@@ -15,7 +15,7 @@ from ptq_diffusion.network.attention import watching_operands
 from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ptq_diffusion.network.rescaling import InputGrid
 from ptq_diffusion.numeric.grid import Grid
-from ptq_diffusion.quantizer import WHOLE, Form, Quantizer, RangeSearch, Static, StepGroups
+from ptq_diffusion.quantizer import NO_SHIFT, WHOLE, Form, Quantizer, RangeSearch, Shift, Static, StepGroups
 
 CHANNELS = {Kind.CONV2D: QuantizedConv2d.channels, Kind.LINEAR: QuantizedLinear.channels, Kind.MATMUL: -1}
 """The dimension of the channels of a site's operands: of images, or of tokens."""
@@ -239,7 +239,11 @@ def watching(network: nn.Module, names: Iterable[str], see: Callable[[str, Tenso
 
 @contextmanager
 def regridding(
-    layers: Mapping[str, QuantizedLayer], range_search: RangeSearch, i: int, grids: dict[str, InputGrid]
+    layers: Mapping[str, QuantizedLayer],
+    range_search: RangeSearch,
+    i: int,
+    grids: dict[str, InputGrid],
+    shift: Shift = NO_SHIFT,
 ) -> Iterator[None]:
     """Within this context every quantized input is put on a grid chosen from its own values and kept in `grids`.
 
@@ -249,13 +253,14 @@ def regridding(
         range_search: chooses the interval that a grid covers.
         i: the step.
         grids: receives the grids by name.
+        shift: chooses what is subtracted from the channels of an input that has no border of zeros.
     """
 
     def regrid(name: str, grid: Grid, x: Tensor) -> Tensor:
         settings = layers[name].settings
         equalised = settings.equalised(x)
-        grids[name] = InputGrid.of(equalised, grid, range_search)
-        return settings.restored(grids[name].numbers(grid).fake_quantized(equalised)).to(x.dtype)
+        grids[name] = InputGrid.of(equalised, grid, range_search, shift_of_input(layers[name], equalised, shift))
+        return settings.restored(grids[name].fake_quantized(equalised, grid)).to(x.dtype)
 
     with ExitStack() as hooks:
         for name, layer in layers.items():
@@ -265,3 +270,17 @@ def regridding(
                 )
                 hooks.enter_context(hook)
         yield
+
+
+def shift_of_input(layer: QuantizedLayer, x: Tensor, shift: Shift) -> Tensor | None:
+    """The shift of a layer's input x, (B, ...), which broadcasts against it; None where the layer is not shifted.
+
+    A border of zeros is no part of x that could be shifted. An input that is the same in every image, such as a time
+    embedding, has no need of it: the offset gives back all that its grid takes, and a grid as narrow as that would fit
+    no other time.
+    """
+    if not shift.shifts or layer.bordered or bool((x == x[:1]).all()):
+        return None
+    rows = x.float().movedim(layer.channels, -1).flatten(0, -2)
+    behind = x.ndim - 1 - layer.channels if layer.channels > 0 else 0
+    return shift.of(rows).view(-1, *[1] * behind)

@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ptq_diffusion.model import Condition, Denoiser, Guided, Output, Role, Site, Timestep
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.network.attention import PROCESSOR, QuantizedAttention, quantized_attentions
-from ptq_diffusion.network.backend import Backend, Integer, Simulated
+from ptq_diffusion.network.backend import Backend, Integer, Simulated, require_float32
 from ptq_diffusion.network.integers import StoredWeight
-from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer
+from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer, require_shift
 from ptq_diffusion.network.rescaling import Rescaling
 from ptq_diffusion.network.step_settings import StepSettings
 from ptq_diffusion.quantizer import WHOLE
@@ -231,7 +230,7 @@ class QuantizedDenoiser(Denoiser):
         if type(backend) is type(self.backend):
             return self
         backend.require(next(self.buffers()).device)
-        require_float32(self, f"backend={backend.name}")
+        require_float32(self.dtype, f"backend={backend.name}")
         self._require_computable(backend)
         copied = self.with_settings(self.settings)
         for name, layer in copied.layers().items():
@@ -265,7 +264,7 @@ class QuantizedDenoiser(Denoiser):
         if not any(rescalings):
             return self
         for name, rescaling in ((name, row[name]) for row in rescalings for name in row):
-            self._require_channels(name, len(rescaling.gain))
+            self._require_channels(name, rescaling)
         return self.with_settings(self.settings.rescaled(rescalings))
 
     def at(self, i: int, rescalings: Mapping[str, Rescaling]) -> "QuantizedDenoiser":
@@ -276,29 +275,17 @@ class QuantizedDenoiser(Denoiser):
         """
         return self.with_settings(self.settings.at(i)).rescaled([rescalings]) if rescalings else self
 
-    def _require_channels(self, name: str, channels: int) -> None:
+    def _require_channels(self, name: str, rescaling: Rescaling) -> None:
         shapes = {site.name: site.weight_shape for site in self._sites if site.weighted}
+        channels = len(rescaling.gain)
         if name not in shapes or shapes[name][0] != channels:
             message = f"one of {shapes[name][0]}" if name in shapes else "no such layer"
             raise ValueError(
                 f"expected a quantized layer {name} of {channels} output channels, which the correction was fitted "
                 f"for, got {message}; fit it for this network"
             )
-
-
-def require_float32(model: Denoiser, what: str) -> None:
-    """Refuse a network that computes between its layers in another dtype.
-
-    Args:
-        model: float or quantized.
-        what: reads float32 alone.
-
-    Raises:
-        ValueError: the network does.
-    """
-    if model.dtype is not torch.float32:
-        name = str(model.dtype).removeprefix("torch.")
-        raise ValueError(f"expected a network in float32 for {what}, got one in {name}; set model.dtype=float32")
+        if rescaling.shift is not None:
+            require_shift(name, rescaling.shift, self.layer(name), shapes[name])
 
 
 def _is_shared(module: nn.Module) -> bool:

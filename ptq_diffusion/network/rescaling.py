@@ -22,30 +22,53 @@ BINS = 1024
 class InputGrid:
     """The grid of a layer's input at one step, of the bits that the plan gives it there.
 
+    With a shift it is that of x - m: every channel has the interval of the grid around its own middle m, as in Outlier
+    Suppression+ (Wei et al., EMNLP 2023, arXiv 2304.09145), here at each step. The product of the weight and m can join
+    the bias, so that a shift costs a subtraction of every number of the input.
+
     Args:
         scale: (1,) float32.
         zero_point: (1,) int32.
+        shift: m of the input's channels, (I,) of tokens or (I, 1, 1) of images, float32; of an equalised input x / s it
+            is what is subtracted from that. None is 0.
     """
 
     scale: Tensor
     zero_point: Tensor
+    shift: Tensor | None = None
 
     @classmethod
-    def of(cls, x: Tensor, grid: Grid, range_search: RangeSearch) -> "InputGrid":
-        """The grid that a quantizer would have if it had seen this input alone."""
+    def of(cls, x: Tensor, grid: Grid, range_search: RangeSearch, shift: Tensor | None = None) -> "InputGrid":
+        """The grid that a quantizer would have if it had seen this input alone, with the shift taken off."""
+        x = x if shift is None else x.float() - shift
         quantizer = AffineQuantizer(grid.bits, grid.symmetric, PerTensor(), range_search, BINS)
         quantizer.observe(x)
         quantizer.freeze()
-        return cls(quantizer.scale.cpu(), quantizer.zero_point.cpu())
+        return cls(quantizer.scale.cpu(), quantizer.zero_point.cpu(), None if shift is None else shift.cpu())
 
     def numbers(self, grid: Grid) -> Numbers:
         """The numbers that a quantizer of this grid computes with."""
         return Numbers.of(self.scale, self.zero_point, grid)
 
+    def fake_quantized(self, x: Tensor, grid: Grid) -> Tensor:
+        """x_hat, the shape of x: the nearest values of the grid around m."""
+        if self.shift is None:
+            return self.numbers(grid).fake_quantized(x)
+        shift = self.shift.to(x.device)
+        return self.numbers(grid).fake_quantized(x.float() - shift) + shift
+
     def lerp(self, other: "InputGrid", weight: float) -> "InputGrid":
         """The grid between this one, at weight 0, and the other, at 1; zero stays on the grid."""
         zero_point = torch.lerp(self.zero_point.float(), other.zero_point.float(), weight).round().int()
-        return InputGrid(torch.lerp(self.scale, other.scale, weight), zero_point)
+        return InputGrid(torch.lerp(self.scale, other.scale, weight), zero_point, self._shift_to(other, weight))
+
+    def _shift_to(self, other: "InputGrid", weight: float) -> Tensor | None:
+        if self.shift is None and other.shift is None:
+            return None
+        zero = torch.zeros(())
+        ours, theirs = (zero if grid.shift is None else grid.shift for grid in (self, other))
+        first, second = torch.broadcast_tensors(ours, theirs)
+        return torch.lerp(first, second, weight)
 
 
 @dataclass(frozen=True)
@@ -96,6 +119,11 @@ class Rescaling:
     offset: Tensor
     input_grid: InputGrid | None = None
 
+    @property
+    def shift(self) -> Tensor | None:
+        """The shift of the input's grid, if any."""
+        return None if self.input_grid is None else self.input_grid.shift
+
     @classmethod
     def between(cls, source: Spread, target: Spread) -> "Rescaling":
         """The rescaling that gives channels the target's mean and, where both vary alike, its standard deviation."""
@@ -124,7 +152,8 @@ class Rescaling:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the rescaling by field."""
         grid = {} if self.input_grid is None else vars(self.input_grid)
-        return {"gain": self.gain, "offset": self.offset, **grid}
+        parts = {"gain": self.gain, "offset": self.offset, **grid}
+        return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
     @classmethod
     def of_tensors(cls, fields: Mapping[str, Tensor]) -> "Rescaling":
@@ -135,13 +164,17 @@ class Rescaling:
         """
         shapes = {name: tuple(tensor.shape) for name, tensor in fields.items()}
         length = shapes.get("gain", ())
+        shift = shapes.get("shift", ())
         without = {"gain": length, "offset": length}
-        if len(length) != 1 or shapes not in (without, without | {"scale": (1,), "zero_point": (1,)}):
+        whole = without | {"scale": (1,), "zero_point": (1,)}
+        shifted = [whole | {"shift": shift}] if len(shift) in (1, 3) and shift[1:] in ((), (1, 1)) else []
+        if len(length) != 1 or shapes not in (without, whole, *shifted):
             raise ValueError(
-                "expected a gain and an offset of one length, and a scale and a zero_point of one number or none, got "
+                "expected a gain and an offset of one length, and a scale and a zero_point of one number or none, the "
+                "two with a shift of channels or without, got "
                 + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             )
-        grid = InputGrid(fields["scale"], fields["zero_point"]) if "scale" in fields else None
+        grid = InputGrid(fields["scale"], fields["zero_point"], fields.get("shift")) if "scale" in fields else None
         return cls(fields["gain"], fields["offset"], grid)
 
 

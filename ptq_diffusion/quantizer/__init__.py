@@ -11,9 +11,11 @@ from ptq_diffusion.quantizer.log2 import Log2Quantizer
 from ptq_diffusion.quantizer.low_rank import LowRank, LowRankQuantizer
 from ptq_diffusion.quantizer.quantizer import Quantizer, State
 from ptq_diffusion.quantizer.range_search import LpSearch, MinMax, Percentile, RangeSearch
+from ptq_diffusion.quantizer.shift import NO_SHIFT, MeanShift, MidRangeShift, NoShift, Shift
 from ptq_diffusion.quantizer.step_groups import ClusteredGroups, EqualGroups, GivenGroups, StepGroups
 
 __all__ = [
+    "NO_SHIFT",
     "WHOLE",
     "AffineQuantizer",
     "ClusteredGroups",
@@ -28,8 +30,11 @@ __all__ = [
     "LowRank",
     "LowRankQuantizer",
     "LpSearch",
+    "MeanShift",
+    "MidRangeShift",
     "MinMax",
     "NoEqualisation",
+    "NoShift",
     "Numbers",
     "PerChannel",
     "PerGroup",
@@ -42,6 +47,7 @@ __all__ = [
     "PowersOfTwo",
     "Quantizer",
     "RangeSearch",
+    "Shift",
     "SmoothQuant",
     "State",
     "Static",

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ptq_diffusion.network.step_settings import ROWS, LayerSettings, StepSettings
+from ptq_diffusion.network.layer_settings import ROWS, LayerSettings
+from ptq_diffusion.network.step_settings import StepSettings
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.quantizer import Static

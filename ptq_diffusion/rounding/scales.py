@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ptq_diffusion.network.step_settings import ROWS, LayerSettings, StepSettings
+from ptq_diffusion.network.layer_settings import ROWS, LayerSettings
+from ptq_diffusion.network.step_settings import StepSettings
 from ptq_diffusion.quantizer import Static
 
 Scales = Mapping[str, Tensor]

@@ -29,6 +29,7 @@ GROUPS = {
     "step_groups": "step_groups@quantizer.steps",
     "equalisation": "equalisation@quantizer.equalisation",
     "low_rank": "low_rank@quantizer.low_rank",
+    "shift": "shift@correction.candidates.rescaled_matched.links.rescaled.shift",
     "data": "data",
     "training": "training",
 }
@@ -77,6 +78,9 @@ def test_every_option_composes_and_builds(group, option, tiny_model_folder):
         assert construct(cfg.quantizer.steps).observed("conv_in", 20)
     elif group == "equalisation":
         assert construct(cfg.quantizer.equalisation).factors(torch.ones(2), torch.ones(2)).tolist() == [1, 1]
+    elif group == "shift":
+        rule = construct(cfg.correction.candidates.rescaled_matched).links["rescaled"].shift
+        assert rule.shifts == bool(rule.of(torch.ones(2, 3)).any())
     elif group == "low_rank":
         assert construct(cfg.quantizer.low_rank).rank >= 0
     elif group == "range_search":

@@ -18,7 +18,7 @@ from ptq_diffusion.correction import (
 from ptq_diffusion.model import Pixels
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import sample
-from tests.correction.presets import CORRECTIONS, FILES
+from tests.correction.presets import FILES, WITH_SHIFTED
 
 
 def reaches_in(file):
@@ -42,7 +42,7 @@ def states(model, seed):
 def fitted(name, steps, pair, condition=None):
     """On white noise at every step; the path does not matter here."""
     model, quantized = pair
-    correction = CORRECTIONS[name]
+    correction = WITH_SHIFTED[name]
     if correction.reads is not Reads.MOMENTS:
         return FittedCorrection(steps, [fitted_step(correction, step, model, quantized, condition) for step in steps])
     seen = []

@@ -136,6 +136,7 @@ def test_a_layer_without_a_grid_of_its_own_takes_that_of_its_neighbour():
         {"gain": 3, "offset": 3, "scale": 2, "zero_point": 1},
         {"gain": 3, "offset": 2, "scale": 1, "zero_point": 1},
         {"scale": 1, "zero_point": 1},
+        {"gain": 3, "offset": 3, "shift": 2},
     ],
 )
 def test_fields_that_do_not_belong_together_are_refused(fields):

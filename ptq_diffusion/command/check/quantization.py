@@ -12,11 +12,11 @@ from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.model.site import Role, Site, products_by_attention
 from ptq_diffusion.network import InputObservations, Simulated
+from ptq_diffusion.network.backend import require_float32
 from ptq_diffusion.network.integers import require_of_weights
 from ptq_diffusion.network.low_rank import quantizer_of_layer
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.network.onnx.requirements import require_input, require_scales
-from ptq_diffusion.network.quantized import require_float32
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.quantizer import DynamicQuantizer, Static
 from ptq_diffusion.rounding import Reads
@@ -60,9 +60,9 @@ def _check_dtype(cfg: DictConfig, model: Denoiser, goal: type[Stage]) -> None:
     """Refuse a dtype that neither integers nor graphs of them compute between layers."""
     backend = construct(cfg.backend)
     if not isinstance(backend, Simulated):
-        require_float32(model, f"backend={backend.name}")
+        require_float32(model.dtype, f"backend={backend.name}")
     if goal is WriteOnnx:
-        require_float32(model, "goal=onnx")
+        require_float32(model.dtype, "goal=onnx")
 
 
 def possible_bits(policy: BitwidthPolicy, model: Denoiser) -> Offers:

@@ -14,13 +14,14 @@ from ptq_diffusion.correction import Correction, Fingerprint, NoiseStatistics
 from ptq_diffusion.correction.method.chain import Chain
 from ptq_diffusion.correction.method.matched import Matched
 from ptq_diffusion.correction.method.regression import Regression
+from ptq_diffusion.correction.method.rescaled import Rescaled
 from ptq_diffusion.correction.repair.spectral import RINGS
 from ptq_diffusion.data import Prompts
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.model import DiffusersDenoiser, Role
 from ptq_diffusion.network.attention import quantized_attentions
+from ptq_diffusion.network.layer_settings import ROWS
 from ptq_diffusion.network.observing import MOST_BITS
-from ptq_diffusion.network.step_settings import ROWS
 from ptq_diffusion.numeric.spectrum import radial_bands
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.reference import build_extractor
@@ -125,7 +126,9 @@ def _bytes_of_link(link: Correction[Any], case: Case) -> int:
     channels, patch = case.model.shape[0], case.model.patch_size
     layers = [site for site in case.model.sites() if site.weighted and site.role is not Role.LAST]
     if link.images_for_rescaling:
-        return sum(2 * 4 * site.weight_shape[0] + 4 * ENTRY for site in layers)
+        shifted = link.shift.shifts if isinstance(link, Rescaled) else False
+        inputs = sum(4 * site.weight_shape[1] + ENTRY for site in layers) if shifted else 0
+        return sum(2 * 4 * site.weight_shape[0] + 4 * ENTRY for site in layers) + inputs
     if isinstance(link, Regression):
         last = next(site for site in case.model.sites() if site.role is Role.LAST)
         observed = channels * patch**2 if link.on_features else channels

@@ -15,7 +15,7 @@ from ptq_diffusion.correction.measurement import StepMeasurement
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network import InputGrid, QuantizedDenoiser, Rescaling, Simulated, Spread, regridding, watching
-from ptq_diffusion.quantizer import RangeSearch
+from ptq_diffusion.quantizer import NO_SHIFT, RangeSearch, Shift
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
@@ -39,19 +39,32 @@ class Rescaled(Correction[PathEvidence]):
             they were calibrated.
         images: how many images, the first ones, layers are rescaled on, all in memory at once; all if there are fewer.
         path: "float" fits on float trajectories, "corrected" on what the corrected steps before lead to.
+        shift: chooses what is subtracted from the channels of a layer's input at a step before its grid, whose product
+            with the weight joins the bias; of linear layers and convolutions without padding.
 
     Raises:
-        ValueError: there is no such path, or fewer than 8 images; when it is fitted, the network computes a layer
-            several times.
+        ValueError: there is no such path, fewer than 8 images, or a shift without a range search; when it is fitted,
+            the network computes a layer several times.
     """
 
-    def __init__(self, range_search: RangeSearch | None, images: int = 64, path: PathName = "corrected") -> None:
+    def __init__(
+        self,
+        range_search: RangeSearch | None,
+        images: int = 64,
+        path: PathName = "corrected",
+        shift: Shift = NO_SHIFT,
+    ) -> None:
         if images < FEWEST:
             raise ValueError(
                 f"expected at least {FEWEST} images to rescale layers on, got {images}; raise correction.images"
             )
         self.reads, self.images_with_m = along(path, images if path == "corrected" else None)
-        self.range_search, self.images_for_rescaling = range_search, images
+        if shift.shifts and range_search is None:
+            raise ValueError(
+                "expected a range search beside a shift of inputs, whose grid is another, got none; set "
+                "shift@correction.shift=none"
+            )
+        self.range_search, self.shift, self.images_for_rescaling = range_search, shift, images
 
     def check_images(self, images: int, channels: int) -> None:  # noqa: ARG002
         if images < FEWEST:
@@ -61,7 +74,7 @@ class Rescaled(Correction[PathEvidence]):
             )
 
     def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002
-        # Gains and offsets are in scales and biases.
+        # Gains and offsets are in scales and biases. A shift is a subtraction, of which counts hold none, as of biases.
         return Additions()
 
     def rescalings(
@@ -80,7 +93,7 @@ class Rescaled(Correction[PathEvidence]):
         with watching(model.network, layers, see):
             m = model.predict(x_t, step, condition).m
         fitting = x_t[~judging], rows_of(condition, ~judging)
-        rescalings = rescalings_towards(targets, quantized, *fitting, step, self.range_search)
+        rescalings = rescalings_towards(targets, quantized, *fitting, step, self.range_search, self.shift)
         judged = x_t[judging], step, rows_of(condition, judging)
         before, after = (_power(quantized.at(step.i, use).predict(*judged).m - m[judging]) for use in ({}, rescalings))
         return (rescalings if after < before else {}), m
@@ -96,6 +109,7 @@ def rescalings_towards(
     condition: Condition | None,
     step: Step,
     range_search: RangeSearch | None,
+    shift: Shift = NO_SHIFT,
 ) -> Mapping[str, Rescaling]:
     """Rescalings that give layers the targets' means and deviations on these states, layer by layer in one forward.
 
@@ -116,7 +130,7 @@ def rescalings_towards(
 
     with ExitStack() as stack:
         if range_search:
-            stack.enter_context(regridding(layers, range_search, step.i, grids))
+            stack.enter_context(regridding(layers, range_search, step.i, grids, shift))
         stack.enter_context(watching(quantized.network, targets, match))
         quantized.predict(x_t, step, condition)
     return {name: replace(rescaling, input_grid=grids.get(name)) for name, rescaling in rescalings.items()}

@@ -36,3 +36,18 @@ class Backend(ABC):
     @abstractmethod
     def layer(self, layer: QuantizedLayer) -> QuantizedLayer:
         """The layer as it is computed here, with the same integers, bias, settings and current step."""
+
+
+def require_float32(dtype: torch.dtype, what: str) -> None:
+    """Refuse a network that computes between its layers in another dtype.
+
+    Args:
+        dtype: of the network.
+        what: reads float32 alone.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if dtype is not torch.float32:
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"expected a network in float32 for {what}, got one in {name}; set model.dtype=float32")

@@ -8,7 +8,7 @@ from ptq_diffusion.network.backend.backend import Backend
 from ptq_diffusion.network.backend.integer_layer import IntegerConv2d, IntegerLayer, IntegerLinear
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
-from ptq_diffusion.network.step_settings import LayerSettings
+from ptq_diffusion.network.layer_settings import LayerSettings
 from ptq_diffusion.quantizer import PerChannel, PerTensor
 
 INTEGER: dict[type[QuantizedLayer], type[IntegerLayer]] = {
@@ -26,7 +26,8 @@ class Integer(Backend):
     """y = s_x s_w (sum (u - z) n) + b with 8-bit codes u of the input and n of the weight, summed in 32 bits.
 
     Equal to simulation up to the rounding of float32 where a layer has the same input. Scales and zero points of the
-    input, gains and offsets change from step to step at no cost; weights of fewer bits are stored in them.
+    input, gains and offsets change from step to step at no cost; weights of fewer bits are stored in them. A shift of
+    the input is subtracted before its codes are taken, and its product with the weight is in the bias.
     """
 
     name = "integer"
@@ -48,6 +49,8 @@ class Integer(Backend):
             return f"its padding is named, {part.padding!r}, in place of numbers"
         if type(part.settings) is not LayerSettings or part.settings.scale.ndim != 1:
             return "its input has more than one scale at a step"
+        if part.bordered and part.settings.shift is not None:
+            return "the channels of its input are shifted, which its border of zeros is not"
         obstacles = (_obstacle_at(part, i) for i in range(len(part.settings)))
         return next((obstacle for obstacle in obstacles if obstacle), None)
 

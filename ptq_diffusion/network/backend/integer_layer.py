@@ -12,9 +12,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ptq_diffusion.network.backend import onednn
 from ptq_diffusion.network.backend.input_codes import InputCodes
+from ptq_diffusion.network.equalising import summed_by_output
 from ptq_diffusion.network.integers import QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import CurrentStep, QuantizedConv2d, QuantizedLayer, QuantizedLinear
-from ptq_diffusion.network.step_settings import LayerSettings
+from ptq_diffusion.network.layer_settings import LayerSettings
 
 LOWEST, HIGHEST = -128, 127
 """The integers of int8."""
@@ -118,7 +119,7 @@ class IntegerLayer(QuantizedLayer):
         product: StepProduct | None = self._products.once(i, sources, lambda: self._product_at(i))
         if product is None:
             return super().forward(x)
-        codes = product.codes(self.settings.equalised(x))
+        codes = product.codes(self.settings.shifted(x, i))
         key = product.place, product.codes.border, self.order(codes)
         weights = self._packed.once(
             key, sources[:1], lambda: [self.packed(part, product, codes) for part in self._parts(product)]
@@ -156,6 +157,9 @@ class IntegerLayer(QuantizedLayer):
         if channels is not None:
             gain, offset = channels
             scale, bias = scale * gain, offset if bias is None else bias * gain + offset
+        if (shift := self.settings.shift_at(i)) is not None:
+            constant = (scale.double() * summed_by_output(weight.centred(), shift)).float()
+            bias = constant if bias is None else bias + constant
         sums: list[Sums] = self._packed.once(place, [weight], lambda: [Sums.of(part) for part in signed_parts(weight)])
         codes = InputCodes(numbers)
         scales = [onednn.Scales(numbers.scale, codes.zero, scale.contiguous(), each) for each in (bias, None)]

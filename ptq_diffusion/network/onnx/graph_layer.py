@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ptq_diffusion.network.layer import QuantizedLayer
-from ptq_diffusion.network.step_settings import ROWS, LayerSettings
+from ptq_diffusion.network.layer_settings import ROWS, LayerSettings
 
 OPSET = 21
 """The version of QuantizeLinear and DequantizeLinear that nodes are written in, the first with 4 bits."""
@@ -38,7 +38,8 @@ class GraphInputs:
 class GraphSettings(LayerSettings):
     """Settings of one operand that quantize it by a pair of QuantizeLinear and DequantizeLinear.
 
-    What they give of an equalised input is x_hat / s, which the weight of a graph meets.
+    What they give of an equalised input is x_hat / s, which the weight of a graph meets, and of a shifted one that less
+    m, whose product with the weight is in the bias.
 
     Args:
         name: of the layer or the operand.
@@ -54,6 +55,8 @@ class GraphSettings(LayerSettings):
         numbers = self.inputs.of(self.name)
         if "input_factors" in numbers:
             x = x * numbers["input_factors"]
+        if "input_shift" in numbers:
+            x = x - numbers["input_shift"]
         if "input_scale" not in numbers:
             return x
         if "input_low" in numbers:
@@ -79,7 +82,7 @@ class GraphLayer(QuantizedLayer):
         super().__init__(geometry, [], None, settings, layer.current)
         self.name, self.inputs = name, inputs
         # The method alone, so that the layer's own tensors do not become the graph's.
-        self._compute = layer.compute
+        self._operation = layer.operation
 
     def operands(self, i: int) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002
         numbers = self.inputs.of(self.name)
@@ -91,13 +94,15 @@ class GraphLayer(QuantizedLayer):
 
     def watch_input(self, see: Callable[[Tensor], object]) -> RemovableHandle:
         def see_restored(x_hat: Tensor) -> object:
-            factors = self.inputs.of(self.name).get("input_factors")
+            numbers = self.inputs.of(self.name)
+            shift, factors = numbers.get("input_shift"), numbers.get("input_factors")
+            x_hat = x_hat if shift is None else x_hat + shift
             return see(x_hat if factors is None else x_hat / factors)
 
         return super().watch_input(see_restored)
 
     def operation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._compute(x, weight, bias)
+        return self._operation(x, weight, bias)
 
 
 def node(operator: str, inputs: list[Tensor], dtype: torch.dtype, like: Tensor, **attributes: Any) -> Tensor:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ptq_diffusion.network.equalising import against_weight
+from ptq_diffusion.network.equalising import against_weight, summed_by_output
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from ptq_diffusion.network.layer_settings import LayerSettings
 from ptq_diffusion.network.onnx.requirements import require_input, require_scales
 from ptq_diffusion.network.quantized import QuantizedDenoiser
-from ptq_diffusion.network.step_settings import LayerSettings
 from ptq_diffusion.numeric.packing import unpack
 
 LAYERS, WEIGHTS = (QuantizedConv2d, QuantizedLinear), (QuantizedWeight, FloatWeight)
@@ -28,7 +28,8 @@ def step_values(quantized: QuantizedDenoiser, i: int) -> dict[str, Tensor]:
     `input_scale`, () float32, and `input_zero_point`, () uint8 or int8, of an input that is quantized, with `input_low`
     and `input_high`, the ends of its grid, below 8 bits; `weight`, int8 or uint8, with `weight_scale`, (O,) float32,
     and `weight_zero_point`, (O,) uint8, of an affine grid, or `weight` in float32; `bias`, (O,) float32. An equalised
-    layer has `input_factors`, float32, 1 / s as it multiplies the input, and its weight is that of x / s.
+    layer has `input_factors`, float32, 1 / s as it multiplies the input, and its weight is that of x / s. A shifted one
+    has `input_shift`, float32, m as it is subtracted from that, and the product of its weight and m in its bias.
 
     Args:
         quantized: the network, with a correction's rescalings.
@@ -36,7 +37,8 @@ def step_values(quantized: QuantizedDenoiser, i: int) -> dict[str, Tensor]:
 
     Raises:
         TypeError: a layer, a weight or settings that have no nodes.
-        ValueError: a weight whose scales are neither of its output channels nor of the whole.
+        ValueError: a weight whose scales are neither of its output channels nor of the whole, or a shifted input with a
+            border of zeros.
     """
     values: dict[str, Tensor] = {}
     for name, layer in quantized.layers().items():
@@ -64,6 +66,8 @@ def _input_values(name: str, settings: LayerSettings, i: int) -> dict[str, Tenso
     factors = {} if settings.equalisation is None else {"input_factors": 1 / settings.equalisation}
     if grid is None:
         return factors
+    if (shift := settings.shift_at(i)) is not None:
+        factors["input_shift"] = shift.clone()
     if type(settings) is not LayerSettings:
         raise TypeError(
             f"expected static ranges of a whole input at {name}, which QuantizeLinear has, got "
@@ -96,9 +100,21 @@ def _weight_values(name: str, layer: QuantizedLayer, i: int) -> dict[str, Tensor
     bias = layer.bias
     if gain is not None and offset is not None:
         bias = offset if bias is None else bias * gain + offset
+    if (shift := layer.settings.shift_at(i)) is not None:
+        _require_no_border(name, layer)
+        constant = summed_by_output(of_equalised_input(layer, weight.values(gain)), shift).float()
+        bias = constant if bias is None else bias + constant
     values = _integer_values(name, weight, gain) if isinstance(weight, QuantizedWeight) else {}
     values = values or {"weight": of_equalised_input(layer, weight.values(gain))}
     return values if bias is None else values | {"bias": bias}
+
+
+def _require_no_border(name: str, layer: QuantizedLayer) -> None:
+    if layer.bordered:
+        raise ValueError(
+            f"expected a shift of inputs of layers without padding, whose product with the weight is a bias, got one "
+            f"of {name}; leave it out of the correction"
+        )
 
 
 def of_equalised_input(layer: QuantizedLayer, weight: Tensor) -> Tensor:

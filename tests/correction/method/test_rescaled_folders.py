@@ -12,23 +12,25 @@ from ptq_diffusion.correction.transfer import interpolated
 from ptq_diffusion.network import InputGrid, Rescaling
 from ptq_diffusion.sampler import DDIM
 from tests.correction.pipelines import OURS, STEPS, fitted
+from tests.correction.presets import SHIFTED
 
 RESCALING = ("gain", "offset")
 
 
-def test_folders_keep_rescalings_bit_for_bit(pair, tmp_path):
-    correction = fitted("rescaled_matched", DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair)
+@pytest.mark.parametrize("name", ["rescaled_matched", SHIFTED])
+def test_folders_keep_rescalings_bit_for_bit(name, pair, tmp_path):
+    correction = fitted(name, DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair)
     correction.save(tmp_path)
     loaded = FittedCorrection.load(tmp_path)
     assert loaded.rescales and loaded.size == correction.size
     for own, again in zip(correction.corrections, loaded.corrections, strict=True):
         assert own.rescalings.keys() == again.rescalings.keys()
-        for name, layer in own.rescalings.items():
-            assert torch.equal(layer.gain, again.rescalings[name].gain)
-            assert torch.equal(layer.offset, again.rescalings[name].offset)
-            assert layer.input_grid and layer.tensors().keys() == again.rescalings[name].tensors().keys()
-            assert torch.equal(layer.input_grid.scale, again.rescalings[name].input_grid.scale)
-            assert torch.equal(layer.input_grid.zero_point, again.rescalings[name].input_grid.zero_point)
+        shifted = {layer for layer, rescaling in own.rescalings.items() if rescaling.shift is not None}
+        assert bool(shifted) == (name == SHIFTED)
+        for layer, rescaling in own.rescalings.items():
+            tensors, others = rescaling.tensors(), again.rescalings[layer].tensors()
+            assert rescaling.input_grid and tensors.keys() == others.keys()
+            assert all(torch.equal(tensor, others[field]) for field, tensor in tensors.items())
     assert not loaded.without_repairs().rescales
 
 

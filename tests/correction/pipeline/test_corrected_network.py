@@ -8,7 +8,7 @@ from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.sampler import DDIM, DDPM
 from tests.correction.pipelines import OURS, WITH_NETWORK, assert_equal, fitted, our_states, pipeline_states, states
-from tests.correction.presets import CORRECTIONS
+from tests.correction.presets import WITH_SHIFTED
 from tests.steps import at
 
 
@@ -18,7 +18,7 @@ def repairing(quantized, correction):
     return DDPMPipeline(network, CorrectedScheduler(correction.without_repairs()))
 
 
-@pytest.mark.parametrize("name", [name for name in CORRECTIONS if name not in WITH_NETWORK])
+@pytest.mark.parametrize("name", [name for name in WITH_SHIFTED if name not in WITH_NETWORK])
 def test_a_network_that_repairs_itself_gives_a_saved_pipeline_our_images_bit_for_bit(name, pair, tmp_path):
     correction = fitted(name, DDIM(eta=0.5, **OURS).table(pair[0].scheduler_config), pair)
     repairing(pair[1], correction).save_pretrained(tmp_path)

@@ -11,6 +11,7 @@ from torch import nn
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import (
     CurrentStep,
+    InputGrid,
     Integer,
     LayerSettings,
     QuantizedConv2d,
@@ -109,6 +110,30 @@ def test_gains_and_offsets_of_a_step_are_in_scales_and_biases():
         for layer in (simulated, integer):
             layer.weights[0], layer.settings = other.weights[0], other.settings
         assert difference(integer(x), simulated(x)) < EXACT, "other parts in the places of those that it has met"
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=str)
+def test_a_shift_of_a_step_is_off_the_codes_and_in_the_bias(kinds):
+    """Of layers without a border, whatever else joins the bias; one with a border is refused by name."""
+    for name in ("dilated", "1x1", "linear", "linear of one row, without bias"):
+        simulated, x = layer_of(name, 4, 4, kinds)
+        if name == "dilated":
+            simulated.padding = (0, 0)
+        channels, inputs = simulated.weights[0].shape[0], x.shape[simulated.channels]
+        generator = torch.Generator().manual_seed(0)
+        settings = simulated.settings
+        shift = (3 * torch.randn(inputs, generator=generator)).view(-1, *[1] * (x.ndim - 2 if x.ndim == 4 else 0))
+        grid = InputGrid(settings.scale[:1], settings.zero_point[:1], shift)
+        rows = [Rescaling(*torch.rand(2, channels, generator=generator).unbind(), each) for each in (grid, None)]
+        simulated.settings = settings.rescaled(rows)
+        integer = Integer().layer(simulated)
+        for simulated.current.i in (0, 1):
+            assert difference(integer(x + shift), simulated(x + shift)) < EXACT
+        assert Integer().obstacle(simulated) is None
+    bordered, x = layer_of("3x3", 4, 4, kinds)
+    grid = InputGrid(bordered.settings.scale[:1], bordered.settings.zero_point[:1], torch.ones(8, 1, 1))
+    bordered.settings = bordered.settings.rescaled([Rescaling(torch.ones(6), torch.zeros(6), grid), None])
+    assert "input are shifted, which its border of zeros is not" in Integer().obstacle(bordered)
 
 
 def planned(denoiser, rows):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ptq_diffusion.network import CurrentStep, FloatWeight, LayerSettings, QuantizedWeight, Rescaling
+from ptq_diffusion.network import CurrentStep, FloatWeight, InputGrid, LayerSettings, QuantizedWeight, Rescaling
 from ptq_diffusion.network.equalising import against_weight
 from ptq_diffusion.network.layer import quantized_layer
 from ptq_diffusion.network.onnx.graph_layer import GraphInputs, GraphLayer, GraphSettings
@@ -14,6 +14,7 @@ from ptq_diffusion.network.onnx.tracing import BATCH, traced
 from ptq_diffusion.quantizer import AffineQuantizer, MinMax, PerChannel, PerTensor
 
 CONV, LINEAR = nn.Conv2d(3, 4, 3, padding=1, stride=2, groups=1), nn.Linear(6, 5)
+BARE = nn.Conv2d(3, 4, 3)
 LAYERS = {
     "per channel": (CONV, (8, True, True), (8, False), True),
     "rescaled": (LINEAR, (8, True, True), (8, False), True),
@@ -25,11 +26,15 @@ LAYERS = {
     "float input": (LINEAR, (8, True, True), None, False),
     "equalised": (CONV, (4, True, True), (8, False), True, (0.5, 1.0, 4.0)),
     "equalised, float weight": (LINEAR, None, (6, False), False, (2.0, 1.0, 0.25, 1.0, 8.0, 1.0)),
+    "shifted": (LINEAR, (4, True, True), (4, False), True, None, (-3.0, 0.5, 0.0, 8.0, 1.0, 2.0)),
+    "shifted, equalised": (BARE, (8, False, True), (8, True), True, (0.5, 1.0, 4.0), (-1.0, 2.0, 0.25)),
+    "shifted, float weight": (BARE, None, (6, False), True, None, (-1.0, 2.0, 0.25)),
 }
-"""Layer; bits, symmetric, per channel of its weight; bits, symmetric of its input; whether it is rescaled; factors."""
+"""Layer; bits, symmetric, per channel of its weight; bits, symmetric of its input; whether it is rescaled; factors and
+shift of its input's channels."""
 
 
-def settings_of(operand, rescaled, outputs, equalisation):
+def settings_of(operand, rescaled, outputs, equalisation, shift):
     bits, symmetric = operand or (32, False)
     zero_point = 0 if symmetric or operand is None else 2 ** (bits - 1) - 3
     rows = {"bits": torch.int16, "scale": torch.float32, "zero_point": torch.int32, "copy": torch.int16}
@@ -41,7 +46,8 @@ def settings_of(operand, rescaled, outputs, equalisation):
     )
     if not rescaled:
         return settings
-    return settings.rescaled([Rescaling(torch.linspace(0.5, 1.5, outputs), torch.linspace(-1, 1, outputs))])
+    grid = None if shift is None else InputGrid(settings.scale, settings.zero_point, shift)
+    return settings.rescaled([Rescaling(torch.linspace(0.5, 1.5, outputs), torch.linspace(-1, 1, outputs), grid)])
 
 
 def stored(weight, kind, equalisation):
@@ -56,10 +62,13 @@ def stored(weight, kind, equalisation):
     return QuantizedWeight.of(weight, quantizer)
 
 
-def layer_of(layer, weight, operand, rescaled, factors=None):
-    equalisation = None if factors is None else torch.tensor(factors).view(-1, *[1] * (layer.weight.dim() - 2))
+def layer_of(layer, weight, operand, rescaled, factors=None, shift=None):
+    equalisation, shift = (
+        None if numbers is None else torch.tensor(numbers).view(-1, *[1] * (layer.weight.dim() - 2))
+        for numbers in (factors, shift)
+    )
     copies, bias = [stored(layer.weight.detach(), weight, equalisation)], layer.bias.detach()
-    settings = settings_of(operand, rescaled, len(bias), equalisation)
+    settings = settings_of(operand, rescaled, len(bias), equalisation, shift)
     return quantized_layer(layer, copies, bias, settings, CurrentStep())
 
 
@@ -88,9 +97,9 @@ class Side(nn.Module):
 def test_every_kind_of_layer_equals_the_simulated_one_given_the_same_input():
     torch.manual_seed(0)
     layers = {name: layer_of(*kind) for name, kind in LAYERS.items()}
-    shapes = [(2, 3, 6, 6) if kind[0] is CONV else (2, 7, 6) for kind in LAYERS.values()]
+    shapes = [(2, 3, 6, 6) if kind[0] is not LINEAR else (2, 7, 6) for kind in LAYERS.values()]
     x = tuple(
-        layer.settings.restored(away_from_ties(shape, 0.037))
+        layer.settings.restored(shift_of(layer) + away_from_ties(shape, 0.037))
         for shape, layer in zip(shapes, layers.values(), strict=True)
     )
     values = {key: value for name, layer in layers.items() for key, value in layer_values(name, layer, 0).items()}
@@ -106,6 +115,11 @@ def test_every_kind_of_layer_equals_the_simulated_one_given_the_same_input():
             torch.from_numpy(output), expected, rtol=1e-6, atol=2e-6 * float(expected.abs().max())
         )
         assert bool(layer.settings.grid(0) is None) != any(key.startswith(f"{name}.input") for key in values)
+
+
+def shift_of(layer):
+    shift = layer.settings.shift_at(0)
+    return 0 if shift is None else shift
 
 
 def as_arrays(values):
@@ -135,6 +149,9 @@ def test_what_has_no_nodes_is_refused_by_name():
     layer.weights[0] = QuantizedWeight(weight.packed, torch.ones(2), torch.zeros(2), *own)
     with pytest.raises(ValueError, match=r"each of the 4 output channels of conv_out or one, .* scales of \(2,\)"):
         layer_values("conv_out", layer, 0)
+    shifted = layer_of(CONV, (8, True, True), (8, False), True, None, (1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match=r"layers without padding, .* got one of conv_out; leave it out"):
+        layer_values("conv_out", shifted, 0)
     other = type("OtherConv2d", (type(layer),), {})
     layer.__class__ = other
     with pytest.raises(TypeError, match="at conv_out, got OtherConv2d"):
