@@ -50,7 +50,8 @@ class BlockErrors(Reconstruction):
         self.quantized.set_step(call.i)
         positional, named = call.arguments
         outputs = tensors_of(self.quantized.network.get_submodule(part.name)(*positional, **named))
-        pairs = zip(outputs, call.outputs, strict=True)
+        # Half precision has no squares of small errors.
+        pairs = [(one.float(), other.float()) for one, other in zip(outputs, call.outputs, strict=True)]
         return torch.stack([(self.compared(*pair) - pair[1]).square().mean() for pair in pairs]).mean()
 
     def compared(self, output: Tensor, target: Tensor) -> Tensor:  # noqa: ARG002

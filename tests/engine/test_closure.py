@@ -37,7 +37,7 @@ RUNS = {
     ],
     "bits by layer": [
         *("goal=plan", "bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=4"),
-        "bitwidth.count_correction=true",
+        *("bitwidth.count_correction=true", "quantizer.low_rank.rank=1"),
     ],
 }
 

@@ -23,7 +23,7 @@ SAMPLES = ("samples_full_precision", "samples_quantized", "samples_corrected")
 ALL = upstream(STAGES["evaluate"]) - {"prompts"}  # which is of models with text encoders
 EDITS = {
     "sampler/loop.py": {"trajectories", "float_path", "noise", "fit", "drift", *SAMPLES, *MEASURED},
-    "sampler/ddim.py": ALL - {"quantize", "samples_corrected"},
+    "sampler/ddim.py": ALL - {"quantize", "beside", "samples_corrected"},
     "network/insertion.py": {"quantize", "reconstruct", "activation_scales", *MEASURED},
     # The samplings may take ranges at run time.
     "quantizer/range_search.py": {"calibrate", "quantize", "reconstruct", "activation_scales", "noise", "fit", "drift"}
