@@ -1,6 +1,7 @@
 """Shortcuts past what libraries do again for each of thousands of tests, and none of them looks at.
 
-A composition of Hydra's reads forty files, whose texts are parsed once here, and makes a map of all choices for each.
+A composition of Hydra's reads forty files, whose texts are parsed once here, and makes a map of all choices for each; a
+command line is composed once more to see whether it asks for a mode.
 Drawing its figures takes a third of a tiny experiment.
 """
 
@@ -9,9 +10,13 @@ from pathlib import Path
 
 import pytest
 from hydra._internal import defaults_list
+from hydra._internal.hydra import Hydra
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
+
+from ptq_diffusion.command.check.composition import TYPED
+from ptq_diffusion.command.conf import CONF
 
 
 def parsed_once(load):
@@ -39,6 +44,18 @@ def made_where_used(interpolation_map):
     return made
 
 
+def mode_where_asked(get_mode):
+    """A method as Hydra's, which composes only where other files than the package's, or words, may ask for a mode."""
+
+    def mode(hydra, config_name, overrides):
+        places = hydra.config_loader.get_search_path().get_path()
+        ours = {place.path for place in places if place.provider in TYPED} == {f"file://{CONF}"}
+        return None if ours and "hydra" not in " ".join(overrides) else get_mode(hydra, config_name, overrides)
+
+    return mode
+
+
+Hydra.get_mode = mode_where_asked(Hydra.get_mode)
 defaults_list._create_interpolation_map = made_where_used(defaults_list._create_interpolation_map)
 OmegaConf.load = staticmethod(parsed_once(OmegaConf.load))
 

@@ -1,5 +1,6 @@
 """Records why a job failed in its run's folder, and lets the other jobs of a sweep go on."""
 
+import glob
 import hashlib
 import json
 import traceback
@@ -72,7 +73,11 @@ def describe(error: Exception, overrides: list[str], cfg: DictConfig, sweep: str
 def _begun(cfg: DictConfig) -> bool:
     """Whether the run has a folder."""
     try:
-        return run_path(_store(cfg), STAGES.get(cfg.goal, Evaluate), named(cfg)).is_dir()
+        job = named(cfg)
+        # Most refusals come before there is a folder of the run's name, and a signature takes longer than to see that.
+        if not any((Path(job.outputs) / "runs").glob(f"{glob.escape(job.name)}-*")):
+            return False
+        return run_path(_store(job), STAGES.get(job.goal, Evaluate), job).is_dir()
     except Exception:
         return False
 

@@ -83,7 +83,7 @@ def name(item):
 
 
 def test_every_job_of_a_sweep_has_its_own_run(command, tmp_path):
-    command("-m", "correction=none,ptqd", "logger=wandb")
+    command("-m", "goal=trajectories", "sampler.eta=0,1", "logger=wandb")
     folders = list((tmp_path / "outputs" / "runs").iterdir())
     assert [len(runs_of(folder)) for folder in folders] == [1, 1]
     runs = [r.run for folder in folders for r in records(runs_of(folder)[0]) if r.WhichOneof("record_type") == "run"]

@@ -100,6 +100,12 @@ def test_the_signal_and_noise_of_every_offer_are_those_of_its_network(make, mode
 # Plans and networks.
 
 
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """A folder in which the ranges and sensitivities that plans share are made once."""
+    return tmp_path_factory.mktemp("plans")
+
+
 def read_plan(folder):
     return BitwidthPlan.from_json((folder / PLAN).read_text())
 
@@ -116,9 +122,9 @@ def read_plan(folder):
     ],
     ids=" ".join,
 )
-def test_a_network_is_quantized_by_its_plan(make, model, words):
-    plan = read_plan(make("goal=plan", *words))
-    quantized = load_quantized(make("goal=quantize", *words))
+def test_a_network_is_quantized_by_its_plan(make, model, outputs, words):
+    plan = read_plan(make("goal=plan", *words, f"outputs={outputs}"))
+    quantized = load_quantized(make("goal=quantize", *words, f"outputs={outputs}"))
     assert quantized.plan == plan and list(plan.sites) == [site.name for site in model.sites()]
     for name, layer in quantized.layers().items():
         for i in range(STEPS):

@@ -1,6 +1,7 @@
 """Roundings from the command line: what the network is quantized with, and how an interrupted one goes on."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -48,11 +49,20 @@ def test_the_quantized_network_has_the_integers_of_the_rounding_on_the_grids_of_
         assert torch.equal(QuantizedWeight.of_integers(integers, grid_of(weight)).packed, weight.packed)
 
 
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """A folder in which the ranges that all roundings of this module begin with are made once."""
+    return tmp_path_factory.mktemp("rounded") / "outputs"
+
+
 @pytest.mark.parametrize("words", LEARNED.values(), ids=LEARNED)
-def test_a_rounding_that_is_killed_goes_on_at_the_next_part_with_the_same_integers(make, tmp_path, monkeypatch, words):
+def test_a_rounding_that_is_killed_goes_on_at_the_next_part_with_the_same_integers(
+    make, outputs, tmp_path, monkeypatch, words
+):
     monkeypatch.chdir(tmp_path)
     words, done = ["goal=reconstruct", *words, *QUICK], []
-    whole = load_file(make(*words) / INTEGERS)
+    whole = load_file(make(*words, f"outputs={outputs}") / INTEGERS)
+    shutil.copytree(outputs, "killed", ignore=shutil.ignore_patterns("reconstruct"))
     kind = BlockReconstruction if "rounding=brecq" in words else LayerReconstruction
     rounded = kind.rounded
 
