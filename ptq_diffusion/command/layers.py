@@ -1,6 +1,5 @@
 """`ptq-diffusion layers [OVERRIDES]`: the sites of a network, with their work and the bits that a plan gives them."""
 
-import copy
 import csv
 import io
 import sys
@@ -111,8 +110,6 @@ def obstacles_of(cfg: "DictConfig", case: "Case") -> Mapping[str, str]:
 
     Where bits are measured those of the dearest offer stand for them.
     """
-    from omegaconf import DictConfig, OmegaConf
-
     from ptq_diffusion.command.plan.one_row import quantized_by_one_row
     from ptq_diffusion.engine.factory import construct
     from ptq_diffusion.engine.runtime import Runtime
@@ -123,13 +120,7 @@ def obstacles_of(cfg: "DictConfig", case: "Case") -> Mapping[str, str]:
     backend = construct(cfg.backend)
     if isinstance(backend, Simulated):  # Computes all; weights need not be there.
         return {}
-    # What a backend computes depends on no range, so that none is searched.
-    simple = copy.deepcopy(cfg)
-    OmegaConf.set_struct(simple, False)
-    for operand in simple.quantizer.values():
-        if isinstance(operand, DictConfig) and "range_search" in operand:
-            operand.range_search = {"_target_": "ptq_diffusion.quantizer.MinMax"}
-    quantized = quantized_by_one_row(simple, case, Workshop(Runtime("cpu", False, 1)))
+    quantized = quantized_by_one_row(cfg, case, Workshop(Runtime("cpu", False, 1)))
     obstacles = quantized.obstacles(backend)
     products = {site.name: name for name, sites in products_by_attention(case.model.sites()).items() for site in sites}
     return obstacles | {site: obstacles[name] for site, name in products.items() if name in obstacles}

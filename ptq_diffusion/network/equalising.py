@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from ptq_diffusion.model.site import Kind, Site
@@ -45,13 +46,33 @@ class InputMaxima:
         Args:
             network: the float one.
             rule: for the factors.
+
+        Raises:
+            ValueError: a rule gives a layer something else than a positive number for each channel.
         """
         factors = {}
         for name, maxima in self._maxima.items():
             weight = network.get_parameter(f"{name}.weight").detach()
             numbers = rule.factors(maxima.cpu(), weight_maxima(weight, len(maxima)).cpu())
+            _require_factors(name, numbers, len(maxima))
             factors[name] = numbers.view(-1, *[1] * (weight.dim() - 2))
         return factors
+
+
+def _require_factors(name: str, factors: Tensor, channels: int) -> None:
+    """Refuse factors of a layer that cannot be multiplied and divided by.
+
+    Raises:
+        ValueError: the message names the layer.
+    """
+    fits = factors.shape == (channels,) and factors.dtype == torch.float32
+    if not fits or not bool(((factors > 0) & factors.isfinite() & (1 / factors).isfinite()).all()):
+        low, high = map(float, factors.aminmax()) if factors.numel() else (torch.nan, torch.nan)
+        raise ValueError(
+            f"expected {channels} positive float32 numbers with finite reciprocals as factors of the channels that "
+            f"{name} reads, got {tuple(factors.shape)} of {factors.dtype} from {low:.3g} to {high:.3g}; choose another "
+            "quantizer.equalisation"
+        )
 
 
 def weight_maxima(weight: Tensor, inputs: int) -> Tensor:

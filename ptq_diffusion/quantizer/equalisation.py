@@ -42,7 +42,7 @@ class NoEqualisation(Equalisation):
 class SmoothQuant(Equalisation):
     """s_c = max|x_c|^alpha / max|w_c|^(1 - alpha), Xiao et al., ICML 2023, arXiv 2211.10438, eq. 4.
 
-    A channel that is always 0, or that no weight reads, has s_c = 1.
+    A channel that is always 0, or that no weight reads, has s_c = 1, and so has one whose s_c or 1 / s_c float32 lacks.
 
     Args:
         alpha: the share of the range that goes into the weight: 0 gives all columns of the weight one magnitude, 1 all
@@ -54,12 +54,17 @@ class SmoothQuant(Equalisation):
 
     def __init__(self, alpha: float = 0.5) -> None:
         if not 0 <= alpha <= 1:
-            raise ValueError(f"expected an alpha of 0 to 1, the share of the range for the weight, got {alpha}")
+            raise ValueError(
+                f"expected an alpha of 0 to 1, the share of the range for the weight, got {alpha}; set "
+                "quantizer.equalisation.alpha"
+            )
         self.alpha = alpha
 
     def factors(self, inputs: Tensor, weights: Tensor) -> Tensor:
         exponents = self.alpha * inputs.double().log2() - (1 - self.alpha) * weights.double().log2()
-        return torch.where((inputs > 0) & (weights > 0), self.rounded(exponents).exp2(), 1.0).float()
+        factors, least = self.rounded(exponents).exp2(), torch.finfo(torch.float32).tiny
+        usable = (inputs > 0) & (weights > 0) & (factors >= least) & (factors <= 1 / least)
+        return torch.where(usable, factors, 1.0).float()
 
     def rounded(self, exponents: Tensor) -> Tensor:
         """The logarithms to base 2 that are taken, of those that the rule gives."""

@@ -45,7 +45,7 @@ class EffectOnImage(StepWeights):
     a multistep sampler an error of m counts in the prediction of x_0 that the step hands on, too.
 
     Args:
-        images: how many images it is measured on.
+        images: how many images it is measured on, at most those of the first micro-batch.
 
     Raises:
         ValueError: fewer than one image.
@@ -90,7 +90,7 @@ class SoftmaxOfEffect(StepWeights):
 
     Args:
         temperature: towards 0 the step with the greatest effect counts alone, far above 1 all count alike.
-        images: how many images effects are measured on.
+        images: how many images effects are measured on, see there.
 
     Raises:
         ValueError: a temperature that is not positive, or fewer than one image.

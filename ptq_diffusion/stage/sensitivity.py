@@ -143,7 +143,7 @@ class MeasureSensitivity(ModelStage):
         observations = read_observations(cfg, inputs[Calibrate.name], shop.host)
         make_weight = construct(cfg.quantizer.weight)
         plans = [policy.uniform(architecture, LayerBits(bits, policy.activations[-1])) for bits in policy.weights]
-        rank = cfg.quantizer.low_rank.rank
+        rank = construct(cfg.quantizer.low_rank).rank
         networks = [quantize(host_model, plan, observations, make_weight, rank=rank) for plan in plans]
         names = [site.name for site in policy.roles.free(architecture.sites)]
         node = cfg.quantizer.activation

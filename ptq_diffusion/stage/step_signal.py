@@ -84,7 +84,7 @@ class MeasureStepSignal(ModelStage):
         observations = read_observations(cfg, inputs[Calibrate.name], shop.host)
         architecture, weight = model.architecture(), construct(cfg.quantizer.weight)
         plans = [policy.uniform(architecture, bits) for bits in policy.offered]
-        host_model, rank = shop.host.guided(cfg, inputs), cfg.quantizer.low_rank.rank
+        host_model, rank = shop.host.guided(cfg, inputs), construct(cfg.quantizer.low_rank).rank
         networks = [quantize(host_model, plan, observations, weight, rank=rank) for plan in plans]
         outputs, conditions = FloatOutputs(inputs[FloatPath.name]), shop.conditions(cfg, model, inputs)
         return MeasurePowers(networks, shop.table(cfg, model), outputs, conditions)

@@ -141,3 +141,10 @@ def test_a_file_that_was_changed_is_refused(spoil, message, tmp_path):
     path.write_text(spoil(path.read_text()))
     with pytest.raises(ValueError, match=message):
         ChosenStates.load(path)
+
+
+def test_a_choice_among_other_states_is_refused():
+    ChosenStates.every(3, 2).require(3, 2)
+    for chosen in (torch.ones(2, 3, dtype=torch.bool), torch.ones(3, 2, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"of 3 steps and 2 images as bool, got .*mend the calibration_set"):
+            ChosenStates(chosen).require(3, 2)

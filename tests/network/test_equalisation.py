@@ -95,6 +95,37 @@ def test_an_outlier_costs_an_equalised_layer_less(name, rule, activation):
     assert error(layer, equalised, x) < 0.5 * error(layer, plain, x)
 
 
+class Given(SmoothQuant):
+    """A rule that gives what it was made of."""
+
+    def __init__(self, numbers):
+        super().__init__()
+        self.numbers = numbers
+
+    def factors(self, inputs, weights):  # noqa: ARG002
+        return self.numbers
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        torch.ones(7),
+        torch.ones(8, 1),
+        torch.ones(8).double(),
+        torch.zeros(8),
+        -torch.ones(8),
+        torch.full((8,), torch.nan),
+    ]
+    + [torch.full((8,), number) for number in (torch.inf, 1e-42)],
+)
+def test_factors_that_are_none_are_refused_by_the_layers_name(numbers):
+    layer, x = with_outlier("linear")
+    with pytest.raises(
+        ValueError, match=r"expected 8 positive float32 numbers .*that 0 reads, .*quantizer.equalisation"
+    ):
+        factors_of(layer, x, Given(numbers))
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_factors_of_one_change_no_bit(name):
     layer, x = with_outlier(name)

@@ -42,10 +42,22 @@ def test_an_exported_pipeline_computes_with_its_backend(make):
     assert pipe.unet.to_backend("simulated").config.backend == "simulated"
 
 
-def test_a_layer_that_it_cannot_compute_ends_the_run_with_its_name(make):
-    patterns = 'bitwidth.patterns=[{name:"conv_in",weight:32,activation:8}]'
-    with pytest.raises(ValueError, match="conv_in, for its weight is float at step 0, where its input has 8 bits"):
-        make("goal=samples_quantized", *WORDS, "backend=integer", patterns)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["bitwidth.patterns=[{name:conv_in,weight:32,activation:8}]"],
+            "conv_in, for its weight is float at step 0, where its input has 8 bits",
+        ),
+        (["quantizer.low_rank.rank=2"], r"a part of its weight is in 16 bits \(quantizer.low_rank.rank\)"),
+        (["quantizer@quantizer.activation=dynamic_per_token"], "its input has more than one scale"),
+        (["bitwidth.attention={weight:8,activation:8}"], "the products of attention have quantized operands"),
+    ],
+)
+def test_a_layer_that_it_cannot_compute_is_refused_by_its_name_before_anything_is_made(make, tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
+        make("goal=samples_quantized", *WORDS, "backend=integer", *words)
+    assert not (tmp_path / "outputs" / "store").exists()
 
 
 def test_a_device_without_it_is_refused_before_anything_is_made(make, monkeypatch):

@@ -93,6 +93,22 @@ def test_features_of_every_family_are_the_narrowest_blocks_of_the_first_images(n
     assert block in denoiser.blocks() and block.startswith("mid_block") == has_middle
 
 
+def test_as_many_images_are_read_as_are_asked_for_whatever_the_batches_are():
+    denoiser = denoiser_of("classes")
+    condition, x_t = condition_of(denoiser, 4), states_of(denoiser, 4)
+
+    def features(size, images):
+        parts = [slice(first, first + size) for first in range(0, 4, size)]
+        batches = [(i, x_t[part] * (i + 1), condition.rows(part)) for part in parts for i in (0, 1)]
+        return step_features(denoiser, STEPS, batches, images)
+
+    for images in (1, 3, 4):
+        whole = features(4, images)
+        assert all(torch.allclose(features(size, images), whole, atol=1e-5) for size in (1, 2))
+    assert features(2, 3).shape == (2, 3 * features(2, 1).shape[1], whole.shape[2])
+    assert torch.equal(features(2, 9), features(2, 4))
+
+
 def test_guidance_leaves_the_features_that_the_condition_leads_to_as_they_are():
     """A guided network asks for null and condition at some steps, and for the condition alone at the others."""
     denoiser = denoiser_of("classes")

@@ -5,6 +5,7 @@ import torch
 
 from ptq_diffusion.engine.chunks import read_chunks
 from ptq_diffusion.network import load_quantized
+from tests.own_package import NAME
 
 CASES = {
     "groups, tokens": [
@@ -50,6 +51,14 @@ def test_an_experiment_runs_with_it_to_the_end(make, words):
     few = ["seeds=[0]", "images=2", "noise.images=8", *words]
     quantized, corrected = (images(make(f"goal=samples_{goal}", *few)) for goal in ("quantized", "corrected"))
     assert quantized.shape == corrected.shape and not torch.equal(quantized, corrected)
+
+
+def test_a_part_of_low_rank_of_ones_own_needs_no_option_of_ours(make, own_package):
+    code = "class Two(LowRank):\n    def __init__(self) -> None:\n        super().__init__(2)\n"
+    (own_package / NAME / "parts.py").write_text(f"from ptq_diffusion.quantizer import LowRank\n\n\n{code}")
+    words = ["~quantizer.low_rank.rank", f"quantizer.low_rank._target_={NAME}.parts.Two", f"plugins=[{NAME}]"]
+    own, ours = make("goal=quantize", *words), make("goal=quantize", "quantizer.low_rank.rank=2")
+    assert load_quantized(own).fingerprint() == load_quantized(ours).fingerprint()
 
 
 def test_one_group_of_steps_is_static(make):

@@ -12,6 +12,8 @@ from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.command.check.bounds import Needs, Room, in_units, needs, require_room, require_trainable
 from ptq_diffusion.command.check.condition import check_condition, encoded_size
 from ptq_diffusion.command.check.quantization import check_quantization
+from ptq_diffusion.command.plan.case import Case, OutlineShop
+from ptq_diffusion.command.plan.one_row import quantized_by_one_row
 from ptq_diffusion.correction.contract import Requirements
 from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
 from ptq_diffusion.correction.pipeline.pipeline_folder import require_guides
@@ -24,7 +26,7 @@ from ptq_diffusion.engine.tracker import Tracker
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric import FeatureExtractor, Reference
 from ptq_diffusion.model import Condition, Denoiser, Guided
-from ptq_diffusion.network import Backend
+from ptq_diffusion.network import Backend, Simulated
 from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
 from ptq_diffusion.quantizer import Equalisation, LowRank, Quantizer, StepGroups
 from ptq_diffusion.rounding import ActivationScales, Rounding
@@ -95,7 +97,7 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
             check_quantization(cfg, model, goal, shop)
         _check_measurements(cfg, goal)
     if "backend" in used:
-        _check_backend(cfg, shop)
+        _check_backend(cfg, model, shop)
     if "correction" in used:
         _check_correction(cfg, model, shop)
     if goal is Export:
@@ -185,11 +187,17 @@ def _guided(cfg: DictConfig, model: Denoiser) -> Guided:
     return Guided(model, anything, guidance.scale, (low, high))
 
 
-def _check_backend(cfg: DictConfig, shop: Workshop) -> None:
+def _check_backend(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
+    """Refuse a device without the backend, and a layer that it cannot compute."""
+    backend = construct(cfg.backend)
     try:
-        construct(cfg.backend).require(shop.device)
+        backend.require(shop.device)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
+    # An outline, of which a plan is made, has no weights to quantize.
+    if not isinstance(backend, Simulated) and not next(model.parameters()).is_meta:
+        case = Case(cfg, OutlineShop(shop.runtime))
+        quantized_by_one_row(cfg, case, shop).to_backend(backend)
 
 
 def _check_measurements(cfg: DictConfig, goal: type[Stage]) -> None:

@@ -164,8 +164,9 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
             ValueError: see `answer`.
         """
         tensors = {"embeddings": encoder_hidden_states, "labels": class_labels}
-        told = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        return self.returned(self.answer(sample, timestep, Condition(**told) if told else None, options), return_dict)
+        present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        condition = Condition(**present) if present else None
+        return self.returned(self.answer(sample, timestep, condition, options), return_dict)
 
     def answer(
         self, x_t: Tensor, timestep: float | Tensor, condition: Condition | None, options: Mapping[str, object]
@@ -209,11 +210,11 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         Raises:
             ValueError: it is another.
         """
-        told = None if guidance is None else guidance.unique().tolist()
-        if told != (None if self._embedded is None else [float(torch.tensor(self._embedded))]):
+        scales = None if guidance is None else guidance.unique().tolist()
+        if scales != (None if self._embedded is None else [float(torch.tensor(self._embedded))]):
             raise ValueError(
                 f"expected guidance_scale={self._embedded}, which the network was told while it was corrected, got "
-                f"{told}; call the pipeline with guidance_scale={self._embedded}, or export it with "
+                f"{scales}; call the pipeline with guidance_scale={self._embedded}, or export it with "
                 "condition.guidance.embedded=VALUE"
             )
 

@@ -57,7 +57,10 @@ class DrawnSet(CalibrationSet):
 
     def __init__(self, states_per_image: int) -> None:
         if states_per_image < 1:
-            raise ValueError(f"expected at least 1 state of each image, got {states_per_image}; raise states_per_image")
+            raise ValueError(
+                f"expected at least 1 state of each image, got {states_per_image}; raise "
+                "calibration_set.states_per_image"
+            )
         self.states_per_image = states_per_image
 
     @abstractmethod

@@ -41,6 +41,18 @@ class ChosenStates:
         """All states of so many images at so many steps."""
         return cls(torch.ones(steps, images, dtype=torch.bool))
 
+    def require(self, steps: int, images: int) -> None:
+        """Refuse a choice among other states than these.
+
+        Raises:
+            ValueError: the message gives both.
+        """
+        if self.chosen.shape != (steps, images) or self.chosen.dtype != torch.bool:
+            raise ValueError(
+                f"expected a choice among the states of {steps} steps and {images} images as bool, got "
+                f"{tuple(self.chosen.shape)} of {self.chosen.dtype}; mend the calibration_set that made it"
+            )
+
     @property
     def counts(self) -> list[int]:
         """The number of states at every step."""
@@ -80,14 +92,13 @@ class ChosenStates:
         if not isinstance(content, dict) or content.get("version") != VERSION:
             raise ValueError(f"expected a calibration set of version {VERSION} in {path}, got another; make it again")
         try:
+            digest = content["digest"]
             chosen = torch.zeros(len(content["steps"]), content["images"], dtype=torch.bool)
             for row, step in zip(chosen, content["steps"], strict=True):
                 row[torch.tensor(step["images"], dtype=torch.int64)] = True
         except (KeyError, TypeError, IndexError, RuntimeError) as error:
             raise ValueError(f"expected a calibration set in {path}, got something else ({error})") from error
         states = cls(chosen)
-        if states.digest() != content["digest"]:
-            raise ValueError(
-                f"expected the calibration set {content['digest']} in {path}, got {states.digest()}; make it again"
-            )
+        if states.digest() != digest:
+            raise ValueError(f"expected the calibration set {digest} in {path}, got {states.digest()}; make it again")
         return states

@@ -20,7 +20,7 @@ class DensitySet(DrawnSet):
 
     Args:
         states_per_image: how many states of each image; 1 in the paper.
-        images: how many images features are taken of, the first.
+        images: how many images features are taken of, the first; all where there are fewer.
         radius: in units of the mean squared distance of two steps.
         diversity: lambda.
 

@@ -9,6 +9,7 @@ from ptq_diffusion.network.backend.integer_layer import IntegerConv2d, IntegerLa
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ptq_diffusion.network.layer_settings import LayerSettings
+from ptq_diffusion.network.low_rank import LowRankWeight
 from ptq_diffusion.quantizer import PerChannel, PerTensor
 
 INTEGER: dict[type[QuantizedLayer], type[IntegerLayer]] = {
@@ -63,6 +64,8 @@ def _obstacle_at(layer: QuantizedLayer, i: int) -> str | None:
     weight, grid = layer.weights[layer.settings.weight_copy(i)], layer.settings.grid(i)
     if type(weight) is FloatWeight:
         return None if grid is None else f"its weight is float at step {i}, where its input has {grid.bits} bits"
+    if type(weight) is LowRankWeight:
+        return "a part of its weight is in 16 bits (quantizer.low_rank.rank)"
     if type(weight) is not QuantizedWeight:
         return f"its weight is a {type(weight).__name__}, which is not known"
     if grid is None:

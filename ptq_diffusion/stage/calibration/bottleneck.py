@@ -1,5 +1,6 @@
 """Features of the float network at its narrowest block, step by step."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
 
@@ -25,15 +26,16 @@ def step_features(model: Denoiser, table: Table, states: States, images: int) ->
     Args:
         model: the float network.
         table: of S steps.
-        states: of float sampling; the first of each step are taken.
-        images: how many at most, the same at all steps.
+        states: of float sampling, of all steps for one batch of images after the other.
+        images: how many, the same at all steps; all where there are fewer.
     """
-    rows = dict[int, Tensor]()
+    rows, missing = defaultdict[int, list[Tensor]](list), dict.fromkeys(range(len(table)), images)
     block = ""
     for i, x_t, condition in states:
-        if i in rows:
+        x_t, some = x_t[: missing[i]], rows_of(condition, slice(missing[i]))
+        if not len(x_t):
             break
-        x_t, some = x_t[:images], rows_of(condition, slice(images))
+        missing[i] -= len(x_t)
         on_device = None if some is None else some.to(_device(model))
         state = x_t.to(_device(model))
         block = block or narrowest_block(model, table, state, on_device)
@@ -42,8 +44,8 @@ def step_features(model: Denoiser, table: Table, states: States, images: int) ->
             partial(model.predict, state, table[i], on_device),
         )
         # Of several outputs the last is the image's, and of rows the last are the condition's.
-        rows[i] = _by_place(outputs[-1][-len(state) :]).float().cpu()
-    return torch.stack([rows[i] for i in range(len(table))])
+        rows[i].append(_by_place(outputs[-1][-len(state) :]).float().cpu())
+    return torch.stack([torch.cat(rows[i]) for i in range(len(table))])
 
 
 def narrowest_block(model: Denoiser, table: Table, x_t: Tensor, condition: Condition | None) -> str:

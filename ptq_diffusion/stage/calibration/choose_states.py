@@ -41,6 +41,7 @@ class ChooseStates(ModelStage):
             states = States(inputs[Trajectories.name] / "chunks", calibration_chunks(cfg), every, conditions)
             features = step_features(model, table, states, rule.feature_images)
         chosen = rule.states(len(table), images, seed, features)
+        chosen.require(len(table), images)
         chosen.save(out / SET, seed, [step.t for step in table])
 
 

@@ -57,7 +57,7 @@ class LayerAdditions(ModelStage):
 
 def computes_beside(cfg: DictConfig) -> bool:
     """Whether layers compute anything beside the products of their quantized operands."""
-    return bool(construct(cfg.quantizer.equalisation).equalises or cfg.quantizer.low_rank.rank)
+    return bool(construct(cfg.quantizer.equalisation).equalises or construct(cfg.quantizer.low_rank).rank)
 
 
 def beside_of(cfg: DictConfig, sites: Iterable[Site]) -> Beside:
@@ -65,7 +65,7 @@ def beside_of(cfg: DictConfig, sites: Iterable[Site]) -> Beside:
 
     A layer whose input is float at every step, or that no forward calls, has no factors in the end.
     """
-    layers, rank = [site for site in sites if site.weighted], cfg.quantizer.low_rank.rank
+    layers, rank = [site for site in sites if site.weighted], construct(cfg.quantizer.low_rank).rank
     equalises = construct(cfg.quantizer.equalisation).equalises
     inner = [site.name for site in layers if rank and site.role is Role.INNER]
     return Beside([site.name for site in layers] if equalises else [], dict.fromkeys(inner, rank))

@@ -22,5 +22,5 @@ def rounded_network(
     model, integers = shop.host.guided(cfg, inputs), None
     if Reconstruct.name in inputs:
         integers = load_integers(inputs[Reconstruct.name], model.fingerprint(), plan.fingerprint())
-    weight, rank = construct(cfg.quantizer.weight), cfg.quantizer.low_rank.rank
+    weight, rank = construct(cfg.quantizer.weight), construct(cfg.quantizer.low_rank).rank
     return quantize(model, plan, observations, weight, integers, rank), observations
