@@ -1,7 +1,7 @@
 """The contract of a correction: what it needs, what it is fitted on, and how one step of it is fitted."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import ClassVar, Generic, Literal, TypeVar
 
@@ -12,6 +12,7 @@ from ptq_diffusion.correction.evidence import MomentEvidence, PathEvidence
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, absorbing
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
+from ptq_diffusion.quantizer import Form
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
@@ -52,6 +53,16 @@ class Requirements:
 
         Raises:
             ValueError: the method needs more images with so many channels.
+        """
+
+    def check_inputs(self, forms: Collection[Form]) -> None:  # noqa: ARG002
+        """Refuse layers' inputs that the method cannot act on; by default none are refused.
+
+        Args:
+            forms: the arithmetic of the quantizers of all layers' inputs.
+
+        Raises:
+            ValueError: the method changes a form that none of them has.
         """
 
     def check_carried(self, steps: Table) -> None:  # noqa: ARG002

@@ -177,6 +177,15 @@ WORDS = {
         "step_groups@quantizer.steps=equal quantizer@quantizer.activation=dynamic_per_tensor",
         "set step_groups@quantizer.steps=one",
     ),
+    "a shift beside grids of run time": (
+        "correction=rescaled_matched shift@correction.links.rescaled.shift=mean "
+        "quantizer@quantizer.activation=dynamic_per_token noise.images=16",
+        "of the link rescaled: .* one static grid .* got Dynamic.*; set shift@correction.shift=none",
+    ),
+    "a shift without a grid of a step": (
+        "correction=rescaled shift@correction.shift=mid_range correction.range_search=null",
+        "expected a range search beside a shift",
+    ),
     "a descent that is none": ("rounding=adaround rounding.descent=null", "descent of AdaRound to be an instance of"),
     "inputs that are a number": ("rounding=gptq rounding.inputs=3", "inputs of GPTQ to be an instance of Inputs"),
     "nothing to round": ("rounding=gptq bitwidth=float", "rounding=nearest or another bitwidth"),

@@ -51,9 +51,11 @@ DYNAMIC = "ranges that are taken at run time, which these runs do not choose"
 FORMS = "forms of arithmetic that are read of a quantizer here, and computed with in a quantized network"
 ROUNDING = "other roundings than these runs choose"
 OTHER = "another network or backend than these runs choose"
+OF_NETWORK = "a method of a whole network has the name of a value of a layer, which this stage reads"
 BRANCHES: dict[str, dict[str, str]] = {
     "plan": {},
     "calibration_set": {},
+    "step_signal": {"network/step_settings.py": OF_NETWORK},
     "additions": {
         "bitwidth/additions.py": "sums over the links of a chain, which these runs spare",
         "correction/contract.py": "the refusal of a correction that declares none",
@@ -70,6 +72,7 @@ BRANCHES: dict[str, dict[str, str]] = {
         "rounding/blocks.py": ROUNDING,
         "rounding/calls.py": ROUNDING,
         "rounding/soft.py": ROUNDING,
+        "network/step_settings.py": OF_NETWORK,
     },
     "activation_scales": {
         "network/saving.py": "the workshop loads a quantized network by the name that this stage's has",
@@ -91,6 +94,7 @@ BRANCHES: dict[str, dict[str, str]] = {
         "bitwidth/choices.py": ASKED,
         "bitwidth/cost.py": ASKED,
         "model/architecture.py": ASKED,
+        "network/step_settings.py": OF_NETWORK,
     },
     "noise": {
         "numeric/histogram.py": NAMESAKE,
@@ -165,6 +169,7 @@ SPARED = {
     "quantizer/step_groups.py": "groups of steps, which these runs do not choose",
     "quantizer/equalisation.py": "equalisation, which these runs do not choose",
     "network/equalising.py": "equalisation, which these runs do not choose",
+    "quantizer/shift.py": "shifts of inputs, which these runs do not choose",
     "quantizer/low_rank.py": "parts of low rank, which these runs do not choose",
     "network/low_rank.py": "parts of low rank, which these runs do not choose",
     "engine/conditions.py": "conditions, which an unconditional model has not",

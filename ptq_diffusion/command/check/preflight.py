@@ -225,6 +225,8 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     check_reach(cfg, model, shop)
     correction.check(steps)
     correction.check_images(cfg.noise.images, model.shape[0])
+    observations = shop.observations(cfg, model)
+    correction.check_inputs([observations.form(site.name) for site in model.sites() if site.weighted])
     if cfg.noise.steps is not None:
         correction.check_carried(steps)
 

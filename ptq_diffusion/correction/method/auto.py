@@ -1,7 +1,7 @@
 """The correction that a short sampling run chooses."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ptq_diffusion.artefact.files import read_json
 from ptq_diffusion.correction.contract import Correction, Requirements
+from ptq_diffusion.quantizer import Form
 from ptq_diffusion.sampler.table import Table
 
 NONE, FLOAT = "none", "full_precision"
@@ -134,6 +135,9 @@ class Auto(Requirements):
 
     def check_images(self, images: int, channels: int) -> None:
         self._check_all(lambda candidate: candidate.check_images(images, channels))
+
+    def check_inputs(self, forms: Collection[Form]) -> None:
+        self._check_all(lambda candidate: candidate.check_inputs(forms))
 
     def check_carried(self, steps: Table) -> None:
         self._check_all(lambda candidate: candidate.check_carried(steps))

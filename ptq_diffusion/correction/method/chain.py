@@ -1,6 +1,6 @@
 """Corrections one behind the other."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measurement import StepMeasurement
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
+from ptq_diffusion.quantizer import Form
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
@@ -42,6 +43,9 @@ class Chain(Correction[PathEvidence]):
 
     def check_images(self, images: int, channels: int) -> None:
         self._check_all(lambda link: link.check_images(images, channels))
+
+    def check_inputs(self, forms: Collection[Form]) -> None:
+        self._check_all(lambda link: link.check_inputs(forms))
 
     def check_carried(self, steps: Table) -> None:
         self._check_all(lambda link: link.check_carried(steps))

@@ -1,6 +1,6 @@
 """Every layer's input grid, scales and bias anew for each step."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from ptq_diffusion.correction.measurement import StepMeasurement
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network import InputGrid, QuantizedDenoiser, Rescaling, Simulated, Spread, regridding, watching
-from ptq_diffusion.quantizer import NO_SHIFT, RangeSearch, Shift
+from ptq_diffusion.quantizer import NO_SHIFT, WHOLE, Form, RangeSearch, Shift
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
@@ -40,7 +40,8 @@ class Rescaled(Correction[PathEvidence]):
         images: how many images, the first ones, layers are rescaled on, all in memory at once; all if there are fewer.
         path: "float" fits on float trajectories, "corrected" on what the corrected steps before lead to.
         shift: chooses what is subtracted from the channels of a layer's input at a step before its grid, whose product
-            with the weight joins the bias; of linear layers and convolutions without padding.
+            with the weight joins the bias; of linear layers and convolutions without padding, whose input has one
+            static grid and differs from image to image.
 
     Raises:
         ValueError: there is no such path, fewer than 8 images, or a shift without a range search; when it is fitted,
@@ -71,6 +72,14 @@ class Rescaled(Correction[PathEvidence]):
             raise ValueError(
                 f"expected at least {FEWEST} images to rescale layers on, every fourth to judge it, got {images}; "
                 "raise noise.images"
+            )
+
+    def check_inputs(self, forms: Collection[Form]) -> None:
+        if self.shift.shifts and WHOLE not in forms:
+            others = ", ".join(sorted({str(form) for form in forms}))
+            raise ValueError(
+                "expected layers with one static grid for their whole input, before which a shift is subtracted, got "
+                f"{others} at all of them; set shift@correction.shift=none or another quantizer@quantizer.activation"
             )
 
     def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002
