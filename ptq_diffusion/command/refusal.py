@@ -149,6 +149,9 @@ def quoted(override: str | None) -> str:
 def _known_instead(key: str, overrides: Sequence[str], conf: Path) -> str:
     """The closest keys that the rest of the command line would have accepted in place of an unknown one."""
     rest = [word for word in overrides if not word.startswith("-") and word.partition("=")[0].lstrip("+~") != key]
+    swept = (name for name, _, value in (word.partition("=") for word in rest) if "," in value)
+    if group := next((name for name in swept if key.startswith(f"{name}.")), None):
+        return f"{group} is swept, and so is an option that its choices alone have: write {key}=choice(VALUE)"
     composition = _composed(rest, conf) or _composed([], conf)
     if composition is None:
         return HELP
