@@ -35,6 +35,9 @@ class BlockErrors(Reconstruction):
         """The weight of a call of every step, (S,): that of the step, times its states a call in units of the mean.
 
         So each state counts by its step alone, however many of them a calibration set has at that step.
+
+        Raises:
+            ValueError: no step of the calls has a weight.
         """
         rows, counts = ([0] * len(self.table) for _ in range(2))
         for i, count in calls.sizes:
@@ -43,7 +46,13 @@ class BlockErrors(Reconstruction):
         # Whole numbers: a set with as many states in all calls leaves the weights as they are, bit for bit.
         pairs = ((row * len(calls), count * sum(rows)) for row, count in zip(rows, counts, strict=True))
         crowding = [above / below if below else 0.0 for above, below in pairs]
-        return self.step_weights * torch.tensor(crowding, dtype=torch.float64)
+        shares = self.step_weights * torch.tensor(crowding, dtype=torch.float64)
+        if not shares.any():
+            raise ValueError(
+                "expected states of a block at a step that has a weight, got none; choose other step weights or "
+                "another calibration_set"
+            )
+        return shares
 
     def call_error(self, part: Part, call: Call) -> Tensor:
         """The mean square by which a block's outputs differ from the float ones in one call."""

@@ -1,12 +1,23 @@
 """Rows of the calls of a block: what grows with the batch is divided, all else stays whole, whatever its length."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
+from ptq_diffusion.rounding.block_errors import BlockErrors
 from ptq_diffusion.rounding.calls import Call, leaves_of_rows
 
 TABLE, SCALE = torch.rand(2, 4), torch.tensor(2.0)
+
+
+class Sizes(list):
+    """The steps and numbers of rows of calls."""
+
+    @property
+    def sizes(self):
+        return self
 
 
 class Block(nn.Module):
@@ -46,3 +57,11 @@ def test_an_output_that_does_not_grow_is_refused():
     block = nn.Linear(3, 3)
     with pytest.raises(ValueError, match="for one and for two states"):
         leaves_of_rows(block, *[lambda: block(torch.rand(1, 3))] * 2)
+
+
+def test_states_at_no_step_with_a_weight_are_refused():
+    """Steps count by their weights; a set whose steps all have none leaves nothing to round by."""
+    subject = SimpleNamespace(table=[0, 1], step_weights=torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert BlockErrors.shares(subject, Sizes([(1, 3)])).tolist() == [0.0, 1.0]
+    with pytest.raises(ValueError, match="at a step that has a weight, got none"):
+        BlockErrors.shares(subject, Sizes([(0, 3)]))
