@@ -50,7 +50,6 @@ WORDS = {
     "an option that has no value": ("model.path=???", "model.path=VALUE"),
     "no name of a group": ("sampler=null", "GROUP=NAME"),
     "two modes": ("-m --run", "Only one"),
-    "an option of swept choices": ("-m bitwidth=budget,greedy bitwidth.saving=40", r"bitwidth\.saving=choice\(VALUE\)"),
     "another primary configuration": ("--config-name=other", "other"),
     "a pickled configuration": ("--experimental-rerun=config.pickle", "pickled"),
     "nothing to collect": (f"collect {NOWHERE}", "report.json"),

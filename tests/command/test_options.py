@@ -7,10 +7,12 @@ import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from ptq_diffusion.command.options import options_of, options_without_group, print_options
+from ptq_diffusion.command.refusal import refusal
 from ptq_diffusion.main import CONF, command
 
 GROUPS = sorted({path.parent.name for path in CONF.glob("*/*.yaml")})
@@ -78,6 +80,13 @@ def test_a_group_that_is_not_there_is_refused_with_the_closest():
         match=r"expected a group or a part, got 'corection'; the closest are correction, condition, calibration",
     ):
         command(["options", "corection"])
+
+
+def test_an_option_of_swept_choices_alone_is_told_how_to_be_swept():
+    words = ("bitwidth=budget,greedy", "bitwidth.saving=40")
+    error = ConfigCompositionException("Could not override 'bitwidth.saving'.")
+    assert refusal(error, words, CONF).endswith("write bitwidth.saving=choice(VALUE)")
+    assert "choice" not in refusal(error, ("bitwidth=w4a8", "bitwidth.saving=40"), CONF)
 
 
 def test_a_file_that_does_not_say_what_it_is_is_named(tmp_path):
