@@ -57,6 +57,8 @@ class BlockErrors(Reconstruction):
     def call_error(self, part: Part, call: Call) -> Tensor:
         """The mean square by which a block's outputs differ from the float ones in one call."""
         self.quantized.set_step(call.i)
+        # Files give tensors on the CPU.
+        call = call.to(self.device)
         positional, named = call.arguments
         outputs = tensors_of(self.quantized.network.get_submodule(part.name)(*positional, **named))
         # Half precision has no squares of small errors.

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from ptq_diffusion.artefact.files import write_tensors
 
@@ -45,6 +46,13 @@ class Call:
         pairs = zip(leaves, self.of_rows, strict=True)
         some = [leaf[chosen] if is_of_rows else leaf for leaf, is_of_rows in pairs]
         return Call(self.i, tree_unflatten(some, tree), [output[chosen] for output in self.outputs], self.of_rows)
+
+    def to(self, device: torch.device | str) -> "Call":
+        """The call with all tensors on another device."""
+        arguments, outputs = tree_map(
+            lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (self.arguments, list(self.outputs))
+        )
+        return Call(self.i, arguments, outputs, self.of_rows)
 
 
 def call_of(block: nn.Module, forward: Callable[[], object]) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ptq_diffusion.rounding.block_errors import BlockErrors
-from ptq_diffusion.rounding.calls import Call, leaves_of_rows
+from ptq_diffusion.rounding.calls import Call, CallFiles, leaves_of_rows
 
 TABLE, SCALE = torch.rand(2, 4), torch.tensor(2.0)
 
@@ -45,6 +45,23 @@ def test_a_tensor_is_of_rows_if_it_grows_with_the_batch(block):
     (rows, scale), named = some.arguments
     assert torch.equal(rows, x[chosen]) and torch.equal(some.outputs[0], x[chosen]) and some.count == 1
     assert scale is SCALE and all(table is TABLE for table in named["places"])
+
+
+def test_calls_of_files_are_compared_on_the_device_of_the_networks(tmp_path):
+    block = Block()
+
+    class Meta:
+        device = torch.device("meta")
+        quantized = SimpleNamespace(network=SimpleNamespace(get_submodule=lambda _: block), set_step=lambda _: None)
+        compared = BlockErrors.compared
+
+    x = torch.rand(2, 3)
+    with CallFiles.within(tmp_path / "calls") as calls:
+        calls.append(Call(0, ((x, SCALE), {"places": (TABLE, 3)}), [x + 1], [True, False, False, False]))
+        (call,) = calls
+        assert BlockErrors.call_error(Meta(), SimpleNamespace(name="block"), call).device.type == "meta"
+    moved = call.to("meta")
+    assert moved.arguments[1]["places"][1] == 3 and moved.of_rows == call.of_rows and moved.i == call.i
 
 
 @pytest.mark.parametrize("flat", [lambda rows: torch.rand(2 * rows), lambda rows: torch.rand(rows + 1)])

@@ -136,6 +136,7 @@ class Case:
 def _outline(cfg: DictConfig) -> Denoiser:
     """The denoiser that `cfg.model` names, on the meta device; one that is of no folder is built and moved there."""
     if of_folder(cfg):
-        return DiffusersDenoiser.outline(cfg.model.path, cfg.model.dtype)
+        options = {name: option for name, option in plain(cfg.model).items() if not name.startswith("_")}
+        return DiffusersDenoiser.outline(**options)
     denoiser: Denoiser = construct(cfg.model).to("meta")
     return denoiser

@@ -1,6 +1,6 @@
 """A quantized network that repairs its own output, as the unet or transformer of a stock diffusers pipeline."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -222,6 +222,16 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
     def returned(answer: Tensor, return_dict: bool) -> UNet2DOutput | tuple[Tensor]:
         """An answer as stock networks return it."""
         return UNet2DOutput(sample=answer) if return_dict else (answer,)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        tensors = [tensor for tensor in (*self.parameters(), *self.buffers()) if tensor.is_floating_point()]
+        for dtype in {tensor.dtype for tensor in tensors}:
+            if (other := fn(torch.empty(0, dtype=dtype)).dtype) is not dtype:
+                raise ValueError(
+                    f"expected the dtypes that the network was quantized in, got {other} for {dtype}; move the "
+                    "pipeline with pipe.to(device) alone, or export it with another model.dtype"
+                )
+        return super()._apply(fn, recurse)
 
 
 def _require_none(options: Mapping[str, object]) -> None:

@@ -57,6 +57,15 @@ def test_it_answers_states_in_float32_only(network, pair):
         network(states(pair[0], 0).double(), 333)
 
 
+def test_it_moves_between_devices_and_not_to_another_dtype(network, pair):
+    x = states(pair[0], 0)
+    (before,) = network(x, 333, return_dict=False)
+    for move in (lambda: network.to(torch.bfloat16), network.half, network.double):
+        with pytest.raises(ValueError, match=r"expected the dtypes that .* move the pipeline with pipe\.to\(device\)"):
+            move()
+    assert torch.equal(network.to("cpu", torch.float32)(x, 333).sample, before)
+
+
 def test_a_correction_that_asks_twice_is_refused(pair):
     correction = fitted("qncd", DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair)
     with pytest.raises(ValueError, match=r"asks the network once a step.*goal=samples_corrected"):
