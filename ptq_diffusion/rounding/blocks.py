@@ -110,7 +110,8 @@ class BlockReconstruction(BlockErrors, WeightReconstruction):
             soft = self._learned(part, calls, nearest)
             integers = {copy: undecided.integers() for copy, undecided in soft.items()}
             self.install(integers)
-            if self.error(part, calls) >= nearest:
+            # An error that is no number, of a block beyond the range of half precision, is none that is smaller.
+            if not self.error(part, calls) < nearest:
                 integers = {(n, b): self.quantizer(n, b).to_integers(self.float_weight(n)) for n, b in integers}
         return integers
 

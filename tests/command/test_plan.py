@@ -99,13 +99,13 @@ def test_a_run_asks_the_networks_and_leaves_bytes_as_planned(words, tiny, make, 
 
 
 def test_a_folder_without_weights_has_the_plan_of_one_with_them(tiny, capsys, tmp_path, tiny_model_folder):
+    """A model file that leaves the dtype to the class has the same plan, too."""
     bare = shutil.copytree(tiny_model_folder(), tmp_path / "bare")
     for weights in bare.rglob("*.safetensors"):
         weights.unlink()
     memory = {("experiment", "memory")}
-    plans = [
-        planned(capsys, *tiny, "correction=ptqd", f"model.path={folder}") for folder in (bare, tiny_model_folder())
-    ]
+    cases = ([f"model.path={bare}", "~model.dtype"], [f"model.path={tiny_model_folder()}"])
+    plans = [planned(capsys, *tiny, "correction=ptqd", *words) for words in cases]
     first, second = ({key: value for key, value in plan.items() if key not in memory} for plan in plans)
     assert first == second
 

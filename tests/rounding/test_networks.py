@@ -126,6 +126,26 @@ def test_blocks_have_a_smaller_error_than_nearest_on_states_that_they_did_not_se
     assert sum(after[block] for block in blocks) < sum(before[block] for block in blocks)
 
 
+@pytest.mark.parametrize("after", [2.0, float("nan")])
+def test_a_block_that_came_out_with_no_smaller_error_keeps_nearest(after, tmp_path, monkeypatch):
+    denoiser = network("pixels")
+    plan = plan_of(denoiser, LayerBits(3, 8), LayerBits(3, 8))
+    work = reconstruction(BlockReconstruction, BLOCKWISE, denoiser, plan, tmp_path, rows=2)
+    errors = iter((1.0, after))
+    monkeypatch.setattr(BlockReconstruction, "error", lambda *_: next(errors))
+    monkeypatch.setattr(BlockReconstruction, "_learned", lambda self, part, *_: ruined(self, part))
+    for (name, bits), integers in work.rounded(work.parts[0]).items():
+        assert torch.equal(integers, work.quantizer(name, bits).to_integers(work.float_weight(name)))
+
+
+def ruined(work, part):
+    """Integers that are all rounded down."""
+    soft = {copy: work._soft(*copy) for copy in work.copies(part)}
+    for undecided in soft.values():
+        torch.nn.init.constant_(undecided.v, -9.0)
+    return soft
+
+
 KNOWING = BRECQ("float", UniformSteps(), Descent(60, 0.1, 3.0), 2, 8, rescaled=True)
 
 
