@@ -10,8 +10,8 @@ from torch import Tensor
 class Shift(ABC):
     """A rule for m of a layer's input, one number for each channel: Q(x - m) + m stands for x.
 
-    Channels whose values lie around different middles share a grid that is no wider than the widest of them, in place
-    of one that reaches over all: channel-wise shifting of Outlier Suppression+ (Wei et al., EMNLP 2023,
+    Channels whose values lie around different middles share a grid about as wide as the widest of them, in place of one
+    that reaches over all: channel-wise shifting of Outlier Suppression+ (Wei et al., EMNLP 2023,
     arXiv 2304.09145, section 3.1).
 
     Class attributes:

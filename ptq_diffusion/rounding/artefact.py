@@ -134,5 +134,5 @@ def _require_owner(folder: Path, what: str, network: str, plan: str) -> None:
     if owner != expected:
         odd = next(key for key in expected if not isinstance(owner, dict) or owner.get(key) != expected[key])
         raise ValueError(
-            f"expected {what} of this {odd} ({expected[odd]}) in {folder}, got those of another; round again"
+            f"expected {what} of this {odd} ({expected[odd]}) in {folder}, got those of another; make them again"
         )

@@ -55,7 +55,9 @@ def require_owned(folder, settings):
     owner = json.loads((folder / OWNER).read_text())
     for part in ("network", "plan"):
         (folder / OWNER).write_text(json.dumps(owner | {part: "other"}))
-        with pytest.raises(ValueError, match=rf"expected scales of this {part} \({owner[part]}\) in .*; round again"):
+        with pytest.raises(
+            ValueError, match=rf"expected scales of this {part} \({owner[part]}\) in .*; make them again"
+        ):
             load_scales(folder, settings, owner["network"], owner["plan"])
     (folder / OWNER).write_text(json.dumps(owner))
     for scales, message in ({"elsewhere": torch.ones(2)}, "only one of both has"), ({"x": -torch.ones(2)}, "positive"):

@@ -88,7 +88,9 @@ def test_integers_of_another_network_or_plan_are_refused(make):
     owner = json.loads((folder / OWNER).read_text())
     for part in ("network", "plan"):
         (folder / OWNER).write_text(json.dumps(owner | {part: "other"}))
-        with pytest.raises(ValueError, match=rf"expected integers of this {part} \({owner[part]}\) in .*; round again"):
+        with pytest.raises(
+            ValueError, match=rf"expected integers of this {part} \({owner[part]}\) in .*; make them again"
+        ):
             load_integers(folder, owner["network"], owner["plan"])
 
 
