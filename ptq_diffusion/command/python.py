@@ -169,7 +169,8 @@ def quantize(
     It is the pipeline of `goal=export`, for the sampler and the number of steps that the correction was fitted for.
 
     Args:
-        pipeline: of diffusers; its network and its scheduler are read. A network in half precision is computed so.
+        pipeline: of diffusers; its network and its scheduler are read. A network in half precision is computed so,
+            any other in float32.
         overrides: anything else, as on the command line, such as `"sampler.eta=0"`, `"outputs=FOLDER"`.
         bitwidth: a name of the group `bitwidth`.
         correction: a name of the group `correction`; `auto`, the command's default, tries several and takes longer.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from omegaconf import DictConfig
 
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
@@ -57,12 +58,21 @@ def check_quantization(cfg: DictConfig, model: Denoiser, goal: type[Stage], shop
 
 
 def _check_dtype(cfg: DictConfig, model: Denoiser, goal: type[Stage]) -> None:
-    """Refuse a dtype that neither integers nor graphs of them compute between layers."""
+    """Refuse a dtype that integers and graphs of them do not compute between layers, or that gradients vanish in."""
     backend = construct(cfg.backend)
     if not isinstance(backend, Simulated):
         require_float32(model.dtype, f"backend={backend.name}")
     if goal is WriteOnnx:
         require_float32(model.dtype, "goal=onnx")
+    by_gradients: dict[type[Stage], bool] = {
+        Reconstruct: construct(cfg.rounding).reads is Reads.CALLS,
+        LearnScales: construct(cfg.activation_scales).learns,
+    }
+    if model.dtype is torch.float16 and any(by_gradients.get(stage) for stage in needed(goal)):
+        raise ValueError(
+            "expected a network in bfloat16 or float32 beside what gradients learn, for which float16 is too narrow, "
+            "got float16; set model.dtype=bfloat16, or rounding=gptq and activation_scales=searched"
+        )
 
 
 def possible_bits(policy: BitwidthPolicy, model: Denoiser) -> Offers:
