@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_readmes_name_options_that_exist(composed):
         for command in re.findall(
             r"^    (?:\S+=\S+ )*ptq-diffusion (?:-m )?(?!collect|convert|plan )(.+?)\s*$", path.read_text(), re.M
         ):
-            words = command.partition("#")[0].split()
+            words = shlex.split(command.partition("#")[0])
             overrides = OverridesParser.create().parse_overrides(words)
             (cells,) = BasicSweeper.split_arguments(overrides, None)
             assert composed(*cells[0]) and composed(*cells[-1]), path

@@ -39,7 +39,7 @@ def counted(monkeypatch):
 
         monkeypatch.setattr(owner, name, run, raising=False)
 
-    count(diffusers_denoiser, "load_folder", lambda path: "weights")
+    count(diffusers_denoiser, "load_folder", lambda path, *_: "weights")
     digest._contents_digest.cache_clear()
     monkeypatch.setattr(digest, "open", builtins.open, raising=False)
     count(digest, "open", lambda file, *_: f"digest of {file}")

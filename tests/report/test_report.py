@@ -143,7 +143,8 @@ def test_force_makes_again_what_it_names_and_ends_with_the_same_numbers(report):
 
 def test_force_names_what_the_goal_is_made_of(report):
     with pytest.raises(
-        ValueError, match=r"force to be false, true or one of additions, calibrate, .*got 'train_denoiser'"
+        ValueError,
+        match=r"force to be false, true or one of activation_scales, additions, beside, .*got 'train_denoiser'",
     ):
         report("force=train_denoiser")
 
