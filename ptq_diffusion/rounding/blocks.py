@@ -56,7 +56,9 @@ class BRECQ(Rounding):
         rescaled: bool = False,
     ) -> None:
         if calls < 1 or rows < 1:
-            raise ValueError(f"expected an iteration of at least 1 call and 1 row of it, got {calls} and {rows}")
+            raise ValueError(
+                f"expected an iteration of at least 1 call and 1 row of it, got {calls} and {rows}; set calls and rows"
+            )
         self.path, self.weights, self.descent, self.calls, self.rows = path, weights, descent, calls, rows
         self.rescaled = rescaled
 

@@ -59,7 +59,9 @@ class LSQ(ActivationScales):
                 "activation_scales=searched learns nothing"
             )
         if calls < 1 or rows < 1:
-            raise ValueError(f"expected an iteration of at least 1 call and 1 row of it, got {calls} and {rows}")
+            raise ValueError(
+                f"expected an iteration of at least 1 call and 1 row of it, got {calls} and {rows}; set calls and rows"
+            )
         self.weights, self.iterations, self.learning_rate = weights, iterations, learning_rate
         self.calls, self.rows = calls, rows
 
