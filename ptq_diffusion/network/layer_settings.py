@@ -192,6 +192,11 @@ class LayerSettings(nn.Module):
         rows = {name: getattr(self, name) for name in ROWS}
         return LayerSettings(**rows, symmetric=self.symmetric, form=self.form, equalisation=equalisation)
 
+    def with_scale(self, scale: Tensor) -> "LayerSettings":
+        """These settings with other scales of the input's grids, (S,) or (S, G) float32."""
+        rows = {name: getattr(self, name) for name in ROWS} | {"scale": scale.to(self.scale.device)}
+        return self._like(rows, self.gain, self.offset, self.shift)
+
     def _like(
         self, rows: Mapping[str, Tensor], gain: Tensor | None, offset: Tensor | None, shift: Tensor | None
     ) -> "LayerSettings":

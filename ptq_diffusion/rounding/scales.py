@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ptq_diffusion.network.layer_settings import ROWS, LayerSettings
+from ptq_diffusion.network.layer_settings import LayerSettings
 from ptq_diffusion.network.step_settings import StepSettings
 from ptq_diffusion.quantizer import Static
 
@@ -35,18 +35,6 @@ def is_learnable(settings: LayerSettings) -> bool:
     return isinstance(settings.form, Static) and any(settings.grid(i) is not None for i in range(len(settings)))
 
 
-def with_scale(settings: LayerSettings, scale: Tensor) -> LayerSettings:
-    """Settings of no rescaled layer with other scales.
-
-    Args:
-        settings: of one operand.
-        scale: (S,) or (S, G) float32.
-    """
-    rows = {name: getattr(settings, name) for name in ROWS} | {"scale": scale.to(settings.scale.device)}
-    symmetric, form = settings.symmetric, settings.form
-    return LayerSettings(**rows, symmetric=symmetric, form=form, equalisation=settings.equalisation)
-
-
 def with_scales(settings: StepSettings, scales: Scales) -> StepSettings:
-    """The settings of a network, of whose layers none is rescaled, with other scales of some operands."""
-    return StepSettings({**settings, **{name: with_scale(settings[name], scale) for name, scale in scales.items()}})
+    """The settings of a network with other scales of some operands."""
+    return StepSettings({**settings, **{name: settings[name].with_scale(scale) for name, scale in scales.items()}})
