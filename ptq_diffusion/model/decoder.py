@@ -16,6 +16,9 @@ CLASSES: dict[str, type[ModelMixin]] = {kind.__name__: kind for kind in (Autoenc
 """Classes of autoencoders by name."""
 OUTLINE = "outline"
 """The checksum of a decoder whose weights nobody read."""
+PIXELS = 2**18
+"""Pixels of the images that are decoded together, as many as one of 512 x 512 has: a GPU takes as long for one small
+image as for hundreds, and a large one alone takes the memory of many."""
 UNSCALED = "movq"
 """The name of a component whose latents the stock pipelines neither scale nor quantize."""
 
@@ -33,7 +36,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, x_0: Tensor) -> Tensor:
-        """Images (B, 3 or 1, factor H, factor W) in [0, 1] of states (B, C, H, W), each independent of the others."""
+        """Images (B, 3 or 1, factor H, factor W) in [0, 1] of states (B, C, H, W), each of its own state alone."""
 
     @abstractmethod
     def shape(self, state: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -55,7 +58,7 @@ class Pixels(Decoder):
 class Autoencoder(Decoder):
     """The decoder of a latent model: AutoencoderKL, VQModel or AutoencoderDC, of x_0 / scaling + shift.
 
-    Images are decoded one by one, as kernels round otherwise in batches of other sizes.
+    Images are decoded in groups of one size, as kernels round otherwise in batches of other sizes.
 
     Args:
         network: of one of the classes; it is not changed.
@@ -78,7 +81,9 @@ class Autoencoder(Decoder):
     def decode(self, x_0: Tensor) -> Tensor:
         options = {} if self.scaled else {"force_not_quantize": True}
         decode: Any = self.network.decode
-        images = [decode(latent, **options).sample for latent in self._latents(x_0).split(1)]
+        _, height, width = self.shape((x_0.shape[1], x_0.shape[2], x_0.shape[3]))
+        groups = self._latents(x_0).split(max(1, PIXELS // (height * width)))
+        images = [decode(latents, **options).sample for latents in groups]
         return _to_unit_interval(torch.cat(images))
 
     def _latents(self, x_0: Tensor) -> Tensor:

@@ -122,22 +122,22 @@ class ShrinkingSearch(RangeSearch):
         self.candidates = candidates
 
     def __call__(self, distribution: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:
-        factors = torch.linspace(1, 1 / self.candidates, self.candidates).tolist()
-        low, high = self._best(distribution, grid, [(distribution.low * f, distribution.high * f) for f in factors])
+        low, high = distribution.low, distribution.high
+        factors = torch.linspace(1, 1 / self.candidates, self.candidates, device=low.device)[:, None]
+        low, high = self._best(distribution, grid, low * factors, high * factors)
         if not grid.symmetric:
-            low, high = self._best(distribution, grid, [(low, high)] + [(low * f, high) for f in factors])
-            low, high = self._best(distribution, grid, [(low, high)] + [(low, high * f) for f in factors])
+            # The first pass's own end comes before its shrunken ones.
+            low, high = self._best(distribution, grid, torch.cat([low[None], low * factors]), high[None])
+            low, high = self._best(distribution, grid, low[None], torch.cat([high[None], high * factors]))
         return low, high
 
-    def _best(
-        self, distribution: Distribution, grid: Grid, intervals: list[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """The interval of least error in every group; the first of equals."""
-        lows, highs = (torch.stack(ends) for ends in zip(*intervals, strict=True))
+    def _best(self, distribution: Distribution, grid: Grid, lows: Tensor, highs: Tensor) -> tuple[Tensor, Tensor]:
+        """The interval of least error in every group, of (C, G) or (1, G) ends each; the first of equals."""
+        lows, highs = torch.broadcast_tensors(lows, highs)
         if lows.shape[1] == 1:  # All intervals at once: a single group is small, nearly always the bins of a histogram.
             errors = self.error(distribution, lows[:, 0], highs[:, 0], grid)[:, None]
         else:
-            errors = torch.stack([self.error(distribution, low, high, grid) for low, high in intervals])
+            errors = torch.stack([self.error(distribution, *ends, grid) for ends in zip(lows, highs, strict=True)])
         choice = errors.argmin(0, keepdim=True)
         return lows.gather(0, choice)[0], highs.gather(0, choice)[0]
 
