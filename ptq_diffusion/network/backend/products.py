@@ -1,8 +1,8 @@
 """Products of 8-bit integers on one type of device: the contract, and what a product is made of."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -12,8 +12,6 @@ from ptq_diffusion.network.backend.cache import SharedCache
 from ptq_diffusion.network.integers import QuantizedWeight
 from ptq_diffusion.quantizer import Numbers
 
-LOWEST, HIGHEST = -128, 127
-"""The integers of int8."""
 MISSING = (AttributeError, TypeError, RuntimeError, NotImplementedError)
 """The errors of an operator that torch lacks, or that takes no such operands here."""
 Product = Callable[[Tensor], Tensor]
@@ -62,12 +60,6 @@ class Operands:
         """s_x s_w, (O,) float32: of sums of integers of the input and the weight."""
         return self.numbers.scale * self.scale
 
-    def without(self, excess: Tensor) -> "Operands":
-        """The operands of sums that are too large by so much, (O,) float64, whose bias takes it off."""
-        shift = self.numbers.scale * self.scale.double() * excess
-        bias = -shift if self.bias is None else self.bias.double() - shift
-        return replace(self, bias=bias.float())
-
 
 class Products(ABC):
     """Products of 8-bit integers as one type of device has them."""
@@ -83,14 +75,3 @@ class Products(ABC):
     @abstractmethod
     def product(self, operands: Operands) -> Product:
         """The product of operands that are on such a device: y = s_x s_w (sum (u - z) n) + b."""
-
-
-def signed_parts(weight: QuantizedWeight) -> Sequence[Tensor]:
-    """The integers n - z of a weight as int8 parts that add up to them.
-
-    There is one, or there are two of an affine grid of 8 bits that is far off its middle.
-    """
-    centred = weight.centred()
-    first = centred.clamp(LOWEST, HIGHEST)
-    parts = [first] if torch.equal(first, centred) else [first, centred - first]
-    return [part.to(torch.int8) for part in parts]
