@@ -19,20 +19,11 @@ from torch import Tensor
 from experiments.backends.case import Case, case
 from experiments.backends.measure import Forward, half, ratios
 from ptq_diffusion.model import Denoiser
-from ptq_diffusion.network.backend import on_cuda
-from ptq_diffusion.quantizer import Numbers
 
 NAMES = ("cifar10_ddpm", "unet_3g", "cifar10_dit", "cifar10_ldm")
 BATCHES = (1, 64, 256)
 SECONDS, LAST, FEWEST = 2.0, 70.0, 5
 """How long a batch is timed, when no other is begun, and the fewest rounds."""
-ROUNDING = """
-template <typename T> T whole(T x, T inverse, T low, T high) {
-  T i = rintf(x * inverse);
-  return i < low ? low : i > high ? high : i;
-}
-"""
-"""The rounding of an input to whole numbers of its grid."""
 
 
 @dataclass(frozen=True)
@@ -83,30 +74,6 @@ def forward(case: Case, model: Denoiser, dtype: torch.dtype = torch.float32) -> 
     return lambda: model.predict(x_t, case.step, case.condition).m
 
 
-def fused(case: Case, integer: Denoiser) -> dict[str, Variant]:
-    """The integer network whose inputs are rounded by one kernel of torch's jiterator in place of three; GPUs only."""
-    if case.x_t.device.type != "cuda":
-        return {}
-    kernel = torch.cuda.jiterator._create_jit_fn(ROUNDING, inverse=1.0, low=-1.0, high=1.0)
-
-    def whole_numbers(x: Tensor, numbers: Numbers) -> Tensor:
-        rounded: Tensor = kernel(x, inverse=numbers.inverse, low=float(numbers.low), high=float(numbers.high))
-        return rounded
-
-    plain = forward(case, integer)
-
-    def patched() -> Tensor:
-        with mock.patch.object(on_cuda, "whole_numbers", whole_numbers):
-            return plain()
-
-    try:
-        patched()
-    except RuntimeError as complaint:
-        sys.stdout.write(f"{case.name}: no kernel, {' '.join(str(complaint).split())[:200]}\n")
-        return {}
-    return {"integer, rounding in one kernel": Variant(patched, True)}
-
-
 def variants(case: Case) -> dict[str, Variant]:
     """From a case to forwards of it, the first of which all are compared with."""
     integer = case.quantized.to_backend("integer")
@@ -117,7 +84,6 @@ def variants(case: Case) -> dict[str, Variant]:
         "ours, simulated, fp32": Variant(forward(case, case.quantized), False),
         "ours, simulated, TF32": Variant(forward(case, case.quantized), True),
         "ours, integer": Variant(forward(case, integer), True),
-        **fused(case, integer),
     }
     return eager | {f"{name}, graph": graph for name, one in eager.items() if (graph := captured(one, case))}
 
@@ -193,7 +159,6 @@ def differences(runs: Mapping[str, Variant]) -> str:
         ("TF32", "fp32"),
         ("bf16", "fp32"),
         ("ours, integer, graph", "ours, integer"),
-        ("integer, rounding in one kernel", "ours, integer"),
     )
     parts = []
     for name, against in pairs:
