@@ -20,7 +20,7 @@ from torch import nn
 
 from experiments.backends.case import NAMES, Case, case
 from ptq_diffusion.engine.allocator import keep_freed_memory
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model import Denoiser, DiffusersDenoiser
 from ptq_diffusion.network import save_quantized
 from ptq_diffusion.network.saving import FILES
 
@@ -74,8 +74,11 @@ VARIANTS: dict[str, Callable[[Case], Forward]] = {
 
 
 def half(model: Denoiser) -> Denoiser:
-    """A copy in bfloat16."""
-    return copy.deepcopy(model).to(torch.bfloat16)
+    """A copy in bfloat16, as `model.dtype` makes one."""
+    assert isinstance(model, DiffusersDenoiser)
+    network = copy.deepcopy(model.network).to(torch.bfloat16)
+    folder = model.scheduler_config, model.folder_classes
+    return DiffusersDenoiser(network, model.family, model.config, *folder, torch.bfloat16)
 
 
 def _compiled(model: Denoiser) -> Denoiser:

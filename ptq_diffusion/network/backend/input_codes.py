@@ -35,8 +35,8 @@ class InputCodes:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The codes of x, of its shape, or (B, C, H + 2 rows, W + 2 columns) of an image in a border."""
-        # In place, and through int8: torch converts to it several times faster than to uint8.
-        integers = (x.float() * self.numbers.inverse).round_().clamp_(self.numbers.low, self.numbers.high)
+        # Through int8: torch converts to it several times faster than to uint8.
+        integers = whole_numbers(x, self.numbers)
         shift = self.zero - MIDDLE
         if shift:
             integers.add_(shift)
@@ -51,3 +51,8 @@ class InputCodes:
         signed = empty.fill_(zero)
         signed[:, :, rows : rows + height, columns : columns + width].copy_(integers)
         return signed
+
+
+def whole_numbers(x: Tensor, numbers: Numbers) -> Tensor:
+    """The integers of x on a grid in which zero is 0, whole numbers in float32, of its shape."""
+    return (x.float() * numbers.inverse).round_().clamp_(numbers.low, numbers.high)

@@ -1,10 +1,10 @@
-"""Products of 8-bit integers on the CPU."""
+"""Products of 8-bit integers on the CPU and on CUDA GPUs."""
 
 import torch
 
 from ptq_diffusion.network.attention import QuantizedAttention
-from ptq_diffusion.network.backend import onednn
 from ptq_diffusion.network.backend.backend import Backend
+from ptq_diffusion.network.backend.devices import products_on
 from ptq_diffusion.network.backend.integer_layer import IntegerConv2d, IntegerLayer, IntegerLinear
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
@@ -34,12 +34,7 @@ class Integer(Backend):
     name = "integer"
 
     def require(self, device: torch.device) -> None:
-        if device.type != "cpu":
-            raise RuntimeError(
-                f"expected the CPU, whose 8-bit products backend=integer takes, got {device.type}; set "
-                "runtime.accelerator=cpu or backend=simulated"
-            )
-        onednn.require()
+        products_on(device)
 
     def obstacle(self, part: QuantizedLayer | QuantizedAttention) -> str | None:
         if isinstance(part, QuantizedAttention):

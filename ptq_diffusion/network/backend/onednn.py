@@ -14,27 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptq_diffusion.network.backend.products import MISSING, Geometry
+
 PLAIN: Sequence[Any] = (1.0, 0, torch.float32, "none", [], "")
 """The last arguments of a product: scale and zero point of no output grid, the output's type, no operation behind."""
 CODES = 256
 """The number of codes of 8 bits."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The geometry of a convolution whose padding is of zeros.
-
-    Args:
-        stride: down and across, as padding and dilation.
-        padding: on either side.
-        dilation: of the kernel.
-        groups: of channels.
-    """
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
 
 
 def packed_convolution(integers: Tensor, at: Geometry, shape: Sequence[int]) -> Tensor:
@@ -115,7 +100,7 @@ def _complaint(trial: Callable[[], tuple[Tensor, Tensor]]) -> str:
     """The complaint about a trial; empty of one that is right."""
     try:
         y, expected = trial()
-    except (AttributeError, TypeError, RuntimeError, NotImplementedError) as error:
+    except MISSING as error:
         return f"got {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return "" if torch.equal(y, expected) else f"got sums that are off by up to {float((y - expected).abs().max()):g}"
 

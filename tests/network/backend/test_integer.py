@@ -22,7 +22,10 @@ from ptq_diffusion.network import (
     save_quantized,
 )
 from ptq_diffusion.network.backend import onednn
+from ptq_diffusion.network.backend.devices import PRODUCTS
 from ptq_diffusion.network.backend.integer_layer import IntegerLayer
+from ptq_diffusion.network.backend.on_cpu import OnCpu
+from ptq_diffusion.network.backend.on_cuda import OnCuda, multiplied_into_float32
 from ptq_diffusion.network.layer import quantized_layer
 from ptq_diffusion.network.saving import FILES
 from ptq_diffusion.numeric.grid import FLOAT_BITS
@@ -43,6 +46,8 @@ LAYERS = {
 }
 KINDS = list(itertools.product((True, False), (True, False), (True, False)))
 """Whether weights are symmetric, and per channel, and inputs symmetric."""
+PROVIDERS = (OnCpu(), OnCuda(lambda rows, columns: rows.float() @ columns.float()))
+"""Products of two types of devices; those of a GPU with a product of matrices that a CPU has."""
 EXACT = 1e-6
 """Largest difference, relative to the largest output: float32 is rounded at other places."""
 
@@ -79,22 +84,41 @@ def difference(y, expected):
     return float((y - expected).abs().max() / expected.abs().max())
 
 
+@pytest.fixture
+def integers(monkeypatch):
+    """From a simulated layer to its integer ones, by the products of every type of device, computed on the CPU."""
+
+    def of(simulated, x):
+        for products in PROVIDERS:
+            monkeypatch.setitem(PRODUCTS, "cpu", products)
+            integer = Integer().layer(simulated)
+            for i in range(len(simulated.settings)):
+                simulated.current.i = i
+                integer(x)  # A layer keeps the product of every step that it has met.
+            yield integer
+
+    return of
+
+
 @pytest.mark.parametrize("kinds", KINDS, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_equals_its_simulation(name, kinds):
+def test_a_layer_equals_its_simulation(name, kinds, integers):
     """At every pair of bits and both steps; an affine weight off the middle of its grid needs two parts."""
     for weight_bits, input_bits in itertools.product((2, 3, 4, 6, 8), (2, 4, 8)):
         simulated, x = layer_of(name, weight_bits, input_bits, kinds)
-        integer = Integer().layer(simulated)
+        layers = list(integers(simulated, x))
         for simulated.current.i in (0, 1):
             expected = simulated(x)
-            assert difference(integer(x), expected) < EXACT, (weight_bits, input_bits)
             transposed = x.transpose(-1, -2).contiguous().transpose(-1, -2)
-            assert torch.equal(integer(transposed), integer(x))
-        assert Integer().obstacle(simulated) is None and Integer().obstacle(integer) is None
+            for integer in layers:
+                assert difference(integer(x), expected) < EXACT, (weight_bits, input_bits)
+                assert torch.equal(integer(transposed), integer(x))
+        assert all(Integer().obstacle(layer) is None for layer in (simulated, *layers))
 
 
-def test_gains_and_offsets_of_a_step_are_in_scales_and_biases():
+@pytest.mark.parametrize("products", PROVIDERS, ids=lambda products: type(products).__name__)
+def test_gains_and_offsets_of_a_step_are_in_scales_and_biases(products, monkeypatch):
+    monkeypatch.setitem(PRODUCTS, "cpu", products)
     for name in ("3x3", "groups", "linear"):
         simulated, x = layer_of(name, 4, 8, (True, True, False))
         channels, generator = simulated.weights[0].shape[0], torch.Generator().manual_seed(0)
@@ -113,7 +137,7 @@ def test_gains_and_offsets_of_a_step_are_in_scales_and_biases():
 
 
 @pytest.mark.parametrize("kinds", KINDS, ids=str)
-def test_a_shift_of_a_step_is_off_the_codes_and_in_the_bias(kinds):
+def test_a_shift_of_a_step_is_off_the_codes_and_in_the_bias(kinds, integers):
     """Of layers without a border, whatever else joins the bias; one with a border is refused by name."""
     for name in ("dilated", "1x1", "linear", "linear of one row, without bias"):
         simulated, x = layer_of(name, 4, 4, kinds)
@@ -126,9 +150,9 @@ def test_a_shift_of_a_step_is_off_the_codes_and_in_the_bias(kinds):
         grid = InputGrid(settings.scale[:1], settings.zero_point[:1], shift)
         rows = [Rescaling(*torch.rand(2, channels, generator=generator).unbind(), each) for each in (grid, None)]
         simulated.settings = settings.rescaled(rows)
-        integer = Integer().layer(simulated)
-        for simulated.current.i in (0, 1):
-            assert difference(integer(x + shift), simulated(x + shift)) < EXACT
+        for integer in integers(simulated, x):
+            for simulated.current.i in (0, 1):
+                assert difference(integer(x + shift), simulated(x + shift)) < EXACT
         assert Integer().obstacle(simulated) is None
     bordered, x = layer_of("3x3", 4, 4, kinds)
     grid = InputGrid(bordered.settings.scale[:1], bordered.settings.zero_point[:1], torch.ones(8, 1, 1))
@@ -248,7 +272,7 @@ def test_only_what_is_known_is_accepted():
 
 def test_an_operator_that_is_missing_or_wrong_is_refused_with_one_line(pair, monkeypatch):
     simulated, integer = pair
-    with pytest.raises(RuntimeError, match="expected the CPU, .* got meta; set .* backend=simulated"):
+    with pytest.raises(RuntimeError, match="expected a device of cpu, cuda, .* got meta; set .* backend=simulated"):
         Integer().require(torch.device("meta"))
     linear = onednn.linear
     for product, complaint in ((lambda *_: linear(*_) + 1, "off by up to 1"), (None, "got TypeError")):
@@ -257,3 +281,26 @@ def test_an_operator_that_is_missing_or_wrong_is_refused_with_one_line(pair, mon
         with pytest.raises(RuntimeError, match=f"onednn.qlinear_pointwise .*{complaint}.*set backend=simulated"):
             simulated.to_backend("integer")
     onednn._complaint.cache_clear()
+
+
+def test_products_of_a_gpu_that_are_missing_or_wrong_are_refused_with_one_line():
+    device, multiply = torch.device("cpu"), PROVIDERS[1].multiply
+    PROVIDERS[1].require(device)
+    for product, complaint in (
+        (lambda *operands: multiply(*operands).bfloat16(), "off by up to"),
+        (multiplied_into_float32, "got NotImplementedError"),
+    ):
+        with pytest.raises(RuntimeError, match=f"multiply 8-bit .* on cpu, .*{complaint}.*set backend=simulated"):
+            OnCuda(product).require(device)
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_layer_on_a_gpu_equals_its_simulation_on_the_cpu(name, kinds):
+    for weight_bits, input_bits in ((4, 8), (8, 4)):
+        simulated, x = layer_of(name, weight_bits, input_bits, kinds)
+        integer = Integer().layer(copy.deepcopy(simulated)).to("cuda")
+        for i in (0, 1):
+            simulated.current.i = integer.current.i = i
+            assert difference(integer(x.to("cuda")).cpu(), simulated(x)) < EXACT, (weight_bits, input_bits)

@@ -1,0 +1,349 @@
+"""Products of 8-bit codes on a GPU by every operator that could carry them: how exact and how fast.
+
+python -m experiments.backends.gpu_kernels [DEVICE] [FILE]
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Product = Callable[[], Tensor]
+SECONDS = 17.0
+"""No case is begun later than this."""
+REFERENCE = 2
+"""Samples whose sums are compared with those of float64."""
+ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError)
+"""The errors of an operator that is missing or takes no such operands."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a layer: k x k convolution of channels from `inputs` to `outputs` on side x side.
+
+    A linear layer has k = 0 and side^2 tokens.
+    """
+
+    network: str
+    inputs: int
+    outputs: int
+    k: int
+    side: int
+
+    @property
+    def name(self) -> str:
+        kind = f"{self.k}x{self.k}" if self.k else "linear"
+        return f"{self.network} {kind} {self.inputs}->{self.outputs} side {self.side}"
+
+
+SHAPES = (
+    Shape("ddpm", 16, 16, 3, 32),
+    Shape("ddpm", 64, 64, 3, 8),
+    Shape("ddpm", 96, 96, 3, 4),
+    Shape("ddpm", 192, 96, 1, 4),
+    Shape("ddpm", 64, 64, 0, 8),
+    Shape("3g", 128, 128, 3, 32),
+    Shape("3g", 192, 192, 3, 16),
+    Shape("3g", 384, 192, 3, 8),
+    Shape("3g", 256, 128, 1, 32),
+    Shape("3g", 192, 192, 0, 16),
+    Shape("dit", 128, 128, 0, 4),
+    Shape("dit", 128, 512, 0, 4),
+    Shape("dit", 512, 128, 0, 4),
+    Shape("dit-xl", 1152, 4608, 0, 16),
+)
+BATCHES = (64, 1, 256)
+
+
+class Operands:
+    """Random codes of an input, -128 to 127 about a zero of -28, and of a weight.
+
+    Attributes:
+        x: float32 input, (B, I, side, side) or (B, side^2, I).
+        codes: whole numbers (u - z) of x in float32, from -100 to 155.
+        weight: whole numbers, (O, I, k, k) or (O, I) float32.
+        scale: (O,) float32.
+        bias: (O,) float32.
+    """
+
+    LOW, HIGH, ZERO = -100, 155, -28
+    INPUT_SCALE = 0.03
+
+    def __init__(self, shape: Shape, batch: int, device: torch.device) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+        kernel = (shape.k, shape.k) if shape.k else ()
+        place = (shape.inputs, shape.side, shape.side) if shape.k else (shape.side**2, shape.inputs)
+        self.shape, self.device, self.batch = shape, device, batch
+        self.x = 1.2 * torch.randn(batch, *place, generator=generator, device=device) + 0.8
+        self.codes = self.rounded(self.x)
+        size = (shape.outputs, shape.inputs, *kernel)
+        self.weight = torch.randint(-127, 128, size, generator=generator, device=device).float()
+        self.scale = torch.rand(shape.outputs, generator=generator, device=device) / 1000
+        self.bias = torch.randn(shape.outputs, generator=generator, device=device)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        return (x * (1 / self.INPUT_SCALE)).round_().clamp_(self.LOW, self.HIGH)
+
+    def operation(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self.shape.k:
+            return functional.conv2d(x, weight, bias, padding=self.shape.k // 2)
+        return functional.linear(x, weight, bias)
+
+    def reference(self) -> Tensor:
+        return self.operation(self.codes[:REFERENCE].double(), self.weight.double())
+
+    def patches(self, codes: Tensor, zero: int = 0) -> Tensor:
+        """Rows of the product with `columns`: (B side^2, k k I) of codes (B, I, side, side), channels innermost."""
+        k = self.shape.k
+        if not k:
+            return codes.reshape(-1, codes.shape[-1])
+        rows = codes.permute(0, 2, 3, 1)
+        if k > 1:
+            rows = functional.pad(rows, (0, 0, k // 2, k // 2, k // 2, k // 2), value=zero)
+            rows = rows.unfold(1, k, 1).unfold(2, k, 1).permute(0, 1, 2, 4, 5, 3)
+        return rows.reshape(-1, k * k * self.shape.inputs)
+
+    def columns(self) -> Tensor:
+        """The weight as (k k I, O), its memory by output channel."""
+        rows = self.weight.permute(0, 2, 3, 1).reshape(len(self.weight), -1) if self.shape.k else self.weight
+        return rows.t()
+
+    def folded(self, product: Tensor) -> Tensor:
+        """The product's rows as the layer's output."""
+        if not self.shape.k:
+            return product.view(self.batch, -1, self.shape.outputs)
+        return product.view(self.batch, self.shape.side, self.shape.side, -1).permute(0, 3, 1, 2)
+
+
+def products(o: Operands) -> Iterator[tuple[str, bool, Callable[[], Product]]]:
+    """Names, whether TF32 is on, and what makes the product: sums over codes (u - z) of the whole layer."""
+    for last in (False, True) if o.shape.k else (False,):
+        order = torch.channels_last if last else torch.contiguous_format
+        mark = " nhwc" if last else ""
+        for name, dtype, tf32 in (
+            ("fp32", torch.float32, False),
+            ("tf32", torch.float32, True),
+            ("bf16", torch.bfloat16, False),
+            ("fp16", torch.float16, False),
+        ):
+            yield f"{name}{mark}", tf32, _plain(o, dtype, order)
+    yield "int_mm", False, _int_mm(o)
+    yield "bf16 mm -> fp32", False, _mm(o, torch.bfloat16)
+    yield "fp16 mm -> fp32", False, _mm(o, torch.float16)
+    yield "fp8 (time only)", False, _fp8(o)
+
+
+def _plain(o: Operands, dtype: torch.dtype, order: torch.memory_format) -> Callable[[], Product]:
+    def make() -> Product:
+        codes, weight = o.codes.to(dtype), o.weight.to(dtype)
+        if o.shape.k:
+            codes, weight = codes.contiguous(memory_format=order), weight.contiguous(memory_format=order)
+        return lambda: o.operation(codes, weight)
+
+    return make
+
+
+def _signed(o: Operands) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes in int8, channels innermost, the columns, and zero times the sums of the columns, (O,) int32."""
+    signed = (o.codes + o.ZERO).to(torch.int8)
+    if o.shape.k:
+        signed = signed.contiguous(memory_format=torch.channels_last)
+    columns = o.columns().to(torch.int8)
+    return signed, columns, (o.ZERO * columns.long().sum(0)).int()
+
+
+def _int_mm(o: Operands) -> Callable[[], Product]:
+    def make() -> Product:
+        signed, columns, shift = _signed(o)
+        sums = torch._int_mm(o.patches(signed, o.ZERO), columns)
+        exact = o.folded(sums - shift)[:REFERENCE]
+        if not torch.equal(exact.double(), o.reference()):
+            raise ValueError("sums differ")
+        return lambda: o.folded(torch._int_mm(o.patches(signed, o.ZERO), columns))
+
+    return make
+
+
+def _mm(o: Operands, dtype: torch.dtype) -> Callable[[], Product]:
+    def make() -> Product:
+        codes = o.codes.to(dtype)
+        if o.shape.k:
+            codes = codes.contiguous(memory_format=torch.channels_last)
+        columns = o.columns().to(dtype)
+        return lambda: o.folded(torch.mm(o.patches(codes), columns, out_dtype=torch.float32))
+
+    return make
+
+
+def _fp8(o: Operands) -> Callable[[], Product]:
+    def make() -> Product:
+        if o.shape.k > 1:
+            raise NotImplementedError("of matrices only")
+        codes, columns = o.patches(o.codes).to(torch.float8_e4m3fn), o.columns().to(torch.float8_e4m3fn)
+        one = torch.ones((), device=o.device)
+        return lambda: torch._scaled_mm(codes, columns, one, one, out_dtype=torch.bfloat16)
+
+    return make
+
+
+def layers(o: Operands) -> Iterator[tuple[str, bool, Callable[[], Product]]]:
+    """The same for whole layers, from the float input to the float output."""
+    order = torch.channels_last if o.shape.k else torch.contiguous_format
+    scale, bias = o.INPUT_SCALE * o.scale, o.bias
+    x = o.x.contiguous(memory_format=order)
+    across = (-1, 1, 1) if o.shape.k else (-1,)
+
+    def float_layer() -> Product:
+        weight = (o.weight * o.scale.view(-1, *[1] * (o.weight.ndim - 1))).contiguous(memory_format=order)
+        return lambda: o.operation(x, weight, bias)
+
+    def simulated() -> Product:
+        weight = (o.weight * o.scale.view(-1, *[1] * (o.weight.ndim - 1))).contiguous(memory_format=order)
+        return lambda: o.operation(o.rounded(x).mul_(o.INPUT_SCALE), weight, bias)
+
+    def codes(dtype: torch.dtype) -> Callable[[], Product]:
+        def make() -> Product:
+            weight = o.weight.to(dtype).contiguous(memory_format=order)
+            by, add = scale.view(across), bias.view(across)
+            return lambda: torch.addcmul(add, o.operation(o.rounded(x).to(dtype), weight), by)
+
+        return make
+
+    def integers() -> Product:
+        _, columns, shift = _signed(o)
+        add = bias - scale * shift
+        return lambda: o.folded(
+            (torch._int_mm(o.patches(o.rounded(x).add_(o.ZERO).to(torch.int8), o.ZERO), columns) * scale).add_(add)
+        )
+
+    def matrices() -> Product:
+        columns = o.columns().to(torch.bfloat16)
+        return lambda: o.folded(
+            torch.addcmul(
+                bias, torch.mm(o.patches(o.rounded(x).to(torch.bfloat16)), columns, out_dtype=torch.float32), scale
+            )
+        )
+
+    yield "L fp32", False, float_layer
+    yield "L fp32 tf32", True, float_layer
+    yield "L simulated", False, simulated
+    yield "L simulated tf32", True, simulated
+    yield "L fp32 codes", False, codes(torch.float32)
+    yield "L tf32 codes", True, codes(torch.float32)
+    yield "L int_mm", False, integers
+    yield "L bf16 mm", False, matrices
+
+
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """TF32 of convolutions and matrix products, as it was afterwards."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def eager(product: Callable[[], object], device: torch.device) -> float:
+    """Median milliseconds of a call among calls in a row."""
+    product()
+    if device.type == "cpu":
+        start = time.perf_counter()
+        product()
+        return 1000 * (time.perf_counter() - start)
+    product()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(9)]
+    events[0].record()
+    for event in events[1:]:
+        product()
+        event.record()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False))
+
+
+def captured(product: Product, device: torch.device) -> float:
+    """Median milliseconds of a call within a captured graph of five: what the GPU itself takes."""
+    if device.type == "cpu":
+        return float("nan")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(5):
+            product()
+    return eager(graph.replay, device) / 5
+
+
+def difference(product: Product, reference: Tensor | None) -> str:
+    """The largest error of sums relative to the largest sum."""
+    if reference is None:
+        return ""
+    y = product()[:REFERENCE].double()
+    return f" e{float((y - reference).abs().max() / reference.abs().max()):.0e}"
+
+
+def cell(o: Operands, make: Callable[[], Product], on: bool, reference: Tensor | None) -> str:
+    """Milliseconds in eager mode and within a graph, and the error; or what the operator complains about."""
+    try:
+        with tf32(on):
+            product = make()
+            error = difference(product, reference)
+            return f"{eager(product, o.device):.3f}/{captured(product, o.device):.4f}{error}"
+    except ERRORS as complaint:
+        return f"no: {' '.join(str(complaint).split())[:60]}"
+
+
+UNCOMPARED = ("int_mm", "fp8 (time only)")
+"""The first compares its sums itself, zero taken off; the second rounds codes."""
+
+
+def row(shape: Shape, batch: int, device: torch.device) -> Mapping[str, str]:
+    """A cell for every product of one shape at one batch."""
+    o = Operands(shape, batch, device)
+    reference = o.reference()
+    cells = {name: cell(o, make, on, None if name in UNCOMPARED else reference) for name, on, make in products(o)}
+    return cells | {name: cell(o, make, on, None) for name, on, make in layers(o)}
+
+
+def lines(device: torch.device, shapes: Sequence[Shape], batches: Sequence[int]) -> Iterator[str]:
+    """The lines of all shapes and batches, as long as there is time."""
+    start = time.perf_counter()
+    yield "ms eager / ms within a CUDA graph, e: largest error of sums relative to the largest; L: whole layers"
+    for batch in batches:
+        for shape in shapes:
+            if time.perf_counter() - start > SECONDS:
+                yield f"out of time: {shape.name} batch {batch}"
+                continue
+            try:
+                cells = row(shape, batch, device)
+            except ERRORS as complaint:
+                yield f"{shape.name} batch {batch}: {complaint}"
+                continue
+            yield f"{shape.name} batch {batch}: " + " | ".join(f"{name} {text}" for name, text in cells.items())
+    yield f"{time.perf_counter() - start:.1f} s"
+
+
+def main() -> None:
+    """Write the lines to a file and to the terminal."""
+    device = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cuda")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    file = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    shapes, batches = (SHAPES, BATCHES) if device.type == "cuda" else (SHAPES[1:5], (1,))
+    text = f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, {name}\n"
+    with torch.inference_mode():
+        for line in lines(device, shapes, batches):
+            text += line + "\n"
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+            if file is not None:
+                file.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
