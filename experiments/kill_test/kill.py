@@ -49,7 +49,7 @@ ALWAYS = ["runtime.accelerator=cpu", "runtime.progress=false", "logger=none", "o
 SEED = 0
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port=29517"]
 SHARED = ["correction=rescaled_readout_matched", "images=140", "micro_batch=20", "calibration.images=40"]
-SHARED += ["noise.images=60"]
+SHARED += ["noise.images=60", "feature=pixels"]
 """Options of the report by which every stage that is shared has several chunks, and judging two batches."""
 VICTIMS = ("0", "1", "all")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -192,7 +192,7 @@ def begun(process: subprocess.Popen[bytes], folder: Path) -> float:
 
 def ranks_of(agent: int) -> Mapping[int, int]:
     """The processes that torchrun started, by their rank."""
-    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    children = " ".join(file.read_text() for file in Path(f"/proc/{agent}/task").glob("*/children")).split()
     variables = {int(child): Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children}
     return {
         int(variable.removeprefix(b"RANK=")): child

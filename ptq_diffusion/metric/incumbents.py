@@ -23,7 +23,8 @@ class Incumbents:
     """
 
     def __init__(self, width: int, real: FeatureMoments | None) -> None:
-        self._fid = FrechetInceptionDistance(_Described(width))
+        # One process judges all images; the other ranks of a command would be waited for in vain.
+        self._fid = FrechetInceptionDistance(_Described(width), sync_on_compute=False)
         self._ratios: list[Tensor] = []
         self._reference_is_float = real is None
         if real is not None:

@@ -63,7 +63,7 @@ class Evaluate(ModelStage):
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         reference, gathering = construct(cfg.reference), build_gathering(cfg)
         batches = stored_images(inputs, gathering.extractor.batch).chunks()
-        run_chunks(partial(self.work, cfg, inputs), batches, out / "batches", shop, self.title)
+        run_chunks(partial(self.describer, cfg, inputs), batches, out / "batches", shop, self.title)
         real = reference.statistics(gathering.extractor)
         incumbents = gather(gathering, read_chunks(out / "batches"), list(VARIANTS), real)
         judgement = judge(gathering, real, reference.checksum(), judging(cfg), shop.runtime.track)
@@ -79,7 +79,7 @@ class Evaluate(ModelStage):
         protocol = {"protocol": judgement.protocol, "protocol_id": judgement.protocol_id}
         write_json(out / "evaluation.json", content | {"drift": drift, "higher_is_better": better} | protocol)
 
-    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DescribeImages:  # noqa: ARG002
+    def describer(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DescribeImages:  # noqa: ARG002
         """The work of every device."""
         gathering = build_gathering(cfg)
         return DescribeImages(gathering, stored_images(inputs, gathering.extractor.batch))

@@ -183,6 +183,7 @@ SPARED = {
     "model/family/family.py": "defaults of a contract, which what runs overrides",
     "network/backend/backend.py": "the refusal of half precision by a backend that these runs do not choose",
     "network/backend/simulated.py": "layers in place of another backend's, of which a network that is made has none",
+    "sampler/dynamic_shift.py": "shifts by the size of an image, which models of flow matching have",
     "numeric/rounding.py": "gradients through quantizers, which are taken where scales are learned alone",
 }
 """Files that any stage may have in its closure and not run."""
