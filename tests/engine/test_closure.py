@@ -136,6 +136,14 @@ BRANCHES: dict[str, dict[str, str]] = {
     "evaluate": {
         "correction/noise/residual.py": LOADED,
         "correction/repair/repair.py": LOADED,
+        "numeric/grid.py": NAMESAKE,
+        "numeric/histogram.py": NAMESAKE,
+        "numeric/histograms.py": NAMESAKE,
+        "quantizer/affine.py": NAMESAKE,
+        "quantizer/form.py": NAMESAKE,
+        "quantizer/granularity.py": NAMESAKE,
+        "quantizer/quantizer.py": NAMESAKE,
+        "quantizer/range_search.py": NAMESAKE,
         "metric/distance/classifier_score.py": "of a feature extractor that is a classifier, which these runs spare",
     },
     "export": {
