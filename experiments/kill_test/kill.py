@@ -1,4 +1,7 @@
-"""Kill runs at random moments and compare what they end with: python experiments/kill_test/kill.py FOLDER [KILLS]."""
+"""Kill runs at random moments and compare what they end with: python experiments/kill_test/kill.py FOLDER [KILLS].
+
+With `kill.py FOLDER KILLS torchrun` reports are made by two processes that torchrun starts on the loopback address.
+"""
 
 import csv
 import hashlib
@@ -8,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -43,6 +47,14 @@ UNCOUNTED = ("files.json", "log.txt")
 WEIGHTS = {"report": 30, "train_denoiser": 9, "train_feature_network": 9, "reference_statistics": 2}
 ALWAYS = ["runtime.accelerator=cpu", "runtime.progress=false", "logger=none", "outputs=outputs"]
 SEED = 0
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port=29517"]
+SHARED = ["correction=rescaled_readout_matched", "images=140", "micro_batch=20", "calibration.images=40"]
+SHARED += ["noise.images=60", "feature=pixels"]
+"""Options of the report by which every stage that is shared has several chunks, and judging two batches."""
+VICTIMS = ("0", "1", "all")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+PATIENCE = 600
+"""Seconds within which processes must end when one of them was killed."""
 
 
 def prepare(folder: Path) -> None:
@@ -134,6 +146,11 @@ def killed(cfg: DictConfig, folder: Path, moment: float) -> str | None:
         return None
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    return under_way(folder)
+
+
+def under_way(folder: Path) -> str:
+    """The stages whose artefacts were begun and not finished."""
     return ", ".join(sorted(path.parent.name for path in folder.glob("outputs/store/*/*.partial"))) or "between stages"
 
 
@@ -148,6 +165,81 @@ def trial(cfg: DictConfig, folder: Path, moment: Callable[[], float], expected: 
     return {"seconds": f"{after:.2f}", "during": during, "files": len(found), "identical": found == expected}
 
 
+def commanded(folder: Path, *launcher: str) -> subprocess.Popen[bytes]:
+    """The command line that makes a report in `folder`, its processes in a session of their own."""
+    options = {word.partition("=")[0]: word for word in [*JOBS["report"], *SHARED]}.values()
+    words = [sys.executable, *launcher, "-m", "ptq_diffusion", *options, *ALWAYS]
+    with (folder / "said.txt").open("ab") as said:
+        return subprocess.Popen(
+            words, cwd=folder, stdout=said, stderr=said, env=os.environ | ONE_THREAD, start_new_session=True
+        )
+
+
+def ends(process: subprocess.Popen[bytes], folder: Path) -> float:
+    """Wait for a command that must end well; the seconds from its first artefact on."""
+    begin = begun(process, folder)
+    if process.wait() != 0:
+        raise RuntimeError(f"expected the run in {folder} to end well; read said.txt there")
+    return time.perf_counter() - begin
+
+
+def begun(process: subprocess.Popen[bytes], folder: Path) -> float:
+    """Wait until a command has begun its first artefact; the time of it."""
+    while process.poll() is None and not (folder / "outputs" / "store").is_dir():
+        time.sleep(0.02)
+    return time.perf_counter()
+
+
+def ranks_of(agent: int) -> Mapping[int, int]:
+    """The processes that torchrun started, by their rank."""
+    children = " ".join(file.read_text() for file in Path(f"/proc/{agent}/task").glob("*/children")).split()
+    variables = {int(child): Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children}
+    return {
+        int(variable.removeprefix(b"RANK=")): child
+        for child, given in variables.items()
+        for variable in given
+        if variable.startswith(b"RANK=")
+    }
+
+
+def trial_of_ranks(folder: Path, draw: random.Random, last: float, expected: Mapping[str, str]) -> dict[str, object]:
+    """One kill of a rank, or of all processes at once, and the same command again."""
+    victim, after = draw.choice(VICTIMS), draw.uniform(0, last)
+    place = fresh(folder, "killed")
+    process = commanded(place, *TORCHRUN)
+    begun(process, place)
+    time.sleep(after)
+    if process.poll() is None:
+        ranks = ranks_of(process.pid)
+        for killed_now in [process.pid, *ranks.values()] if victim == "all" else [ranks[int(victim)]]:
+            os.kill(killed_now, signal.SIGKILL)
+    if process.wait(PATIENCE) == 0:
+        return trial_of_ranks(folder, draw, last, expected)
+    during = under_way(place)
+    ends(commanded(place, *TORCHRUN), place)
+    found = contents(place)
+    told = {"victim": victim, "seconds": f"{after:.2f}", "during": during}
+    return told | {"files": len(found), "identical": found == expected}
+
+
+def kill_ranks(folder: Path, kills: int, say: Callable[[str], None]) -> None:
+    """Run a report whole in one process, then kill two of torchrun, KILLS times; kills_torchrun.csv has each."""
+    draw, whole = random.Random(SEED), fresh(folder, "whole")
+    ends(commanded(whole), whole)
+    expected = contents(whole)
+    shared = fresh(folder, "shared")
+    last = ends(commanded(shared, *TORCHRUN), shared)
+    say(f"two ranks without a kill, {last:.1f} s: identical: {contents(shared) == expected}")
+    with (Path(__file__).parent / "kills_torchrun.csv").open("w", newline="", buffering=1) as file:
+        names = ["kill", "victim", "seconds", "during", "files", "identical"]
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        for number in range(1, kills + 1):
+            found = trial_of_ranks(folder, draw, last, expected)
+            writer.writerow({"kill": number, **found})
+            say(f"{number}: killed {found['victim']} in {found['during']}, identical: {found['identical']}")
+
+
 def main() -> None:
     """Run every job whole, then kill and go on, KILLS times in all (50 unless told); kills.csv beside this has each."""
     say = Console(soft_wrap=True, highlight=False).print
@@ -155,6 +247,9 @@ def main() -> None:
     folder.mkdir(parents=True)
     kills = int(sys.argv[2]) if len(sys.argv) > 2 else sum(WEIGHTS.values())
     prepare(folder)
+    if sys.argv[3:] == ["torchrun"]:
+        kill_ranks(folder, kills, say)
+        return
     draw = random.Random(SEED)
     cfgs = {job: composed(overrides) for job, overrides in JOBS.items()}
     wholes = {job: fresh(folder, f"whole_{job}") for job in JOBS}

@@ -132,6 +132,65 @@ def run_chunks(
         shop.runtime.say(f"{title}: {count:,} images in {seconds:.3g} s, {count / seconds:.3g} images/s")
 
 
+class Statistics(nn.Module, ABC):
+    """Counts over chunks that a device takes in one after the other, such as histograms.
+
+    Networks that it holds are moved to the device.
+    """
+
+    @abstractmethod
+    def forward(self, chunk: Chunk, device: torch.device) -> None:
+        """Take in a chunk."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The counts so far, to be joined with those of other chunks."""
+
+
+def count_share(fabric: Fabric, build: Callable[[Workshop], Statistics], missing: Missing, shop: Workshop) -> None:
+    """Count over this device's share, every n-th of the chunks of n devices that have any, unless its file is there."""
+    sharers, file = min(fabric.world_size, len(missing.chunks)), part_file(missing.folder, fabric.global_rank)
+    if fabric.global_rank >= sharers or holds_tensors(file):
+        return
+    quiet_libraries()
+    torch.set_num_threads(missing.threads)
+    statistics = build(shop.on(fabric.device)).eval().to(fabric.device)
+    share = missing.chunks[fabric.global_rank :: sharers]
+    with torch.inference_mode():
+        for chunk in track(share, missing.title, missing.progress and fabric.is_global_zero):
+            statistics(chunk, fabric.device)
+    write_tensors(file, statistics.tensors())
+
+
+def part_file(folder: Path, rank: int) -> Path:
+    """The file of the part that a device counts."""
+    return folder / f"{rank:04d}.safetensors"
+
+
+def run_statistics(
+    build: Callable[[Workshop], Statistics], all_chunks: Sequence[Chunk], folder: Path, shop: Workshop, title: str
+) -> list[dict[str, Tensor]]:
+    """Count over all chunks, shared by all devices; the part of each device, in their order.
+
+    A part that is there is not counted again, as long as as many devices share the chunks as before.
+
+    Args:
+        build: makes the statistics with a workshop, as `run_chunks` has it for its work.
+        all_chunks: in their order.
+        folder: receives a file for each part.
+        shop: of this process, with the devices.
+        title: what the progress bar calls the work.
+    """
+    sharers = shop.runtime.sharers(len(all_chunks))
+    place = folder / f"{sharers}_parts"
+    place.mkdir(parents=True, exist_ok=True)
+    files = [part_file(place, rank) for rank in range(sharers)]
+    if not all(map(holds_tensors, files)):
+        work = Missing(all_chunks, place, title, shop.runtime.progress, torch.get_num_threads())
+        shop.runtime.launch(partial(count_share, build=build, missing=work, shop=shop), len(all_chunks))
+    return [load_file(file) for file in files]
+
+
 def read_chunks(folder: Path) -> Iterator[dict[str, Tensor]]:
     """The tensors of every chunk in the order of seeds and samples.
 

@@ -58,6 +58,11 @@ class Ranks:
         """Whether this process is rank 0, which runs the command."""
         return self._fabric.global_rank == 0
 
+    @property
+    def count(self) -> int:
+        """The number of processes."""
+        return self._fabric.world_size
+
     def agree(self, facts: Mapping[str, object]) -> None:
         """Compare what every process says; the others go on, for the first tells the user and dismisses them.
 

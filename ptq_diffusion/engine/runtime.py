@@ -23,24 +23,6 @@ Item = TypeVar("Item")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
-class TitledProgressBar(RichProgressBar):
-    """A progress bar that says what is being done."""
-
-    def __init__(self, title: str) -> None:
-        super().__init__()
-        self._title = title
-
-    @property
-    def predict_description(self) -> str:
-        """The words in front of the bar."""
-        return self._title
-
-    @property
-    def test_description(self) -> str:
-        """The words in front of the bar."""
-        return self._title
-
-
 @dataclass
 class Runtime:
     """How to run; only the device type and `arithmetic` are in signatures.
@@ -48,7 +30,7 @@ class Runtime:
     Args:
         accelerator: Lightning's word for the device type: auto, cpu, gpu.
         progress: whether to draw progress bars.
-        devices: how many share the work on samples; training, calibration and judging take the first.
+        devices: how many share the work on samples; training and learned roundings take the first.
         loggers: Lightning loggers that training reports to.
         console: where messages go.
         log: a file that keeps every message with its time, once there is a folder for it.
@@ -118,6 +100,10 @@ class Runtime:
         """The items, with a progress bar while they are gone through."""
         return rich_track(items, "bootstrap", console=self.console) if self.progress else items
 
+    def sharers(self, tasks: int) -> int:
+        """The number of devices that `launch` gives so many tasks something to do on."""
+        return min(self.devices if self.ranks is None else self.ranks.count, tasks)
+
     def launch(self, function: Callable[[Fabric], None], tasks: int) -> None:
         """Call `function(fabric)` once for each device, at most `tasks` of them, and wait for all.
 
@@ -146,13 +132,12 @@ class Runtime:
     def trainer(
         self,
         folder: Path,
-        title: str,
         callbacks: Sequence[Callback] = (),
         loggers: Sequence[Logger] = (),
         **options: Any,  # noqa: ANN401
     ) -> L.Trainer:
-        """A Lightning trainer on this device, with a progress bar of this title; `options` go to it as they are."""
-        bar: list[Callback] = [TitledProgressBar(title)] if self.progress else []
+        """A Lightning trainer on this device; `options` go to it as they are."""
+        bar: list[Callback] = [RichProgressBar()] if self.progress else []
         return L.Trainer(
             accelerator=self.accelerator,
             devices=1,

@@ -1,12 +1,53 @@
 """Features and scores of images that are seen batch by batch, as far as metrics read them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
 from ptq_diffusion.metric.metric import FLOAT, ImageMetric, Metric, PromptMetric
+
+FEATURES, SCORES = "features", "scores"
+"""The first parts of the names of tensors of a batch."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """A batch of images as far as metrics read it, on the CPU.
+
+    Args:
+        features: of the images, by variant.
+        scores: of every image, (N,) float64, by the name of a metric and by variant.
+    """
+
+    features: Mapping[str, Features]
+    scores: Mapping[str, Mapping[str, Tensor]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All numbers by features/VARIANT/KIND and scores/VARIANT/METRIC, to be kept as safetensors."""
+        tensors = {f"{SCORES}/{variant}/{name}": x for name, rows in self.scores.items() for variant, x in rows.items()}
+        for variant, features in self.features.items():
+            tensors |= {f"{FEATURES}/{variant}/{kind}": x for kind, x in features.tensors().items()}
+        return tensors
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], variants: Sequence[str]) -> Self:
+        """The batch of which these are the `tensors`, other names apart, its variants in this order."""
+        features: dict[str, Features] = {}
+        scores: dict[str, dict[str, Tensor]] = {}
+        for variant in variants:
+            features[variant] = Features(**below(f"{FEATURES}/{variant}/", tensors))
+            for name, rows in below(f"{SCORES}/{variant}/", tensors).items():
+                scores.setdefault(name, {})[variant] = rows
+        return cls(features, scores)
+
+
+def below(begin: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(begin): tensor for name, tensor in tensors.items() if name.startswith(begin)}
 
 
 class Gathering:
@@ -27,37 +68,50 @@ class Gathering:
         self.extractor, self.metrics, self.prompts = extractor, metrics, prompts
         self._count = 0
         self._features: dict[str, list[Features]] = {}
-        self._scores: dict[str, dict[str, list[Tensor]]] = {
-            metric.name: {} for metric in metrics if isinstance(metric, ImageMetric | PromptMetric)
-        }
+        self._scored = [metric for metric in metrics if isinstance(metric, ImageMetric | PromptMetric)]
+        self._scores: dict[str, dict[str, list[Tensor]]] = {metric.name: {} for metric in self._scored}
 
-    def add(self, images: Mapping[str, Tensor]) -> Mapping[str, Features]:
-        """Take in the next batch, and give its features by variant.
+    def add(self, images: Mapping[str, Tensor]) -> None:
+        """Describe and take in the next batch; see `described`."""
+        self.take(self.described(images, self._count))
+
+    def described(self, images: Mapping[str, Tensor], first: int) -> Described:
+        """The features and scores of a batch, which is not taken in.
 
         Args:
             images: by variant, (N, C, H, W) uint8, `FLOAT` among them; image i of each comes from the same noise.
+            first: the place of image 0 among all.
 
         Raises:
             ValueError: the extractor or a metric cannot take such images.
         """
         features = {variant: self.extractor.extract(batch) for variant, batch in images.items()}
-        for variant, rows in features.items():
-            self._features.setdefault(variant, []).append(rows)
-        for metric in (metric for metric in self.metrics if metric.name in self._scores):
-            for variant, batch in images.items():
-                scores = self._scored(metric, batch, images[FLOAT]).double().cpu()
-                self._scores[metric.name].setdefault(variant, []).append(scores)
-        self._count += len(images[FLOAT])
-        return features
+        scores = {
+            metric.name: {
+                variant: self._score(metric, batch, images[FLOAT], first).double().cpu()
+                for variant, batch in images.items()
+            }
+            for metric in self._scored
+        }
+        return Described(features, scores)
 
-    def _scored(self, metric: Metric, images: Tensor, full_precision: Tensor) -> Tensor:
-        """The score that a metric gives every image of the next batch, (N,)."""
+    def take(self, batch: Described) -> None:
+        """Take in the next batch, described by this gathering or another one of the same extractor and metrics."""
+        for variant, features in batch.features.items():
+            self._features.setdefault(variant, []).append(features)
+        for name, rows in self._scores.items():
+            for variant, scores in batch.scores[name].items():
+                rows.setdefault(variant, []).append(scores)
+        self._count += len(batch.features[FLOAT].vectors)
+
+    def _score(self, metric: Metric, images: Tensor, full_precision: Tensor, first: int) -> Tensor:
+        """The score that a metric gives every image of a batch, (N,)."""
         if isinstance(metric, ImageMetric):
             return metric.of_pairs(images, full_precision)
         assert isinstance(metric, PromptMetric)
         if self.prompts is None:
             raise ValueError(f"expected the prompts of the images for {metric.name}, got none; leave it out")
-        return metric.of_prompts(images, self.prompts[self._count : self._count + len(images)])
+        return metric.of_prompts(images, self.prompts[first : first + len(images)])
 
     def features(self) -> Mapping[str, Features]:
         """The features of all images by variant, on the CPU."""

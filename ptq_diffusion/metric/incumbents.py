@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image import PeakSignalNoiseRatio
+from torchmetrics.functional.image import peak_signal_noise_ratio
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ptq_diffusion.metric.distance.frechet import FeatureMoments
@@ -23,30 +23,41 @@ class Incumbents:
     """
 
     def __init__(self, width: int, real: FeatureMoments | None) -> None:
-        self._fid = FrechetInceptionDistance(_Described(width))
-        self._psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="none", dim=(1, 2, 3))
+        # One process judges all images; the other ranks of a command would be waited for in vain.
+        self._fid = FrechetInceptionDistance(_Described(width), sync_on_compute=False)
+        self._ratios: list[Tensor] = []
         self._reference_is_float = real is None
         if real is not None:
             _set_real(self._fid, real)
 
-    def update(self, vectors: Tensor, full_precision: Tensor, images: Tensor, float_images: Tensor) -> None:
+    def update(self, vectors: Tensor, full_precision: Tensor, ratios: Tensor) -> None:
         """Take in a batch.
 
         Args:
             vectors: features of the images, (N, D) on the CPU.
             full_precision: those of the float images of the same noise.
-            images: (N, C, H, W) uint8.
-            float_images: the same shape.
+            ratios: the `image_ratios` of the images to the float ones, (N,).
         """
         self._fid.update(vectors, real=False)
         if self._reference_is_float:
             self._fid.update(full_precision, real=True)
-        self._psnr.update(images.cpu().float() / 255, float_images.cpu().float() / 255)
+        self._ratios.append(ratios)
 
     def compute(self) -> Mapping[str, float]:
         """The numbers of all batches; the ratio of equal images counts as `CAP`, as in ours."""
-        ratios = self._psnr.compute().clamp(max=CAP)
+        ratios = torch.cat(self._ratios).clamp(max=CAP)
         return {"fid": self._fid.compute().item(), "psnr_to_fp": ratios.mean().item()}
+
+
+def image_ratios(images: Tensor, float_images: Tensor) -> Tensor:
+    """The PSNR of every image to the float image of the same noise, by torchmetrics, (N,) on the CPU.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        float_images: the same shape.
+    """
+    pair = images.cpu().float() / 255, float_images.cpu().float() / 255
+    return peak_signal_noise_ratio(*pair, data_range=1.0, reduction="none", dim=(1, 2, 3))
 
 
 class _Described(nn.Module):

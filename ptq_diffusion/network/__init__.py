@@ -6,8 +6,9 @@ from ptq_diffusion.network.insertion import quantize
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import CurrentStep, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ptq_diffusion.network.layer_settings import LayerSettings
-from ptq_diffusion.network.observing import InputObservations, regridding, watching
+from ptq_diffusion.network.observing import InputObservations, watching
 from ptq_diffusion.network.quantized import QuantizedDenoiser
+from ptq_diffusion.network.regridding import regridding
 from ptq_diffusion.network.rescaling import InputGrid, Rescaling, Spread
 from ptq_diffusion.network.saving import load_quantized, save_quantized
 from ptq_diffusion.network.step_settings import StepSettings

@@ -1,6 +1,6 @@
 """Equalisation of layers: ranges of their inputs' channels, and numbers of them as they stand against weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -37,6 +37,16 @@ class InputMaxima:
                 )
                 hooks.enter_context(hook)
             yield
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The maxima so far by layer, (I,) float32 of I channels."""
+        return dict(self._maxima)
+
+    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take in what others have observed, each the `tensors` of one."""
+        for part in parts:
+            for name, maxima in part.items():
+                self._maxima[name] = maxima.maximum(self._maxima.get(name, maxima))
 
     def factors(self, network: nn.Module, rule: Equalisation) -> dict[str, Tensor]:
         """The factors of every layer that was called, float32 on the CPU, which broadcast against its input, by name.

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from ptq_diffusion.model.site import Kind, Site, products_by_attention
 from ptq_diffusion.network.attention import watching_operands
-from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
-from ptq_diffusion.network.rescaling import InputGrid
-from ptq_diffusion.numeric.grid import Grid
-from ptq_diffusion.quantizer import NO_SHIFT, WHOLE, Form, Quantizer, RangeSearch, Shift, Static, StepGroups
+from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLinear
+from ptq_diffusion.quantizer import Form, Quantizer, Static, StepGroups
 
 CHANNELS = {Kind.CONV2D: QuantizedConv2d.channels, Kind.LINEAR: QuantizedLinear.channels, Kind.MATMUL: -1}
 """The dimension of the channels of a site's operands: of images, or of tokens."""
@@ -63,6 +61,7 @@ class InputObservations:
             name: [self._fresh(name, MOST_BITS) for _ in set(group)] for name, group in self._group.items()
         }
         self._equalisation: dict[str, Tensor] = {}
+        self._seen: set[tuple[str, int]] = set()
 
     def _fresh(self, operand: str, bits: int) -> Quantizer:
         return self._make(bits).of_input(*self._channels[operand])
@@ -111,7 +110,9 @@ class InputObservations:
         def see(operand: str, x: Tensor) -> None:
             group, factors = self._group[operand], self._equalisation.get(operand)
             equalised = x if factors is None else x.float() * (1 / factors.to(x.device))
-            self._observers[operand][group[0] if len(group) == 1 else group[i]].observe(equalised)
+            place = group[0] if len(group) == 1 else group[i]
+            self._observers[operand][place].observe(equalised)
+            self._seen.add((operand, place))
 
         with ExitStack() as hooks:
             for name in self._layers:
@@ -121,6 +122,28 @@ class InputObservations:
                 hooks.enter_context(hook)
             hooks.enter_context(watching_operands(network, self._attentions, see))
             yield
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The observations so far, by operand/group/name; a group of steps without a state has no part in them."""
+        return {
+            f"{operand}/{place}/{part}": tensor
+            for operand, observers in self._observers.items()
+            for place, observer in enumerate(observers)
+            if (operand, place) in self._seen
+            for part, tensor in observer.observation().items()
+        }
+
+    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take what others have observed of other states, each the `tensors` of one, in place of observing.
+
+        Counts are whole numbers, so the result is that of one that observes all states, bit for bit.
+        """
+        by_place = [_by_place(part) for part in parts]
+        for operand, observers in self._observers.items():
+            for place, observer in enumerate(observers):
+                if observations := [part[operand, place] for part in by_place if (operand, place) in part]:
+                    observer.observed(*observations)
+                    self._seen.add((operand, place))
 
     def divide(self, groups: StepGroups) -> None:
         """Join the observations of steps that belong together, once all are observed."""
@@ -205,6 +228,16 @@ class InputObservations:
             for place, observer in enumerate(self._observers[operand]):
                 begin = f"{place}/"
                 observer.observed({k.removeprefix(begin): t for k, t in own.items() if k.startswith(begin)})
+                self._seen.add((operand, place))
+
+
+def _by_place(tensors: Mapping[str, Tensor]) -> Mapping[tuple[str, int], Mapping[str, Tensor]]:
+    """Observations that are named operand/group/name, by operand and group."""
+    found: defaultdict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        operand, place, part = name.split("/")
+        found[operand, int(place)][part] = tensor
+    return found
 
 
 def _require_of_inputs(activation: Quantizer, softmax: Quantizer | None) -> None:
@@ -235,52 +268,3 @@ def watching(network: nn.Module, names: Iterable[str], see: Callable[[str, Tenso
             layer = network.get_submodule(name)
             hooks.enter_context(layer.register_forward_hook(lambda _, __, output, name=name: see(name, output)))
         yield
-
-
-@contextmanager
-def regridding(
-    layers: Mapping[str, QuantizedLayer],
-    range_search: RangeSearch,
-    i: int,
-    grids: dict[str, InputGrid],
-    shift: Shift = NO_SHIFT,
-) -> Iterator[None]:
-    """Within this context every quantized input is put on a grid chosen from its own values and kept in `grids`.
-
-    Args:
-        layers: by name; those with a float input at the step are left out, and those whose grids are several or are
-            taken at run time, which one grid would make coarser.
-        range_search: chooses the interval that a grid covers.
-        i: the step.
-        grids: receives the grids by name.
-        shift: chooses what is subtracted from the channels of an input that has no border of zeros.
-    """
-
-    def regrid(name: str, grid: Grid, x: Tensor) -> Tensor:
-        settings = layers[name].settings
-        equalised = settings.equalised(x)
-        grids[name] = InputGrid.of(equalised, grid, range_search, shift_of_input(layers[name], equalised, shift))
-        return settings.restored(grids[name].fake_quantized(equalised, grid)).to(x.dtype)
-
-    with ExitStack() as hooks:
-        for name, layer in layers.items():
-            if (grid := layer.settings.grid(i)) is not None and layer.settings.form == WHOLE:
-                hook = layer.settings.register_forward_hook(
-                    lambda _, inputs, __, name=name, grid=grid: regrid(name, grid, inputs[0])
-                )
-                hooks.enter_context(hook)
-        yield
-
-
-def shift_of_input(layer: QuantizedLayer, x: Tensor, shift: Shift) -> Tensor | None:
-    """The shift of a layer's input x, (B, ...), which broadcasts against it; None where the layer is not shifted.
-
-    A border of zeros is no part of x that could be shifted. An input that is the same in every image, such as a time
-    embedding, has no need of it: the offset gives back all that its grid takes, and a grid as narrow as that would fit
-    no other time.
-    """
-    if not shift.shifts or layer.bordered or bool((x == x[:1]).all()):
-        return None
-    rows = x.float().movedim(layer.channels, -1).flatten(0, -2)
-    behind = x.ndim - 1 - layer.channels if layer.channels > 0 else 0
-    return shift.of(rows).view(-1, *[1] * behind)

@@ -48,7 +48,8 @@ class DyadicHistogram:
             ValueError: a value is NaN or infinite.
         """
         values = values.detach().float().flatten()
-        low, high = (float(edge) for edge in values.aminmax())
+        # A zero of either sign is stored as 0, or the order of equal extremes would be seen in their bytes.
+        low, high = (float(edge) + 0.0 for edge in values.aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(
                 "expected finite values to take ranges from, got NaN or infinity; check the network's output"

@@ -137,7 +137,11 @@ class ShrinkingSearch(RangeSearch):
         if lows.shape[1] == 1:  # All intervals at once: a single group is small, nearly always the bins of a histogram.
             errors = self.error(distribution, lows[:, 0], highs[:, 0], grid)[:, None]
         else:
-            errors = torch.stack([self.error(distribution, *ends, grid) for ends in zip(lows, highs, strict=True)])
+            # Made beforehand: a result that is kept behind each error's intermediates would keep the heap from reusing
+            # their place, so that a search took as many times the weight's bytes as it has candidates.
+            errors = lows.new_empty(lows.shape)
+            for place, ends in enumerate(zip(lows, highs, strict=True)):
+                errors[place] = self.error(distribution, *ends, grid)
         choice = errors.argmin(0, keepdim=True)
         return lows.gather(0, choice)[0], highs.gather(0, choice)[0]
 
@@ -167,5 +171,6 @@ class LpSearch(ShrinkingSearch):
         """The count-weighted sum of |x - x_hat|^p of every group, (G,); of one group, for every interval."""
         scale, zero_point = affine_parameters(low, high, grid)
         scale, zero_point = scale[:, None], zero_point[:, None]
-        rounded = ((distribution.values * (1 / scale)).round() + zero_point).clamp(grid.low, grid.high)
-        return (((rounded - zero_point) * scale - distribution.values).abs().pow(self.p) * distribution.counts).sum(1)
+        error = (distribution.values * (1 / scale)).round_().add_(zero_point).clamp_(grid.low, grid.high)
+        error.sub_(zero_point).mul_(scale).sub_(distribution.values).abs_().pow_(self.p).mul_(distribution.counts)
+        return error.sum(1)

@@ -28,6 +28,7 @@ from ptq_diffusion.engine.run_files import (
     TABLE,
 )
 from ptq_diffusion.engine.store import Store
+from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.report.figures import drift_curves, noise_curves
 from ptq_diffusion.report.layers import draw_layers, layer_rows
 from ptq_diffusion.report.plan_figure import plan_figure
@@ -95,7 +96,8 @@ def table(report: Mapping[str, Any]) -> Table:
     low, high = 0 - gain["high"], 0 - gain["low"]
     console_table.caption = (
         f"corrected - quantized: FID {0 - gain['difference']:+.2f}, 95 % within [{low:+.2f}, {high:+.2f}]; smallest "
-        f"detectable difference at this sample size: {gain['detectable']:.2f}; every metric is in {TABLE}"
+        f"detectable difference at this sample size: {gain['detectable']:.2f}; full precision counts {FLOAT_BITS} bits "
+        f"in operations and MB, whatever model.dtype; every metric is in {TABLE}"
     )
     choice = report["choice"]
     for row in report["rows"]:

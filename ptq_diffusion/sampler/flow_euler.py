@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from ptq_diffusion.sampler.dynamic_shift import DynamicShift
 from ptq_diffusion.sampler.flow_options import flow_options
 from ptq_diffusion.sampler.form import ddim_form
 from ptq_diffusion.sampler.levels import Levels
@@ -43,13 +44,14 @@ class FlowEuler(Sampler):
         scheduler = self._scheduler(scheduler_config)
         options = scheduler.config
         facts: dict[str, Any] = {}
+        shift = _dynamic_shift(scheduler_config, options) if options.use_dynamic_shifting else None
         if scheduler_config.get(LINEAR):
             facts["sigmas"] = np.linspace(1.0, 1 / self._count, self._count)
-        if options.use_dynamic_shifting:
-            facts["mu"] = _dynamic_shift(scheduler_config, options)
+        if shift is not None:
+            facts["mu"] = shift.mu
         levels = Levels.of(scheduler, self._count, options.num_train_timesteps, **facts)
         steps = tuple(self._step(i, levels, options.stochastic_sampling) for i in range(self._count))
-        return Table("flow_euler", FLOW, None, 1.0, steps)
+        return Table("flow_euler", FLOW, None, 1.0, steps, shift)
 
     def _scheduler(self, config: Mapping[str, Any]) -> Any:  # noqa: ANN401
         options = flow_options(config, self._overrides)
@@ -67,12 +69,11 @@ class FlowEuler(Sampler):
         return ddim_form(i, levels.times[i], Process.of_flow(sigma_t), 1 - sigma_s, kept, fresh)
 
 
-def _dynamic_shift(config: Mapping[str, Any], options: Any) -> float:  # noqa: ANN401
-    """mu, linear in the tokens of a state, as pipelines of Flux and SD3 tell it their schedulers."""
+def _dynamic_shift(config: Mapping[str, Any], options: Mapping[str, Any]) -> DynamicShift:
+    """The shift of the model's states, as pipelines of Flux and SD3 tell it their schedulers."""
     if config.get(TOKENS) is None:
         raise ValueError(
             "expected a model that says how many tokens its states are, which use_dynamic_shifting reads, got none; "
             "set +sampler.scheduler.use_dynamic_shifting=false"
         )
-    slope = (options.max_shift - options.base_shift) / (options.max_image_seq_len - options.base_image_seq_len)
-    return float(config[TOKENS] * slope + options.base_shift - slope * options.base_image_seq_len)
+    return DynamicShift.of(config[TOKENS], options)

@@ -11,10 +11,13 @@ from typing import Any, overload
 import numpy as np
 from torch import Tensor
 
+from ptq_diffusion.sampler.dynamic_shift import DynamicShift
 from ptq_diffusion.sampler.step import State, Step
 
 FORMAT = 2
 """The version of `Table.to_json`."""
+SHIFT = "dynamic_shift"
+"""The field that JSON leaves out where there is none."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Table(Sequence[Step]):
         clip: the radius that every step clips x_0 to, or None.
         init_scale: x_T = init_scale z.
         steps: the rows.
+        dynamic_shift: of the noise levels by the size of an image; None of levels that no size changes.
 
     Raises:
         ValueError: a step clips otherwise than the table says.
@@ -37,6 +41,7 @@ class Table(Sequence[Step]):
     clip: float | None
     init_scale: float
     steps: tuple[Step, ...]
+    dynamic_shift: DynamicShift | None = None
 
     def __post_init__(self) -> None:
         if odd := [step for step in self.steps if step.clip != self.clip]:
@@ -96,8 +101,9 @@ class Table(Sequence[Step]):
         return hashlib.sha256(json.dumps(self.to_json() | {"steps": steps}).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as values that JSON can hold, with the version of this form."""
-        return {"format": FORMAT} | dataclasses.asdict(self)
+        """All fields as values that JSON can hold, a shift where there is one, with the version of this form."""
+        fields = {"format": FORMAT} | dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if name != SHIFT or value is not None}
 
     @classmethod
     def from_json(cls, data: object) -> "Table":
@@ -106,7 +112,9 @@ class Table(Sequence[Step]):
         Raises:
             ValueError: another version, or fields that are missing, unknown or of another type.
         """
-        table = _fields(data, {"format", *(field.name for field in dataclasses.fields(cls))}, "a table")
+        names = {"format", *(field.name for field in dataclasses.fields(cls))}
+        optional = {SHIFT} if not isinstance(data, Mapping) or SHIFT not in data else set()
+        table = _fields(data, names - optional, "a table")
         if table["format"] != FORMAT:
             raise ValueError(f"expected a table in format {FORMAT}, got {table['format']!r}; make it again")
         for name in ("sampler", "prediction"):
@@ -114,11 +122,18 @@ class Table(Sequence[Step]):
                 raise ValueError(f"expected the name of a {name} in a table, got {table[name]!r}; make it again")
         clip = None if table["clip"] is None else _number(table["clip"], "clip")
         steps = tuple(_step(row) for row in _list(table["steps"], "steps"))
-        return cls(table["sampler"], table["prediction"], clip, _number(table["init_scale"], "init_scale"), steps)
+        shift = _dynamic_shift(table[SHIFT]) if SHIFT in table else None
+        scale = _number(table["init_scale"], "init_scale")
+        return cls(table["sampler"], table["prediction"], clip, scale, steps, shift)
 
 
 def _float32(t: float) -> float:
     return float(np.float32(t))
+
+
+def _dynamic_shift(data: object) -> DynamicShift:
+    row = _fields(data, {field.name for field in dataclasses.fields(DynamicShift)}, "a shift")
+    return DynamicShift(**{name: _number(value, name) for name, value in row.items()})
 
 
 def _step(data: object) -> Step:

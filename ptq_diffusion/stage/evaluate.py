@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.fitted import FILES as CORRECTION
 from ptq_diffusion.data import Prompts
 from ptq_diffusion.data.prompts import prompt_number
+from ptq_diffusion.engine.chunks import read_chunks, run_chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric.cost import VariantCost, cost, variant_cost
+from ptq_diffusion.metric.gathering import Gathering
 from ptq_diffusion.metric.judgement import judge
 from ptq_diffusion.metric.metric import Metric, Settings
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
@@ -25,8 +28,8 @@ from ptq_diffusion.network.saving import equalised_layers, ranks_of_layers
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.drawing.drift import MeasureDrift, read_drift
 from ptq_diffusion.stage.drawing.variants import VARIANTS
-from ptq_diffusion.stage.evaluation.evaluation import Evaluation
-from ptq_diffusion.stage.evaluation.stored_images import StoredImages
+from ptq_diffusion.stage.evaluation.evaluation import DescribeImages, gather
+from ptq_diffusion.stage.evaluation.stored_images import PairedImages
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.plan import Plan, read_plan
 from ptq_diffusion.stage.prompts import EncodePrompts
@@ -50,6 +53,7 @@ class Evaluate(ModelStage):
     version = 3
     needs = (Plan, Quantize, *VARIANTS.values(), MeasureDrift, Fit, EncodePrompts)
     uses = (*SAMPLING, "feature", "reference", "metric", "judging")
+    scratch = ("batches",)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         checksums = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}
@@ -57,23 +61,38 @@ class Evaluate(ModelStage):
         return super().evidence(cfg) | checksums | metrics
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
-        reference, settings = construct(cfg.reference), judging(cfg)
-        evaluation = Evaluation(build_extractor(cfg), build_metrics(cfg), reference, prompts_of_images(cfg))
-        folders = {variant: inputs[stage.name] for variant, stage in VARIANTS.items()}
-        images = StoredImages(folders, cfg.images * len(cfg.seeds), evaluation.extractor.batch)
-        (incumbents,) = shop.runtime.trainer(out, self.title).test(evaluation, images, verbose=False)
-        judgement = judge(evaluation.gathering, evaluation.real, reference.checksum(), settings, shop.runtime.track)
+        reference, gathering = construct(cfg.reference), build_gathering(cfg)
+        batches = stored_images(inputs, gathering.extractor.batch).chunks()
+        run_chunks(partial(self.describer, cfg, inputs), batches, out / "batches", shop, self.title)
+        real = reference.statistics(gathering.extractor)
+        incumbents = gather(gathering, read_chunks(out / "batches"), list(VARIANTS), real)
+        judgement = judge(gathering, real, reference.checksum(), judging(cfg), shop.runtime.track)
         (out / "features").mkdir(exist_ok=True)
         for variant, features in judgement.features.items():
-            features.save(out / "features" / f"{variant}.safetensors", evaluation.extractor.checksum())
+            features.save(out / "features" / f"{variant}.safetensors", gathering.extractor.checksum())
         costs = variant_costs(cfg, inputs, shop)
         sampling = {"images": cfg.images, "seeds": list(cfg.seeds)}
         rows = [{"variant": name} | asdict(costs[name]) | dict(judgement.rows[name]) | sampling for name in VARIANTS]
         content = {"rows": rows, "paired": judgement.paired, "torchmetrics": incumbents}
         drift = {variant: asdict(drift) for variant, drift in read_drift(inputs[MeasureDrift.name]).items()}
-        better = [metric.name for metric in evaluation.gathering.metrics if metric.higher_is_better]
+        better = [metric.name for metric in gathering.metrics if metric.higher_is_better]
         protocol = {"protocol": judgement.protocol, "protocol_id": judgement.protocol_id}
         write_json(out / "evaluation.json", content | {"drift": drift, "higher_is_better": better} | protocol)
+
+    def describer(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DescribeImages:  # noqa: ARG002
+        """The work of every device."""
+        gathering = build_gathering(cfg)
+        return DescribeImages(gathering, stored_images(inputs, gathering.extractor.batch))
+
+
+def build_gathering(cfg: DictConfig) -> Gathering:
+    """The gathering of what `cfg.metric` reads, in the space of `cfg.feature`."""
+    return Gathering(build_extractor(cfg), build_metrics(cfg), prompts_of_images(cfg))
+
+
+def stored_images(inputs: Mapping[str, Path], batch: int) -> PairedImages:
+    """The images of all variants, in batches of this size."""
+    return PairedImages({variant: inputs[stage.name] for variant, stage in VARIANTS.items()}, batch)
 
 
 def judging(cfg: DictConfig) -> Settings:

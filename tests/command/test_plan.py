@@ -33,6 +33,7 @@ EXPERIMENTS = {
     "a choice": ["correction=auto", *ONE_CHOICE, "goal=fit", "trial.images=5", "correction.judge.replicates=5"]
     + ["noise.images=16"],
     "bits by step": ["bitwidth=step_snr", "goal=plan"],
+    "learned scales": ["activation_scales=lsq", "activation_scales.iterations=1", "goal=quantize", "images=1"],
     "bits by layer": ["bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=5", "goal=plan"],
 }
 

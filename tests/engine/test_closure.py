@@ -136,6 +136,14 @@ BRANCHES: dict[str, dict[str, str]] = {
     "evaluate": {
         "correction/noise/residual.py": LOADED,
         "correction/repair/repair.py": LOADED,
+        "numeric/grid.py": NAMESAKE,
+        "numeric/histogram.py": NAMESAKE,
+        "numeric/histograms.py": NAMESAKE,
+        "quantizer/affine.py": NAMESAKE,
+        "quantizer/form.py": NAMESAKE,
+        "quantizer/granularity.py": NAMESAKE,
+        "quantizer/quantizer.py": NAMESAKE,
+        "quantizer/range_search.py": NAMESAKE,
         "metric/distance/classifier_score.py": "of a feature extractor that is a classifier, which these runs spare",
     },
     "export": {
@@ -183,6 +191,7 @@ SPARED = {
     "model/family/family.py": "defaults of a contract, which what runs overrides",
     "network/backend/backend.py": "the refusal of half precision by a backend that these runs do not choose",
     "network/backend/simulated.py": "layers in place of another backend's, of which a network that is made has none",
+    "sampler/dynamic_shift.py": "shifts by the size of an image, which models of flow matching have",
     "numeric/rounding.py": "gradients through quantizers, which are taken where scales are learned alone",
 }
 """Files that any stage may have in its closure and not run."""

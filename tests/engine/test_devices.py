@@ -4,8 +4,15 @@ import pytest
 import torch
 
 from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.network import InputObservations
 
 SMALL = ["goal=samples_corrected", "images=6", "seeds=[0,1]", "noise.images=10", "correction=rescaled"]
+SMALL += [
+    "calibration.images=10",
+    "step_groups@quantizer.steps=equal",
+    "quantizer.steps.count=2",
+    "equalisation@quantizer.equalisation=power_of_two",
+]
 
 
 def contents(outputs):
@@ -14,8 +21,27 @@ def contents(outputs):
     return {str(path.relative_to(outputs)): path.read_bytes() for path in paths}
 
 
+class Killed(BaseException):
+    """What no code catches."""
+
+
+@pytest.fixture
+def killed(make, tmp_path, monkeypatch):
+    """Outputs where a calibration by two devices was killed when one of them had observed its share."""
+
+    def dies(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(InputObservations, "join", dies)
+        make(*SMALL, "goal=calibrate", f"outputs={tmp_path / 'two'}", "runtime.devices=2")
+    _, second = sorted((tmp_path / "two").glob("store/calibrate/*.partial/parts/ranges/2_parts/*.safetensors"))
+    second.unlink()
+
+
+@pytest.mark.usefixtures("killed")
 def test_two_devices_leave_the_bytes_of_one(make, tmp_path, capsys):
-    """The images have four chunks and those of the fit three, which are shared; calibration has one."""
+    """The images have four chunks, those of the fit and of calibration three, and all are shared."""
     path = make(*SMALL, f"outputs={tmp_path / 'two'}", "runtime.devices=2")
     said = capsys.readouterr().out
     assert make(*SMALL, f"outputs={tmp_path / 'one'}").name == path.name, "the number is in no signature"

@@ -12,7 +12,7 @@ from tests.job import assert_clear
 from tests.words import quick
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["goal=samples_corrected", "images=6", "noise.images=14", "correction=rescaled_matched"]
+SMALL = ["goal=evaluate", "images=6", "noise.images=14", "correction=rescaled_matched"]
 SMALL += ["correction.links.rescaled.images=9"]
 
 

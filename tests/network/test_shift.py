@@ -10,7 +10,7 @@ from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.network import CurrentStep, FloatWeight, InputGrid, LayerSettings, Rescaling, regridding
 from ptq_diffusion.network.equalising import summed_by_output
 from ptq_diffusion.network.layer import quantized_layer
-from ptq_diffusion.network.observing import shift_of_input
+from ptq_diffusion.network.regridding import shift_of_input
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.quantizer import NO_SHIFT, LpSearch, MeanShift, MidRangeShift, MinMax
 from tests.network.networks import outputs, quantized, states

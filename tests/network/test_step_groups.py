@@ -5,8 +5,8 @@ import torch
 
 from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.network import InputObservations, load_quantized, quantize, save_quantized
-from ptq_diffusion.quantizer import ClusteredGroups, EqualGroups, GivenGroups
-from tests.network.networks import ACTIVATION, TIMES, WEIGHT, by_step, constant, observed, states
+from ptq_diffusion.quantizer import ClusteredGroups, EqualGroups, GivenGroups, PerInputChannel
+from tests.network.networks import ACTIVATION, TIMES, WEIGHT, by_step, constant, maker, observed, states
 from tests.steps import at
 
 BITS = LayerBits(8, 4)
@@ -29,6 +29,32 @@ def network_of(denoiser, groups, plan=None):
 def rows(network, name):
     settings = network.layer(name).settings
     return torch.stack([settings.scale, settings.zero_point.float()], dim=1)
+
+
+@pytest.mark.parametrize("activation", [ACTIVATION, maker(False, PerInputChannel())], ids=["tensor", "channel"])
+@pytest.mark.parametrize("groups", [EqualGroups(1, []), EVERY, ClusteredGroups(2, [])], ids=["one", "every", "joined"])
+@pytest.mark.parametrize("parts", [[(0, 2), (1,)], [(1,), (2,), (0,)]])
+def test_what_several_observe_of_some_states_joins_to_what_one_observes_of_all(
+    denoiser, tmp_path, activation, groups, parts
+):
+    """Also where one sees no state of a group of steps, or no more than another of a group."""
+
+    def fresh():
+        return InputObservations(denoiser.sites(), activation, groups, len(TIMES))
+
+    def saw(steps):
+        observations = fresh()
+        for i in steps:
+            with observations.observing(denoiser.network, i):
+                denoiser.predict((1 + i) * states(denoiser), at(TIMES[i], i))
+        return observations
+
+    joined, alone = fresh(), saw(range(len(TIMES)))
+    joined.join([saw(steps).tensors() for steps in parts])
+    for name, observations in (("joined", joined), ("alone", alone)):
+        observations.divide(groups)
+        observations.save(tmp_path / name)
+    assert (tmp_path / "joined").read_bytes() == (tmp_path / "alone").read_bytes()
 
 
 @pytest.mark.parametrize("groups", [EqualGroups(1, []), GivenGroups([0], []), ClusteredGroups(1, [])])

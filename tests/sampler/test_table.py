@@ -210,6 +210,8 @@ BROKEN = {
     "steps that are a word": lambda table: table | {"steps": "steps"},
     "a step that is a number": lambda table: table | {"steps": [3]},
     "a prediction that is a number": lambda table: table | {"prediction": 3},
+    "a shift that is a number": lambda table: table | {"dynamic_shift": 1.0},
+    "a shift without a line": lambda table: table | {"dynamic_shift": {"mu": 1.0}},
     "a scale that is a word": lambda table: table | {"init_scale": "1"},
     "a scale that is true": lambda table: table | {"init_scale": True},
     "a clip unlike the steps'": lambda table: table | {"clip": 0.5},

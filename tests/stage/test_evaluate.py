@@ -1,6 +1,7 @@
-"""Images of the bundled model that were recorded, judged by Lightning: the recorded numbers, and torchmetrics' own."""
+"""Images of the bundled model that were recorded, judged in batches: the recorded numbers, and torchmetrics' own."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
-from ptq_diffusion.metric import NoReference, ResNet9, Settings, StatisticsReference, judge
-from ptq_diffusion.stage.evaluation.evaluation import Evaluation
-from ptq_diffusion.stage.evaluation.stored_images import PairedImages, StoredImages
+from ptq_diffusion.engine.chunks import read_chunks, run_chunks
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.metric import Gathering, NoReference, ResNet9, Settings, StatisticsReference, judge
+from ptq_diffusion.stage.evaluation.evaluation import DescribeImages, gather
+from ptq_diffusion.stage.evaluation.stored_images import PairedImages
 from ptq_diffusion.stage.samples import read_images
 from tests.metric.metrics import METRICS
 
@@ -37,7 +40,7 @@ RECORDED = {
     "ssim_to_fp": (None, 0.6674241, 0.7625532),
     "ssim_to_fp_se": (None, 0.006544392, 0.005857123),
 }
-"""As judged when all images were in memory at once and no trainer was there."""
+"""As judged when all images were in memory at once."""
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +59,27 @@ def folders(tmp_path_factory):
     return {variant: place / variant for variant in VARIANTS}
 
 
+def gathering():
+    return Gathering(ResNet9.from_folder("bundled:cifar10net"), METRICS)
+
+
+def described(folders, batch, shop):
+    """The work of every device."""
+    return DescribeImages(gathering(), PairedImages(folders, batch))
+
+
+def describe(folders, place, batch, devices=1):
+    """The files of all batches."""
+    shop = Workshop(Runtime("cpu", False, devices))
+    run_chunks(partial(described, folders, batch), PairedImages(folders, batch).chunks(), place, shop, "evaluate")
+    return place
+
+
 def evaluated(folders, reference, place, batch):
-    quiet_libraries()
-    evaluation = Evaluation(ResNet9.from_folder("bundled:cifar10net"), METRICS, reference)
-    trainer = Runtime("cpu", False).trainer(place, "evaluate")
-    (incumbents,) = trainer.test(evaluation, StoredImages(folders, 8, batch), verbose=False)
-    return judge(evaluation.gathering, evaluation.real, reference.checksum(), SETTINGS), incumbents
+    ours = gathering()
+    real = reference.statistics(ours.extractor)
+    incumbents = gather(ours, read_chunks(describe(folders, place / "batches", batch)), VARIANTS, real)
+    return judge(ours, real, reference.checksum(), SETTINGS), incumbents
 
 
 @pytest.mark.parametrize("batch", [3, 8])
@@ -87,10 +105,10 @@ def test_without_real_images_torchmetrics_compares_with_the_float_images_too(fol
 
 @pytest.mark.parametrize("batch", [1, 3, 5, 8, 100])
 def test_images_are_streamed_in_their_order_in_batches_of_one_size(folders, batch):
-    stream = PairedImages(folders, 8, batch)
-    batches = list(stream)
+    stream = PairedImages(folders, batch)
+    batches = list(map(stream.batch, stream.chunks()))
     assert [len(images["quantized"]) for images in batches] == [len(part) for part in torch.arange(8).split(batch)]
-    assert len(stream) == len(batches)
+    assert [chunk.count for chunk in stream.chunks()] == [len(images["quantized"]) for images in batches]
     for variant in VARIANTS:
         assert torch.equal(torch.cat([images[variant] for images in batches]), read_images(folders[variant]))
 
@@ -98,15 +116,26 @@ def test_images_are_streamed_in_their_order_in_batches_of_one_size(folders, batc
 def test_variants_of_different_numbers_of_images_are_refused(folders, tmp_path):
     (tmp_path / "chunks").mkdir()
     save_file({"images": read_images(folders["quantized"])[:5]}, tmp_path / "chunks" / "0.safetensors")
-    with pytest.raises(ValueError, match="shorter|longer"):
-        list(PairedImages(folders | {"corrected": tmp_path}, 8, 2))
+    with pytest.raises(ValueError, match="as many images of every variant, got .*'corrected': 5"):
+        PairedImages(folders | {"corrected": tmp_path}, 2)
 
 
-def test_a_batch_is_there_before_later_chunks_are_read(folders, tmp_path):
+def test_a_batch_reads_no_chunk_but_its_own(folders, tmp_path):
     shutil.copytree(folders["quantized"], tmp_path / "samples")
+    images = PairedImages({variant: tmp_path / "samples" for variant in VARIANTS}, 3)
+    first, second, _ = images.chunks()
     for chunk in sorted((tmp_path / "samples" / "chunks").iterdir())[2:]:
         chunk.write_bytes(b"")
-    stream = iter(PairedImages({variant: tmp_path / "samples" for variant in VARIANTS}, 8, 3))
-    assert len(next(stream)["corrected"]) == 3
+    assert len(images.batch(first)["corrected"]) == 3
     with pytest.raises(SafetensorError):
-        list(stream)
+        images.batch(second)
+
+
+def test_devices_share_the_batches_and_leave_the_bytes_of_one(folders, tmp_path):
+    """Also where one device has described some of them before it was killed."""
+    alone, shared = describe(folders, tmp_path / "alone", 3), tmp_path / "shared"
+    shared.mkdir()
+    names = sorted(file.name for file in alone.iterdir())
+    shutil.copyfile(alone / names[0], shared / names[0])
+    assert len(names) == 3 and names == sorted(file.name for file in describe(folders, shared, 3, devices=2).iterdir())
+    assert [name for name in names if (alone / name).read_bytes() != (shared / name).read_bytes()] == []

@@ -47,6 +47,7 @@ for folder in sys.argv[1:]:
     json.dump(errors, open(f"{folder}/errors.json", "w"))
 """
 SCHEDULER = FlowMatchEulerDiscreteScheduler(shift=3.0)
+DYNAMIC = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.3, max_shift=1.7)
 NAMES = {"embeddings": "prompt_embeds", "pooled": "pooled_prompt_embeds", "mask": "prompt_attention_mask"}
 KINDS = {
     "sd3": (pipelines.sd3, ["correction=readout", "condition.guidance.scale=2"], 2.0),
@@ -82,7 +83,7 @@ def words(monkeypatch, tmp_path):
     def of(kind):
         make, own, _ = KINDS[kind]
         folder = tmp_path / kind
-        make(SCHEDULER).save_pretrained(folder)
+        make(SCHEDULER if kind == "sana" else DYNAMIC).save_pretrained(folder)
         pipelines.edit(folder / "vae" / "config.json", **({} if kind == "sana" else {"shift_factor": 0.1}))
         (folder / "kind.json").write_text(json.dumps(kind))
         words = ["condition=prompts", f"condition.source.path={tmp_path / 'prompts.txt'}", "sampler=flow_euler"]

@@ -1,7 +1,7 @@
 """Bytes of the tensors of a forward, followed on the meta device from their making to their freeing."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +115,27 @@ def forward_bytes(model: Denoiser, rows: int, quantized: bool = False, gradients
         stack.enter_context(FusedAttention())
         model.predict(x_t, AnyStep(torch.zeros((), device=META)), model.blank_condition(rows, META))
     return live.most
+
+
+def call_bytes(model: Denoiser, names: Sequence[str]) -> int:
+    """The most bytes of the arguments and outputs of a call of one of some modules, in a forward of one row.
+
+    Args:
+        model: on the meta device.
+        names: of the modules.
+    """
+    sizes = [0]
+
+    def see(_: nn.Module, positional: object, named: object, output: object) -> None:
+        tensors = (leaf for leaf in tree_leaves((positional, named, output)) if isinstance(leaf, Tensor))
+        sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+
+    with torch.no_grad(), ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(model.network.get_submodule(name).register_forward_hook(see, with_kwargs=True))
+        x_t = torch.zeros(1, *model.shape, device=META)
+        model.predict(x_t, AnyStep(torch.zeros((), device=META)), model.blank_condition(1, META))
+    return max(sizes)
 
 
 @contextmanager

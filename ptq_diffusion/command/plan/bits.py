@@ -6,7 +6,9 @@ from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.command.plan.case import Case
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
+from ptq_diffusion.network.attention import quantized_attentions
 from ptq_diffusion.numeric.grid import FLOAT_BITS
+from ptq_diffusion.rounding.parts import parts_of
 from ptq_diffusion.stage.planning.additions import policy_of
 
 USUAL = (LayerBits(8, 8), LayerBits(4, 8), LayerBits(4, 4))
@@ -33,6 +35,19 @@ def dearest(case: Case) -> BitwidthPlan:
     """The chosen plan, or that of the policy's dearest offer, which stores the most."""
     *_, plan = _chosen(_policy(case), case).values()
     return plan
+
+
+def learned_parts(case: Case) -> list[str]:
+    """The blocks, and layers and attentions outside of them, that have an activation of fewer than float bits.
+
+    They are those whose scales can be learned, as far as a plan tells.
+    """
+    plan, sites, blocks = dearest(case), case.model.sites(), list(case.model.blocks())
+    attentions = quantized_attentions(sites, plan)
+    layers = [site.name for site in sites if site.weighted and {*plan.activation[site.name]} != {FLOAT_BITS}]
+    alone = [name for name in attentions if not any(f"{name}.".startswith(f"{block}.") for block in blocks)]
+    operands = [operand for products in attentions.values() for site in products for operand in site.operands]
+    return [part.name for part in parts_of([*blocks, *alone], [*layers, *operands])]
 
 
 def _policy(case: Case) -> BitwidthPolicy:

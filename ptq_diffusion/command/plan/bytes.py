@@ -85,6 +85,13 @@ def bytes_of_quantized(case: Case) -> int:
     )
 
 
+def bytes_of_scales(case: Case) -> int:
+    """Bytes of the scales of every step of each operand that has static grids, of which this takes one."""
+    plan = dearest(case)
+    steps = len(case.table) if construct(case.cfg.quantizer.steps).by_step else plan.steps
+    return (4 * steps + ENTRY) * sum(len(site.operands) for site in case.model.sites())
+
+
 def bytes_of_noise(case: Case) -> int:
     """Bytes of moments, those of every chunk and those of all, by moments of random numbers at two steps."""
     batch = [torch.randn(MEASURED, *case.model.shape) for _ in range(3)]

@@ -26,6 +26,7 @@ from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.quantize import Quantize
+from ptq_diffusion.stage.rounding.learn_scales import LearnScales
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
@@ -37,6 +38,8 @@ FLOAT = 4
 """Bytes of a number of a network."""
 COPIES = 2
 """Float copies that packed integers are unpacked to when they are first used: centred integers, and their values."""
+PACKING = 41
+"""Bytes of a number of a weight while it is packed: the weight, integers in 32 and in 64 bits, words, bytes."""
 BUILDERS = (MeasureStepSignal.name, MeasureSensitivity.name)
 """Stages that build quantized networks of their own."""
 
@@ -86,7 +89,8 @@ class Footprint:
             FloatPath.name: lambda case: self._recorded(case, len(case.fit_table)),
             MeasureStepSignal.name: self._offers,
             MeasureSensitivity.name: self._backward,
-            Quantize.name: lambda _: Memory(self.float_network + self._packed + self._others),
+            LearnScales.name: lambda _: Memory(self.both, self.quantized_activations),
+            Quantize.name: lambda _: Memory(self.float_network + self._packed + self._others, 0, self._largest),
             Noise.name: lambda _: Memory(self.both, self.quantized_activations),
             Fit.name: self._fit,
             FullPrecisionSamples.name: lambda _: Memory(self.float_network + self.decoder, self.float_activations),
@@ -145,6 +149,11 @@ class Footprint:
             if site.weighted
         }
         return sum(COPIES * FLOAT * len(bits) * math.prod(site.weight_shape) for site, bits in copies.items())
+
+    @cached_property
+    def _largest(self) -> int:
+        """Bytes of the largest weight while it is packed."""
+        return PACKING * max(math.prod(site.weight_shape) for site in self._model.sites() if site.weighted)
 
     @cached_property
     def _others(self) -> int:

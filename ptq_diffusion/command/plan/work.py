@@ -1,11 +1,14 @@
 """The work and the bytes of every stage, from the configuration alone."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
+from ptq_diffusion.command.plan.activations import call_bytes
+from ptq_diffusion.command.plan.bits import learned_parts
 from ptq_diffusion.command.plan.bytes import (
     bytes_of_coefficients,
     bytes_of_features,
@@ -14,6 +17,7 @@ from ptq_diffusion.command.plan.bytes import (
     bytes_of_path_fit,
     bytes_of_prompts,
     bytes_of_quantized,
+    bytes_of_scales,
 )
 from ptq_diffusion.command.plan.case import Case
 from ptq_diffusion.correction import Auto, Correction, Reads
@@ -36,6 +40,7 @@ from ptq_diffusion.stage.planning.additions import CorrectionAdditions, LayerAdd
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
+from ptq_diffusion.stage.rounding.learn_scales import LearnScales
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
@@ -82,10 +87,31 @@ def _trajectories(case: Case) -> Work:
 
 
 def _calibrate(case: Case) -> Work:
+    """Each device observes its share and leaves what it counted, of which all together is the artefact."""
+    observed, passes = bytes_of_observations(case), 2 if case.equalised else 1
+    sharers = min(case.cfg.runtime.devices, math.ceil(case.cfg.calibration.images / case.cfg.micro_batch))
+    return Work(passes * _chosen_rows(case), kept=observed, scratch=sharers * observed)
+
+
+def _chosen_rows(case: Case) -> int:
+    """The rows that the network is asked about for the states of the calibration set."""
     images, steps = case.cfg.calibration.images, len(case.table)
     share = Fraction(construct(case.cfg.calibration_set).size(steps, images), steps * images)
-    passes = 2 if case.equalised else 1
-    return Work(int(passes * images * case.rows * share), kept=bytes_of_observations(case))
+    return int(images * case.rows * share)
+
+
+def _learned_scales(case: Case) -> Work:
+    """For every part both networks up to it on the calibration set, and its layers alone while its scales are learned.
+
+    A part is asked about one and two rows first, and the layers' order in one. A gradient costs two passes more, and
+    errors are taken before and behind. On the disk are the calls of one part.
+    """
+    rule, parts, rows = construct(case.cfg.activation_scales), learned_parts(case), _chosen_rows(case)
+    beside = (1 + 3 * len(parts)) * case.model.rows_per_image(case.table[0])
+    alone = 2 * rows + 3 * rule.iterations * rule.calls * rule.rows
+    calls = rows * call_bytes(case.model, parts) // case.model.rows_per_image(case.table[0])
+    asked = len(parts) * rows
+    return Work(asked + beside, asked, layer_passes=alone, kept=bytes_of_scales(case), scratch=calls)
 
 
 def _calibration_set(case: Case) -> Work:
@@ -191,6 +217,7 @@ RULES: Mapping[str, Callable[[Case], Work]] = {
     Trajectories.name: _trajectories,
     ChooseStates.name: _calibration_set,
     Calibrate.name: _calibrate,
+    LearnScales.name: _learned_scales,
     FloatPath.name: _float_path,
     MeasureStepSignal.name: _step_signal,
     MeasureSensitivity.name: _sensitivity,
@@ -202,7 +229,7 @@ RULES: Mapping[str, Callable[[Case], Work]] = {
     CorrectedSamples.name: _samples_corrected,
     MeasureDrift.name: _drift,
     MeasureLayers.name: _layers,
-    Evaluate.name: lambda case: Work(kept=bytes_of_features(case)),
+    Evaluate.name: lambda case: Work(kept=bytes_of_features(case), scratch=bytes_of_features(case)),
 } | dict.fromkeys(
     (
         *(CorrectionAdditions.name, LayerAdditions.name, Plan.name),

@@ -63,7 +63,9 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         self._scaled: float | None = None
         # A FluxPipeline leaves the noise levels to a scheduler of flow sigmas.
         flow = {"use_flow_sigmas": True} if correction.steps.prediction == FLOW else {}
-        self.register_to_config(num_inference_steps=len(correction.steps), beta_schedule=BETA_SCHEDULE, **flow)
+        # By these a pipeline computes the mu that it tells.
+        shift = {} if correction.steps.dynamic_shift is None else correction.steps.dynamic_shift.options
+        self.register_to_config(num_inference_steps=len(correction.steps), beta_schedule=BETA_SCHEDULE, **flow, **shift)
 
     @classmethod
     def from_pretrained(  # type: ignore[override, unused-ignore]
@@ -113,19 +115,21 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         self,
         num_inference_steps: int,
         device: torch.device | str | None = None,
-        mu: float | None = None,  # noqa: ARG002
+        mu: float | None = None,
     ) -> None:
         """Begin.
 
         Args:
             num_inference_steps: the correction's.
             device: where times are wanted.
-            mu: the shift that pipelines of flow matching tell by the size of an image; the table has that of the size
-                which it was fitted for.
+            mu: the shift that pipelines of flow matching tell by the size of an image. The table has that of the size
+                which it was fitted for; as in stock schedulers it is not read where noise levels depend on no size.
 
         Raises:
-            ValueError: another number of steps than the correction's.
+            ValueError: another number of steps than the correction's, or the shift of another size.
         """
+        if self._table.dynamic_shift is not None and mu is not None:
+            self._table.dynamic_shift.require(mu)
         if num_inference_steps != len(self._table):
             raise ValueError(
                 f"expected num_inference_steps={len(self._table)}, for which the correction was fitted, got "

@@ -40,13 +40,15 @@ class Features:
             vectors, torch.cat(spatial) if spatial else None, torch.cat(probabilities) if probabilities else None
         )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The features that there are, by their names here."""
+        tensors = {"vectors": self.vectors, "spatial": self.spatial, "probabilities": self.probabilities}
+        return {name: x.contiguous() for name, x in tensors.items() if x is not None}
+
     def save(self, path: Path, extractor: str) -> None:
         """Write a safetensors file, whole or not at all, with the extractor's checksum."""
-        tensors = {"vectors": self.vectors, "spatial": self.spatial, "probabilities": self.probabilities}
         beside = path.with_name(path.name + ".tmp")
-        save_file(
-            {key: x.contiguous() for key, x in tensors.items() if x is not None}, beside, {"extractor": extractor}
-        )
+        save_file(self.tensors(), beside, {"extractor": extractor})
         os.replace(beside, path)
 
     @classmethod

@@ -1,1 +1,1 @@
-"""The judging of stored images, with Lightning."""
+"""The description of stored images, shared by all devices, and what is told of all of them."""

@@ -1,48 +1,59 @@
-"""The judging of images as a Lightning module."""
+"""The features and scores of stored images, batch by batch on any device, and those of all batches together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-import lightning as L
+import torch
+from torch import Tensor
 
-from ptq_diffusion.metric.feature.feature import FeatureExtractor
-from ptq_diffusion.metric.gathering import Gathering
-from ptq_diffusion.metric.incumbents import Incumbents
-from ptq_diffusion.metric.metric import FLOAT, Metric
-from ptq_diffusion.metric.reference import Reference
-from ptq_diffusion.stage.evaluation.stored_images import Batch
+from ptq_diffusion.engine.chunks import Chunk, ChunkWork
+from ptq_diffusion.metric.gathering import Described, Gathering, below
+from ptq_diffusion.metric.incumbents import Incumbents, image_ratios
+from ptq_diffusion.metric.metric import FLOAT
+from ptq_diffusion.metric.real_statistics import RealStatistics
+from ptq_diffusion.stage.evaluation.stored_images import PairedImages
+
+RATIOS = "ratios"
+"""The first part of the names of the ratios that torchmetrics reports."""
 
 
-class Evaluation(L.LightningModule):
-    """Features and scores of images, gathered batch by batch; it logs torchmetrics' numbers as VARIANT/METRIC.
+class DescribeImages(ChunkWork):
+    """The features and scores of the images of all variants, row i of each from the same noise.
 
     Args:
-        extractor: the feature space.
-        metrics: of different names.
-        reference: the real images.
-        prompts: that of every image in their order; None of a model without.
+        gathering: has the extractor, the metrics and the prompts.
+        images: of all variants.
     """
 
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        metrics: Sequence[Metric],
-        reference: Reference,
-        prompts: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, gathering: Gathering, images: PairedImages) -> None:
         super().__init__()
-        self.extractor, self.real = extractor, reference.statistics(extractor)
-        self.gathering = Gathering(extractor, metrics, prompts)
-        # No submodules: their sums are float64, which not every accelerator knows.
-        self.incumbents: dict[str, Incumbents] = {}
+        self.extractor, self.gathering, self.images = gathering.extractor, gathering, images
 
-    def test_step(self, batch: Batch, _: int) -> None:
-        features = self.gathering.add(batch)
-        real = None if self.real is None else self.real.moments
-        for variant, images in batch.items():
-            incumbents = self.incumbents.setdefault(variant, Incumbents(self.extractor.num_features, real))
-            incumbents.update(features[variant].vectors, features[FLOAT].vectors, images, batch[FLOAT])
+    def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
+        batch = {variant: images.to(device) for variant, images in self.images.batch(chunk).items()}
+        ratios = {f"{RATIOS}/{variant}": image_ratios(images, batch[FLOAT]) for variant, images in batch.items()}
+        return self.gathering.described(batch, chunk.first).tensors() | ratios
 
-    def on_test_epoch_end(self) -> None:
-        for variant, incumbents in self.incumbents.items():
-            numbers = incumbents.compute()
-            self.log_dict({f"{variant}/{name}": value for name, value in numbers.items()})
+
+def gather(
+    gathering: Gathering, batches: Iterable[Mapping[str, Tensor]], variants: Sequence[str], real: RealStatistics | None
+) -> Mapping[str, float]:
+    """Take in what `DescribeImages` left of all batches; torchmetrics' numbers as VARIANT/METRIC.
+
+    Args:
+        gathering: receives the batches.
+        batches: in their order.
+        variants: in theirs.
+        real: statistics of the real images; None where the float images stand in their place.
+    """
+    moments = None if real is None else real.moments
+    incumbents = {variant: Incumbents(gathering.extractor.num_features, moments) for variant in variants}
+    for tensors in batches:
+        batch, ratios = Described.of_tensors(tensors, variants), below(f"{RATIOS}/", tensors)
+        gathering.take(batch)
+        for variant, incumbent in incumbents.items():
+            incumbent.update(batch.features[variant].vectors, batch.features[FLOAT].vectors, ratios[variant])
+    return {
+        f"{variant}/{name}": number
+        for variant, incumbent in incumbents.items()
+        for name, number in incumbent.compute().items()
+    }

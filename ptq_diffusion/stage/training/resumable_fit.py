@@ -33,7 +33,7 @@ class WarmupStableDecay:
 
 
 def resumable_fit(
-    module: L.LightningModule, examples: Examples, training: DictConfig, out: Path, runtime: Runtime, title: str
+    module: L.LightningModule, examples: Examples, training: DictConfig, out: Path, runtime: Runtime
 ) -> int:
     """Train `module` for `training.steps` steps on a `TrainingStream`, from `<out>/checkpoint` where there is one.
 
@@ -43,7 +43,6 @@ def resumable_fit(
         training: `steps`, `batch_size`, `seed`, `precision` and `checkpoint_every`.
         out: receives `checkpoint/last.ckpt` and `log/from_<step>/metrics.csv`.
         runtime: devices, progress and loggers.
-        title: of the progress bar.
 
     Returns:
         The step that this call started from.
@@ -54,7 +53,7 @@ def resumable_fit(
     resume = out / "checkpoint" / "last.ckpt"
     start = step_of(resume)
     stream = TrainingStream(examples, training.batch_size, training.seed, start, training.steps)
-    trainer = _trainer(training, start, out, runtime, title)
+    trainer = _trainer(training, start, out, runtime)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it is what we go on from
         trainer.fit(module, DataLoader(stream, batch_size=None), ckpt_path=resume if start else None)
@@ -63,13 +62,12 @@ def resumable_fit(
     return start
 
 
-def _trainer(training: DictConfig, start: int, out: Path, runtime: Runtime, title: str) -> L.Trainer:
+def _trainer(training: DictConfig, start: int, out: Path, runtime: Runtime) -> L.Trainer:
     saver = ModelCheckpoint(
         out / "checkpoint", filename="last", every_n_train_steps=training.checkpoint_every, enable_version_counter=False
     )
     return runtime.trainer(
         out,
-        title,
         [saver],
         [*runtime.loggers, CSVLogger(out, name="log", version=f"from_{start}")],
         max_steps=training.steps,

@@ -45,7 +45,7 @@ class TrainAutoencoder(Stage):
         )
         require_divisible(module.network, data)
         examples = AugmentedImages(data, construct(training.augmentation))
-        resumable_fit(module, examples, training, out, shop.runtime, self.title)
+        resumable_fit(module, examples, training, out, shop.runtime)
         network = module.network.to(shop.device).eval()
         normalize(network, data)
         # The codes' mean and scale are measured on the weights that are saved.

@@ -42,7 +42,7 @@ class TrainDenoiser(Stage):
         )
         require_size(module.network.config, data)
         examples = AugmentedImages(data, construct(training.augmentation))
-        resumable_fit(module, examples, training, out, shop.runtime, self.title)
+        resumable_fit(module, examples, training, out, shop.runtime)
         average = cast(UnlabelledNetwork, module.average.module)
         average.eval().save(out, module.scheduler)
 

@@ -44,7 +44,7 @@ class TrainFeatureNetwork(Stage):
         for images in (data, test):
             require_classes(images, module.network.num_classes)
         examples = AugmentedImages(data, construct(training.augmentation))
-        start = resumable_fit(module, examples, training, out, shop.runtime, self.title)
+        start = resumable_fit(module, examples, training, out, shop.runtime)
         module.network.save(out)
         network = ResNet9.load(out)
         scores = accuracy_and_loss(network, test)

@@ -46,7 +46,7 @@ class TrainLatentDenoiser(Stage):
             unlabelled_share=training.unlabelled_share,
         )
         require_size(module.network.config, tuple(latents.views.shape[2:]))
-        resumable_fit(module, latents, training, out, shop.runtime, self.title)
+        resumable_fit(module, latents, training, out, shop.runtime)
         folder = inputs[TrainAutoencoder.name] / AUTOENCODER
         autoencoder = AutoencoderKL.from_pretrained(folder, local_files_only=True)
         average = cast(LatentNetwork, module.average.module)

@@ -5,7 +5,8 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from ptq_diffusion.correction import CorrectedScheduler, FittedCorrection
 from ptq_diffusion.model import DiffusersDenoiser
@@ -222,3 +223,41 @@ def test_pipelines_of_flow_matching_begin_at_the_first_step_and_leave_the_levels
     assert scheduler.config.use_flow_sigmas
     with pytest.raises(ValueError, match="expected to begin at the first step, .* got step 2; draw from noise"):
         scheduler.set_begin_index(2)
+
+
+TOKENS = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+"""The line that a pipeline takes where a scheduler's configuration says none."""
+FLOWS = {
+    "dynamic": {"use_dynamic_shifting": True},
+    "another line": {"use_dynamic_shifting": True, "base_shift": 0.3, "max_shift": 1.7, "max_image_seq_len": 2048},
+    "linear": {"use_dynamic_shifting": True, "time_shift_type": "linear"},
+    "static": {"shift": 3.0},
+}
+
+
+@pytest.mark.parametrize("options", FLOWS.values(), ids=FLOWS)
+def test_a_pipeline_that_tells_mu_has_the_noise_levels_of_the_stock_scheduler(pair, tmp_path, options):
+    """Step for step, with the mu that it computes from either scheduler; that of another size is refused, if read."""
+    stock, tokens = FlowMatchEulerDiscreteScheduler(**options), 1024
+    steps = FlowEuler(STEPS).table(json.loads(stock.to_json_string()) | {"image_seq_len": tokens})
+    CorrectedScheduler(fitted("none", steps, pair)).save_pretrained(tmp_path)
+    ours = CorrectedScheduler.from_pretrained(tmp_path)
+
+    def mu(scheduler, tokens):
+        return calculate_shift(tokens, *(scheduler.config.get(name, default) for name, default in TOKENS.items()))
+
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(STEPS, mu=mu(scheduler, tokens))
+    assert ours.config.get("use_dynamic_shifting", False) == stock.config.use_dynamic_shifting
+    assert torch.equal(ours.timesteps.float(), stock.timesteps)
+    x = x_stock = states(pair[0], 0)[:2]
+    for i, t in enumerate(stock.timesteps):
+        m = states(pair[0], 1 + i)[:2]
+        x, x_stock = ours.step(m, t, x).prev_sample, stock.step(m, t, x_stock).prev_sample
+        torch.testing.assert_close(x, x_stock, atol=1e-5, rtol=0)
+    if stock.config.use_dynamic_shifting:
+        with pytest.raises(ValueError, match=r"shift of states of 1024 tokens, .* got mu=.* height and width"):
+            ours.set_timesteps(STEPS, mu=mu(ours, 256))
+    else:
+        ours.set_timesteps(STEPS, mu=mu(ours, 256))
+    assert torch.equal(ours.timesteps.float(), stock.timesteps)

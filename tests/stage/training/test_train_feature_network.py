@@ -81,7 +81,7 @@ def trained(out, steps, until):
         0.1,
     )
     examples = AugmentedImages(two_colours(20), Augmentation(flip=True, shift=2))
-    start = resumable_fit(module, examples, training, out, RUNTIME, "training")
+    start = resumable_fit(module, examples, training, out, RUNTIME)
     return start, module.network
 
 
