@@ -122,7 +122,7 @@ def file_cases(folder: Path) -> Cases:
             finally:
                 file.write_bytes(whole)
 
-        return texts(document(file)).map(lambda text: (f"{file.name}: {text:.300}", lambda: trial(text)))
+        return texts(document(file)).map(lambda text: (f"{file.name}: {text}", lambda: trial(text)))
 
     return st.one_of([case(file) for file in trials])
 

@@ -227,7 +227,13 @@ def test_corrections_are_compared_by_the_features_of_their_images(command, tmp_p
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("config.yaml", "a: [1"), ("report.json", '{"rows": ['), ("failure.json", "{}"), ("failure.json", "")],
+    [
+        ("config.yaml", "a: [1"),
+        ("report.json", '{"rows": ['),
+        ("report.json", "null"),
+        ("failure.json", "{}"),
+        ("failure.json", ""),
+    ],
 )
 def test_a_broken_file_of_a_run_is_named(tmp_path, name, text):
     run_like(tmp_path)
