@@ -90,9 +90,9 @@ def _read(folder: Path, root: Path) -> Run | None:
     try:
         # A folder's name is the signature of its report, which a later failure, as of a full disk, cannot change.
         complete, failed = (folder / REPORT).is_file(), (folder / FAILURE).is_file()
-        report, failure = read_json(folder / REPORT) if complete else None, None
+        report: Any = read_json(folder / REPORT) if complete else None
+        failure: Any = read_json(folder / FAILURE) if failed and not complete else None
         if failed and not complete:
-            failure = read_json(folder / FAILURE)
             require_shape(Failure, failure)
         config = read_config(folder) if failure is None else failure["config"]
         if not isinstance(config, dict) or config.get("goal") != "report" or "labels" not in config:
