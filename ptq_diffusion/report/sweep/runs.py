@@ -163,7 +163,11 @@ UNCOUNTED = (
     "judging.",
     "trial.",
     "drift.",
+    "layers.",
+    "onnx.",
+    "plugins",
 )
+"""Beginnings of the keys that change no number, or that the protocol compares."""
 
 
 def _used(stage: type[Stage]) -> tuple[str, ...]:
