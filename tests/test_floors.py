@@ -92,7 +92,7 @@ def documented(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def excesses(root: Path) -> list[str]:
-    """One line for each function, file and folder of the package at `root` that is too long, and for each riddle."""
+    """One line for each function, file and folder below `root` that is too long."""
     lines = []
     for path in sorted(root.rglob("*.py")):
         source, place = path.read_text(encoding="utf-8"), path.relative_to(root).as_posix()
@@ -104,14 +104,20 @@ def excesses(root: Path) -> list[str]:
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > LONGEST_FUNCTION:
                     lines.append(f"{place}:{node.lineno}: {node.name} of {length} lines; split it along a noun")
-        riddles = ((line, text) for line, text in documented(tree) if text.startswith(RIDDLES))
-        lines += [
-            f"{place}:{line}: a riddle, {text.splitlines()[0]!r}; say what it is or does" for line, text in riddles
-        ]
     for folder in sorted({path.parent for path in root.rglob("*.py")}):
         if (count := len(list(folder.glob("*.py")))) > LARGEST_FOLDER:
             lines.append(f"{folder.relative_to(root).as_posix()}: a folder of {count} files; split it along a noun")
     return lines
+
+
+def riddles(root: Path) -> list[str]:
+    """One line for each docstring below `root` whose first line says neither what a thing is nor what it does."""
+    return [
+        f"{path.relative_to(root).as_posix()}:{line}: a riddle, {text.splitlines()[0]!r}; say what it is or does"
+        for path in sorted(root.rglob("*.py"))
+        for line, text in documented(ast.parse(path.read_text(encoding="utf-8")))
+        if text.startswith(RIDDLES)
+    ]
 
 
 def test_every_file_keeps_to_its_floor() -> None:
@@ -119,8 +125,14 @@ def test_every_file_keeps_to_its_floor() -> None:
     assert violations(ROOT) == []
 
 
-def test_every_function_file_and_folder_is_small_and_says_what_it_is() -> None:
-    assert excesses(ROOT) == []
+@pytest.mark.parametrize("root", [PACKAGE, "tests", "experiments"])
+def test_every_function_file_and_folder_is_small(root: str) -> None:
+    assert list((ROOT.parent / root).rglob("*.py"))
+    assert excesses(ROOT.parent / root) == []
+
+
+def test_every_docstring_says_what_a_thing_is_or_does() -> None:
+    assert riddles(ROOT) == []
 
 
 def test_every_folder_of_code_is_a_package() -> None:
@@ -203,7 +215,7 @@ def test_a_planted_excess_is_found(tmp_path: Path, files: dict[str, str], expect
     for name, source in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(source)
-    (line,) = excesses(tmp_path)
+    (line,) = excesses(tmp_path) + riddles(tmp_path)
     assert line.startswith(expected)
 
 

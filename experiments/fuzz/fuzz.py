@@ -1,11 +1,13 @@
 """Tries random inputs and prints how many of them end in a traceback.
 
-    python -m experiments.fuzz.fuzz 1000
+    python -m experiments.fuzz.fuzz 1000 --seed 1 --taken taken.txt
 
 Half of them are options, one of a configuration's at a time; half are files with one change. Nothing is computed, and a
-trial that takes longer than a minute of computing is a hang.
+trial that takes longer than a minute of computing is a hang. What is taken is wrong only to a reader: `--taken` writes
+those inputs to a file.
 """
 
+import argparse
 import os
 import resource
 import shutil
@@ -14,6 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -40,6 +43,8 @@ CHOICES = (
     ["range_search@quantizer.activation.range_search=mse", "quantizer@quantizer.weight=affine_per_tensor"],
 )
 """Words of the configurations whose options are tried."""
+Cases = st.SearchStrategy[tuple[str, Callable[[], object]]]
+"""Random inputs as a text that shows one and the trial of it."""
 MANY = tuple(HealthCheck)
 MEMORY = 16 << 30
 """Bytes that the process may address, so that an input that would fill the machine ends in an error."""
@@ -64,10 +69,10 @@ def save_model(folder: Path) -> None:
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
 
 
-def tried(cases: st.SearchStrategy[tuple[str, Callable[[], object]]], examples: int, ends: Counter[str]) -> None:
-    """Count the endings of some random cases, and print what is neither taken nor refused."""
+def tried(cases: Cases, examples: int, number: int, ends: Counter[str], taken: TextIO) -> None:
+    """Count the endings of random cases, print what is neither taken nor refused, and write down what is taken."""
 
-    @seed(0)
+    @seed(number)
     @settings(max_examples=examples, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=MANY)
     @given(cases)
     def one(case: tuple[str, Callable[[], object]]) -> None:
@@ -76,6 +81,8 @@ def tried(cases: st.SearchStrategy[tuple[str, Callable[[], object]]], examples: 
         if ends.total() % 100 == 0:
             sys.stdout.write(f"{ends.total()} inputs so far\n")
             sys.stdout.flush()
+        if end == "taken":
+            taken.write(f"{case[0]}\n")
         if end not in ("taken", "refused"):
             sys.stdout.write(f"{case[0][:300]}\n  {end}\n")
             sys.stdout.flush()
@@ -83,7 +90,7 @@ def tried(cases: st.SearchStrategy[tuple[str, Callable[[], object]]], examples: 
     one()
 
 
-def option_cases(folder: Path) -> st.SearchStrategy[tuple[str, Callable[[], object]]]:
+def option_cases(folder: Path) -> Cases:
     """One option of one of several configurations, with any value."""
     fixed = [f"model.path={folder / 'model'}", f"outputs={folder / 'tried'}"]
     cfgs = [composed(*fixed, *words) for words in CHOICES]
@@ -91,7 +98,7 @@ def option_cases(folder: Path) -> st.SearchStrategy[tuple[str, Callable[[], obje
         if (end := ending(option_trial(cfg))) != "taken":
             raise ValueError(f"expected {' '.join(words)} to begin, got {end}")
 
-    def case(cfg: Json) -> st.SearchStrategy[tuple[str, Callable[[], object]]]:
+    def case(cfg: Json) -> Cases:
         return st.builds(
             lambda path, value: (f"{path} = {value!r:.200}", option_trial(changed(cfg, path, value, False))),
             st.sampled_from(paths(cfg)),
@@ -101,11 +108,11 @@ def option_cases(folder: Path) -> st.SearchStrategy[tuple[str, Callable[[], obje
     return st.one_of([case(cfg) for cfg in cfgs])
 
 
-def file_cases(folder: Path) -> st.SearchStrategy[tuple[str, Callable[[], object]]]:
+def file_cases(folder: Path) -> Cases:
     """One file of a finished experiment or its model, with any change; it is whole again afterwards."""
     trials = file_trials(folder / "outputs", folder / "model")
 
-    def case(file: Path) -> st.SearchStrategy[tuple[str, Callable[[], object]]]:
+    def case(file: Path) -> Cases:
         whole = file.read_bytes()
 
         def trial(text: str) -> None:
@@ -115,13 +122,13 @@ def file_cases(folder: Path) -> st.SearchStrategy[tuple[str, Callable[[], object
             finally:
                 file.write_bytes(whole)
 
-        return texts(document(file)).map(lambda text: (f"{file.name}: {text:.300}", lambda: trial(text)))
+        return texts(document(file)).map(lambda text: (f"{file.name}: {text}", lambda: trial(text)))
 
     return st.one_of([case(file) for file in trials])
 
 
-def main(examples: int) -> None:
-    """Make a tiny experiment in a temporary folder, and try its options and files."""
+def main(examples: int, number: int, taken: TextIO) -> None:
+    """Make a tiny experiment in a temporary folder, and try its options and files by a seed."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     folder = Path(tempfile.mkdtemp())
     ends: Counter[str] = Counter()
@@ -131,8 +138,8 @@ def main(examples: int) -> None:
         words = [f"model.path={folder / 'model'}", f"outputs={folder / 'outputs'}", "correction=ptqd"]
         option_trial(composed(*words))()
         with begins_only():
-            tried(option_cases(folder), examples // 2, ends)
-        tried(file_cases(folder), examples - examples // 2, ends)
+            tried(option_cases(folder), examples // 2, number, ends, taken)
+        tried(file_cases(folder), examples - examples // 2, number, ends, taken)
     finally:
         shutil.rmtree(folder)
     endings = ", ".join(f"{count} {end}" for end, count in ends.most_common())
@@ -140,4 +147,9 @@ def main(examples: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("examples", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--taken", type=argparse.FileType("w", encoding="utf-8"), default=os.devnull)
+    words = parser.parse_args()
+    main(words.examples, words.seed, words.taken)

@@ -26,10 +26,10 @@ def collect_runs(words: Sequence[str]) -> None:
         FileNotFoundError: there is no run.
         ValueError: there is no such correction, metric or option, or no run meets the conditions.
     """
+    arguments = _parser().parse_args(words)
     # Imports torch, which the processes of a sweep must not do before Hydra has set their threads.
     from ptq_diffusion.report.sweep.collect import collect
 
-    arguments = _parser().parse_args(words)
     collected = collect(arguments.folders, arguments.against, arguments.where, arguments.metric)
     if arguments.csv or arguments.latex:
         sys.stdout.write(collected.csv() if arguments.csv else collected.latex())

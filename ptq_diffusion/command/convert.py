@@ -18,9 +18,6 @@ def convert_checkpoint(words: Sequence[str]) -> None:
         FileExistsError: the folder has files.
         ValueError: the checkpoint is broken, or is not what the configuration describes.
     """
-    # Imports torch, which other commands do without.
-    from ptq_diffusion.model.original import convert
-
     parser = ArgumentParser(
         "ptq-diffusion convert",
         description="Turn a checkpoint of the original latent-diffusion code into a diffusers folder.",
@@ -31,6 +28,9 @@ def convert_checkpoint(words: Sequence[str]) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder, for model.path=FOLDER")
     arguments = parser.parse_args(words)
+    # Imports torch, which other commands and this one's help do without.
+    from ptq_diffusion.model.original import convert
+
     conversion = convert(arguments.checkpoint, arguments.config, arguments.out)
     console = Console(soft_wrap=True)
     console.print(f"{conversion.parameters:,} parameters", highlight=False)

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.artefact.files import writable
 from ptq_diffusion.command.check.bounds import Room
-from ptq_diffusion.command.check.preflight import check, memory_named
+from ptq_diffusion.command.check.estimate import memory_named
+from ptq_diffusion.command.check.preflight import check
 from ptq_diffusion.command.check.schema import require_schema
 from ptq_diffusion.command.conf import PACKAGE
 from ptq_diffusion.command.effort import effort

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ EXAMPLES = """examples:
   ptq-diffusion layers --csv > layers.csv                   the same for a spreadsheet, without rounding
   ptq-diffusion layers backend=integer bitwidth=w4a4        and the layers that a backend cannot compute, with reasons
 """
+TITLES = ("site", "kind", "role", "weight", "MACs", "W", "A")
+EDGES, BETWEEN = 2, 2
+"""Letters at the edges of the table, and beside each column."""
 UNKNOWN = "-"
 """Bits that are not known before something is measured."""
 MEASURED = "bits are chosen from measurements when the experiment runs: goal=plan makes them"
@@ -72,7 +76,7 @@ def print_layers(words: Sequence[str]) -> None:
         sys.stdout.write(csv_of(rows))
         return
     console = Console()
-    console.print(table_of(rows))
+    console.print(table_of(rows, console.width))
     if not rows[0].weight:
         console.print(MEASURED)
     refused = [row for row in rows if row.obstacle]
@@ -86,16 +90,19 @@ def sites_of(cfg: "DictConfig") -> Iterator[Row]:
     """The sites of a composed experiment, in the network's order; a folder needs no weights in simulation."""
     # Import torch, which other commands do without.
     from ptq_diffusion.bitwidth.evidence import Evidence
+    from ptq_diffusion.command.check.bounds import Room
+    from ptq_diffusion.command.check.preflight import check
     from ptq_diffusion.command.plan.case import Case, OutlineShop
     from ptq_diffusion.engine.runtime import Runtime
     from ptq_diffusion.stage.planning.additions import policy_of
+    from ptq_diffusion.stage.quantize import Quantize
 
     shop = OutlineShop(Runtime("cpu", False, 1))
+    check(cfg, Quantize, shop, Room.unlimited())
     model = shop.model(cfg)
     table = shop.table(cfg, model)
     policy = policy_of(cfg, model, table)
     architecture = model.architecture(table)
-    policy.check(architecture, table)
     plan = policy.plan(architecture, table, None) if policy.reads is Evidence.NOTHING else None
     obstacles = obstacles_of(cfg, Case(cfg, shop))
     for site in architecture.sites:
@@ -126,21 +133,35 @@ def obstacles_of(cfg: "DictConfig", case: "Case") -> Mapping[str, str]:
     return obstacles | {site: obstacles[name] for site, name in products.items() if name in obstacles}
 
 
-def table_of(rows: Sequence[Row]) -> Table:
-    """The rows as a table of at most 80 columns; names are folded where they are longer."""
+def table_of(rows: Sequence[Row], width: int) -> Table:
+    """The rows as a table of some letters at most; names that are longer than their column go on after a dot."""
+    cells = [
+        (row.kind, row.role, row.shape, short(row.macs), *map(_span, (row.weight, row.activation))) for row in rows
+    ]
+    total = ("", "", "", short(sum(row.macs for row in rows)), "", "")
+    others = [max(map(len, column)) for column in zip(TITLES[1:], total, *cells, strict=True)]
+    room = width - EDGES - BETWEEN * len(TITLES) - sum(others)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("site", overflow="fold", ratio=1)
-    for title in ("kind", "role", "weight"):
+    table.add_column(TITLES[0], overflow="fold")
+    for title in TITLES[1:4]:
         table.add_column(title, no_wrap=True)
-    for title in ("MACs", "W", "A"):
+    for title in TITLES[4:]:
         table.add_column(title, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row.name, row.kind, row.role, row.shape, short(row.macs), *map(_span, (row.weight, row.activation))
-        )
-    total = sum(row.macs for row in rows)
-    table.add_row(f"{len(rows)} sites", "", "", "", short(total), "", "", style="bold")
+    for row, cell in zip(rows, cells, strict=True):
+        table.add_row("\n".join(_folded(row.name, room)), *cell)
+    table.add_row(f"{len(rows)} sites", *total, style="bold")
     return table
+
+
+def _folded(name: str, room: int) -> Iterator[str]:
+    """The lines of a dotted name, which end after a dot."""
+    line = ""
+    for part in re.findall(r"[^.]*\.|[^.]+$", name):
+        if line and len(line) + len(part) > room:
+            yield line
+            line = "  "
+        line += part
+    yield line
 
 
 def csv_of(rows: Sequence[Row]) -> str:

@@ -12,7 +12,7 @@ from ptq_diffusion.correction.evidence import MomentEvidence, PathEvidence
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, absorbing
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
-from ptq_diffusion.quantizer import Form
+from ptq_diffusion.quantizer import NO_SHIFT, Form, Shift
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
@@ -98,12 +98,14 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         images_with_m: along a path, how many images, the first ones, the float network is asked about; None for all.
         images_for_rescaling: how many images, the first ones, `rescalings` is given at once; 0 where it changes no
             layer.
+        shift: chooses what is subtracted from the channels of a layer's input where it changes layers.
         keeps_sigma: whether sigma' is the table's sigma.
     """
 
     reads: Reads
     images_with_m: int | None = None
     images_for_rescaling: int = 0
+    shift: Shift = NO_SHIFT
     keeps_sigma: bool = True
 
     @abstractmethod

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from ptq_diffusion.engine.plugins import owner, plugin_object, plugins_of
 
-STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
+STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+"""Options are of the types that they are annotated with, and numbers are finite, in lists and maps too."""
 OURS = "ptq_diffusion."
 ALLOWED = (OURS, "diffusers.", "torch.optim.")
 OTHER_WEIGHTS = "Error(s) in loading state_dict"

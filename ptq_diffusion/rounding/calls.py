@@ -1,7 +1,7 @@
 """Calls of a block: its inputs and the outputs that it is to have, batch by batch, in files."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +135,7 @@ class CallFiles(Sequence[Call]):
         leaves, tree = tree_flatten(call.arguments)
         tensors = {f"argument/{place}": leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
         outputs = {f"output/{place}": output for place, output in enumerate(call.outputs)}
-        write_tensors(self._file(len(self)), tensors | outputs)
+        write_tensors(self._file(len(self)), _apart(tensors | outputs))
         self._counts.append(call.count)
         constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._trees.append((call.i, tree, constants, call.of_rows))
@@ -157,3 +157,14 @@ class CallFiles(Sequence[Call]):
 
     def _file(self, place: int) -> Path:
         return self._folder / f"{place:06d}.safetensors"
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of which no two share memory, as a file asks; a block may return one twice, or what it is given."""
+    places: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in places else tensor
+        places.add(place)
+    return apart

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -33,11 +34,41 @@ def test_sites_are_those_of_the_network_with_the_bits_of_the_plan(words, tiny_mo
 def test_the_table_fits_80_columns_with_bits_by_step_too(words):
     rows = list(sites_of(compose(*words, "bitwidth=share", "sampler.steps=10")))
     console = Console(width=80, file=io.StringIO())
-    console.print(table_of(rows))
+    console.print(table_of(rows, 80))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert any(line.split()[:1] == [rows[0].name] for line in lines) and f"{len(rows)} sites" in lines[-2]
     assert "4-8" in console.file.getvalue() and {len(row.activation) for row in rows} == {1, 10}
+
+
+@pytest.mark.parametrize("width", [72, 80, 120])
+def test_names_go_on_after_a_dot_and_are_whole(words, width):
+    rows = list(sites_of(compose(*words)))
+    console = Console(width=width, file=io.StringIO())
+    console.print(table_of(rows, width))
+    lines = [line[1:] for line in console.file.getvalue().splitlines()[3:-2]]
+    names: list[str] = []
+    for first in (re.match(r" *\S*", line).group().rstrip() for line in lines):
+        if first.startswith("  "):
+            assert names[-1].endswith(".")
+            names[-1] += first.strip()
+        else:
+            names.append(first)
+    assert names == [row.name for row in rows]
+    assert (len(lines) > len(rows)) is (width < 120), "there is room on wider consoles"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["quantizer@quantizer.weight=log2"], "choose another quantizer@quantizer.weight"),
+        (["step_groups@quantizer.steps=equal", "quantizer@quantizer.activation=dynamic_per_tensor"], "step_groups"),
+        (["range_search@quantizer.weight.range_search=lp", "quantizer.weight.range_search.p=-1"], "expected p > 0"),
+    ],
+)
+def test_quantizers_are_checked_as_of_a_run(words, more, message):
+    with pytest.raises(ValueError, match=message):
+        print_layers([*words, *more])
 
 
 def test_bits_that_are_measured_are_not_known(words, capsys):

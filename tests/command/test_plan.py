@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from ptq_diffusion.command.experiment import STAGES
 from ptq_diffusion.command.plan.activations import LiveBytes, forward_bytes
+from ptq_diffusion.command.plan.bytes import ENTRY
 from ptq_diffusion.command.plan.words import print_plan
 from ptq_diffusion.main import main
 from ptq_diffusion.model import DiffusersDenoiser
@@ -97,6 +98,20 @@ def test_a_run_asks_the_networks_and_leaves_bytes_as_planned(words, tiny, make, 
         tensors = sum(tensor.nbytes for file in files for tensor in load_file(file).values())
         sizes = sum(file.stat().st_size for file in files)
         assert plan[stage, "kept"] == (tensors if stage in EXACT else pytest.approx(sizes, rel=0.2)), stage
+
+
+@pytest.mark.parametrize("classes", [None, 4], ids=["time alone", "time and class"])
+def test_the_bytes_of_shifts_are_those_of_the_layers_that_are_shifted(tiny, make, capsys, tiny_model_folder, classes):
+    """Inputs without a border that differ from image to image: an embedding of the time and the class, not of time."""
+    words = ["correction=rescaled", "correction.images=9", "noise.images=17", "goal=fit"]
+    words += [] if classes is None else [*LABELS[:2], f"model.path={tiny_model_folder(classes=classes)}"]
+    shifted = [*words, "shift@correction.shift=mid_range"]
+    plain, more = (planned(capsys, *tiny, *each)["fit", "kept"] for each in (words, shifted))
+    stored = Counter()
+    for name, tensor in load_file(make(*shifted) / "correction.safetensors").items():
+        if name.endswith("/shift"):
+            stored[name.partition("/")[0]] += tensor.nbytes + ENTRY
+    assert stored and more - plain == max(stored.values()) * 3
 
 
 def test_a_folder_without_weights_has_the_plan_of_one_with_them(tiny, capsys, tmp_path, tiny_model_folder):

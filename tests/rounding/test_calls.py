@@ -64,6 +64,19 @@ def test_calls_of_files_are_compared_on_the_device_of_the_networks(tmp_path):
     assert moved.arguments[1]["places"][1] == 3 and moved.of_rows == call.of_rows and moved.i == call.i
 
 
+def test_tensors_that_share_memory_are_written_each(tmp_path):
+    """A block may return a tensor twice, a part of one beside it, or an argument as it is."""
+    x = torch.rand(4, 3)
+    outputs = [x + 1, x]
+    with CallFiles.within(tmp_path / "calls") as calls:
+        calls.append(Call(0, ((x, x[:2], x.T), {}), [*outputs, outputs[0], outputs[0][1:]], [True, False, False]))
+        (call,) = calls
+    (whole, part, turned), _ = call.arguments
+    assert torch.equal(whole, x) and torch.equal(part, x[:2]) and torch.equal(turned, x.T)
+    for output, expected in zip(call.outputs, [*outputs, outputs[0], outputs[0][1:]], strict=True):
+        assert torch.equal(output, expected)
+
+
 @pytest.mark.parametrize("flat", [lambda rows: torch.rand(2 * rows), lambda rows: torch.rand(rows + 1)])
 def test_a_tensor_that_grows_in_another_way_is_refused(block, flat):
     with pytest.raises(ValueError, match=r"a row for each row .* choose rounding=gptq"):

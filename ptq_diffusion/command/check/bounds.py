@@ -7,12 +7,14 @@ machine reaches. What passes may still run out; what is refused would have, afte
 import math
 import os
 import shutil
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
+from ptq_diffusion.correction import Auto
 from ptq_diffusion.model import Denoiser
 
 FLOAT = 4
@@ -22,6 +24,15 @@ FASTEST_ACCELERATOR = 2e15
 """Multiply-accumulates a second that no device of today does."""
 LONGEST = 60 * 24 * 3600
 """Seconds that nobody waits for, 60 days."""
+NOISE, CALIBRATION, LAYERS = "noise", "calibration", "layers"
+OPTIONS = {
+    "images": ("images", "seeds"),
+    "noise": ("noise.images",),
+    "calibration": ("calibration.images",),
+    "trial": ("trial.images",),
+    "layers": ("layers.images",),
+}
+"""The options that every number of samples grows with."""
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -85,33 +96,76 @@ class Room:
         return cls(own, memory, shutil.disk_usage(folder).free)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Numbers of samples that an experiment draws, 0 of what its goal does not take.
+
+    Args:
+        images: of each variant, over all seeds.
+        noise: that the noise is measured on.
+        calibration: that ranges are found on.
+        trial: of all candidates of a choice together.
+        layers: that layers are compared on.
+    """
+
+    images: int
+    noise: int
+    calibration: int
+    trial: int
+    layers: int
+
+    @classmethod
+    def of(cls, cfg: DictConfig, used: Collection[str], correction: object) -> "Drawn":
+        """The samples of a goal that reads these parts of a configuration, of a correction that may be `Auto`."""
+        noise, calibration, layers = (cfg[part].images if part in used else 0 for part in (NOISE, CALIBRATION, LAYERS))
+        images = cfg.images * len(cfg.seeds) if "images" in used else 0
+        trial = correction.images * len(correction.candidates) if isinstance(correction, Auto) else 0
+        return cls(images, noise, calibration, trial, layers)
+
+    def options(self, *parts: str, others: Sequence[str] = ()) -> str:
+        """The options that some of these numbers grow with, as far as they are not 0, and others, in words."""
+        names = [option for part in parts if getattr(self, part) for option in OPTIONS[part]] + list(others)
+        return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
 def needs(
-    cfg: DictConfig, model: Denoiser, steps: int, features: int, device: torch.device, conditions: int = 0
+    cfg: DictConfig,
+    model: Denoiser,
+    drawn: Drawn,
+    steps: int,
+    features: int,
+    device: torch.device,
+    conditions: int = 0,
 ) -> Needs:
     """The least that an experiment needs.
 
     Args:
         cfg: its configuration.
         model: the float model.
+        drawn: the samples that it draws.
         steps: of the sampler.
-        features: the length of a feature vector.
+        features: the length of a feature vector; 0 where nothing is judged.
         device: where networks run.
         conditions: the bytes of all encoded prompts, which are kept in memory.
     """
-    sample, drawn = math.prod(model.shape), cfg.images * len(cfg.seeds)
+    sample = math.prod(model.shape)
     architecture = model.architecture()
     widest = max([sample, *(site.macs // math.prod(site.weight_shape[1:]) for site in model.sites() if site.weighted)])
     forward = FLOAT * (architecture.parameters + cfg.micro_batch * widest)
-    judged = 3 * drawn * (sample + FLOAT * features) + 3 * 8 * features**2 + conditions
-    paths = FLOAT * sample * steps * (cfg.calibration.images + cfg.noise.images)
+    judged = 3 * drawn.images * (sample + FLOAT * features) + 3 * 8 * features**2 + conditions
+    paths = FLOAT * sample * steps * (drawn.calibration + drawn.noise)
+    pixels = sample * (3 * drawn.images + drawn.trial)
     macs = sum(site.macs for site in model.sites()) + architecture.attention_macs
-    forwards = steps * (3 * drawn + 2 * cfg.noise.images + cfg.calibration.images)
+    samplings = 3 * drawn.images + 2 * drawn.noise + drawn.calibration + drawn.trial + 2 * drawn.layers
     rate = FASTEST.get(device.type, FASTEST_ACCELERATOR) * cfg.runtime.devices
     return Needs(
         Amount(forward, "micro_batch and the size of the model"),
-        Amount(judged, "images, seeds, the size of feature.extractor and the number of prompts"),
-        Amount(3 * drawn * sample + paths, "images, seeds, noise.images and calibration.images"),
-        Amount(macs * forwards / rate, "images, seeds and sampler.steps"),
+        Amount(
+            judged + sample * drawn.trial,
+            drawn.options("images", "trial", others=["the size of feature.extractor", "the number of prompts"]),
+        ),
+        Amount(pixels + paths, drawn.options("images", "noise", "calibration", "trial")),
+        Amount(macs * steps * samplings / rate, drawn.options(*OPTIONS, others=["sampler.steps"])),
     )
 
 

@@ -1,7 +1,6 @@
 """Checks that choices fit each other, before anything is computed."""
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -9,8 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
-from ptq_diffusion.command.check.bounds import Needs, Room, in_units, needs, require_room, require_trainable
-from ptq_diffusion.command.check.condition import check_condition, encoded_size
+from ptq_diffusion.command.check.bounds import Room, require_room, require_trainable
+from ptq_diffusion.command.check.condition import check_condition
+from ptq_diffusion.command.check.estimate import least, parts_read
 from ptq_diffusion.command.check.quantization import check_quantization
 from ptq_diffusion.command.plan.case import Case, OutlineShop
 from ptq_diffusion.command.plan.one_row import quantized_by_one_row
@@ -89,8 +89,7 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
     """Show each part the model and the table of the sampler."""
     model = shop.model(cfg)
     table = shop.table(cfg, model)
-    if "images" in used:
-        require_room(_least(cfg, model, len(table), shop), room)
+    require_room(least(cfg, model, len(table), shop, parts_read(cfg, goal)), room)
     if "bitwidth" in used:
         policy_of(cfg, model, table).check(_guided(cfg, model).architecture(table), table)
         if "quantizer" in used:
@@ -117,24 +116,6 @@ def _takes_part(stage: type[Stage], cfg: DictConfig) -> bool:
     return stage not in (CorrectionAdditions, LayerAdditions) or stage.serves(cfg)
 
 
-@contextmanager
-def memory_named(cfg: DictConfig, shop: Workshop) -> Iterator[None]:
-    """Within this context an error of memory that says nothing says how much the experiment needs at least.
-
-    Raises:
-        MemoryError: with the estimate.
-    """
-    try:
-        yield
-    except MemoryError as error:
-        if str(error) or "sampler" not in cfg:
-            raise
-        model = shop.model(cfg)
-        least = _least(cfg, model, len(shop.table(cfg, model)), shop)
-        asked = in_units(max(least.memory.size, least.device_memory.size))
-        raise MemoryError(f"an experiment that asks for {asked} at least and more in passing") from error
-
-
 def _check_kinds(cfg: DictConfig, used: Collection[str]) -> None:
     """Refuse an option that is used and names a class of another kind."""
     require_kind(cfg.logger, Tracker, "logger")
@@ -149,11 +130,6 @@ def _check_kinds(cfg: DictConfig, used: Collection[str]) -> None:
         require_kind(cfg.quantizer.steps, StepGroups, "quantizer.steps")
         require_kind(cfg.quantizer.equalisation, Equalisation, "quantizer.equalisation")
         require_kind(cfg.quantizer.low_rank, LowRank, "quantizer.low_rank")
-
-
-def _least(cfg: DictConfig, model: Denoiser, steps: int, shop: Workshop) -> Needs:
-    features = build_extractor(cfg).num_features
-    return needs(cfg, model, steps, features, shop.device, encoded_size(cfg, model))
 
 
 def _check_training(cfg: DictConfig, room: Room) -> None:

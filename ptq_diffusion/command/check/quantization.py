@@ -27,6 +27,8 @@ from ptq_diffusion.stage.writing.onnx import WriteOnnx
 
 Offers = Mapping[Site, frozenset[LayerBits]]
 """The bits that a plan may give every site."""
+CHOSEN_AT_ONCE = 1_000_000
+"""States of a calibration set that are chosen within seconds."""
 
 
 def check_quantization(cfg: DictConfig, model: Denoiser, goal: type[Stage], shop: Workshop) -> None:
@@ -201,11 +203,12 @@ def _check_low_rank(cfg: DictConfig, model: Denoiser, offers: Offers) -> None:
 def _check_calibration_set(cfg: DictConfig, model: Denoiser, observations: InputObservations, steps: int) -> None:
     """Refuse a set that does not fit, as far as it is known before the network is asked."""
     rule, images = construct(cfg.calibration_set), cfg.calibration.images
-    rule.size(steps, images)
+    size = rule.size(steps, images)
     if rule.feature_images and not model.blocks():
         raise ValueError(
             f"expected a network with blocks, whose features {cfg.labels.calibration_set} reads, got one without; set "
             "calibration_set=uniform or name them in blocks()"
         )
-    if observations.steps > 1 and not rule.feature_images:
+    # Of more states a choice takes long, and the stage that observes them refuses it as well.
+    if observations.steps > 1 and not rule.feature_images and size <= CHOSEN_AT_ONCE:
         observations.require(rule.states(steps, images, cfg.calibration.seed).counts)

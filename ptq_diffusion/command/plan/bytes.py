@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptq_diffusion.bitwidth.cost import plan_cost
 from ptq_diffusion.command.plan.bits import dearest
@@ -14,11 +14,10 @@ from ptq_diffusion.correction import Correction, Fingerprint, NoiseStatistics
 from ptq_diffusion.correction.method.chain import Chain
 from ptq_diffusion.correction.method.matched import Matched
 from ptq_diffusion.correction.method.regression import Regression
-from ptq_diffusion.correction.method.rescaled import Rescaled
 from ptq_diffusion.correction.repair.spectral import RINGS
 from ptq_diffusion.data import Prompts
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.model import DiffusersDenoiser, Role
+from ptq_diffusion.model import DiffusersDenoiser, Role, Site
 from ptq_diffusion.network.attention import quantized_attentions
 from ptq_diffusion.network.layer_settings import ROWS
 from ptq_diffusion.network.observing import MOST_BITS
@@ -29,6 +28,10 @@ from ptq_diffusion.stage.reference import build_extractor
 ENTRY = 120
 """Bytes that a tensor's name, type, shape and place take in the header of a safetensors file, about."""
 DOUBLE = 8
+IN_EMBEDDING = {"labels", "pooled", "ids"}
+"""Parts of a condition that are added to the embedding of the time, of which every image then has its own."""
+OF_TIME = {"time_embedding", "timestep_embedder"}
+"""Modules of diffusers' networks that embed the time before anything is added."""
 MEASURED = 2
 """Images that a size is measured on."""
 
@@ -133,8 +136,8 @@ def _bytes_of_link(link: Correction[Any], case: Case) -> int:
     channels, patch = case.model.shape[0], case.model.patch_size
     layers = [site for site in case.model.sites() if site.weighted and site.role is not Role.LAST]
     if link.images_for_rescaling:
-        shifted = link.shift.shifts if isinstance(link, Rescaled) else False
-        inputs = sum(4 * site.weight_shape[1] + ENTRY for site in layers) if shifted else 0
+        shifted = [site for site in layers if link.shift.shifts and _can_be_shifted(site, case)]
+        inputs = sum(4 * site.weight_shape[1] + ENTRY for site in shifted)
         return sum(2 * 4 * site.weight_shape[0] + 4 * ENTRY for site in layers) + inputs
     if isinstance(link, Regression):
         last = next(site for site in case.model.sites() if site.role is Role.LAST)
@@ -145,6 +148,16 @@ def _bytes_of_link(link: Correction[Any], case: Case) -> int:
         bands = int(radial_bands(*case.model.shape[1:], RINGS).max()) + 1
         return DOUBLE * (2 * bands * channels**2 + channels) + 3 * ENTRY
     return DOUBLE * (1 + channels) + 2 * ENTRY
+
+
+def _can_be_shifted(site: Site, case: Case) -> bool:
+    """Whether an input has no border of zeros and is not the same in all images, as an embedding of the time is."""
+    layer = case.model.network.get_submodule(site.name)
+    if isinstance(layer, nn.Conv2d):
+        return layer.padding == "valid" if isinstance(layer.padding, str) else not any(layer.padding)
+    one_row = site.macs == math.prod(site.weight_shape)
+    of_time = IN_EMBEDDING.isdisjoint(case.model.needs) or not OF_TIME.isdisjoint(site.name.split("."))
+    return not (one_row and of_time)
 
 
 def size(tensors: Iterable[Tensor]) -> int:

@@ -14,7 +14,7 @@ from ptq_diffusion.engine.inventory import RunNeeds, State, Stored
 
 COLUMNS = ("stage", "signature", "state", "bytes", "age_seconds", "made_by", "needed_by")
 SHOWN = 2
-"""Runs that a table names of every artefact."""
+"""Lines of the runs of an artefact, whose name and signature take as many."""
 SIGNED = 17
 """Letters of the signature at the end of a run's folder, and the hyphen before it."""
 
@@ -25,13 +25,14 @@ def table(shelf: Shelf) -> Table:
     sheet.add_column("artefact", no_wrap=True)
     for name in ("size", "age"):
         sheet.add_column(name, justify="right", no_wrap=True)
-    sheet.add_column("runs that need it", overflow="fold")
+    sheet.add_column("runs that need it", overflow="ellipsis", no_wrap=True)
     for one in shelf.artefacts:
         stage, signature = one.key
         state = "" if one.state is State.COMPLETE else f"\n{one.state.value}"
         sheet.add_row(f"{stage}\n  {signature}{state}", in_units(one.size), _age(one), _runs(shelf.users[one.key], one))
     total, needed = (sum(one.size for one in group) for group in (shelf.artefacts, _needed(shelf)))
-    sheet.caption = f"{in_units(total)}, {in_units(needed)} of them needed by {len(shelf.runs):,} runs; * made it"
+    summary = f"{in_units(total)}, {in_units(needed)} of them needed by {len(shelf.runs):,} runs"
+    sheet.caption = f"{summary}; * made it; --csv has whole names"
     return sheet
 
 
@@ -66,11 +67,12 @@ def _needed(shelf: Shelf) -> list[Stored]:
 
 
 def _runs(runs: Sequence[RunNeeds], one: Stored) -> str:
-    """The names of some runs, those that made the artefact first."""
+    """The names of some runs, a line each, those that made the artefact first."""
     first = sorted(runs, key=lambda run: one.key[1] not in run.made)
-    names = [run.folder.name[:-SIGNED] + "*" * (one.key[1] in run.made) for run in first[:SHOWN]]
-    rest = len(runs) - SHOWN
-    return ", ".join(names) + (f" and {rest} more" if rest > 0 else "") or "none"
+    names = ["* " * (one.key[1] in run.made) + run.folder.name[:-SIGNED] for run in first]
+    if len(names) > SHOWN:
+        names[SHOWN - 1 :] = [f"and {len(names) - SHOWN + 1} more"]
+    return "\n".join(names) or "none"
 
 
 def _age(one: Stored) -> str:

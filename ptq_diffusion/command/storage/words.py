@@ -27,12 +27,12 @@ def tend_store(words: Sequence[str]) -> None:
         FileNotFoundError: there is no store, or no run in a folder that is named.
         ValueError: nobody can be asked whether to remove, and --yes is missing.
     """
+    prune = list(words[:1]) == ["prune"]
+    arguments = _parser().parse_args(words[prune:])
     # Imports that take long, which other commands do without.
     from ptq_diffusion.command.storage.sheet import csv_of, removals, table
     from ptq_diffusion.command.storage.shelf import Shelf
 
-    prune = list(words[:1]) == ["prune"]
-    arguments = _parser().parse_args(words[prune:])
     shelf = Shelf.of(arguments.outputs, arguments.folders)
     if not prune:
         if arguments.csv:

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Protocol
@@ -84,7 +85,13 @@ class Choice:
         try:
             record = read_json(folder / CHOICE)
             trials = {name: Trial(**trial) for name, trial in record["trials"].items()}
-            return cls(record["chosen"], record["reason"], trials)
+            choice = cls(record["chosen"], record["reason"], trials)
+            numbers = [number for trial in trials.values() for number in astuple(trial)]
+            if record["chosen"] not in trials or not isinstance(record["reason"], str):
+                raise TypeError(f"{record['chosen']!r:.100} for {record['reason']!r:.100}")
+            if not all(isinstance(number, float | int) and isfinite(number) for number in numbers):
+                raise TypeError(f"trials of {numbers!r:.100}")
+            return choice
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"expected a choice that Choice.save wrote in {folder}, got another ({error}); fit or export it again"

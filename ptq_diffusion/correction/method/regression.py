@@ -75,9 +75,9 @@ class Regression(Correction[PathEvidence]):
         for name, side in sides.items():
             if side < 0 or (side % 2 == 0 and side > 0):
                 raise ValueError(f"expected {name} to be 0 or an odd side such as 3, got {side}")
-        if not any(sides.values()) or not ridges or min(ridges) < 0:
+        if not any(sides.values()) or not ridges or not all(0 <= ridge < float("inf") for ridge in ridges):
             raise ValueError(
-                f"expected a regressor, and ridges of at least 0, got {sides} and ridges={list(ridges)}; "
+                f"expected a regressor, and finite ridges of at least 0, got {sides} and ridges={list(ridges)}; "
                 "set one of the sides to 1 or 3"
             )
         require_variance(variance)

@@ -88,16 +88,17 @@ def _read(folder: Path, root: Path) -> Run | None:
         ValueError: a file is cut off or broken.
     """
     try:
-        report = _json(folder / REPORT)
         # A folder's name is the signature of its report, which a later failure, as of a full disk, cannot change.
-        failure = None if report else _json(folder / FAILURE)
-        if failure is not None:
+        complete, failed = (folder / REPORT).is_file(), (folder / FAILURE).is_file()
+        report: Any = read_json(folder / REPORT) if complete else None
+        failure: Any = read_json(folder / FAILURE) if failed and not complete else None
+        if failed and not complete:
             require_shape(Failure, failure)
         config = read_config(folder) if failure is None else failure["config"]
         if not isinstance(config, dict) or config.get("goal") != "report" or "labels" not in config:
             return None
         require_shape(Config, config)
-        if report is not None:
+        if complete:
             require_shape(Report, report)
             _require_signatures(report["signatures"])
     except (ValueError, KeyError, OSError, YAMLError, RecursionError, OmegaConfBaseException) as error:
@@ -162,7 +163,11 @@ UNCOUNTED = (
     "judging.",
     "trial.",
     "drift.",
+    "layers.",
+    "onnx.",
+    "plugins",
 )
+"""Beginnings of the keys that change no number, or that the protocol compares."""
 
 
 def _used(stage: type[Stage]) -> tuple[str, ...]:
@@ -196,7 +201,3 @@ def _level(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _json(path: Path) -> Any:  # noqa: ANN401
-    return read_json(path) if path.is_file() else None

@@ -19,6 +19,7 @@ TITLES = {BITS: BITS, "quantizer.weight.granularity._target_": "weights"}
 FAILED = "failed"
 SEVERAL = ("images", "seed", "steps", "weight", "activation")
 """Last parts of keys that several things have, such as a run and a calibration, and which name none of them."""
+WORD = re.compile(r"\S+(?: ±)?")
 EDGES, BETWEEN = 2, 2
 """Letters at the edges of a console's table, and beside each column."""
 LATEX = {
@@ -133,8 +134,8 @@ class WholeWords:
         return [self.columns[column], *(row[column] for row in self._rows())]
 
     def _width(self, column: int) -> int:
-        """The letters of the longest word of a column."""
-        return max((len(word) for text in self._texts(column) for word in text.split()), default=1)
+        """The letters of the longest word of a column; a plus-minus stays beside its number."""
+        return max((len(word) for text in self._texts(column) for word in WORD.findall(text)), default=1)
 
     def _widths(self, part: Sequence[int], width: int) -> list[int]:
         """The widths of a table's columns, their longest words at least; the rest goes where most is lacking."""

@@ -1,9 +1,13 @@
 """A correction is chosen only where its samples are certainly closer to the float model's."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 import torch
 
 from ptq_diffusion.correction import Auto, Choice, NoCorrection
+from ptq_diffusion.correction.method.auto import Trial
 from ptq_diffusion.metric import DistanceToFloat, Pixels
 
 JUDGE = DistanceToFloat(Pixels(3, 4), replicates=50, seed=0)
@@ -53,6 +57,27 @@ def test_a_choice_is_read_as_it_was_saved(images, tmp_path):
     assert Choice.load(tmp_path) is None
     choice.save(tmp_path)
     assert Choice.load(tmp_path) == choice
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chosen": {}},
+        {"chosen": "nothing"},
+        {"reason": None},
+        {"trials": {}},
+        {"trials": {"none": {"distance": 1, "difference": 0, "standard_error": float("nan")}}},
+        {"trials": {"none": {"distance": 1, "difference": 0, "standard_error": "0"}}},
+    ],
+)
+def test_a_damaged_choice_is_refused(tmp_path, change):
+    whole = {"chosen": "none", "reason": "", "trials": {"none": asdict(Trial(1.0, 0.0, 0.0))}}
+    for content in (whole, whole | change):
+        (tmp_path / "choice.json").write_text(json.dumps(content))
+        if content is whole:
+            assert Choice.load(tmp_path).chosen == "none"
+    with pytest.raises(ValueError, match="expected a choice that Choice.save wrote"):
+        Choice.load(tmp_path)
 
 
 def test_the_more_candidates_the_surer_the_closest_must_be():

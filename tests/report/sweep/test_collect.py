@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ptq_diffusion.engine.stage import needed
 from ptq_diffusion.report.report import table as report_table
 from ptq_diffusion.report.sweep.collect import collect
-from ptq_diffusion.report.sweep.runs import read_config
+from ptq_diffusion.report.sweep.runs import UNCOUNTED, read_config
 from ptq_diffusion.report.sweep.table import WholeWords
 from ptq_diffusion.stage.drawing.variants import VARIANTS
+from ptq_diffusion.stage.evaluate import Evaluate
+from tests.experiments import composed
 from tests.report.sweep.run_folders import EXAMPLE, kinds, other_protocol, run_like, table
 
 
@@ -227,7 +230,13 @@ def test_corrections_are_compared_by_the_features_of_their_images(command, tmp_p
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("config.yaml", "a: [1"), ("report.json", '{"rows": ['), ("failure.json", "{}"), ("failure.json", "")],
+    [
+        ("config.yaml", "a: [1"),
+        ("report.json", '{"rows": ['),
+        ("report.json", "null"),
+        ("failure.json", "{}"),
+        ("failure.json", ""),
+    ],
 )
 def test_a_broken_file_of_a_run_is_named(tmp_path, name, text):
     run_like(tmp_path)
@@ -254,3 +263,16 @@ def test_levels_that_only_look_like_numbers_are_text(tmp_path):
         text = (run / "config.yaml").read_text()
         (run / "config.yaml").write_text(text.replace("path: bundled:cifar10_ddpm", f"path: {folder}", 1))
     assert {row["model.path"] for row in table(tmp_path) if row["run"]} == set(folders)
+
+
+def test_options_that_no_number_depends_on_are_no_factors(tmp_path):
+    """Of the whole configuration what no stage on the way reads, such as the images that layers are compared on."""
+    read = {part.partition(".")[0] for stage in needed(Evaluate) for part in stage.uses}
+    unread = [str(key) for key in composed() if key not in read]
+    assert "layers" in unread and all(f"{key}.".startswith(UNCOUNTED) for key in unread), unread
+    run_like(tmp_path / "plain")
+    run = run_like(tmp_path / "compared")
+    text = (run / "config.yaml").read_text()
+    assert "layers:\n  images: 0\n" in text
+    (run / "config.yaml").write_text(text.replace("layers:\n  images: 0\n", "layers:\n  images: 8\n"))
+    assert "layers.images" not in table(tmp_path)[0]

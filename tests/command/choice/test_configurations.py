@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from ptq_diffusion.engine.factory import construct
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 GROUPS = {
     "model": "model",
     "condition": "condition",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ptq_diffusion.command.check.bounds import LONGEST, Room, in_units, needs, require_room, require_trainable
+from ptq_diffusion.command.check.bounds import LONGEST, Drawn, Room, in_units, needs, require_room, require_trainable
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.model import DiffusersDenoiser
 from tests.experiments import composed
@@ -18,8 +18,12 @@ def model(tiny_model_folder):
     return DiffusersDenoiser.from_folder(str(tiny_model_folder()))
 
 
-def needed(model, *words, steps=20, features=256):
-    return needs(composed(*words), model, steps, features, CPU)
+REPORT = ("images", "noise", "calibration", "layers")
+
+
+def needed(model, *words, steps=20, features=256, used=REPORT):
+    cfg = composed("correction=none", *words)
+    return needs(cfg, model, Drawn.of(cfg, used, construct(cfg.correction)), steps, features, CPU)
 
 
 def test_what_is_needed_grows_with_the_options_that_are_named(model):
@@ -29,6 +33,18 @@ def test_what_is_needed_grows_with_the_options_that_are_named(model):
     assert needed(model, "images=10", "seeds=[0]", "micro_batch=128").device_memory.size > least.device_memory.size
     assert needed(model, "images=10", "seeds=[0]", steps=40).time.size > least.time.size
     assert needed(model, "images=10", "seeds=[0]", features=512).memory.size > least.memory.size
+    for option in ("noise.images", "calibration.images", "layers.images"):
+        assert needed(model, "images=10", "seeds=[0]", f"{option}=1000").time.size > least.time.size, option
+    few, many = (needed(model, "correction=auto", f"trial.images={images}") for images in (10, 20))
+    assert many.disk.size > few.disk.size and many.memory.size > few.memory.size and many.time.size > few.time.size
+
+
+def test_a_goal_needs_what_it_draws(model):
+    words = "images=1000000", "noise.images=2000"
+    fitted, noised = needed(model, *words, used=("noise",)), needed(model, "noise.images=2000", used=("noise",))
+    assert fitted == noised and fitted.disk.options == "noise.images"
+    assert needed(model, *words).disk.options == "images, seeds, noise.images and calibration.images"
+    assert needed(model, used=("calibration",)).time.options == "calibration.images and sampler.steps"
 
 
 def test_it_is_a_bound_from_below(model):
@@ -85,6 +101,13 @@ def test_amounts_are_readable():
     [
         (["images=100000000000"], "lower images"),
         (["micro_batch=100000000000"], "lower micro_batch"),
+        (["goal=quantize", "calibration.images=1000000000000"], "lower calibration.images"),
+        (
+            ["calibration.images=1000000000000", "calibration_set=ndtc", "step_groups@quantizer.steps=equal"],
+            "lower images, seeds, .*calibration.images",
+        ),
+        (["goal=fit", "noise.images=1000000000000"], "lower noise.images"),
+        (["correction=auto", "goal=fit", "trial.images=1000000000000"], "lower .*trial.images"),
         (["feature=pixels", "feature.extractor.size=100000"], "lower .*feature.extractor"),
         (["model._target_=diffusers.UNet2DModel"], "model to be a Denoiser, got UNet2DModel"),
         (["+correction._partial_=true"], "correction to be a Requirements, got PTQD"),

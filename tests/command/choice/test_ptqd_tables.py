@@ -18,7 +18,7 @@ from ptq_diffusion.model.original import convert
 from tests.model import pipelines
 from tests.model.original.test_conversion import Origin
 
-FOLDER = Path(__file__).parents[2] / "experiments" / "ptqd_tables"
+FOLDER = Path(__file__).parents[3] / "experiments" / "ptqd_tables"
 HEADS = pytest.mark.skipif(not hasattr(Family, "build"), reason="networks of one number of heads do not load yet")
 PARAMETERS = {
     "imagenet": 400_920_579,

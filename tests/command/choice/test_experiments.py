@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 # Grids differ from the default experiment by options that other tests run; here they are only composed.
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml") if "sweeper" not in path.read_text())
 TINY_AUTOENCODER = [

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml") if path.stem != "none")
 WORD = re.compile(r"^#   (?P<key>[\w.@]+)=(?P<value>.+?)(?:: .+)?$", re.MULTILINE)
 """A line of what a recipe consists of: a word of a command line and, behind a colon, what it means."""

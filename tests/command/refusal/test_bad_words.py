@@ -85,7 +85,12 @@ WORDS = {
     "more steps than were trained": ("sampler.steps=2000", "at most 1000"),
     "negative eta": ("sampler.eta=-0.1", r"eta in \[0, 1\]"),
     "eta above 1": ("sampler.eta=1.5", r"eta in \[0, 1\]"),
-    "eta that is no number": ("sampler.eta=nan", r"eta in \[0, 1\]"),
+    "eta that is no number": ("sampler.eta=nan", "eta of DDIM to be a finite number"),
+    "a ridge that is no number": (
+        "correction=wiener correction.ridges=[1,nan]",
+        "ridges.1 .* to be a finite",
+    ),
+    "an infinite ridge": ("correction=wiener correction.ridges=[inf]", "ridges.0 .* to be a finite"),
     "eta that is a word": ("sampler.eta=much", "eta of DDIM to be a valid number"),
     "an option of no scheduler": ("+sampler.scheduler.nothing=1", "it has beta_end"),
     "a spacing that is none": ("+sampler.scheduler.timestep_spacing=odd", "timestep_spacing"),

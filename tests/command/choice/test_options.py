@@ -66,6 +66,17 @@ def test_a_command_explains_itself(words, capsys):
     assert said.startswith(f"usage: ptq-diffusion {words[0]} ") and max(map(len, said.splitlines())) <= 80
 
 
+def test_no_command_loads_torch_to_explain_itself():
+    code = (
+        "import sys\nfrom ptq_diffusion.main import command\n"
+        "for name in 'collect convert doctor layers options plan store'.split():\n"
+        "    try:\n        command([name, '--help'])\n    except SystemExit:\n        pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0 and ended.stdout.count("usage: ptq-diffusion") == 7
+
+
 def test_a_reader_that_leaves_is_no_error():
     ended = subprocess.run(
         f"{sys.executable} -m ptq_diffusion --help | head -n 1; echo ${{PIPESTATUS[0]}}",

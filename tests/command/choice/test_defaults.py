@@ -15,7 +15,7 @@ import pytest
 import yaml
 from hydra.utils import get_object
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 GROUPS = (
     "bitwidth",
     "correction",
