@@ -24,6 +24,7 @@ from rich.table import Table
 
 from experiments.brecq_cost.published import Loop, PublishedReconstruction
 from ptq_diffusion.command.conf import CONF
+from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.selection import select
@@ -122,6 +123,7 @@ def subject(size: Size) -> Subject:
 def measured(size: Size, name: str) -> Spent:
     """The cost of one arm in this process."""
     quiet_libraries()
+    keep_freed_memory()
     torch.set_num_threads(1)
     work = ARMS[name](size, subject(size))
     parts = [part for part in work.parts if size.block in (ALL, part.name)]

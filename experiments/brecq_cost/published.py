@@ -9,6 +9,7 @@ cache a gradient of each output besides.
 """
 
 import copy
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,10 @@ SHARPEST, SOFTEST = 20.0, 2.0
 """The first and the last exponent b of the regulariser."""
 ZETA, GAMMA = 1.1, -0.1
 """The ends of the stretched sigmoid."""
+
+
+class _SeenError(Exception):
+    """A block has returned, and nothing behind it is wanted."""
 
 
 @dataclass(frozen=True)
@@ -150,14 +155,16 @@ class PublishedReconstruction(WeightReconstruction):
     def _seen(
         self, denoiser: Denoiser, part: Part, i: int, x_t: Tensor, condition: Condition | None
     ) -> tuple[list[Any], Any, Tensor]:
-        """Arguments, as leaves and a tree, and the output of a block in one forward of the whole network."""
+        """Arguments, as leaves and a tree, and the output of a block in one forward, which ends there."""
         calls: list[tuple[list[Any], Any, Tensor]] = []
 
         def see(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: object) -> None:
             leaves, tree = tree_flatten((positional, named))
             calls.append((leaves, tree, _first(output)))
+            raise _SeenError
 
-        with denoiser.network.get_submodule(part.name).register_forward_hook(see, with_kwargs=True):
+        block = denoiser.network.get_submodule(part.name)
+        with suppress(_SeenError), block.register_forward_hook(see, with_kwargs=True):
             self.ask(denoiser, i, x_t, condition)
         return calls[0]
 

@@ -64,7 +64,7 @@ class BRECQ(Rounding):
 
 
 class SoftWeight(StoredWeight):
-    """A copy of a weight whose integers are undecided yet.
+    """A copy of a weight whose integers are undecided yet, with the values of one iteration, which all calls share.
 
     Args:
         soft: the integers.
@@ -76,10 +76,22 @@ class SoftWeight(StoredWeight):
     def __init__(self, soft: SoftIntegers, bits: int) -> None:
         super().__init__()
         self.soft, self.bits = soft, bits
+        self.renew()
+
+    def renew(self) -> Tensor:
+        """Compute the values from the integers as they are now; the shares h that these are between."""
+        up = self.soft.up()
+        self._shared = self.soft.values(up)
+        self._values = self._shared.detach().requires_grad_()
+        return up
+
+    def gradient(self) -> tuple[Tensor, Tensor]:
+        """The values with their graph, and the gradient that the calls since `renew` have by them."""
+        gradient = self._values.grad
+        return self._shared, torch.zeros_like(self._shared) if gradient is None else gradient
 
     def values(self, gain: Tensor | None = None) -> Tensor:
-        values = self.soft.values()
-        return values if gain is None else values * gain.view(-1, *[1] * (values.dim() - 1))
+        return self._values if gain is None else self._values * gain.view(-1, *[1] * (self._values.dim() - 1))
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {"v": self.soft.v}
@@ -120,15 +132,20 @@ class BlockReconstruction(BlockErrors, WeightReconstruction):
     def _learned(self, part: Part, calls: CallFiles, nearest: float) -> Mapping[Copy, SoftIntegers]:
         """Undecided integers of all copies of a part, as the descent leaves them."""
         descent, soft = self.rounding.descent, {copy: self._soft(*copy) for copy in self.copies(part)}
-        optimizer = torch.optim.Adam([undecided.v for undecided in soft.values()], descent.learning_rate)
-        draw = generator("blocks", part.name)
-        with torch.enable_grad(), self._softened(soft):
-            for iteration in range(descent.iterations):
+        weights = {copy: SoftWeight(undecided, copy[1]) for copy, undecided in soft.items()}
+        optimizer = torch.optim.Adam([one.v for one in soft.values()], descent.learning_rate, fused=True)
+        draws = self.draws(calls, (self.rounding.calls, self.rounding.rows), generator("blocks", part.name))
+        with torch.enable_grad(), self._computing(weights):
+            for iteration, drawn in zip(range(descent.iterations), draws, strict=False):
                 optimizer.zero_grad()
+                ups = [weight.renew() for weight in weights.values()]
+                self.add_gradient(part, drawn, nearest)
                 progress = iteration / descent.iterations
-                penalties = [undecided.penalty(progress, descent.warmup) for undecided in soft.values()]
-                (descent.penalty * torch.stack(penalties).mean()).backward()
-                self.add_gradient(part, calls, (self.rounding.calls, self.rounding.rows), nearest, draw)
+                pairs = zip(soft.values(), ups, strict=True)
+                penalties = [one.penalty(progress, descent.warmup, up) for one, up in pairs]
+                penalty = descent.penalty * torch.stack(penalties).mean()
+                shared, gradients = zip(*(weight.gradient() for weight in weights.values()), strict=True)
+                torch.autograd.backward([penalty, *shared], [torch.ones_like(penalty), *gradients])
                 optimizer.step()
         return soft
 
@@ -137,12 +154,12 @@ class BlockReconstruction(BlockErrors, WeightReconstruction):
         return SoftIntegers(weight, *quantizer.spread(weight), quantizer.grid)
 
     @contextmanager
-    def _softened(self, soft: Mapping[Copy, SoftIntegers]) -> Iterator[None]:
+    def _computing(self, soft: Mapping[Copy, SoftWeight]) -> Iterator[None]:
         """Within this context the quantized network computes with undecided integers."""
         places = {copy: (self.quantized.layer(copy[0]).weights, self.place(*copy)) for copy in soft}
         before: dict[Copy, nn.Module] = {copy: weights[place] for copy, (weights, place) in places.items()}
         for copy, (weights, place) in places.items():
-            weights[place] = SoftWeight(soft[copy], copy[1])
+            weights[place] = soft[copy]
         try:
             yield
         finally:

@@ -3,16 +3,14 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
-
-from ptq_diffusion.artefact.files import write_tensors
 
 
 class _ReturnedError(Exception):
@@ -47,12 +45,41 @@ class Call:
         some = [leaf[chosen] if is_of_rows else leaf for leaf, is_of_rows in pairs]
         return Call(self.i, tree_unflatten(some, tree), [output[chosen] for output in self.outputs], self.of_rows)
 
+    def joins(self, other: "Call") -> bool:
+        """Whether both calls can be one of all their rows: no tensor is whole, and constants are the same."""
+        sides = [tree_flatten(call.arguments) for call in (self, other)]
+        if sides[0][1] != sides[1][1] or self.of_rows != other.of_rows:
+            return False
+        leaves = zip(sides[0][0], sides[1][0], self.of_rows, strict=True)
+        return all(is_of_rows or not isinstance(one, Tensor) and one == another for one, another, is_of_rows in leaves)
+
+    @classmethod
+    def joined(cls, calls: Sequence["Call"]) -> "Call":
+        """One call of the rows of all, each of which `joins` the first; its step is the first one's."""
+        if len(calls) == 1:
+            return calls[0]
+        leaves = zip(*(tree_flatten(call.arguments)[0] for call in calls), strict=True)
+        tree, of_rows = tree_flatten(calls[0].arguments)[1], calls[0].of_rows
+        whole = [torch.cat(parts) if is_of_rows else parts[0] for parts, is_of_rows in zip(leaves, of_rows, strict=True)]
+        outputs = [torch.cat(parts) for parts in zip(*(call.outputs for call in calls), strict=True)]
+        return cls(calls[0].i, tree_unflatten(whole, tree), outputs, of_rows)
+
     def to(self, device: torch.device | str) -> "Call":
         """The call with all tensors on another device."""
         arguments, outputs = tree_map(
             lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (self.arguments, list(self.outputs))
         )
         return Call(self.i, arguments, outputs, self.of_rows)
+
+
+    def laid_out(self) -> "Call":
+        """The call with channels last in memory of images on the CPU, whose convolutions are faster for it."""
+        return replace(self, arguments=tree_map(_laid_out, self.arguments))
+
+
+def _laid_out(leaf: object) -> object:
+    is_image = isinstance(leaf, Tensor) and leaf.dim() == 4 and leaf.device.type == "cpu"
+    return leaf.contiguous(memory_format=torch.channels_last) if is_image else leaf  # type: ignore[attr-defined]
 
 
 def call_of(block: nn.Module, forward: Callable[[], object]) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
@@ -109,8 +136,54 @@ def tensors_of(output: object) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor within a file, row after row.
+
+    Args:
+        offset: bytes before it.
+        shape: of the tensor.
+        dtype: of its numbers.
+    """
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def write(cls, file: BinaryIO, tensor: Tensor) -> "_Stored":
+        """Append a tensor to a file."""
+        stored = cls(file.tell(), tuple(tensor.shape), tensor.dtype)
+        file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return stored
+
+    def read(self, file: BinaryIO, rows: Sequence[int] | None) -> Tensor:
+        """The tensor, or some of its rows, of which no other is read."""
+        places, shape = ([0], self.shape) if rows is None else (rows, self.shape[1:])
+        size = prod(shape) * self.dtype.itemsize
+        numbers = torch.empty(len(places), size, dtype=torch.uint8)
+        for place, row in zip(places, numbers.numpy(), strict=True):
+            file.seek(self.offset + place * size)
+            if file.readinto(row) != size:  # type: ignore[attr-defined]
+                raise ValueError(f"expected whole calls of a block in {file.name}, got a file that was cut; round again")
+        whole = numbers.view(self.dtype)
+        return whole.reshape(self.shape if rows is None else (len(rows), *shape))
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A call whose tensors lie in a file: the step, the number of rows, the leaves of the arguments, the outputs."""
+
+    i: int
+    count: int
+    tree: TreeSpec
+    leaves: Sequence[Any]
+    outputs: Sequence[_Stored]
+    of_rows: Sequence[bool]
+
+
 class CallFiles(Sequence[Call]):
-    """Calls in files, which are mapped: memory holds them only where there is room.
+    """Calls in files, of which memory holds those rows that are asked for.
 
     Args:
         folder: of the files.
@@ -118,8 +191,7 @@ class CallFiles(Sequence[Call]):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._trees: list[tuple[int, TreeSpec, list[Any], Sequence[bool]]] = []
-        self._counts: list[int] = []
+        self._entries: list[_Entry] = []
 
     @classmethod
     @contextmanager
@@ -133,27 +205,36 @@ class CallFiles(Sequence[Call]):
     def append(self, call: Call) -> None:
         """Write one more call."""
         leaves, tree = tree_flatten(call.arguments)
-        tensors = {f"argument/{place}": leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
-        outputs = {f"output/{place}": output for place, output in enumerate(call.outputs)}
-        write_tensors(self._file(len(self)), tensors | outputs)
-        self._counts.append(call.count)
-        constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self._trees.append((call.i, tree, constants, call.of_rows))
+        # Scratch of one attempt, which is made anew after a kill: nothing has to reach the disk.
+        with self._file(len(self)).open("wb") as file:
+            stored = [_Stored.write(file, leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            outputs = [_Stored.write(file, output) for output in call.outputs]
+        self._entries.append(_Entry(call.i, call.count, tree, stored, outputs, call.of_rows))
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """The step and the number of rows of every call."""
-        return [(i, count) for (i, *_), count in zip(self._trees, self._counts, strict=True)]
+        return [(entry.i, entry.count) for entry in self._entries]
 
     def __len__(self) -> int:
-        return len(self._trees)
+        return len(self._entries)
 
     def __getitem__(self, place: int) -> Call:  # type: ignore[override]
-        i, tree, constants, of_rows = self._trees[place]
-        tensors = load_file(self._file(place))
-        leaves = [tensors.get(f"argument/{number}", constant) for number, constant in enumerate(constants)]
-        outputs = [tensors[f"output/{number}"] for number in range(len(tensors)) if f"output/{number}" in tensors]
-        return Call(i, tree_unflatten(leaves, tree), outputs, of_rows)
+        return self._read(place, None)
+
+    def rows(self, place: int, chosen: Tensor) -> Call:
+        """`self[place].rows(chosen)`, of which nothing else is read."""
+        return self._read(place, chosen.tolist())
+
+    def _read(self, place: int, rows: Sequence[int] | None) -> Call:
+        entry = self._entries[place]
+        with self._file(place).open("rb") as file:
+            leaves = [
+                leaf.read(file, rows if is_of_rows else None) if isinstance(leaf, _Stored) else leaf
+                for leaf, is_of_rows in zip(entry.leaves, entry.of_rows, strict=True)
+            ]
+            outputs = [output.read(file, rows) for output in entry.outputs]
+        return Call(entry.i, tree_unflatten(leaves, entry.tree), outputs, entry.of_rows)
 
     def _file(self, place: int) -> Path:
-        return self._folder / f"{place:06d}.safetensors"
+        return self._folder / f"{place:06d}.bin"

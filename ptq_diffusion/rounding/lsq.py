@@ -184,11 +184,12 @@ class ScaleReconstruction(BlockErrors):
     def _descend(self, part: Part, calls: CallFiles, learned: Mapping[str, LearnedSettings], searched: float) -> None:
         rule, draw = self.rule, generator("activation scales", part.name)
         optimizer = torch.optim.Adam([settings.v for settings in learned.values()], rule.learning_rate)
-        for iteration in range(rule.iterations):
+        draws = self.draws(calls, (rule.calls, rule.rows), draw)
+        for iteration, drawn in zip(range(rule.iterations), draws, strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = rule.learning_rate * (1 + cos(pi * iteration / rule.iterations)) / 2
             optimizer.zero_grad()
-            self.add_gradient(part, calls, (rule.calls, rule.rows), searched, draw)
+            self.add_gradient(part, drawn, searched)
             optimizer.step()
 
     @contextmanager

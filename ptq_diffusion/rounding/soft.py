@@ -1,6 +1,8 @@
 """Integers that are still undecided between the two next to a weight."""
 
 from dataclasses import dataclass
+from math import cos, pi
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,24 @@ LOW, HIGH = -0.1, 1.1
 """The ends of the stretched sigmoid, beyond which it is cut off: gamma and zeta of the paper."""
 SHARPEST, SOFTEST = 20.0, 2.0
 """The first and the last exponent of the penalty."""
+
+
+class _Undecided(torch.autograd.Function):
+    """The mean of 1 - |2 h - 1|^beta, which takes one power for itself and its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, up: Tensor, beta: float) -> Tensor:  # noqa: ANN401
+        side = 2 * up - 1
+        size = side.abs()
+        power = size.pow(beta - 1)
+        mean = 1 - power.mul(size).mean()
+        ctx.save_for_backward(power.mul_(side.sign_()).mul_(-2 * beta / side.numel()))
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None
 
 
 class SoftIntegers(nn.Module):
@@ -44,23 +64,28 @@ class SoftIntegers(nn.Module):
         """h, between 0 for the integer below and 1 for the one above."""
         return (torch.sigmoid(self.v) * (HIGH - LOW) + LOW).clamp(0, 1)
 
-    def values(self) -> Tensor:
-        """The values that the undecided integers stand for, with a gradient by v."""
-        low, high = self.grid.low - self.zero_point, self.grid.high - self.zero_point
-        return (self.below + self.up()).clamp(low, high) * self.scale
+    def values(self, up: Tensor | None = None) -> Tensor:
+        """The values that the undecided integers stand for, with a gradient by v.
 
-    def penalty(self, progress: float, warmup: float) -> Tensor:
+        Args:
+            up: h, where it is at hand.
+        """
+        low, high = self.grid.low - self.zero_point, self.grid.high - self.zero_point
+        return (self.below + (self.up() if up is None else up)).clamp(low, high) * self.scale
+
+    def penalty(self, progress: float, warmup: float, up: Tensor | None = None) -> Tensor:
         """The mean of 1 - |2 h - 1|^beta over all elements, which decided ones do not have.
 
         Args:
             progress: the share of the iterations that is done, from which beta falls from 20 to 2 along a cosine.
             warmup: the share before which there is no penalty.
+            up: h, where it is at hand.
         """
         if progress < warmup:
-            return 0 * self.v.sum()
+            return self.v.new_zeros((), requires_grad=True)
         left = (1 - progress) / (1 - warmup)
-        beta = SOFTEST + (SHARPEST - SOFTEST) * 0.5 * (1 + float(torch.cos(torch.tensor((1 - left) * torch.pi))))
-        return (1 - (2 * self.up() - 1).abs().pow(beta)).mean()
+        beta = SOFTEST + (SHARPEST - SOFTEST) * 0.5 * (1 + cos((1 - left) * pi))
+        return _Undecided.apply(self.up() if up is None else up, beta)
 
     @torch.no_grad()
     def integers(self) -> Tensor:

@@ -53,7 +53,7 @@ def test_calls_of_files_are_compared_on_the_device_of_the_networks(tmp_path):
     class Meta:
         device = torch.device("meta")
         quantized = SimpleNamespace(network=SimpleNamespace(get_submodule=lambda _: block), set_step=lambda _: None)
-        compared = BlockErrors.compared
+        call_errors, compared = BlockErrors.call_errors, BlockErrors.compared
 
     x = torch.rand(2, 3)
     with CallFiles.within(tmp_path / "calls") as calls:
