@@ -64,7 +64,7 @@ class BlockErrors(Reconstruction):
         """That of several calls which are joined in one forward, see `Call.joined`, each by itself."""
         self.quantized.set_step(calls[0].i)
         # Files give tensors on the CPU.
-        joined = Call.joined(calls).to(self.device).laid_out()
+        joined = Call.joined(calls).to(self.device)
         positional, named = joined.arguments
         outputs = tensors_of(self.quantized.network.get_submodule(part.name)(*positional, **named))
         counts = [call.count for call in calls]

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,6 +11,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+
+
+IMAGES = 4
+"""The number of dimensions of images, (R, C, H, W)."""
 
 
 class _ReturnedError(Exception):
@@ -70,16 +74,6 @@ class Call:
             lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (self.arguments, list(self.outputs))
         )
         return Call(self.i, arguments, outputs, self.of_rows)
-
-
-    def laid_out(self) -> "Call":
-        """The call with channels last in memory of images on the CPU, whose convolutions are faster for it."""
-        return replace(self, arguments=tree_map(_laid_out, self.arguments))
-
-
-def _laid_out(leaf: object) -> object:
-    is_image = isinstance(leaf, Tensor) and leaf.dim() == 4 and leaf.device.type == "cpu"
-    return leaf.contiguous(memory_format=torch.channels_last) if is_image else leaf  # type: ignore[attr-defined]
 
 
 def call_of(block: nn.Module, forward: Callable[[], object]) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
@@ -154,20 +148,29 @@ class _Stored:
     def write(cls, file: BinaryIO, tensor: Tensor) -> "_Stored":
         """Append a tensor to a file."""
         stored = cls(file.tell(), tuple(tensor.shape), tensor.dtype)
-        file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        # Channels last in memory, for which convolutions are faster on a CPU.
+        numbers = tensor.movedim(1, -1) if tensor.dim() == IMAGES else tensor
+        file.write(numbers.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return stored
 
     def read(self, file: BinaryIO, rows: Sequence[int] | None) -> Tensor:
-        """The tensor, or some of its rows, of which no other is read."""
-        places, shape = ([0], self.shape) if rows is None else (rows, self.shape[1:])
-        size = prod(shape) * self.dtype.itemsize
+        """The tensor, or some of its rows, of which no other is read.
+
+        Raises:
+            ValueError: the file was cut.
+        """
+        places, row = ([0], self.shape) if rows is None else (rows, self.shape[1:])
+        size = prod(row) * self.dtype.itemsize
         numbers = torch.empty(len(places), size, dtype=torch.uint8)
-        for place, row in zip(places, numbers.numpy(), strict=True):
+        for place, buffer in zip(places, numbers.numpy(), strict=True):
             file.seek(self.offset + place * size)
-            if file.readinto(row) != size:  # type: ignore[attr-defined]
+            if file.readinto(buffer) != size:  # type: ignore[attr-defined]
                 raise ValueError(f"expected whole calls of a block in {file.name}, got a file that was cut; round again")
-        whole = numbers.view(self.dtype)
-        return whole.reshape(self.shape if rows is None else (len(rows), *shape))
+        shape = self.shape if rows is None else (len(rows), *row)
+        if len(shape) == IMAGES:
+            count, channels, *sides = shape
+            return numbers.view(self.dtype).reshape(count, *sides, channels).movedim(-1, 1)
+        return numbers.view(self.dtype).reshape(shape)
 
 
 @dataclass(frozen=True)
