@@ -128,7 +128,7 @@ class BlockErrors(Reconstruction):
             positional, named, outputs = self._call(self.model, part, i, x_t, condition)
             if self.path == "quantized":
                 positional, named, _ = self._call(self.quantized, part, i, x_t, condition)
-            calls.append(Call(i, (positional, named), outputs, of_rows))
+            calls.append(Call.of(i, (positional, named), outputs, of_rows))
 
     def _leaves_of_rows(self, part: Part, i: int, x_t: Tensor, condition: Condition | None) -> list[bool]:
         block = self.model.network.get_submodule(part.name)

@@ -3,18 +3,19 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
-
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 IMAGES = 4
 """The number of dimensions of images, (R, C, H, W)."""
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""The arguments of a call, positional ones and those by name."""
 
 
 class _ReturnedError(Exception):
@@ -27,15 +28,28 @@ class Call:
 
     Args:
         i: the step.
-        arguments: positional ones and those by name, as a tree of tensors and constants.
+        leaves: the tensors and constants among the arguments.
+        tree: that they are the leaves of.
         outputs: the tensors that the block is to return, each (R, ...).
-        of_rows: whether each leaf of the arguments is a tensor (R, ...), see `leaves_of_rows`.
+        of_rows: whether each leaf is a tensor (R, ...), see `leaves_of_rows`.
     """
 
     i: int
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    leaves: Sequence[Any]
+    tree: TreeSpec
     outputs: Sequence[Tensor]
     of_rows: Sequence[bool]
+
+    @classmethod
+    def of(cls, i: int, arguments: Arguments, outputs: Sequence[Tensor], of_rows: Sequence[bool]) -> "Call":
+        """A call by its arguments."""
+        return cls(i, *tree_flatten(arguments), outputs, of_rows)
+
+    @property
+    def arguments(self) -> Arguments:
+        """Positional ones and those by name."""
+        arguments: Arguments = tree_unflatten(self.leaves, self.tree)
+        return arguments
 
     @property
     def count(self) -> int:
@@ -44,36 +58,32 @@ class Call:
 
     def rows(self, chosen: Tensor) -> "Call":
         """The call on some of its rows; tensors that are not of rows, such as rotations of places, stay whole."""
-        leaves, tree = tree_flatten(self.arguments)
-        pairs = zip(leaves, self.of_rows, strict=True)
+        pairs = zip(self.leaves, self.of_rows, strict=True)
         some = [leaf[chosen] if is_of_rows else leaf for leaf, is_of_rows in pairs]
-        return Call(self.i, tree_unflatten(some, tree), [output[chosen] for output in self.outputs], self.of_rows)
+        return replace(self, leaves=some, outputs=[output[chosen] for output in self.outputs])
 
     def joins(self, other: "Call") -> bool:
         """Whether both calls can be one of all their rows: no tensor is whole, and constants are the same."""
-        sides = [tree_flatten(call.arguments) for call in (self, other)]
-        if sides[0][1] != sides[1][1] or self.of_rows != other.of_rows:
+        if self.of_rows != other.of_rows or self.tree != other.tree:
             return False
-        leaves = zip(sides[0][0], sides[1][0], self.of_rows, strict=True)
-        return all(is_of_rows or not isinstance(one, Tensor) and one == another for one, another, is_of_rows in leaves)
+        pairs = zip(self.leaves, other.leaves, self.of_rows, strict=True)
+        return all(of_rows or not isinstance(ours, Tensor) and ours == theirs for ours, theirs, of_rows in pairs)
 
     @classmethod
     def joined(cls, calls: Sequence["Call"]) -> "Call":
         """One call of the rows of all, each of which `joins` the first; its step is the first one's."""
-        if len(calls) == 1:
-            return calls[0]
-        leaves = zip(*(tree_flatten(call.arguments)[0] for call in calls), strict=True)
-        tree, of_rows = tree_flatten(calls[0].arguments)[1], calls[0].of_rows
-        whole = [torch.cat(parts) if is_of_rows else parts[0] for parts, is_of_rows in zip(leaves, of_rows, strict=True)]
+        first, *others = calls
+        if not others:
+            return first
+        columns = zip(zip(*(call.leaves for call in calls), strict=True), first.of_rows, strict=True)
+        leaves = [torch.cat(parts) if is_of_rows else parts[0] for parts, is_of_rows in columns]
         outputs = [torch.cat(parts) for parts in zip(*(call.outputs for call in calls), strict=True)]
-        return cls(calls[0].i, tree_unflatten(whole, tree), outputs, of_rows)
+        return replace(first, leaves=leaves, outputs=outputs)
 
     def to(self, device: torch.device | str) -> "Call":
         """The call with all tensors on another device."""
-        arguments, outputs = tree_map(
-            lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (self.arguments, list(self.outputs))
-        )
-        return Call(self.i, arguments, outputs, self.of_rows)
+        leaves = [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        return replace(self, leaves=leaves, outputs=[output.to(device) for output in self.outputs])
 
 
 def call_of(block: nn.Module, forward: Callable[[], object]) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
@@ -165,24 +175,14 @@ class _Stored:
         for place, buffer in zip(places, numbers.numpy(), strict=True):
             file.seek(self.offset + place * size)
             if file.readinto(buffer) != size:  # type: ignore[attr-defined]
-                raise ValueError(f"expected whole calls of a block in {file.name}, got a file that was cut; round again")
+                raise ValueError(
+                    f"expected whole calls of a block in {file.name}, got a file that was cut; round again"
+                )
         shape = self.shape if rows is None else (len(rows), *row)
         if len(shape) == IMAGES:
             count, channels, *sides = shape
             return numbers.view(self.dtype).reshape(count, *sides, channels).movedim(-1, 1)
         return numbers.view(self.dtype).reshape(shape)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A call whose tensors lie in a file: the step, the number of rows, the leaves of the arguments, the outputs."""
-
-    i: int
-    count: int
-    tree: TreeSpec
-    leaves: Sequence[Any]
-    outputs: Sequence[_Stored]
-    of_rows: Sequence[bool]
 
 
 class CallFiles(Sequence[Call]):
@@ -194,7 +194,8 @@ class CallFiles(Sequence[Call]):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._entries: list[_Entry] = []
+        # The tensors of the calls among them stay in their files.
+        self._entries: list[tuple[int, Call, Sequence[_Stored]]] = []
 
     @classmethod
     @contextmanager
@@ -207,17 +208,16 @@ class CallFiles(Sequence[Call]):
 
     def append(self, call: Call) -> None:
         """Write one more call."""
-        leaves, tree = tree_flatten(call.arguments)
         # Scratch of one attempt, which is made anew after a kill: nothing has to reach the disk.
         with self._file(len(self)).open("wb") as file:
-            stored = [_Stored.write(file, leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            leaves = [_Stored.write(file, leaf) if isinstance(leaf, Tensor) else leaf for leaf in call.leaves]
             outputs = [_Stored.write(file, output) for output in call.outputs]
-        self._entries.append(_Entry(call.i, call.count, tree, stored, outputs, call.of_rows))
+        self._entries.append((call.count, replace(call, leaves=leaves, outputs=()), outputs))
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """The step and the number of rows of every call."""
-        return [(entry.i, entry.count) for entry in self._entries]
+        return [(call.i, count) for count, call, _ in self._entries]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -230,14 +230,13 @@ class CallFiles(Sequence[Call]):
         return self._read(place, chosen.tolist())
 
     def _read(self, place: int, rows: Sequence[int] | None) -> Call:
-        entry = self._entries[place]
+        _, call, outputs = self._entries[place]
         with self._file(place).open("rb") as file:
             leaves = [
                 leaf.read(file, rows if is_of_rows else None) if isinstance(leaf, _Stored) else leaf
-                for leaf, is_of_rows in zip(entry.leaves, entry.of_rows, strict=True)
+                for leaf, is_of_rows in zip(call.leaves, call.of_rows, strict=True)
             ]
-            outputs = [output.read(file, rows) for output in entry.outputs]
-        return Call(entry.i, tree_unflatten(leaves, entry.tree), outputs, entry.of_rows)
+            return replace(call, leaves=leaves, outputs=[output.read(file, rows) for output in outputs])
 
     def _file(self, place: int) -> Path:
         return self._folder / f"{place:06d}.bin"

@@ -41,7 +41,7 @@ def test_a_tensor_is_of_rows_if_it_grows_with_the_batch(block):
     of_rows = leaves_of_rows(block, asked(block, 1), asked(block, 2))
     assert of_rows == [True, False, False, False]
     x, chosen = torch.rand(2, 3), torch.tensor([1])
-    some = Call(0, ((x, SCALE), {"places": (TABLE, TABLE)}), [x], of_rows).rows(chosen)
+    some = Call.of(0, ((x, SCALE), {"places": (TABLE, TABLE)}), [x], of_rows).rows(chosen)
     (rows, scale), named = some.arguments
     assert torch.equal(rows, x[chosen]) and torch.equal(some.outputs[0], x[chosen]) and some.count == 1
     assert scale is SCALE and all(table is TABLE for table in named["places"])
@@ -57,7 +57,7 @@ def test_calls_of_files_are_compared_on_the_device_of_the_networks(tmp_path):
 
     x = torch.rand(2, 3)
     with CallFiles.within(tmp_path / "calls") as calls:
-        calls.append(Call(0, ((x, SCALE), {"places": (TABLE, 3)}), [x + 1], [True, False, False, False]))
+        calls.append(Call.of(0, ((x, SCALE), {"places": (TABLE, 3)}), [x + 1], [True, False, False, False]))
         (call,) = calls
         assert BlockErrors.call_error(Meta(), SimpleNamespace(name="block"), call).device.type == "meta"
     moved = call.to("meta")

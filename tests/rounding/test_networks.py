@@ -195,7 +195,7 @@ def test_each_state_of_a_calibration_set_counts_by_the_weight_of_its_step_alone(
     work.step_weights = torch.tensor([0.25, 0.75], dtype=torch.float64)
     with CallFiles.within(tmp_path / "calls") as calls:
         for i, rows in crowded:
-            calls.append(Call(i, ((), {}), [torch.zeros(rows, 1)], ()))
+            calls.append(Call.of(i, ((), {}), [torch.zeros(rows, 1)], ()))
         shares = work.shares(calls)
     states = [sum(rows for j, rows in crowded if j == i) for i in range(2)]
     counts = [sum(j == i for j, _ in crowded) for i in range(2)]
