@@ -13,14 +13,17 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from operator import sub
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from experiments.brecq_cost.published import Loop, PublishedReconstruction
 from ptq_diffusion.command.conf import CONF
@@ -30,6 +33,7 @@ from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import quantize
 from ptq_diffusion.rounding import BRECQ, BlockReconstruction, Descent, Subject, UniformSteps, WeightReconstruction
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
@@ -140,17 +144,20 @@ def measured(size: Size, name: str) -> Spent:
 
 @torch.no_grad()
 def error(work: WeightReconstruction, block: str) -> float:
-    """The mean square by which the outputs of a block, or of the network, differ from the float ones, over all states."""
-    squares = []
+    """The mean square by which outputs of a block, or of the network, differ from the float ones over all states."""
+    name, squares = work.quantized.output_layer_name if block == ALL else block, []
     for i, x_t, condition in work.states:
-        outputs: list[torch.Tensor] = []
-        for denoiser in (work.model, work.quantized):
-            name = work.quantized.output_layer_name if block == ALL else block
-            see = denoiser.network.get_submodule(name).register_forward_hook(lambda _, __, out: outputs.append(out))
-            with see:
-                work.ask(denoiser, i, x_t, condition)
-        squares.append(float((outputs[1] - outputs[0]).square().mean()))
+        pair = (output(work, denoiser, name, i, x_t, condition) for denoiser in (work.quantized, work.model))
+        squares.append(float(sub(*pair).square().mean()))
     return statistics.fmean(squares)
+
+
+def output(work: WeightReconstruction, denoiser: Denoiser, name: str, *state: Any) -> Tensor:  # noqa: ANN401
+    """The output of a module in one forward."""
+    outputs: list[Tensor] = []
+    with denoiser.network.get_submodule(name).register_forward_hook(lambda _, __, one: outputs.append(one)):
+        work.ask(denoiser, *state)
+    return outputs[0]
 
 
 def resident(field: str) -> float:

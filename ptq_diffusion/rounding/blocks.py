@@ -78,17 +78,14 @@ class SoftWeight(StoredWeight):
         self.soft, self.bits = soft, bits
         self.renew()
 
-    def renew(self) -> Tensor:
-        """Compute the values from the integers as they are now; the shares h that these are between."""
-        up = self.soft.up()
-        self._shared = self.soft.values(up)
-        self._values = self._shared.detach().requires_grad_()
-        return up
+    def renew(self) -> None:
+        """Compute the values from the integers as they are now."""
+        self._values = self.soft.values().requires_grad_()
 
-    def gradient(self) -> tuple[Tensor, Tensor]:
-        """The values with their graph, and the gradient that the calls since `renew` have by them."""
-        gradient = self._values.grad
-        return self._shared, torch.zeros_like(self._shared) if gradient is None else gradient
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient by the values of all calls since `renew`."""
+        return torch.zeros_like(self._values) if self._values.grad is None else self._values.grad
 
     def values(self, gain: Tensor | None = None) -> Tensor:
         return self._values if gain is None else self._values * gain.view(-1, *[1] * (self._values.dim() - 1))
@@ -137,20 +134,17 @@ class BlockReconstruction(BlockErrors, WeightReconstruction):
         draws = self.draws(calls, (self.rounding.calls, self.rounding.rows), generator("blocks", part.name))
         with torch.enable_grad(), self._computing(weights):
             for iteration, drawn in zip(range(descent.iterations), draws, strict=False):
-                optimizer.zero_grad()
-                ups = [weight.renew() for weight in weights.values()]
+                for weight in weights.values():
+                    weight.renew()
                 self.add_gradient(part, drawn, nearest)
-                progress = iteration / descent.iterations
-                pairs = zip(soft.values(), ups, strict=True)
-                penalties = [one.penalty(progress, descent.warmup, up) for one, up in pairs]
-                penalty = descent.penalty * torch.stack(penalties).mean()
-                shared, gradients = zip(*(weight.gradient() for weight in weights.values()), strict=True)
-                torch.autograd.backward([penalty, *shared], [torch.ones_like(penalty), *gradients])
+                for weight in weights.values():
+                    by_values, share = weight.gradient, 1 / len(weights)
+                    weight.soft.v.grad = descent.gradient(weight.soft, by_values, iteration, share)
                 optimizer.step()
         return soft
 
     def _soft(self, name: str, bits: int) -> SoftIntegers:
-        weight, quantizer = self.float_weight(name), self.quantizer(name, bits)
+        quantizer, weight = self.quantizer(name, bits), self.float_weight(name)
         return SoftIntegers(weight, *quantizer.spread(weight), quantizer.grid)
 
     @contextmanager

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import cos, pi
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,24 +12,6 @@ LOW, HIGH = -0.1, 1.1
 """The ends of the stretched sigmoid, beyond which it is cut off: gamma and zeta of the paper."""
 SHARPEST, SOFTEST = 20.0, 2.0
 """The first and the last exponent of the penalty."""
-
-
-class _Undecided(torch.autograd.Function):
-    """The mean of 1 - |2 h - 1|^beta, which takes one power for itself and its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, up: Tensor, beta: float) -> Tensor:  # noqa: ANN401
-        side = 2 * up - 1
-        size = side.abs()
-        power = size.pow(beta - 1)
-        mean = 1 - power.mul(size).mean()
-        ctx.save_for_backward(power.mul_(side.sign_()).mul_(-2 * beta / side.numel()))
-        return mean
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        (slope,) = ctx.saved_tensors
-        return gradient * slope, None
 
 
 class SoftIntegers(nn.Module):
@@ -49,6 +30,8 @@ class SoftIntegers(nn.Module):
     below: Tensor
     scale: Tensor
     zero_point: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> None:
         super().__init__()
@@ -56,36 +39,43 @@ class SoftIntegers(nn.Module):
         self.register_buffer("below", position.floor())
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
+        self.register_buffer("low", (grid.low - zero_point).float())
+        self.register_buffer("high", (grid.high - zero_point).float())
         self.grid = grid
         share = (position - self.below - LOW) / (HIGH - LOW)
         self.v = nn.Parameter(torch.logit(share))
 
+    @torch.no_grad()
     def up(self) -> Tensor:
         """h, between 0 for the integer below and 1 for the one above."""
-        return (torch.sigmoid(self.v) * (HIGH - LOW) + LOW).clamp(0, 1)
+        return torch.sigmoid(self.v).mul_(HIGH - LOW).add_(LOW).clamp_(0, 1)
 
-    def values(self, up: Tensor | None = None) -> Tensor:
-        """The values that the undecided integers stand for, with a gradient by v.
+    @torch.no_grad()
+    def values(self) -> Tensor:
+        """The values that the undecided integers stand for."""
+        return (self.below + self.up()).clamp_(self.low, self.high).mul_(self.scale)
+
+    @torch.no_grad()
+    def gradient(self, by_values: Tensor, penalty: float, sharpness: float) -> Tensor:
+        """The gradient by v of a loss plus a penalty times the mean of 1 - |2 h - 1|^beta over all elements.
+
+        Decided integers have no penalty. It is written out, as automatic differentiation takes several times as long.
 
         Args:
-            up: h, where it is at hand.
+            by_values: the gradient of the loss by `values`.
+            penalty: its factor.
+            sharpness: beta.
         """
-        low, high = self.grid.low - self.zero_point, self.grid.high - self.zero_point
-        return (self.below + (self.up() if up is None else up)).clamp(low, high) * self.scale
-
-    def penalty(self, progress: float, warmup: float, up: Tensor | None = None) -> Tensor:
-        """The mean of 1 - |2 h - 1|^beta over all elements, which decided ones do not have.
-
-        Args:
-            progress: the share of the iterations that is done, from which beta falls from 20 to 2 along a cosine.
-            warmup: the share before which there is no penalty.
-            up: h, where it is at hand.
-        """
-        if progress < warmup:
-            return self.v.new_zeros((), requires_grad=True)
-        left = (1 - progress) / (1 - warmup)
-        beta = SOFTEST + (SHARPEST - SOFTEST) * 0.5 * (1 + cos((1 - left) * pi))
-        return _Undecided.apply(self.up() if up is None else up, beta)
+        share, up = torch.sigmoid(self.v), self.up()
+        position = self.below + up
+        gradient = (by_values * self.scale).mul_((position >= self.low) & (position <= self.high))
+        if penalty:
+            side = up.mul(2).sub_(1)
+            power = side.abs().pow_(sharpness - 1).mul_(side.sign_())
+            gradient.add_(power, alpha=-2 * sharpness * penalty / up.numel())
+        # The derivative of h, 0 where it is cut off.
+        inside = (up > 0) & (up < 1)
+        return gradient.mul_(inside).mul_(share.sub(1).mul_(share)).mul_(LOW - HIGH)
 
     @torch.no_grad()
     def integers(self) -> Tensor:
@@ -123,3 +113,18 @@ class Descent:
             raise ValueError(
                 f"expected a penalty of at least 0 and a warmup of 0 up to 1, got {self.penalty} and {self.warmup}"
             )
+
+    def gradient(self, soft: SoftIntegers, by_values: Tensor, iteration: int, share: float) -> Tensor:
+        """The gradient by the undecided integers at one iteration, that of the penalty added.
+
+        Args:
+            soft: the integers.
+            by_values: the gradient by their values.
+            iteration: from 0 on; beta falls from 20 to 2 along a cosine behind the warmup.
+            share: how much of the penalty these integers have.
+        """
+        behind = iteration / self.iterations - self.warmup
+        if behind < 0:
+            return soft.gradient(by_values, 0.0, SHARPEST)
+        beta = SOFTEST + (SHARPEST - SOFTEST) * 0.5 * (1 + cos(pi * behind / (1 - self.warmup)))
+        return soft.gradient(by_values, self.penalty * share, beta)
