@@ -64,6 +64,38 @@ def test_calls_of_files_are_compared_on_the_device_of_the_networks(tmp_path):
     assert moved.arguments[1]["places"][1] == 3 and moved.of_rows == call.of_rows and moved.i == call.i
 
 
+def test_rows_of_a_file_are_those_of_its_call_whatever_their_shape_and_type(tmp_path):
+    images, whole = torch.rand(4, 3, 2, 5), torch.rand(3, 2).T
+    tensors = [images, images.bfloat16(), torch.arange(4), images[:, 0, 0] > 0.5]
+    leaves, of_rows = [*tensors, whole, SCALE, "text", None], [True] * len(tensors) + [False] * 4
+    chosen = torch.tensor([2, 0])
+    with CallFiles.within(tmp_path / "calls") as calls:
+        calls.append(Call.of(1, (tuple(leaves), {}), [images, tensors[2]], of_rows[:-1] + [False]))
+        for call, expected in ((calls[0], lambda leaf: leaf), (calls.rows(0, chosen), lambda leaf: leaf[chosen])):
+            assert all(
+                torch.equal(*pair) for pair in zip(call.outputs, map(expected, [images, tensors[2]]), strict=True)
+            )
+            assert all(
+                torch.equal(*pair) for pair in zip(call.leaves, [*map(expected, tensors), whole, SCALE], strict=False)
+            )
+            assert call.arguments[0][6:] == ("text", None) and call.i == 1 and calls.sizes == [(1, 4)]
+        file = next((tmp_path / "calls").iterdir())
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(ValueError, match=r"expected whole calls .* got a file that was cut"):
+            calls[0]
+
+
+def test_calls_join_where_all_tensors_are_of_rows_and_constants_are_the_same():
+    x = torch.rand(3, 2)
+    call, other = (Call.of(i, ((rows, 1.5), {}), [rows + 1], [True, False]) for i, rows in ((0, x[:2]), (1, x[2:])))
+    assert call.joins(other)
+    joined = Call.joined([call, other])
+    assert torch.equal(joined.leaves[0], x) and torch.equal(joined.outputs[0], x + 1) and joined.leaves[1] == 1.5
+    assert not call.joins(Call.of(1, ((x, 2.5), {}), [x], [True, False])), "another constant"
+    table = Call.of(0, ((x, TABLE), {}), [x], [True, False])
+    assert not table.joins(table), "a whole tensor has no rows to join"
+
+
 @pytest.mark.parametrize("flat", [lambda rows: torch.rand(2 * rows), lambda rows: torch.rand(rows + 1)])
 def test_a_tensor_that_grows_in_another_way_is_refused(block, flat):
     with pytest.raises(ValueError, match=r"a row for each row .* choose rounding=gptq"):
