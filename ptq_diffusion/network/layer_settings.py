@@ -1,6 +1,7 @@
 """Settings of one layer of a quantized network by step: input grids, weight copies, gains and offsets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from ptq_diffusion.quantizer import WHOLE, Form, Numbers
 
 ROWS = {"bits": torch.int16, "scale": torch.float32, "zero_point": torch.int32, "copy": torch.int16}
 """The settings that every layer has a number of at every step, and their types."""
+FIELDS = (*ROWS, "symmetric", "gain", "offset", "form", "equalisation", "shift")
+"""All arguments of settings, which are their attributes too."""
 
 
 class LayerSettings(nn.Module):
@@ -93,16 +96,17 @@ class LayerSettings(nn.Module):
     def forward(self, x: Tensor, i: int) -> Tensor:
         """The layer's input on its grid at step i, the shape of x."""
         row = self.row(i)
-        numbers, grid = self._numbers[row], self._grids[row]
+        grid = self._grids[row]
         if grid is None:
             return x
-        shift, met = self.shift_at(i), self.shifted(x, i)
-        if numbers is not None:
-            x_hat = numbers.fake_quantized(met)
-        else:
-            parameters = self.scale[row].reshape(-1), self.zero_point[row].reshape(-1)
-            x_hat = self.form.fake_quantized(met, grid, *parameters)
+        shift, x_hat = self.shift_at(i), self.on_grid(self.shifted(x, i), row, grid)
         return self.restored(x_hat if shift is None else x_hat + shift).to(x.dtype)
+
+    def on_grid(self, met: Tensor, row: int, grid: Grid) -> Tensor:
+        """The values of a grid for what meets it, x / s - m."""
+        if (numbers := self._numbers[row]) is not None:
+            return numbers.fake_quantized(met)
+        return self.form.fake_quantized(met, grid, self.scale[row].reshape(-1), self.zero_point[row].reshape(-1))
 
     def shifted(self, x: Tensor, i: int) -> Tensor:
         """x / s - m, which meets the grid at step i, as float32; x itself where there are neither factors nor m."""
@@ -151,9 +155,8 @@ class LayerSettings(nn.Module):
     def at(self, i: int) -> "LayerSettings":
         """The settings of step i alone, for every step."""
         row = self.row(i)
-        rows = {name: getattr(self, name)[row : row + 1] for name in ROWS}
-        tables = (self.gain, self.offset, self.shift)
-        return self._like(rows, *(None if table is None else table[row : row + 1] for table in tables))
+        tables = {name: self.fields()[name] for name in (*ROWS, "gain", "offset", "shift")}
+        return self._with(**{name: None if table is None else table[row : row + 1] for name, table in tables.items()})
 
     def rescaled(self, rescalings: Sequence[Rescaling | None]) -> "LayerSettings":
         """These settings with the rescalings of every step, of which None leaves a step as it is.
@@ -173,7 +176,7 @@ class LayerSettings(nn.Module):
                 if grid := rescaling.input_grid:
                     rows["scale"][i], rows["zero_point"][i] = grid.scale[0], grid.zero_point[0]
         grids = [None if rescaling is None else rescaling.input_grid for rescaling in rescalings]
-        return self._like(rows, gain, offset, self._shifts(grids))
+        return self._with(**rows, gain=gain, offset=offset, shift=self._shifts(grids))
 
     def _shifts(self, grids: Sequence[InputGrid | None]) -> Tensor | None:
         """The shifts of every step: those of grids, and what the settings have at steps that are given none."""
@@ -188,27 +191,19 @@ class LayerSettings(nn.Module):
         return rows
 
     def with_equalisation(self, equalisation: Tensor | None) -> "LayerSettings":
-        """These settings of no rescaled layer, with factors of its input's channels."""
-        rows = {name: getattr(self, name) for name in ROWS}
-        return LayerSettings(**rows, symmetric=self.symmetric, form=self.form, equalisation=equalisation)
+        """These settings with factors of the input's channels in place of those that they have."""
+        return self._with(equalisation=equalisation)
 
     def with_scale(self, scale: Tensor) -> "LayerSettings":
         """These settings with other scales of the input's grids, (S,) or (S, G) float32."""
-        rows = {name: getattr(self, name) for name in ROWS} | {"scale": scale.to(self.scale.device)}
-        return self._like(rows, self.gain, self.offset, self.shift)
+        return self._with(scale=scale.to(self.scale.device))
 
-    def _like(
-        self, rows: Mapping[str, Tensor], gain: Tensor | None, offset: Tensor | None, shift: Tensor | None
-    ) -> "LayerSettings":
-        return LayerSettings(
-            **rows,
-            symmetric=self.symmetric,
-            gain=gain,
-            offset=offset,
-            form=self.form,
-            equalisation=self.equalisation,
-            shift=shift,
-        )
+    def fields(self) -> dict[str, Any]:
+        """All that the settings were made of, by the names of the arguments."""
+        return {name: getattr(self, name) for name in FIELDS}
+
+    def _with(self, **changes: Tensor | None) -> "LayerSettings":
+        return LayerSettings(**(self.fields() | changes))
 
 
 def rows_of(table: Tensor, count: int) -> Tensor:

@@ -34,11 +34,17 @@ class Numbers(NamedTuple):
     def fake_quantized(self, x: Tensor) -> Tensor:
         """x_hat, the shape and the dtype of x: its nearest values on the grid, straight through for gradients."""
         if torch.is_grad_enabled() and x.requires_grad:
-            return _differentiable(x, self.low, self.high, self.scale, self.inverse)
+            numbers = x.detach().float() * self.inverse
+            passes = (numbers.round_() >= self.low) & (numbers <= self.high)
+            return passing_through(x, self._of_integers(numbers).to(x.dtype), passes)
         # In place: several times faster on a CPU than torch's fused operator, which also makes a gradient mask.
-        integers = (x.float() * self.inverse).round_().clamp_(self.low, self.high)
+        return self._of_integers((x.float() * self.inverse).round_()).to(x.dtype)
+
+    def _of_integers(self, numbers: Tensor) -> Tensor:
+        """Values of whole numbers, in their place."""
+        numbers = numbers.clamp_(self.low, self.high)
         # 0 + s i instead of s i, at the same cost: a zero loses its sign, as it does where z is added.
-        return torch.add(torch.zeros(()), integers, alpha=self.scale, out=integers).to(x.dtype)
+        return torch.add(torch.zeros(()), numbers, alpha=self.scale, out=numbers)
 
 
 def fake_quantized(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:

@@ -24,19 +24,14 @@ class AdaRound(LayerRounding):
         super().__init__(inputs)
         self.descent = descent
 
-    @torch.enable_grad()
     def rounded(self, problem: RowProblem) -> Tensor:
         soft = SoftIntegers(problem.target, problem.scale, problem.zero_point, problem.grid)
         error = problem.error(problem.nearest(problem.target))
         # A row that nearest meets exactly has nothing to learn.
         units = torch.where(error > 0, 1 / error, 0.0).float()[:, None]
-        optimizer = torch.optim.Adam([soft.v], self.descent.learning_rate)
+        optimizer = torch.optim.Adam([soft.v], self.descent.learning_rate, fused=True)
         for iteration in range(self.descent.iterations):
-            optimizer.zero_grad()
-            change = soft.values() - problem.target
-            # Its gradient is that of the error, with one product in place of two.
-            slope = 2 * units * (change.detach() @ problem.second)
-            penalty = soft.penalty(iteration / self.descent.iterations, self.descent.warmup)
-            ((change * slope).sum() + self.descent.penalty * len(change) * penalty).backward()
+            slope = 2 * units * ((soft.values() - problem.target) @ problem.second)
+            soft.v.grad = self.descent.gradient(soft, slope, iteration, len(slope))
             optimizer.step()
         return soft.integers()

@@ -1,6 +1,7 @@
 """The error of a network's blocks on their calls, which lie in files while something of a block is learned."""
 
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Generator, Tensor
 
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.model.condition import rows_of
+from ptq_diffusion.network.layer_settings import LayerSettings
 from ptq_diffusion.network.rescaling import CONSTANT, LARGEST_GAIN
 from ptq_diffusion.rounding.calls import Call, CallFiles, call_of, leaves_of_rows, tensors_of
 from ptq_diffusion.rounding.inputs import PathName
@@ -56,35 +58,62 @@ class BlockErrors(Reconstruction):
 
     def call_error(self, part: Part, call: Call) -> Tensor:
         """The mean square by which a block's outputs differ from the float ones in one call."""
-        self.quantized.set_step(call.i)
+        return self.call_errors(part, [call])[0]
+
+    def call_errors(self, part: Part, calls: Sequence[Call]) -> list[Tensor]:
+        """That of several calls which are joined in one forward, see `Call.joined`, each by itself."""
+        self.quantized.set_step(calls[0].i)
         # Files give tensors on the CPU.
-        call = call.to(self.device)
-        positional, named = call.arguments
+        joined = Call.joined(calls).to(self.device)
+        positional, named = joined.arguments
         outputs = tensors_of(self.quantized.network.get_submodule(part.name)(*positional, **named))
+        counts = [call.count for call in calls]
         # Half precision has no squares of small errors.
-        pairs = [(one.float(), other.float()) for one, other in zip(outputs, call.outputs, strict=True)]
-        return torch.stack([(self.compared(*pair) - pair[1]).square().mean() for pair in pairs]).mean()
+        sides = [[one.float().split(counts) for one in side] for side in (outputs, joined.outputs)]
+        pairs = [list(zip(*side, strict=True)) for side in zip(*sides, strict=True)]
+        errors = [[(self.compared(*pair) - pair[1]).square().mean() for pair in of_output] for of_output in pairs]
+        return [torch.stack(of_call).mean() for of_call in zip(*errors, strict=True)]
 
     def compared(self, output: Tensor, target: Tensor) -> Tensor:  # noqa: ARG002
         """The tensor that is compared with the target in place of a block's output, of its shape."""
         return output
 
-    def add_gradient(self, part: Part, calls: CallFiles, size: tuple[int, int], unit: float, draw: Generator) -> None:
-        """Add the gradient of the error on some rows of some calls to what is learned.
+    def draws(self, calls: CallFiles, size: tuple[int, int], draw: Generator) -> Iterator[Sequence[tuple[float, Call]]]:
+        """Without end: some rows of some calls, each with the share of its error.
+
+        Args:
+            calls: of a block.
+            size: how many calls are drawn, and how many rows of each.
+            draw: of calls and rows.
+        """
+        sizes, shares = calls.sizes, (self.shares(calls) * len(self.table)).tolist()
+        while True:
+            places = torch.randint(len(calls), size[:1], generator=draw).tolist()
+            chosen = [(place, torch.randperm(sizes[place][1], generator=draw)[: size[1]]) for place in places]
+            yield [(shares[sizes[place][0]] / size[0], calls.rows(place, rows)) for place, rows in chosen]
+
+    def add_gradient(self, part: Part, drawn: Sequence[tuple[float, Call]], unit: float) -> None:
+        """Add the gradient of the error on some calls to what is learned.
+
+        Calls at whose steps the block has the same settings share a forward.
 
         Args:
             part: which.
-            calls: of it.
-            size: how many calls are drawn, and how many rows of each.
+            drawn: shares and calls.
             unit: the error that counts as 1; where it is 0 there is nothing to learn.
-            draw: of calls and rows.
         """
-        shares = self.shares(calls) * len(self.table)
-        for place in torch.randint(len(calls), size[:1], generator=draw).tolist():
-            call = calls[place]
-            some = call.rows(torch.randperm(call.count, generator=draw)[: size[1]])
-            share = float(shares[call.i]) / (size[0] * unit) if unit else 0.0
-            (share * self.call_error(part, some)).backward()
+        block = self.quantized.network.get_submodule(part.name)
+        settings = [module for module in block.modules() if isinstance(module, LayerSettings)]
+        groups: list[tuple[list[int], list[tuple[float, Call]]]] = []
+        for share, call in drawn:
+            rows = [one.row(call.i) for one in settings]
+            alike = (group for key, group in groups if key == rows and group[0][1].joins(call))
+            if (group := next(alike, None)) is None:
+                groups.append((rows, group := []))
+            group.append((share / unit if unit else 0.0, call))
+        for _, group in groups:
+            errors = self.call_errors(part, [call for _, call in group])
+            torch.stack([share * error for (share, _), error in zip(group, errors, strict=True)]).sum().backward()
 
     @torch.no_grad()
     def collect(self, part: Part, calls: CallFiles) -> None:
@@ -99,7 +128,7 @@ class BlockErrors(Reconstruction):
             positional, named, outputs = self._call(self.model, part, i, x_t, condition)
             if self.path == "quantized":
                 positional, named, _ = self._call(self.quantized, part, i, x_t, condition)
-            calls.append(Call(i, (positional, named), outputs, of_rows))
+            calls.append(Call.of(i, (positional, named), outputs, of_rows))
 
     def _leaves_of_rows(self, part: Part, i: int, x_t: Tensor, condition: Condition | None) -> list[bool]:
         block = self.model.network.get_submodule(part.name)

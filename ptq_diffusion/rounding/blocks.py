@@ -64,7 +64,7 @@ class BRECQ(Rounding):
 
 
 class SoftWeight(StoredWeight):
-    """A copy of a weight whose integers are undecided yet.
+    """A copy of a weight whose integers are undecided yet, with the values of one iteration, which all calls share.
 
     Args:
         soft: the integers.
@@ -76,10 +76,19 @@ class SoftWeight(StoredWeight):
     def __init__(self, soft: SoftIntegers, bits: int) -> None:
         super().__init__()
         self.soft, self.bits = soft, bits
+        self.renew()
+
+    def renew(self) -> None:
+        """Compute the values from the integers as they are now."""
+        self._values = self.soft.values().requires_grad_()
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient by the values of all calls since `renew`."""
+        return torch.zeros_like(self._values) if self._values.grad is None else self._values.grad
 
     def values(self, gain: Tensor | None = None) -> Tensor:
-        values = self.soft.values()
-        return values if gain is None else values * gain.view(-1, *[1] * (values.dim() - 1))
+        return self._values if gain is None else self._values * gain.view(-1, *[1] * (self._values.dim() - 1))
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {"v": self.soft.v}
@@ -120,29 +129,31 @@ class BlockReconstruction(BlockErrors, WeightReconstruction):
     def _learned(self, part: Part, calls: CallFiles, nearest: float) -> Mapping[Copy, SoftIntegers]:
         """Undecided integers of all copies of a part, as the descent leaves them."""
         descent, soft = self.rounding.descent, {copy: self._soft(*copy) for copy in self.copies(part)}
-        optimizer = torch.optim.Adam([undecided.v for undecided in soft.values()], descent.learning_rate)
-        draw = generator("blocks", part.name)
-        with torch.enable_grad(), self._softened(soft):
-            for iteration in range(descent.iterations):
-                optimizer.zero_grad()
-                progress = iteration / descent.iterations
-                penalties = [undecided.penalty(progress, descent.warmup) for undecided in soft.values()]
-                (descent.penalty * torch.stack(penalties).mean()).backward()
-                self.add_gradient(part, calls, (self.rounding.calls, self.rounding.rows), nearest, draw)
+        weights = {copy: SoftWeight(undecided, copy[1]) for copy, undecided in soft.items()}
+        optimizer = torch.optim.Adam([one.v for one in soft.values()], descent.learning_rate, fused=True)
+        draws = self.draws(calls, (self.rounding.calls, self.rounding.rows), generator("blocks", part.name))
+        with torch.enable_grad(), self._computing(weights):
+            for iteration, drawn in zip(range(descent.iterations), draws, strict=False):
+                for weight in weights.values():
+                    weight.renew()
+                self.add_gradient(part, drawn, nearest)
+                for weight in weights.values():
+                    by_values, share = weight.gradient, 1 / len(weights)
+                    weight.soft.v.grad = descent.gradient(weight.soft, by_values, iteration, share)
                 optimizer.step()
         return soft
 
     def _soft(self, name: str, bits: int) -> SoftIntegers:
-        weight, quantizer = self.float_weight(name), self.quantizer(name, bits)
+        quantizer, weight = self.quantizer(name, bits), self.float_weight(name)
         return SoftIntegers(weight, *quantizer.spread(weight), quantizer.grid)
 
     @contextmanager
-    def _softened(self, soft: Mapping[Copy, SoftIntegers]) -> Iterator[None]:
+    def _computing(self, soft: Mapping[Copy, SoftWeight]) -> Iterator[None]:
         """Within this context the quantized network computes with undecided integers."""
         places = {copy: (self.quantized.layer(copy[0]).weights, self.place(*copy)) for copy in soft}
         before: dict[Copy, nn.Module] = {copy: weights[place] for copy, (weights, place) in places.items()}
         for copy, (weights, place) in places.items():
-            weights[place] = SoftWeight(soft[copy], copy[1])
+            weights[place] = soft[copy]
         try:
             yield
         finally:

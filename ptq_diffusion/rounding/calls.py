@@ -1,18 +1,21 @@
 """Calls of a block: its inputs and the outputs that it is to have, batch by batch, in files."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from ptq_diffusion.artefact.files import write_tensors
+IMAGES = 4
+"""The number of dimensions of images, (R, C, H, W)."""
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""The arguments of a call, positional ones and those by name."""
 
 
 class _ReturnedError(Exception):
@@ -25,15 +28,28 @@ class Call:
 
     Args:
         i: the step.
-        arguments: positional ones and those by name, as a tree of tensors and constants.
+        leaves: the tensors and constants among the arguments.
+        tree: that they are the leaves of.
         outputs: the tensors that the block is to return, each (R, ...).
-        of_rows: whether each leaf of the arguments is a tensor (R, ...), see `leaves_of_rows`.
+        of_rows: whether each leaf is a tensor (R, ...), see `leaves_of_rows`.
     """
 
     i: int
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    leaves: Sequence[Any]
+    tree: TreeSpec
     outputs: Sequence[Tensor]
     of_rows: Sequence[bool]
+
+    @classmethod
+    def of(cls, i: int, arguments: Arguments, outputs: Sequence[Tensor], of_rows: Sequence[bool]) -> "Call":
+        """A call by its arguments."""
+        return cls(i, *tree_flatten(arguments), outputs, of_rows)
+
+    @property
+    def arguments(self) -> Arguments:
+        """Positional ones and those by name."""
+        arguments: Arguments = tree_unflatten(self.leaves, self.tree)
+        return arguments
 
     @property
     def count(self) -> int:
@@ -42,17 +58,32 @@ class Call:
 
     def rows(self, chosen: Tensor) -> "Call":
         """The call on some of its rows; tensors that are not of rows, such as rotations of places, stay whole."""
-        leaves, tree = tree_flatten(self.arguments)
-        pairs = zip(leaves, self.of_rows, strict=True)
+        pairs = zip(self.leaves, self.of_rows, strict=True)
         some = [leaf[chosen] if is_of_rows else leaf for leaf, is_of_rows in pairs]
-        return Call(self.i, tree_unflatten(some, tree), [output[chosen] for output in self.outputs], self.of_rows)
+        return replace(self, leaves=some, outputs=[output[chosen] for output in self.outputs])
+
+    def joins(self, other: "Call") -> bool:
+        """Whether both calls can be one of all their rows: no tensor is whole, and constants are the same."""
+        if self.of_rows != other.of_rows or self.tree != other.tree:
+            return False
+        pairs = zip(self.leaves, other.leaves, self.of_rows, strict=True)
+        return all(of_rows or not isinstance(ours, Tensor) and ours == theirs for ours, theirs, of_rows in pairs)
+
+    @classmethod
+    def joined(cls, calls: Sequence["Call"]) -> "Call":
+        """One call of the rows of all, each of which `joins` the first; its step is the first one's."""
+        first, *others = calls
+        if not others:
+            return first
+        columns = zip(zip(*(call.leaves for call in calls), strict=True), first.of_rows, strict=True)
+        leaves = [torch.cat(parts) if is_of_rows else parts[0] for parts, is_of_rows in columns]
+        outputs = [torch.cat(parts) for parts in zip(*(call.outputs for call in calls), strict=True)]
+        return replace(first, leaves=leaves, outputs=outputs)
 
     def to(self, device: torch.device | str) -> "Call":
         """The call with all tensors on another device."""
-        arguments, outputs = tree_map(
-            lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (self.arguments, list(self.outputs))
-        )
-        return Call(self.i, arguments, outputs, self.of_rows)
+        leaves = [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        return replace(self, leaves=leaves, outputs=[output.to(device) for output in self.outputs])
 
 
 def call_of(block: nn.Module, forward: Callable[[], object]) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
@@ -109,8 +140,53 @@ def tensors_of(output: object) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor within a file, row after row.
+
+    Args:
+        offset: bytes before it.
+        shape: of the tensor.
+        dtype: of its numbers.
+    """
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def write(cls, file: BinaryIO, tensor: Tensor) -> "_Stored":
+        """Append a tensor to a file."""
+        stored = cls(file.tell(), tuple(tensor.shape), tensor.dtype)
+        # Channels last in memory, for which convolutions are faster on a CPU.
+        numbers = tensor.movedim(1, -1) if tensor.dim() == IMAGES else tensor
+        file.write(numbers.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return stored
+
+    def read(self, file: BinaryIO, rows: Sequence[int] | None) -> Tensor:
+        """The tensor, or some of its rows, of which no other is read.
+
+        Raises:
+            ValueError: the file was cut.
+        """
+        places, row = ([0], self.shape) if rows is None else (rows, self.shape[1:])
+        size = prod(row) * self.dtype.itemsize
+        numbers = torch.empty(len(places), size, dtype=torch.uint8)
+        for place, buffer in zip(places, numbers.numpy(), strict=True):
+            file.seek(self.offset + place * size)
+            if file.readinto(buffer) != size:  # type: ignore[attr-defined]
+                raise ValueError(
+                    f"expected whole calls of a block in {file.name}, got a file that was cut; round again"
+                )
+        shape = self.shape if rows is None else (len(rows), *row)
+        if len(shape) == IMAGES:
+            count, channels, *sides = shape
+            return numbers.view(self.dtype).reshape(count, *sides, channels).movedim(-1, 1)
+        return numbers.view(self.dtype).reshape(shape)
+
+
 class CallFiles(Sequence[Call]):
-    """Calls in files, which are mapped: memory holds them only where there is room.
+    """Calls in files, of which memory holds those rows that are asked for.
 
     Args:
         folder: of the files.
@@ -118,8 +194,8 @@ class CallFiles(Sequence[Call]):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._trees: list[tuple[int, TreeSpec, list[Any], Sequence[bool]]] = []
-        self._counts: list[int] = []
+        # The tensors of the calls among them stay in their files.
+        self._entries: list[tuple[int, Call, Sequence[_Stored]]] = []
 
     @classmethod
     @contextmanager
@@ -132,39 +208,35 @@ class CallFiles(Sequence[Call]):
 
     def append(self, call: Call) -> None:
         """Write one more call."""
-        leaves, tree = tree_flatten(call.arguments)
-        tensors = {f"argument/{place}": leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
-        outputs = {f"output/{place}": output for place, output in enumerate(call.outputs)}
-        write_tensors(self._file(len(self)), _apart(tensors | outputs))
-        self._counts.append(call.count)
-        constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self._trees.append((call.i, tree, constants, call.of_rows))
+        # Scratch of one attempt, which is made anew after a kill: nothing has to reach the disk.
+        with self._file(len(self)).open("wb") as file:
+            leaves = [_Stored.write(file, leaf) if isinstance(leaf, Tensor) else leaf for leaf in call.leaves]
+            outputs = [_Stored.write(file, output) for output in call.outputs]
+        self._entries.append((call.count, replace(call, leaves=leaves, outputs=()), outputs))
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """The step and the number of rows of every call."""
-        return [(i, count) for (i, *_), count in zip(self._trees, self._counts, strict=True)]
+        return [(call.i, count) for count, call, _ in self._entries]
 
     def __len__(self) -> int:
-        return len(self._trees)
+        return len(self._entries)
 
     def __getitem__(self, place: int) -> Call:  # type: ignore[override]
-        i, tree, constants, of_rows = self._trees[place]
-        tensors = load_file(self._file(place))
-        leaves = [tensors.get(f"argument/{number}", constant) for number, constant in enumerate(constants)]
-        outputs = [tensors[f"output/{number}"] for number in range(len(tensors)) if f"output/{number}" in tensors]
-        return Call(i, tree_unflatten(leaves, tree), outputs, of_rows)
+        return self._read(place, None)
+
+    def rows(self, place: int, chosen: Tensor) -> Call:
+        """`self[place].rows(chosen)`, of which nothing else is read."""
+        return self._read(place, chosen.tolist())
+
+    def _read(self, place: int, rows: Sequence[int] | None) -> Call:
+        _, call, outputs = self._entries[place]
+        with self._file(place).open("rb") as file:
+            leaves = [
+                leaf.read(file, rows if is_of_rows else None) if isinstance(leaf, _Stored) else leaf
+                for leaf, is_of_rows in zip(call.leaves, call.of_rows, strict=True)
+            ]
+            return replace(call, leaves=leaves, outputs=[output.read(file, rows) for output in outputs])
 
     def _file(self, place: int) -> Path:
-        return self._folder / f"{place:06d}.safetensors"
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of which no two share memory, as a file asks; a block may return one twice, or what it is given."""
-    places: set[int] = set()
-    apart = {}
-    for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if place in places else tensor
-        places.add(place)
-    return apart
+        return self._folder / f"{place:06d}.bin"

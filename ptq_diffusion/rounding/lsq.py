@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ptq_diffusion.network.layer_settings import ROWS, LayerSettings
+from ptq_diffusion.network.layer_settings import LayerSettings
 from ptq_diffusion.network.step_settings import StepSettings
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.numeric.seed import generator
@@ -70,29 +70,23 @@ class LearnedSettings(LayerSettings):
     """Settings of one operand whose scales are being learned, s = s_0 e^v, one v for each group of steps and each grid.
 
     Args:
-        settings: of no rescaled layer, with static grids.
+        settings: with static grids.
         groups: the group of every step, or one for all; steps of one group have scales of their own at other bits.
     """
 
     def __init__(self, settings: LayerSettings, groups: Sequence[int]) -> None:
-        rows = {name: getattr(settings, name) for name in ROWS}
-        symmetric, form = settings.symmetric, settings.form
-        super().__init__(**rows, symmetric=symmetric, form=form, equalisation=settings.equalisation)
+        super().__init__(**settings.fields())
         cases = [(bits, groups[i % len(groups)]) for i, bits in enumerate(settings.bits.tolist())]
         order = {case: place for place, case in enumerate(dict.fromkeys(cases))}
         self._places = [order[case] for case in cases]
         self.v = nn.Parameter(torch.zeros(len(order), settings.groups, device=settings.scale.device))
         self._sizes: dict[tuple[int, ...], Tensor] = {}
 
-    def forward(self, x: Tensor, i: int) -> Tensor:
-        row, grid = self.row(i), self.grid(i)
-        if grid is None:
-            return x
-        numbers, scale = self.equalised(x), self._scale(row)
+    def on_grid(self, met: Tensor, row: int, grid: Grid) -> Tensor:
+        scale = self._scale(row)
         # The value is that of the scale; its gradient alone is smaller.
-        scale = scale.detach() + self._factor(numbers, grid) * (scale - scale.detach())
-        zero_point = self.zero_point[row].reshape(-1)
-        return self.restored(self.form.fake_quantized(numbers, grid, scale, zero_point)).to(x.dtype)
+        scale = scale.detach() + self._factor(met, grid) * (scale - scale.detach())
+        return self.form.fake_quantized(met, grid, scale, self.zero_point[row].reshape(-1))
 
     @torch.no_grad()
     def scales(self) -> Tensor:
@@ -184,11 +178,12 @@ class ScaleReconstruction(BlockErrors):
     def _descend(self, part: Part, calls: CallFiles, learned: Mapping[str, LearnedSettings], searched: float) -> None:
         rule, draw = self.rule, generator("activation scales", part.name)
         optimizer = torch.optim.Adam([settings.v for settings in learned.values()], rule.learning_rate)
-        for iteration in range(rule.iterations):
+        draws = self.draws(calls, (rule.calls, rule.rows), draw)
+        for iteration, drawn in zip(range(rule.iterations), draws, strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = rule.learning_rate * (1 + cos(pi * iteration / rule.iterations)) / 2
             optimizer.zero_grad()
-            self.add_gradient(part, calls, (rule.calls, rule.rows), searched, draw)
+            self.add_gradient(part, drawn, searched)
             optimizer.step()
 
     @contextmanager

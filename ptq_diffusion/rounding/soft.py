@@ -1,6 +1,7 @@
 """Integers that are still undecided between the two next to a weight."""
 
 from dataclasses import dataclass
+from math import cos, pi
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class SoftIntegers(nn.Module):
     below: Tensor
     scale: Tensor
     zero_point: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> None:
         super().__init__()
@@ -36,31 +39,43 @@ class SoftIntegers(nn.Module):
         self.register_buffer("below", position.floor())
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
+        self.register_buffer("low", (grid.low - zero_point).float())
+        self.register_buffer("high", (grid.high - zero_point).float())
         self.grid = grid
         share = (position - self.below - LOW) / (HIGH - LOW)
         self.v = nn.Parameter(torch.logit(share))
 
+    @torch.no_grad()
     def up(self) -> Tensor:
         """h, between 0 for the integer below and 1 for the one above."""
-        return (torch.sigmoid(self.v) * (HIGH - LOW) + LOW).clamp(0, 1)
+        return torch.sigmoid(self.v).mul_(HIGH - LOW).add_(LOW).clamp_(0, 1)
 
+    @torch.no_grad()
     def values(self) -> Tensor:
-        """The values that the undecided integers stand for, with a gradient by v."""
-        low, high = self.grid.low - self.zero_point, self.grid.high - self.zero_point
-        return (self.below + self.up()).clamp(low, high) * self.scale
+        """The values that the undecided integers stand for."""
+        return (self.below + self.up()).clamp_(self.low, self.high).mul_(self.scale)
 
-    def penalty(self, progress: float, warmup: float) -> Tensor:
-        """The mean of 1 - |2 h - 1|^beta over all elements, which decided ones do not have.
+    @torch.no_grad()
+    def gradient(self, by_values: Tensor, penalty: float, sharpness: float) -> Tensor:
+        """The gradient by v of a loss plus a penalty times the mean of 1 - |2 h - 1|^beta over all elements.
+
+        Decided integers have no penalty. It is written out, as automatic differentiation takes several times as long.
 
         Args:
-            progress: the share of the iterations that is done, from which beta falls from 20 to 2 along a cosine.
-            warmup: the share before which there is no penalty.
+            by_values: the gradient of the loss by `values`.
+            penalty: its factor.
+            sharpness: beta.
         """
-        if progress < warmup:
-            return 0 * self.v.sum()
-        left = (1 - progress) / (1 - warmup)
-        beta = SOFTEST + (SHARPEST - SOFTEST) * 0.5 * (1 + float(torch.cos(torch.tensor((1 - left) * torch.pi))))
-        return (1 - (2 * self.up() - 1).abs().pow(beta)).mean()
+        share, up = torch.sigmoid(self.v), self.up()
+        position = self.below + up
+        gradient = (by_values * self.scale).mul_((position >= self.low) & (position <= self.high))
+        if penalty:
+            side = up.mul(2).sub_(1)
+            power = side.abs().pow_(sharpness - 1).mul_(side.sign_())
+            gradient.add_(power, alpha=-2 * sharpness * penalty / up.numel())
+        # The derivative of h, 0 where it is cut off.
+        inside = (up > 0) & (up < 1)
+        return gradient.mul_(inside).mul_(share.sub(1).mul_(share)).mul_(LOW - HIGH)
 
     @torch.no_grad()
     def integers(self) -> Tensor:
@@ -98,3 +113,18 @@ class Descent:
             raise ValueError(
                 f"expected a penalty of at least 0 and a warmup of 0 up to 1, got {self.penalty} and {self.warmup}"
             )
+
+    def gradient(self, soft: SoftIntegers, by_values: Tensor, iteration: int, share: float) -> Tensor:
+        """The gradient by the undecided integers at one iteration, that of the penalty added.
+
+        Args:
+            soft: the integers.
+            by_values: the gradient by their values.
+            iteration: from 0 on; beta falls from 20 to 2 along a cosine behind the warmup.
+            share: how much of the penalty these integers have.
+        """
+        behind = iteration / self.iterations - self.warmup
+        if behind < 0:
+            return soft.gradient(by_values, 0.0, SHARPEST)
+        beta = SOFTEST + (SHARPEST - SOFTEST) * 0.5 * (1 + cos(pi * behind / (1 - self.warmup)))
+        return soft.gradient(by_values, self.penalty * share, beta)

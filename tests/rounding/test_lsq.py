@@ -64,6 +64,24 @@ def test_learned_scales_start_at_those_of_the_search_with_the_gradients_of_the_p
     torch.testing.assert_close(learned.v.grad[0], sums / (sizes * grid.high).sqrt(), rtol=1e-4, atol=1e-5)
 
 
+def test_settings_that_are_learned_carry_all_that_they_were_made_of():
+    x, shift = draw(3, 5, 2, 2), draw(1, 5, 1, 1, seed=6)
+    gain, offset = draw(1, 2, seed=7), draw(1, 2, seed=8)
+    fields = settings_of(WHOLE, 1, False, equalisation=draw(5, 1, 1, seed=4).abs() + 0.5).fields()
+    settings = LayerSettings(**fields | {"shift": shift, "gain": gain, "offset": offset})
+    learned = LearnedSettings(settings, [0])
+    assert torch.equal(learned(x, 0), settings(x, 0))
+    assert not torch.equal(learned(x, 0), LayerSettings(**fields)(x, 0))
+    assert all(torch.equal(*pair) for pair in zip(learned.channels(0), (gain[0], offset[0]), strict=True))
+    for other in (settings.at(0), settings.with_scale(settings.scale), settings.with_equalisation(None)):
+        names = set(fields) - {"equalisation"}
+        assert all(
+            other.fields()[name] is settings.fields()[name]
+            or torch.equal(other.fields()[name], settings.fields()[name])
+            for name in names
+        )
+
+
 def test_steps_of_a_group_share_a_scale_at_each_bitwidth_and_float_steps_have_none():
     settings = settings_of(WHOLE, 1, False, bits=(4, 4, 8, 8, 32))
     learned = LearnedSettings(settings, [0, 0, 0, 1, 1])

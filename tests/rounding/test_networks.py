@@ -20,6 +20,7 @@ from ptq_diffusion.rounding import (
     UniformSteps,
 )
 from ptq_diffusion.rounding.block_errors import rescaled
+from ptq_diffusion.rounding.blocks import SoftWeight
 from ptq_diffusion.rounding.calls import Call, CallFiles
 from tests.model.networks import NETWORKS, condition_of, denoiser_of, states_of
 from tests.network.networks import FLOAT
@@ -195,7 +196,7 @@ def test_each_state_of_a_calibration_set_counts_by_the_weight_of_its_step_alone(
     work.step_weights = torch.tensor([0.25, 0.75], dtype=torch.float64)
     with CallFiles.within(tmp_path / "calls") as calls:
         for i, rows in crowded:
-            calls.append(Call(i, ((), {}), [torch.zeros(rows, 1)], ()))
+            calls.append(Call.of(i, ((), {}), [torch.zeros(rows, 1)], ()))
         shares = work.shares(calls)
     states = [sum(rows for j, rows in crowded if j == i) for i in range(2)]
     counts = [sum(j == i for j, _ in crowded) for i in range(2)]
@@ -203,6 +204,32 @@ def test_each_state_of_a_calibration_set_counts_by_the_weight_of_its_step_alone(
     assert of_a_state[1] / of_a_state[0] == pytest.approx(3)
     if states[0] == states[1]:
         assert torch.equal(shares, work.step_weights), "bit for bit"
+
+
+@pytest.mark.parametrize("bits", [(4,), (4, 3)], ids=["one setting", "settings by step"])
+def test_calls_that_share_a_forward_have_the_gradient_of_each_by_itself(bits, tmp_path):
+    denoiser = network("pixels")
+    plan = plan_of(denoiser, *(LayerBits(one, 8) for one in bits))
+    work = reconstruction(BlockReconstruction, BLOCKWISE, denoiser, plan, tmp_path)
+    part = next(part for part in work.parts if len(part.layers) > 1)
+    forwards, gradients = [], []
+    with CallFiles.within(tmp_path / "calls") as calls:
+        work.collect(part, calls)
+        drawn = next(work.draws(calls, (4, 2), torch.Generator().manual_seed(0)))
+        assert {call.i for _, call in drawn} == {0, 1}, "of both steps"
+        weights = {copy: SoftWeight(work._soft(*copy), copy[1]) for copy in work.copies(part)}
+        block = work.quantized.network.get_submodule(part.name)
+        with work._computing(weights), block.register_forward_hook(lambda *_: forwards.append(1)):
+            for groups in ([drawn], [[one] for one in drawn]):
+                for weight in weights.values():
+                    weight.renew()
+                for group in groups:
+                    work.add_gradient(part, group, 1.0)
+                gradients.append([weight.gradient for weight in weights.values()])
+    assert len(forwards) == len(bits) + len(drawn)
+    for together, alone in zip(*gradients, strict=True):
+        assert together.any()
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

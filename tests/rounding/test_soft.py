@@ -39,17 +39,34 @@ def test_the_descent_ends_at_the_integer_below_or_above_with_none_undecided(symm
     assert 0.03 < (integers != nearest).float().mean() < 0.7, "it is not nearest"
 
 
-def test_the_penalty_is_of_undecided_integers_alone_and_waits_for_the_warmup():
+def test_the_gradient_is_that_of_values_and_of_a_penalty_of_undecided_integers_alone():
     weight = draw(4, 5)
-    soft = soft_of(weight, quantizer_of(weight, 4))
-    assert soft.penalty(0.1, warmup=0.2) == 0
-    early, late = soft.penalty(0.3, warmup=0.2), soft.penalty(0.9, warmup=0.2)
-    assert early > late > 0, "the penalty sharpens from the ends of the interval to its middle"
+    soft, by_values = soft_of(weight, quantizer_of(weight, 4)), draw(4, 5)
+    with torch.no_grad():
+        soft.v.add_(draw(4, 5))
+    up = (torch.sigmoid(soft.v) * 1.2 - 0.1).clamp(0, 1)
+    values = (soft.below + up).clamp(soft.low, soft.high) * soft.scale
+    loss = (by_values * values).sum() + 3.0 * (1 - (2 * up - 1).abs().pow(7.5)).mean()
+    (gradient,) = torch.autograd.grad(loss, soft.v)
+    assert torch.equal(soft.values(), values.detach())
+    assert torch.allclose(soft.gradient(by_values, 3.0, 7.5), gradient, rtol=1e-5, atol=1e-7)
     with torch.no_grad():
         soft.v.copy_(torch.where(soft.up() >= 0.5, 9.0, -9.0))
-    assert soft.penalty(0.9, warmup=0.2) == 0
+    assert not soft.gradient(by_values, 3.0, 7.5).any(), "decided integers are left alone"
     integers = soft.integers()
-    assert torch.equal((integers - soft.zero_point) * soft.scale, soft.values().detach())
+    assert torch.equal((integers - soft.zero_point) * soft.scale, soft.values())
+
+
+def test_the_penalty_waits_for_the_warmup_and_sharpens_from_the_ends_of_the_interval_to_its_middle():
+    weight = draw(4, 5)
+    soft, zero = soft_of(weight, quantizer_of(weight, 4)), torch.zeros(4, 5)
+    descent = Descent(10, 0.1, 3.0, warmup=0.2)
+    assert not descent.gradient(soft, zero, 1, 1.0).any()
+    with torch.no_grad():
+        soft.v.fill_(0.3)
+    early, late = (float(descent.gradient(soft, zero, iteration, 1.0).abs().sum()) for iteration in (3, 9))
+    assert 0 < early < late, "near the middle"
+    assert torch.allclose(descent.gradient(soft, zero, 9, 0.5).abs().sum(), torch.tensor(late / 2))
 
 
 @pytest.mark.parametrize(
