@@ -5,6 +5,7 @@ from ptq_diffusion.correction.corrected_denoiser import CorrectedDenoiser
 from ptq_diffusion.correction.evidence import MomentEvidence, PairedBatch, PathBatch, PathEvidence
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection
 from ptq_diffusion.correction.fitting import fit_moments
+from ptq_diffusion.correction.layer_rules import AtOnce, EachStep, InSequence, PooledSteps
 from ptq_diffusion.correction.method.auto import Auto, Choice
 from ptq_diffusion.correction.method.chain import Chain
 from ptq_diffusion.correction.method.d2dpm import D2DPM
@@ -27,6 +28,7 @@ from ptq_diffusion.correction.pipeline.folding import FoldedLayer, fold
 from ptq_diffusion.correction.step_report import StepReport
 
 __all__ = [
+    "AtOnce",
     "Auto",
     "Chain",
     "Choice",
@@ -39,10 +41,12 @@ __all__ = [
     "Correction",
     "D2DPM",
     "DNS",
+    "EachStep",
     "Fingerprint",
     "FittedCorrection",
     "FoldedLayer",
     "GatedPTQD",
+    "InSequence",
     "Matched",
     "MomentEvidence",
     "NoCorrection",
@@ -51,6 +55,7 @@ __all__ = [
     "PairedBatch",
     "PathBatch",
     "PathEvidence",
+    "PooledSteps",
     "QNCD",
     "Reads",
     "Regression",

@@ -1,9 +1,9 @@
 """The contract of a correction: what it needs, what it is fitted on, and how one step of it is fitted."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
 from torch import Tensor
 
@@ -19,6 +19,20 @@ from ptq_diffusion.sampler.table import Table
 Evidence = TypeVar("Evidence", MomentEvidence, PathEvidence)
 """Evidence of one step: moments, or images along a path."""
 PathName = Literal["float", "corrected"]
+
+
+class PathState(NamedTuple):
+    """The states of some images at a step of float sampling.
+
+    Args:
+        x_t: (B, C, H, W).
+        condition: theirs.
+        step: the row of the table.
+    """
+
+    x_t: Tensor
+    condition: Condition | None
+    step: Step
 
 
 class Reads(Enum):
@@ -99,6 +113,8 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         images_for_rescaling: how many images, the first ones, `rescalings` is given at once; 0 where it changes no
             layer.
         shift: chooses what is subtracted from the channels of a layer's input where it changes layers.
+        looks_ahead: whether `ahead` asks both networks at all steps of float sampling.
+        keeps_outputs: whether the float outputs of all layers for these images are kept at once.
         keeps_sigma: whether sigma' is the table's sigma.
     """
 
@@ -106,6 +122,8 @@ class Correction(Requirements, ABC, Generic[Evidence]):
     images_with_m: int | None = None
     images_for_rescaling: int = 0
     shift: Shift = NO_SHIFT
+    looks_ahead: bool = False
+    keeps_outputs: bool = False
     keeps_sigma: bool = True
 
     @abstractmethod
@@ -127,6 +145,16 @@ class Correction(Requirements, ABC, Generic[Evidence]):
             ValueError: the method makes another table, which these steps do not allow.
         """
         return FittedCorrection(steps, absorbing(corrections, steps))
+
+    def ahead(self, model: Denoiser, quantized: QuantizedDenoiser, path: Iterable[PathState]) -> Self:  # noqa: ARG002
+        """The correction that knows all steps of float sampling before one is fitted; by default itself, as it is.
+
+        Args:
+            model: the float model.
+            quantized: the quantized one.
+            path: states of the first `images_for_rescaling` images at every step.
+        """
+        return self
 
     def rescalings(
         self,

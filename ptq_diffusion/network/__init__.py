@@ -2,6 +2,7 @@
 
 from ptq_diffusion.network.attention import QuantizedAttention
 from ptq_diffusion.network.backend import Backend, Integer, Simulated
+from ptq_diffusion.network.gain import DeviationRatio, LeastSquares
 from ptq_diffusion.network.insertion import quantize
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import CurrentStep, QuantizedConv2d, QuantizedLayer, QuantizedLinear
@@ -16,11 +17,13 @@ from ptq_diffusion.network.step_settings import StepSettings
 __all__ = [
     "Backend",
     "CurrentStep",
+    "DeviationRatio",
     "FloatWeight",
     "InputGrid",
     "InputObservations",
     "Integer",
     "LayerSettings",
+    "LeastSquares",
     "QuantizedAttention",
     "QuantizedConv2d",
     "QuantizedDenoiser",

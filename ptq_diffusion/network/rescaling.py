@@ -1,7 +1,7 @@
 """Rescalings of one layer at one step: a gain and an offset of its output channels, and a grid of its input."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,12 +86,18 @@ class Spread:
     @classmethod
     def of(cls, output: Tensor, channels: int) -> "Spread":
         """The spread of an output, (B, ...), whose channels are one of its other dimensions."""
-        # (B, O, N): along rows means are several times faster than over all other dimensions at once.
-        rows = output.float().movedim(channels, 1)
-        rows = rows.reshape(*rows.shape[:2], -1)
+        rows = channel_rows(output, channels)
         mean = rows.mean(-1).mean(0)
         deviation = (rows - mean[:, None]).square_().mean(-1).mean(0).sqrt()
         return cls(mean.cpu().double(), deviation.cpu().double())  # Not every device has float64.
+
+    @classmethod
+    def pooled(cls, spreads: "Sequence[Spread]") -> "Spread":
+        """The spread of the outputs of several steps together, of which each weighs the same."""
+        means = torch.stack([spread.mean for spread in spreads])
+        mean = means.mean(0)
+        within = torch.stack([spread.deviation.square() for spread in spreads]).mean(0)
+        return cls(mean, (within + (means - mean).square().mean(0)).sqrt())
 
     def equals(self, other: "Spread") -> bool:
         """Whether the numbers of all channels are the same."""
@@ -128,8 +134,11 @@ class Rescaling:
     def between(cls, source: Spread, target: Spread) -> "Rescaling":
         """The rescaling that gives channels the target's mean and, where both vary alike, its standard deviation."""
         ratio = target.deviation / source.deviation
-        alike = source.varies & target.varies & (ratio < LARGEST_GAIN) & (ratio > 1 / LARGEST_GAIN)
-        gain = torch.where(alike, ratio, 1.0)
+        return cls.centred(torch.where(alike(source, target), ratio, 1.0), source, target)
+
+    @classmethod
+    def centred(cls, gain: Tensor, source: Spread, target: Spread) -> "Rescaling":
+        """The rescaling of this gain, (O,) float64, that gives channels the target's mean."""
         return cls(gain.float(), (target.mean - gain * source.mean).float())
 
     def of(self, output: Tensor, channels: int) -> Tensor:
@@ -176,6 +185,19 @@ class Rescaling:
             )
         grid = InputGrid(fields["scale"], fields["zero_point"], fields.get("shift")) if "scale" in fields else None
         return cls(fields["gain"], fields["offset"], grid)
+
+
+def alike(source: Spread, target: Spread) -> Tensor:
+    """Whether each channel varies in both, by deviations of one magnitude, (O,) bool."""
+    ratio = target.deviation / source.deviation
+    return source.varies & target.varies & (ratio < LARGEST_GAIN) & (ratio > 1 / LARGEST_GAIN)
+
+
+def channel_rows(output: Tensor, channels: int) -> Tensor:
+    """The numbers of every channel of a layer's output, (B, O, N) float32, whose channels are one of its dimensions."""
+    # Along rows means are several times faster than over all other dimensions at once.
+    rows = output.float().movedim(channels, 1)
+    return rows.reshape(*rows.shape[:2], -1)
 
 
 def named(rescalings: Mapping[str, Rescaling]) -> dict[str, Tensor]:

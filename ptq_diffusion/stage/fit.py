@@ -21,9 +21,10 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.drawing.corrected import draw_corrected
 from ptq_diffusion.stage.drawing.images import DrawImages
 from ptq_diffusion.stage.fit_table import carried, fit_table
+from ptq_diffusion.stage.fitting.images import Images
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint
-from ptq_diffusion.stage.path_fit import Images, PathFit
+from ptq_diffusion.stage.path_fit import PathFit
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 

@@ -1,9 +1,8 @@
 """Fit along a path: all images pass through a step together, and it is fitted on them before they go on."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,29 +23,13 @@ from ptq_diffusion.correction import (
 from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
 from ptq_diffusion.correction.evidence import SomeBatch, tensor_names
 from ptq_diffusion.engine.chunks import Chunk
-from ptq_diffusion.engine.conditions import ConditionSource
 from ptq_diffusion.engine.runtime import track
-from ptq_diffusion.model import Condition, Denoiser
-from ptq_diffusion.model.condition import concatenated, rows_of
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
 from ptq_diffusion.network.rescaling import named, of_named
-from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler import State, Step, Table
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images that a correction is fitted on.
-
-    Args:
-        chunks: in their order.
-        float_m: the float output of a chunk at a step of float sampling, a learned variance behind it.
-        conditions: of the images.
-    """
-
-    chunks: Sequence[Chunk]
-    float_m: Callable[[Chunk, Step], Tensor]
-    conditions: ConditionSource
+from ptq_diffusion.stage.fitting.images import Images, ReplayedNoise
 
 
 class PathFit:
@@ -74,8 +57,9 @@ class PathFit:
         folder: Path,
     ) -> None:
         self.model, self.quantized = model, quantized
-        self.correction, self.steps, self.images = correction, steps, images.chunks
-        self.float_m, self.conditions, self.folder = images.float_m, images.conditions, folder
+        self.correction, self.steps, self.folder = correction, steps, folder
+        self._source, self.images = images, images.chunks
+        self.float_m, self.conditions = images.float_m, images.conditions
         self.fitted: list[StepCorrection] = []
         self._noise: dict[Chunk, ReplayedNoise] = {}
         self._ahead: dict[Chunk, tuple[State, State]] = {}
@@ -95,6 +79,9 @@ class PathFit:
         self.quantized.to(device)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.fitted = list(self._corrections_on_disk())
+        if first and len(self.fitted) < len(self.steps):
+            path = self._source.float_states(self.correction.images_for_rescaling, self.model.shape, self.steps, device)
+            self.correction = self.correction.ahead(self.model, self.quantized, path)
         for step in track(self.steps[len(self.fitted) :], title, progress and first):
             self._step(step.i).mkdir(exist_ok=True)
             if first:
@@ -134,7 +121,7 @@ class PathFit:
             chunks_ahead = [chunk for chunk in self.images if chunk.first < count]
             self._ahead = {chunk: self._states(chunk, step, device) for chunk in chunks_ahead}
             y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in chunks_ahead])[:count]
-            condition = rows_of(self._condition(chunks_ahead, device), slice(len(y_t)))
+            condition = rows_of(self._source.condition(chunks_ahead, device), slice(len(y_t)))
             rescalings, m = self.correction.rescalings(self.model, self.quantized, y_t, condition, step)
             write_tensors(file, named(rescalings) | {"m": m})
         tensors = load_file(file)
@@ -178,12 +165,6 @@ class PathFit:
             tensors |= {"variance": variance.clone(), "float_variance": float_variance.clone()}
         write_tensors(file, tensors)
 
-    def _condition(self, chunks: Sequence[Chunk], device: torch.device) -> Condition | None:
-        """The condition of the images of some chunks, padding left out."""
-        parts = [rows_of(chunk.condition(self.conditions, device), slice(chunk.count)) for chunk in chunks]
-        conditions = [part for part in parts if part is not None]
-        return reduce(concatenated, conditions) if conditions else None
-
     def _states(self, chunk: Chunk, step: Step, device: torch.device) -> tuple[State, State]:
         """The states of float sampling and those on the path, from the files of the step before."""
         if chunk not in self._noise:
@@ -219,22 +200,6 @@ class PathFit:
 
     def _correction_folder(self, i: int) -> Path:
         return self.folder / f"fitted-{i:04d}"
-
-
-class ReplayedNoise:
-    """Noise by step; after an interruption the noise of the steps before it is drawn again and dropped."""
-
-    def __init__(self, noise: SampleNoise) -> None:
-        self._noise, self._next = noise, 0
-
-    def at(self, i: int, device: torch.device) -> Tensor:
-        """The noise of step `i`, which is asked for once and after all steps before it, or without them."""
-        assert i >= self._next
-        while self._next < i:
-            self._noise.draw()
-            self._next += 1
-        self._next += 1
-        return self._noise.draw(device)
 
 
 class StepBatches(Sequence[SomeBatch]):

@@ -193,7 +193,12 @@ class Footprint:
             return Memory(self.both + self.decoder, self.quantized_activations, images * case.image_bytes)
         together = min(correction.images_for_rescaling, case.cfg.noise.images)
         rows = max(case.most_rows, together * case.most_rows // case.cfg.micro_batch)
-        return Memory(self.both, forward_bytes(self._model, rows, quantized=True))
+        quantized = forward_bytes(self._model, rows, quantized=True)
+        if not correction.keeps_outputs:
+            return Memory(self.both, quantized)
+        # The outputs of all layers, which gradients need too, of three of four images that layers are rescaled on.
+        fitted = (together - together // 4) * case.most_rows // case.cfg.micro_batch
+        return Memory(self.both, quantized + forward_bytes(self._model, fitted, gradients=True))
 
     def _judged(self, case: Case) -> Memory:
         """A batch of images of all variants, and the features of all, once more where moments of them are taken."""

@@ -167,6 +167,8 @@ def _path_passes(correction: Correction[Any], case: Case) -> Work:
     asked = max(rescaled, with_m if correction.reads is Reads.CORRECTED_PATH else 0)
     # Rescaled layers are chosen in a pass on three of four images and judged on the others, with and without.
     quantized = case.padded(images) + (rescaled - judging) + 2 * judging
+    if correction.looks_ahead:
+        asked, quantized = asked + rescaled, quantized + rescaled - judging
     return Work(asked * case.fit_rows, quantized * case.fit_rows)
 
 

@@ -1,12 +1,14 @@
 """Corrections one behind the other."""
 
-from collections.abc import Callable, Collection, Mapping
+import copy
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from typing import Self
 
 from torch import Tensor
 
 from ptq_diffusion.bitwidth.additions import Additions
-from ptq_diffusion.correction.contract import Correction, Reads
+from ptq_diffusion.correction.contract import Correction, PathState, Reads
 from ptq_diffusion.correction.evidence import PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measurement import StepMeasurement
@@ -36,6 +38,7 @@ class Chain(Correction[PathEvidence]):
         self.links = dict(links)
         first, last = next(iter(links.values())), list(links.values())[-1]
         self.reads, self.keeps_sigma = first.reads, last.keeps_sigma
+        self.looks_ahead, self.keeps_outputs = first.looks_ahead, first.keeps_outputs
         self.images_for_rescaling, self.images_with_m = first.images_for_rescaling, last.images_with_m
 
     def check(self, steps: Table) -> None:
@@ -60,6 +63,12 @@ class Chain(Correction[PathEvidence]):
     def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:
         parts = (link.additions(steps, shape, patch_size) for link in self.links.values())
         return sum(parts, Additions())
+
+    def ahead(self, model: Denoiser, quantized: QuantizedDenoiser, path: Iterable[PathState]) -> Self:
+        name, first = next(iter(self.links.items()))
+        informed = copy.copy(self)
+        informed.links = self.links | {name: first.ahead(model, quantized, path)}
+        return informed
 
     def rescalings(
         self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, condition: Condition | None, step: Step

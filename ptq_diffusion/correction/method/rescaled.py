@@ -1,20 +1,31 @@
 """Every layer's input grid, scales and bias anew for each step."""
 
-from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+import copy
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from ptq_diffusion.bitwidth.additions import Additions
-from ptq_diffusion.correction.contract import Correction, PathName, along
+from ptq_diffusion.correction.contract import Correction, PathName, PathState, along
 from ptq_diffusion.correction.evidence import PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
+from ptq_diffusion.correction.layer_rules import (
+    EACH_STEP,
+    IN_SEQUENCE,
+    GainSteps,
+    LayerRules,
+    Order,
+    require_once,
+    rescalings_towards,
+)
 from ptq_diffusion.correction.measurement import StepMeasurement
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.model.condition import rows_of
-from ptq_diffusion.network import InputGrid, QuantizedDenoiser, Rescaling, Simulated, Spread, regridding, watching
+from ptq_diffusion.network import QuantizedDenoiser, Rescaling, watching
+from ptq_diffusion.network.gain import DeviationRatio, Gain, Target
 from ptq_diffusion.quantizer import NO_SHIFT, WHOLE, Form, RangeSearch, Shift
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
@@ -22,12 +33,15 @@ from ptq_diffusion.sampler.table import Table
 FEWEST = 8
 """The fewest images that determine the means and deviations of a layer's channels."""
 
+DEVIATION_RATIO = DeviationRatio()
+
 
 class Rescaled(Correction[PathEvidence]):
     """y~ = g y + c of every layer's output channels at every step, with the mean and the deviation of the float layer.
 
     Layers are matched one after the other within one forward, each on what the rescaled ones before it say, so that no
-    layer inherits an error of mean or scale. g multiplies the scales of the quantized weight and c joins the bias: a
+    layer inherits an error of mean or scale. By other rules g and c are a regression, of all layers at once, or shared
+    by the steps. g multiplies the scales of the quantized weight and c joins the bias: a
     step costs what it did. The output layer is left to what comes behind in a `Chain`, attention's products, which have
     neither, as they are. Three of four images are fitted;
     where that does not bring the output on every fourth nearer to the float one, the step keeps its layers as they are.
@@ -42,10 +56,14 @@ class Rescaled(Correction[PathEvidence]):
         shift: chooses what is subtracted from the channels of a layer's input at a step before its grid, whose product
             with the weight joins the bias; of linear layers and convolutions without padding, whose input has one
             static grid and differs from image to image.
+        gain: how g and c follow from the outputs of the float and the quantized layer.
+        order: whether a layer is matched on what rescaled ones before it say.
+        steps: which steps share g and c. A step whose held-out images they do not help keeps its layers, too.
 
     Raises:
-        ValueError: there is no such path, fewer than 8 images, or a shift without a range search; when it is fitted,
-            the network computes a layer several times.
+        ValueError: there is no such path, fewer than 8 images, a shift without a range search, or steps that share g
+            along the corrected path, where a step is reached by those before it alone; when it is fitted, the network
+            computes a layer several times.
     """
 
     def __init__(
@@ -54,6 +72,9 @@ class Rescaled(Correction[PathEvidence]):
         images: int = 64,
         path: PathName = "corrected",
         shift: Shift = NO_SHIFT,
+        gain: Gain = DEVIATION_RATIO,
+        order: Order = IN_SEQUENCE,
+        steps: GainSteps = EACH_STEP,
     ) -> None:
         if images < FEWEST:
             raise ValueError(
@@ -65,7 +86,15 @@ class Rescaled(Correction[PathEvidence]):
                 "expected a range search beside a shift of inputs, whose grid is another, got none; set "
                 "shift@correction.shift=none"
             )
-        self.range_search, self.shift, self.images_for_rescaling = range_search, shift, images
+        if steps.looks_ahead and path == "corrected":
+            raise ValueError(
+                "expected steps that share gains to be compared along float sampling, got path=corrected, where a step "
+                "is known once those before it are fitted; set correction.path=float, of a chain path and images=null "
+                "of matched, or gain_steps@correction.steps=each"
+            )
+        self.shift, self.gain, self.images_for_rescaling = shift, gain, images
+        self.rules = LayerRules(range_search, shift, order, steps)
+        self.looks_ahead, self.keeps_outputs = steps.looks_ahead, gain.keeps_outputs
 
     def check_images(self, images: int, channels: int) -> None:  # noqa: ARG002
         if images < FEWEST:
@@ -86,73 +115,58 @@ class Rescaled(Correction[PathEvidence]):
         # Gains and offsets are in scales and biases. A shift is a subtraction, of which counts hold none, as of biases.
         return Additions()
 
+    def ahead(self, model: Denoiser, quantized: QuantizedDenoiser, path: Iterable[PathState]) -> Self:
+        if not self.looks_ahead:
+            return self
+        own = replace(self.rules, steps=EACH_STEP)
+        comparisons = []
+        for x_t, condition, step in path:
+            fitting = ~_judging(x_t)
+            targets, _ = self._targets(model, quantized, x_t, condition, step)
+            states = x_t[fitting], rows_of(condition, fitting), step
+            comparisons.append(rescalings_towards(targets, quantized, *states, own)[1])
+        informed = copy.copy(self)
+        informed.rules = replace(self.rules, steps=self.rules.steps.informed(comparisons))
+        return informed
+
     def rescalings(
         self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, condition: Condition | None, step: Step
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
         """Rescalings of all layers but the output layer, or none where every fourth image gains nothing; and m."""
-        judging = torch.arange(len(x_t)) % 4 == 3
-        layers, rows = quantized.inner_layers(), model.rows(~judging, step)
-        targets: dict[str, Spread] = {}
+        judging = _judging(x_t)
+        targets, m = self._targets(model, quantized, x_t, condition, step)
+        fitting = x_t[~judging], rows_of(condition, ~judging), step
+        rescalings, _ = rescalings_towards(targets, quantized, *fitting, self.rules)
+        judged = x_t[judging], step, rows_of(condition, judging)
+        before, after = (_power(quantized.at(step.i, use).predict(*judged).m - m[judging]) for use in ({}, rescalings))
+        return (rescalings if after < before else {}), m
+
+    def _targets(
+        self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, condition: Condition | None, step: Step
+    ) -> tuple[Mapping[str, Target], Tensor]:
+        """Targets of all layers but the output layer from the images that are fitted on, and m of all images."""
+        layers, rows = quantized.inner_layers(), model.rows(~_judging(x_t), step)
+        targets: dict[str, Target] = {}
 
         def see(name: str, output: Tensor) -> None:
             # What is computed once for all images, such as a time embedding, has no rows to choose from.
             fitted = output[rows] if len(output) == len(rows) else output
-            _keep(name, Spread.of(fitted, layers[name].channels), targets)
+            target = self.gain.target(fitted, layers[name].channels)
+            if name in targets:
+                require_once(name, targets[name].equals(target))
+            targets[name] = target
 
         with watching(model.network, layers, see):
             m = model.predict(x_t, step, condition).m
-        fitting = x_t[~judging], rows_of(condition, ~judging)
-        rescalings = rescalings_towards(targets, quantized, *fitting, step, self.range_search, self.shift)
-        judged = x_t[judging], step, rows_of(condition, judging)
-        before, after = (_power(quantized.at(step.i, use).predict(*judged).m - m[judging]) for use in ({}, rescalings))
-        return (rescalings if after < before else {}), m
+        return targets, m
 
     def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
         return StepMeasurement.of(evidence.paired, (), step).correction(step.sigma)
 
 
-def rescalings_towards(
-    targets: Mapping[str, Spread],
-    quantized: QuantizedDenoiser,
-    x_t: Tensor,
-    condition: Condition | None,
-    step: Step,
-    range_search: RangeSearch | None,
-    shift: Shift = NO_SHIFT,
-) -> Mapping[str, Rescaling]:
-    """Rescalings that give layers the targets' means and deviations on these states, layer by layer in one forward.
-
-    The input of each is first given a grid of its own, if there is a range search.
-    """
-    # Grids are chosen and layers matched on float tensors.
-    quantized = quantized.computed_by(Simulated())
-    layers = quantized.inner_layers()
-    rescalings: dict[str, Rescaling] = {}
-    grids: dict[str, InputGrid] = {}
-    sources: dict[str, Spread] = {}
-
-    def match(name: str, output: Tensor) -> Tensor:
-        channels = layers[name].channels
-        _keep(name, Spread.of(output, channels), sources)
-        rescalings[name] = Rescaling.between(sources[name], targets[name])
-        return rescalings[name].of(output, channels)
-
-    with ExitStack() as stack:
-        if range_search:
-            stack.enter_context(regridding(layers, range_search, step.i, grids, shift))
-        stack.enter_context(watching(quantized.network, targets, match))
-        quantized.predict(x_t, step, condition)
-    return {name: replace(rescaling, input_grid=grids.get(name)) for name, rescaling in rescalings.items()}
-
-
-def _keep(name: str, spread: Spread, spreads: dict[str, Spread]) -> None:
-    """Keep the spread of a layer's output; a layer that is computed anew on the same, as in a DiT, has the same."""
-    if name in spreads and not spreads[name].equals(spread):
-        raise ValueError(
-            f"expected a network that computes every layer once, this one computes {name} several times, which one "
-            "scale does not serve; choose a correction without rescaled layers, such as correction=matched"
-        )
-    spreads[name] = spread
+def _judging(x_t: Tensor) -> Tensor:
+    """The marks of every fourth image, which no layer is fitted on, (B,) bool."""
+    return torch.arange(len(x_t)) % 4 == 3
 
 
 def _power(noise: Tensor) -> float:

@@ -29,6 +29,9 @@ GROUPS = {
     "step_groups": "step_groups@quantizer.steps",
     "equalisation": "equalisation@quantizer.equalisation",
     "low_rank": "low_rank@quantizer.low_rank",
+    "gain": "gain@correction.candidates.rescaled_matched.links.rescaled.gain",
+    "layer_order": "layer_order@correction.candidates.rescaled_matched.links.rescaled.order",
+    "gain_steps": "gain_steps@correction.candidates.rescaled_matched.links.rescaled.steps",
     "shift": "shift@correction.candidates.rescaled_matched.links.rescaled.shift",
     "data": "data",
     "training": "training",
@@ -81,6 +84,9 @@ def test_every_option_composes_and_builds(group, option, tiny_model_folder):
     elif group == "shift":
         rule = construct(cfg.correction.candidates.rescaled_matched).links["rescaled"].shift
         assert rule.shifts == bool(rule.of(torch.ones(2, 3)).any())
+    elif group in ("gain", "layer_order", "gain_steps"):
+        cfg.correction.candidates.rescaled_matched.links.matched.update(path="float", images=None)
+        assert construct(cfg.correction.candidates.rescaled_matched).links["rescaled"].images_for_rescaling == 64
     elif group == "low_rank":
         assert construct(cfg.quantizer.low_rank).rank >= 0
     elif group == "range_search":

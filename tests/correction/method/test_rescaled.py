@@ -7,11 +7,20 @@ import pytest
 import torch
 
 from ptq_diffusion.correction import Rescaled
+from ptq_diffusion.correction.layer_rules import LayerRules, rescalings_towards
 from ptq_diffusion.correction.method import rescaled as rescaled_module
-from ptq_diffusion.correction.method.rescaled import rescalings_towards
 from ptq_diffusion.model import DiffusersDenoiser, Role
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
-from ptq_diffusion.network import InputObservations, QuantizedDenoiser, Rescaling, Spread, quantize, watching
+from ptq_diffusion.network import (
+    DeviationRatio,
+    InputObservations,
+    LeastSquares,
+    QuantizedDenoiser,
+    Rescaling,
+    Spread,
+    quantize,
+    watching,
+)
 from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, MinMax, PerTensor
 from tests.correction.pipelines import states
 from tests.steps import at
@@ -77,18 +86,13 @@ def test_distorted_scales_and_biases_of_all_layers_are_found(model, distorted):
     assert (q - m).abs().max() > 0.1
 
 
-def test_a_network_without_noise_has_nothing_to_rescale(model, unquantized):
+@pytest.mark.parametrize("rule", [DeviationRatio(), LeastSquares()], ids=lambda rule: type(rule).__name__)
+def test_a_network_without_noise_has_nothing_to_rescale(rule, model, unquantized):
     x = states(model, 0)[:16]
     said = outputs(model.network, lambda: model.predict(x, at(300.0)), unquantized.inner_layers())
     with torch.no_grad():
-        found = rescalings_towards(
-            {name: spread(unquantized, name, output) for name, output in said.items()},
-            unquantized,
-            x,
-            None,
-            at(300.0),
-            None,
-        )
+        targets = {name: rule.target(output, unquantized.layer(name).channels) for name, output in said.items()}
+        found, _ = rescalings_towards(targets, unquantized, x, None, at(300.0), LayerRules(None))
     assert found.keys() == said.keys()
     for own in found.values():
         assert torch.allclose(own.gain, torch.ones_like(own.gain), atol=1e-5)
@@ -199,7 +203,7 @@ def test_rescalings_that_make_no_difference_are_left_out(pair, monkeypatch):
     x = states(pair[0], 0)[:16]
     with torch.no_grad():
         same = {name: own.identity_like() for name, own in ALONE.rescalings(*pair, x, None, at(300.0))[0].items()}
-        monkeypatch.setattr(rescaled_module, "rescalings_towards", lambda *words: same)
+        monkeypatch.setattr(rescaled_module, "rescalings_towards", lambda *words: (same, {}))
         assert same and ALONE.rescalings(*pair, x, None, at(300.0))[0] == {}
 
 

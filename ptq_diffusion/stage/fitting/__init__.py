@@ -1,0 +1,1 @@
+"""The images that a correction is fitted on along a path."""
