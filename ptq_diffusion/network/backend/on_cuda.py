@@ -47,30 +47,30 @@ class OnCuda(Products):
             )
 
     def product(self, operands: Operands) -> Product:
+        scale = operands.numbers.scale * operands.scale
         if operands.geometry is not None:
-            return partial(_convolution, operands)
-        return partial(_linear, operands, self.multiply)
+            return partial(_convolution, operands, scale)
+        return partial(_linear, operands, scale, self.multiply)
 
 
-def _convolution(operands: Operands, x: Tensor) -> Tensor:
+def _convolution(operands: Operands, scale: Tensor, x: Tensor) -> Tensor:
     at = operands.geometry
     assert at is not None
     weight = operands.packed.once("float32", [operands.weight], operands.weight.centred)
     whole = whole_numbers(x, operands.numbers)
     sums = functional.conv2d(whole, weight, None, at.stride, at.padding, at.dilation, at.groups)
-    return _scaled(sums, operands, (-1, 1, 1))
+    return _scaled(sums, scale, operands.bias, (-1, 1, 1))
 
 
-def _linear(operands: Operands, multiply: Multiply, x: Tensor) -> Tensor:
+def _linear(operands: Operands, scale: Tensor, multiply: Multiply, x: Tensor) -> Tensor:
     columns = operands.packed.once("bfloat16", [operands.weight], lambda: operands.weight.centred().bfloat16().t())
     rows = whole_numbers(x, operands.numbers).bfloat16().reshape(-1, x.shape[-1])
-    return _scaled(multiply(rows, columns), operands, (-1,)).view(*x.shape[:-1], -1)
+    return _scaled(multiply(rows, columns), scale, operands.bias, (-1,)).view(*x.shape[:-1], -1)
 
 
-def _scaled(sums: Tensor, operands: Operands, across: tuple[int, ...]) -> Tensor:
+def _scaled(sums: Tensor, scale: Tensor, bias: Tensor | None, across: tuple[int, ...]) -> Tensor:
     """s_x s_w sum + b, whose channels are along the one dimension of `across` that is not 1."""
-    scale = operands.output_scale.view(across)
-    return sums * scale if operands.bias is None else torch.addcmul(operands.bias.view(across), sums, scale)
+    return sums * scale.view(across) if bias is None else torch.addcmul(bias.view(across), sums, scale.view(across))
 
 
 @cache

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -54,11 +53,6 @@ class Operands:
     bias: Tensor | None
     geometry: Geometry | None
     packed: SharedCache
-
-    @cached_property
-    def output_scale(self) -> Tensor:
-        """s_x s_w, (O,) float32: of sums of integers of the input and the weight."""
-        return self.numbers.scale * self.scale
 
 
 class Products(ABC):
