@@ -112,52 +112,72 @@ def _fp8(o: Operands) -> Callable[[], Product]:
     return make
 
 
+class WholeLayer:
+    """The products of a whole layer, from its float input to its float output.
+
+    Args:
+        o: of the layer.
+    """
+
+    def __init__(self, o: Operands) -> None:
+        self.o, self.order = o, torch.channels_last if o.shape.k else torch.contiguous_format
+        self.scale, self.across = o.INPUT_SCALE * o.scale, (-1, 1, 1) if o.shape.k else (-1,)
+        self.x = o.x.contiguous(memory_format=self.order)
+
+    def weight(self) -> Tensor:
+        """The float weight."""
+        scale = self.o.scale.view(-1, *[1] * (self.o.weight.ndim - 1))
+        return (self.o.weight * scale).contiguous(memory_format=self.order)
+
+    def of_floats(self) -> Product:
+        """The float layer."""
+        weight = self.weight()
+        return lambda: self.o.operation(self.x, weight, self.o.bias)
+
+    def simulated(self) -> Product:
+        """The same on numbers of a grid."""
+        weight = self.weight()
+        return lambda: self.o.operation(self.o.rounded(self.x).mul_(self.o.INPUT_SCALE), weight, self.o.bias)
+
+    def of_codes(self) -> Product:
+        """The layer's own operation on codes in float32."""
+        weight = self.o.weight.contiguous(memory_format=self.order)
+        by, add = self.scale.view(self.across), self.o.bias.view(self.across)
+        return lambda: torch.addcmul(add, self.o.operation(self.o.rounded(self.x), weight), by)
+
+    def of_int8(self) -> Product:
+        """A product of int8 matrices."""
+        o, (_, columns, shift) = self.o, _signed(self.o)
+        add = o.bias - self.scale * shift
+
+        def product() -> Tensor:
+            signed = o.rounded(self.x).add_(o.ZERO).to(torch.int8)
+            return o.folded((torch._int_mm(o.patches(signed, o.ZERO), columns) * self.scale).add_(add))
+
+        return product
+
+    def of_bfloat16(self) -> Product:
+        """A product of matrices of bfloat16, summed in float32."""
+        o, columns = self.o, self.o.columns().to(torch.bfloat16)
+
+        def product() -> Tensor:
+            rows = o.patches(o.rounded(self.x).to(torch.bfloat16))
+            return o.folded(torch.addcmul(o.bias, torch.mm(rows, columns, out_dtype=torch.float32), self.scale))
+
+        return product
+
+
 def layers(o: Operands) -> Iterator[tuple[str, bool, Callable[[], Product]]]:
-    """The same for whole layers, from the float input to the float output."""
-    order = torch.channels_last if o.shape.k else torch.contiguous_format
-    scale, bias = o.INPUT_SCALE * o.scale, o.bias
-    x = o.x.contiguous(memory_format=order)
-    across = (-1, 1, 1) if o.shape.k else (-1,)
-
-    def float_layer() -> Product:
-        weight = (o.weight * o.scale.view(-1, *[1] * (o.weight.ndim - 1))).contiguous(memory_format=order)
-        return lambda: o.operation(x, weight, bias)
-
-    def simulated() -> Product:
-        weight = (o.weight * o.scale.view(-1, *[1] * (o.weight.ndim - 1))).contiguous(memory_format=order)
-        return lambda: o.operation(o.rounded(x).mul_(o.INPUT_SCALE), weight, bias)
-
-    def codes(dtype: torch.dtype) -> Callable[[], Product]:
-        def make() -> Product:
-            weight = o.weight.to(dtype).contiguous(memory_format=order)
-            by, add = scale.view(across), bias.view(across)
-            return lambda: torch.addcmul(add, o.operation(o.rounded(x).to(dtype), weight), by)
-
-        return make
-
-    def integers() -> Product:
-        _, columns, shift = _signed(o)
-        add = bias - scale * shift
-        return lambda: o.folded(
-            (torch._int_mm(o.patches(o.rounded(x).add_(o.ZERO).to(torch.int8), o.ZERO), columns) * scale).add_(add)
-        )
-
-    def matrices() -> Product:
-        columns = o.columns().to(torch.bfloat16)
-        return lambda: o.folded(
-            torch.addcmul(
-                bias, torch.mm(o.patches(o.rounded(x).to(torch.bfloat16)), columns, out_dtype=torch.float32), scale
-            )
-        )
-
-    yield "L fp32", False, float_layer
-    yield "L fp32 tf32", True, float_layer
-    yield "L simulated", False, simulated
-    yield "L simulated tf32", True, simulated
-    yield "L fp32 codes", False, codes(torch.float32)
-    yield "L tf32 codes", True, codes(torch.float32)
-    yield "L int_mm", False, integers
-    yield "L bf16 mm", False, matrices
+    """The same as `products` for whole layers."""
+    layer = WholeLayer(o)
+    yield "L fp32", False, layer.of_floats
+    yield "L fp32 tf32", True, layer.of_floats
+    yield "L simulated", False, layer.simulated
+    yield "L simulated tf32", True, layer.simulated
+    yield "L fp32 codes", False, layer.of_codes
+    yield "L tf32 codes", True, layer.of_codes
+    yield "L int_mm", False, layer.of_int8
+    yield "L bf16 mm", False, layer.of_bfloat16
 
 
 @contextmanager
