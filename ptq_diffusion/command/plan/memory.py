@@ -38,6 +38,8 @@ FLOAT = 4
 """Bytes of a number of a network."""
 COPIES = 2
 """Float copies that packed integers are unpacked to when they are first used: centred integers, and their values."""
+OBSERVED = 5
+"""Copies of observations that are held at one time: as they are counted, stacked, written, read and joined."""
 PACKING = 41
 """Bytes of a number of a weight while it is packed: the weight, integers in 32 and in 64 bits, words, bytes."""
 BUILDERS = (MeasureStepSignal.name, MeasureSensitivity.name)
@@ -170,7 +172,7 @@ class Footprint:
 
     def _observed(self, case: Case) -> Memory:
         states = len(case.table) * case.cfg.micro_batch * case.state_bytes
-        return Memory(self.float_network, self.float_activations, states + bytes_of_observations(case))
+        return Memory(self.float_network, self.float_activations, states + OBSERVED * bytes_of_observations(case))
 
     def _offers(self, case: Case) -> Memory:
         offers = len(construct(case.cfg.bitwidth).offered)
