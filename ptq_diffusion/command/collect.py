@@ -28,8 +28,10 @@ def collect_runs(words: Sequence[str]) -> None:
     """
     arguments = _parser().parse_args(words)
     # Imports torch, which the processes of a sweep must not do before Hydra has set their threads.
+    from ptq_diffusion.engine.runtime import quiet_libraries
     from ptq_diffusion.report.sweep.collect import collect
 
+    quiet_libraries()
     collected = collect(arguments.folders, arguments.against, arguments.where, arguments.metric)
     if arguments.csv or arguments.latex:
         sys.stdout.write(collected.csv() if arguments.csv else collected.latex())

@@ -181,9 +181,15 @@ def quantize(
         seed: added to the seeds of both.
 
     Raises:
+        TypeError: it is no pipeline, such as the folder of one.
         ValueError: the pipeline's network is not supported, or choices do not fit each other.
         OSError: the outputs cannot be written.
     """
+    if not isinstance(pipeline, DiffusionPipeline):
+        raise TypeError(
+            f"expected a pipeline of diffusers, got {pipeline!r:.100} of {type(pipeline).__name__}; give that of "
+            "DiffusionPipeline.from_pretrained(FOLDER)"
+        )
     words = ["model=diffusers", "goal=export", "logger=none", f"bitwidth={bitwidth}", f"correction={correction}"]
     words += [f"sampler={sampler}", f"sampler.steps={steps}", f"model.dtype={_dtype(pipeline)}"]
     cfg = compose(*words, f"calibration.images={calibration_images}", f"noise.images={fit_images}", *overrides)

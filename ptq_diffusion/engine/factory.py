@@ -2,6 +2,7 @@
 
 import inspect
 import pydoc
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -19,6 +20,10 @@ STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=Fal
 """Options are of the types that they are annotated with, and numbers are finite, in lists and maps too."""
 OURS = "ptq_diffusion."
 ALLOWED = (OURS, "diffusers.", "torch.optim.")
+PLACE = re.compile(r"full_key: (\S+)\s*$")
+"""The end of what Hydra says of a constructor that raised: the object's place in the configuration."""
+ADVICE = "; "
+"""The beginning of what to do in a message."""
 OTHER_WEIGHTS = "Error(s) in loading state_dict"
 """The beginning of what torch says of weights of another network."""
 
@@ -47,13 +52,15 @@ def construct(node: DictConfig, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN4
     try:
         return instantiate(node, *args, _convert_="all", **kwargs)
     except InstantiationException as error:
-        # What the object itself said is clearer than Hydra's account of it.
-        cause = error.__cause__ or error
+        # What the object itself said is clearer than Hydra's account of it, but for the place.
+        cause, place = error.__cause__ or error, PLACE.search(str(error))
     if isinstance(cause, RuntimeError) and str(cause).startswith(OTHER_WEIGHTS):
         text = " ".join(str(cause).split())[:300]
         raise ValueError(
             f"expected options of {node._target_} that fit its weights, got others ({text}); change them or the file"
         ) from cause
+    if type(cause) is ValueError and place and ADVICE not in str(cause):
+        raise ValueError(f"{cause}{ADVICE}change options of {place[1]}") from None
     raise cause from None
 
 

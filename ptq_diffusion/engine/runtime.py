@@ -157,7 +157,8 @@ def track(items: Sequence[Item], title: str, progress: bool) -> Iterable[Item]:
 
 def quiet_libraries() -> None:
     """Leave the console to progress bars and results: no advice from libraries, no deprecations inside them."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+    # fontTools tells of every table of a font that a PDF takes along, by the logging of a sweep.
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "fontTools"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Tells at length what it could do with torchvision.
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -150,3 +150,8 @@ def test_a_folder_that_holds_none_is_refused():
     for load in (pd.load_quantized, pd.load_correction):
         with pytest.raises(FileNotFoundError, match=str(folder)):
             load(folder)
+
+
+def test_what_is_no_pipeline_is_refused_with_how_to_load_one(tiny_model_folder):
+    with pytest.raises(TypeError, match=r"pipeline of diffusers, got '.*' of str; give that of DiffusionPipeline.from"):
+        pd.quantize(str(tiny_model_folder()))

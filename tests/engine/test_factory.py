@@ -4,6 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ptq_diffusion.engine.factory import construct
+from tests.experiments import composed
 
 BEHIND_OURS = [
     "ptq_diffusion.stage.training.checkpoint.torch.load",
@@ -39,3 +40,18 @@ def test_an_option_that_is_to_be_an_object_is_no_other_value(key, value):
     cfg = OmegaConf.create({"inputs": inputs, "part": {key: value} | PARTS[key]})
     with pytest.raises(ValueError, match=f"expected {key} of [A-Za-z]+ to be an instance of [A-Za-z]+, got .*; give"):
         construct(cfg.part)
+
+
+@pytest.mark.parametrize(
+    ("words", "part", "end"),
+    [
+        (["sampler.eta=1.5"], "sampler", r"\[0, 1\], got 1.5; change options of sampler"),
+        (["quantizer.weight.range_search.p=-1"], "quantizer.weight", "p=-1; change options of quantizer.weight.range_"),
+        (["correction=auto", "trial.images=1"], "correction", "; set trial.images and trial.seed"),
+    ],
+)
+def test_an_error_without_advice_says_whose_options_to_change(words, part, end):
+    """A constructor does not know its place in the configuration; what gives advice of its own stays as it is."""
+    cfg = composed(*words)
+    with pytest.raises(ValueError, match=rf"{end}\w*$"):
+        construct(OmegaConf.select(cfg, part))

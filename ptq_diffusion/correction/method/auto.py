@@ -133,7 +133,8 @@ class Auto(Requirements):
             )
         if images < 2 or seed < 0:
             raise ValueError(
-                f"expected trial.images of at least 2 and trial.seed of at least 0, got {images} and {seed}"
+                f"expected trial.images of at least 2 and trial.seed of at least 0, got {images} and {seed}; set "
+                "trial.images and trial.seed"
             )
         self.candidates, self.images, self.seed, self.judge = dict(candidates), images, seed, judge
 

@@ -79,7 +79,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
         ValueError: it holds something else, or an object that only running its code could make.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint at {path}, found no file")
+        raise FileNotFoundError(f"expected a checkpoint at {path}, found no file; check the path")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         state = content["state_dict"] if "state_dict" in content else content

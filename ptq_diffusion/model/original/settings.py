@@ -97,7 +97,9 @@ def read_settings(path: Path) -> Settings:
         ValueError: it is none, or says what this conversion does not know.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"expected the configuration of the checkpoint at {path}, found no file")
+        raise FileNotFoundError(
+            f"expected the configuration of the checkpoint at {path}, found no file; check the path"
+        )
     try:
         text = path.read_text(encoding="utf-8")
         content: Any = json.loads(text) if path.suffix == ".json" else OmegaConf.to_container(OmegaConf.create(text))

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import shutil
 from itertools import product
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ptq_diffusion.command.collect import collect_runs
 from ptq_diffusion.engine.stage import needed
 from ptq_diffusion.report.report import table as report_table
 from ptq_diffusion.report.sweep.collect import collect
@@ -276,3 +278,14 @@ def test_options_that_no_number_depends_on_are_no_factors(tmp_path):
     assert "layers:\n  images: 0\n" in text
     (run / "config.yaml").write_text(text.replace("layers:\n  images: 0\n", "layers:\n  images: 8\n"))
     assert "layers.images" not in table(tmp_path)[0]
+
+
+@pytest.mark.figures
+def test_a_console_that_shows_a_sweeps_messages_has_none_of_fonts(tmp_path, caplog):
+    """Hydra's logging of a sweep shows what any library tells, and drawing a PDF has much to tell."""
+    logging.getLogger("fontTools").setLevel(logging.NOTSET)
+    caplog.set_level(logging.INFO)
+    run_like(tmp_path)
+    collect_runs([str(tmp_path)])
+    assert (tmp_path / "collected" / "frontier.pdf").is_file()
+    assert not [record for record in caplog.records if record.levelno < logging.WARNING]
