@@ -18,7 +18,6 @@ with initialize_config_dir(str(CONF), version_base="1.3"):
         [
             "correction=rescaled_matched",
             "gain@correction.links.rescaled.gain=least_squares",
-            "layer_order@correction.links.rescaled.order=at_once",
             "gain_steps@correction.links.rescaled.steps=pooled",
             "correction.links.matched.path=float",
             "correction.links.matched.images=null",

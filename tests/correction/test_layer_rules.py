@@ -89,11 +89,11 @@ def chosen(pair, correction, state):
 @every_order
 @torch.no_grad()
 def test_pooled_over_one_step_is_each(gain, order, pair):
-    (state,) = path(pair[0], [400.0])
-    each, pooled = (
-        rescaled(gain, order, steps, LpSearch(2.0, 20)).ahead(*pair, [state]) for steps in (EachStep(), PooledSteps())
-    )
-    assert_same(chosen(pair, each, state), chosen(pair, pooled, state))
+    x, search = states(pair[0], 0)[:8], LpSearch(2.0, 20)
+    network = targets_of(pair, gain, x), pair[1], x, None, STEP
+    each, comparisons = rescalings_towards(*network, LayerRules(search, order=order))
+    informed = PooledSteps().informed([comparisons])
+    assert_same(rescalings_towards(*network, LayerRules(search, order=order, steps=informed))[0], each)
 
 
 @every_gain
