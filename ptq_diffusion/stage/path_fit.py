@@ -58,7 +58,7 @@ class PathFit:
     ) -> None:
         self.model, self.quantized = model, quantized
         self.correction, self.steps, self.folder = correction, steps, folder
-        self._source, self.images = images, images.chunks
+        self.source, self.images = images, images.chunks
         self.float_m, self.conditions = images.float_m, images.conditions
         self.fitted: list[StepCorrection] = []
         self._noise: dict[Chunk, ReplayedNoise] = {}
@@ -80,7 +80,7 @@ class PathFit:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.fitted = list(self._corrections_on_disk())
         if first and len(self.fitted) < len(self.steps):
-            path = self._source.float_states(self.correction.images_for_rescaling, self.model.shape, self.steps, device)
+            path = self.source.float_states(self.correction.images_for_rescaling, self.model.shape, self.steps, device)
             self.correction = self.correction.ahead(self.model, self.quantized, path)
         for step in track(self.steps[len(self.fitted) :], title, progress and first):
             self._step(step.i).mkdir(exist_ok=True)
@@ -121,7 +121,7 @@ class PathFit:
             chunks_ahead = [chunk for chunk in self.images if chunk.first < count]
             self._ahead = {chunk: self._states(chunk, step, device) for chunk in chunks_ahead}
             y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in chunks_ahead])[:count]
-            condition = rows_of(self._source.condition(chunks_ahead, device), slice(len(y_t)))
+            condition = rows_of(self.source.condition(chunks_ahead, device), slice(len(y_t)))
             rescalings, m = self.correction.rescalings(self.model, self.quantized, y_t, condition, step)
             write_tensors(file, named(rescalings) | {"m": m})
         tensors = load_file(file)

@@ -23,6 +23,7 @@ from tests.own_package import WORDS
 BUNDLED = sorted(folder.parent.name for folder in MODELS.home.glob("*/model_index.json"))
 LABELS = ["condition=labels", "condition.source.no_class=3", "condition.guidance.scale=2"]
 PATH = ["correction=rescaled_matched", "correction.links.rescaled.images=9", "correction.links.matched.images=13"]
+POOLED = ["correction=rescaled", "correction.path=float", "correction.images=9", "gain_steps@correction.steps=pooled"]
 ONE_CHOICE = [
     f"~correction.candidates.{name}" for name in ("ptqd_gated", "readout_matched", "rescaled_readout_matched")
 ]
@@ -30,6 +31,7 @@ EXPERIMENTS = {
     "moments": ["correction=ptqd", "images=3"],
     "a step asked twice": ["correction=qncd", "correction.every=2", "goal=samples_corrected"],
     "a path": [*PATH, "noise.images=17", "noise.steps=4", "goal=fit"],
+    "a path known ahead": [*POOLED, "noise.images=17", "noise.steps=4", "goal=fit"],
     "labels and guidance": [*LABELS, "correction=tac", "condition.guidance.interval=[0,0.5]"],
     "a choice": ["correction=auto", *ONE_CHOICE, "goal=fit", "trial.images=5", "correction.judge.replicates=5"]
     + ["noise.images=16"],

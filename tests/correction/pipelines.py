@@ -15,6 +15,7 @@ from ptq_diffusion.correction import (
     Reads,
     fit_moments,
 )
+from ptq_diffusion.correction.contract import PathState
 from ptq_diffusion.model import Pixels
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import sample
@@ -44,6 +45,8 @@ def fitted(name, steps, pair, condition=None):
     model, quantized = pair
     correction = WITH_SHIFTED[name]
     if correction.reads is not Reads.MOMENTS:
+        path = [PathState(states(model, step.i), condition, step) for step in steps]
+        correction = correction.ahead(model, quantized, path)
         return FittedCorrection(steps, [fitted_step(correction, step, model, quantized, condition) for step in steps])
     seen = []
     for step in steps:

@@ -63,6 +63,7 @@ def followed(fit, monkeypatch, *words):
     return own, seen, asked
 
 
+POOLED = ["correction=rescaled", "correction.path=float", "gain_steps@correction.steps=pooled"]
 RESCALED_MATCHED = ["correction=rescaled_matched", "correction.links.rescaled.images=9"]
 
 
@@ -78,6 +79,8 @@ RESCALED_MATCHED = ["correction=rescaled_matched", "correction.links.rescaled.im
         (["correction=tac"], IMAGES),
         (["correction=tac", "micro_batch=16"], IMAGES),
         (["correction=wiener"], (0, IMAGES)),  # along float sampling, where m is known of all
+        # Of all steps before the first is fitted, and at each step again
+        ([*POOLED, "correction.images=9"], (18, IMAGES)),
     ],
     ids=str,
 )
@@ -146,6 +149,15 @@ def joined(batches, name):
 
 def indices(batches):
     return [batch.first + place for batch in batches for place in range(len(batch.q))]
+
+
+def test_states_that_are_known_before_a_fit_are_those_of_its_float_path(fit, monkeypatch):
+    own, seen, _ = followed(fit, monkeypatch, *POOLED, "correction.images=9")
+    ahead = list(own.source.float_states(9, own.model.shape, own.steps, torch.device("cpu")))
+    for state, (step, asked, _) in zip(ahead, seen, strict=True):
+        assert state.step == step and torch.equal(state.x_t, joined(asked, "x_t")[:9])
+    gains = [correction.rescalings["conv_in"].gain for correction in own.fitted if correction.rescalings]
+    assert len(gains) == STEPS and torch.equal(*gains)
 
 
 @pytest.mark.parametrize("correction", ["wiener", "readout"])

@@ -191,6 +191,10 @@ WORDS = {
         "correction=rescaled shift@correction.shift=mid_range correction.range_search=null",
         "expected a range search beside a shift",
     ),
+    "one gain for steps that are not known yet": (
+        "correction=rescaled gain_steps@correction.steps=pooled",
+        "along float sampling, got path=corrected.*; set correction.path=float",
+    ),
     "a descent that is none": ("rounding=adaround rounding.descent=null", "descent of AdaRound to be an instance of"),
     "inputs that are a number": ("rounding=gptq rounding.inputs=3", "inputs of GPTQ to be an instance of Inputs"),
     "nothing to round": ("rounding=gptq bitwidth=float", "rounding=nearest or another bitwidth"),

@@ -12,12 +12,12 @@ from ptq_diffusion.correction.transfer import interpolated
 from ptq_diffusion.network import InputGrid, Rescaling
 from ptq_diffusion.sampler import DDIM
 from tests.correction.pipelines import OURS, STEPS, fitted
-from tests.correction.presets import SHIFTED
+from tests.correction.presets import RULED, SHIFTED
 
 RESCALING = ("gain", "offset")
 
 
-@pytest.mark.parametrize("name", ["rescaled_matched", SHIFTED])
+@pytest.mark.parametrize("name", ["rescaled_matched", SHIFTED, RULED])
 def test_folders_keep_rescalings_bit_for_bit(name, pair, tmp_path):
     correction = fitted(name, DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair)
     correction.save(tmp_path)
