@@ -57,6 +57,13 @@ def test_every_experiment_and_every_recipe_composes(group, name):
     assert cfg.goal
 
 
+def _rescales(node):
+    node.links.matched.update(path="float", images=None)  # On which gains of all steps are pooled
+    rescaled = construct(node).links["rescaled"]
+    assert rescaled.images_for_rescaling == 64
+    assert rescaled.shift.shifts == bool(rescaled.shift.of(torch.ones(2, 3)).any())
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_builds(group, option, tiny_model_folder):
     place = GROUPS[group] or f"{group}@{group}.{option}"
@@ -81,12 +88,8 @@ def test_every_option_composes_and_builds(group, option, tiny_model_folder):
         assert construct(cfg.quantizer.steps).observed("conv_in", 20)
     elif group == "equalisation":
         assert construct(cfg.quantizer.equalisation).factors(torch.ones(2), torch.ones(2)).tolist() == [1, 1]
-    elif group == "shift":
-        rule = construct(cfg.correction.candidates.rescaled_matched).links["rescaled"].shift
-        assert rule.shifts == bool(rule.of(torch.ones(2, 3)).any())
-    elif group in ("gain", "layer_order", "gain_steps"):
-        cfg.correction.candidates.rescaled_matched.links.matched.update(path="float", images=None)
-        assert construct(cfg.correction.candidates.rescaled_matched).links["rescaled"].images_for_rescaling == 64
+    elif group in ("shift", "gain", "layer_order", "gain_steps"):
+        _rescales(cfg.correction.candidates.rescaled_matched)
     elif group == "low_rank":
         assert construct(cfg.quantizer.low_rank).rank >= 0
     elif group == "range_search":
