@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import lightning as L
 import torch
 from lightning import Fabric
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptq_diffusion.artefact.files import holds_tensors, write_tensors
 from ptq_diffusion.engine.conditions import ConditionSource
@@ -71,12 +72,15 @@ def chunks(purpose: str, seeds: Sequence[int], images: int, micro_batch: int) ->
     ]
 
 
-class ChunkWork(nn.Module, ABC):
-    """A function of a chunk. Networks that it holds are moved to the device."""
+class ChunkWork(L.LightningModule, ABC):
+    """A Lightning module whose batches are chunks, run by Fabric. Networks that it holds are moved to the device."""
 
     @abstractmethod
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
         """Tensors to keep of this chunk, padding dropped where nothing later asks a network for whole chunks."""
+
+    def predict_step(self, chunk: Chunk, _: int) -> dict[str, Tensor]:
+        return self(chunk, self.device)
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,8 @@ def do_share(fabric: Fabric, build: Callable[[Workshop], ChunkWork], missing: Mi
     work = build(shop.on(fabric.device)).eval().to(fabric.device)
     share = missing.chunks[fabric.global_rank :: fabric.world_size]
     with torch.inference_mode():
-        for chunk in track(share, missing.title, missing.progress and fabric.is_global_zero):
-            write_tensors(missing.folder / chunk.name, work(chunk, fabric.device))
+        for index, chunk in enumerate(track(share, missing.title, missing.progress and fabric.is_global_zero)):
+            write_tensors(missing.folder / chunk.name, work.predict_step(chunk, index))
 
 
 def run_chunks(
@@ -132,8 +136,8 @@ def run_chunks(
         shop.runtime.say(f"{title}: {count:,} images in {seconds:.3g} s, {count / seconds:.3g} images/s")
 
 
-class Statistics(nn.Module, ABC):
-    """Counts over chunks that a device takes in one after the other, such as histograms.
+class Statistics(L.LightningModule, ABC):
+    """A Lightning module that counts over chunks, one after the other, such as histograms; run by Fabric.
 
     Networks that it holds are moved to the device.
     """
@@ -141,6 +145,9 @@ class Statistics(nn.Module, ABC):
     @abstractmethod
     def forward(self, chunk: Chunk, device: torch.device) -> None:
         """Take in a chunk."""
+
+    def predict_step(self, chunk: Chunk, _: int) -> None:
+        self(chunk, self.device)
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -157,8 +164,8 @@ def count_share(fabric: Fabric, build: Callable[[Workshop], Statistics], missing
     statistics = build(shop.on(fabric.device)).eval().to(fabric.device)
     share = missing.chunks[fabric.global_rank :: sharers]
     with torch.inference_mode():
-        for chunk in track(share, missing.title, missing.progress and fabric.is_global_zero):
-            statistics(chunk, fabric.device)
+        for index, chunk in enumerate(track(share, missing.title, missing.progress and fabric.is_global_zero)):
+            statistics.predict_step(chunk, index)
     write_tensors(file, statistics.tensors())
 
 

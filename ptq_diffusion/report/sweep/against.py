@@ -46,7 +46,7 @@ def known_corrections(runs: Sequence[Run], against: str | None) -> None:
     """
     names = sorted({run.correction for run in runs if run.report})
     if against is not None and against not in (BEST, NONE, *names):
-        raise ValueError(f"expected a correction among {', '.join(names)}, none or best, got {against!r}")
+        raise ValueError(f"expected a correction among {', '.join(sorted({*names, NONE}))} or best, got {against!r}")
 
 
 def _cells(lines: Sequence[Line]) -> list[list[Line]]:
