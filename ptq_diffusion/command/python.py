@@ -185,11 +185,7 @@ def quantize(
         ValueError: the pipeline's network is not supported, or choices do not fit each other.
         OSError: the outputs cannot be written.
     """
-    if not isinstance(pipeline, DiffusionPipeline):
-        raise TypeError(
-            f"expected a pipeline of diffusers, got {pipeline!r:.100} of {type(pipeline).__name__}; give that of "
-            "DiffusionPipeline.from_pretrained(FOLDER)"
-        )
+    _require_pipeline(pipeline)
     words = ["model=diffusers", "goal=export", "logger=none", f"bitwidth={bitwidth}", f"correction={correction}"]
     words += [f"sampler={sampler}", f"sampler.steps={steps}", f"model.dtype={_dtype(pipeline)}"]
     cfg = compose(*words, f"calibration.images={calibration_images}", f"noise.images={fit_images}", *overrides)
@@ -257,6 +253,14 @@ def _replaced(node: Any, known: DictConfig) -> Any:  # noqa: ANN401
     if whole := OF_HYDRA.fullmatch(node):
         return OmegaConf.select(known, whole[1], throw_on_missing=True)
     return OF_HYDRA.sub(lambda match: str(OmegaConf.select(known, match[1], throw_on_missing=True)), node)
+
+
+def _require_pipeline(pipeline: object) -> None:
+    if not isinstance(pipeline, DiffusionPipeline):
+        raise TypeError(
+            f"expected a pipeline of diffusers, got {pipeline!r:.100} of {type(pipeline).__name__}; give that of "
+            "DiffusionPipeline.from_pretrained(FOLDER)"
+        )
 
 
 def _saved(pipeline: DiffusionPipeline, home: Path) -> Path:
