@@ -12,7 +12,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ptq_diffusion.command.conf import CONF
@@ -69,11 +69,17 @@ def surroundings(place: int) -> Mapping[str, str]:
 
 def several(names: Sequence[str], words: Sequence[str], processes: int) -> Mapping[str, set[str]]:
     """The digests of every correction that several processes came to; one digest each where all bits are the same."""
+    *_, digests = gathered(names, words, processes)
+    return digests
+
+
+def gathered(names: Sequence[str], words: Sequence[str], processes: int) -> Iterator[Mapping[str, set[str]]]:
+    """The same after every process."""
     digests: dict[str, set[str]] = {name: set() for name in names}
     for place in range(processes):
         for name, digest in forced(names, words, place).items():
             digests[name].add(digest)
-    return digests
+        yield digests
 
 
 def _digest(folder: Path) -> str:
@@ -86,11 +92,12 @@ def _digest(folder: Path) -> str:
 def main(folder: Path, processes: int) -> None:
     """Print the number of different results of every correction."""
     words = [f"model.path={folder}", f"outputs={folder / 'outputs'}"]
-    digests = several(corrections(), words, processes)
+    for count, digests in enumerate(gathered(corrections(), words, processes), 1):
+        total = sum(len(different) > 1 for different in digests.values())
+        sys.stdout.write(f"{count} of {processes} processes: {len(digests)} corrections, {total} not bit-identical\n")
+        sys.stdout.flush()
     for name, different in digests.items():
         sys.stdout.write(f"{name}: {processes} fits, {len(different)} different\n")
-    total = sum(len(different) > 1 for different in digests.values())
-    sys.stdout.write(f"{len(digests)} corrections, {processes} processes each: {total} not bit-identical\n")
 
 
 if __name__ == "__main__":

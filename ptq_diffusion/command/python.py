@@ -255,6 +255,14 @@ def _replaced(node: Any, known: DictConfig) -> Any:  # noqa: ANN401
     return OF_HYDRA.sub(lambda match: str(OmegaConf.select(known, match[1], throw_on_missing=True)), node)
 
 
+def _require_pipeline(pipeline: object) -> None:
+    if not isinstance(pipeline, DiffusionPipeline):
+        raise TypeError(
+            f"expected a pipeline of diffusers, got {pipeline!r:.100} of {type(pipeline).__name__}; give that of "
+            "DiffusionPipeline.from_pretrained(FOLDER)"
+        )
+
+
 def _saved(pipeline: DiffusionPipeline, home: Path) -> Path:
     """The folder of a pipeline below `home`, named by its content, so that the store knows it again."""
     home.mkdir(parents=True, exist_ok=True)
