@@ -1,17 +1,15 @@
-"""Do sensitivities of weights that are rounded to nearest serve a budget whose weights will be rounded otherwise?
+"""Sensitivities of weights that are rounded to nearest, and of those that a rounding chooses, as a budget reads them.
 
 python -m experiments.sensitivity_rounding.measure ROUNDING IMAGES STEPS SAVING ...
 
-Both sensitivities are measured on the bundled CIFAR-10 network; each makes its plan for every saving, and both plans
-are judged by the sensitivity that knows the rounding.
+Both are measured on the bundled CIFAR-10 network; each makes its plan for every saving, and both plans are judged by
+the sensitivity that knows the rounding.
 """
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from rich.console import Console
@@ -22,21 +20,11 @@ from ptq_diffusion.bitwidth.sensitivity import Sensitivity
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
-from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.plan import BitwidthPlan
-from ptq_diffusion.network import QuantizedDenoiser
-from ptq_diffusion.rounding import LayerReconstruction
-from ptq_diffusion.stage.calibrate import Calibrate
-from ptq_diffusion.stage.calibration.choose_states import ChooseStates
-from ptq_diffusion.stage.float_path import FloatPath
-from ptq_diffusion.stage.rounding.reconstruct import Reconstruct
-from ptq_diffusion.stage.rounding.subject import subject_of
-from ptq_diffusion.stage.sensitivity import MeasureSensitivity, sensitivity_chunks
-from ptq_diffusion.stage.trajectories import Trajectories
+from ptq_diffusion.stage.sensitivity import MeasureSensitivity, with_offer
 
-STAGES = (Trajectories, ChooseStates, Calibrate, FloatPath)
 OFFER = ("bitwidth.weights=[2,3,4]", "bitwidth.activations=[3,4,6,8]")
 
 
@@ -48,37 +36,12 @@ def composed(rounding: str, images: int, steps: int, saving: float) -> DictConfi
         return compose("config", [*words, f"rounding={rounding}"])
 
 
-def measured(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop, *, rounds: bool) -> Sensitivity:
-    """The sensitivity by weights as they are rounded, or to nearest."""
-    work = MeasureSensitivity().work(select(cfg, MeasureSensitivity.uses), inputs, shop)
-    if rounds:
-        for network in work.networks:
-            assert isinstance(network, QuantizedDenoiser)
-            round_weights(cfg, inputs, shop, network)
-    parts = [work(chunk, shop.device) for chunk, _ in sensitivity_chunks(cfg)]
-    numbers = cfg.sensitivity.images * torch.Size(work.model.shape).numel()
-    weight, activation = (
-        torch.stack([part[name] for part in parts]).sum(0) / numbers for name in ("weight", "activation")
-    )
-    policy, origin = construct(cfg.bitwidth), (work.model.fingerprint(), work.table.fingerprint())
-    return Sensitivity(tuple(work.names), policy.weights, policy.activations, weight, activation, *origin)
-
-
-def round_weights(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop, network: QuantizedDenoiser) -> None:
-    """Let a network compute with the integers of the configured rounding."""
-    subject = subject_of(select(cfg, Reconstruct.uses), inputs, network, shop)
-    work = LayerReconstruction(subject, construct(cfg.rounding))
-    for part in work.parts:
-        work.install(work.rounded(part))
-
-
-def plan(cfg: DictConfig, saving: float, sensitivity: Sensitivity, shop: Workshop) -> BitwidthPlan:
-    """The plan of the budget by a sensitivity."""
-    cfg = cfg.copy()
-    cfg.bitwidth.saving = saving
+def plan(cfg: DictConfig, sensitivity: Sensitivity, shop: Workshop) -> BitwidthPlan:
+    """The plan of a budget by a sensitivity."""
     model = shop.model(cfg)
     table = shop.table(cfg, model)
-    return construct(cfg.bitwidth).plan(model.architecture(table), table, sensitivity)
+    made: BitwidthPlan = construct(cfg.bitwidth).plan(model.architecture(table), table, sensitivity)
+    return made
 
 
 def damage(plan: BitwidthPlan, sensitivity: Sensitivity) -> float:
@@ -96,11 +59,11 @@ def main(rounding: str, images: int, steps: int, savings: list[float]) -> None:
     """Print how the sensitivities differ, and the plans that they make."""
     quiet_libraries()
     console, shop = Console(width=120), Workshop(Runtime("cpu", progress=False))
-    cfg = composed(rounding, images, steps, savings[0])
-    with TemporaryDirectory() as folder, torch.no_grad():
+    with TemporaryDirectory() as folder:
         store = Store(Path(folder), shop)
-        inputs = {stage.name: store.obtain(stage, cfg) for stage in STAGES}
-        nearest, rounded = (measured(cfg, inputs, shop, rounds=rounds) for rounds in (False, True))
+        experiments = (with_offer(composed(name, images, steps, 30)) for name in ("nearest", rounding))
+        folders = [store.obtain(MeasureSensitivity, cfg) for cfg in experiments]
+        nearest, rounded = (Sensitivity.load(one / MeasureSensitivity.file) for one in folders)
     table = Table("weight bits", "damage, nearest", f"damage, {rounding}", "rank correlation of layers")
     for place, bits in enumerate(nearest.weight_bits):
         sides = [one.weight[:, :, place].sum(1) for one in (nearest, rounded)]
@@ -111,10 +74,11 @@ def main(rounding: str, images: int, steps: int, savings: list[float]) -> None:
         "saving", "damage of nearest's plan", f"of that of {rounding}", "ratio", "layers whose weights differ"
     )
     for saving in savings:
-        plans = [plan(cfg, saving, one, shop) for one in (nearest, rounded)]
+        cfg = composed(rounding, images, steps, saving)
+        plans = [plan(cfg, one, shop) for one in (nearest, rounded)]
         damages = [damage(one, rounded) for one in plans]
         odd = sum(plans[0].at(site, 0).weight != plans[1].at(site, 0).weight for site in nearest.sites)
-        cells = [f"{one:.4f}" for one in damages]
+        cells = [f"{one:.5f}" for one in damages]
         table.add_row(f"{saving:g}", *cells, f"{damages[0] / damages[1]:.3f}", f"{odd} of {len(nearest.sites)}")
     console.print(table)
 

@@ -127,9 +127,7 @@ class Rescaling:
     @classmethod
     def between(cls, source: Spread, target: Spread) -> "Rescaling":
         """The rescaling that gives channels the target's mean and, where both vary alike, its standard deviation."""
-        ratio = target.deviation / source.deviation
-        alike = source.varies & target.varies & (ratio < LARGEST_GAIN) & (ratio > 1 / LARGEST_GAIN)
-        gain = torch.where(alike, ratio, 1.0)
+        gain = matched_gain(source.deviation, target.deviation, source.varies & target.varies)
         return cls(gain.float(), (target.mean - gain * source.mean).float())
 
     def of(self, output: Tensor, channels: int) -> Tensor:
@@ -176,6 +174,20 @@ class Rescaling:
             )
         grid = InputGrid(fields["scale"], fields["zero_point"], fields.get("shift")) if "scale" in fields else None
         return cls(fields["gain"], fields["offset"], grid)
+
+
+def matched_gain(source: Tensor, target: Tensor, vary: Tensor) -> Tensor:
+    """The gains that give channels the target's deviation, 1 where they do not vary alike; gradients are finite.
+
+    Args:
+        source: the deviation of every channel.
+        target: that it is to have, of the same shape.
+        vary: whether both vary.
+    """
+    # A channel that does not vary has no ratio, and a gradient through one would be no number.
+    above, below = (torch.where(vary, deviation, 1.0) for deviation in (target, source))
+    ratio = above / below
+    return torch.where((ratio < LARGEST_GAIN) & (ratio > 1 / LARGEST_GAIN), ratio, 1.0)
 
 
 def named(rescalings: Mapping[str, Rescaling]) -> dict[str, Tensor]:
