@@ -13,6 +13,7 @@ from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.rounding.learn_scales import LearnScales
+from ptq_diffusion.stage.rounding.offered import RoundOffers
 from ptq_diffusion.stage.rounding.reconstruct import Reconstruct
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
@@ -37,6 +38,7 @@ SAMPLINGS: Mapping[str, Callable[[DictConfig], float]] = {
     Trajectories.name: lambda cfg: cfg.calibration.images,
     Calibrate.name: lambda cfg: 1.2 * cfg.calibration.images,
     Reconstruct.name: lambda cfg: 3.0 * cfg.calibration.images,
+    RoundOffers.name: lambda cfg: 3.0 * cfg.calibration.images,
     LearnScales.name: lambda cfg: 3.0 * cfg.calibration.images,
     FloatPath.name: lambda cfg: 1.6 * cfg.noise.images,
     Noise.name: lambda cfg: 2.0 * cfg.noise.images,

@@ -45,6 +45,7 @@ from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
 from ptq_diffusion.stage.rounding.learn_scales import LearnScales
+from ptq_diffusion.stage.rounding.offered import RoundOffers
 from ptq_diffusion.stage.rounding.reconstruct import Reconstruct
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
@@ -74,6 +75,7 @@ STAGES: dict[str, type[Stage]] = {
         Calibrate,
         FloatPath,
         MeasureStepSignal,
+        RoundOffers,
         MeasureSensitivity,
         CorrectionAdditions,
         LayerAdditions,

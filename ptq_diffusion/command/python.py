@@ -277,14 +277,6 @@ def _saved(pipeline: DiffusionPipeline, home: Path) -> Path:
     return final
 
 
-def _require_pipeline(pipeline: object) -> None:
-    if not isinstance(pipeline, DiffusionPipeline):
-        raise TypeError(
-            f"expected a pipeline of diffusers, got {pipeline!r:.100} of {type(pipeline).__name__}; give that of "
-            "DiffusionPipeline.from_pretrained(FOLDER)"
-        )
-
-
 def _dtype(pipeline: DiffusionPipeline) -> str:
     """The name of the dtype that the network of a pipeline is computed in; of one without a network the default."""
     networks = (pipeline.components[name] for name in NETWORKS if pipeline.components.get(name) is not None)

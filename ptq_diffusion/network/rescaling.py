@@ -133,8 +133,8 @@ class Rescaling:
     @classmethod
     def between(cls, source: Spread, target: Spread) -> "Rescaling":
         """The rescaling that gives channels the target's mean and, where both vary alike, its standard deviation."""
-        ratio = target.deviation / source.deviation
-        return cls.centred(torch.where(alike(source, target), ratio, 1.0), source, target)
+        gain = matched_gain(source.deviation, target.deviation, source.varies & target.varies)
+        return cls.centred(gain, source, target)
 
     @classmethod
     def centred(cls, gain: Tensor, source: Spread, target: Spread) -> "Rescaling":
@@ -198,6 +198,20 @@ def channel_rows(output: Tensor, channels: int) -> Tensor:
     # Along rows means are several times faster than over all other dimensions at once.
     rows = output.float().movedim(channels, 1)
     return rows.reshape(*rows.shape[:2], -1)
+
+
+def matched_gain(source: Tensor, target: Tensor, vary: Tensor) -> Tensor:
+    """The gains that give channels the target's deviation, 1 where they do not vary alike; gradients are finite.
+
+    Args:
+        source: the deviation of every channel.
+        target: that it is to have, of the same shape.
+        vary: whether both vary.
+    """
+    # A channel that does not vary has no ratio, and a gradient through one would be no number.
+    above, below = (torch.where(vary, deviation, 1.0) for deviation in (target, source))
+    ratio = above / below
+    return torch.where((ratio < LARGEST_GAIN) & (ratio > 1 / LARGEST_GAIN), ratio, 1.0)
 
 
 def named(rescalings: Mapping[str, Rescaling]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network.layer_settings import LayerSettings
-from ptq_diffusion.network.rescaling import CONSTANT, LARGEST_GAIN
+from ptq_diffusion.network.rescaling import CONSTANT, matched_gain
 from ptq_diffusion.rounding.calls import Call, CallFiles, call_of, leaves_of_rows, tensors_of
 from ptq_diffusion.rounding.inputs import PathName
 from ptq_diffusion.rounding.parts import Part
@@ -158,11 +158,9 @@ def rescaled(output: Tensor, target: Tensor) -> Tensor:
     means, variances = zip(*(_moments(part, others) for part in (output, target)), strict=True)
     pairs = zip(means, variances, strict=True)
     vary = torch.stack([_varies(mean, variance) for mean, variance in pairs]).all(0)
-    # A channel that does not vary has no ratio, and a gradient through one would be no number.
-    source, aim = (torch.where(vary, variance, 1.0) for variance in variances)
-    ratio = (aim / source).sqrt()
-    alike = (ratio < LARGEST_GAIN) & (ratio > 1 / LARGEST_GAIN)
-    return torch.where(alike, ratio, 1.0) * (output - means[0]) + means[1]
+    # The root of 0 has no gradient.
+    source, aim = (torch.where(vary, variance, 1.0).sqrt() for variance in variances)
+    return matched_gain(source, aim, vary) * (output - means[0]) + means[1]
 
 
 def _varies(mean: Tensor, variance: Tensor) -> Tensor:

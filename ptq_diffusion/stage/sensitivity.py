@@ -24,10 +24,12 @@ from ptq_diffusion.network.damage import LayerDamage, step_adjoint
 from ptq_diffusion.network.rescaling import BINS
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.quantizer import Quantizer
+from ptq_diffusion.rounding.artefact import load_integers
 from ptq_diffusion.sampler import State, Table, sample
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.prompts import EncodePrompts
+from ptq_diffusion.stage.rounding.offered import RoundOffers
 
 OFFER = ("weights", "activations", "patterns")
 """Options of a policy that say which bits it offers to which layers."""
@@ -115,11 +117,14 @@ def _row(numbers: Iterable[float]) -> Tensor:
 
 
 class MeasureSensitivity(ModelStage):
-    """`sensitivity.safetensors`: a `Sensitivity`, the mean squared change of x_0 by pixel, to first order."""
+    """`sensitivity.safetensors`: a `Sensitivity`, the mean squared change of x_0 by pixel, to first order.
+
+    Weights have the integers of `RoundOffers` where a policy chooses their bits and a rounding is set, or nearest.
+    """
 
     name = "sensitivity"
     version = 1
-    needs = (Calibrate, FloatPath, EncodePrompts)
+    needs = (Calibrate, FloatPath, EncodePrompts, RoundOffers)
     uses = ("model", "condition", "sampler", "quantizer", "bitwidth", "noise", "sensitivity", "micro_batch")
     file = "sensitivity.safetensors"
 
@@ -144,7 +149,10 @@ class MeasureSensitivity(ModelStage):
         make_weight = construct(cfg.quantizer.weight)
         plans = [policy.uniform(architecture, LayerBits(bits, policy.activations[-1])) for bits in policy.weights]
         rank = construct(cfg.quantizer.low_rank).rank
-        networks = [quantize(host_model, plan, observations, make_weight, rank=rank) for plan in plans]
+        integers = None
+        if RoundOffers.name in inputs:
+            integers = load_integers(inputs[RoundOffers.name], host_model.fingerprint(), plans[0].fingerprint())
+        networks = [quantize(host_model, plan, observations, make_weight, integers, rank) for plan in plans]
         names = [site.name for site in policy.roles.free(architecture.sites)]
         node = cfg.quantizer.activation
         # One batch at one step fills no more bins.

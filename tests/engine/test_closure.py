@@ -39,6 +39,10 @@ RUNS = {
         *("goal=plan", "bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=4"),
         *("bitwidth.count_correction=true", "quantizer.low_rank.rank=1"),
     ],
+    "bits of rounded weights": [
+        *("goal=plan", "bitwidth=budget", "bitwidth.saving=12", "bitwidth.weights=[3,4]", "sensitivity.images=1"),
+        *("rounding=gptq", "rounding.inputs.positions=2", "calibration.images=1", "sampler.steps=2"),
+    ],
 }
 
 
@@ -72,6 +76,18 @@ BRANCHES: dict[str, dict[str, str]] = {
         "rounding/blocks.py": ROUNDING,
         "rounding/calls.py": ROUNDING,
         "rounding/soft.py": ROUNDING,
+        "network/step_settings.py": OF_NETWORK,
+    },
+    "offers": {
+        "bitwidth/budget.py": ASKED,
+        "bitwidth/choices.py": ASKED,
+        "bitwidth/cost.py": ASKED,
+        "bitwidth/additions.py": ASKED,
+        "bitwidth/evidence.py": ASKED,
+        "bitwidth/sensitivity.py": ASKED,
+        "model/architecture.py": ASKED,
+        "network/saving.py": "the workshop loads a quantized network by the name that this stage's has",
+        "network/described.py": OTHER,
         "network/step_settings.py": OF_NETWORK,
     },
     "activation_scales": {

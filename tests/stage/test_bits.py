@@ -12,6 +12,7 @@ from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import load_quantized
 from ptq_diffusion.network.saving import equalised_layers, ranks_of_layers
+from ptq_diffusion.rounding.artefact import INTEGERS, read_integers
 from ptq_diffusion.stage.plan import PLAN
 from ptq_diffusion.stage.sensitivity import MeasureDamage, MeasureSensitivity
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
@@ -57,6 +58,23 @@ def test_policies_that_offer_the_same_share_their_sensitivity(make):
     make("goal=plan", *QUICK)
     store = make("goal=plan", *QUICK[1:], "bitwidth=greedy", "bitwidth.over=steps").parents[1]
     assert len([path for path in (store / "sensitivity").iterdir() if path.is_dir()]) == 1
+
+
+def test_sensitivities_of_weights_know_the_rounding_where_their_bits_are_chosen(make, model):
+    """Their integers are those that the rounding gives a network of so many bits."""
+    few = ["sampler.steps=2", "calibration.images=2", "rounding=gptq"]
+    goal = ["goal=sensitivity", *few, *QUICK, "bitwidth.weights=[3,4]"]
+    nearest, fed_back = (
+        Sensitivity.load(make(*goal, *more) / MeasureSensitivity.file) for more in (["rounding=nearest"], [])
+    )
+    assert torch.equal(fed_back.activation, nearest.activation) and not torch.equal(fed_back.weight, nearest.weight)
+    integers = read_integers(make(*goal, "goal=offers") / INTEGERS)
+    for bits in (3, 4):
+        alone = read_integers(make("goal=reconstruct", *few, f"bitwidth=w{bits}a8") / INTEGERS)
+        assert all(torch.equal(integers[name, bits], alone[name, bits]) for name in names(model))
+    roundings = ("nearest", "gptq", "brecq")
+    folders = {make(*goal, "bitwidth.weights=[3]", f"rounding={one}") for one in roundings}
+    assert len(folders) == 1, "one bitwidth leaves nothing to choose, whatever the rounding"
 
 
 class Killed(BaseException):
@@ -189,6 +207,14 @@ REFUSED = {
         "sensitivity.images of at most noise.images, 7, .*got 8; raise noise.images",
     ),
     "no images": ([*BUDGET, "sensitivity.images=0"], "sensitivity.images to be greater than 0"),
+    "integers of no offers": (
+        ["goal=offers", "rounding=gptq"],
+        "a budget that offers weights several bitwidths .* w4a8",
+    ),
+    "integers of no rounding": (
+        ["goal=offers", *BUDGET, "bitwidth.weights=[3,4]"],
+        "and a rounding that reads something, got .* rounding=nearest; set .* rounding=gptq",
+    ),
     "sensitivities of a policy without offers": (["goal=sensitivity"], "got w4a8; .* such as bitwidth=budget"),
     "a channel for each activation": (
         [*BUDGET, "quantizer@quantizer.activation=affine_per_channel"],

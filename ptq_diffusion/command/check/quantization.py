@@ -6,6 +6,7 @@ import torch
 from omegaconf import DictConfig
 
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
+from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Stage, needed
 from ptq_diffusion.engine.workshop import Workshop
@@ -22,6 +23,7 @@ from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.quantizer import DynamicQuantizer, Static
 from ptq_diffusion.rounding import Reads
 from ptq_diffusion.stage.rounding.learn_scales import LearnScales, require_learnable
+from ptq_diffusion.stage.rounding.offered import RoundOffers
 from ptq_diffusion.stage.rounding.reconstruct import Reconstruct, require_reconstructable
 from ptq_diffusion.stage.writing.onnx import WriteOnnx
 
@@ -51,6 +53,8 @@ def check_quantization(cfg: DictConfig, model: Denoiser, goal: type[Stage], shop
     _check_weights(cfg, offers)
     _check_equalisation(cfg, offers)
     _check_low_rank(cfg, model, offers)
+    if goal is RoundOffers:
+        _check_offered(cfg)
     if Reconstruct in needed(goal):
         _check_rounding(cfg, offers, goal)
     if LearnScales in needed(goal):
@@ -126,6 +130,16 @@ def _check_rounding(cfg: DictConfig, offers: Offers, goal: type[Stage]) -> None:
                 f"expected weights of fewer bits to round, got rounding={cfg.labels.rounding} with bitwidth="
                 f"{cfg.labels.bitwidth}, which leaves all of them in float; set rounding=nearest or another bitwidth"
             )
+
+
+def _check_offered(cfg: DictConfig) -> None:
+    """Refuse integers of bits that nothing offers, or that no rounding chooses."""
+    if not RoundOffers.serves(cfg) or not isinstance(construct(cfg.bitwidth), UnderBudget):
+        raise ValueError(
+            "expected a budget that offers weights several bitwidths and a rounding that reads something, got "
+            f"bitwidth={cfg.labels.bitwidth} and rounding={cfg.labels.rounding}; set bitwidth=budget "
+            "bitwidth.weights=[3,4] rounding=gptq, or another goal"
+        )
 
 
 def _check_scales(cfg: DictConfig, offers: Offers, goal: type[Stage]) -> None:

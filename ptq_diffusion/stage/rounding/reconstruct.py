@@ -1,14 +1,11 @@
 """Stage: the integers of weights that a rounding chooses, part by part of the network."""
 
-import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ptq_diffusion.engine.factory import construct, plain
-from ptq_diffusion.engine.plugins import PLUGINS, plugins_of
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import quantize
@@ -26,7 +23,7 @@ from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.plan import Plan, read_plan
 from ptq_diffusion.stage.prompts import EncodePrompts
-from ptq_diffusion.stage.rounding.subject import CALLS, PARTS, go_through, subject_of
+from ptq_diffusion.stage.rounding.subject import CALLS, PARTS, go_through, reads_of, subject_of
 from ptq_diffusion.stage.trajectories import Trajectories
 
 READERS: Mapping[Reads, type[Rounding]] = {Reads.INPUTS: LayerRounding, Reads.CALLS: BRECQ}
@@ -52,13 +49,6 @@ def require_reconstructable(rounding: Rounding) -> None:
         )
 
 
-@cache
-def _reads(rounding: str, plugins: tuple[str, ...]) -> Reads:
-    """The evidence that a rounding reads, built once of its options, for signatures ask a hundred times in a run."""
-    reads: Reads = construct(OmegaConf.create({"rounding": json.loads(rounding), PLUGINS: [*plugins]}).rounding).reads
-    return reads
-
-
 class Reconstruct(ModelStage):
     """`integers.safetensors`: the integers of every quantized weight, and `owner.json`, the network and its plan."""
 
@@ -71,7 +61,7 @@ class Reconstruct(ModelStage):
     @classmethod
     def serves(cls, cfg: DictConfig) -> bool:
         """Whether weights are rounded otherwise than to nearest."""
-        return _reads(json.dumps(plain(cfg.rounding)), plugins_of(cfg)) is not Reads.NOTHING
+        return reads_of(cfg) is not Reads.NOTHING
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         work = self.work(cfg, inputs, out, shop)

@@ -1,17 +1,20 @@
 """The network of which parts are learned with all that it is asked about, and how an interrupted attempt goes on."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ptq_diffusion.artefact.files import holds_tensors
 from ptq_diffusion.data import ChosenStates
-from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.plugins import PLUGINS, plugins_of
 from ptq_diffusion.engine.runtime import track
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import QuantizedDenoiser
-from ptq_diffusion.rounding import Subject
+from ptq_diffusion.rounding import Reads, Subject
 from ptq_diffusion.rounding.parts import Part
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates, read_set
 from ptq_diffusion.stage.calibration.states import States
@@ -19,6 +22,18 @@ from ptq_diffusion.stage.trajectories import Trajectories, calibration_chunks
 
 PARTS, CALLS = "parts", "calls"
 """Folders of the parts that are done, behind which an attempt that was interrupted goes on, and of a block's calls."""
+
+
+def reads_of(cfg: DictConfig) -> Reads:
+    """The evidence that the rounding of a configuration reads."""
+    return _reads(json.dumps(plain(cfg.rounding)), plugins_of(cfg))
+
+
+@cache
+def _reads(rounding: str, plugins: tuple[str, ...]) -> Reads:
+    """The evidence that a rounding reads, built once of its options, for signatures ask a hundred times in a run."""
+    reads: Reads = construct(OmegaConf.create({"rounding": json.loads(rounding), PLUGINS: [*plugins]}).rounding).reads
+    return reads
 
 
 def subject_of(cfg: DictConfig, inputs: Mapping[str, Path], quantized: QuantizedDenoiser, shop: Workshop) -> Subject:

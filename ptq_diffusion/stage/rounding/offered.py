@@ -1,0 +1,73 @@
+"""Stage: the integers that weights would have at every bitwidth that a budget offers, for sensitivities."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.model.plan import LayerBits
+from ptq_diffusion.network import quantize
+from ptq_diffusion.network.insertion import Integers
+from ptq_diffusion.rounding import LayerReconstruction, Reads
+from ptq_diffusion.rounding.artefact import read_integers, save_integers, write_integers
+from ptq_diffusion.rounding.one_pass import one_pass
+from ptq_diffusion.rounding.parts import Part
+from ptq_diffusion.stage.calibrate import Calibrate, read_observations
+from ptq_diffusion.stage.calibration.choose_states import ChooseStates
+from ptq_diffusion.stage.prompts import EncodePrompts
+from ptq_diffusion.stage.rounding.subject import PARTS, go_through, reads_of, subject_of
+from ptq_diffusion.stage.trajectories import Trajectories
+
+
+class RoundOffers(ModelStage):
+    """`integers.safetensors`: the integers of every weight at every bitwidth offered, and `owner.json`.
+
+    The moments of a layer's inputs are taken once for all bitwidths, on the grids of inputs with the most bits; the
+    integers are those of `one_pass`.
+    """
+
+    name = "offers"
+    version = 1
+    needs = (Trajectories, ChooseStates, Calibrate, EncodePrompts)
+    uses = ("model", "condition", "sampler", "calibration", "micro_batch", "quantizer", "rounding", "bitwidth")
+    scratch = (PARTS,)
+
+    @classmethod
+    def serves(cls, cfg: DictConfig) -> bool:
+        """Whether a policy chooses between bitwidths of weights that are rounded otherwise than to nearest."""
+        return len(cfg.bitwidth.get("weights", ())) > 1 and reads_of(cfg) is not Reads.NOTHING
+
+    def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        model, policy = shop.host.guided(cfg, inputs), construct(cfg.bitwidth)
+        observations = read_observations(cfg, inputs[Calibrate.name], shop.host)
+        first = policy.uniform(model.architecture(), LayerBits(policy.weights[0], policy.activations[-1]))
+        nearest = quantize(model, first, observations, construct(cfg.quantizer.weight))
+        subject = subject_of(cfg, inputs, nearest.to(shop.device), shop)
+        work = LayerReconstruction(subject, one_pass(construct(cfg.rounding)))
+        files = go_through(
+            work.parts,
+            out,
+            (self.title, shop.runtime.progress),
+            lambda part, file: write_integers(file, offered(work, part, policy.weights)),
+            lambda _, __: None,
+        )
+        save_integers(out, map(read_integers, files.values()), model.fingerprint(), first.fingerprint())
+
+
+def offered(work: LayerReconstruction, part: Part, weights: tuple[int, ...]) -> Integers:
+    """The integers of a part at every bitwidth offered, from one pass over the states.
+
+    Args:
+        work: whose plan gives free layers the first of the bitwidths.
+        part: of it.
+        weights: the bitwidths.
+    """
+    integers = {}
+    for (name, first), moments in work.moments(part).items():
+        for bits in weights if first == weights[0] else (first,):
+            quantizer = work.quantizer(name, bits)
+            integers[name, bits] = work.rounding.integers(work.float_weight(name), quantizer, moments)
+    return integers
