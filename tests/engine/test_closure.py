@@ -31,9 +31,8 @@ RUNS = {
     "bits by step": ["goal=plan", "bitwidth=step_snr"],
     "rounding": [
         *("goal=quantize", "rounding=gptq", "rounding.inputs.positions=2", "calibration.images=1", "sampler.steps=2"),
-        "calibration_set=density",
         *("activation_scales=lsq", "activation_scales.iterations=1", "activation_scales.calls=1"),
-        "rounding.inputs.weights._target_=ptq_diffusion.rounding.EffectOnImage",
+        *("calibration_set=density", "rounding.inputs.weights._target_=ptq_diffusion.rounding.EffectOnImage"),
     ],
     "bits by layer": [
         *("goal=plan", "bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=4"),
@@ -44,7 +43,6 @@ RUNS = {
         *("rounding=gptq", "rounding.inputs.positions=2", "calibration.images=1", "sampler.steps=2"),
     ],
 }
-
 
 LOADED = "values of a fitted correction, which this stage loads or saves and does not compute with"
 ASKED = "the policy is asked for what it offers here, and for its plan in the stage `plan`"
@@ -248,9 +246,8 @@ def traced(make, monkeypatch, tiny_model_folder):
         with monkeypatch.context() as patch:
             for stage in STAGES.values():
                 patch.setattr(stage, "make", watched(stage.make, stage, entered))
-            make(
-                "images=3", "seeds=[0]", "noise.images=16", "feature=pixels", "judging.neighbours=1", *overrides, *model
-            )
+            few = ("images=3", "seeds=[0]", "noise.images=16", "feature=pixels", "judging.neighbours=1")
+            make(*few, *overrides, *model)
         return entered
 
     return run
