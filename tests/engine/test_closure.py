@@ -70,6 +70,7 @@ BRANCHES: dict[str, dict[str, str]] = {
     "reconstruct": {
         "network/saving.py": "the workshop loads a quantized network by the name that this stage's has",
         "network/described.py": OTHER,
+        "network/rescaling.py": ROUNDING,
         "rounding/block_errors.py": ROUNDING,
         "rounding/blocks.py": ROUNDING,
         "rounding/calls.py": ROUNDING,
