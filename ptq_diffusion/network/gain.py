@@ -78,7 +78,7 @@ class LeastSquares(Gain):
 
     g is the ratio of deviations times the correlation rho of y and m. Of y = m + e with e independent of m it is
     Var m / (Var m + Var e): the larger the noise, the smaller the slope (regression dilution), and y~ has the deviation
-    rho std m, where the ratio of deviations keeps std m. Images lose contrast and detail to it, from layer to layer and
+    rho std m, where the ratio of deviations keeps std m. Images lose contrast to it, from layer to layer and
     step to step, though each error by itself is the least.
 
     DEC of CacheQuant (Liu et al., CVPR 2025) has it for one layer at each step, CWAC of QwT-v2 for each block. Channels
