@@ -257,8 +257,7 @@ def traced(make, monkeypatch, tiny_model_folder):
 def watched(function, stage, entered):
     def run(self, cfg, inputs, out, shop):
         definitions = entered.setdefault((stage, OmegaConf.to_yaml(cfg)), (cfg, set()))[1]
-        # Every call of every library comes here, so that no more is done than to keep its code.
-        codes: set[CodeType] = set()
+        codes: set[CodeType] = set()  # Every call of every library comes here, so that no more is done than this
         before = sys.gettrace()
         sys.settrace(lambda frame, *_: codes.add(frame.f_code))
         try:
@@ -295,7 +294,7 @@ def test_the_closure_of_a_stage_is_what_it_runs(traced):
             assert files - SPARED.keys() <= {name(definition.file) for definition in ran}, stage.name
         needed[stage.name] |= files
         entered[stage.name] |= {name(definition.file) for definition in ran}
-    # Prompts are of models with text encoders.
-    assert needed.keys() >= (upstream(STAGES["evaluate"]) | {"export"}) - {"prompts"}
+    models_with_text = {"prompts"}
+    assert needed.keys() >= (upstream(STAGES["evaluate"]) | {"export"}) - models_with_text
     idle = {stage: needed[stage] - entered[stage] - SPARED.keys() for stage in BRANCHES}
     assert idle == {stage: set(spared) for stage, spared in BRANCHES.items()}
