@@ -209,7 +209,7 @@ REFUSED = {
     "no images": ([*BUDGET, "sensitivity.images=0"], "sensitivity.images to be greater than 0"),
     "integers of no offers": (
         ["goal=offers", "rounding=gptq"],
-        "a budget that offers weights several bitwidths .* w4a8",
+        "a budget that offers weights several bitwidths .* got bitwidth=w4a8",
     ),
     "integers of no rounding": (
         ["goal=offers", *BUDGET, "bitwidth.weights=[3,4]"],
