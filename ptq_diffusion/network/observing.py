@@ -233,11 +233,11 @@ class InputObservations:
 
 def _by_place(tensors: Mapping[str, Tensor]) -> Mapping[tuple[str, int], Mapping[str, Tensor]]:
     """Observations that are named operand/group/name, by operand and group."""
-    found: defaultdict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
+    observations: defaultdict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         operand, place, part = name.split("/")
-        found[operand, int(place)][part] = tensor
-    return found
+        observations[operand, int(place)][part] = tensor
+    return observations
 
 
 def _require_of_inputs(activation: Quantizer, softmax: Quantizer | None) -> None:

@@ -61,7 +61,7 @@ class BlockErrors(Reconstruction):
         return self.call_errors(part, [call])[0]
 
     def call_errors(self, part: Part, calls: Sequence[Call]) -> list[Tensor]:
-        """That of several calls which are joined in one forward, see `Call.joined`, each by itself."""
+        """The `call_error` of each of several calls, which share one forward, see `Call.joined`."""
         self.quantized.set_step(calls[0].i)
         # Files give tensors on the CPU.
         joined = Call.joined(calls).to(self.device)
@@ -79,7 +79,7 @@ class BlockErrors(Reconstruction):
         return output
 
     def draws(self, calls: CallFiles, size: tuple[int, int], draw: Generator) -> Iterator[Sequence[tuple[float, Call]]]:
-        """Without end: some rows of some calls, each with the share of its error.
+        """An endless stream of random rows of random calls, each with the share of its error.
 
         Args:
             calls: of a block.

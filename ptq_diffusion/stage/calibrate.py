@@ -80,9 +80,9 @@ class Calibrate(ModelStage):
             maxima.join(run_statistics(work, parts, out / "parts" / "maxima", shop, self.title))
             write_tensors(factors, maxima.factors(model.network, rule))
         work = partial(self.ranges, cfg, inputs, factors)
-        counted = run_statistics(work, parts, out / "parts" / "ranges", shop, self.title)
+        shares = run_statistics(work, parts, out / "parts" / "ranges", shop, self.title)
         observations = self._observations(cfg, inputs, shop, factors)
-        observations.join(counted)
+        observations.join(shares)
         observations.divide(construct(cfg.quantizer.steps))
         observations.save(out / OBSERVATIONS)
 
@@ -91,7 +91,7 @@ class Calibrate(ModelStage):
         return self._observe(InputMaxima(shop.guided(cfg, inputs).sites()), cfg, inputs, shop)
 
     def ranges(self, cfg: DictConfig, inputs: Mapping[str, Path], factors: Path | None, shop: Workshop) -> Observe:
-        """The work of every device: the distributions of inputs over their factors, which a file holds if there are."""
+        """The work of every device: the distributions of inputs, divided by the factors that a file holds, if any."""
         return self._observe(self._observations(cfg, inputs, shop, factors), cfg, inputs, shop)
 
     def _observe(

@@ -66,9 +66,9 @@ class Chain(Correction[PathEvidence]):
 
     def ahead(self, model: Denoiser, quantized: QuantizedDenoiser, path: Iterable[PathState]) -> Self:
         name, first = next(iter(self.links.items()))
-        informed = copy.copy(self)
-        informed.links = self.links | {name: first.ahead(model, quantized, path)}
-        return informed
+        chain = copy.copy(self)
+        chain.links = self.links | {name: first.ahead(model, quantized, path)}
+        return chain
 
     def rescalings(
         self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, condition: Condition | None, step: Step

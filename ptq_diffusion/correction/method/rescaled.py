@@ -40,11 +40,12 @@ class Rescaled(Correction[PathEvidence]):
     """y~ = g y + c of every layer's output channels at every step, with the mean and the deviation of the float layer.
 
     Layers are matched one after the other within one forward, each on what the rescaled ones before it say, so that no
-    layer inherits an error of mean or scale. By other rules g and c are a regression, of all layers at once, or shared
-    by the steps. g multiplies the scales of the quantized weight and c joins the bias: a
-    step costs what it did. The output layer is left to what comes behind in a `Chain`, attention's products, which have
-    neither, as they are. Three of four images are fitted;
-    where that does not bring the output on every fourth nearer to the float one, the step keeps its layers as they are.
+    layer inherits an error of mean or scale. Other rules replace each part of that: g and c by regression (`gain`), all
+    layers matched at once (`order`), one g and c for all steps (`steps`). g multiplies the scales of the quantized
+    weight and c joins the bias, so that a step costs what it did. The output layer is left to the links behind this one
+    in a `Chain`. Attention's products, which have neither scales of weights nor a bias, stay as they are. Three of four
+    images are fitted; where that does not bring the output on every fourth nearer to the float one, the step keeps its
+    layers as they are.
 
     The report's noise, and the share of it that is explained, are those of the rescaled network.
 
@@ -118,16 +119,16 @@ class Rescaled(Correction[PathEvidence]):
     def ahead(self, model: Denoiser, quantized: QuantizedDenoiser, path: Iterable[PathState]) -> Self:
         if not self.looks_ahead:
             return self
-        own = replace(self.rules, steps=EACH_STEP)
+        each_step = replace(self.rules, steps=EACH_STEP)
         comparisons = []
         for x_t, condition, step in path:
             fitting = ~_judging(x_t)
             targets, _ = self._targets(model, quantized, x_t, condition, step)
             states = x_t[fitting], rows_of(condition, fitting), step
-            comparisons.append(rescalings_towards(targets, quantized, *states, own)[1])
-        informed = copy.copy(self)
-        informed.rules = replace(self.rules, steps=self.rules.steps.informed(comparisons))
-        return informed
+            comparisons.append(rescalings_towards(targets, quantized, *states, each_step)[1])
+        correction = copy.copy(self)
+        correction.rules = replace(self.rules, steps=self.rules.steps.informed(comparisons))
+        return correction
 
     def rescalings(
         self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, condition: Condition | None, step: Step

@@ -32,7 +32,7 @@ class Cache:
 
 
 class SharedCache(Cache):
-    """The same, which copies share: a copy of a network with other settings has the same weights.
+    """A cache that copies of a layer share: a copy of a network with other settings has the same weights.
 
     oneDNN's order of a weight is not a tensor that torch can copy or save.
     """

@@ -7,7 +7,7 @@ from ptq_diffusion.network.backend.on_cuda import OnCuda
 from ptq_diffusion.network.backend.products import Products
 
 PRODUCTS: dict[str, Products] = {"cpu": OnCpu(), "cuda": OnCuda()}
-"""By type of device."""
+"""The products by type of device."""
 
 
 def products_on(device: torch.device) -> Products:
