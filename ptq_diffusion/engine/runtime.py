@@ -1,6 +1,7 @@
 """Settings of a run beside its configuration: devices, progress, loggers, arithmetic."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from rich.progress import track as rich_track
 from ptq_diffusion.engine.ranks import PATIENCE, Ranks
 
 Item = TypeVar("Item")
+TF32 = "NVIDIA_TF32_OVERRIDE"
+"""The variable of the environment by which CUDA's libraries take TensorFloat-32 or not, whatever torch tells them."""
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
@@ -78,12 +81,13 @@ class Runtime:
 
     @property
     def arithmetic(self) -> Mapping[str, object]:
-        """Settings of torch that change last bits."""
+        """Settings of torch and of CUDA's libraries that change last bits."""
+        override = os.environ.get(TF32) if self.device_type == "cuda" else None
         return {
             "threads": torch.get_num_threads(),
             "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
             "dtype": str(torch.get_default_dtype()),
-        }
+        } | ({} if override is None else {TF32: override})
 
     def __reduce__(self) -> tuple[type["Runtime"], tuple[str, bool, int]]:
         """Other processes have no console, log and loggers of this one."""

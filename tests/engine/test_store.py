@@ -1,6 +1,7 @@
 """The store: a stage sees what it declares, and a signature is a function of what made the artefact."""
 
 import errno
+import itertools
 import os
 
 import pytest
@@ -12,7 +13,7 @@ from torch.multiprocessing.spawn import ProcessException
 from ptq_diffusion.artefact import files
 from ptq_diffusion.artefact.files import holds_tensors, write_tensors
 from ptq_diffusion.engine import store as store_module
-from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.runtime import TF32, Runtime
 from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.stage import Need, Stage
 from ptq_diffusion.engine.store import Store
@@ -147,10 +148,13 @@ def test_a_signature_follows_the_settings_that_change_last_bits(store, change, b
     assert Store(store.root, store.shop).signature(Digits, CFG) == own
 
 
-def test_a_signature_follows_the_kind_of_device(store, monkeypatch):
-    own = store.signature(Digits, CFG)
-    monkeypatch.setattr(Runtime, "device_type", "cuda")
-    assert Store(store.root, Workshop(Runtime("cpu", False))).signature(Digits, CFG) != own
+def test_a_signature_follows_the_kind_of_device_and_what_its_libraries_are_told(store, monkeypatch):
+    signatures = []
+    for device, override in itertools.product(("cpu", "cuda"), ("0", "1")):
+        monkeypatch.setattr(Runtime, "device_type", device)
+        monkeypatch.setenv(TF32, override)
+        signatures.append(Store(store.root, Workshop(Runtime("cpu", False))).signature(Digits, CFG))
+    assert signatures[0] == signatures[1] and len({*signatures}) == 3  # The CPU does not read it.
 
 
 def test_two_processes_that_write_one_file_leave_one_of_the_two(tmp_path, monkeypatch):
