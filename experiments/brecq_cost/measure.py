@@ -98,7 +98,7 @@ def published(size: Size, subject: Subject, **numbers: float) -> WeightReconstru
 
 def ours(size: Size, subject: Subject, rows: int) -> WeightReconstruction:
     """BRECQ as `rounding=brecq` has it but for the rows of a call."""
-    descent = Descent(size.iterations, learning_rate=0.03, penalty=30.0)
+    descent = Descent(size.iterations, learning_rate=0.03, penalty=3.0)
     return BlockReconstruction(subject, BRECQ("quantized", UniformSteps(), descent, 4, rows), size.store / "calls")
 
 

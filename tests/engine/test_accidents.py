@@ -178,8 +178,8 @@ def test_a_run_shows_its_choices_and_keeps_what_it_said(finished, tmp_path, caps
     said = capsys.readouterr().out.splitlines()
     shown = {line.split()[0]: line for line in said if line.strip()}
     assert "steps=3 eta=1.0" in shown["sampler"]
-    assert "noise" in shown["in"]
-    assert "evaluate" not in shown["in"]
+    (stored,) = (line for line in said if line.startswith("in the store"))
+    assert "noise" in stored and "evaluate" not in stored
     (log,) = (tmp_path / "outputs" / "runs").glob("*/log.txt")
     kept = [line.split(" ", 1)[1] for line in log.read_text().splitlines()]
     assert kept[-1] == said[-1]

@@ -19,15 +19,16 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.main import CONF
 
 MEASURED = ("step_signal", "sensitivity")
+LEARNED = ("offers", "reconstruct", "activation_scales")
 SAMPLES = ("samples_full_precision", "samples_quantized", "samples_corrected")
 ALL = upstream(STAGES["evaluate"]) - {"prompts"}  # which is of models with text encoders
 EDITS = {
     "sampler/loop.py": {"trajectories", "float_path", "noise", "fit", "drift", *SAMPLES, *MEASURED},
     "sampler/ddim.py": ALL - {"quantize", "beside", "samples_corrected"},
-    "network/insertion.py": {"quantize", "reconstruct", "activation_scales", *MEASURED},
-    # The samplings may take ranges at run time.
-    "quantizer/range_search.py": {"calibrate", "quantize", "reconstruct", "activation_scales", "noise", "fit", "drift"}
-    | {"samples_quantized", "samples_corrected", *MEASURED},
+    "network/insertion.py": {"quantize", *LEARNED, *MEASURED},
+    # The samplings may take ranges at run time; of evaluations, behind them all, the condition of a chunk may be any.
+    "quantizer/range_search.py": {"calibrate", "quantize", "noise", "fit", "drift", "evaluate", *LEARNED, *MEASURED}
+    | {"samples_quantized", "samples_corrected"},
     "engine/workshop.py": ALL,
     "engine/store.py": set(),
     "engine/runtime.py": set(),

@@ -139,7 +139,7 @@ def test_a_regression_is_of_the_images_that_were_asked_about_alone():
         ({"images": 64}, "expected images with path=corrected only.*got 64; set correction.images=null"),
         ({"on_features": 3}, "expected readout_bits to be 8 or 32, got None; set correction.readout_bits=32"),
         ({"on_q": 0, "on_x": 0}, "expected a regressor"),
-        ({"ridges": []}, "expected a regressor, and ridges"),
+        ({"ridges": []}, "expected a regressor, and finite ridges"),
         ({"ridges": [-1.0]}, "ridges of at least 0"),
         ({"variance": "pooled"}, "expected variance to be original or rule"),
         ({"path": "quantized"}, "expected path to be float or corrected, got 'quantized'"),
