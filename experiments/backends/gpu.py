@@ -6,8 +6,7 @@ python -m experiments.backends.gpu [DEVICE] [FILE] [NAMES] [BATCHES] [SECONDS]
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from experiments.backends.case import Case, case
+from experiments.backends.gpu_kernels import tf32
 from experiments.backends.measure import Forward, half, ratios
 from ptq_diffusion.model import Denoiser
 
@@ -41,17 +41,6 @@ class Variant:
     def __call__(self) -> Tensor:
         with tf32(self.tf32):
             return self.forward()
-
-
-@contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    """TF32 of convolutions and matrix products, as it was afterwards."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = on
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def on(case: Case, device: torch.device) -> Case:

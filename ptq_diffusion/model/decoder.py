@@ -17,8 +17,8 @@ CLASSES: dict[str, type[ModelMixin]] = {kind.__name__: kind for kind in (Autoenc
 OUTLINE = "outline"
 """The checksum of a decoder whose weights nobody read."""
 PIXELS = 2**18
-"""Pixels of the images that are decoded together, as many as one of 512 x 512 has: a GPU takes as long for one small
-image as for hundreds, and a large one alone takes the memory of many."""
+"""Pixels of the images that are decoded together, as many as one of 512 x 512 has: kernels are launched once for many
+small images, and a large one alone takes the memory of many."""
 UNSCALED = "movq"
 """The name of a component whose latents the stock pipelines neither scale nor quantize."""
 

@@ -294,7 +294,7 @@ def test_the_closure_of_a_stage_is_what_it_runs(traced):
             assert files - SPARED.keys() <= {name(definition.file) for definition in ran}, stage.name
         needed[stage.name] |= files
         entered[stage.name] |= {name(definition.file) for definition in ran}
-    models_with_text = {"prompts"}
-    assert needed.keys() >= (upstream(STAGES["evaluate"]) | {"export"}) - models_with_text
+    of_models_with_text = {"prompts"}
+    assert needed.keys() >= (upstream(STAGES["evaluate"]) | {"export"}) - of_models_with_text
     idle = {stage: needed[stage] - entered[stage] - SPARED.keys() for stage in BRANCHES}
     assert idle == {stage: set(spared) for stage, spared in BRANCHES.items()}
