@@ -5,6 +5,7 @@ all, such as a share of chunks of samples, whose files lie in a folder that all 
 their way, between processes of one user and one command alone.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,10 @@ class Ranks:
     """
 
     def __init__(self, accelerator: str, nodes: int, devices: int) -> None:
+        # A process that ends while the threads of its group still run is aborted (SIGABRT) once in a few times. Lightning
+        # ends groups of NCCL at exit and none of gloo; the next command of a sweep in this process uses the same group.
+        if not dist.is_initialized():
+            atexit.register(dist.destroy_process_group)
         # Objects are exchanged and no tensors, for which gloo serves on every device.
         strategy = DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)
         self._fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy)

@@ -85,7 +85,7 @@ def test_two_nodes_leave_the_bytes_of_one_process_and_one_of_them_speaks(tiny, m
 def test_what_is_refused_is_refused_in_one_line(tiny, tmp_path, others, remedy):
     words = [*tiny, *SMALL, f"outputs={tmp_path / 'outputs'}"]
     first, second = nodes(*([*words, *more] for more in others), launcher=alone)
-    assert first[0] == 1 and second[0] == 0 and "error" not in second[2]
+    assert first[0] == 1 and second[0] == 0 and "error" not in second[2], second[2][-3000:]
     (line,) = [line for line in first[2].splitlines() if line.startswith("error: ")]
     assert_clear(line, remedy)
     assert "Traceback" not in first[2] + second[2] and not (tmp_path / "outputs" / "store").exists()
