@@ -198,10 +198,16 @@ class QuantizedDenoiser(Denoiser):
 
     def unguided(self) -> "QuantizedDenoiser":
         """The same network without its guidance, for a pipeline that guides by itself; tensors are shared."""
-        if not isinstance(self._denoiser, Guided):
-            return self
-        around = self._denoiser.denoiser
-        return QuantizedDenoiser(around, self._sites, self._attention_macs, self.plan, self._current, self.backend)
+        return self._around(self._denoiser.denoiser) if isinstance(self._denoiser, Guided) else self
+
+    def guided_as(self, model: Denoiser) -> "QuantizedDenoiser":
+        """The same network with the guidance of another model, or without as that is; tensors are shared."""
+        if not isinstance(model, Guided):
+            return self.unguided()
+        return self._around(Guided(self.unguided().denoiser, model.null, model.scale, model.interval))
+
+    def _around(self, denoiser: Denoiser) -> "QuantizedDenoiser":
+        return QuantizedDenoiser(denoiser, self._sites, self._attention_macs, self.plan, self._current, self.backend)
 
     def to_backend(self, backend: Backend | str) -> "QuantizedDenoiser":
         """The same integers and settings, computed by another backend; tensors are shared, and this one stays as it is.

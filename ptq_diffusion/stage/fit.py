@@ -20,7 +20,7 @@ from ptq_diffusion.engine.stage import ModelStage, Need
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.drawing.corrected import draw_corrected
 from ptq_diffusion.stage.drawing.images import DrawImages
-from ptq_diffusion.stage.fit_table import carried, fit_table
+from ptq_diffusion.stage.fit_setting import carried, fit_model, fit_network, fit_table
 from ptq_diffusion.stage.fitting.images import Images
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint
@@ -78,15 +78,15 @@ class Fit(ModelStage):
         shop: Workshop,
     ) -> None:
         model = shop.model(cfg)
-        quantized, steps = shop.quantized(cfg, inputs[Quantize.name]), fit_table(cfg, model, shop)
+        quantized, steps = fit_network(cfg, inputs, inputs[Quantize.name], shop), fit_table(cfg, model, shop)
         statistics = NoiseStatistics.load(inputs[Noise.name] / "noise.safetensors")
         statistics.require(noise_fingerprint(quantized, steps))
         carried(fit_diagnosed(correction, statistics, steps), cfg, shop).save(out)
 
     def path_fit(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path, shop: Workshop) -> PathFit:
         """The fit along a path, on the images of `noise`."""
-        model = shop.guided(cfg, inputs)
-        networks = model, shop.quantized(cfg, inputs[Quantize.name])
+        model = fit_model(cfg, inputs, shop)
+        networks = model, fit_network(cfg, inputs, inputs[Quantize.name], shop)
         images = Images(noise_chunks(cfg), FloatOutputs(inputs[FloatPath.name]).of, shop.conditions(cfg, model, inputs))
         return PathFit(*networks, construct(cfg.correction), fit_table(cfg, model, shop), images, folder)
 

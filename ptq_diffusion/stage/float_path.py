@@ -15,7 +15,7 @@ from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.sampler import Step, Table, sample
-from ptq_diffusion.stage.fit_table import fit_table
+from ptq_diffusion.stage.fit_setting import fit_model, fit_table
 from ptq_diffusion.stage.prompts import EncodePrompts
 
 
@@ -81,7 +81,7 @@ class FloatPath(ModelStage):
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> RecordOutputs:
         """The work of every device."""
-        model = shop.guided(cfg, inputs)
+        model = fit_model(cfg, inputs, shop)
         return RecordOutputs(model, fit_table(cfg, model, shop), shop.conditions(cfg, model, inputs))
 
 

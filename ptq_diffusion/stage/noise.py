@@ -15,7 +15,7 @@ from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.sampler import Step, Table, Visit, sample
-from ptq_diffusion.stage.fit_table import fit_table
+from ptq_diffusion.stage.fit_setting import fit_network, fit_table
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
@@ -74,7 +74,7 @@ class Noise(ModelStage):
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasureNoise:
         """The work of every device."""
         model = shop.model(cfg)
-        quantized = shop.quantized(cfg, inputs[Quantize.name])
+        quantized = fit_network(cfg, inputs, inputs[Quantize.name], shop)
         m, conditions = FloatOutputs(inputs[FloatPath.name]).of, shop.conditions(cfg, quantized, inputs)
         return MeasureNoise(quantized, fit_table(cfg, model, shop), m, conditions)
 

@@ -40,16 +40,15 @@ def check_condition(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     if ("scale" in model.needs) != (guidance.embedded is not None):
         wanted = "a guidance scale for the network to embed" if guidance.embedded is None else "no such scale"
         raise ValueError(f"expected {wanted}, got {guidance.embedded}; set condition.guidance.embedded to one or null")
-    if source is None and guidance.scale != 1:
-        raise ValueError(
-            f"expected guidance of a condition only, got condition.guidance.scale={guidance.scale} without; set "
-            "condition.guidance.scale=1"
-        )
+    for option, scale in {"condition.guidance.scale": guidance.scale, "noise.guidance": cfg.noise.guidance}.items():
+        if source is None and scale not in (None, 1):
+            raise ValueError(f"expected guidance of a condition only, got {option}={scale} without; set {option}=1")
     if isinstance(source, Labels):
         labels = DrawnLabels.of_network(source, model.classes, guidance.embedded)
-        if guidance.scale != 1:
-            low, high = guidance.interval
-            Guided(model, null_condition(model, labels), guidance.scale, (low, high))
+        for scale in (guidance.scale, cfg.noise.guidance):
+            if scale not in (None, 1):
+                low, high = guidance.interval
+                Guided(model, null_condition(model, labels), scale, (low, high))
     if isinstance(source, Prompts):
         _say_if_few(len(source.texts()), cfg.images, shop)
 

@@ -34,7 +34,7 @@ from ptq_diffusion.sampler import Sampler, Table
 from ptq_diffusion.stage.drawing.layers import MeasureLayers, layer_chunks
 from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
 from ptq_diffusion.stage.export import Export, export_name
-from ptq_diffusion.stage.fit_table import check_reach, fit_table
+from ptq_diffusion.stage.fit_setting import check_reach, fit_table
 from ptq_diffusion.stage.planning.additions import CorrectionAdditions, LayerAdditions, policy_of
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor

@@ -55,9 +55,10 @@ class Samples(Options):
 
 
 class NoiseSamples(Samples):
-    """Samples that the noise is measured on, and how many steps they take."""
+    """Samples that the noise is measured on, how many steps they take, and their guidance scale."""
 
     steps: PositiveInt | None
+    guidance: FiniteFloat | None
 
 
 class FeatureSpace(Options):

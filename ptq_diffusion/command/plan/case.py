@@ -18,7 +18,7 @@ from ptq_diffusion.model import Condition, Decoder, Denoiser, DiffusersDenoiser,
 from ptq_diffusion.model.decoder import outlined_decoder
 from ptq_diffusion.model.own import decoder_of
 from ptq_diffusion.sampler import Table
-from ptq_diffusion.stage.fit_table import fit_table
+from ptq_diffusion.stage.fit_setting import fit_model, fit_table
 from ptq_diffusion.stage.planning.additions import beside_of
 
 NO_INPUTS: Mapping[str, Path] = MappingProxyType({})
@@ -97,16 +97,17 @@ class Case:
     @property
     def fit_rows(self) -> int:
         """The same over the table that corrections are fitted on."""
-        return self.rows_over(self.fit_table)
+        return _rows(fit_model(self.cfg, NO_INPUTS, self.shop), self.fit_table)
 
     def rows_over(self, table: Table) -> int:
         """The rows that the network is asked about for one image over a table; guidance asks twice."""
-        return sum(self.model.rows_per_image(step) for step in table)
+        return _rows(self.model, table)
 
     @property
     def most_rows(self) -> int:
         """The rows of a micro-batch at the step that has most."""
-        return self.cfg.micro_batch * max(self.model.rows_per_image(step) for step in self.table)
+        models = self.model, fit_model(self.cfg, NO_INPUTS, self.shop)
+        return self.cfg.micro_batch * max(model.rows_per_image(step) for model in models for step in self.table)
 
     def padded(self, images: int) -> int:
         """The images of whole micro-batches, which are computed, where so many are wanted."""
@@ -131,6 +132,11 @@ class Case:
     def drawn(self) -> int:
         """The images of a variant, of all seeds, padding included."""
         return len(self.cfg.seeds) * self.padded(self.cfg.images)
+
+
+def _rows(model: Denoiser, table: Table) -> int:
+    """The rows that a model is asked about for one image over a table."""
+    return sum(model.rows_per_image(step) for step in table)
 
 
 def _outline(cfg: DictConfig) -> Denoiser:

@@ -1,0 +1,64 @@
+"""The table and the guidance that a correction is fitted with, which need not be those it serves: `noise`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from ptq_diffusion.correction import FittedCorrection
+from ptq_diffusion.correction.transfer import interpolated, require_reach
+from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.model import Denoiser
+from ptq_diffusion.network import QuantizedDenoiser
+from ptq_diffusion.sampler import Table
+
+
+def fit_table(cfg: DictConfig, model: Denoiser, shop: Workshop) -> Table:
+    """The sampler's table, or with `noise.steps` that of the same sampler with so many steps."""
+    return shop.table(fit_setting(cfg), model)
+
+
+def fit_setting(cfg: DictConfig) -> DictConfig:
+    """The configuration with the steps and the guidance scale that a correction is fitted with."""
+    other = cfg.copy()
+    if cfg.noise.steps is not None:
+        OmegaConf.update(other, "sampler.steps", cfg.noise.steps)
+    if cfg.noise.guidance is not None:
+        OmegaConf.update(other, "condition.guidance.scale", cfg.noise.guidance)
+    return other
+
+
+def fit_model(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> Denoiser:
+    """The float model with the guidance that a correction is fitted with."""
+    return shop.guided(fit_setting(cfg), inputs)
+
+
+def fit_network(cfg: DictConfig, inputs: Mapping[str, Path], folder: Path, shop: Workshop) -> QuantizedDenoiser:
+    """The quantized network of an artefact, with the guidance that a correction is fitted with.
+
+    Its integers and settings are those of the network that the correction serves.
+    """
+    quantized = shop.quantized(cfg, folder)
+    return quantized if cfg.noise.guidance is None else quantized.guided_as(fit_model(cfg, inputs, shop))
+
+
+def check_reach(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
+    """Refuse another number of steps to fit on than the sampler's if what is fitted there cannot serve the sampler.
+
+    Raises:
+        ValueError: its times do not reach as far.
+    """
+    if cfg.noise.steps is not None:
+        require_reach(fit_table(cfg, model, shop), shop.table(cfg, model))
+
+
+def carried(fitted: FittedCorrection, cfg: DictConfig, shop: Workshop) -> FittedCorrection:
+    """The fitted correction at the sampler's steps.
+
+    Raises:
+        ValueError: the correction cannot be carried from its table to the sampler's.
+    """
+    if cfg.noise.steps is None:
+        return fitted
+    model = shop.model(cfg)
+    return interpolated(fitted, fit_table(cfg, model, shop), shop.table(cfg, model))

@@ -1,0 +1,33 @@
+"""A correction may be fitted on another number of steps than the sampler takes, and on another guidance scale."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ptq_diffusion.correction import FittedCorrection
+
+LABELS = ["condition=labels", "condition.source.no_class=3"]
+
+
+@pytest.mark.parametrize("correction", ["ptqd", "matched"])
+def test_what_is_fitted_on_other_steps_is_carried_to_the_samplers(make, correction):
+    words = ["goal=fit", f"correction={correction}", "noise.images=16"]
+    own, other = (make(*words, f"noise.steps={steps}") for steps in ("null", "6"))
+    assert FittedCorrection.load(other).steps == FittedCorrection.load(own).steps
+    ours, others = (load_file(folder / "correction.safetensors") for folder in (own, other))
+    assert {name.split("/")[0] for name in ours} == {name.split("/")[0] for name in others}
+    assert not torch.equal(ours["report/k"], others["report/k"])
+
+
+@pytest.mark.parametrize(("correction", "scale"), [("ptqd", 1), ("rescaled_matched", 2)])
+def test_what_is_fitted_at_another_guidance_serves_the_same_network(make, tiny_model_folder, correction, scale):
+    model = [f"model.path={tiny_model_folder(classes=4)}", *LABELS, f"condition.guidance.scale={scale}"]
+    words = [*model, f"correction={correction}", "noise.images=16", "images=1", "seeds=[0]"]
+
+    def made(goal, guidance):
+        return make(*words, f"goal={goal}", f"noise.guidance={guidance}")
+
+    fits = {guidance: (made("fit", guidance) / "correction.safetensors").read_bytes() for guidance in ("null", 1, 2)}
+    assert fits["null"] == fits[scale] != fits[3 - scale]
+    assert made("quantize", 3) == made("quantize", "null")
+    assert (made("samples_corrected", 3 - scale) / "chunks").exists()
