@@ -17,7 +17,7 @@ import pytest
 with contextlib.redirect_stderr(sys.__stderr__), contextlib.suppress(ImportError):
     importlib.import_module("absl.logging")
 
-pytest_plugins = ["tests.experiments", "tests.metric.clip", "tests.own_package", "tests.shortcuts"]
+pytest_plugins = ["tests.experiments", "tests.metric.clip", "tests.own_package", "tests.processes", "tests.shortcuts"]
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"

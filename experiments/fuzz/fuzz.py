@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 
-from experiments.fuzz.inputs import VALUES, Json, changed, paths, texts
+from experiments.fuzz.inputs import VALUES, Json, Keys, alike, changed, node_at, paths, texts
 from experiments.fuzz.trials import begins_only, document, ending, file_trials, option_trial
 from ptq_diffusion.command.conf import CONF
 
@@ -99,11 +99,11 @@ def option_cases(folder: Path) -> Cases:
             raise ValueError(f"expected {' '.join(words)} to begin, got {end}")
 
     def case(cfg: Json) -> Cases:
-        return st.builds(
-            lambda path, value: (f"{path} = {value!r:.200}", option_trial(changed(cfg, path, value, False))),
-            st.sampled_from(paths(cfg)),
-            VALUES,
-        )
+        def with_value(path: Keys) -> Cases:
+            kind = VALUES | alike(node_at(cfg, path))
+            return kind.map(lambda value: (f"{path} = {value!r:.200}", option_trial(changed(cfg, path, value, False))))
+
+        return st.sampled_from(paths(cfg)).flatmap(with_value)
 
     return st.one_of([case(cfg) for cfg in cfgs])
 

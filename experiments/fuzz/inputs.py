@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 Json = Any
 """What a JSON file may hold."""
-Path = tuple[str | int, ...]
+Keys = tuple[str | int, ...]
 """The keys that lead to a node of a document."""
 
 DEPTH = 20_000
@@ -26,18 +26,36 @@ VALUES: st.SearchStrategy[Json] = st.recursive(
 )
 
 
-def paths(node: Json, prefix: Path = ()) -> list[Path]:
+def alike(value: Json) -> st.SearchStrategy[Json]:
+    """Values of the kind that a value has, near to it and far from it: what a check of types alone takes."""
+    if isinstance(value, bool):
+        return st.booleans()
+    if isinstance(value, int):
+        return st.one_of(st.integers(value - 2, value + 2), st.integers(-3, 2000), st.just(10**12))
+    if isinstance(value, float):
+        return st.one_of(st.floats(0, 1), st.floats(width=32), st.integers(0, 5))
+    if isinstance(value, list) and value:
+        return st.lists(alike(value[0]), max_size=4)
+    return VALUES
+
+
+def paths(node: Json, prefix: Keys = ()) -> list[Keys]:
     """The paths of all nodes below a document's root."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     return [path for key, value in items for path in ((*prefix, key), *paths(value, (*prefix, key)))]
 
 
-def changed(document: Json, path: Path, value: Json, removed: bool) -> Json:
+def node_at(document: Json, path: Keys) -> Json:
+    """The node of a document at a path."""
+    for key in path:
+        document = document[key]
+    return document
+
+
+def changed(document: Json, path: Keys, value: Json, removed: bool) -> Json:
     """A copy of a document with the node at a path replaced, or removed."""
     result = copy.deepcopy(document)
-    parent = result
-    for key in path[:-1]:
-        parent = parent[key]
+    parent = node_at(result, path[:-1])
     if removed:
         del parent[path[-1]]
     else:

@@ -23,7 +23,7 @@ from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.plan import BitwidthPlan
-from ptq_diffusion.stage.sensitivity import MeasureSensitivity, with_offer
+from ptq_diffusion.stage.sensitivity import MeasureSensitivity
 
 OFFER = ("bitwidth.weights=[2,3,4]", "bitwidth.activations=[3,4,6,8]")
 
@@ -61,7 +61,7 @@ def main(rounding: str, images: int, steps: int, savings: list[float]) -> None:
     console, shop = Console(width=120), Workshop(Runtime("cpu", progress=False))
     with TemporaryDirectory() as folder:
         store = Store(Path(folder), shop)
-        experiments = (with_offer(composed(name, images, steps, 30)) for name in ("nearest", rounding))
+        experiments = (composed(name, images, steps, 30) for name in ("nearest", rounding))
         folders = [store.obtain(MeasureSensitivity, cfg) for cfg in experiments]
         nearest, rounded = (Sensitivity.load(one / MeasureSensitivity.file) for one in folders)
     table = Table("weight bits", "damage, nearest", f"damage, {rounding}", "rank correlation of layers")

@@ -36,8 +36,8 @@ MODEL_CHECKSUMS = {
 """The `folder_checksum` of every bundled denoiser."""
 USAGE = """usage: ptq-diffusion doctor [FOLDER]
 
-Examines the installation and the folder of outputs for what would break the main
-job, and says what to do; exits with 1 where something would.
+Examines the installation and the folder of outputs for what would break the
+main job, and says what to do; exits with 1 where something would.
 """
 LITTLE_ROOM = 2**30
 

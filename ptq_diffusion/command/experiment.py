@@ -28,7 +28,7 @@ from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.stage import Stage, upstream
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.report.report import make_report, table
+from ptq_diffusion.report.report import make_report, report_stages, table
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.drawing.drift import MeasureDrift
@@ -169,6 +169,8 @@ def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> Pat
     for line in preamble(cfg, store, stage):
         runtime.say(line)
     with tracking(construct(cfg.logger), cfg, folder, store, store.signature(stage, cfg)) as tracker:
+        for one in report_stages(cfg) if cfg.goal == "report" else ():
+            store.expect(one, cfg)
         result = store.obtain(stage, cfg)
         if cfg.goal == "report":
             report = make_report(store, cfg, folder)

@@ -211,6 +211,8 @@ def absorbing(corrections: Sequence[StepCorrection], steps: Table) -> Sequence[S
 
 def _step_corrections(tensors: dict[str, Tensor], steps: Table, estimates: Sequence[bool]) -> list[StepCorrection]:
     """The correction of every step, from tensors as `save` names them."""
+    if not isinstance(estimates, list) or not all(isinstance(one, bool) for one in estimates):
+        raise ValueError(f"expected true or false of every step as estimates, got {estimates!r:.60}")
     sigmas = tensors.pop("sigma").tolist()
     reports = [StepReport(**row) for row in _rows(tensors, "report", REPORT)]
     residuals = [None if None in row.values() else Residual(**row) for row in _rows(tensors, "residual", RESIDUAL)]

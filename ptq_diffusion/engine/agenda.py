@@ -7,15 +7,20 @@ Key = tuple[str, str]
 
 
 class Agenda:
-    """The artefacts of a run in their order.
+    """The artefacts of a run in their order."""
 
-    Args:
-        efforts: about how much work each is, in any unit; 0 of one that is there already.
-    """
-
-    def __init__(self, efforts: Mapping[Key, float] | None = None) -> None:
-        self._efforts = dict(efforts or {})
+    def __init__(self) -> None:
+        self._efforts: dict[Key, float] = {}
         self._done, self._seconds = 0.0, 0.0
+
+    def add(self, efforts: Mapping[Key, float]) -> None:
+        """Artefacts that come behind those of before; one that is among those stays where it is.
+
+        Args:
+            efforts: about how much work each is, in any unit; 0 of one that is there already.
+        """
+        for key, effort in efforts.items():
+            self._efforts.setdefault(key, effort)
 
     def holds(self, stage: str, signature: str) -> bool:
         """Whether an artefact is one of them."""

@@ -58,6 +58,19 @@ def chunks(purpose: str, seeds: Sequence[int], images: int, micro_batch: int) ->
     """The chunks of `images` samples for every seed.
 
     Raises:
+        ValueError: see `require_chunks`.
+    """
+    require_chunks(seeds, images, micro_batch)
+    starts = range(0, images, micro_batch)
+    return [
+        Chunk(purpose, seed, first, micro_batch, min(micro_batch, images - first)) for seed in seeds for first in starts
+    ]
+
+
+def require_chunks(seeds: Sequence[int], images: int, micro_batch: int) -> None:
+    """Refuse numbers that make no chunks, without listing those that they make.
+
+    Raises:
         ValueError: no seed, image or batch, or a seed named twice.
     """
     if images < 1 or micro_batch < 1:
@@ -66,10 +79,6 @@ def chunks(purpose: str, seeds: Sequence[int], images: int, micro_batch: int) ->
         raise ValueError(f"expected whole numbers as seeds, such as seeds=[0,1], got {list(seeds)}")
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise ValueError(f"expected seeds that are distinct and not negative, at least one, got {list(seeds)}")
-    starts = range(0, images, micro_batch)
-    return [
-        Chunk(purpose, seed, first, micro_batch, min(micro_batch, images - first)) for seed in seeds for first in starts
-    ]
 
 
 class ChunkWork(L.LightningModule, ABC):

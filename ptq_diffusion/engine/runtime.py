@@ -131,7 +131,7 @@ class Runtime:
         devices = min(self.devices, tasks)
         strategy = DDPStrategy(start_method="spawn", timeout=PATIENCE) if devices > 1 else "auto"
         fabric = Fabric(accelerator=self.accelerator, devices=devices, strategy=strategy)
-        fabric.launch(function)
+        fabric.launch(Quiet(function) if devices > 1 else function)
 
     def trainer(
         self,
@@ -152,6 +152,28 @@ class Runtime:
             default_root_dir=folder,
             **options,
         )
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """A function for other processes, where libraries are quiet from its arrival on, before Lightning connects them.
+
+    Args:
+        function: is given what this one is called with.
+    """
+
+    function: Callable[[Fabric], None]
+
+    def __call__(self, fabric: Fabric) -> None:
+        self.function(fabric)
+
+    def __reduce__(self) -> tuple[Callable[..., "Quiet"], tuple[Callable[[Fabric], None]]]:
+        return _arrived, (self.function,)
+
+
+def _arrived(function: Callable[[Fabric], None]) -> Quiet:
+    quiet_libraries()
+    return Quiet(function)
 
 
 def track(items: Sequence[Item], title: str, progress: bool) -> Iterable[Item]:

@@ -34,6 +34,14 @@ class Stage(ABC):
         """Whether a whole configuration has a use for the artefact; by default it has."""
         return True
 
+    @classmethod
+    def shared(cls, cfg: DictConfig) -> DictConfig:
+        """A whole configuration with fixed values of options that change no number of the artefact.
+
+        All that differ in those alone share one artefact. By default every option that the stage uses counts.
+        """
+        return cfg
+
     def inputs(self, cfg: DictConfig) -> Mapping[str, "Need"]:
         """The needs of a whole configuration, by the names that `make` receives them by.
 

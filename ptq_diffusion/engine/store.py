@@ -77,10 +77,10 @@ class Store:
             ValueError: a file of the artefact is missing or has another size than when it was made.
             OSError: the store's disk is full or cannot be written; what was finished is kept.
         """
-        signature = self.signature(stage, cfg)
+        signature, cfg = self.signature(stage, cfg), stage.shared(cfg)
         if (stage.name, signature) not in self._obtained:
             if not self._agenda.holds(stage.name, signature):
-                self._agenda = self._agenda_of(stage, cfg)
+                self.expect(stage, cfg)
             inputs = {name: self._input(name, need) for name, need in stage().inputs(cfg).items()}
             title = f"{stage.name} of {role}" if role else stage.name
             self._obtained[stage.name, signature] = self._made(stage, signature, cfg, inputs, title)
@@ -93,21 +93,24 @@ class Store:
         visited: set[Key] = set()
 
         def visit(need: Need) -> None:
-            key = need.stage.name, self.signature(need.stage, need.cfg)
+            key, cfg = (need.stage.name, self.signature(need.stage, need.cfg)), need.stage.shared(need.cfg)
             if key not in visited:
                 visited.add(key)
-                for before in need.stage().inputs(need.cfg).values():
+                for before in need.stage().inputs(cfg).values():
                     visit(before)
-                made[key] = need
+                made[key] = Need(need.stage, cfg, need.remedy)
 
         visit(Need(stage, cfg))
         return made
 
-    def _agenda_of(self, stage: type[Stage], cfg: DictConfig) -> Agenda:
-        """The agenda of an artefact; one that is there already takes no time."""
+    def expect(self, stage: type[Stage], cfg: DictConfig) -> None:
+        """Count an artefact, and those that it is made of, among those that will be obtained.
+
+        What is obtained without having been expected is counted from then on.
+        """
         artefacts = self.artefacts(stage, cfg)
         absent = {key: key[0] in self.forced or not (self.root / key[0] / key[1]).is_dir() for key in artefacts}
-        return Agenda({key: self._effort(need) if absent[key] else 0.0 for key, need in artefacts.items()})
+        self._agenda.add({key: self._effort(need) if absent[key] else 0.0 for key, need in artefacts.items()})
 
     def _input(self, name: str, need: Need) -> Path:
         try:

@@ -88,7 +88,7 @@ class Gathering:
         features = {variant: self.extractor.extract(batch) for variant, batch in images.items()}
         scores = {
             metric.name: {
-                variant: self._score(metric, batch, images[FLOAT], first).double().cpu()
+                variant: self._score(metric, batch, images[FLOAT], first).cpu().double()
                 for variant, batch in images.items()
             }
             for metric in self._scored

@@ -11,6 +11,7 @@ PIPELINE = "model_index.json"
 NETWORKS, DECODERS = ("unet", "transformer"), ("vae", "vqvae", "movq")
 SCHEDULER, CLASS_EMBEDDER = "scheduler", "class_embedder"
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
+COMPONENTS = (*NETWORKS, *DECODERS, SCHEDULER, CLASS_EMBEDDER, *TEXT)
 NOT_USED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
 """Components that images do not depend on, or only where an image is given to begin with."""
 
@@ -43,6 +44,7 @@ class PipelineIndex:
         """
         file = folder / PIPELINE if (folder / PIPELINE).is_file() else None
         content = {} if file is None else read_json(file)
+        _require_entries(content, file)
         listed = {
             name: str(entry[-1])
             for name, entry in content.items()
@@ -74,11 +76,26 @@ class PipelineIndex:
         return present[0] if present else None
 
     def _require_supported(self) -> None:
-        known = (*NETWORKS, *DECODERS, SCHEDULER, CLASS_EMBEDDER, *TEXT, *NOT_USED)
+        known = (*COMPONENTS, *NOT_USED)
         if odd := [f"{name} ({kind})" for name, kind in self.components.items() if name not in known]:
             raise ValueError(
                 f"expected a pipeline of a network, a scheduler, a decoder and text encoders, got {self.pipeline} in "
                 f"{self.folder} with {', '.join(odd)}, not supported; give the folder of a pipeline without"
+            )
+
+
+def _require_entries(content: Mapping[str, Any], file: Path | None) -> None:
+    """Refuse names of classes that are no names: of the pipeline, and of components as [LIBRARY, CLASS]."""
+    kind = content.get("_class_name", "")
+    if not isinstance(kind, str):
+        raise ValueError(f"expected the name of a pipeline as _class_name of {file}, got {kind!r:.60}; mend it there")
+    for name in set(content) & {*COMPONENTS, *NOT_USED}:
+        entry = content[name]
+        pair = isinstance(entry, list) and len(entry) == 2 and len({type(one) for one in entry}) == 1
+        if entry is not None and not (pair and isinstance(entry[1], str | None)):
+            raise ValueError(
+                f"expected {name} of {file} to be a library and a class, such as [diffusers, UNet2DModel], or "
+                f"[null, null], got {entry!r:.60}; mend it there"
             )
 
 

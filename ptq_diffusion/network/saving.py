@@ -146,14 +146,23 @@ def _module_prefixes(sites: Iterable[Site], plan: BitwidthPlan) -> tuple[str, ..
     return (*layers, *(f"{name}.{PROCESSOR}." for name in quantized_attentions(sites, plan)))
 
 
+def _symmetric(rows: Iterable[tuple[str, bool, list[bool]]]) -> tuple[dict[str, bool], dict[str, list[bool]]]:
+    """Whether the grids of operands and of their weights' copies are symmetric, by operand, as they were described."""
+    operands, copies = {}, {}
+    for name, operand, of_weight in rows:
+        if odd := [one for one in (operand, *of_weight) if not isinstance(one, bool)]:
+            raise TypeError(f"expected true or false of every grid of {name}, got {odd[0]!r:.60}")
+        operands[name], copies[name] = operand, of_weight
+    return operands, copies
+
+
 def _rebuilt(float_model: Denoiser, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedDenoiser:
     """The quantized network around the layers of a float one, which is used up."""
     plan = BitwidthPlan.from_json(json.dumps(description["plan"]))
     network = float_model.network.eval()
     sites, current = float_model.sites(), CurrentStep()
     plan.require(sites, plan.steps)
-    symmetric_operand = {name: operand for name, operand, _ in description["symmetric"]}
-    symmetric_copies = {name: copies for name, _, copies in description["symmetric"]}
+    symmetric_operand, symmetric_copies = _symmetric(description["symmetric"])
     forms = {name: described_form(form) for name, form in description["forms"].items()}
     equalisation = _equalisation(sites, _below(EQUALISATION, tensors))
     table = StepSettings.of_tensors(_below(SETTINGS, tensors), symmetric_operand, forms)

@@ -27,6 +27,7 @@ from ptq_diffusion.engine.run_files import (
     STRIPS,
     TABLE,
 )
+from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.report.figures import drift_curves, noise_curves
@@ -35,6 +36,7 @@ from ptq_diffusion.report.plan_figure import plan_figure
 from ptq_diffusion.report.provenance import provenance
 from ptq_diffusion.report.strips import image_strips, strip, write_strip
 from ptq_diffusion.stage.drawing.drift import Drift, MeasureDrift, read_drift
+from ptq_diffusion.stage.drawing.layers import MeasureLayers
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
 from ptq_diffusion.stage.fit import Fit
@@ -43,6 +45,11 @@ from ptq_diffusion.stage.samples import image_batches
 
 SHOWN = 16
 """Samples that the image grid shows."""
+
+
+def report_stages(cfg: DictConfig) -> tuple[type[Stage], ...]:
+    """The stages that a report is made of, with all that they are made of."""
+    return (Evaluate, MeasureLayers) if cfg.layers.images else (Evaluate,)
 
 
 def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any]:

@@ -21,6 +21,9 @@ class DynamicShift:
         max_image_seq_len: tokens at which mu is `max_shift`.
         base_shift: see above.
         max_shift: see above.
+
+    Raises:
+        ValueError: the line is not given by two different points.
     """
 
     mu: float
@@ -28,6 +31,13 @@ class DynamicShift:
     max_image_seq_len: float
     base_shift: float
     max_shift: float
+
+    def __post_init__(self) -> None:
+        if not self.base_image_seq_len < self.max_image_seq_len:
+            raise ValueError(
+                f"expected a shift with a max_image_seq_len above its base_image_seq_len, {self.base_image_seq_len}, "
+                f"got {self.max_image_seq_len}; make the table again, or set both with +sampler.scheduler.NAME=VALUE"
+            )
 
     @classmethod
     def of(cls, tokens: int, options: Mapping[str, Any]) -> Self:

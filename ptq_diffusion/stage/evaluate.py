@@ -29,6 +29,7 @@ from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.drawing.drift import MeasureDrift, read_drift
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.evaluation.evaluation import DescribeImages, gather
+from ptq_diffusion.stage.evaluation.shape import Evaluation, require_shape
 from ptq_diffusion.stage.evaluation.stored_images import PairedImages
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.plan import Plan, read_plan
@@ -37,6 +38,8 @@ from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.samples import SAMPLING
 
+EVALUATION = "evaluation.json"
+"""The file of the artefact."""
 TABLED = ("fid", "fid_to_fp")
 """Metrics that every table and figure of reports shows."""
 
@@ -77,7 +80,7 @@ class Evaluate(ModelStage):
         drift = {variant: asdict(drift) for variant, drift in read_drift(inputs[MeasureDrift.name]).items()}
         better = [metric.name for metric in gathering.metrics if metric.higher_is_better]
         protocol = {"protocol": judgement.protocol, "protocol_id": judgement.protocol_id}
-        write_json(out / "evaluation.json", content | {"drift": drift, "higher_is_better": better} | protocol)
+        write_json(out / EVALUATION, content | {"drift": drift, "higher_is_better": better} | protocol)
 
     def describer(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> DescribeImages:  # noqa: ARG002
         """The work of every device."""
@@ -132,8 +135,20 @@ def prompts_of_images(cfg: DictConfig) -> list[str] | None:
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
-    """The content of `evaluation.json` in the stage's folder."""
-    return read_json(folder / "evaluation.json")
+    """The content of `evaluation.json` in the stage's folder.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    content: dict[str, Any] = read_json(folder / EVALUATION)
+    try:
+        require_shape(Evaluation, content)
+    except ValueError as error:
+        raise ValueError(
+            f"expected {folder / EVALUATION} as it was written, got {error}; remove the folder, and the same command "
+            "makes it again"
+        ) from error
+    return content
 
 
 def variant_costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> dict[str, VariantCost]:

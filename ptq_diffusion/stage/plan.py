@@ -17,7 +17,7 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.stage.planning.additions import CorrectionAdditions, LayerAdditions, read_additions, read_beside
 from ptq_diffusion.stage.prompts import EncodePrompts
-from ptq_diffusion.stage.sensitivity import MeasureSensitivity, with_offer
+from ptq_diffusion.stage.sensitivity import MeasureSensitivity
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
 
 PLAN = "plan.json"
@@ -40,7 +40,7 @@ class Plan(ModelStage):
         if reads is Evidence.STEP_SNR:
             return needs | {MeasureStepSignal.name: Need(MeasureStepSignal, cfg)}
         if reads is Evidence.SENSITIVITY:
-            return needs | {MeasureSensitivity.name: Need(MeasureSensitivity, with_offer(cfg))}
+            return needs | {MeasureSensitivity.name: Need(MeasureSensitivity, cfg)}
         return needs
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:

@@ -6,10 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ptq_diffusion.bitwidth.budget import Budget
 from ptq_diffusion.bitwidth.sensitivity import Sensitivity
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunks
@@ -28,14 +27,10 @@ from ptq_diffusion.rounding.artefact import load_integers
 from ptq_diffusion.sampler import State, Table, sample
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
+from ptq_diffusion.stage.planning.offer import with_offer
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.rounding.offered import RoundOffers
 
-OFFER = ("weights", "activations", "patterns")
-"""Options of a policy that say which bits it offers to which layers."""
-BITS = {"weight": 8, "activation": 8}
-ANY = {"saving": 1, "bytes": None, "over": "layers_and_steps", "first": BITS, "last": BITS, "attention": BITS}
-"""The other options, on whose values no sensitivity depends."""
 TOGETHER = 16
 """Samples that go backwards together: a backward pass holds the inputs and outputs of all layers."""
 
@@ -128,6 +123,11 @@ class MeasureSensitivity(ModelStage):
     uses = ("model", "condition", "sampler", "quantizer", "bitwidth", "noise", "sensitivity", "micro_batch")
     file = "sensitivity.safetensors"
 
+    @classmethod
+    def shared(cls, cfg: DictConfig) -> DictConfig:
+        """With the offer of the policy in its place: see `with_offer`."""
+        return with_offer(cfg)
+
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         chunks_to_do = [part for part, _ in sensitivity_chunks(cfg)]
         run_chunks(partial(self.work, cfg, inputs), chunks_to_do, out / "chunks", shop, self.title)
@@ -173,23 +173,27 @@ def _policy(cfg: DictConfig) -> UnderBudget:
     return policy
 
 
-def with_offer(cfg: DictConfig) -> DictConfig:
-    """The configuration with one policy in the place of all that offer the same bits, which share a sensitivity.
-
-    What a policy may spend, and on what, changes no damage.
-    """
-    representative = cfg.copy()
-    offer = {name: cfg.bitwidth[name] for name in OFFER}
-    with open_dict(representative):
-        representative.bitwidth = {"_target_": f"{Budget.__module__}.{Budget.__qualname__}"} | ANY | offer
-    return representative
-
-
 def sensitivity_chunks(cfg: DictConfig) -> list[tuple[Chunk, Chunk]]:
     """The samples that go backwards together, each with the chunk of the float path that holds them.
 
     Raises:
-        ValueError: more images than the float path has.
+        ValueError: see `require_sensitivity`.
+    """
+    require_sensitivity(cfg)
+    images = cfg.sensitivity.images
+    pairs = []
+    for parent in noise_chunks(cfg):
+        for first in range(parent.first, min(parent.first + parent.count, images), TOGETHER):
+            count = min(TOGETHER, parent.first + parent.count - first, images - first)
+            pairs.append((replace(parent, first=first, size=count, count=count), parent))
+    return pairs
+
+
+def require_sensitivity(cfg: DictConfig) -> None:
+    """Refuse images that sensitivities cannot be measured on.
+
+    Raises:
+        ValueError: they are more than the float path has.
     """
     images = cfg.sensitivity.images
     if images > cfg.noise.images:
@@ -197,9 +201,3 @@ def sensitivity_chunks(cfg: DictConfig) -> list[tuple[Chunk, Chunk]]:
             f"expected sensitivity.images of at most noise.images, {cfg.noise.images}, whose float path it shares, got "
             f"{images}; raise noise.images"
         )
-    pairs = []
-    for parent in noise_chunks(cfg):
-        for first in range(parent.first, min(parent.first + parent.count, images), TOGETHER):
-            count = min(TOGETHER, parent.first + parent.count - first, images - first)
-            pairs.append((replace(parent, first=first, size=count, count=count), parent))
-    return pairs

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from ptq_diffusion.artefact import files
 from ptq_diffusion.model import DiffusersDenoiser, Output
 from tests.job import TINY, assert_clear, started
+from tests.processes import started_commands
 from tests.words import quick
 
 
@@ -116,29 +117,26 @@ def test_an_accident_on_the_way(prepare, remedy, refused):
     assert_clear(refused([], prepare), remedy)
 
 
-def process(*words, **environment):
+def process(*words):
     return subprocess.run(
         [sys.executable, "-m", "ptq_diffusion", *words],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-@pytest.mark.parametrize("words", ["sampler=dimm", "images=0"])
-def test_a_process_fails_with_one_message_and_no_traceback(words, tmp_path):
-    """One that composes nothing, and one that is refused when the experiment begins; other words end in process."""
-    ended = process(words, f"outputs={tmp_path}")
-    assert ended.returncode == 1
-    assert ended.stderr.count("error: ") == 1
-    assert "Traceback" not in ended.stderr + ended.stdout
-
-
-def test_everything_is_shown_to_those_who_ask(tmp_path):
-    ended = process("sampler=dimm", f"outputs={tmp_path}", HYDRA_FULL_ERROR="1")
-    assert ended.returncode == 1
-    assert "Traceback" in ended.stderr
+def test_a_process_fails_with_one_message_and_no_traceback(tmp_path):
+    """One that is refused when the experiment begins, and one that composes nothing; other words end in process."""
+    ended = process("images=0", f"outputs={tmp_path}")
+    forked, asked = started_commands(
+        tmp_path, *(([f"outputs={tmp_path}", "sampler=dimm"], {"HYDRA_FULL_ERROR": full}) for full in ("", "1"))
+    )
+    for code, said, errors in ((ended.returncode, ended.stdout, ended.stderr), forked):
+        assert code == 1 and errors.count("error: ") == 1
+        assert "Traceback" not in errors + said
+    assert asked[0] == 1 and "Traceback" in asked[2], "everything is shown to those who ask"
 
 
 def test_a_programming_error_keeps_its_traceback(finished, tmp_path, monkeypatch):

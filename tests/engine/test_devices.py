@@ -1,9 +1,12 @@
 """The number of devices changes no byte: two processes on the CPU against one."""
 
+import logging
+import pickle
+
 import pytest
 import torch
 
-from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.runtime import Quiet, Runtime
 from ptq_diffusion.network import InputObservations
 
 SMALL = ["goal=samples_corrected", "images=6", "seeds=[0,1]", "noise.images=10", "correction=rescaled"]
@@ -26,7 +29,7 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def killed(make, tmp_path, monkeypatch):
+def killed(imported, make, tmp_path, monkeypatch):
     """Outputs where a calibration by two devices was killed when one of them had observed its share."""
 
     def dies(*_):
@@ -51,6 +54,17 @@ def test_two_devices_leave_the_bytes_of_one(make, tmp_path, capsys):
     assert len(list(path.glob("chunks/*.safetensors"))) == 4
     told = [line for line in said.splitlines() if ": making" in line]
     assert len(told) == len(set(told)) == len(list(path.parents[1].glob("*/*/config.yaml"))), "of every stage, once"
+
+
+def test_lightning_tells_nothing_when_devices_are_connected():
+    """A process that a function is sent to has the words of libraries left, until that arrives."""
+    parcel, level = pickle.dumps(Quiet(print)), logging.getLogger("lightning.fabric").level
+    try:
+        logging.getLogger("lightning.fabric").setLevel(logging.INFO)
+        assert pickle.loads(parcel) == Quiet(print)
+        assert not logging.getLogger("lightning.fabric.utilities.rank_zero").isEnabledFor(logging.INFO)
+    finally:
+        logging.getLogger("lightning.fabric").setLevel(level)
 
 
 def test_devices_are_counted(make):

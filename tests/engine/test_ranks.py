@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.job import assert_clear
+from tests.processes import started_commands
 from tests.words import quick
 
 ROOT = Path(__file__).parents[2]
@@ -28,18 +29,18 @@ def port():
         return free.getsockname()[1]
 
 
-def nodes(*words_of_nodes, launcher):
-    """Both processes, each started with its words as on a node of its own; (exit code, output, errors) of each."""
+def nodes(words):
+    """Both processes, each started as on a node of its own; (exit code, output, errors) of each."""
     place = port()
     processes = [
         subprocess.Popen(
-            launcher(node, place) + ["-m", "ptq_diffusion", *quick(words)],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables(node, place, launcher),
+            torchrun(node, place) + ["-m", "ptq_diffusion", *quick(words)],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for node, words in enumerate(words_of_nodes)
+        for node in range(2)
     ]
     ended = [process.communicate() for process in processes]
     return [(process.returncode, *texts) for process, texts in zip(processes, ended, strict=True)]
@@ -50,14 +51,8 @@ def torchrun(node, place):
     return [sys.executable, "-m", "torch.distributed.run", *options, f"--master-port={place}"]
 
 
-def alone(node, place):
+def variables(node, place):
     """Without torchrun's own process: the variables that it sets are enough."""
-    return [sys.executable]
-
-
-def variables(node, place, launcher):
-    if launcher is torchrun:
-        return {}
     names = {"RANK": node, "GROUP_RANK": node, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": place, "TORCHELASTIC_RUN_ID": "none"}
     return {name: str(value) for name, value in (names | address).items()}
@@ -65,7 +60,7 @@ def variables(node, place, launcher):
 
 def test_two_nodes_leave_the_bytes_of_one_process_and_one_of_them_speaks(tiny, make, tmp_path):
     words = [*tiny, *SMALL, f"outputs={tmp_path / 'two'}"]
-    first, second = nodes(words, words, launcher=torchrun)
+    first, second = nodes(words)
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert first[1].count(" fit: making") == 1 and second[1] == ""
     make(*SMALL, f"outputs={tmp_path / 'one'}")
@@ -84,7 +79,9 @@ def test_two_nodes_leave_the_bytes_of_one_process_and_one_of_them_speaks(tiny, m
 )
 def test_what_is_refused_is_refused_in_one_line(tiny, tmp_path, others, remedy):
     words = [*tiny, *SMALL, f"outputs={tmp_path / 'outputs'}"]
-    first, second = nodes(*([*words, *more] for more in others), launcher=alone)
+    place = port()
+    commands = [(quick([*words, *more]), variables(node, place)) for node, more in enumerate(others)]
+    first, second = started_commands(tmp_path, *commands)
     assert first[0] == 1 and second[0] == 0 and "error" not in second[2], second[2][-3000:]
     (line,) = [line for line in first[2].splitlines() if line.startswith("error: ")]
     assert_clear(line, remedy)

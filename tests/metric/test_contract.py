@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ptq_diffusion.main import CONF
 from ptq_diffusion.metric import FLOAT, Evidence, Gathering, Likeness, NoReference, Pixels, ResNet9, Settings, judge
@@ -99,3 +100,17 @@ def test_images_that_come_in_batches_are_judged_as_together(network):
         for name, number in whole.rows[variant].items():
             same = number is None or pytest.approx(number, rel=1e-4, abs=1e-6)
             assert parts.rows[variant][name] == (None if number is None else same), name
+
+
+def test_scores_become_float64_on_the_processor_alone(network, monkeypatch):
+    """Apple's devices have no float64."""
+
+    class OfDevice:
+        def __init__(self, scores):
+            self.cpu = lambda: scores
+
+    score = Gathering._score
+    monkeypatch.setattr(Gathering, "_score", lambda *words: OfDevice(score(*words)))
+    images = {FLOAT: textures(2, seed=0)}
+    described = Gathering(network, METRICS).described(images, 0)
+    assert {rows[FLOAT].dtype for rows in described.scores.values()} == {torch.float64}

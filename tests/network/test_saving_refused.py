@@ -70,6 +70,7 @@ DESCRIPTIONS = {
     "no kinds of grids": (drop("symmetric", 0), "settings of .* layers at every step"),
     "kinds of another layer": (put("symmetric", 0, value=["nowhere", False, [True]]), "KeyError: 'conv_in'"),
     "another grid of a weight": (put("symmetric", 0, value=["conv_in", False, [False]]), "zero_point"),
+    "a kind that is no kind": (put("symmetric", 0, 2, 0, value=[{}]), "TypeError: expected true or false .* conv_in"),
     "a weight more": (put("symmetric", 0, value=["conv_in", False, [True, True]]), "ValueError"),
     "no weight": (put("symmetric", 0, value=["conv_in", False, []]), "ValueError"),
     "one kind for both": (put("symmetric", 0, value=["conv_in", True]), "ValueError"),

@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler
 
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler import DDIM, DDPM, State, Step, Table, sample
+from ptq_diffusion.sampler.dynamic_shift import DynamicShift
 
 SHAPE = (2, 4, 4)
 SAMPLERS = {"ddim, eta 0": DDIM(7, 0.0, {}), "ddim, eta 0.5": DDIM(7, 0.5, {}), "ddpm": DDPM(7, {})}
@@ -118,3 +119,13 @@ def test_a_table_of_several_predictions_is_the_same_after_json():
 def test_states_are_values():
     with pytest.raises(dataclasses.FrozenInstanceError):
         State(None, ()).x = 0
+
+
+def test_a_damaged_shift_is_refused():
+    data = dataclasses.replace(TWO, dynamic_shift=DynamicShift(0.7, 256, 4096, 0.5, 1.15)).to_json()
+    assert Table.from_json(data).to_json() == data
+    data["dynamic_shift"]["max_image_seq_len"] = 256
+    with pytest.raises(
+        ValueError, match="max_image_seq_len above its base_image_seq_len, 256, got 256; make the table"
+    ):
+        Table.from_json(data)

@@ -72,6 +72,9 @@ def test_sensitivities_of_weights_know_the_rounding_where_their_bits_are_chosen(
     for bits in (3, 4):
         alone = read_integers(make("goal=reconstruct", *few, f"bitwidth=w{bits}a8") / INTEGERS)
         assert all(torch.equal(integers[name, bits], alone[name, bits]) for name in names(model))
+    store = make(*goal, "bitwidth.saving=5", "goal=plan").parents[1]
+    counts = {stage: len(list((store / stage).glob("*.seconds"))) for stage in ("offers", "sensitivity")}
+    assert counts == {"offers": 1, "sensitivity": 2}, "a plan reads what these goals make by themselves"
     roundings = ("nearest", "gptq", "brecq")
     folders = {make(*goal, "bitwidth.weights=[3]", f"rounding={one}") for one in roundings}
     assert len(folders) == 1, "one bitwidth leaves nothing to choose, whatever the rounding"

@@ -52,7 +52,8 @@ def test_rounding_reads_the_set_and_the_same_set_by_another_name_gives_the_same_
     assert any(not torch.equal(uniform[name], few[name]) for name in uniform)
 
 
-def test_sets_that_do_not_fit_are_refused_before_anything_is_made(make, tmp_path, monkeypatch):
+@pytest.mark.parametrize("goal", ["quantize", "calibrate"])
+def test_sets_that_do_not_fit_are_refused_before_anything_is_made(make, tmp_path, monkeypatch, goal):
     for words, message in (
         (["calibration_set=intervals", "calibration_set.every=4"], "at most the 3 steps"),
         (["calibration_set=ndtc", "calibration_set.states_per_image=4"], "states_per_image"),
@@ -60,13 +61,15 @@ def test_sets_that_do_not_fit_are_refused_before_anything_is_made(make, tmp_path
             ["calibration_set=intervals", "calibration_set.every=2", "step_groups@quantizer.steps=time"],
             "none of that of step 1, at which time_embedding",
         ),
+        (["step_groups@quantizer.steps=equal", "quantizer.steps.count=9"], "lower quantizer.steps.count"),
+        (["step_groups@quantizer.steps=given", "quantizer.steps.starts=[0,9]"], "one that begins at step 9"),
         (["calibration_set._target_=ptq_diffusion.data.Labels"], "expected calibration_set to be a CalibrationSet"),
     ):
         with pytest.raises(ValueError, match=message):
-            make(*SMALL, "goal=quantize", *words)
+            make(*SMALL, f"goal={goal}", *words)
     monkeypatch.setattr(DiffusersDenoiser, "blocks", lambda _: ())
     with pytest.raises(ValueError, match="expected a network with blocks, whose features density reads"):
-        make(*SMALL, "goal=quantize", "calibration_set=density")
+        make(*SMALL, f"goal={goal}", "calibration_set=density")
     assert not (tmp_path / "outputs" / "store").exists()
 
 

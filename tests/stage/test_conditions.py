@@ -40,7 +40,7 @@ def test_a_whole_experiment(report, make, guided, tmp_path):
     assert len({network.fingerprint() for network in networks}) == len(networks) == 2
 
 
-def test_devices_and_interruptions_change_no_image(make, guided, tmp_path, monkeypatch):
+def test_devices_and_interruptions_change_no_image(imported, make, guided, tmp_path, monkeypatch):
     words = [*guided, "goal=samples_full_precision", "seeds=[0]"]
     expected = read_images(make(*words))
     assert not torch.equal(expected, read_images(make(*words, "condition.guidance.scale=1")))

@@ -1,5 +1,6 @@
 """Images of the bundled model that were recorded, judged in batches: the recorded numbers, and torchmetrics' own."""
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,12 @@ from ptq_diffusion.engine.chunks import read_chunks, run_chunks
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric import Gathering, NoReference, ResNet9, Settings, StatisticsReference, judge
+from ptq_diffusion.stage.evaluate import EVALUATION, read_evaluation
 from ptq_diffusion.stage.evaluation.evaluation import DescribeImages, gather
 from ptq_diffusion.stage.evaluation.stored_images import PairedImages
 from ptq_diffusion.stage.samples import read_images
 from tests.metric.metrics import METRICS
+from tests.report.sweep.run_folders import EXAMPLE
 
 VARIANTS = ("full_precision", "quantized", "corrected")
 SETTINGS = Settings(replicates=50, seed=0, neighbours=2, seeds=[0, 1])
@@ -139,3 +142,29 @@ def test_devices_share_the_batches_and_leave_the_bytes_of_one(folders, tmp_path)
     shutil.copyfile(alone / names[0], shared / names[0])
     assert len(names) == 3 and names == sorted(file.name for file in describe(folders, shared, 3, devices=2).iterdir())
     assert [name for name in names if (alone / name).read_bytes() != (shared / name).read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "place"),
+    [
+        (lambda content: [], "Evaluation"),
+        (lambda content: content | {"rows": content["rows"][:2]}, "rows"),
+        (
+            lambda content: {**content, "rows": [row | {"ssim_to_fp_se": [1]} for row in content["rows"]]},
+            "ssim_to_fp_se",
+        ),
+        (lambda content: {**content, "paired": [{}]}, "paired.0.a"),
+        (lambda content: {**content, "paired": [pair | {"low": {}} for pair in content["paired"]]}, "paired.0.low"),
+        (lambda content: {**content, "paired": content["paired"][:0]}, "one difference of quantized and corrected"),
+    ],
+    ids=["a list", "a variant less", "a number that is a list", "no pair", "half an interval", "no differences"],
+)
+def test_a_damaged_evaluation_is_refused_by_the_place(tmp_path, damage, place):
+    content = json.loads((EXAMPLE / "report.json").read_text())
+    for number, text in enumerate((content, damage(content))):
+        (tmp_path / EVALUATION).write_text(json.dumps(text))
+        if number:
+            with pytest.raises(ValueError, match=rf"as it was written, got .*{place}.*the same command makes it again"):
+                read_evaluation(tmp_path)
+        else:
+            assert read_evaluation(tmp_path) == content

@@ -1,6 +1,7 @@
 """Errors of layers by step: whole experiments, their table, their figure and their limits."""
 
 import csv
+import re
 
 import pytest
 import torch
@@ -34,8 +35,10 @@ def test_corrected_layers_have_the_errors_of_what_is_changed(make, correction):
 
 
 @pytest.mark.figures
-def test_a_report_has_them_as_a_table_and_a_figure_where_they_are_asked_for(report):
+def test_a_report_has_them_as_a_table_and_a_figure_where_they_are_asked_for(report, capsys):
     found, folder = report("layers.images=2", "bitwidth=w4a4")
+    places = re.findall(r"(?m)^(\d+) of (\d+)", capsys.readouterr().out)
+    assert places == [(str(place), str(len(places))) for place in range(1, len(places) + 1)], "stages are counted once"
     assert found["figures"][-1] == "layers.png"
     assert all((folder / f"layers.{ending}").stat().st_size > 10_000 for ending in ("png", "pdf"))
     layers = LayerErrors.load(folder.parents[1] / "store" / "layers" / found["signatures"]["layers"])

@@ -16,9 +16,13 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.correction import Auto
 from ptq_diffusion.model import Denoiser
+from ptq_diffusion.network.layer_errors import POWER
+from ptq_diffusion.stage.drawing.layers import AT_ONCE, COLUMNS
 
 FLOAT = 4
 """Bytes of a number of the network."""
+SUM = 8
+"""Bytes of a sum of squares."""
 FASTEST = {"cpu": 1e13}
 FASTEST_ACCELERATOR = 2e15
 """Multiply-accumulates a second that no device of today does."""
@@ -155,6 +159,7 @@ def needs(
     judged = 3 * drawn.images * (sample + FLOAT * features) + 3 * 8 * features**2 + conditions
     paths = FLOAT * sample * steps * (drawn.calibration + drawn.noise)
     pixels = sample * (3 * drawn.images + drawn.trial)
+    compared = SUM * len((POWER, *COLUMNS)) * len(model.sites()) * steps * math.ceil(drawn.layers / AT_ONCE)
     macs = sum(site.macs for site in model.sites()) + architecture.attention_macs
     samplings = 3 * drawn.images + 2 * drawn.noise + drawn.calibration + drawn.trial + 2 * drawn.layers
     rate = FASTEST.get(device.type, FASTEST_ACCELERATOR) * cfg.runtime.devices
@@ -164,7 +169,7 @@ def needs(
             judged + sample * drawn.trial,
             drawn.options("images", "trial", others=["the size of feature.extractor", "the number of prompts"]),
         ),
-        Amount(pixels + paths, drawn.options("images", "noise", "calibration", "trial")),
+        Amount(pixels + paths + compared, drawn.options(*OPTIONS)),
         Amount(macs * steps * samplings / rate, drawn.options(*OPTIONS, others=["sampler.steps"])),
     )
 

@@ -11,14 +11,14 @@ from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.command.check.bounds import Room, require_room, require_trainable
 from ptq_diffusion.command.check.condition import check_condition
 from ptq_diffusion.command.check.estimate import least, parts_read
-from ptq_diffusion.command.check.quantization import check_quantization
+from ptq_diffusion.command.check.quantization import check_calibration, check_quantization
 from ptq_diffusion.command.plan.case import Case, OutlineShop
 from ptq_diffusion.command.plan.one_row import quantized_by_one_row
 from ptq_diffusion.correction.contract import Requirements
 from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
 from ptq_diffusion.correction.pipeline.pipeline_folder import require_guides
 from ptq_diffusion.data import CalibrationSet, ImageSource
-from ptq_diffusion.engine.chunks import chunks
+from ptq_diffusion.engine.chunks import require_chunks
 from ptq_diffusion.engine.factory import construct, require_kind
 from ptq_diffusion.engine.models import of_folder
 from ptq_diffusion.engine.stage import Stage, needed
@@ -31,14 +31,15 @@ from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
 from ptq_diffusion.quantizer import Equalisation, LowRank, Quantizer, StepGroups
 from ptq_diffusion.rounding import ActivationScales, Rounding
 from ptq_diffusion.sampler import Sampler, Table
-from ptq_diffusion.stage.drawing.layers import MeasureLayers, layer_chunks
+from ptq_diffusion.stage.calibrate import Calibrate
+from ptq_diffusion.stage.drawing.layers import MeasureLayers, require_layers
 from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
 from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_setting import check_reach, fit_table
 from ptq_diffusion.stage.planning.additions import CorrectionAdditions, LayerAdditions, policy_of
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor
-from ptq_diffusion.stage.sensitivity import MeasureSensitivity, sensitivity_chunks
+from ptq_diffusion.stage.sensitivity import MeasureSensitivity, require_sensitivity
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
 from ptq_diffusion.stage.writing.onnx import WriteOnnx
 
@@ -90,6 +91,8 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
     model = shop.model(cfg)
     table = shop.table(cfg, model)
     require_room(least(cfg, model, len(table), shop, parts_read(cfg, goal)), room)
+    if Calibrate in needed(goal):
+        check_calibration(cfg, model, shop)
     if "bitwidth" in used:
         policy_of(cfg, model, table).check(_guided(cfg, model).architecture(table), table)
         if "quantizer" in used:
@@ -104,9 +107,9 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
     if goal is WriteOnnx:
         _check_onnx(cfg, table)
     if goal is MeasureLayers:
-        layer_chunks(cfg)
+        require_layers(cfg)
     if "images" in used:
-        chunks("images", list(cfg.seeds), cfg.images, cfg.micro_batch)
+        require_chunks(list(cfg.seeds), cfg.images, cfg.micro_batch)
     if "judging" in used:
         _check_judging(cfg, shop.decoder(cfg).shape(model.shape))
 
@@ -193,7 +196,7 @@ def _check_measurements(cfg: DictConfig, goal: type[Stage]) -> None:
             "spends a budget, such as bitwidth=budget"
         )
     if goal is MeasureSensitivity or policy.reads is Evidence.SENSITIVITY:
-        sensitivity_chunks(cfg)
+        require_sensitivity(cfg)
 
 
 def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:

@@ -40,15 +40,7 @@ def check_quantization(cfg: DictConfig, model: Denoiser, goal: type[Stage], shop
         ValueError: the message says which option to set.
     """
     _check_dtype(cfg, model, goal)
-    offers, steps = possible_bits(construct(cfg.bitwidth), model), construct(cfg.quantizer.steps)
-    activation = construct(cfg.quantizer.activation)(MOST_BITS)
-    if steps.by_step and isinstance(activation, DynamicQuantizer):
-        raise ValueError(
-            "expected one group of steps beside a quantizer of activations that takes its grids at run time, got "
-            "quantizer.steps with ranges of their own; set step_groups@quantizer.steps=one"
-        )
-    table = shop.table(cfg, model)
-    _check_calibration_set(cfg, model, shop.observations(cfg, model, steps, len(table)), len(table))
+    offers = possible_bits(construct(cfg.bitwidth), model)
     _check_softmax(cfg, offers)
     _check_weights(cfg, offers)
     _check_equalisation(cfg, offers)
@@ -61,6 +53,22 @@ def check_quantization(cfg: DictConfig, model: Denoiser, goal: type[Stage], shop
         _check_scales(cfg, offers, goal)
     if goal is WriteOnnx:
         _check_nodes(cfg, model, offers, shop)
+
+
+def check_calibration(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
+    """Refuse groups of steps or a calibration set that do not fit the network, the table or what observes them.
+
+    Raises:
+        ValueError: the message says which option to set.
+    """
+    steps, activation = construct(cfg.quantizer.steps), construct(cfg.quantizer.activation)(MOST_BITS)
+    if steps.by_step and isinstance(activation, DynamicQuantizer):
+        raise ValueError(
+            "expected one group of steps beside a quantizer of activations that takes its grids at run time, got "
+            "quantizer.steps with ranges of their own; set step_groups@quantizer.steps=one"
+        )
+    table = shop.table(cfg, model)
+    _check_calibration_set(cfg, model, shop.observations(cfg, model, steps, len(table)), len(table))
 
 
 def _check_dtype(cfg: DictConfig, model: Denoiser, goal: type[Stage]) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ptq_diffusion.artefact.files import read_json, write_json, write_tensors
-from ptq_diffusion.engine.chunks import Chunk, ChunkWork, chunks, read_chunks, run_chunks
+from ptq_diffusion.engine.chunks import Chunk, ChunkWork, chunks, read_chunks, require_chunks, run_chunks
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric.metric import FLOAT
@@ -115,11 +115,21 @@ def layer_chunks(cfg: DictConfig) -> list[Chunk]:
     """The images that sites are compared on, the first of the first seed, without padding.
 
     Raises:
-        ValueError: none is asked for, or see `chunks`.
+        ValueError: see `require_layers`.
+    """
+    require_layers(cfg)
+    parts = chunks("images", list(cfg.seeds)[:1], cfg.layers.images, min(cfg.micro_batch, AT_ONCE))
+    return [replace(part, size=part.count) for part in parts]
+
+
+def require_layers(cfg: DictConfig) -> None:
+    """Refuse images that sites cannot be compared on.
+
+    Raises:
+        ValueError: none is asked for, or see `require_chunks`.
     """
     if cfg.layers.images < 1:
         raise ValueError(
             f"expected images to compare layers on, got layers.images={cfg.layers.images}; set layers.images=8"
         )
-    parts = chunks("images", list(cfg.seeds)[:1], cfg.layers.images, min(cfg.micro_batch, AT_ONCE))
-    return [replace(part, size=part.count) for part in parts]
+    require_chunks(list(cfg.seeds)[:1], cfg.layers.images, cfg.micro_batch)

@@ -17,6 +17,7 @@ from ptq_diffusion.rounding.one_pass import one_pass
 from ptq_diffusion.rounding.parts import Part
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates
+from ptq_diffusion.stage.planning.offer import with_offer
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.rounding.subject import PARTS, go_through, reads_of, subject_of
 from ptq_diffusion.stage.trajectories import Trajectories
@@ -39,6 +40,11 @@ class RoundOffers(ModelStage):
     def serves(cls, cfg: DictConfig) -> bool:
         """Whether a policy chooses between bitwidths of weights that are rounded otherwise than to nearest."""
         return len(cfg.bitwidth.get("weights", ())) > 1 and reads_of(cfg) is not Reads.NOTHING
+
+    @classmethod
+    def shared(cls, cfg: DictConfig) -> DictConfig:
+        """With the offer of the policy in its place: see `with_offer`."""
+        return with_offer(cfg)
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         model, policy = shop.host.guided(cfg, inputs), construct(cfg.bitwidth)

@@ -57,7 +57,7 @@ def truncated_weights(place):
     return [f"model.path={place.model}"]
 
 
-UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
+UNET, SCHEDULER, INDEX = "unet/config.json", "scheduler/scheduler_config.json", "model_index.json"
 FILE = "unet/diffusion_pytorch_model.safetensors"
 MODELS = {
     "no configuration": (without(UNET), "lacks unet/config.json"),
@@ -77,6 +77,15 @@ MODELS = {
     "class labels": (changed_json(UNET, num_class_embeds=10), "class_embedding|condition=labels"),
     "no size": (changed_json(UNET, sample_size=None), "sample_size"),
     "a scheduler without betas": (overwritten(SCHEDULER, b'{"_class_name": "Flow"}'), "beta_schedule"),
+    "an index of a class that is no name": (
+        changed_json(INDEX, unet=["diffusers", [3]]),
+        "unet of .* to be a library and",
+    ),
+    "an index of half a class": (
+        changed_json(INDEX, scheduler=["DDPMScheduler"]),
+        "scheduler of .* to be a library and",
+    ),
+    "an index of no pipeline": (changed_json(INDEX, _class_name={}), "name of a pipeline as _class_name"),
     "dynamic thresholding": (changed_json(SCHEDULER, thresholding=True), "thresholding"),
 }
 

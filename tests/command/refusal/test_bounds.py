@@ -5,9 +5,15 @@ import torch
 from omegaconf import OmegaConf
 
 from ptq_diffusion.command.check.bounds import LONGEST, Drawn, Room, in_units, needs, require_room, require_trainable
+from ptq_diffusion.command.check.preflight import check
+from ptq_diffusion.command.experiment import goal_of
+from ptq_diffusion.engine.chunks import Chunk
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import DiffusersDenoiser
 from tests.experiments import composed
+from tests.words import quick
 
 CPU = torch.device("cpu")
 PLENTY = Room(2**60, 2**60, 2**60)
@@ -107,6 +113,7 @@ def test_amounts_are_readable():
             "lower images, seeds, .*calibration.images",
         ),
         (["goal=fit", "noise.images=1000000000000"], "lower noise.images"),
+        (["goal=layers", "layers.images=1000000000"], "lower .*layers.images"),
         (["correction=auto", "goal=fit", "trial.images=1000000000000"], "lower .*trial.images"),
         (["feature=pixels", "feature.extractor.size=100000"], "lower .*feature.extractor"),
         (["model._target_=diffusers.UNet2DModel"], "model to be a Denoiser, got UNet2DModel"),
@@ -121,6 +128,29 @@ def test_it_is_refused_before_anything_is_made(make, tmp_path, words, remedy):
     with pytest.raises(ValueError, match=remedy):
         make(*words)
     assert not list(tmp_path.glob("outputs/store/*/*"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["goal=layers", "layers.images=1000000000"],
+        [
+            "goal=sensitivity",
+            "bitwidth=budget",
+            "bitwidth.saving=12",
+            "sensitivity.images=1000000000",
+            "noise.images=1000000000",
+        ],
+        ["correction=auto", "trial.images=1000000000", "noise.images=1000000000"],
+        ["images=1000000000", "drift.images=1000000000", "layers.images=1000000000", "calibration.images=1000000000"],
+    ],
+    ids=" ".join,
+)
+def test_no_work_is_listed_before_there_is_room_for_it(tiny, monkeypatch, words):
+    """However many images somebody asks for, on a machine that could hold them."""
+    cfg = composed(*quick([*tiny, *words]))
+    monkeypatch.setattr(Chunk, "__init__", lambda *_: pytest.fail("a chunk is listed"))
+    check(cfg, goal_of(cfg), Workshop(Runtime("cpu", False)), Room.unlimited())
 
 
 @pytest.mark.parametrize("judge", [[1], {}, None, 3])

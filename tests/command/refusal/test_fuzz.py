@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from experiments.fuzz.inputs import VALUES, changed, paths, texts
+from experiments.fuzz.inputs import VALUES, alike, changed, node_at, paths, texts
 from experiments.fuzz.trials import Hung, begins_only, bounded, document, ending, file_trials, option_trial
 from tests.experiments import composed
 
@@ -31,8 +31,11 @@ def test_an_option_of_any_value_is_taken_or_refused(tiny, tmp_path, monkeypatch)
         assert ending(option_trial(cfg)) == "taken"
 
     @few(40)
-    @given(st.sampled_from(paths(cfg)), VALUES)
-    def tried(path, value):
+    @given(
+        st.sampled_from(paths(cfg)).flatmap(lambda path: st.tuples(st.just(path), VALUES | alike(node_at(cfg, path))))
+    )
+    def tried(case):
+        path, value = case
         with begins_only():
             end = ending(option_trial(changed(cfg, path, value, False)))
         assert end in ("taken", "refused"), (path, value, end)

@@ -205,6 +205,7 @@ def test_coefficients_of_another_version_are_refused(scheduler, tmp_path):
         {"table": config["table"] | {"format": 0}},
         {"table": None},
         {"table": config["table"] | {"steps": 3}},
+        {"estimates": [0.5] * len(config["estimates"])},
     ):
         path.write_text(json.dumps(config | broken))
         with pytest.raises(ValueError, match="FittedCorrection.save wrote .* fit or export it again"):

@@ -1,0 +1,25 @@
+"""The bits that a bitwidth policy offers, and to which layers: all of it that its measurements depend on."""
+
+from omegaconf import DictConfig, open_dict
+
+from ptq_diffusion.bitwidth.budget import Budget
+
+OFFER = ("weights", "activations", "patterns")
+"""Options of a policy that say which bits it offers to which layers."""
+BITS = {"weight": 8, "activation": 8}
+ANY = {"saving": 1, "bytes": None, "over": "layers_and_steps", "first": BITS, "last": BITS, "attention": BITS}
+"""The other options, on whose values nothing that is measured for a choice depends."""
+
+
+def with_offer(cfg: DictConfig) -> DictConfig:
+    """The configuration with one policy in the place of all that offer the same bits, which share measurements.
+
+    What a policy may spend, and on what, changes no damage. One without an offer stays.
+    """
+    if any(name not in cfg.bitwidth for name in OFFER):
+        return cfg
+    representative = cfg.copy()
+    offer = {name: cfg.bitwidth[name] for name in OFFER}
+    with open_dict(representative):
+        representative.bitwidth = {"_target_": f"{Budget.__module__}.{Budget.__qualname__}"} | ANY | offer
+    return representative
