@@ -36,8 +36,9 @@ class Ranks:
     """
 
     def __init__(self, accelerator: str, nodes: int, devices: int) -> None:
-        # A process that ends while the threads of its group still run is aborted (SIGABRT) once in a few times. Lightning
-        # ends groups of NCCL at exit and none of gloo; the next command of a sweep in this process uses the same group.
+        # A process that ends while the threads of its group still run is aborted (SIGABRT) once in a few times.
+        # Lightning ends groups of NCCL at exit and none of gloo; the next command of a sweep in this process uses the
+        # same group.
         if not dist.is_initialized():
             atexit.register(dist.destroy_process_group)
         # Objects are exchanged and no tensors, for which gloo serves on every device.

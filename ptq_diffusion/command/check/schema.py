@@ -107,6 +107,7 @@ class Running(Options):
 
     accelerator: str
     devices: PositiveInt
+    offload: str
     progress: bool
 
 
