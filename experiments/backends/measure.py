@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from experiments.backends.case import NAMES, Case, case
-from ptq_diffusion.engine.allocator import keep_freed_memory
+from ptq_diffusion.engine.memory.allocator import keep_freed_memory
 from ptq_diffusion.model import Denoiser, DiffusersDenoiser
 from ptq_diffusion.network import save_quantized
 from ptq_diffusion.network.saving import FILES

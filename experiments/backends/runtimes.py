@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from experiments.backends.case import Case, case
-from ptq_diffusion.engine.allocator import keep_freed_memory
+from ptq_diffusion.engine.memory.allocator import keep_freed_memory
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.network.onnx.finish import Finish
 from ptq_diffusion.network.onnx.session import session

@@ -16,9 +16,9 @@ from torch import Tensor
 import ptq_diffusion as pd
 from experiments.backends.measure import clock, ratios, versions
 from ptq_diffusion.correction import FittedCorrection
-from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.conditions import Unconditional
+from ptq_diffusion.engine.memory.allocator import keep_freed_memory
 from ptq_diffusion.metric.distance.psnr import psnr
 from ptq_diffusion.model import DiffusersDenoiser, Pixels
 from ptq_diffusion.network import QuantizedDenoiser

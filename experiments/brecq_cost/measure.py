@@ -27,8 +27,8 @@ from torch import Tensor
 
 from experiments.brecq_cost.published import Loop, PublishedReconstruction
 from ptq_diffusion.command.conf import CONF
-from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.memory.allocator import keep_freed_memory
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.store import Store

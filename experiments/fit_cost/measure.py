@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ptq_diffusion.command.conf import CONF
-from ptq_diffusion.engine.allocator import keep_freed_memory
+from ptq_diffusion.engine.memory.allocator import keep_freed_memory
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.stage import Stage

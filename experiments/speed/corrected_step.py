@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import FoldedLayer, PairedBatch, PathEvidence, StepCorrection, fold
 from ptq_diffusion.correction.repair.repair import Repair
-from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.memory.allocator import keep_freed_memory
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser

@@ -22,10 +22,10 @@ from torch import nn
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import FittedCorrection, NoiseStatistics
 from ptq_diffusion.correction.diagnostics import fit_diagnosed
-from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.chunks import chunks
 from ptq_diffusion.engine.conditions import Unconditional
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.memory.allocator import keep_freed_memory
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser, Pixels

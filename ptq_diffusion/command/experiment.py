@@ -18,8 +18,8 @@ from ptq_diffusion.command.effort import effort
 from ptq_diffusion.command.preamble import preamble
 from ptq_diffusion.command.run_name import named
 from ptq_diffusion.command.tracking import log_report, tracking
-from ptq_diffusion.engine.allocator import keep_freed_memory
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.memory.allocator import keep_freed_memory
 from ptq_diffusion.engine.plugins import PLUGINS, require_plugins
 from ptq_diffusion.engine.ranks import Ranks
 from ptq_diffusion.engine.run_files import LOG, REPORT
@@ -142,7 +142,8 @@ def _run_here(cfg: DictConfig, ranks: Ranks | None) -> Path:
     require_plugins(cfg.get(PLUGINS, ()))
     cfg = named(cfg)
     stage = goal_of(cfg)
-    runtime = Runtime(cfg.runtime.accelerator, cfg.runtime.progress, cfg.runtime.devices, ranks=ranks)
+    options = cfg.runtime
+    runtime = Runtime(options.accelerator, options.progress, options.devices, ranks=ranks, offload=options.offload)
     shop = Workshop(runtime, plugins=cfg.get(PLUGINS, ()))
     store = Store(Path(cfg.outputs) / "store", shop, forced_stages(cfg.force, stage), effort)
     check(cfg, stage, shop, Room.here(Path(cfg.outputs), shop.device))

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,9 @@ from ptq_diffusion.engine.ranks import PATIENCE, Ranks
 Item = TypeVar("Item")
 TF32 = "NVIDIA_TF32_OVERRIDE"
 """The variable of the environment by which CUDA's libraries take TensorFloat-32 or not, whatever torch tells them."""
+BY_BLOCK = "block"
+OFFLOADS = ("none", BY_BLOCK)
+"""Ways to keep a network: whole on its device, or its blocks outside, see `engine.memory.lending`."""
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
@@ -38,9 +42,10 @@ class Runtime:
         console: where messages go.
         log: a file that keeps every message with its time, once there is a folder for it.
         ranks: processes that were started with the same command and share the work on samples, if any.
+        offload: whether networks are whole on their device, `none`, or come to it block by block, `block`.
 
     Raises:
-        ValueError: no such device type, or this machine has none of it, or devices beside ranks.
+        ValueError: no such device type or offload, or this machine has none of it, or devices beside ranks.
     """
 
     accelerator: str
@@ -50,10 +55,13 @@ class Runtime:
     console: Console = field(default_factory=Console)
     log: Path | None = None
     ranks: Ranks | None = None
+    offload: str = "none"
 
     def __post_init__(self) -> None:
         if self.accelerator not in ACCELERATORS:
             raise ValueError(f"expected runtime.accelerator {', '.join(ACCELERATORS)}, got {self.accelerator!r}")
+        if self.offload not in OFFLOADS:
+            raise ValueError(f"expected runtime.offload {' or '.join(OFFLOADS)}, got {self.offload!r}")
         if self.ranks is not None and self.devices > 1:
             raise ValueError(
                 f"expected one process of torchrun or srun for each device, got runtime.devices={self.devices} beside; "
@@ -89,9 +97,9 @@ class Runtime:
             "dtype": str(torch.get_default_dtype()),
         } | ({} if override is None else {TF32: override})
 
-    def __reduce__(self) -> tuple[type["Runtime"], tuple[str, bool, int]]:
+    def __reduce__(self) -> tuple[Callable[..., "Runtime"], tuple[str, bool, int]]:
         """Other processes have no console, log and loggers of this one."""
-        return Runtime, (self.accelerator, self.progress, self.devices)
+        return partial(Runtime, offload=self.offload), (self.accelerator, self.progress, self.devices)
 
     def say(self, text: str) -> None:
         """One line for the user."""

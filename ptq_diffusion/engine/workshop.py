@@ -18,8 +18,9 @@ from ptq_diffusion.engine.conditions import (
     null_condition,
 )
 from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.memory.lending import lend_by_block
 from ptq_diffusion.engine.models import build_model, of_folder
-from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.runtime import BY_BLOCK, Runtime
 from ptq_diffusion.model import Decoder, Denoiser, Guided
 from ptq_diffusion.model.decoder import load_decoder
 from ptq_diffusion.model.own import decoder_of
@@ -28,6 +29,7 @@ from ptq_diffusion.quantizer import StepGroups
 from ptq_diffusion.sampler import Table
 
 Part = TypeVar("Part")
+Model = TypeVar("Model", bound=Denoiser)
 CPU = torch.device("cpu")
 PROMPTS = "prompts"
 """The name of the artefact of encoded prompts."""
@@ -65,7 +67,7 @@ class Workshop:
 
     def model(self, cfg: DictConfig) -> Denoiser:
         """The float model that `cfg.model` names, without guidance."""
-        model: Denoiser = self._once(lambda: construct(cfg.model), "model", plain(cfg.model))
+        model: Denoiser = self._once(lambda: self._built_model(cfg), "model", plain(cfg.model))
         # Lightning leaves a model on the CPU.
         return model.to(self.device)
 
@@ -162,7 +164,9 @@ class Workshop:
         One of the user's own is built as its configuration says before its weights are replaced.
         """
         build = partial(build_model, plugins=self.plugins)
-        simulated: QuantizedDenoiser = self._once(lambda: load_quantized(folder, build), "simulated", str(folder))
+        simulated: QuantizedDenoiser = self._once(
+            lambda: self._placed(load_quantized(folder, build)), "simulated", str(folder)
+        )
         return simulated.to(self.device)
 
     def quantized(self, cfg: DictConfig, folder: Path) -> QuantizedDenoiser:
@@ -178,6 +182,17 @@ class Workshop:
             str(folder),
             plain(cfg.backend),
         )
+
+    def _built_model(self, cfg: DictConfig) -> Denoiser:
+        # Weights that are lent need not be in memory before.
+        mapped = {"mapped": True} if self.runtime.offload == BY_BLOCK and of_folder(cfg) else {}
+        return self._placed(construct(cfg.model, **mapped))
+
+    def _placed(self, denoiser: Model) -> Model:
+        """The denoiser, whose blocks are lent to the device where the runtime wants it."""
+        if self.runtime.offload == BY_BLOCK:
+            lend_by_block(denoiser)
+        return denoiser
 
     def _once(self, build: Callable[[], Part], *parts: object) -> Part:
         """The object that `build` returns and that depends on nothing but these parts of a configuration."""

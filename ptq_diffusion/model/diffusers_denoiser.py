@@ -81,7 +81,7 @@ class DiffusersDenoiser(Denoiser):
         self._require_classes()
 
     @classmethod
-    def from_folder(cls, path: str, dtype: str = "float32") -> "DiffusersDenoiser":
+    def from_folder(cls, path: str, dtype: str = "float32", mapped: bool = False) -> "DiffusersDenoiser":
         """Load what a diffusers pipeline saved: a network (safetensors only) and a scheduler.
 
         They are in `unet/` or `transformer/` and in `scheduler/`, or both at the top; `class_embedder/` is read too.
@@ -89,6 +89,7 @@ class DiffusersDenoiser(Denoiser):
         Args:
             path: the folder, `bundled:NAME`, or the name of a model in the hub's local cache, `org/name`.
             dtype: that the network is computed in, whatever the files': float32, bfloat16 or float16.
+            mapped: whether weights of this dtype stay in their files, see `load_component`.
 
         Raises:
             FileNotFoundError: there is no such folder, or it lacks one of its files.
@@ -96,7 +97,7 @@ class DiffusersDenoiser(Denoiser):
                 do not belong together, or no model of this name is bundled.
         """
         precision = known_dtype(dtype)
-        loaded = load_folder(path, precision)
+        loaded = load_folder(path, precision, mapped)
         count = loaded.classes if loaded.class_table is None else len(loaded.class_table) - 1
         classes = None if count is None else Classes(count, loaded.class_table)
         network = loaded.network.eval().requires_grad_(False)

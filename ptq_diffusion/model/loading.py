@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import ModelMixin, Transformer2DModel
 from torch import Tensor, nn
 
@@ -57,12 +59,13 @@ class LoadedFolder:
     class_table: Tensor | None
 
 
-def load_folder(path: str, dtype: torch.dtype = torch.float32) -> LoadedFolder:
+def load_folder(path: str, dtype: torch.dtype = torch.float32, mapped: bool = False) -> LoadedFolder:
     """The network of a model folder, its scheduler's configuration and its classes.
 
     Args:
         path: the folder, `bundled:NAME`, or `org/name` in the hub's local cache.
         dtype: of the weights.
+        mapped: see `load_component`.
 
     Raises:
         FileNotFoundError: there is no such folder, or it lacks one of its files.
@@ -72,7 +75,7 @@ def load_folder(path: str, dtype: torch.dtype = torch.float32) -> LoadedFolder:
     files = find_files(path)
     require_latents(files)
     config, family = network_config(files)
-    network = load_component(files.network, config, family.network_class, family, dtype)
+    network = load_component(files.network, config, family.network_class, family, dtype, mapped)
     if files.index.unused:
         log.info("not used of %s: %s", files.index.folder, ", ".join(files.index.unused))
     table = None if files.class_embedder is None else load_class_table(files.class_embedder)
@@ -155,6 +158,7 @@ def load_component(
     network_class: type[ModelMixin],
     family: Family | None = None,
     dtype: torch.dtype = torch.float32,
+    mapped: bool = False,
 ) -> ModelMixin:
     """The network of a component with its weights.
 
@@ -164,6 +168,8 @@ def load_component(
         network_class: the class that the configuration names.
         family: of a network that denoises; None of a decoder.
         dtype: of the weights.
+        mapped: whether weights that have this dtype already stay in their files, of which the system reads pages when
+            they are used and drops them when memory is short; the files must not be written into meanwhile.
 
     Raises:
         ValueError: the network is quantized already, or files are broken or do not belong together.
@@ -173,7 +179,11 @@ def load_component(
     # Shapes are compared before memory is taken, which a broken configuration may ask for without bounds.
     expected = _construct(config, build, component, "meta").state_dict()
     weights = fitted_weights(read_weights(component), expected, component, dtype)
-    network = _construct(config, build, component, "cpu")
+    with init_empty_weights() if mapped else nullcontext():
+        network = _construct(config, build, component, "cpu")
+    if mapped:
+        network.load_state_dict(weights, assign=True)
+        return network
     # Not diffusers' own `to`, which warns of modules that stay in float32; no network of a family has any.
     nn.Module.to(network, dtype)
     network.load_state_dict(weights)

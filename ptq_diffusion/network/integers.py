@@ -34,6 +34,10 @@ class StoredWeight(nn.Module, ABC):
     def tensors(self) -> Mapping[str, Tensor]:
         """The stored tensors by name, to be kept as safetensors."""
 
+    def forget(self) -> None:
+        """Drop what was unpacked of the stored numbers, which is unpacked again when it is needed."""
+        return
+
 
 class QuantizedWeight(StoredWeight):
     """w_hat = s (n - z) with integers n of 2 to 8 bits, stored densely.
@@ -135,8 +139,11 @@ class QuantizedWeight(StoredWeight):
             tensors["group_size"] = self.group_size
         return tensors if self.grid.symmetric else tensors | {"zero_point": self.zero_point}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedWeight":
+    def forget(self) -> None:
         self._integers = self._values = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedWeight":
+        self.forget()
         return super()._apply(fn, recurse)
 
 

@@ -58,8 +58,11 @@ class LowRankWeight(StoredWeight):
     def tensors(self) -> Mapping[str, Tensor]:
         return {**self.residual.tensors(), LEFT: self.left, RIGHT: self.right}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LowRankWeight":
+    def forget(self) -> None:
         self._values = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LowRankWeight":
+        self.forget()
         return super()._apply(fn, recurse)
 
 

@@ -6,8 +6,14 @@ import pickle
 import pytest
 import torch
 
+from ptq_diffusion.command.check.offload import check_offload
+from ptq_diffusion.command.experiment import STAGES
 from ptq_diffusion.engine.runtime import Quiet, Runtime
+from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.model import GaussianDenoiser
 from ptq_diffusion.network import InputObservations
+from ptq_diffusion.stage.evaluate import Evaluate
+from tests.experiments import composed as experiment
 
 SMALL = ["goal=samples_corrected", "images=6", "seeds=[0,1]", "noise.images=10", "correction=rescaled"]
 SMALL += [
@@ -43,11 +49,13 @@ def killed(imported, make, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("killed")
-def test_two_devices_leave_the_bytes_of_one(make, tmp_path, capsys):
+def test_two_devices_that_take_networks_block_by_block_leave_the_bytes_of_one_that_takes_them_whole(
+    make, tmp_path, capsys
+):
     """The images have four chunks, those of the fit and of calibration three, and all are shared."""
-    path = make(*SMALL, f"outputs={tmp_path / 'two'}", "runtime.devices=2")
+    path = make(*SMALL, f"outputs={tmp_path / 'two'}", "runtime.devices=2", "runtime.offload=block")
     said = capsys.readouterr().out
-    assert make(*SMALL, f"outputs={tmp_path / 'one'}").name == path.name, "the number is in no signature"
+    assert make(*SMALL, f"outputs={tmp_path / 'one'}").name == path.name, "neither is in a signature"
     single, shared = (contents(tmp_path / name) for name in ("one", "two"))
     assert shared.keys() == single.keys()
     assert [name for name in single if single[name] != shared[name]] == []
@@ -70,6 +78,29 @@ def test_lightning_tells_nothing_when_devices_are_connected():
 def test_devices_are_counted(make):
     with pytest.raises(ValueError, match=r"runtime\.devices to be greater than 0"):
         make("goal=trajectories", "runtime.devices=0")
+
+
+OFFLOADED = Runtime("cpu", False, offload="block")
+ASKED_ALONE = [["bitwidth=budget"], ["rounding=gptq"], ["activation_scales=lsq"], ["layers.images=2"]]
+ASKED_ALONE += [["goal=sensitivity", "bitwidth=budget"]]
+
+
+@pytest.mark.parametrize("words", ASKED_ALONE, ids=" ".join)
+def test_what_asks_layers_outside_their_blocks_is_refused_on_an_accelerator(words, tiny):
+    cfg, goal, accelerated = experiment(*tiny, *words), STAGES.get, Workshop(OFFLOADED, torch.device("meta"))
+    model = Workshop(OFFLOADED).model(cfg)
+    with pytest.raises(ValueError, match=rf"on meta, got {words[0].split('=')[0]}.*; set runtime.offload=none"):
+        check_offload(cfg, model, goal(cfg.goal, Evaluate), accelerated)
+    check_offload(cfg, model, goal(cfg.goal, Evaluate), Workshop(OFFLOADED))
+    check_offload(experiment(*tiny), model, Evaluate, accelerated)
+
+
+def test_an_offload_needs_blocks_and_its_name(tiny):
+    model = GaussianDenoiser((1, 2, 2), 0.0, 1.0)
+    with pytest.raises(ValueError, match="which names none; set runtime.offload=none"):
+        check_offload(experiment(*tiny), model, Evaluate, Workshop(OFFLOADED))
+    with pytest.raises(ValueError, match="runtime.offload none or block, got 'blocks'"):
+        Runtime("cpu", False, offload="blocks")
 
 
 def test_a_build_for_an_accelerator_on_a_machine_without_one_runs_on_the_processor(monkeypatch):

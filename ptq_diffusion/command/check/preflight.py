@@ -11,6 +11,7 @@ from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.command.check.bounds import Room, require_room, require_trainable
 from ptq_diffusion.command.check.condition import check_condition
 from ptq_diffusion.command.check.estimate import least, parts_read
+from ptq_diffusion.command.check.offload import check_offload
 from ptq_diffusion.command.check.quantization import check_calibration, check_quantization
 from ptq_diffusion.command.plan.case import Case, OutlineShop
 from ptq_diffusion.command.plan.one_row import quantized_by_one_row
@@ -91,6 +92,7 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
     model = shop.model(cfg)
     table = shop.table(cfg, model)
     require_room(least(cfg, model, len(table), shop, parts_read(cfg, goal)), room)
+    check_offload(cfg, model, goal, shop)
     if Calibrate in needed(goal):
         check_calibration(cfg, model, shop)
     if "bitwidth" in used:

@@ -108,6 +108,7 @@ class Running(Options):
 
     accelerator: str
     devices: PositiveInt
+    offload: str
     progress: bool
 
 

@@ -42,7 +42,8 @@ def print_plan(words: Sequence[str]) -> None:
 
     options = cfg.runtime
     # Notes go beside the numbers.
-    runtime = Runtime(options.accelerator, options.progress, options.devices, console=Console(stderr=True))
+    parts = options.accelerator, options.progress, options.devices
+    runtime = Runtime(*parts, console=Console(stderr=True), offload=options.offload)
     shop, goal, rates = OutlineShop(runtime), goal_of(cfg), None
     check(cfg, goal, shop, Room.unlimited())
     prediction = forecast(cfg, goal, shop)

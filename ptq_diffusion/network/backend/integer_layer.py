@@ -61,8 +61,12 @@ class IntegerLayer(QuantizedLayer):
             bias = constant if bias is None else bias + constant
         return products_on(on).product(Operands(weight, numbers, scale, bias, self.geometry, self._packed))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "IntegerLayer":
+    def forget(self) -> None:
+        """Drop the products that were made of the stored numbers, which are made again when they are needed."""
         self._products, self._packed = Cache(), SharedCache()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "IntegerLayer":
+        self.forget()
         return super()._apply(fn, recurse)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from ptq_diffusion.engine.allocator import keep_freed_memory
+from ptq_diffusion.engine.memory.allocator import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
