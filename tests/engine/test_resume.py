@@ -100,7 +100,7 @@ def test_a_fit_killed_on_its_way_goes_on_and_ends_with_the_same_bytes(fit, monke
     """At its first step and at later ones; a step has two chunks."""
     words = [f"correction={correction}", "noise.images=8"]
     expected = contents(fit("whole", *words))
-    for visits in (1, 3, 5):
+    for visits in (1, 4):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(PathFit, "_visit", dying(visits))
             fit(f"killed{visits}", *words)

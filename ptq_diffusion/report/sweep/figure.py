@@ -12,6 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
+from numpy.typing import ArrayLike
 
 from ptq_diffusion.report.sweep.lines import FULL_PRECISION, NONE, Line
 from ptq_diffusion.report.sweep.runs import BITS
@@ -79,10 +80,10 @@ def legend(figure: Figure, entries: Mapping[str, Mapping[str, Any]], *more: Line
 
 
 def label_points(axis: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
-    """Write a text beside each point, at the nearest place where it covers neither a point nor another text.
+    """Write a text beside each point, at the nearest place where it covers no point, no front and no other text.
 
     Args:
-        axis: whose limits are final; its points and bars are what is covered.
+        axis: whose limits are final; its points, bars and lines of steps are what is covered.
         points: places in its data's units.
         texts: of each.
     """
@@ -106,11 +107,19 @@ def label_points(axis: Axes, points: Sequence[tuple[float, float]], texts: Seque
 
 
 def _marks(axis: Axes) -> list[Bbox]:
-    """The points that have a marker and the error bars of an axis, in the units of the screen."""
+    """The points that have a marker, the error bars and the steps of an axis, in the units of the screen."""
     points = [point for line in axis.lines if line.get_marker() != "None" for point in line.get_xydata()]  # type: ignore[union-attr]
     bars = [bar for group in axis.collections if isinstance(group, LineCollection) for bar in group.get_segments()]
-    shapes = [axis.transData.transform(np.atleast_2d(shape)) for shape in (*points, *bars)]
+    steps = [pair for line in axis.lines if line.get_drawstyle() == "steps-post" for pair in _sides(line.get_xydata())]
+    shapes = [axis.transData.transform(np.atleast_2d(shape)) for shape in (*points, *bars, *steps)]
     return [Bbox([shape.min(0), shape.max(0)]) for shape in shapes]
+
+
+def _sides(corners: ArrayLike) -> list[np.ndarray]:
+    """The level and the upright sides of steps from one corner to the next, two points each."""
+    points = np.asarray(corners)
+    turns = np.stack([points[1:, 0], points[:-1, 1]], 1)
+    return [np.stack(side) for side in (*zip(points[:-1], turns, strict=True), *zip(turns, points[1:], strict=True))]
 
 
 def _shares(line: Line, other: Line) -> bool:

@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from ptq_diffusion.report.sweep import figure as style
@@ -122,17 +123,22 @@ def test_nothing_surpasses_the_front_and_something_surpasses_all_else():
     assert all(surpassed(point) for point in set(points) - set(front))
 
 
-def test_labels_cover_neither_points_nor_each_other():
+def test_labels_cover_neither_points_nor_a_front_nor_each_other():
     figure = Figure(figsize=(4, 3))
     axis = figure.subplots()
     draw = random.Random(1)
     points = [(draw.random(), draw.random()) for _ in range(15)] + [(0.5, 0.5), (0.5, 0.51), (0.0, 0.0), (1.0, 1.0)]
     for x, y in points:
         axis.errorbar(x, y, yerr=0.03, marker="o", linestyle="")
+    corners = [(0.1, 0.7), (0.4, 0.45), (0.9, 0.2)]
+    axis.plot(*zip(*corners, strict=True), drawstyle="steps-post")
     style.label_points(axis, points, [f"{place}/8" for place in range(len(points))])
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in axis.texts]
     assert len(boxes) > 12
     assert not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
     assert not [1 for point in axis.transData.transform(points) for box in boxes if box.contains(*point)]
+    turns = axis.transData.transform([corners[0], (0.4, 0.7), corners[1], (0.9, 0.45), corners[2]])
+    sides = [Bbox([np.minimum(*side), np.maximum(*side)]) for side in itertools.pairwise(turns)]
+    assert not [1 for side in sides for box in boxes if box.overlaps(side)]
     assert all(axis.bbox.contains(box.x0, box.y0) and axis.bbox.contains(box.x1, box.y1) for box in boxes)
