@@ -48,11 +48,23 @@ class Ranks:
 
     @classmethod
     def found(cls, accelerator: str) -> "Ranks | None":
-        """The ranks that the environment tells of, connected now; None of a process that was started alone."""
+        """The ranks that the environment tells of, connected now; None of a process that was started alone.
+
+        Slurm's first node is the address of all, and the end of the job's number their port, unless MASTER_ADDR and
+        MASTER_PORT say otherwise.
+
+        Raises:
+            ValueError: srun was told a number of tasks and not how many a node has.
+        """
         if TorchElasticEnvironment.detect():
             processes, devices = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         elif SLURMEnvironment.detect():
             processes = int(os.environ["SLURM_NTASKS"])
+            if processes > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+                raise ValueError(
+                    f"expected srun to be told how many processes each node has, got --ntasks={processes} alone; "
+                    "start with srun --nodes=N --ntasks-per-node=M"
+                )
             devices = processes // int(os.environ["SLURM_NNODES"])
         else:
             return None

@@ -1,6 +1,8 @@
 """Two processes of one command, as on two nodes: they leave the bytes of one, and must be told the same."""
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -8,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from ptq_diffusion.engine.ranks import Ranks
 from tests.job import assert_clear
 from tests.processes import started_commands
 from tests.words import quick
 
+SLURM_PORTS = 15_000
+"""The first port of Slurm's jobs; the last four digits of a job's number are added."""
 ROOT = Path(__file__).parents[2]
 SMALL = ["goal=evaluate", "images=6", "noise.images=14", "correction=rescaled_matched"]
 SMALL += ["correction.links.rescaled.images=9"]
@@ -24,9 +29,12 @@ def contents(outputs):
 
 
 def port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """A free one among those that Lightning gives Slurm's jobs."""
+    for place in random.SystemRandom().sample(range(SLURM_PORTS, SLURM_PORTS + 10_000), 100):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", place))
+            return place
+    pytest.fail("no free port")
 
 
 def nodes(words):
@@ -51,11 +59,18 @@ def torchrun(node, place):
     return [sys.executable, "-m", "torch.distributed.run", *options, f"--master-port={place}"]
 
 
-def variables(node, place):
-    """Without torchrun's own process: the variables that it sets are enough."""
+def torchruns(node, place):
+    """The variables that torchrun sets, which are enough without its own process."""
     names = {"RANK": node, "GROUP_RANK": node, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": place, "TORCHELASTIC_RUN_ID": "none"}
     return {name: str(value) for name, value in (names | address).items()}
+
+
+def slurms(node, place):
+    """The variables that srun sets in a job of two nodes, the end of whose number is that of its port."""
+    counts = {"NTASKS": 2, "NNODES": 2, "NTASKS_PER_NODE": 1, "PROCID": node, "NODEID": node, "LOCALID": 0}
+    job = {"JOB_ID": 7_000_000 + place - SLURM_PORTS, "JOB_NAME": "fit", "NODELIST": "127.0.0.1"}
+    return {f"SLURM_{name}": str(value) for name, value in (counts | job).items()}
 
 
 def test_two_nodes_leave_the_bytes_of_one_process_and_one_of_them_speaks(tiny, make, tmp_path):
@@ -70,14 +85,14 @@ def test_two_nodes_leave_the_bytes_of_one_process_and_one_of_them_speaks(tiny, m
 
 
 @pytest.mark.parametrize(
-    ("others", "remedy"),
+    ("variables", "others", "remedy"),
     [
-        ([[], ["sampler.eta=0"]], "sampler.eta = 1.0 on rank 0 and 0 on rank 1"),
-        ([["runtime.devices=2"]] * 2, "leave runtime.devices out"),
+        (slurms, [[], ["sampler.eta=0"]], "sampler.eta = 1.0 on rank 0 and 0 on rank 1"),
+        (torchruns, [["runtime.devices=2"]] * 2, "leave runtime.devices out"),
     ],
     ids=["another option", "an error of both"],
 )
-def test_what_is_refused_is_refused_in_one_line(tiny, tmp_path, others, remedy):
+def test_what_is_refused_is_refused_in_one_line(tiny, tmp_path, variables, others, remedy):
     words = [*tiny, *SMALL, f"outputs={tmp_path / 'outputs'}"]
     place = port()
     commands = [(quick([*words, *more]), variables(node, place)) for node, more in enumerate(others)]
@@ -86,3 +101,13 @@ def test_what_is_refused_is_refused_in_one_line(tiny, tmp_path, others, remedy):
     (line,) = [line for line in first[2].splitlines() if line.startswith("error: ")]
     assert_clear(line, remedy)
     assert "Traceback" not in first[2] + second[2] and not (tmp_path / "outputs" / "store").exists()
+
+
+def test_tasks_of_slurm_without_a_number_for_each_node_are_refused(monkeypatch):
+    for name, value in slurms(0, SLURM_PORTS).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(ValueError, match="--ntasks=2 alone; start with srun --nodes=N --ntasks-per-node=M"):
+        Ranks.found("cpu")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert Ranks.found("cpu") is None
