@@ -27,6 +27,8 @@ from ptq_diffusion.network.saving import FILES
 Forward = Callable[[], object]
 SECONDS, FEWEST = 3.0, 5
 """How long each variant is timed at least, and in how many rounds."""
+PAUSE = 0.005
+"""Seconds between two forwards of several threads."""
 PACKAGES = ("torch", "diffusers", "onnxruntime", "openvino", "nncf")
 
 
@@ -92,15 +94,22 @@ def _asked(case: Case, model: Denoiser, dtype: torch.dtype = torch.float32) -> F
     return lambda: model.predict(x_t, case.step, case.condition)
 
 
-def measured(forwards: Mapping[str, Forward]) -> dict[str, list[float]]:
-    """CPU seconds of every forward, a value for each round; they take turns, every other round backwards."""
+def measured(forwards: Mapping[str, Forward], seconds: float = SECONDS) -> dict[str, list[float]]:
+    """Seconds of every forward, a value for each round; they take turns, every other round backwards.
+
+    Args:
+        forwards: by name.
+        seconds: for which each is timed at least.
+    """
     times: dict[str, list[float]] = {name: [] for name in forwards}
     for forward in forwards.values():
         forward()
         forward()
     start = time.perf_counter()
-    while len(times["fp32"]) < FEWEST or time.perf_counter() - start < SECONDS * len(forwards):
+    while len(times["fp32"]) < FEWEST or time.perf_counter() - start < seconds * len(forwards):
         for name in list(forwards)[:: 1 if len(times["fp32"]) % 2 else -1]:
+            # Threads of a pool that wait in a loop for more work have gone to sleep by then.
+            time.sleep(PAUSE if torch.get_num_threads() > 1 else 0.0)
             begin = clock()
             forwards[name]()
             times[name].append(clock() - begin)

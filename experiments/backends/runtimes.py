@@ -1,16 +1,13 @@
-"""Forwards of float and quantized networks by ONNX Runtime and OpenVINO, on one thread.
+"""Forwards of a denoiser by torch, ONNX Runtime and OpenVINO, side by side.
 
-    OMP_NUM_THREADS=1 python -m experiments.backends.runtimes [NETWORK [ROUNDS]]
+    OMP_NUM_THREADS=1 python -m experiments.backends.runtimes NAME THREADS BATCHES [VARIANT ...]
 
-Each variant takes turns with fp32 eager in one process; a ratio is of CPU seconds, turn by turn.
+All take turns in one process, as in `measure`; of the variants that are named, `fp32` must be one.
 """
 
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -18,6 +15,7 @@ from typing import Any
 
 import nncf
 import numpy as np
+import onnxruntime
 import openvino
 import torch
 from onnxruntime import quantization
@@ -26,19 +24,17 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from experiments.backends.case import Case, case
+from experiments.backends.measure import VARIANTS, Forward, timings, versions
 from ptq_diffusion.engine.memory.allocator import keep_freed_memory
-from ptq_diffusion.model import Condition, Denoiser
+from ptq_diffusion.model import Condition, Denoiser, Output
 from ptq_diffusion.network.onnx.finish import Finish
-from ptq_diffusion.network.onnx.session import session
 from ptq_diffusion.network.onnx.tracing import traced_module
 from ptq_diffusion.network.onnx.writing import GraphOptions, write_graphs
 
-BATCHES = (1, 4, 64)
 CALIBRATION = 8
 """Batches of random states that other quantizers see; speed does not depend on how good ranges are."""
 OPSET = 21
 Inputs = Mapping[str, np.ndarray]
-Forward = Callable[[], object]
 
 
 class FloatGraph(nn.Module):
@@ -132,21 +128,25 @@ def inputs(one: Case) -> Inputs:
 
 
 def of_onnxruntime(graph: Path, told: Inputs) -> Forward:
-    """The forward of a graph by ONNX Runtime."""
-    runner = session(graph)
+    """The forward of a graph by ONNX Runtime, on torch's number of threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    runner = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     read = {value.name: told[value.name] for value in runner.get_inputs()}
     return lambda: runner.run(None, read)[0]
 
 
 def of_openvino(graph: Path, told: Inputs, precision: str) -> Forward:
-    """The forward of a graph by OpenVINO, compiled for the shapes of these inputs."""
+    """The forward of a graph by OpenVINO, compiled for the shapes of these inputs, on torch's number of threads."""
     core = openvino.Core()
     model = core.read_model(graph)
     for value in model.inputs:
         # Not `reshape`, which would compute the weights that DequantizeLinear gives and leave no integers.
         value.node.set_partial_shape(openvino.PartialShape(list(told[value.any_name].shape)))
     model.validate_nodes_and_infer_types()
-    options = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision}
+    threads = torch.get_num_threads()
+    options = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision}
     request = core.compile_model(model, "CPU", options).create_infer_request()
     read = {value.any_name: told[value.any_name] for value in model.inputs}
     return lambda: request.infer(read, share_inputs=True, share_outputs=True)[0]
@@ -166,62 +166,47 @@ RUNTIMES: dict[str, Callable[[Graphs, Inputs], Forward]] = {
 """From the graphs of a case and the inputs of a batch to the forward."""
 
 
-def _variant(name: str) -> Callable[[Case], Forward]:
-    def build(one: Case) -> Forward:
-        with TemporaryDirectory() as folder:
-            return RUNTIMES[name](Graphs(one, Path(folder)), inputs(one))
+def variants(graphs: Graphs) -> dict[str, Callable[[Case], Forward]]:
+    """Those of torch and those of runtimes by name, the float network first and last."""
 
-    return build
+    def of(build: Callable[[Graphs, Inputs], Forward]) -> Callable[[Case], Forward]:
+        return lambda one: build(graphs, inputs(one))
 
-
-VARIANTS: dict[str, Callable[[Case], Forward]] = {name: _variant(name) for name in RUNTIMES}
-"""From a case to its forward."""
-
-
-def eager(one: Case) -> Forward:
-    """The float network, by torch."""
-    return lambda: one.model.predict(one.x_t, one.step, one.condition).m
+    again = "fp32, again"
+    by_torch = {name: make for name, make in VARIANTS.items() if name != again}
+    return by_torch | {name: of(build) for name, build in RUNTIMES.items()} | {again: VARIANTS[again]}
 
 
-def simulated(one: Case) -> Forward:
-    """The quantized network, simulated by torch."""
-    return lambda: one.quantized.predict(one.x_t, one.step, one.condition).m
+def differences(one: Case, made: Mapping[str, Callable[[Case], Forward]]) -> Table:
+    """The norm of every variant's difference from the simulation over that of the simulation."""
+    table = Table("", "from simulation", title=f"{one.name}, batch {len(one.x_t)}")
+    simulation = _numbers(VARIANTS["ours, simulated"](one)())
+    for name, make in made.items():
+        difference = np.linalg.norm(_numbers(make(one)()) - simulation) / np.linalg.norm(simulation)
+        table.add_row(name, f"{difference:.3f}")
+    return table
 
 
-def ratios(one: Case, forwards: Mapping[str, Forward], rounds: int) -> Iterator[tuple[str, float, float, float]]:
-    """Name, milliseconds of CPU, speed to the first, and difference from the simulation relative to it."""
-    spent: dict[str, list[float]] = {name: [] for name in forwards}
-    for turn in range(rounds + 1):
-        for name in list(forwards)[:: 1 if turn % 2 else -1]:
-            since = time.process_time()
-            forwards[name]()
-            spent[name].append(time.process_time() - since)
-    first, simulation = spent[next(iter(forwards))], np.asarray(simulated(one)())
-    for name, seconds in spent.items():
-        speeds = [base / own for base, own in zip(first[1:], seconds[1:], strict=True)]
-        difference = np.linalg.norm(np.asarray(forwards[name]()) - simulation) / np.linalg.norm(simulation)
-        yield name, 1e3 * statistics.median(seconds[1:]), statistics.median(speeds), float(difference)
+def _numbers(answer: object) -> np.ndarray:
+    m = answer.m.float().numpy() if isinstance(answer, Output) else answer
+    return np.asarray(m)
 
 
 @torch.inference_mode()
 def main() -> None:
-    """Print a table for each batch."""
-    network, rounds = sys.argv[1] if len(sys.argv) > 1 else "cifar10_ddpm", int(sys.argv[2]) if len(sys.argv) > 2 else 9
+    """Print times of all variants, and how far from the simulation each is."""
+    network, threads, batches, *chosen = sys.argv[1:]
     keep_freed_memory()
-    torch.set_num_threads(1)
-    console, whole = Console(width=120), case(network, 1)
-    libraries = ("torch", "onnxruntime", "openvino", "nncf")
-    console.print(", ".join(f"{library} {version(library)}" for library in libraries), highlight=False)
+    torch.set_num_threads(int(threads))
+    torch._inductor.config.freezing = True
+    console = Console(width=160)
+    console.print(versions(), highlight=False)
     with TemporaryDirectory() as folder:
-        graphs = Graphs(whole, Path(folder))
-        for batch in BATCHES:
-            one = whole.of_batch(batch)
-            forwards = {"torch, fp32 eager": eager(one), "torch, ours simulated": simulated(one)}
-            forwards |= {name: build(graphs, inputs(one)) for name, build in RUNTIMES.items()}
-            table = Table("variant", "CPU ms", "times as fast", "from simulation", title=f"{network}, batch {batch}")
-            for name, milliseconds, speed, difference in ratios(one, forwards, rounds * max(1, 16 // batch)):
-                table.add_row(name, f"{milliseconds:.2f}", f"{speed:.2f}", f"{difference:.1e}")
-            console.print(table)
+        whole = case(network, 1)
+        made = variants(Graphs(whole, Path(folder)))
+        made = {name: make for name, make in made.items() if not chosen or name in chosen}
+        console.print(timings(network, map(int, batches.split(",")), made))
+        console.print(differences(whole.of_batch(4), made))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.model.site import Site
 from ptq_diffusion.network.attention import install, quantized_attentions
+from ptq_diffusion.network.embedding import quantized_tables
 from ptq_diffusion.network.equalising import against_weight
 from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight, require_of_weights
 from ptq_diffusion.network.layer import CurrentStep, QuantizedLayer, quantized_layer
@@ -32,6 +33,7 @@ def quantize(
     weight: Callable[[int], Quantizer],
     integers: Integers | None = None,
     rank: int = 0,
+    table_bits: int = FLOAT_BITS,
 ) -> QuantizedDenoiser:
     """A quantized copy of a float denoiser; the original stays as it is.
 
@@ -42,9 +44,10 @@ def quantize(
         weight: from a bitwidth to a fresh quantizer of a weight.
         integers: of weights that a rounding has chosen; all others are rounded to nearest.
         rank: of the part of every inner layer's weight that stays in 16 bits; 0 for none.
+        table_bits: of its tables of embeddings; 32 leaves them in float.
 
     Raises:
-        ValueError: the plan is of another network, or a layer cannot be quantized.
+        ValueError: the plan is of another network, or a layer or a table cannot be quantized.
     """
     sites = model.sites()
     plan.require(sites, plan.steps)
@@ -58,16 +61,14 @@ def quantize(
         return quantized_layer(layer, copies, bias, settings, current)
 
     network = model.network
-    weighted = [site for site in sites if site.weighted]
-    layers = {site.name: replacement(site, network.get_submodule(site.name)) for site in weighted}
-    network_copy = with_layers(network, layers)
+    layers = {site.name: replacement(site, network.get_submodule(site.name)) for site in sites if site.weighted}
+    network_copy = with_layers(network, {**layers, **quantized_tables(network, table_bits, weight)})
     for name, products in quantized_attentions(sites, plan).items():
         install(network_copy, name, operand_settings(plan, products, observations), current)
-    denoiser = model.with_network(network_copy)
-    return QuantizedDenoiser(denoiser, sites, model.attention_macs(), plan, current)
+    return QuantizedDenoiser(model.with_network(network_copy), sites, model.attention_macs(), plan, current)
 
 
-def with_layers(network: nn.Module, layers: Mapping[str, QuantizedLayer]) -> nn.Module:
+def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of a network with other modules in the places of some layers; all other tensors are copied.
 
     The layers that are replaced are not copied before.

@@ -111,9 +111,9 @@ class QuantizedWeight(StoredWeight):
 
     def values(self, gain: Tensor | None = None) -> Tensor:
         if gain is not None:
-            return self._centred() * (self._scales() * _along_outputs(gain, len(self.shape)))
+            return self._centred() * (self.scales() * _along_outputs(gain, len(self.shape)))
         if self._values is None:
-            self._values = self._centred() * self._scales()
+            self._values = self._centred() * self.scales()
         return self._values
 
     def centred(self) -> Tensor:
@@ -126,7 +126,8 @@ class QuantizedWeight(StoredWeight):
             self._integers = self.centred()
         return self._integers
 
-    def _scales(self) -> Tensor:
+    def scales(self) -> Tensor:
+        """The float32 factors of the integers; they broadcast against them."""
         scale = self._spread(self.scale)
         return scale if self.factors is None else scale / self.factors
 

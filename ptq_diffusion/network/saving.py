@@ -15,6 +15,7 @@ from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.model.site import Site
 from ptq_diffusion.network.attention import PROCESSOR, install, quantized_attentions
 from ptq_diffusion.network.described import Build, described, diffusers_denoiser, other_denoiser
+from ptq_diffusion.network.embedding import quantized_embeddings, stored_tables, table_kinds
 from ptq_diffusion.network.equalising import against_weight
 from ptq_diffusion.network.integers import StoredWeight, require_scales
 from ptq_diffusion.network.layer import CurrentStep, quantized_layer
@@ -29,6 +30,7 @@ FILES = (DESCRIPTION, TENSORS)
 VERSION = 6
 """The version of the format."""
 SETTINGS, EQUALISATION, WEIGHT, BIAS, OTHER, NULL = "settings", "equalisation", "weight", "bias", "other", "null"
+TABLES = "embedding"
 """First parts of the names of tensors."""
 CLASS_TABLE = "class_embedder"
 """The name of the embeddings that labels stand for."""
@@ -61,6 +63,8 @@ def save_quantized(quantized: QuantizedDenoiser, folder: Path, model: Mapping[st
         "forms": quantized.forms(),
         "plan": json.loads(quantized.plan.to_json()),
     }
+    if kinds := table_kinds(quantized.network):
+        description[TABLES] = kinds
     save_file({name: tensor.contiguous() for name, tensor in _tensors(quantized).items()}, folder / TENSORS)
     (folder / DESCRIPTION).write_text(json.dumps(description, separators=(",", ":")) + "\n")
 
@@ -134,16 +138,21 @@ def _tensors(quantized: QuantizedDenoiser) -> dict[str, Tensor]:
         denoiser = denoiser.denoiser
     if isinstance(denoiser, DiffusersDenoiser) and denoiser.table is not None:
         tensors[CLASS_TABLE] = denoiser.table
-    prefixes, network = _module_prefixes(quantized.sites(), quantized.plan), quantized.network
+    network, tables = quantized.network, quantized_embeddings(quantized.network)
+    for name, embedding in tables.items():
+        parts = embedding.table.tensors()
+        tensors |= {f"{TABLES}/{name}/{part}": tensor for part, tensor in parts.items()}
+    prefixes = _module_prefixes(quantized.sites(), quantized.plan, tables)
     # Some networks leave the places of tokens out of their state, as they can be computed.
     others = dict(network.named_buffers()) | network.state_dict()
     return tensors | {f"{OTHER}/{name}": tensor for name, tensor in others.items() if not name.startswith(prefixes)}
 
 
-def _module_prefixes(sites: Iterable[Site], plan: BitwidthPlan) -> tuple[str, ...]:
+def _module_prefixes(sites: Iterable[Site], plan: BitwidthPlan, tables: Iterable[str]) -> tuple[str, ...]:
     """The beginnings of the names of tensors in modules that take the places of a float network's."""
     layers = (f"{site.name}." for site in sites if site.weighted)
-    return (*layers, *(f"{name}.{PROCESSOR}." for name in quantized_attentions(sites, plan)))
+    processors = (f"{name}.{PROCESSOR}." for name in quantized_attentions(sites, plan))
+    return (*layers, *processors, *(f"{name}." for name in tables))
 
 
 def _symmetric(rows: Iterable[tuple[str, bool, list[bool]]]) -> tuple[dict[str, bool], dict[str, list[bool]]]:
@@ -176,17 +185,24 @@ def _rebuilt(float_model: Denoiser, description: Mapping[str, Any], tensors: Map
             for place, (bits, symmetric) in enumerate(copies)
         ]
         bias = tensors[f"{BIAS}/{site.name}"] if layer.bias is not None else None
-        parent, _, child = site.name.rpartition(".")
         settings = table[site.name].with_equalisation(factors)
-        replacement = quantized_layer(layer, weights, bias, settings, current)
-        setattr(network.get_submodule(parent), child, replacement)
+        _put(network, site.name, quantized_layer(layer, weights, bias, settings, current))
     for name in quantized_attentions(sites, plan):
         install(network, name, table, current)
-    _assign_others(network, _below(OTHER, tensors), _module_prefixes(sites, plan))
+    kinds = description.get(TABLES, {})
+    for name, embedding in stored_tables(network, kinds, _below(TABLES, tensors), float_model.dtype).items():
+        _put(network, name, embedding)
+    _assign_others(network, _below(OTHER, tensors), _module_prefixes(sites, plan, kinds))
     denoiser = _guided(float_model.with_network(network.requires_grad_(False)), description, tensors)
     quantized = QuantizedDenoiser(denoiser, sites, float_model.attention_macs(), plan, current)
     _require_consistent(quantized, table, tensors)
     return quantized
+
+
+def _put(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another; the network is changed."""
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
 
 
 def _equalisation(sites: Iterable[Site], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

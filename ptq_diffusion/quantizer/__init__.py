@@ -2,6 +2,7 @@
 
 from ptq_diffusion.quantizer.affine import AffineQuantizer
 from ptq_diffusion.quantizer.dynamic import DynamicQuantizer
+from ptq_diffusion.quantizer.embedding import EmbeddingTables
 from ptq_diffusion.quantizer.entropy_search import EntropySearch
 from ptq_diffusion.quantizer.equalisation import Equalisation, NoEqualisation, PowersOfTwo, SmoothQuant
 from ptq_diffusion.quantizer.form import WHOLE, Form, Numbers, Static, described_form
@@ -20,6 +21,7 @@ __all__ = [
     "AffineQuantizer",
     "ClusteredGroups",
     "DynamicQuantizer",
+    "EmbeddingTables",
     "EntropySearch",
     "EqualGroups",
     "Equalisation",

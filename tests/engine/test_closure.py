@@ -186,15 +186,14 @@ BRANCHES: dict[str, dict[str, str]] = {
 
 SPARED = {
     "data/labels.py": "labels, which an unconditional model has not",
-    "data/prompts.py": "prompts, which an unconditional model has not",
-    "data/file_source.py": "prompts, which an unconditional model has not",
+    **dict.fromkeys(("data/prompts.py", "data/file_source.py"), "prompts, which an unconditional model has not"),
     "quantizer/input_granularity.py": "granularities of inputs that these runs do not choose",
     "quantizer/step_groups.py": "groups of steps, which these runs do not choose",
     "quantizer/equalisation.py": "equalisation, which these runs do not choose",
     "network/equalising.py": "equalisation, which these runs do not choose",
     "quantizer/shift.py": "shifts of inputs, which these runs do not choose",
-    "quantizer/low_rank.py": "parts of low rank, which these runs do not choose",
-    "network/low_rank.py": "parts of low rank, which these runs do not choose",
+    **{f"{floor}/low_rank.py": "parts that these runs do not choose" for floor in ("quantizer", "network")},
+    **{f"{floor}/embedding.py": "tables, which these networks have not" for floor in ("quantizer", "network")},
     "engine/conditions.py": "conditions, which an unconditional model has not",
     "model/condition.py": "conditions, which an unconditional model has not",
     "model/guided.py": "guidance, which an unconditional model has not",

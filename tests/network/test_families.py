@@ -20,7 +20,7 @@ WEIGHT, ACTIVATION = whole_range(True, PerChannel()), whole_range(False, PerTens
 STEPS = (at(900, 0), at(20, 1))
 
 
-def quantized_family(denoiser, condition):
+def quantized_family(denoiser, condition, table_bits=32):
     """W4A8 at the first step, W8A4 at the second; attention's products too, where they are sites."""
     x, sites = states_of(denoiser), denoiser.sites()
     observations = InputObservations(sites, ACTIVATION)
@@ -28,7 +28,7 @@ def quantized_family(denoiser, condition):
         for step in STEPS:
             denoiser.predict(x, step, condition)
     rows = [{site.name: LayerBits(*bits) for site in sites} for bits in ((4, 8), (8, 4))]
-    return quantize(denoiser, BitwidthPlan.by_step(rows), observations, WEIGHT)
+    return quantize(denoiser, BitwidthPlan.by_step(rows), observations, WEIGHT, table_bits=table_bits)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -1,20 +1,47 @@
-"""Stored weights take the bytes that their bits need, and are the quantizer's numbers bit for bit."""
+"""Stored weights and tables take the bytes that their bits need, and are the quantizer's numbers bit for bit."""
 
 import copy
 import itertools
 
 import pytest
 import torch
+from torch import nn
 
-from ptq_diffusion.network import FloatWeight, QuantizedWeight
+from ptq_diffusion.network import (
+    FloatWeight,
+    InputObservations,
+    QuantizedWeight,
+    load_quantized,
+    quantize,
+    save_quantized,
+)
+from ptq_diffusion.network.embedding import embeddings, quantized_embeddings
 from ptq_diffusion.network.integers import stored_weight
-from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, PerChannel, PerGroup, PerTensor
+from ptq_diffusion.network.saving import TENSORS
+from ptq_diffusion.quantizer import AffineQuantizer, EmbeddingTables, LpSearch, PerChannel, PerGroup, PerTensor
+from tests.model.networks import around, condition_of, random_network, states_of
+from tests.network.networks import FLOAT, constant
+from tests.network.test_families import ACTIVATION, STEPS, WEIGHT, whole_range
 
 SHAPES = [(6, 5, 3, 3), (7, 3), (5, 3, 1, 1)]
 GRANULARITIES = [PerTensor(), PerChannel(), PerChannel(axis=1), PerGroup(2), PerGroup(4)]
 every = pytest.mark.parametrize(
     ("bits", "symmetric", "granularity"), list(itertools.product(range(2, 9), (True, False), GRANULARITIES))
 )
+BITS = (2, 4, 8)
+TABLES = {
+    "dit": {},
+    "classes": {},
+    "prompts and classes": {},
+    "pixels": {"time_embedding_type": "learned", "num_train_timesteps": 1000},
+}
+"""Networks with tables, of classes or of times."""
+KINDS = [
+    (True, PerChannel()),
+    (False, PerChannel()),
+    (True, PerTensor()),
+    (False, PerGroup(2)),
+]
 
 
 def drawn(shape):
@@ -142,3 +169,67 @@ def test_tensors_that_do_not_belong_together_are_refused(tensors, bits, message)
 def test_a_missing_tensor_is_refused(name):
     with pytest.raises(KeyError, match=name):
         stored_weight({key: tensor for key, tensor in changed().items() if key != name}, 4, False, (6, 5))
+
+
+def in_integers(denoiser, bits, weight=WEIGHT):
+    """The network in float but for its tables."""
+    nothing = InputObservations(denoiser.sites(), ACTIVATION)
+    return quantize(denoiser, constant(denoiser, FLOAT), nothing, weight, table_bits=bits)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_is_on_the_grid_of_weights_and_comes_back(name, tmp_path):
+    denoiser = around(random_network(name, **TABLES[name]))
+    x, condition = states_of(denoiser), condition_of(denoiser)
+    outputs, sizes, fingerprints = [], [], {in_integers(denoiser, 32).fingerprint()}
+    for bits in BITS:
+        network = in_integers(denoiser, bits)
+        tables = quantized_embeddings(network.network)
+        assert tables.keys() == embeddings(denoiser.network).keys() and not embeddings(network.network)
+        for place, table in tables.items():
+            rows, quantizer = denoiser.network.get_submodule(place).weight, WEIGHT(bits)
+            quantizer.observe(rows)
+            quantizer.freeze()
+            assert torch.equal(table(torch.arange(len(rows))), quantizer(rows))
+        save_quantized(network, tmp_path)
+        loaded = load_quantized(tmp_path)
+        outputs.append(network.predict(x, STEPS[0], condition).m)
+        assert torch.equal(loaded.predict(x, STEPS[0], condition).m, outputs[-1])
+        assert loaded.fingerprint() == network.fingerprint()
+        fingerprints.add(network.fingerprint())
+        sizes.append((tmp_path / TENSORS).stat().st_size)
+    assert len(fingerprints) == 1 + len(BITS)
+    # Both headers are the same but for digits of sizes.
+    numbers = sum(table.weight.numel() for table in embeddings(denoiser.network).values())
+    assert abs(sizes[2] - sizes[1] - numbers // 2) < 64
+    exact = denoiser.predict(x, STEPS[0], condition).m
+    errors = [float((m - exact).square().mean()) for m in outputs]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0] / 10
+
+
+@pytest.mark.parametrize(("symmetric", "granularity"), KINDS)
+def test_every_granularity_of_weights_serves_tables(symmetric, granularity, tmp_path):
+    denoiser, weight = around(random_network("dit")), whole_range(symmetric, granularity)
+    network = in_integers(denoiser, 4, weight)
+    save_quantized(network, tmp_path)
+    for place, table in quantized_embeddings(load_quantized(tmp_path).network).items():
+        rows, quantizer = denoiser.network.get_submodule(place).weight, weight(4)
+        quantizer.observe(rows)
+        quantizer.freeze()
+        assert torch.equal(table(torch.tensor([[3], [0]])), quantizer(rows)[[3, 0]][:, None])
+
+
+def test_rows_have_the_dtype_of_the_network(tmp_path):
+    denoiser = around(random_network("dit"))
+    half = denoiser.with_network(random_network("dit").to(torch.bfloat16).eval().requires_grad_(False))
+    assert {
+        table(torch.tensor([1])).dtype for table in quantized_embeddings(in_integers(half, 4).network).values()
+    } == {torch.bfloat16}
+
+
+def test_other_bits_and_rows_that_are_scaled_are_refused():
+    for bits in (1, 9, 16):
+        with pytest.raises(ValueError, match=f"2 to 8 bits .* or 32 for float, got quantizer.embedding.bits={bits}"):
+            EmbeddingTables(bits)
+    with pytest.raises(ValueError, match=r"max_norm at 0; set quantizer.embedding.bits=32"):
+        embeddings(nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)))

@@ -29,7 +29,7 @@ from ptq_diffusion.metric import FeatureExtractor, Reference
 from ptq_diffusion.model import Condition, Denoiser, Guided
 from ptq_diffusion.network import Backend, Simulated
 from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
-from ptq_diffusion.quantizer import Equalisation, LowRank, Quantizer, StepGroups
+from ptq_diffusion.quantizer import EmbeddingTables, Equalisation, LowRank, Quantizer, StepGroups
 from ptq_diffusion.rounding import ActivationScales, Rounding
 from ptq_diffusion.sampler import Sampler, Table
 from ptq_diffusion.stage.calibrate import Calibrate
@@ -135,6 +135,7 @@ def _check_kinds(cfg: DictConfig, used: Collection[str]) -> None:
         require_kind(cfg.quantizer.steps, StepGroups, "quantizer.steps")
         require_kind(cfg.quantizer.equalisation, Equalisation, "quantizer.equalisation")
         require_kind(cfg.quantizer.low_rank, LowRank, "quantizer.low_rank")
+        require_kind(cfg.quantizer.embedding, EmbeddingTables, "quantizer.embedding")
 
 
 def _check_training(cfg: DictConfig, room: Room) -> None:

@@ -15,6 +15,7 @@ from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.model.site import Role, Site, products_by_attention
 from ptq_diffusion.network import InputObservations, Simulated
 from ptq_diffusion.network.backend import require_float32
+from ptq_diffusion.network.embedding import embeddings
 from ptq_diffusion.network.integers import require_of_weights
 from ptq_diffusion.network.low_rank import quantizer_of_layer
 from ptq_diffusion.network.observing import MOST_BITS
@@ -45,6 +46,7 @@ def check_quantization(cfg: DictConfig, model: Denoiser, goal: type[Stage], shop
     _check_weights(cfg, offers)
     _check_equalisation(cfg, offers)
     _check_low_rank(cfg, model, offers)
+    _check_embeddings(cfg, model)
     if goal is RoundOffers:
         _check_offered(cfg)
     if Reconstruct in needed(goal):
@@ -220,6 +222,24 @@ def _check_low_rank(cfg: DictConfig, model: Denoiser, offers: Offers) -> None:
             f"expected rounding=nearest beside a part of low rank, got {cfg.labels.rounding}, which rounds whole "
             "weights; set rounding=nearest or quantizer.low_rank.rank=0"
         )
+
+
+def _check_embeddings(cfg: DictConfig, model: Denoiser) -> None:
+    """Refuse bits of tables of embeddings that a network has not, or whose groups a table does not have."""
+    if (bits := construct(cfg.quantizer.embedding).bits) == FLOAT_BITS:
+        return
+    tables = embeddings(model.network)
+    if not tables:
+        raise ValueError(
+            f"expected a network with tables of embeddings beside quantizer.embedding.bits={bits}, got one without; "
+            f"set quantizer.embedding.bits={FLOAT_BITS}"
+        )
+    granularity = construct(cfg.quantizer.weight)(bits).granularity
+    for name, table in tables.items():
+        try:
+            granularity.parameter_shape(tuple(table.weight.shape))
+        except ValueError as error:
+            raise ValueError(f"{error} at {name}; change quantizer.weight.granularity") from error
 
 
 def _check_calibration_set(cfg: DictConfig, model: Denoiser, observations: InputObservations, steps: int) -> None:

@@ -19,8 +19,10 @@ from ptq_diffusion.data import Prompts
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.model import DiffusersDenoiser, Role, Site
 from ptq_diffusion.network.attention import quantized_attentions
+from ptq_diffusion.network.embedding import embeddings
 from ptq_diffusion.network.layer_settings import ROWS
 from ptq_diffusion.network.observing import MOST_BITS
+from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.numeric.spectrum import radial_bands
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.reference import build_extractor
@@ -80,12 +82,24 @@ def bytes_of_quantized(case: Case) -> int:
     return (
         bytes_of_equalisation(case)
         + stored
+        - bytes_spared_by_tables(case)
         + scales
         + settings
         + buffers
         + len(plan.to_json())
         + 4 * ENTRY * len(weighted)
     )
+
+
+def bytes_spared_by_tables(case: Case) -> int:
+    """Bytes that integers of tables of embeddings, with their scales, are less than float32."""
+    bits = construct(case.cfg.quantizer.embedding).bits
+    if bits == FLOAT_BITS:
+        return 0
+    shapes = [tuple(table.weight.shape) for table in embeddings(case.model.network).values()]
+    granularity = construct(case.cfg.quantizer.weight)(bits).granularity
+    scales = sum(4 * math.prod(granularity.parameter_shape(shape)) + ENTRY for shape in shapes)
+    return sum(math.prod(shape) * (FLOAT_BITS - bits) // 8 for shape in shapes) - scales
 
 
 def bytes_of_scales(case: Case) -> int:

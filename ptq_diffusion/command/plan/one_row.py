@@ -39,7 +39,8 @@ def quantized_by_one_row(cfg: DictConfig, case: Case, shop: Workshop) -> Quantiz
         if observer is maxima:
             observations.equalise(maxima.factors(model.network, rule))
     weight, rank = construct(simple.quantizer.weight), construct(cfg.quantizer.low_rank).rank
-    return quantize(shop.host.model(cfg), dearest(case), observations, weight, rank=rank).to(shop.device)
+    quantizers = {"weight": weight, "rank": rank, "table_bits": construct(cfg.quantizer.embedding).bits}
+    return quantize(shop.host.model(cfg), dearest(case), observations, **quantizers).to(shop.device)
 
 
 def _without_searches(cfg: DictConfig) -> DictConfig:

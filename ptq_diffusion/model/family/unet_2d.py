@@ -55,9 +55,9 @@ class UNet2D(Family):
 
     def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:
         labels = self.required(network, condition).get("labels")
-        embedding = network.get_submodule("time_proj")
+        config: Any = network.config
         # diffusers would cut a number that is no tensor down to a whole time.
-        time = _whole(t, embedding) if isinstance(embedding, nn.Embedding) else torch.as_tensor(t)
+        time = _whole(t, config.num_train_timesteps) if config.time_embedding_type == "learned" else torch.as_tensor(t)
         return network(x_t, time, class_labels=labels).sample
 
     def blocks(self, network: nn.Module) -> Sequence[str]:
@@ -83,16 +83,16 @@ def _set_heads(attention: Attention, heads: int) -> None:
     attention.heads, attention.scale = heads, (attention.inner_dim // heads) ** -0.5
 
 
-def _whole(t: float | Tensor, embedding: nn.Embedding) -> Tensor:
+def _whole(t: float | Tensor, rows: int) -> Tensor:
     """A time as a row of learned embeddings.
 
     Raises:
         ValueError: no row has this time.
     """
     time = torch.as_tensor(t)
-    if not time.is_meta and (float(time) != int(time) or not 0 <= int(time) < embedding.num_embeddings):
+    if not time.is_meta and (float(time) != int(time) or not 0 <= int(time) < rows):
         raise ValueError(
-            f"expected a whole time from 0 to {embedding.num_embeddings - 1}, for which this UNet2DModel has learned "
+            f"expected a whole time from 0 to {rows - 1}, for which this UNet2DModel has learned "
             f"embeddings, got {float(time)}; use a sampler and a scheduler of these times"
         )
     return time.long()

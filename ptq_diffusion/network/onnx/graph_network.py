@@ -12,8 +12,10 @@ from ptq_diffusion.model.family.dit import DiT
 from ptq_diffusion.model.family.unet_2d import UNet2D
 from ptq_diffusion.model.family.unet_2d_condition import UNet2DCondition
 from ptq_diffusion.network.attention import QuantizedAttention
+from ptq_diffusion.network.embedding import quantized_embeddings
 from ptq_diffusion.network.insertion import with_layers
 from ptq_diffusion.network.layer import CurrentStep
+from ptq_diffusion.network.onnx.graph_embedding import GraphEmbedding
 from ptq_diffusion.network.onnx.graph_layer import GraphInputs, GraphLayer, GraphSettings
 from ptq_diffusion.network.onnx.graph_norm import GraphGroupNorm
 from ptq_diffusion.network.quantized import QuantizedDenoiser
@@ -98,6 +100,8 @@ def _graph_denoiser(quantized: QuantizedDenoiser, i: int, inputs: GraphInputs) -
         operands = {letter: settings[f"{name}.{letter}"] for letter in attention.operands}
         layer: Any = network.get_submodule(name)
         layer.set_processor(QuantizedAttention(copy.deepcopy(attention.original), operands, current))
+    tables = {name: embedding.table for name, embedding in quantized_embeddings(network).items()}
+    _replace(network, {name: GraphEmbedding(table) for name, table in tables.items()})
     _replace(network, {name: GraphGroupNorm(norm) for name, norm in _norms(network).items()})
     if _adds_one_row(quantized.denoiser):
         _embed_one_row(network, inputs)

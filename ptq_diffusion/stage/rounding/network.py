@@ -23,4 +23,5 @@ def rounded_network(
     if Reconstruct.name in inputs:
         integers = load_integers(inputs[Reconstruct.name], model.fingerprint(), plan.fingerprint())
     weight, rank = construct(cfg.quantizer.weight), construct(cfg.quantizer.low_rank).rank
-    return quantize(model, plan, observations, weight, integers, rank), observations
+    bits = construct(cfg.quantizer.embedding).bits
+    return quantize(model, plan, observations, weight, integers, rank, bits), observations

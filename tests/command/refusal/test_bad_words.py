@@ -132,6 +132,8 @@ WORDS = {
     "a rank of half": ("quantizer.low_rank.rank=2.5", "rank of LowRank to be a valid integer"),
     "a rank above a matrix": ("low_rank@quantizer.low_rank=svd", "lower quantizer.low_rank.rank"),
     "a rank beside learned rounding": ("quantizer.low_rank.rank=2 rounding=gptq", "set rounding=nearest"),
+    "bits of tables that are none": ("quantizer.embedding.bits=4", "got one without; set quantizer.embedding.bits=32"),
+    "too many bits of tables": ("quantizer.embedding.bits=16", "2 to 8 bits of tables of embeddings, or 32"),
     "a rank of nothing": ("quantizer.low_rank.rank=2 bitwidth=float", "quantizer.low_rank.rank=0 or another bitwidth"),
     "factors of nothing": (
         "equalisation@quantizer.equalisation=smoothquant bitwidth=float",

@@ -5,6 +5,7 @@ import onnx
 import pytest
 import torch
 
+from ptq_diffusion.network.embedding import embeddings
 from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
 from ptq_diffusion.network.onnx.finish import Finish
 from ptq_diffusion.network.onnx.session import run_model
@@ -20,19 +21,22 @@ def end(_):
 def written(name, options, folder, steps):
     denoiser = denoiser_of(name)
     condition = condition_of(denoiser)
-    quantized = quantized_family(denoiser, condition)
+    quantized = quantized_family(denoiser, condition, table_bits=4)
     return quantized, condition, write_graphs(quantized, steps, end, condition, options, folder)
 
 
 @pytest.mark.parametrize(("name", "fold_time"), [("classes", False), ("dit", True)])
 def test_a_graph_gives_the_outputs_of_the_simulation(name, fold_time, tmp_path):
-    """W4A8 with attention's products, weights as INT4."""
+    """W4A8 with attention's products, weights as INT4, tables of classes as INT8."""
     step = STEPS[0]
     quantized, condition, files = written(name, GraphOptions(21, fold_time, True), tmp_path, [step, step])
     assert files == ["step_0000.onnx"] * 2
     graph = onnx.load(tmp_path / files[0])
     kinds = {tensor.data_type for tensor in graph.graph.initializer if tensor.name.endswith(".weight")}
     assert onnx.TensorProto.INT4 in kinds
+    tables = {tuple(table.weight.shape) for table in embeddings(denoiser_of(name).network).values()}
+    integers = {tuple(part.dims) for part in graph.graph.initializer if part.data_type == onnx.TensorProto.INT8}
+    assert tables and tables <= integers
     x_t = torch.cat([states_of(denoiser_of(name))] * 2)
     told = {name: torch.cat([tensor] * 2) for name, tensor in condition.tensors().items()}
     given = {"x": x_t, "t": torch.tensor(step.t)} | told

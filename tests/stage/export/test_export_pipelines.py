@@ -57,7 +57,7 @@ def dit(folder):
             labels(10).tolist(), generator=streams, **SHARED | {"guidance_scale": scale}
         ).images
 
-    return ["condition=labels"], draw
+    return ["condition=labels", "quantizer.embedding.bits=4"], draw
 
 
 @pytest.mark.filterwarnings("ignore")
