@@ -247,7 +247,6 @@ def traced(make, monkeypatch, tiny_model_folder):
             for stage in STAGES.values():
                 patch.setattr(stage, "make", watched(stage.make, stage, entered))
             few = ("images=3", "seeds=[0]", "noise.images=16", "feature=pixels", "judging.neighbours=1")
-            few += ("micro_batch=16",)  # as many calls a chunk are followed of four times fewer
             make(*few, *overrides, *model)
         return entered
 
