@@ -26,7 +26,8 @@ from ptq_diffusion.engine.stage import Stage, needed
 from ptq_diffusion.engine.tracker import Tracker
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric import FeatureExtractor, Reference
-from ptq_diffusion.model import Condition, Denoiser, Guided
+from ptq_diffusion.model import Condition, Denoiser, DiffusersDenoiser, Guided
+from ptq_diffusion.model.family import FAMILIES
 from ptq_diffusion.network import Backend, Simulated
 from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
 from ptq_diffusion.quantizer import EmbeddingTables, Equalisation, LowRank, Quantizer, StepGroups
@@ -107,7 +108,7 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
     if goal is Export:
         _check_export(cfg, model, shop)
     if goal is WriteOnnx:
-        _check_onnx(cfg, table)
+        _check_onnx(cfg, model, table)
     if goal is MeasureLayers:
         require_layers(cfg)
     if "images" in used:
@@ -229,9 +230,15 @@ def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
         )
 
 
-def _check_onnx(cfg: DictConfig, table: Table) -> None:
+def _check_onnx(cfg: DictConfig, model: Denoiser, table: Table) -> None:
     require_libraries()
     require_opset(cfg.onnx.opset)
+    if isinstance(model, DiffusersDenoiser) and not model.family.has_graphs:
+        kinds = ", ".join(name for name, family in FAMILIES.items() if family.has_graphs)
+        raise ValueError(
+            f"expected a network of which ONNX graphs are written, {kinds}, got {model.family.network_class.__name__}; "
+            "set goal=export for a pipeline of it"
+        )
     if any(step.is_learned for step in table):
         raise ValueError(
             "expected noise of the sampler, which those who run a graph know beforehand, got a learned variance, which "

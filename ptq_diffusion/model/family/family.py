@@ -23,10 +23,12 @@ class Family(ABC):
         first: the name of the layer that states enter by.
         last: the name of the output layer.
         options_beside: options of a config.json that the class does not have and `build` heeds, with their types.
+        has_graphs: whether ONNX graphs of such networks give their outputs in ONNX Runtime.
     """
 
     network_class: ClassVar[type[ModelMixin]]
     options_beside: ClassVar[Mapping[str, type]] = {}
+    has_graphs: ClassVar[bool] = False
     first: ClassVar[str]
     last: ClassVar[str]
 

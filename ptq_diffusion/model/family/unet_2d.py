@@ -23,6 +23,7 @@ class UNet2D(Family):
     """`UNet2DModel`. One with twice as many output as input channels predicts a variance too."""
 
     network_class = UNet2DModel
+    has_graphs = True
     first, last = "conv_in", "conv_out"
     options_beside = {HEADS: int}
 

@@ -37,6 +37,7 @@ class UNet2DCondition(Family):
     """
 
     network_class = UNet2DConditionModel
+    has_graphs = True
     first, last = "conv_in", "conv_out"
 
     def shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -150,3 +150,10 @@ def test_guidance_that_a_pipeline_does_otherwise_is_refused_before_anything_is_c
     ):
         require_guides("StableDiffusionPipeline", 2.0, table)
     assert not list((tmp_path / "outputs").rglob("chunks"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_graphs_of_a_family_that_has_none_are_refused_by_its_name(make, words, tmp_path, kind):
+    with pytest.raises(ValueError, match=r"UNet2DModel, .*got (SD3|Flux|Sana)Transformer2DModel; set goal=export"):
+        make("goal=onnx", *words(kind))
+    assert not list((tmp_path / "outputs").rglob("chunks"))
