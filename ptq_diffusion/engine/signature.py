@@ -32,7 +32,7 @@ class Signatures:
 
     def of(self, stage: type[Stage], cfg: DictConfig) -> str:
         """Sixteen hex digits over a stage's configuration, files and needs, the source it runs, device, libraries."""
-        cfg = stage.shared(cfg)
+        cfg = stage.made_of(cfg)
         key = json.dumps([stage.name, said(stage, cfg)])
         if key not in self._known:
             self._known[key] = self.computed(stage, cfg)

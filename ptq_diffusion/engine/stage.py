@@ -35,7 +35,7 @@ class Stage(ABC):
         return True
 
     @classmethod
-    def shared(cls, cfg: DictConfig) -> DictConfig:
+    def made_of(cls, cfg: DictConfig) -> DictConfig:
         """A whole configuration with fixed values of options that change no number of the artefact.
 
         All that differ in those alone share one artefact. By default every option that the stage uses counts.

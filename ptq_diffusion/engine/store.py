@@ -77,7 +77,7 @@ class Store:
             ValueError: a file of the artefact is missing or has another size than when it was made.
             OSError: the store's disk is full or cannot be written; what was finished is kept.
         """
-        signature, cfg = self.signature(stage, cfg), stage.shared(cfg)
+        signature, cfg = self.signature(stage, cfg), stage.made_of(cfg)
         if (stage.name, signature) not in self._obtained:
             if not self._agenda.holds(stage.name, signature):
                 self.expect(stage, cfg)
@@ -93,7 +93,7 @@ class Store:
         visited: set[Key] = set()
 
         def visit(need: Need) -> None:
-            key, cfg = (need.stage.name, self.signature(need.stage, need.cfg)), need.stage.shared(need.cfg)
+            key, cfg = (need.stage.name, self.signature(need.stage, need.cfg)), need.stage.made_of(need.cfg)
             if key not in visited:
                 visited.add(key)
                 for before in need.stage().inputs(cfg).values():

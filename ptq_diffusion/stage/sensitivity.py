@@ -124,7 +124,7 @@ class MeasureSensitivity(ModelStage):
     file = "sensitivity.safetensors"
 
     @classmethod
-    def shared(cls, cfg: DictConfig) -> DictConfig:
+    def made_of(cls, cfg: DictConfig) -> DictConfig:
         """With the offer of the policy in its place: see `with_offer`."""
         return with_offer(cfg)
 

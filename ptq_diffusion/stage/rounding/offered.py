@@ -42,7 +42,7 @@ class RoundOffers(ModelStage):
         return len(cfg.bitwidth.get("weights", ())) > 1 and reads_of(cfg) is not Reads.NOTHING
 
     @classmethod
-    def shared(cls, cfg: DictConfig) -> DictConfig:
+    def made_of(cls, cfg: DictConfig) -> DictConfig:
         """With the offer of the policy in its place: see `with_offer`."""
         return with_offer(cfg)
 
