@@ -35,6 +35,8 @@ EXPERIMENTS = {
     "labels and guidance": [*LABELS, "correction=tac", "condition.guidance.interval=[0,0.5]"],
     "a choice": ["correction=auto", *ONE_CHOICE, "goal=fit", "trial.images=5", "correction.judge.replicates=5"]
     + ["noise.images=16"],
+    "features": ["calibration_set=density", "calibration_set.images=6", "calibration.images=7"]
+    + ["goal=calibration_set"],
     "bits by step": ["bitwidth=step_snr", "goal=plan"],
     "learned scales": ["activation_scales=lsq", "activation_scales.iterations=1", "goal=quantize", "images=1"],
     "bits by layer": ["bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=5", "goal=plan"],
@@ -126,6 +128,10 @@ def test_a_folder_without_weights_has_the_plan_of_one_with_them(tiny, capsys, tm
     plans = [planned(capsys, *tiny, "correction=ptqd", *words) for words in cases]
     first, second = ({key: value for key, value in plan.items() if key not in memory} for plan in plans)
     assert first == second
+    # Blocks that are lent take memory one at a time, and nothing else.
+    lent = planned(capsys, *tiny, "correction=ptqd", "runtime.offload=block")
+    changed = {key for key in first if lent[key] != first[key]}
+    assert changed and all(key[1].endswith("memory") and lent[key] < first[key] for key in changed)
 
 
 def test_a_network_of_the_users_own_is_planned_from_a_folder_of_configurations(tiny, own_package, capsys):

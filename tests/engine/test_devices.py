@@ -17,7 +17,7 @@ from tests.experiments import composed as experiment
 
 SMALL = ["goal=samples_corrected", "images=6", "seeds=[0,1]", "noise.images=10", "correction=rescaled"]
 SMALL += [
-    "calibration.images=10",
+    *("calibration.images=10", "calibration_set=density", "calibration_set.images=6"),
     "step_groups@quantizer.steps=equal",
     "quantizer.steps.count=2",
     "equalisation@quantizer.equalisation=power_of_two",

@@ -3,9 +3,10 @@
 import math
 import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 from ptq_diffusion.bitwidth.cost import other_bits
 from ptq_diffusion.command.plan.activations import forward_bytes
@@ -14,6 +15,7 @@ from ptq_diffusion.command.plan.bytes import bytes_of_features, bytes_of_observa
 from ptq_diffusion.command.plan.case import Case
 from ptq_diffusion.correction import Auto
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.runtime import BY_BLOCK
 from ptq_diffusion.metric import FeatureExtractor
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.calibrate import Calibrate
@@ -105,14 +107,27 @@ class Footprint:
 
     @cached_property
     def float_network(self) -> int:
-        """Bytes of the float network."""
+        """Bytes of the float network; of one that is lent by block all outside of blocks, and the largest block."""
         network = self._model.network
-        return size([*network.parameters(), *network.buffers()])
+        tensors = chain(network.named_parameters(), network.named_buffers())
+        return self._held((name, size([tensor])) for name, tensor in tensors)
 
     @cached_property
     def quantized_network(self) -> int:
         """Bytes of the quantized network when it has been asked: integers, what they are unpacked to, all others."""
-        return self._packed + self._unpacked + self._others
+        return self._held(self._packed_bytes) + self._unpacked + self._others
+
+    def _held(self, sizes: Iterable[tuple[str, int]]) -> int:
+        """Bytes that are held of tensors or layers by name: of blocks that are lent, those of the largest alone."""
+        lent = self._model.blocks() if self._case.shop.runtime.offload == BY_BLOCK else ()
+        blocks, outside = dict.fromkeys(lent, 0), 0
+        for name, count in sizes:
+            block = next((block for block in blocks if name.startswith(f"{block}.")), None)
+            if block is None:
+                outside += count
+            else:
+                blocks[block] += count
+        return outside + max(blocks.values(), default=0)
 
     @property
     def both(self) -> int:
@@ -135,12 +150,16 @@ class Footprint:
         return forward_bytes(self._model, self._case.most_rows, quantized=True)
 
     @cached_property
+    def _packed_bytes(self) -> Sequence[tuple[str, int]]:
+        """Bytes of the integers of every layer, by its name."""
+        plan, weighted = dearest(self._case), [site for site in self._model.sites() if site.weighted]
+        return [
+            (site.name, math.prod(site.weight_shape) * sum(plan.weight_copies(site.name)) // 8) for site in weighted
+        ]
+
+    @property
     def _packed(self) -> int:
-        plan = dearest(self._case)
-        weighted = [site for site in self._model.sites() if site.weighted]
-        return (
-            sum(math.prod(site.weight_shape) * bits for site in weighted for bits in plan.weight_copies(site.name)) // 8
-        )
+        return sum(count for _, count in self._packed_bytes)
 
     @cached_property
     def _unpacked(self) -> int:
@@ -150,7 +169,9 @@ class Footprint:
             for site in self._model.sites()
             if site.weighted
         }
-        return sum(COPIES * FLOAT * len(bits) * math.prod(site.weight_shape) for site, bits in copies.items())
+        return self._held(
+            (site.name, COPIES * FLOAT * len(bits) * math.prod(site.weight_shape)) for site, bits in copies.items()
+        )
 
     @cached_property
     def _largest(self) -> int:

@@ -115,9 +115,9 @@ def _learned_scales(case: Case) -> Work:
 
 
 def _calibration_set(case: Case) -> Work:
-    """The features of a few images, where the set reads them."""
-    images = min(construct(case.cfg.calibration_set).feature_images, case.cfg.calibration.images, case.cfg.micro_batch)
-    return Work(images * case.rows)
+    """The features of a few images at every step, and a pass that finds the block, where the set reads them."""
+    images = min(construct(case.cfg.calibration_set).feature_images, case.cfg.calibration.images)
+    return Work(images * (case.rows + case.model.rows_per_image(case.table[0])))
 
 
 def _float_path(case: Case) -> Work:

@@ -29,6 +29,8 @@ def lend_by_block(denoiser: Denoiser) -> None:
         block = denoiser.network.get_submodule(name)
         # As torch's parametrizations do it: names, attributes and the kind of the module stay as they are.
         block.__class__ = _lent_kind(type(block))
+    # All others move into memory: products of few rows depend in last bits on where a mapped file has a tensor begin.
+    denoiser._apply(torch.clone)
 
 
 class Lent(nn.Module):
