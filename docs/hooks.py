@@ -21,6 +21,7 @@ CARDS = (
     "layer_order",
     "gain_steps",
     "low_rank",
+    "embedding",
     "calibration_set",
     "recipe",
     "rounding",

@@ -36,14 +36,15 @@ class Ranks:
     """
 
     def __init__(self, accelerator: str, nodes: int, devices: int) -> None:
-        # A process that ends while the threads of its group still run is aborted (SIGABRT) once in a few times.
-        # Lightning ends groups of NCCL at exit and none of gloo; the next job of a sweep here uses the same group.
-        if not dist.is_initialized():
-            atexit.register(dist.destroy_process_group)
         # Objects are exchanged and no tensors, for which gloo serves on every device.
         strategy = DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)
         self._fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy)
+        is_new = not dist.is_initialized()
         self._fabric.launch()
+        # A process that ends while the threads of its group still run is aborted (SIGABRT) once in a few times.
+        # Lightning ends groups of NCCL at exit and none of gloo; the next job of a sweep here uses the same group.
+        if is_new:
+            atexit.register(dist.destroy_process_group)
         self._group = dist.new_group(backend="gloo", timeout=FOREVER)
 
     @classmethod
@@ -65,7 +66,13 @@ class Ranks:
                     f"expected srun to be told how many processes each node has, got --ntasks={processes} alone; "
                     "start with srun --nodes=N --ntasks-per-node=M"
                 )
-            devices = processes // int(os.environ["SLURM_NNODES"])
+            count = int(os.environ["SLURM_NNODES"])
+            if processes % count:
+                raise ValueError(
+                    f"expected as many processes on every node, got {processes} on {count}; start with srun --nodes=N "
+                    "--ntasks-per-node=M"
+                )
+            devices = processes // count
         else:
             return None
         return cls(accelerator, processes // devices, devices) if processes > 1 else None

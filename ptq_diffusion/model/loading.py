@@ -183,10 +183,11 @@ def load_component(
         network = _construct(config, build, component, "cpu")
     if mapped:
         network.load_state_dict(weights, assign=True)
-        return network
-    # Not diffusers' own `to`, which warns of modules that stay in float32; no network of a family has any.
+    # Not diffusers' own `to`, which warns of modules that stay in float32; no network of a family has any. Weights that
+    # are mapped have the dtype already; buffers that no file holds have it not.
     nn.Module.to(network, dtype)
-    network.load_state_dict(weights)
+    if not mapped:
+        network.load_state_dict(weights)
     return network
 
 

@@ -22,5 +22,5 @@ class EmbeddingTables:
         if self.bits != FLOAT_BITS and not 2 <= self.bits <= 8:
             raise ValueError(
                 f"expected 2 to 8 bits of tables of embeddings, or {FLOAT_BITS} for float, got "
-                f"quantizer.embedding.bits={self.bits}"
+                f"quantizer.embedding.bits={self.bits}; set one of these"
             )

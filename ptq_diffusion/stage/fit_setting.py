@@ -11,15 +11,19 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.sampler import Table
+from ptq_diffusion.stage.quantize import Quantize
 
 
 def fit_table(cfg: DictConfig, model: Denoiser, shop: Workshop) -> Table:
     """The sampler's table, or with `noise.steps` that of the same sampler with so many steps."""
-    return shop.table(fit_setting(cfg), model)
+    return shop.table(as_fitted(cfg), model)
 
 
-def fit_setting(cfg: DictConfig) -> DictConfig:
-    """The configuration with the steps and the guidance scale that a correction is fitted with."""
+def as_fitted(cfg: DictConfig) -> DictConfig:
+    """The configuration with the steps and the guidance scale that a correction is fitted with.
+
+    A scale that the network is told, `condition.guidance.embedded`, stays.
+    """
     other = cfg.copy()
     if cfg.noise.steps is not None:
         OmegaConf.update(other, "sampler.steps", cfg.noise.steps)
@@ -30,15 +34,15 @@ def fit_setting(cfg: DictConfig) -> DictConfig:
 
 def fit_model(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> Denoiser:
     """The float model with the guidance that a correction is fitted with."""
-    return shop.guided(fit_setting(cfg), inputs)
+    return shop.guided(as_fitted(cfg), inputs)
 
 
-def fit_network(cfg: DictConfig, inputs: Mapping[str, Path], folder: Path, shop: Workshop) -> QuantizedDenoiser:
-    """The quantized network of an artefact, with the guidance that a correction is fitted with.
+def fit_network(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> QuantizedDenoiser:
+    """The quantized network among the inputs of a stage, with the guidance that a correction is fitted with.
 
     Its integers and settings are those of the network that the correction serves.
     """
-    quantized = shop.quantized(cfg, folder)
+    quantized = shop.quantized(cfg, inputs[Quantize.name])
     return quantized if cfg.noise.guidance is None else quantized.guided_as(fit_model(cfg, inputs, shop))
 
 

@@ -40,9 +40,14 @@ def check_condition(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     if ("scale" in model.needs) != (guidance.embedded is not None):
         wanted = "a guidance scale for the network to embed" if guidance.embedded is None else "no such scale"
         raise ValueError(f"expected {wanted}, got {guidance.embedded}; set condition.guidance.embedded to one or null")
-    for option, scale in {"condition.guidance.scale": guidance.scale, "noise.guidance": cfg.noise.guidance}.items():
+    for option, scale, none in (
+        ("condition.guidance.scale", guidance.scale, "1"),
+        ("noise.guidance", cfg.noise.guidance, "null"),
+    ):
         if source is None and scale not in (None, 1):
-            raise ValueError(f"expected guidance of a condition only, got {option}={scale} without; set {option}=1")
+            raise ValueError(
+                f"expected guidance of a condition only, got {option}={scale} without; set {option}={none}"
+            )
     if isinstance(source, Labels):
         labels = DrawnLabels.of_network(source, model.classes, guidance.embedded)
         for scale in (guidance.scale, cfg.noise.guidance):

@@ -106,8 +106,9 @@ class Case:
     @property
     def most_rows(self) -> int:
         """The rows of a micro-batch at the step that has most."""
-        models = self.model, fit_model(self.cfg, NO_INPUTS, self.shop)
-        return self.cfg.micro_batch * max(model.rows_per_image(step) for model in models for step in self.table)
+        fitted = fit_model(self.cfg, NO_INPUTS, self.shop)
+        places = (self.model, self.table), (fitted, self.fit_table)
+        return self.cfg.micro_batch * max(model.rows_per_image(step) for model, table in places for step in table)
 
     def padded(self, images: int) -> int:
         """The images of whole micro-batches, which are computed, where so many are wanted."""

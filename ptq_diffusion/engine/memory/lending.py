@@ -25,7 +25,9 @@ def lend_by_block(denoiser: Denoiser) -> None:
         denoiser: float or quantized; its network is changed. One that names no blocks is left as it is.
     """
     inner = denoiser.denoiser if isinstance(denoiser, QuantizedDenoiser) else denoiser
-    for name in inner.blocks():
+    if not (names := inner.blocks()):
+        return
+    for name in names:
         block = denoiser.network.get_submodule(name)
         # As torch's parametrizations do it: names, attributes and the kind of the module stay as they are.
         block.__class__ = _lent_kind(type(block))

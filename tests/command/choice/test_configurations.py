@@ -29,6 +29,7 @@ GROUPS = {
     "step_groups": "step_groups@quantizer.steps",
     "equalisation": "equalisation@quantizer.equalisation",
     "low_rank": "low_rank@quantizer.low_rank",
+    "embedding": "embedding@quantizer.embedding",
     "gain": "gain@correction.candidates.rescaled_matched.links.rescaled.gain",
     "layer_order": "layer_order@correction.candidates.rescaled_matched.links.rescaled.order",
     "gain_steps": "gain_steps@correction.candidates.rescaled_matched.links.rescaled.steps",
@@ -90,6 +91,8 @@ def test_every_option_composes_and_builds(group, option, tiny_model_folder):
         assert construct(cfg.quantizer.equalisation).factors(torch.ones(2), torch.ones(2)).tolist() == [1, 1]
     elif group in ("shift", "gain", "layer_order", "gain_steps"):
         _rescales(cfg.correction.candidates.rescaled_matched)
+    elif group == "embedding":
+        assert construct(cfg.quantizer.embedding).bits in (4, 32)
     elif group == "low_rank":
         assert construct(cfg.quantizer.low_rank).rank >= 0
     elif group == "range_search":
