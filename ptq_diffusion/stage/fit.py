@@ -78,7 +78,8 @@ class Fit(ModelStage):
         shop: Workshop,
     ) -> None:
         model = shop.model(cfg)
-        quantized, steps = fit_network(cfg, inputs, shop), fit_table(cfg, model, shop)
+        quantized = fit_network(shop.quantized(cfg, inputs[Quantize.name]), cfg, inputs, shop)
+        steps = fit_table(cfg, model, shop)
         statistics = NoiseStatistics.load(inputs[Noise.name] / "noise.safetensors")
         statistics.require(noise_fingerprint(quantized, steps))
         carried(fit_diagnosed(correction, statistics, steps), cfg, shop).save(out)
@@ -86,7 +87,7 @@ class Fit(ModelStage):
     def path_fit(self, cfg: DictConfig, inputs: Mapping[str, Path], folder: Path, shop: Workshop) -> PathFit:
         """The fit along a path, on the images of `noise`."""
         model = fit_model(cfg, inputs, shop)
-        networks = model, fit_network(cfg, inputs, shop)
+        networks = model, fit_network(shop.quantized(cfg, inputs[Quantize.name]), cfg, inputs, shop)
         images = Images(noise_chunks(cfg), FloatOutputs(inputs[FloatPath.name]).of, shop.conditions(cfg, model, inputs))
         return PathFit(*networks, construct(cfg.correction), fit_table(cfg, model, shop), images, folder)
 

@@ -11,7 +11,6 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.sampler import Table
-from ptq_diffusion.stage.quantize import Quantize
 
 
 def fit_table(cfg: DictConfig, model: Denoiser, shop: Workshop) -> Table:
@@ -37,12 +36,13 @@ def fit_model(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> De
     return shop.guided(as_fitted(cfg), inputs)
 
 
-def fit_network(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> QuantizedDenoiser:
-    """The quantized network among the inputs of a stage, with the guidance that a correction is fitted with.
+def fit_network(
+    quantized: QuantizedDenoiser, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop
+) -> QuantizedDenoiser:
+    """The quantized network with the guidance that a correction is fitted with.
 
     Its integers and settings are those of the network that the correction serves.
     """
-    quantized = shop.quantized(cfg, inputs[Quantize.name])
     return quantized if cfg.noise.guidance is None else quantized.guided_as(fit_model(cfg, inputs, shop))
 
 

@@ -74,7 +74,7 @@ class Noise(ModelStage):
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> MeasureNoise:
         """The work of every device."""
         model = shop.model(cfg)
-        quantized = fit_network(cfg, inputs, shop)
+        quantized = fit_network(shop.quantized(cfg, inputs[Quantize.name]), cfg, inputs, shop)
         m, conditions = FloatOutputs(inputs[FloatPath.name]).of, shop.conditions(cfg, quantized, inputs)
         return MeasureNoise(quantized, fit_table(cfg, model, shop), m, conditions)
 

@@ -73,6 +73,7 @@ WORDS = {
     "no micro-batch": ("micro_batch=0", "micro_batch to be greater than 0"),
     "no calibration": ("calibration.images=0", "calibration.images to be greater"),
     "no noise": ("noise.images=0", "noise.images to be greater"),
+    "measured bits at another guidance": ("bitwidth=step_snr noise.guidance=3", "set noise.guidance=null"),
     "a fit at a guidance of nothing": ("noise.guidance=3", "set noise.guidance=null"),
     "a fit on no steps": ("noise.steps=0", "noise.steps to be greater"),
     "a negative noise seed": ("noise.seed=-1", "noise.seed"),

@@ -73,6 +73,15 @@ def test_a_folder_is_loaded_bit_for_bit_with_its_weights_left_in_the_file(tiny_m
     assert narrow.fingerprint() == DiffusersDenoiser.from_folder(folder, "bfloat16").fingerprint()
 
 
+def test_buffers_that_no_file_holds_have_the_dtype_of_a_mapped_network():
+    whole, mapped = (
+        DiffusersDenoiser.from_folder("bundled:cifar10_dit", "bfloat16", mapped) for mapped in (False, True)
+    )
+    buffers, expected = (dict(model.network.named_buffers()) for model in (mapped, whole))
+    assert "pos_embed.pos_embed" in buffers and "pos_embed.pos_embed" not in mapped.network.state_dict()
+    assert all(buffers[name].dtype == tensor.dtype for name, tensor in expected.items())
+
+
 def test_what_moves_a_network_leaves_its_blocks_and_a_failed_call_leaves_them_at_home():
     denoiser = copy.deepcopy(denoiser_of("pixels"))
     lend_by_block(denoiser)
