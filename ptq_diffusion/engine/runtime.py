@@ -27,6 +27,8 @@ TF32 = "NVIDIA_TF32_OVERRIDE"
 BY_BLOCK = "block"
 OFFLOADS = ("none", BY_BLOCK)
 """Ways to keep a network: whole on its device, or its blocks outside, see `engine.memory.lending`."""
+PROCESSES_PER_CORE = 2
+"""More processes than that on a processor slow each other and fill the memory."""
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
@@ -45,7 +47,8 @@ class Runtime:
         offload: whether networks are whole on their device, `none`, or come to it block by block, `block`.
 
     Raises:
-        ValueError: no such device type or offload, or this machine has none of it, or devices beside ranks.
+        ValueError: no such device type or offload, or this machine has none of it, devices beside ranks, or more
+            processes than a processor has use for.
     """
 
     accelerator: str
@@ -74,6 +77,11 @@ class Runtime:
             raise ValueError(
                 f"expected a machine with an accelerator, found none for runtime.accelerator={self.accelerator}; "
                 "use auto or cpu"
+            )
+        if self.device_type == "cpu" and self.devices > (most := PROCESSES_PER_CORE * (os.cpu_count() or 1)):
+            raise ValueError(
+                f"expected at most {most} processes on the {most // PROCESSES_PER_CORE} cores of this processor, got "
+                f"runtime.devices={self.devices}; lower it"
             )
 
     @property

@@ -59,6 +59,10 @@ def affine_parameters(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Te
     return scale, torch.where(empty, 0, zero_point)
 
 
+MOST_CANDIDATES = 10_000
+"""A limit far above any use: 80 are usual."""
+
+
 class RangeSearch(ABC):
     """A rule for the interval that a grid should cover."""
 
@@ -113,12 +117,12 @@ class ShrinkingSearch(RangeSearch):
         candidates: how many factors are tried, from 1 down to 1 / candidates.
 
     Raises:
-        ValueError: candidates not positive.
+        ValueError: candidates not positive, or too many.
     """
 
     def __init__(self, candidates: int) -> None:
-        if candidates < 1:
-            raise ValueError(f"expected candidates >= 1, got {candidates}")
+        if not 1 <= candidates <= MOST_CANDIDATES:
+            raise ValueError(f"expected candidates >= 1 and at most {MOST_CANDIDATES:,}, got {candidates}")
         self.candidates = candidates
 
     def __call__(self, distribution: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:

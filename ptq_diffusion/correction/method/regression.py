@@ -27,6 +27,8 @@ from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
 ReadoutBits = Literal[8, 32]
+WIDEST = 31
+"""The largest side of a kernel; a regression on wider ones has thousands of regressors for each channel."""
 
 
 class Regression(Correction[PathEvidence]):
@@ -73,8 +75,8 @@ class Regression(Correction[PathEvidence]):
     ) -> None:
         sides = {"on_q": on_q, "on_x": on_x, "on_features": on_features}
         for name, side in sides.items():
-            if side < 0 or (side % 2 == 0 and side > 0):
-                raise ValueError(f"expected {name} to be 0 or an odd side such as 3, got {side}")
+            if not 0 <= side <= WIDEST or (side % 2 == 0 and side > 0):
+                raise ValueError(f"expected {name} to be 0 or an odd side up to {WIDEST}, such as 3, got {side}")
         if not any(sides.values()) or not ridges or not all(0 <= ridge < float("inf") for ridge in ridges):
             raise ValueError(
                 f"expected a regressor, and finite ridges of at least 0, got {sides} and ridges={list(ridges)}; "

@@ -75,6 +75,12 @@ WORDS = {
     "no noise": ("noise.images=0", "noise.images to be greater"),
     "measured bits at another guidance": ("bitwidth=step_snr noise.guidance=3", "set noise.guidance=null"),
     "a fit at a guidance of nothing": ("noise.guidance=3", "set noise.guidance=null"),
+    "more processes than a processor has use for": (
+        "runtime.devices=1000000000000",
+        "runtime.devices=1000000000000; lower",
+    ),
+    "a search without end": ("quantizer.activation.range_search.candidates=1000000000000", "at most 10,000"),
+    "a kernel wider than any image": ("correction=readout correction.on_q=607", "an odd side up to 31"),
     "a fit on no steps": ("noise.steps=0", "noise.steps to be greater"),
     "a negative noise seed": ("noise.seed=-1", "noise.seed"),
     "neither true nor false": ("force=maybe", "force"),
