@@ -67,7 +67,7 @@ class Ranks:
                     "start with srun --nodes=N --ntasks-per-node=M"
                 )
             count = int(os.environ["SLURM_NNODES"])
-            if processes % count:
+            if processes > 1 and processes % count:
                 raise ValueError(
                     f"expected as many processes on every node, got {processes} on {count}; start with srun --nodes=N "
                     "--ntasks-per-node=M"
