@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ptq_diffusion.artefact.files import holds_tensors, write_tensors
 from ptq_diffusion.engine.conditions import ConditionSource
-from ptq_diffusion.engine.runtime import quiet_libraries, track
+from ptq_diffusion.engine.runtime import track
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Condition
 from ptq_diffusion.numeric.seed import SampleNoise
@@ -113,7 +113,6 @@ class Missing:
 
 def do_share(fabric: Fabric, build: Callable[[Workshop], ChunkWork], missing: Missing, shop: Workshop) -> None:
     """Do this device's share, every n-th of the missing chunks of n devices."""
-    quiet_libraries()
     torch.set_num_threads(missing.threads)
     work = build(shop.on(fabric.device)).eval().to(fabric.device)
     share = missing.chunks[fabric.global_rank :: fabric.world_size]
@@ -168,7 +167,6 @@ def count_share(fabric: Fabric, build: Callable[[Workshop], Statistics], missing
     sharers, file = min(fabric.world_size, len(missing.chunks)), part_file(missing.folder, fabric.global_rank)
     if fabric.global_rank >= sharers or holds_tensors(file):
         return
-    quiet_libraries()
     torch.set_num_threads(missing.threads)
     statistics = build(shop.on(fabric.device)).eval().to(fabric.device)
     share = missing.chunks[fabric.global_rank :: sharers]

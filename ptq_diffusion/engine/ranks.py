@@ -55,27 +55,16 @@ class Ranks:
         MASTER_PORT say otherwise.
 
         Raises:
-            ValueError: srun was told a number of tasks and not how many a node has.
+            ValueError: see `_of_slurm`.
         """
         if TorchElasticEnvironment.detect():
             processes, devices = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+            nodes = processes // devices
         elif SLURMEnvironment.detect():
-            processes = int(os.environ["SLURM_NTASKS"])
-            if processes > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
-                raise ValueError(
-                    f"expected srun to be told how many processes each node has, got --ntasks={processes} alone; "
-                    "start with srun --nodes=N --ntasks-per-node=M"
-                )
-            count = int(os.environ["SLURM_NNODES"])
-            if processes > 1 and processes % count:
-                raise ValueError(
-                    f"expected as many processes on every node, got {processes} on {count}; start with srun --nodes=N "
-                    "--ntasks-per-node=M"
-                )
-            devices = processes // count
+            nodes, devices = _of_slurm(int(os.environ["SLURM_NTASKS"]))
         else:
             return None
-        return cls(accelerator, processes // devices, devices) if processes > 1 else None
+        return cls(accelerator, nodes, devices) if nodes * devices > 1 else None
 
     @property
     def is_first(self) -> bool:
@@ -159,3 +148,22 @@ class Ranks:
         dist.broadcast_object_list(parcels, src=0, group=self._group)
         assert parcels[0] is not None
         return parcels[0]
+
+
+def _of_slurm(processes: int) -> tuple[int, int]:
+    """The number of nodes of a job of Slurm, and of processes on each.
+
+    Raises:
+        ValueError: srun was told a number of processes and not how many a node has, or nodes have not as many.
+    """
+    if processes == 1:
+        return 1, 1
+    remedy = "start with srun --nodes=N --ntasks-per-node=M"
+    if "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise ValueError(
+            f"expected srun to be told how many processes each node has, got --ntasks={processes} alone; {remedy}"
+        )
+    nodes = int(os.environ["SLURM_NNODES"])
+    if processes % nodes:
+        raise ValueError(f"expected as many processes on every node, got {processes} on {nodes}; {remedy}")
+    return nodes, processes // nodes

@@ -240,8 +240,7 @@ class QuantizedDenoiser(Denoiser):
         self._require_computable(backend)
         copied = self.with_settings(self.settings)
         for name, layer in copied.layers().items():
-            parent, _, child = name.rpartition(".")
-            setattr(copied.network.get_submodule(parent), child, backend.layer(layer))
+            copied.network.set_submodule(name, backend.layer(layer))
         copied.backend = backend
         return copied
 

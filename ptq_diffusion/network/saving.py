@@ -186,23 +186,17 @@ def _rebuilt(float_model: Denoiser, description: Mapping[str, Any], tensors: Map
         ]
         bias = tensors[f"{BIAS}/{site.name}"] if layer.bias is not None else None
         settings = table[site.name].with_equalisation(factors)
-        _put(network, site.name, quantized_layer(layer, weights, bias, settings, current))
+        network.set_submodule(site.name, quantized_layer(layer, weights, bias, settings, current))
     for name in quantized_attentions(sites, plan):
         install(network, name, table, current)
     kinds = description.get(TABLES, {})
     for name, embedding in stored_tables(network, kinds, _below(TABLES, tensors), float_model.dtype).items():
-        _put(network, name, embedding)
+        network.set_submodule(name, embedding)
     _assign_others(network, _below(OTHER, tensors), _module_prefixes(sites, plan, kinds))
     denoiser = _guided(float_model.with_network(network.requires_grad_(False)), description, tensors)
     quantized = QuantizedDenoiser(denoiser, sites, float_model.attention_macs(), plan, current)
     _require_consistent(quantized, table, tensors)
     return quantized
-
-
-def _put(network: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of another; the network is changed."""
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, module)
 
 
 def _equalisation(sites: Iterable[Site], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

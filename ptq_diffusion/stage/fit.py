@@ -15,7 +15,6 @@ from ptq_diffusion.correction.method.auto import FLOAT
 from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.models import decoder_checksum
-from ptq_diffusion.engine.runtime import quiet_libraries
 from ptq_diffusion.engine.stage import ModelStage, Need
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.drawing.corrected import draw_corrected
@@ -138,7 +137,6 @@ def follow(
         shop: of this process.
         threads: of torch in every process, on which last bits depend.
     """
-    quiet_libraries()
     torch.set_num_threads(threads)
     fitted = path_fit().go(fabric, Fit().title, shop.runtime.progress)
     if fabric.is_global_zero:

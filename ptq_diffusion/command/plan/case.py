@@ -92,16 +92,12 @@ class Case:
     @property
     def rows(self) -> int:
         """The rows that the network is asked about for one image over the sampler's table."""
-        return self.rows_over(self.table)
+        return _rows(self.model, self.table)
 
     @property
     def fit_rows(self) -> int:
         """The same over the table that corrections are fitted on."""
         return _rows(fit_model(self.cfg, NO_INPUTS, self.shop), self.fit_table)
-
-    def rows_over(self, table: Table) -> int:
-        """The rows that the network is asked about for one image over a table; guidance asks twice."""
-        return _rows(self.model, table)
 
     @property
     def most_rows(self) -> int:
@@ -136,7 +132,7 @@ class Case:
 
 
 def _rows(model: Denoiser, table: Table) -> int:
-    """The rows that a model is asked about for one image over a table."""
+    """The rows that a model is asked about for one image over a table; guidance asks twice."""
     return sum(model.rows_per_image(step) for step in table)
 
 

@@ -127,5 +127,4 @@ def _norms(network: nn.Module) -> dict[str, nn.GroupNorm]:
 def _replace(network: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Put modules in the places of others, by their names; the network is changed."""
     for name, module in modules.items():
-        parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, module)
+        network.set_submodule(name, module)
