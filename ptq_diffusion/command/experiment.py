@@ -1,6 +1,6 @@
 """Runs one experiment from its configuration: to a report, or to the artefact of any one stage."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import diffusers
@@ -28,7 +28,8 @@ from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.stage import Stage, upstream
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.report.report import make_report, report_stages, table
+from ptq_diffusion.report.report import make_report, table
+from ptq_diffusion.report.stages import goal_stages
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.drawing.drift import MeasureDrift
@@ -142,10 +143,9 @@ def _run_here(cfg: DictConfig, ranks: Ranks | None) -> Path:
     require_plugins(cfg.get(PLUGINS, ()))
     cfg = named(cfg)
     stage = goal_of(cfg)
-    options = cfg.runtime
-    runtime = Runtime(options.accelerator, options.progress, options.devices, ranks=ranks, offload=options.offload)
+    runtime = Runtime.of_options(cfg.runtime, ranks=ranks)
     shop = Workshop(runtime, plugins=cfg.get(PLUGINS, ()))
-    store = Store(Path(cfg.outputs) / "store", shop, forced_stages(cfg.force, stage), effort)
+    store = Store(Path(cfg.outputs) / "store", shop, forced_stages(cfg.force, goal_stages(cfg, stage)), effort)
     check(cfg, stage, shop, Room.here(Path(cfg.outputs), shop.device))
     keep_freed_memory()
     with writable(Path(cfg.outputs) / "runs"), memory_named(cfg, shop):
@@ -170,7 +170,7 @@ def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> Pat
     for line in preamble(cfg, store, stage):
         runtime.say(line)
     with tracking(construct(cfg.logger), cfg, folder, store, store.signature(stage, cfg)) as tracker:
-        for one in report_stages(cfg) if cfg.goal == "report" else ():
+        for one in goal_stages(cfg, stage):
             store.expect(one, cfg)
         result = store.obtain(stage, cfg)
         if cfg.goal == "report":
@@ -182,13 +182,17 @@ def _run(cfg: DictConfig, stage: type[Stage], store: Store, folder: Path) -> Pat
     return result
 
 
-def forced_stages(force: bool | str, goal: type[Stage]) -> frozenset[str]:
+def forced_stages(force: bool | str, goals: Sequence[type[Stage]]) -> frozenset[str]:
     """The stages that are made again: none, all that the goal is made of, or one and what is made of it.
+
+    Args:
+        force: whether to make anything again, or the name of a stage.
+        goals: the last stages of the goal, see `goal_stages`.
 
     Raises:
         ValueError: `force` names no stage that the goal is made of.
     """
-    stages = upstream(goal)
+    stages = frozenset[str]().union(*(upstream(goal) for goal in goals))
     if isinstance(force, bool):
         return stages if force else frozenset()
     if force not in stages:

@@ -7,6 +7,7 @@ from ptq_diffusion.engine.plugins import Plugin
 from ptq_diffusion.engine.selection import select
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
+from ptq_diffusion.report.stages import goal_stages
 
 PARTS = ("model", "condition", "sampler", "bitwidth", "correction", "feature", "judging", "data")
 """Parts of the configuration that one line each has room for."""
@@ -14,7 +15,7 @@ PARTS = ("model", "condition", "sampler", "bitwidth", "correction", "feature", "
 
 def preamble(cfg: DictConfig, store: Store, goal: type[Stage]) -> list[str]:
     """One line for each choice that the goal depends on, and one for the stages that the store holds."""
-    needs = store.artefacts(goal, cfg).values()
+    needs = [need for last in goal_stages(cfg, goal) for need in store.artefacts(last, cfg).values()]
     part = select(cfg, tuple(dict.fromkeys(key for need in needs for key in need.stage.uses)))
     rows = {key: _row(key, part, cfg) for key in PARTS}
     if "metric" in part:

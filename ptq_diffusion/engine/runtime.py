@@ -16,6 +16,7 @@ from lightning import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track as rich_track
 
@@ -83,6 +84,22 @@ class Runtime:
                 f"expected at most {most} processes on the {most // PROCESSES_PER_CORE} cores of this processor, got "
                 f"runtime.devices={self.devices}; lower it"
             )
+
+    @classmethod
+    def of_options(cls, options: DictConfig, console: Console | None = None, ranks: Ranks | None = None) -> "Runtime":
+        """The runtime of the options `runtime` of a configuration.
+
+        Args:
+            options: accelerator, progress, devices, offload.
+            console: where messages go; None for the standard output.
+            ranks: see `Runtime`.
+
+        Raises:
+            ValueError: see `Runtime`.
+        """
+        console = Console() if console is None else console
+        words = options.accelerator, options.progress, options.devices
+        return cls(*words, console=console, ranks=ranks, offload=options.offload)
 
     @property
     def device_type(self) -> str:

@@ -27,16 +27,15 @@ from ptq_diffusion.engine.run_files import (
     STRIPS,
     TABLE,
 )
-from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.report.figures import drift_curves, noise_curves
 from ptq_diffusion.report.layers import draw_layers, layer_rows
 from ptq_diffusion.report.plan_figure import plan_figure
 from ptq_diffusion.report.provenance import provenance
+from ptq_diffusion.report.stages import compares_layers
 from ptq_diffusion.report.strips import image_strips, strip, write_strip
 from ptq_diffusion.stage.drawing.drift import Drift, MeasureDrift, read_drift
-from ptq_diffusion.stage.drawing.layers import MeasureLayers
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
 from ptq_diffusion.stage.fit import Fit
@@ -45,11 +44,6 @@ from ptq_diffusion.stage.samples import image_batches
 
 SHOWN = 16
 """Samples that the image grid shows."""
-
-
-def report_stages(cfg: DictConfig) -> tuple[type[Stage], ...]:
-    """The stages that a report is made of, with all that they are made of."""
-    return (Evaluate, MeasureLayers) if cfg.layers.images else (Evaluate,)
 
 
 def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any]:
@@ -81,7 +75,7 @@ def make_report(store: Store, cfg: DictConfig, folder: Path) -> Mapping[str, Any
     }
     _write_csv(folder / TABLE, rows)
     _write_csv(folder / STEPS, step_rows(store, cfg))
-    if cfg.layers.images:
+    if compares_layers(cfg):
         _write_csv(folder / LAYER_TABLE, layer_rows(store, cfg))
     write_json(folder / REPORT, report)
     return report
@@ -137,7 +131,7 @@ def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:
     psnr = {words.get(name, name): drift.psnr for name, drift in _drift(store, cfg).items()}
     drift_curves([step.t for step in steps], psnr, paths[2])
     _draw_plan(store, cfg, paths[3])
-    if not cfg.layers.images:
+    if not compares_layers(cfg):
         return paths
     draw_layers(store, cfg, folder / LAYERS)
     return *paths, folder / LAYERS

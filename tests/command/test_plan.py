@@ -28,7 +28,7 @@ ONE_CHOICE = [
     f"~correction.candidates.{name}" for name in ("ptqd_gated", "readout_matched", "rescaled_readout_matched")
 ]
 EXPERIMENTS = {
-    "moments": ["correction=ptqd", "images=3"],
+    "moments, and layers in the report": ["correction=ptqd", "images=3", "layers.images=2"],
     "a step asked twice": ["correction=qncd", "correction.every=2", "goal=samples_corrected"],
     "a path": [*PATH, "noise.images=17", "noise.steps=4", "goal=fit"],
     "a path known ahead": [*POOLED, "noise.images=17", "noise.steps=4", "goal=fit"],

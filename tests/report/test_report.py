@@ -11,12 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ptq_diffusion.command.experiment import forced_stages
 from ptq_diffusion.metric import protocol_id
 from ptq_diffusion.report.provenance import commit
+from ptq_diffusion.report.stages import goal_stages
 from ptq_diffusion.report.sweep.collect import collect
 from ptq_diffusion.stage import samples
 from ptq_diffusion.stage.drawing.variants import VARIANTS
+from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.samples import read_images
+from tests.experiments import composed
 
 METRICS = {
     "fid",
@@ -147,6 +151,17 @@ def test_force_names_what_the_goal_is_made_of(report):
         match=r"force to be false, true or one of activation_scales, additions, beside, .*got 'train_denoiser'",
     ):
         report("force=train_denoiser")
+
+
+def test_force_makes_layers_again_where_the_report_has_them(tiny):
+    """They are no need of the evaluation, beside which a report shows them."""
+    forced = {}
+    for images in (0, 2):
+        goals = goal_stages(composed(*tiny, f"layers.images={images}"), Evaluate)
+        forced[images] = forced_stages(True, goals)
+    assert forced[2] - forced[0] == {"layers"} == forced_stages("layers", goals)
+    with pytest.raises(ValueError, match="got 'layers'"):
+        forced_stages("layers", goals[:1])
 
 
 def test_a_sweep_over_corrections_calibrates_once(report):

@@ -11,6 +11,7 @@ from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
+from ptq_diffusion.report.stages import goal_stages
 from ptq_diffusion.stage.reference import build_extractor
 
 
@@ -24,9 +25,9 @@ def parts_read(cfg: DictConfig, goal: type[Stage]) -> set[str]:
             for need in stage().inputs(cfg).values():
                 visit(need.stage, need.cfg)
 
-    visit(goal, cfg)
-    # The table of layers belongs to the report, which is no stage.
-    return {key for stage in stages for key in stage.uses} | ({"layers"} if cfg.goal == "report" else set())
+    for last in goal_stages(cfg, goal):
+        visit(last, cfg)
+    return {key for stage in stages for key in stage.uses}
 
 
 def least(cfg: DictConfig, model: Denoiser, steps: int, shop: Workshop, used: Collection[str]) -> Needs:

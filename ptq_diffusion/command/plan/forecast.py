@@ -1,7 +1,7 @@
 """The forecast of an experiment: one line for each artefact, in the order in which they would be made."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -18,6 +18,7 @@ from ptq_diffusion.engine.stage import Need, Stage
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.decoder import Pixels
 from ptq_diffusion.model.macs import count_macs
+from ptq_diffusion.report.stages import goal_stages
 
 STARTED = 112 * 2**20
 """Bytes of a run that a plan has not: signatures, kernels of a first forward, the heap's gaps. It is what was left of a
@@ -107,7 +108,7 @@ def forecast(cfg: DictConfig, goal: type[Stage], shop: OutlineShop) -> Forecast:
     architecture, steps = case.model.architecture(case.table), len(case.table)
     costs = {name: plan_cost(architecture, plan, steps, case.beside) for name, plan in plans(case).items()}
     footprint, lines, untold = Footprint(case), list[Line](), list[str]()
-    for title, need in artefacts(Need(goal, cfg)):
+    for title, need in artefacts([Need(last, cfg) for last in goal_stages(cfg, goal)]):
         part = Case(need.cfg, shop)
         work = work_of(need.stage.name, part)
         if work is None:
@@ -128,8 +129,8 @@ def _decoder_macs(case: Case) -> int:
     return sum(macs.layers.values()) + macs.attention
 
 
-def artefacts(goal: Need) -> Iterator[tuple[str, Need]]:
-    """The artefacts that one is made of and itself, with their titles, each once and before what it serves.
+def artefacts(goals: Iterable[Need]) -> Iterator[tuple[str, Need]]:
+    """The artefacts that some are made of and themselves, with their titles, each once and before what it serves.
 
     Two needs are of one artefact where the configuration says the same of their stages, as in signatures; files are
     not read.
@@ -145,4 +146,5 @@ def artefacts(goal: Need) -> Iterator[tuple[str, Need]]:
             name = need.stage.name
             yield name if role == name else f"{name}: {role}", need
 
-    yield from visit(goal.stage.name, goal)
+    for goal in goals:
+        yield from visit(goal.stage.name, goal)

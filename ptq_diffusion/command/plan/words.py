@@ -40,10 +40,8 @@ def print_plan(words: Sequence[str]) -> None:
     from ptq_diffusion.engine.runtime import Runtime
     from ptq_diffusion.engine.workshop import Workshop
 
-    options = cfg.runtime
     # Notes go beside the numbers.
-    parts = options.accelerator, options.progress, options.devices
-    runtime = Runtime(*parts, console=Console(stderr=True), offload=options.offload)
+    runtime = Runtime.of_options(cfg.runtime, Console(stderr=True))
     shop, goal, rates = OutlineShop(runtime), goal_of(cfg), None
     check(cfg, goal, shop, Room.unlimited())
     prediction = forecast(cfg, goal, shop)

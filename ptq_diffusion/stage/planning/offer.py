@@ -3,12 +3,14 @@
 from omegaconf import DictConfig, open_dict
 
 from ptq_diffusion.bitwidth.budget import Budget
+from ptq_diffusion.bitwidth.roles import EIGHT_BITS
 
 OFFER = ("weights", "activations", "patterns")
 """Options of a policy that say which bits it offers to which layers."""
-BITS = {"weight": 8, "activation": 8}
-ANY = {"saving": 1, "bytes": None, "over": "layers_and_steps", "first": BITS, "last": BITS, "attention": BITS}
-"""The other options, on whose values nothing that is measured for a choice depends."""
+FIXED_BITS = {role: dict(EIGHT_BITS) for role in ("first", "last", "attention")}
+"""Bits of the layers that a policy does not choose, and"""
+CONSTRAINTS = {"saving": 1, "bytes": None, "over": "layers_and_steps"} | FIXED_BITS
+"""all options beside the offer, on whose values nothing that is measured for a choice depends."""
 
 
 def with_offer(cfg: DictConfig) -> DictConfig:
@@ -21,5 +23,5 @@ def with_offer(cfg: DictConfig) -> DictConfig:
     representative = cfg.copy()
     offer = {name: cfg.bitwidth[name] for name in OFFER}
     with open_dict(representative):
-        representative.bitwidth = {"_target_": f"{Budget.__module__}.{Budget.__qualname__}"} | ANY | offer
+        representative.bitwidth = {"_target_": f"{Budget.__module__}.{Budget.__qualname__}"} | CONSTRAINTS | offer
     return representative
