@@ -24,7 +24,8 @@ class PlanCost:
             of parts of low rank.
         attention_bops: those of QK^T and PV, which have no weight: MACs x bits of one operand x bits of the other.
         float_bops: those of the network in full precision.
-        stored_bits: of all parameters: weights of sites in each of their bitwidths, every other parameter in float32.
+        stored_bits: of all parameters: weights of sites in each of their bitwidths, tables of embeddings in theirs, all
+            others in float32.
     """
 
     bops: int
@@ -45,16 +46,25 @@ class PlanCost:
 
 @dataclass(frozen=True)
 class Beside:
-    """Work and numbers of layers beside the products of their quantized operands.
+    """Work and numbers of a network beside the products of its layers' quantized operands.
 
     Args:
         equalised: the names of layers whose input is divided by factors of its channels.
         ranks: of the parts of weights that stay in 16 bits, by layer. The first of their two matrices reads the
             quantized input, the second what the first gives, in 16 bits.
+        embeddings: how many numbers all tables of embeddings have.
+        embedding_bits: of each of them.
     """
 
     equalised: Collection[str] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
+    embeddings: int = 0
+    embedding_bits: int = FLOAT_BITS
+
+    @property
+    def computes(self) -> bool:
+        """Whether layers compute anything beside."""
+        return bool(self.equalised or self.ranks)
 
     def bops(self, architecture: Architecture, plan: BitwidthPlan, steps: int) -> int:
         """Bit operations of one image, over all steps."""
@@ -74,8 +84,8 @@ class Beside:
         return total
 
     def stored_bits(self, architecture: Architecture, plan: BitwidthPlan) -> int:
-        """Bits of the matrices of all copies of weights that have them."""
-        total = 0
+        """Bits of all parameters that are no weight of a site, and of the matrices of all copies that have them."""
+        total = other_bits(architecture) - self.embeddings * (FLOAT_BITS - self.embedding_bits)
         for site in (site for site in architecture.sites if site.name in self.ranks):
             copies = sum(bits != FLOAT_BITS for bits in plan.weight_copies(site.name))
             total += copies * self.ranks[site.name] * (site.weight_shape[0] + math.prod(site.weight_shape[1:])) * HALF
@@ -83,7 +93,7 @@ class Beside:
 
 
 NOTHING = Beside()
-"""No layer is equalised, and no weight has a part in 16 bits."""
+"""No layer is equalised, no weight has a part in 16 bits, and tables of embeddings are float."""
 
 
 def plan_cost(architecture: Architecture, plan: BitwidthPlan, steps: int, beside: Beside = NOTHING) -> PlanCost:
@@ -93,7 +103,7 @@ def plan_cost(architecture: Architecture, plan: BitwidthPlan, steps: int, beside
         architecture: of the network.
         plan: bits of all of its sites.
         steps: rows of the table.
-        beside: what layers compute and store beside their quantized operands.
+        beside: what the network computes and stores beside the quantized operands of its layers.
 
     Raises:
         KeyError: the plan lacks a site.
@@ -102,7 +112,7 @@ def plan_cost(architecture: Architecture, plan: BitwidthPlan, steps: int, beside
     bops = _bops(macs_by_bits(architecture, plan, steps)) + beside.bops(architecture, plan, steps)
     attention = attention_bops(architecture, plan, steps)
     stored = sum(math.prod(site.weight_shape) * sum(plan.weight_copies(site.name)) for site in architecture.sites)
-    stored += beside.stored_bits(architecture, plan) + other_bits(architecture)
+    stored += beside.stored_bits(architecture, plan)
     return PlanCost(bops + attention, attention, float_bops(architecture, steps), stored)
 
 
@@ -161,6 +171,6 @@ def attention_bops(architecture: Architecture, plan: BitwidthPlan, steps: int) -
 
 
 def other_bits(architecture: Architecture) -> int:
-    """Stored bits of the parameters that are no weight of a site, which no plan changes."""
+    """Bits of the parameters that are no weight of a site, which no plan changes, in float32."""
     weights = sum(math.prod(site.weight_shape) for site in architecture.sites)
     return (architecture.parameters - weights) * FLOAT_BITS

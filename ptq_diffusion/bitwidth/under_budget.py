@@ -40,8 +40,9 @@ class UnderBudget(BitwidthPolicy[Measured]):
     Args:
         saving: how many times fewer bit operations than full precision the plan takes at least, attention's products
             and what layers compute beside included, see `with_layers`; null for no such budget.
-        bytes: of all parameters at most, weights at their bits, parts of low rank at 16, the others in float32; scales
-            and settings, a few per cent which reports count too, come on top; null for no such budget.
+        bytes: of all parameters at most, weights and tables of embeddings at their bits, parts of low rank at 16, the
+            others in float32; scales and settings, a few per cent which reports count too, come on top; null for no
+            such budget.
         over: what may differ in its bits: `layers_and_steps`, `layers` (the same at every step) or `steps` (the same in
             every inner layer).
         weights: bits offered to weights, ascending, 2 to 8.
@@ -84,7 +85,7 @@ class UnderBudget(BitwidthPolicy[Measured]):
         return policy
 
     def with_layers(self, beside: Beside) -> Self:
-        """The policy of a network whose layers are equalised or have parts of low rank, which budgets count."""
+        """The policy of a network that computes and stores this beside, which budgets count."""
         policy = copy(self)
         policy.beside = beside
         return policy
@@ -101,7 +102,7 @@ class UnderBudget(BitwidthPolicy[Measured]):
         super().check(architecture, steps)
         cheapest = self._cost(architecture, self.uniform(architecture, self.offered[0]), len(steps))
         name = f"W{self.weights[0]}A{self.activations[0]} in the inner layers"
-        if self.beside != NOTHING:
+        if self.beside.computes:
             name += " with what layers compute beside"
         total = self.additions.total(cheapest.bops, len(steps))
         most = floor(cheapest.float_bops / total * 1e4) / 1e4 if total else inf

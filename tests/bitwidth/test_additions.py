@@ -8,6 +8,7 @@ import pytest
 from ptq_diffusion.bitwidth import Budget, Greedy, RandomBits
 from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.bitwidth.cost import Beside, plan_cost
+from ptq_diffusion.model.plan import LayerBits
 from tests.bitwidth.networks import FIXED, LINE, sensitivity, table
 
 STEPS = 4
@@ -61,6 +62,25 @@ def test_a_plan_keeps_its_budgets_with_what_layers_compute_and_store_beside(kind
     assert plan_cost(WIDE, plans[0], STEPS, beside).bops * 18 > cost.float_bops
     policy = kind(saving=None, bytes=-(-cost.stored_bits // 8), over=over, **OFFER).with_layers(beside)
     assert plan_cost(WIDE, policy.plan(WIDE, table(STEPS), evidence), STEPS, beside).stored_bits <= 8 * policy.bytes
+
+
+@pytest.mark.parametrize("kind", [Budget, Greedy, RandomBits])
+def test_bytes_that_tables_of_embeddings_spare_are_left_for_weights(kind):
+    """100 numbers in 4 bits are 350 bytes less than in float."""
+    weights, tables = [2, 3, 4, 8], Beside(embeddings=100, embedding_bits=4)
+    evidence = None if kind is RandomBits else sensitivity(WIDE, STEPS, weights, [8])
+    offer = {"saving": None, "weights": weights, "activations": [8], **FIXED}
+    network = replace(WIDE, parameters=WIDE.parameters + 100)
+    full = plan_cost(network, kind(bytes=1, **offer).uniform(network, LayerBits(3, 8)), STEPS).stored_bits // 8
+
+    def plan(size, policy_of=lambda policy: policy):
+        return policy_of(kind(bytes=size, **offer)).plan(network, table(STEPS), evidence)
+
+    ours = plan(full - 350, lambda policy: policy.with_layers(tables))
+    assert ours.weight == plan(full).weight
+    assert plan_cost(network, ours, STEPS, tables).stored_bits <= 8 * (full - 350)
+    with pytest.raises(ValueError, match="those of the cheapest plan, W2A8 in the inner layers, got"):
+        plan(full - 350)
 
 
 def test_layers_that_leave_no_room_are_refused():

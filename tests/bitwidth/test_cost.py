@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,6 +78,16 @@ def test_a_part_of_low_rank_takes_two_products_in_16_bits():
     first, second = 3 * rank * 5 * 16 * (8 + 6), 2 * 3 * rank * 7 * 16 * 16
     assert beside.bops - plain.bops == first + second
     assert beside.stored_bits - plain.stored_bits == rank * (7 + 5) * 16
+
+
+def test_tables_of_embeddings_are_stored_at_their_bits():
+    architecture = replace(TwoLayers().architecture(), parameters=1000)
+    plain, beside = (
+        plan_cost(architecture, plan((4, 8), (8, 8)), 1, Beside(embeddings=200, embedding_bits=bits))
+        for bits in (32, 6)
+    )
+    assert plain.stored_bits - beside.stored_bits == 200 * (32 - 6)
+    assert plain == plan_cost(architecture, plan((4, 8), (8, 8)), 1) and plain.bops == beside.bops
 
 
 def test_bytes_by_hand():

@@ -12,12 +12,14 @@ from safetensors.torch import load_file
 from ptq_diffusion.command.experiment import STAGES
 from ptq_diffusion.command.plan.activations import LiveBytes, forward_bytes
 from ptq_diffusion.command.plan.bytes import ENTRY
+from ptq_diffusion.command.plan.memory import COPIES, FLOAT
 from ptq_diffusion.command.plan.words import print_plan
 from ptq_diffusion.main import main
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.decoder import load_decoder, outlined_decoder
 from ptq_diffusion.model.hub import MODELS
 from ptq_diffusion.network import QuantizedLayer
+from ptq_diffusion.network.embedding import embeddings
 from tests.own_package import WORDS
 
 BUNDLED = sorted(folder.parent.name for folder in MODELS.home.glob("*/model_index.json"))
@@ -132,6 +134,36 @@ def test_a_folder_without_weights_has_the_plan_of_one_with_them(tiny, capsys, tm
     lent = planned(capsys, *tiny, "correction=ptqd", "runtime.offload=block")
     changed = {key for key in first if lent[key] != first[key]}
     assert changed and all(key[1].endswith("memory") and lent[key] < first[key] for key in changed)
+
+
+def test_tables_of_embeddings_in_integers_are_counted_at_their_bits(tiny, capsys, tiny_model_folder):
+    """In files, and in memory beside the copies that they are unpacked to; full precision has them in float."""
+    words = [*tiny, "correction=ptqd", "condition=labels", f"model.path={tiny_model_folder(classes=4)}"]
+    plain, integers = (planned(capsys, *words, *more) for more in ([], ["embedding@quantizer.embedding=integers"]))
+    (table,) = embeddings(DiffusersDenoiser.from_folder(str(tiny_model_folder(classes=4))).network).values()
+    numbers = table.weight.numel()
+    assert plain["w4a8", "weight_bytes"] - integers["w4a8", "weight_bytes"] == numbers * (32 - 4) // 8
+    assert plain["full precision", "weight_bytes"] == integers["full precision", "weight_bytes"]
+    more = integers["samples_quantized", "memory"] - plain["samples_quantized", "memory"]
+    assert more == numbers * (4 / 8 + COPIES * FLOAT - FLOAT)
+
+
+def test_networks_that_are_lent_share_the_room_of_a_block_unless_they_are_asked_outside_of_it(tiny, capsys):
+    """Another offer of bits by step brings what is outside of its blocks to the device; the blocks lie on the host."""
+    offers = [f"{{weight:{bits},activation:8}}" for bits in (4, 6, 8)]
+
+    def device_memory(count, *words):
+        offered = f"bitwidth.offered=[{','.join(offers[-count:])}]"
+        words = [*tiny, "goal=step_signal", "bitwidth=step_snr", offered, *words]
+        return planned(capsys, *words)["experiment", "device_memory"]
+
+    lent, whole = ([device_memory(count, *words) for count in (2, 3)] for words in (["runtime.offload=block"], []))
+    assert 0 < lent[1] - lent[0] < (whole[1] - whole[0]) / 2
+    layers = [*tiny, "goal=layers", "layers.images=2", "correction=ptqd"]
+    budget = [*tiny, "goal=sensitivity", "bitwidth=budget", "bitwidth.saving=12", "sensitivity.images=2"]
+    for stage, words in (("layers", layers), ("sensitivity", budget)):
+        lent, whole = (planned(capsys, *words, *more)[stage, "memory"] for more in (["runtime.offload=block"], []))
+        assert lent == whole if stage == "sensitivity" else lent < whole
 
 
 def test_a_network_of_the_users_own_is_planned_from_a_folder_of_configurations(tiny, own_package, capsys):

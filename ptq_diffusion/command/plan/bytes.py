@@ -82,8 +82,8 @@ def bytes_of_quantized(case: Case) -> int:
     return (
         bytes_of_equalisation(case)
         + stored
-        - bytes_spared_by_tables(case)
         + scales
+        + bytes_of_table_scales(case)
         + settings
         + buffers
         + len(plan.to_json())
@@ -91,15 +91,14 @@ def bytes_of_quantized(case: Case) -> int:
     )
 
 
-def bytes_spared_by_tables(case: Case) -> int:
-    """Bytes that integers of tables of embeddings, with their scales, are less than float32."""
+def bytes_of_table_scales(case: Case) -> int:
+    """Bytes of the scales of tables of embeddings in integers."""
     bits = construct(case.cfg.quantizer.embedding).bits
     if bits == FLOAT_BITS:
         return 0
     shapes = [tuple(table.weight.shape) for table in embeddings(case.model.network).values()]
     granularity = construct(case.cfg.quantizer.weight)(bits).granularity
-    scales = sum(4 * math.prod(granularity.parameter_shape(shape)) + ENTRY for shape in shapes)
-    return sum(math.prod(shape) * (FLOAT_BITS - bits) // 8 for shape in shapes) - scales
+    return sum(4 * math.prod(granularity.parameter_shape(shape)) + ENTRY for shape in shapes)
 
 
 def bytes_of_scales(case: Case) -> int:

@@ -86,8 +86,8 @@ class Case:
 
     @cached_property
     def beside(self) -> Beside:
-        """The work and the numbers of layers beside their quantized operands."""
-        return beside_of(self.cfg, self.model.sites())
+        """The work and the numbers of the quantized network beside its layers' quantized operands."""
+        return beside_of(self.cfg, self.shop.model(self.cfg))
 
     @property
     def rows(self) -> int:

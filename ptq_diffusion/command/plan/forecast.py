@@ -8,8 +8,8 @@ from functools import reduce
 import torch
 from omegaconf import DictConfig
 
-from ptq_diffusion.bitwidth.cost import PlanCost, plan_cost
-from ptq_diffusion.command.plan.bits import plans
+from ptq_diffusion.bitwidth.cost import NOTHING, PlanCost, plan_cost
+from ptq_diffusion.command.plan.bits import FLOAT, plans
 from ptq_diffusion.command.plan.case import Case, OutlineShop
 from ptq_diffusion.command.plan.memory import Footprint, Memory, resident
 from ptq_diffusion.command.plan.work import Work, work_of
@@ -106,7 +106,11 @@ def forecast(cfg: DictConfig, goal: type[Stage], shop: OutlineShop) -> Forecast:
     """
     process, case = resident(), Case(cfg, shop)
     architecture, steps = case.model.architecture(case.table), len(case.table)
-    costs = {name: plan_cost(architecture, plan, steps, case.beside) for name, plan in plans(case).items()}
+    # Full precision has float tables of embeddings too.
+    beside = {FLOAT: NOTHING}
+    costs = {
+        name: plan_cost(architecture, plan, steps, beside.get(name, case.beside)) for name, plan in plans(case).items()
+    }
     footprint, lines, untold = Footprint(case), list[Line](), list[str]()
     for title, need in artefacts([Need(last, cfg) for last in goal_stages(cfg, goal)]):
         part = Case(need.cfg, shop)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 
-from ptq_diffusion.bitwidth.cost import other_bits
 from ptq_diffusion.command.plan.activations import forward_bytes
 from ptq_diffusion.command.plan.bits import dearest
 from ptq_diffusion.command.plan.bytes import bytes_of_features, bytes_of_observations, size
@@ -17,6 +16,7 @@ from ptq_diffusion.correction import Auto
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import BY_BLOCK
 from ptq_diffusion.metric import FeatureExtractor
+from ptq_diffusion.network.embedding import embeddings
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates
@@ -44,8 +44,6 @@ OBSERVED = 5
 """Copies of observations that are held at one time: as they are counted, stacked, written, read and joined."""
 PACKING = 41
 """Bytes of a number of a weight while it is packed: the weight, integers in 32 and in 64 bits, words, bytes."""
-BUILDERS = (MeasureStepSignal.name, MeasureSensitivity.name)
-"""Stages that build quantized networks of their own."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,26 @@ class Memory:
     def device(self) -> int:
         """Bytes on the device of the networks."""
         return self.networks + self.activations
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of a network's tensors.
+
+    Args:
+        whole: of all of them.
+        kept: of those that stay on the device: all of a network that is not lent by block.
+        lent: of the largest block that is copied to the device for its own forward; 0 of one that is not lent.
+    """
+
+    whole: int
+    kept: int
+    lent: int
+
+
+def together(*networks: Held) -> int:
+    """Bytes on the device of networks that are asked in turn: of blocks that are lent there is one at a time."""
+    return sum(network.kept for network in networks) + max(network.lent for network in networks)
 
 
 class Footprint:
@@ -94,10 +112,10 @@ class Footprint:
             MeasureStepSignal.name: self._offers,
             MeasureSensitivity.name: self._backward,
             LearnScales.name: lambda _: Memory(self.both, self.quantized_activations),
-            Quantize.name: lambda _: Memory(self.float_network + self._packed + self._others, 0, self._largest),
+            Quantize.name: lambda _: Memory(self.floating + self._stored, 0, self._largest),
             Noise.name: lambda _: Memory(self.both, self.quantized_activations),
             Fit.name: self._fit,
-            FullPrecisionSamples.name: lambda _: Memory(self.float_network + self.decoder, self.float_activations),
+            FullPrecisionSamples.name: lambda _: Memory(self.floating + self.decoder, self.float_activations),
             QuantizedSamples.name: lambda _: Memory(self.both + self.decoder, self.quantized_activations),
             CorrectedSamples.name: lambda _: Memory(self.both + self.decoder, self.quantized_activations),
             MeasureDrift.name: lambda _: Memory(self.both + self.decoder, self.quantized_activations),
@@ -106,33 +124,45 @@ class Footprint:
         }
 
     @cached_property
-    def float_network(self) -> int:
-        """Bytes of the float network; of one that is lent by block all outside of blocks, and the largest block."""
+    def float_network(self) -> Held:
+        """Bytes of the float network."""
         network = self._model.network
         tensors = chain(network.named_parameters(), network.named_buffers())
         return self._held((name, size([tensor])) for name, tensor in tensors)
 
     @cached_property
-    def quantized_network(self) -> int:
+    def quantized_network(self) -> Held:
         """Bytes of the quantized network when it has been asked: integers, what they are unpacked to, all others."""
-        return self._held(self._packed_bytes) + self._unpacked + self._others
+        return self._held(chain(self._packed, self._unpacked, self._others))
 
-    def _held(self, sizes: Iterable[tuple[str, int]]) -> int:
-        """Bytes that are held of tensors or layers by name: of blocks that are lent, those of the largest alone."""
-        lent = self._model.blocks() if self._case.shop.runtime.offload == BY_BLOCK else ()
-        blocks, outside = dict.fromkeys(lent, 0), 0
+    def _held(self, sizes: Iterable[tuple[str, int]]) -> Held:
+        """Bytes of tensors or layers by name."""
+        blocks, outside = dict.fromkeys(self._lent_blocks, 0), 0
         for name, count in sizes:
-            block = next((block for block in blocks if name.startswith(f"{block}.")), None)
+            block = self._block_of(name)
             if block is None:
                 outside += count
             else:
                 blocks[block] += count
-        return outside + max(blocks.values(), default=0)
+        return Held(outside + sum(blocks.values()), outside, max(blocks.values(), default=0))
+
+    @cached_property
+    def _lent_blocks(self) -> Sequence[str]:
+        return list(self._model.blocks()) if self._case.shop.runtime.offload == BY_BLOCK else []
+
+    def _block_of(self, name: str) -> str | None:
+        """The block that is lent and holds a tensor or a layer, if any."""
+        return next((block for block in self._lent_blocks if name.startswith(f"{block}.")), None)
+
+    @property
+    def floating(self) -> int:
+        """Bytes of the float network on its device."""
+        return together(self.float_network)
 
     @property
     def both(self) -> int:
         """Bytes of the float and of the quantized network, which one process keeps both."""
-        return self.float_network + self.quantized_network
+        return together(self.float_network, self.quantized_network)
 
     @cached_property
     def decoder(self) -> int:
@@ -150,64 +180,75 @@ class Footprint:
         return forward_bytes(self._model, self._case.most_rows, quantized=True)
 
     @cached_property
-    def _packed_bytes(self) -> Sequence[tuple[str, int]]:
-        """Bytes of the integers of every layer, by its name."""
-        plan, weighted = dearest(self._case), [site for site in self._model.sites() if site.weighted]
+    def _copies(self) -> Mapping[str, tuple[int, Sequence[int]]]:
+        """The numbers of every weight of a layer and table of embeddings in integers, and the bits of its copies."""
+        plan, bits = dearest(self._case), self._case.beside.embedding_bits
+        weighted = [site for site in self._model.sites() if site.weighted]
+        tables = {} if bits == FLOAT_BITS else embeddings(self._model.network)
+        weights = {site.name: (math.prod(site.weight_shape), plan.weight_copies(site.name)) for site in weighted}
+        return {**weights, **{name: (table.weight.numel(), [bits]) for name, table in tables.items()}}
+
+    @cached_property
+    def _packed(self) -> Sequence[tuple[str, int]]:
+        """Bytes of the integers, by name."""
+        return [(name, numbers * sum(bits) // 8) for name, (numbers, bits) in self._copies.items()]
+
+    @cached_property
+    def _unpacked(self) -> Sequence[tuple[str, int]]:
+        """Bytes of what integers are unpacked to, by name."""
         return [
-            (site.name, math.prod(site.weight_shape) * sum(plan.weight_copies(site.name)) // 8) for site in weighted
+            (name, COPIES * FLOAT * numbers * sum(one != FLOAT_BITS for one in bits))
+            for name, (numbers, bits) in self._copies.items()
         ]
 
+    @cached_property
+    def _others(self) -> Sequence[tuple[str, int]]:
+        """Bytes of all other parameters, by name."""
+        weights = {f"{name}.weight" for name in self._copies}
+        parameters = self._model.network.named_parameters()
+        return [(name, FLOAT * parameter.numel()) for name, parameter in parameters if name not in weights]
+
     @property
-    def _packed(self) -> int:
-        return sum(count for _, count in self._packed_bytes)
+    def _stored(self) -> int:
+        return sum(count for _, count in (*self._packed, *self._others))
 
-    @cached_property
-    def _unpacked(self) -> int:
-        plan = dearest(self._case)
-        copies = {
-            site: [bits for bits in plan.weight_copies(site.name) if bits != FLOAT_BITS]
-            for site in self._model.sites()
-            if site.weighted
-        }
-        return self._held(
-            (site.name, COPIES * FLOAT * len(bits) * math.prod(site.weight_shape)) for site, bits in copies.items()
-        )
-
-    @cached_property
+    @property
     def _largest(self) -> int:
         """Bytes of the largest weight while it is packed."""
-        return PACKING * max(math.prod(site.weight_shape) for site in self._model.sites() if site.weighted)
-
-    @cached_property
-    def _others(self) -> int:
-        return other_bits(self._model.architecture()) // 8
+        return PACKING * max(numbers for numbers, _ in self._copies.values())
 
     def _recorded(self, case: Case, steps: int) -> Memory:
         """A float forward, and a micro-batch's states of all steps, twice while they are stacked."""
-        return Memory(self.float_network, self.float_activations, 2 * steps * case.cfg.micro_batch * case.state_bytes)
+        return Memory(self.floating, self.float_activations, 2 * steps * case.cfg.micro_batch * case.state_bytes)
 
     def _features(self, case: Case) -> Memory:
         """A float forward of a set that reads features; any other set asks no network."""
         reads = construct(case.cfg.calibration_set).feature_images > 0
-        return Memory(self.float_network, self.float_activations) if reads else Memory()
+        return Memory(self.floating, self.float_activations) if reads else Memory()
 
     def _observed(self, case: Case) -> Memory:
         states = len(case.table) * case.cfg.micro_batch * case.state_bytes
-        return Memory(self.float_network, self.float_activations, states + OBSERVED * bytes_of_observations(case))
+        return Memory(self.floating, self.float_activations, states + OBSERVED * bytes_of_observations(case))
 
     def _offers(self, case: Case) -> Memory:
+        """The float network, and one of every offer, whose blocks no file holds: what is lent lies on the host."""
         offers = len(construct(case.cfg.bitwidth).offered)
-        return Memory(self.float_network + offers * self.quantized_network, self.quantized_activations)
+        networks = together(self.float_network, *[self.quantized_network] * offers)
+        on_host = sum(count for name, count in self._packed if self._block_of(name) is not None)
+        return Memory(networks, self.quantized_activations, offers * on_host)
 
     def _backward(self, case: Case) -> Memory:
-        networks = self.float_network + len(construct(case.cfg.bitwidth).weights) * self.quantized_network
+        """Whole networks: gradients keep what blocks were lent, and layers are unpacked outside of their blocks."""
+        offers = len(construct(case.cfg.bitwidth).weights)
         rows = min(TOGETHER, case.cfg.sensitivity.images) * case.most_rows // case.cfg.micro_batch
+        networks = self.float_network.whole + offers * self.quantized_network.whole
         return Memory(networks, forward_bytes(self._model, rows, gradients=True))
 
     def _compared(self, case: Case) -> Memory:
-        """The outputs of all layers, which gradients need too."""
+        """The outputs of all layers, which gradients need too; quantized layers are asked outside of their blocks."""
         rows = min(AT_ONCE, case.cfg.micro_batch) * case.most_rows // case.cfg.micro_batch
-        return Memory(self.both + self.decoder, forward_bytes(self._model, rows, gradients=True))
+        networks = self.floating + self.quantized_network.whole + self.decoder
+        return Memory(networks, forward_bytes(self._model, rows, gradients=True))
 
     def _fit(self, case: Case) -> Memory:
         correction = construct(case.cfg.correction)

@@ -1,6 +1,6 @@
 """Stages: the operations that layers and a correction will add, for a plan whose budget counts them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model import Denoiser, Role, Site
+from ptq_diffusion.model import Denoiser, Role
+from ptq_diffusion.network.embedding import embeddings
+from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.sampler import Table
 
 
@@ -38,21 +40,30 @@ class CorrectionAdditions(ModelStage):
 
 
 class LayerAdditions(ModelStage):
-    """`beside.json`: what layers compute and store beside their quantized operands, from the quantizers' options."""
+    """`beside.json`: what the network computes and stores beside its layers' quantized operands, from the options."""
 
     name = "beside"
     version = 1
-    uses = ("model", "quantizer.equalisation", "quantizer.low_rank")
+    uses = ("model", "quantizer.equalisation", "quantizer.low_rank", "quantizer.embedding")
     file = "beside.json"
 
     @classmethod
     def serves(cls, cfg: DictConfig) -> bool:
-        """Whether the bits are chosen under a budget, of layers that are equalised or have parts of low rank."""
-        return "saving" in cfg.bitwidth and computes_beside(cfg)
+        """Whether a budget counts layers that are equalised, parts of low rank or tables of embeddings in integers."""
+        return "saving" in cfg.bitwidth and (computes_beside(cfg) or spares_bytes(cfg))
+
+    @classmethod
+    def made_of(cls, cfg: DictConfig) -> DictConfig:
+        """With tables of embeddings in float where no budget counts bytes."""
+        if spares_bytes(cfg):
+            return cfg
+        other = cfg.copy()
+        other.quantizer.embedding.bits = FLOAT_BITS
+        return other
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
-        beside = beside_of(cfg, shop.model(cfg).sites())
-        write_json(out / self.file, {"equalised": list(beside.equalised), "ranks": dict(beside.ranks)})
+        beside = beside_of(cfg, shop.model(cfg))
+        write_json(out / self.file, asdict(beside) | {"ranks": dict(beside.ranks)})
 
 
 def computes_beside(cfg: DictConfig) -> bool:
@@ -60,19 +71,27 @@ def computes_beside(cfg: DictConfig) -> bool:
     return bool(construct(cfg.quantizer.equalisation).equalises or construct(cfg.quantizer.low_rank).rank)
 
 
-def beside_of(cfg: DictConfig, sites: Iterable[Site]) -> Beside:
-    """The work and the numbers of layers beside their quantized operands, at most.
+def spares_bytes(cfg: DictConfig) -> bool:
+    """Whether tables of embeddings take fewer bytes than in float, and a budget counts bytes."""
+    return cfg.bitwidth.get("bytes") is not None and construct(cfg.quantizer.embedding).bits != FLOAT_BITS
+
+
+def beside_of(cfg: DictConfig, model: Denoiser) -> Beside:
+    """The work and the numbers of a network beside its layers' quantized operands, at most.
 
     A layer whose input is float at every step, or that no forward calls, has no factors in the end.
     """
-    layers, rank = [site for site in sites if site.weighted], construct(cfg.quantizer.low_rank).rank
-    equalises = construct(cfg.quantizer.equalisation).equalises
-    inner = [site.name for site in layers if rank and site.role is Role.INNER]
-    return Beside([site.name for site in layers] if equalises else [], dict.fromkeys(inner, rank))
+    layers, rank = [site for site in model.sites() if site.weighted], construct(cfg.quantizer.low_rank).rank
+    equalised = [site.name for site in layers] if construct(cfg.quantizer.equalisation).equalises else []
+    ranks = {site.name: rank for site in layers if rank and site.role is Role.INNER}
+    bits = construct(cfg.quantizer.embedding).bits
+    if bits == FLOAT_BITS:
+        return Beside(equalised, ranks)
+    return Beside(equalised, ranks, sum(table.weight.numel() for table in embeddings(model.network).values()), bits)
 
 
 def read_beside(folder: Path) -> Beside:
-    """The work and the numbers of layers beside their quantized operands, of an artefact."""
+    """The work and the numbers of a network beside its layers' quantized operands, of an artefact."""
     return Beside(**read_json(folder / LayerAdditions.file))
 
 
@@ -98,8 +117,8 @@ def policy_of(cfg: DictConfig, model: Denoiser, table: Table) -> BitwidthPolicy:
         ValueError: it counts them, and they are not known before the correction is fitted.
     """
     policy = construct(cfg.bitwidth)
-    if isinstance(policy, UnderBudget) and computes_beside(cfg):
-        policy = policy.with_layers(beside_of(cfg, model.sites()))
+    if isinstance(policy, UnderBudget):
+        policy = policy.with_layers(beside_of(cfg, model))
     if isinstance(policy, UnderBudget) and policy.count_correction:
         return policy.behind(additions_of(cfg, model, table))
     assert isinstance(policy, BitwidthPolicy)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ptq_diffusion.engine.memory.lending import Lent, lend_by_block
 from ptq_diffusion.model import DiffusersDenoiser
@@ -54,6 +55,25 @@ def test_every_family_answers_as_it_does_whole_with_one_block_away_from_home_at_
             assert torch.equal(other.predict(x, step, condition).m, denoiser.predict(x, step, condition).m)
         assert set(away) == set(blocks) and {name: addresses(block) for name, block in blocks.items()} == homes
         assert other.fingerprint() == denoiser.fingerprint()
+
+
+def test_a_backward_pass_keeps_the_copies_of_all_blocks_that_a_forward_alone_forgets():
+    """So `ptq-diffusion plan` counts networks whole where gradients are taken, and one block elsewhere."""
+    denoiser, x = copy.deepcopy(denoiser_of("pixels")), states_of(denoiser_of("pixels")).requires_grad_()
+    lend_by_block(denoiser)
+    copies = {}
+
+    def see(module, *_):
+        copies[module] = [StorageWeakRef(tensor.untyped_storage()) for tensor in module.parameters()]
+
+    for block in lent_blocks(denoiser).values():
+        block.register_forward_hook(see)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            m = denoiser.predict(x, STEPS[0]).m
+        alive = {block for block, refs in copies.items() if not all(ref.expired() for ref in refs)}
+        assert len(copies) > 1 and alive == (set(copies) if gradients else set())
+    del m
 
 
 def test_a_folder_is_loaded_bit_for_bit_with_its_weights_left_in_the_file(tiny_model_folder):
