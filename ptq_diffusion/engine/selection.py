@@ -8,8 +8,13 @@ from ptq_diffusion.engine.factory import plain, targets
 from ptq_diffusion.engine.plugins import PLUGINS, owner, plugins_of
 
 
-def select(cfg: DictConfig, keys: Iterable[str]) -> DictConfig:
+def select(cfg: DictConfig, keys: Iterable[str], without: Iterable[str] = ()) -> DictConfig:
     """A configuration that holds only the given dotted keys, interpolations resolved, and `plugins` that they name.
+
+    Args:
+        cfg: the whole configuration.
+        keys: of groups or options.
+        without: dotted keys of options within those groups that are left out.
 
     Raises:
         ValueError: a key is missing from the configuration.
@@ -24,6 +29,9 @@ def select(cfg: DictConfig, keys: Iterable[str]) -> DictConfig:
                 "(ptq-diffusion --help lists the names)"
             )
         OmegaConf.update(selection, key, plain(value) if OmegaConf.is_config(value) else value, force_add=True)
+    for key in without:
+        group, _, option = key.rpartition(".")
+        del OmegaConf.select(selection, group)[option]
     used = {owner(target, plugins_of(cfg)) for target in targets(plain(selection))} - {None}
     if used:
         OmegaConf.update(selection, PLUGINS, sorted(map(str, used)), force_add=True)

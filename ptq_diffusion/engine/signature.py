@@ -40,7 +40,7 @@ class Signatures:
 
     def computed(self, stage: type[Stage], cfg: DictConfig) -> str:
         """The signature, computed now from those of the stage's needs."""
-        selection = select(cfg, stage.uses)
+        selection = select(cfg, stage.uses, stage.unread)
         identity = {
             "stage": [stage.name, stage.version],
             "source": source(stage, selection),

@@ -20,6 +20,7 @@ class Stage(ABC):
         version: raised when the meaning of the result changes.
         needs: the stages whose artefacts `make` may receive; see `inputs`.
         uses: dotted keys of the configuration that `make` is given; it can read no other.
+        unread: dotted keys within those of `uses` that `make` is not given, for they change no number of its own.
         scratch: what `make` leaves in its folder only to go on from after an interruption; removed at the end.
     """
 
@@ -27,6 +28,7 @@ class Stage(ABC):
     version: ClassVar[int]
     needs: ClassVar[tuple[type["Stage"], ...]] = ()
     uses: ClassVar[tuple[str, ...]]
+    unread: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

@@ -149,7 +149,7 @@ class Store:
     def _fill(self, stage: type[Stage], partial: Path, cfg: DictConfig, inputs: Mapping[str, Path]) -> None:
         """Make everything in `partial` and bring it to the disk, unless an attempt came as far as its manifest."""
         if not (partial / MANIFEST).is_file():
-            selection = select(cfg, stage.uses)
+            selection = select(cfg, stage.uses, stage.unread)
             stage().make(selection, inputs, partial, self.shop)
             write_text(partial / "config.yaml", OmegaConf.to_yaml(selection, resolve=True))
             for unfinished in partial.rglob("*.tmp"):

@@ -19,7 +19,7 @@ from ptq_diffusion.engine.stage import ModelStage, Need
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.drawing.corrected import draw_corrected
 from ptq_diffusion.stage.drawing.images import DrawImages
-from ptq_diffusion.stage.fit_setting import carried, fit_model, fit_network, fit_table
+from ptq_diffusion.stage.fit_setting import carried, fit_model, fit_network, fit_table, with_own_guidance
 from ptq_diffusion.stage.fitting.images import Images
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.noise import Noise, noise_fingerprint
@@ -36,6 +36,11 @@ class Fit(ModelStage):
     needs = (Quantize, FloatPath, Noise, EncodePrompts)
     uses = ("model", "condition", "sampler", "noise", "micro_batch", "backend", "correction")
     scratch = ("path_fit", "trial")
+
+    @classmethod
+    def made_of(cls, cfg: DictConfig) -> DictConfig:
+        """With no guidance of its own where it is that of the images: see `with_own_guidance`."""
+        return with_own_guidance(cfg)
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
         """A choice needs every candidate fitted; a fit the noise or the float path, and the quantized network."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.transfer import interpolated, require_reach
@@ -19,15 +19,24 @@ def fit_table(cfg: DictConfig, model: Denoiser, shop: Workshop) -> Table:
 
 
 def as_fitted(cfg: DictConfig) -> DictConfig:
-    """The configuration with the steps and the guidance scale that a correction is fitted with.
+    """The configuration whose sampler has the steps and the guidance scale that a correction is fitted with.
 
-    A scale that the network is told, `condition.guidance.embedded`, stays.
+    Options of `noise` for these are null then. A scale that the network is told, `condition.guidance.embedded`, stays.
     """
     other = cfg.copy()
     if cfg.noise.steps is not None:
-        OmegaConf.update(other, "sampler.steps", cfg.noise.steps)
+        other.sampler.steps, other.noise.steps = cfg.noise.steps, None
     if cfg.noise.guidance is not None:
-        OmegaConf.update(other, "condition.guidance.scale", cfg.noise.guidance)
+        other.condition.guidance.scale, other.noise.guidance = cfg.noise.guidance, None
+    return other
+
+
+def with_own_guidance(cfg: DictConfig) -> DictConfig:
+    """The configuration with `noise.guidance=null` where it is the scale of the images, which null stands for."""
+    if cfg.noise.guidance is None or cfg.noise.guidance != cfg.condition.guidance.scale:
+        return cfg
+    other = cfg.copy()
+    other.noise.guidance = None
     return other
 
 

@@ -15,7 +15,7 @@ from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.sampler import Step, Table, sample
-from ptq_diffusion.stage.fit_setting import fit_model, fit_table
+from ptq_diffusion.stage.fit_setting import as_fitted, fit_model, fit_table
 from ptq_diffusion.stage.prompts import EncodePrompts
 
 
@@ -75,6 +75,11 @@ class FloatPath(ModelStage):
     version = 1
     needs = (EncodePrompts,)
     uses = ("model", "condition", "sampler", "noise", "micro_batch")
+
+    @classmethod
+    def made_of(cls, cfg: DictConfig) -> DictConfig:
+        """With the steps and the guidance of the fit in the places of those of the images: see `as_fitted`."""
+        return as_fitted(cfg)
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", shop, self.title)

@@ -15,7 +15,7 @@ from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.sampler import Step, Table, Visit, sample
-from ptq_diffusion.stage.fit_setting import fit_network, fit_table
+from ptq_diffusion.stage.fit_setting import fit_network, fit_table, with_own_guidance
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
@@ -64,6 +64,11 @@ class Noise(ModelStage):
     version = 1
     needs = (Quantize, FloatPath, EncodePrompts)
     uses = ("model", "condition", "sampler", "noise", "micro_batch", "backend")
+
+    @classmethod
+    def made_of(cls, cfg: DictConfig) -> DictConfig:
+        """With no guidance of its own where it is that of the images: see `with_own_guidance`."""
+        return with_own_guidance(cfg)
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", shop, self.title)

@@ -26,6 +26,7 @@ from ptq_diffusion.quantizer import Quantizer
 from ptq_diffusion.rounding.artefact import load_integers
 from ptq_diffusion.sampler import State, Table, sample
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
+from ptq_diffusion.stage.fit_setting import with_own_guidance
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.planning.offer import with_offer
 from ptq_diffusion.stage.prompts import EncodePrompts
@@ -121,12 +122,13 @@ class MeasureSensitivity(ModelStage):
     version = 1
     needs = (Calibrate, FloatPath, EncodePrompts, RoundOffers)
     uses = ("model", "condition", "sampler", "quantizer", "bitwidth", "noise", "sensitivity", "micro_batch")
+    unread = ("quantizer.embedding",)
     file = "sensitivity.safetensors"
 
     @classmethod
     def made_of(cls, cfg: DictConfig) -> DictConfig:
-        """With the offer of the policy in its place: see `with_offer`."""
-        return with_offer(cfg)
+        """With the offer of the policy in its place and no guidance of its own: `with_offer`, `with_own_guidance`."""
+        return with_offer(with_own_guidance(cfg))
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         chunks_to_do = [part for part, _ in sensitivity_chunks(cfg)]

@@ -18,6 +18,7 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import QuantizedDenoiser, quantize
 from ptq_diffusion.sampler import Table, sample
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
+from ptq_diffusion.stage.fit_setting import with_own_guidance
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
 from ptq_diffusion.stage.prompts import EncodePrompts
 
@@ -66,7 +67,13 @@ class MeasureStepSignal(ModelStage):
     version = 1
     needs = (Calibrate, FloatPath, EncodePrompts)
     uses = ("model", "condition", "sampler", "quantizer", "bitwidth", "noise", "micro_batch")
+    unread = ("quantizer.embedding",)
     file = "step_signal.safetensors"
+
+    @classmethod
+    def made_of(cls, cfg: DictConfig) -> DictConfig:
+        """With no guidance of its own where it is that of the images: see `with_own_guidance`."""
+        return with_own_guidance(cfg)
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", shop, self.title)

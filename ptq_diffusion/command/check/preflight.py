@@ -31,13 +31,14 @@ from ptq_diffusion.model.family import FAMILIES
 from ptq_diffusion.network import Backend, Simulated
 from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
 from ptq_diffusion.quantizer import EmbeddingTables, Equalisation, LowRank, Quantizer, StepGroups
+from ptq_diffusion.report.stages import goal_stages
 from ptq_diffusion.rounding import ActivationScales, Rounding
 from ptq_diffusion.sampler import Sampler, Table
 from ptq_diffusion.stage.calibrate import Calibrate
-from ptq_diffusion.stage.drawing.layers import MeasureLayers, require_layers
+from ptq_diffusion.stage.drawing.layers import require_layers
 from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
 from ptq_diffusion.stage.export import Export, export_name
-from ptq_diffusion.stage.fit_setting import check_reach, fit_table
+from ptq_diffusion.stage.fit_setting import check_reach, fit_table, with_own_guidance
 from ptq_diffusion.stage.planning.additions import CorrectionAdditions, LayerAdditions, policy_of
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor
@@ -76,7 +77,8 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop, room: Room) -> Non
     Raises:
         ValueError: two choices do not fit; the message says which and what to do.
     """
-    used = {key for stage in needed(goal) if _takes_part(stage, cfg) for key in stage.uses}
+    stages = [stage for last in goal_stages(cfg, goal) for stage in needed(last) if _takes_part(stage, cfg)]
+    used = {key for stage in stages for key in stage.uses}
     _check_kinds(cfg, used)
     if "condition" in used or goal is EncodePrompts:
         check_condition(cfg, shop.model(cfg), shop)
@@ -109,7 +111,7 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
         _check_export(cfg, model, shop)
     if goal is WriteOnnx:
         _check_onnx(cfg, model, table)
-    if goal is MeasureLayers:
+    if "layers" in used:
         require_layers(cfg)
     if "images" in used:
         require_chunks(list(cfg.seeds), cfg.images, cfg.micro_batch)
@@ -194,7 +196,7 @@ def _check_measurements(cfg: DictConfig, goal: type[Stage]) -> None:
             f"expected noise.steps=null with bits or ranges that belong to the sampler's own steps, got noise.steps="
             f"{cfg.noise.steps} with {what}; set noise.steps=null"
         )
-    if cfg.noise.guidance is not None and (measured or policy.reads is not Evidence.NOTHING):
+    if with_own_guidance(cfg).noise.guidance is not None and (measured or policy.reads is not Evidence.NOTHING):
         raise ValueError(
             "expected noise.guidance=null with bits that are measured, for they belong to the guidance of the images, "
             f"got noise.guidance={cfg.noise.guidance} with {goal.name if measured else cfg.labels.bitwidth}; set "

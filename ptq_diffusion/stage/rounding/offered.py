@@ -34,6 +34,7 @@ class RoundOffers(ModelStage):
     version = 1
     needs = (Trajectories, ChooseStates, Calibrate, EncodePrompts)
     uses = ("model", "condition", "sampler", "calibration", "micro_batch", "quantizer", "rounding", "bitwidth")
+    unread = ("quantizer.embedding",)
     scratch = (PARTS,)
 
     @classmethod

@@ -56,6 +56,7 @@ class Reconstruct(ModelStage):
     version = 1
     needs = (Trajectories, ChooseStates, Calibrate, Plan, EncodePrompts)
     uses = ("model", "condition", "sampler", "calibration", "micro_batch", "quantizer", "rounding")
+    unread = ("quantizer.embedding",)
     scratch = (PARTS, CALLS)
 
     @classmethod
