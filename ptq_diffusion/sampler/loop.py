@@ -50,8 +50,8 @@ def sample(
         following = step.advance(state, m, sigma(step, variance), noise.draw(device))
         if not torch.isfinite(following.x).all():
             raise FloatingPointError(
-                f"the state after step {step.i} (t = {step.t}) is not finite; check the model's weights, "
-                "or raise the number of bits"
+                f"the state after step {step.i} (t = {step.t}) is not finite; check the model's weights "
+                "and the scale of guidance, or raise the number of bits"
             )
         yield Visit(step, state.x, m, following.x)
         state = following

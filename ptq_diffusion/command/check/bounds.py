@@ -7,8 +7,9 @@ machine reaches. What passes may still run out; what is refused would have, afte
 import math
 import os
 import shutil
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -29,14 +30,6 @@ FASTEST_ACCELERATOR = 2e15
 LONGEST = 60 * 24 * 3600
 """Seconds that nobody waits for, 60 days."""
 NOISE, CALIBRATION, LAYERS = "noise", "calibration", "layers"
-OPTIONS = {
-    "images": ("images", "seeds"),
-    "noise": ("noise.images",),
-    "calibration": ("calibration.images",),
-    "trial": ("trial.images",),
-    "layers": ("layers.images",),
-}
-"""The options that every number of samples grows with."""
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -46,11 +39,17 @@ class Amount:
 
     Args:
         size: bytes, or seconds.
-        options: the options that it grows with.
+        least: what is left of it with one of the options that it grows with at its smallest, by the names of those
+            options, which make up one number.
     """
 
     size: float
-    options: str
+    least: Mapping[tuple[str, ...], float]
+
+    def remedy(self, most: float) -> str:
+        """The options to lower, in words: any that alone makes the amount fit, or all where none does."""
+        sufficient = [names for names, size in self.least.items() if size <= most]
+        return _listed(chain(*sufficient), "or") if sufficient else _listed(chain(*self.least), "and")
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,87 @@ class Drawn:
         trial = correction.images * len(correction.candidates) if isinstance(correction, Auto) else 0
         return cls(images, noise, calibration, trial, layers)
 
-    def options(self, *parts: str, others: Sequence[str] = ()) -> str:
-        """The options that some of these numbers grow with, as far as they are not 0, and others, in words."""
-        names = [option for part in parts if getattr(self, part) for option in OPTIONS[part]] + list(others)
-        return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+@dataclass(frozen=True)
+class Extent(Drawn):
+    """The numbers that needs grow with.
+
+    Args:
+        steps: of the sampler.
+        features: the length of a feature vector; 0 where nothing is judged.
+        prompts: the bytes of all encoded prompts, which are kept in memory.
+        micro_batch: samples that are computed together.
+        parameters: of the model.
+    """
+
+    steps: int
+    features: int
+    prompts: int
+    micro_batch: int
+    parameters: int
+
+
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "images": ("images", "seeds"),
+    "noise": ("noise.images",),
+    "calibration": ("calibration.images",),
+    "trial": ("trial.images",),
+    "layers": ("layers.images",),
+    "steps": ("sampler.steps",),
+    "features": ("the size of feature.extractor",),
+    "prompts": ("the number of prompts",),
+    "micro_batch": ("micro_batch",),
+    "parameters": ("the size of the model",),
+}
+"""The options that each number of an extent follows from, in words."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a network, of which needs are multiples.
+
+    Args:
+        sample: numbers of a state.
+        widest: numbers of the widest output of a layer for one sample.
+        sites: of the network.
+        macs: multiply-accumulates of a forward.
+        rate: multiply-accumulates a second that all devices together do at most.
+    """
+
+    sample: int
+    widest: int
+    sites: int
+    macs: int
+    rate: float
+
+    @classmethod
+    def of(cls, model: Denoiser, rate: float) -> "Sizes":
+        """The sizes of a model on devices of a rate."""
+        sample, sites = math.prod(model.shape), model.sites()
+        outputs = (site.macs // math.prod(site.weight_shape[1:]) for site in sites if site.weighted)
+        macs = sum(site.macs for site in sites) + model.architecture().attention_macs
+        return cls(sample, max([sample, *outputs]), len(sites), macs, rate)
+
+    def device_memory(self, extent: Extent) -> float:
+        """Bytes of one forward of a micro-batch."""
+        return FLOAT * (extent.parameters + extent.micro_batch * self.widest)
+
+    def memory(self, extent: Extent) -> float:
+        """Bytes of all images and their features, and of encoded prompts."""
+        judged = 3 * extent.images * (self.sample + FLOAT * extent.features) + 3 * 8 * extent.features**2
+        return judged + extent.prompts + self.sample * extent.trial
+
+    def disk(self, extent: Extent) -> float:
+        """Bytes of images, of float paths, and of the errors of layers."""
+        pixels = self.sample * (3 * extent.images + extent.trial)
+        paths = FLOAT * self.sample * extent.steps * (extent.calibration + extent.noise)
+        errors = SUM * len((POWER, *COLUMNS)) * self.sites * extent.steps
+        return pixels + paths + errors * math.ceil(extent.layers / AT_ONCE)
+
+    def time(self, extent: Extent) -> float:
+        """Seconds of all samplings."""
+        once, twice = extent.calibration + extent.trial, extent.noise + extent.layers
+        return self.macs * extent.steps * (3 * extent.images + 2 * twice + once) / self.rate
 
 
 def needs(
@@ -152,26 +228,20 @@ def needs(
         device: where networks run.
         conditions: the bytes of all encoded prompts, which are kept in memory.
     """
-    sample = math.prod(model.shape)
-    architecture = model.architecture()
-    widest = max([sample, *(site.macs // math.prod(site.weight_shape[1:]) for site in model.sites() if site.weighted)])
-    forward = FLOAT * (architecture.parameters + cfg.micro_batch * widest)
-    judged = 3 * drawn.images * (sample + FLOAT * features) + 3 * 8 * features**2 + conditions
-    paths = FLOAT * sample * steps * (drawn.calibration + drawn.noise)
-    pixels = sample * (3 * drawn.images + drawn.trial)
-    compared = SUM * len((POWER, *COLUMNS)) * len(model.sites()) * steps * math.ceil(drawn.layers / AT_ONCE)
-    macs = sum(site.macs for site in model.sites()) + architecture.attention_macs
-    samplings = 3 * drawn.images + 2 * drawn.noise + drawn.calibration + drawn.trial + 2 * drawn.layers
-    rate = FASTEST.get(device.type, FASTEST_ACCELERATOR) * cfg.runtime.devices
-    return Needs(
-        Amount(forward, "micro_batch and the size of the model"),
-        Amount(
-            judged + sample * drawn.trial,
-            drawn.options("images", "trial", others=["the size of feature.extractor", "the number of prompts"]),
-        ),
-        Amount(pixels + paths + compared, drawn.options(*OPTIONS)),
-        Amount(macs * steps * samplings / rate, drawn.options(*OPTIONS, others=["sampler.steps"])),
+    counts = {field.name: getattr(drawn, field.name) for field in fields(Drawn)}
+    parameters = model.architecture().parameters
+    extent = Extent(
+        **counts, steps=steps, features=features, prompts=conditions, micro_batch=cfg.micro_batch, parameters=parameters
     )
+    sizes = Sizes.of(model, FASTEST.get(device.type, FASTEST_ACCELERATOR) * cfg.runtime.devices)
+    return Needs(*(_amount(size, extent) for size in (sizes.device_memory, sizes.memory, sizes.disk, sizes.time)))
+
+
+def _amount(size: Callable[[Extent], float], extent: Extent) -> Amount:
+    """An amount with what is left of it with each number of its extent at 1."""
+    whole = size(extent)
+    left = {names: size(replace(extent, **{number: 1})) for number, names in OPTIONS.items() if getattr(extent, number)}
+    return Amount(whole, {names: amount for names, amount in left.items() if amount < whole})
 
 
 def require_room(needs: Needs, room: Room) -> None:
@@ -188,12 +258,13 @@ def require_room(needs: Needs, room: Room) -> None:
         if amount.size > most:
             raise ValueError(
                 f"expected to do with {in_units(most)} of {name}, got an experiment that needs at least "
-                f"{in_units(amount.size)}; lower {amount.options}"
+                f"{in_units(amount.size)}; lower {amount.remedy(most)}"
             )
     if needs.time.size > room.time:
         raise ValueError(
             f"expected an experiment of at most {room.time / 86400:,.0f} days, got one of at least "
-            f"{needs.time.size / 86400:,.0f} on the fastest machine there is; lower {needs.time.options}"
+            f"{needs.time.size / 86400:,.0f} on the fastest machine there is; lower "
+            f"{needs.time.remedy(room.time)}"
         )
 
 
@@ -215,3 +286,9 @@ def in_units(size: float) -> str:
     """A number of bytes as a reader expects it, such as 1.5 GiB."""
     power = min(int(math.log(max(size, 1), 1024)), len(UNITS) - 1)
     return f"{size / 1024**power:,.1f} {UNITS[power]}"
+
+
+def _listed(options: Iterable[str], conjunction: str) -> str:
+    """Options in words, such as `images, seeds or sampler.steps`."""
+    *names, last = options
+    return f"{', '.join(names)} {conjunction} {last}" if names else last

@@ -25,6 +25,8 @@ PATHS = ("path", "folder", "outputs")
 """Names of the options that are paths."""
 Count = Annotated[int, Field(gt=0, le=10**12)]
 """A number of images; whether they fit is asked of the machine."""
+GuidanceScale = Annotated[FiniteFloat, Field(gt=-(2**24), lt=2**24)]
+"""A scale of guidance; beyond 2^24 it makes the rounding of float32, of two outputs, larger than the outputs are."""
 Part = Mapping[str, Any]
 """The content of a group's file; `construct` checks those that name a class."""
 
@@ -58,7 +60,7 @@ class NoiseSamples(Samples):
     """Samples that the noise is measured on, how many steps they take, and their guidance scale."""
 
     steps: PositiveInt | None
-    guidance: FiniteFloat | None
+    guidance: GuidanceScale | None
 
 
 class FeatureSpace(Options):
@@ -78,7 +80,7 @@ class Judging(Options):
 class Guidance(Options):
     """Classifier-free guidance."""
 
-    scale: FiniteFloat
+    scale: GuidanceScale
     interval: Annotated[Sequence[FiniteFloat], Field(min_length=2, max_length=2)]
     embedded: FiniteFloat | None
 

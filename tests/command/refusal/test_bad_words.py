@@ -75,6 +75,11 @@ WORDS = {
     "no noise": ("noise.images=0", "noise.images to be greater"),
     "measured bits at another guidance": ("bitwidth=step_snr noise.guidance=3", "set noise.guidance=null"),
     "a fit at a guidance of nothing": ("noise.guidance=3", "set noise.guidance=null"),
+    "a fit at a guidance of rounding errors": (
+        "noise.guidance=1e30",
+        r"noise.guidance to be less than 16777216, got 1e\+30",
+    ),
+    "a guidance of rounding errors": ("condition.guidance.scale=-1e30", "scale to be greater than -16777216, got -1e"),
     "more processes than a processor has use for": (
         "runtime.devices=1000000000000",
         "runtime.devices=1000000000000; lower",

@@ -48,9 +48,21 @@ def test_what_is_needed_grows_with_the_options_that_are_named(model):
 def test_a_goal_needs_what_it_draws(model):
     words = "images=1000000", "noise.images=2000"
     fitted, noised = needed(model, *words, used=("noise",)), needed(model, "noise.images=2000", used=("noise",))
-    assert fitted == noised and fitted.disk.options == "noise.images"
-    assert needed(model, *words).disk.options == "images, seeds, noise.images and calibration.images"
-    assert needed(model, used=("calibration",)).time.options == "calibration.images and sampler.steps"
+    assert fitted == noised and fitted.disk.remedy(0) == "noise.images and sampler.steps"
+    everything = "images, seeds, noise.images, calibration.images and sampler.steps"
+    assert needed(model, *words).disk.remedy(0) == everything
+    assert needed(model, used=("calibration",)).time.remedy(0) == "calibration.images and sampler.steps"
+
+
+def test_a_remedy_names_the_options_of_which_one_alone_makes_room(model):
+    """Half as much is left by fewer steps as well, of which there are 20; a hundredth only by what most of it is of."""
+    large = needed(model, "images=10", "seeds=[0]", "layers.images=1000000")
+    for amount in (large.disk, large.time):
+        assert amount.remedy(0.5 * amount.size) == "layers.images or sampler.steps"
+        assert amount.remedy(0.01 * amount.size) == "layers.images"
+    both = needed(model, "images=1000000", "seeds=[0]", "noise.images=1000000").time
+    assert both.remedy(0.5 * both.size) == "images, seeds or sampler.steps"
+    assert both.remedy(0.01 * both.size) == "images, seeds, noise.images, calibration.images and sampler.steps"
 
 
 def test_it_is_a_bound_from_below(model):
@@ -110,10 +122,11 @@ def test_amounts_are_readable():
         (["goal=quantize", "calibration.images=1000000000000"], "lower calibration.images"),
         (
             ["calibration.images=1000000000000", "calibration_set=ndtc", "step_groups@quantizer.steps=equal"],
-            "lower images, seeds, .*calibration.images",
+            "lower calibration.images$",
         ),
         (["goal=fit", "noise.images=1000000000000"], "lower noise.images"),
-        (["goal=layers", "layers.images=1000000000"], "lower .*layers.images"),
+        (["goal=layers", "layers.images=1000000000"], "lower layers.images$"),
+        (["layers.images=1000000000"], "lower layers.images$"),
         (["correction=auto", "goal=fit", "trial.images=1000000000000"], "lower .*trial.images"),
         (["feature=pixels", "feature.extractor.size=100000"], "lower .*feature.extractor"),
         (["model._target_=diffusers.UNet2DModel"], "model to be a Denoiser, got UNet2DModel"),
