@@ -4,6 +4,7 @@ python -m experiments.backends.measure NAME THREADS BATCHES [VARIANT ...]
 """
 
 import copy
+import platform
 import resource
 import statistics
 import sys
@@ -160,6 +161,24 @@ def sizes(name: str) -> Table:
     return table
 
 
+def processor(cpuinfo: str) -> str:
+    """The processor in words: the name of its model, or where that tells nothing its vendor, family and model.
+
+    Args:
+        cpuinfo: the content of /proc/cpuinfo, empty where there is none.
+    """
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in lines}
+    name = facts.get("model name", "")
+    if any(digit.isdigit() for digit in name):
+        return name
+    numbers = [
+        f"{key.removeprefix('cpu ')} {facts[key]}" for key in ("cpu family", "model", "stepping") if key in facts
+    ]
+    words = filter(None, (facts.get("vendor_id"), name, *numbers))
+    return " ".join(words) or platform.processor() or platform.machine()
+
+
 def versions() -> str:
     """The versions of what computes, and the processor."""
     lines = []
@@ -168,7 +187,9 @@ def versions() -> str:
             lines.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    return ", ".join([*lines, torch.backends.cpu.get_cpu_capability()])
+    cpuinfo = Path("/proc/cpuinfo")
+    name = processor(cpuinfo.read_text() if cpuinfo.is_file() else "")
+    return ", ".join([*lines, name, torch.backends.cpu.get_cpu_capability()])
 
 
 def main() -> None:

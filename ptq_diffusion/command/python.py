@@ -32,6 +32,7 @@ from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.refusal import refusal
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.fitted import COEFFICIENTS
+from ptq_diffusion.correction.pipeline.pipeline_folder import load_pipeline
 from ptq_diffusion.engine.models import build_model
 from ptq_diffusion.engine.plugins import require_plugins
 from ptq_diffusion.engine.run_files import CONFIG, LOG, REPORT, STEPS, TABLE
@@ -192,7 +193,7 @@ def quantize(
     for part in (cfg.calibration, cfg.noise, cfg.trial):
         part.seed += seed
     cfg.model.path = str(_saved(pipeline, Path(cfg.outputs) / "models"))
-    return DiffusionPipeline.from_pretrained(make(cfg)).to(pipeline.device)
+    return load_pipeline(make(cfg)).to(pipeline.device)
 
 
 def load_quantized(folder: str | Path, plugins: Sequence[str] = ()) -> QuantizedDenoiser:

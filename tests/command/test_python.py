@@ -105,7 +105,8 @@ def test_the_readme_quantizes_and_corrects_a_pipeline(tiny_model_folder, tmp_pat
     assert len(pd.load_correction(export).steps) == 3
 
 
-def test_a_pipeline_stays_as_it_is_and_is_quantized_once_a_seed(tiny_model_folder, tmp_path):
+def test_a_pipeline_stays_as_it_is_and_is_quantized_once_a_seed(tiny_model_folder, tmp_path, caplog):
+    """diffusers does not wonder at the network that is to be in it, and goes on to wonder at any other."""
     original = DDPMPipeline.from_pretrained(tiny_model_folder())
     before = {name: tensor.clone() for name, tensor in original.unet.state_dict().items()}
     words = ("micro_batch=4", "runtime.progress=false", f"outputs={tmp_path}")
@@ -114,7 +115,11 @@ def test_a_pipeline_stays_as_it_is_and_is_quantized_once_a_seed(tiny_model_folde
     assert type(original.unet) is UNet2DModel
     assert all(torch.equal(tensor, before[name]) for name, tensor in original.unet.state_dict().items())
     assert len(list((tmp_path / "models").iterdir())) == 1
-    assert len(list((tmp_path / "store" / "export").glob("*/"))) == 2
+    exports = list((tmp_path / "store" / "export").glob("*/"))
+    assert len(exports) == 2
+    assert "Expected types" not in caplog.text
+    DDPMPipeline.from_pretrained(exports[0])
+    assert "Expected types for unet" in caplog.text
 
 
 def test_a_pipeline_in_half_precision_is_computed_so(tiny_model_folder, tmp_path):

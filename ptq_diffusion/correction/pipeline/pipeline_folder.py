@@ -1,12 +1,14 @@
 """Folders of stock pipelines with a corrected network and scheduler in the places of the float ones."""
 
 import json
+import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, DiffusionPipeline
 
 from ptq_diffusion.correction.pipeline.corrected_network import CorrectedNetwork
 from ptq_diffusion.correction.pipeline.corrected_scheduler import CorrectedScheduler
@@ -126,3 +128,28 @@ def write_pipeline(model_folder: Path, name: str, network: CorrectedNetwork, out
         written.save_pretrained(out / part)
         content[part] = [type(written).__module__, type(written).__name__]
     (out / INDEX).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def load_pipeline(folder: Path) -> DiffusionPipeline:
+    """The pipeline of a folder that `write_pipeline` wrote.
+
+    diffusers does not warn that the network is of another class than its own, which it is meant to be.
+    """
+    with _other_networks_expected():
+        return DiffusionPipeline.from_pretrained(folder)
+
+
+@contextmanager
+def _other_networks_expected() -> Iterator[None]:
+    """Within this context diffusers' loading of pipelines leaves out its warnings of the types of networks."""
+    beginnings = tuple(f"Expected types for {place.component}: " for place in (DDPM, *PLACES.values()))
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(beginnings)
+
+    logger = logging.getLogger(DiffusionPipeline.__module__)
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
