@@ -29,6 +29,7 @@ MALICIOUS_LIGHTNING = ("2.6.2", "2.6.3")
 MODEL_CHECKSUMS = {
     "bundled:cifar10_ddpm": "a389de1e3edc109b",
     "bundled:cifar10_dit": "14579ab2cb54cf72",
+    "bundled:cifar10_dit_flow": "61c260563180cf20",
     "bundled:cifar10_ldm": "e33c423462f852c6",
     "bundled:emoji_sd": "544e08768b08f510",
     "bundled:fashion_ddpm": "1ed9a14521ab7932",

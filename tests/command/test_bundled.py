@@ -53,8 +53,9 @@ def test_it_is_the_network_that_its_training_configures(name):
 
 @every_model
 def test_its_samples_are_far_nearer_to_its_reference_than_noise_is(name, tmp_path):
-    few = ("images=16", "seeds=[0]", "micro_batch=16", "sampler.steps=5", "sampler.eta=0")
-    cfg = composed(f"model={name}", *few)
+    cfg = composed(f"model={name}", "images=16", "seeds=[0]", "micro_batch=16", "sampler.steps=5")
+    if "eta" in cfg.sampler:
+        cfg.sampler.eta = 0.0
     shop = Workshop(Runtime("cpu", progress=False))
     check(cfg, Evaluate, shop, Room.unlimited())
     images = read_images(Store(tmp_path, shop).obtain(FullPrecisionSamples, cfg))

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 from torch.optim import SGD
 
@@ -19,6 +20,7 @@ from ptq_diffusion.stage.path_fit import PathFit
 from ptq_diffusion.stage.training.checkpoint import SafetensorsCheckpointIO, present
 from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
 from ptq_diffusion.stage.training.feature_network_training import FeatureNetworkTraining
+from ptq_diffusion.stage.training.objective import MinSnr
 from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay
 
 SMALL = ["images=3", "seeds=[0]", "noise.images=5"]
@@ -194,10 +196,10 @@ def test_a_checkpoint_survives_a_kill_while_the_next_is_saved(tmp_path, monkeypa
 def test_no_checkpoint_holds_the_length_of_the_training():
     """Else a training that goes on with more steps would decay at the end of the fewer: LambdaLR keeps objects."""
     rate, network = WarmupStableDecay(8, 2, 4), ResNet9("tiny", [4, 4, 8, 8], 2)
-    scheduler = torch.nn.Identity()
+    objective = MinSnr(5.0, DDPMScheduler())
     for module in (
         FeatureNetworkTraining(network, lambda p: SGD(p, 0.1), rate, 0.1),
-        DenoiserTraining(network, scheduler, lambda p: SGD(p, 0.1), rate, 0.9, 5.0, 0.0),
+        DenoiserTraining(network, objective, lambda p: SGD(p, 0.1), rate, 0.9, 0.0),
     ):
         schedule = module.configure_optimizers()["lr_scheduler"]["scheduler"]
         assert schedule.state_dict()["lr_lambdas"] == [None]

@@ -22,6 +22,7 @@ from tests.model import pipelines
 from tests.model.networks import condition_of
 
 STEPS, SEED = 3, 5
+SAMPLER = DDIM(STEPS, 0.0, {})
 QUIET = pytest.mark.filterwarnings("ignore")
 
 
@@ -29,10 +30,10 @@ def noise(denoiser, count=2):
     return torch.randn(count, *denoiser.shape, generator=torch.Generator().manual_seed(SEED))
 
 
-def images(folder, condition, null=None, scale=1.0):
+def images(folder, condition, null=None, scale=1.0, sampler=SAMPLER):
     """By our sampler and our decoder, (B, H, W, 3)."""
     denoiser, decoder = DiffusersDenoiser.from_folder(str(folder)), load_decoder(str(folder))
-    table = DDIM(STEPS, 0.0, {}).table(denoiser.scheduler_config)
+    table = sampler.table(denoiser.scheduler_config)
     state = table.start(noise(denoiser))
     for step in table:
         m = denoiser.predict(state.x, step, condition).m

@@ -44,6 +44,7 @@ from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity, require_sensitivity
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
+from ptq_diffusion.stage.training.objective import Objective
 from ptq_diffusion.stage.writing.onnx import WriteOnnx
 
 KINDS: Mapping[str, type] = {
@@ -61,8 +62,10 @@ KINDS: Mapping[str, type] = {
     "test_data": ImageSource,
 }
 """The kind of every option that is one object."""
-TRAINED, BEGUN = {"network", "scheduler", "optimizer"}, {"optimizer"}
-"""Parts of a training that are objects, and those that are built when it has begun."""
+TRAINED = {"network": object, "scheduler": object, "objective": Objective, "optimizer": torch.optim.Optimizer}
+"""The kind of every part of a training that is an object."""
+BEGUN = ("objective", "optimizer")
+"""Parts that are built when a training has begun, of others."""
 
 
 def check(cfg: DictConfig, goal: type[Stage], shop: Workshop, room: Room) -> None:
@@ -143,15 +146,17 @@ def _check_kinds(cfg: DictConfig, used: Collection[str]) -> None:
 
 def _check_training(cfg: DictConfig, room: Room) -> None:
     """Build the parts of a training that have options of their own, the network without its memory."""
-    for name in TRAINED & cfg.training.keys():
+    for name in filter(cfg.training.__contains__, TRAINED):
         node = cfg.training[name]
         partial = name in BEGUN or bool(node.get("_partial_"))
-        require_kind(node, torch.optim.Optimizer if name == "optimizer" else object, f"training.{name}", partial)
+        require_kind(node, TRAINED[name], f"training.{name}", partial)
         try:
             with torch.device("meta"):
                 part = construct(node)
-                if name in BEGUN:
+                if name == "optimizer":
                     part([torch.nn.Parameter(torch.zeros(1))])
+                if name == "objective":
+                    part(scheduler=construct(cfg.training.scheduler))
         # diffusers and torch raise nearly every type of error at options that do not fit each other.
         except Exception as error:
             text = " ".join(str(error).split())[:300]

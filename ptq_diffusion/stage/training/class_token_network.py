@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from ptq_diffusion.artefact.files import write_json, write_tensors
 from ptq_diffusion.stage.training.conditioned_network import LatentNetwork
+from ptq_diffusion.stage.training.initialisation import take_weights
 from ptq_diffusion.stage.training.stable_diffusion import save_stable_diffusion
 
 
@@ -33,8 +33,18 @@ class ClassTokenNetwork(LatentNetwork):
         return output
 
     @property
-    def config(self) -> dict[str, Any]:
-        return dict(self.unet.config)
+    def denoiser(self) -> UNet2DConditionModel:
+        return self.unet
+
+    def begin_from(self, path: str) -> None:
+        table = take_weights(self.unet, path).class_table
+        if table is None or table.shape != self.embedder.weight.shape:
+            found = "none" if table is None else f"a table of {tuple(table.shape)}"
+            raise ValueError(
+                f"expected embeddings of {self.null} classes in {path}, got {found}; give another "
+                "training.init_from.path"
+            )
+        self.embedder.load_state_dict({"weight": table})
 
     def save(self, out: Path, autoencoder: AutoencoderKL, scheduler: SchedulerMixin) -> None:
         """Write a `StableDiffusionPipeline` folder without texts, and the table beside in `class_embedder/`.

@@ -7,6 +7,8 @@ from typing import Any
 from diffusers import AutoencoderKL, DDPMPipeline, ModelMixin, SchedulerMixin
 from torch import Tensor, nn
 
+from ptq_diffusion.stage.training.initialisation import take_weights
+
 
 class ConditionedNetwork(nn.Module, ABC):
     """A denoising network with whatever turns a label into its condition.
@@ -23,8 +25,24 @@ class ConditionedNetwork(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def denoiser(self) -> ModelMixin:
+        """The network itself, of diffusers."""
+
+    @property
     def config(self) -> dict[str, Any]:
         """The configuration of the network itself, with `sample_size` and `in_channels`."""
+        return dict(self.denoiser.config)
+
+    def begin_from(self, path: str) -> None:
+        """Take the weights of a saved model.
+
+        Args:
+            path: the folder, `bundled:NAME`, or `org/name` in the hub's local cache.
+
+        Raises:
+            ValueError: the model is another than this one.
+        """
+        take_weights(self.denoiser, path)
 
 
 class UnlabelledNetwork(ConditionedNetwork):
@@ -41,8 +59,8 @@ class UnlabelledNetwork(ConditionedNetwork):
         return output
 
     @property
-    def config(self) -> dict[str, Any]:
-        return dict(self.network.config)
+    def denoiser(self) -> ModelMixin:
+        return self.network
 
     def save(self, out: Path, scheduler: SchedulerMixin) -> None:
         """Write a `DDPMPipeline` folder."""

@@ -5,7 +5,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
@@ -13,21 +12,20 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ptq_diffusion.stage.training.conditioned_network import ConditionedNetwork
+from ptq_diffusion.stage.training.objective import Objective
 
 
 class DenoiserTraining(L.LightningModule):
-    """Noise prediction with min-SNR weights and an exponential moving average of the weights.
+    """A training objective, and an exponential moving average of the weights.
 
-    The loss of a step is the mean over images of w(t) |m - target|^2 with w = min(SNR, gamma) / SNR for epsilon
-    prediction, / (SNR + 1) for v and min(SNR, gamma) for x0 (Hang et al., ICCV 2023, arXiv 2303.09556).
+    The loss of a step is the mean over images of w(t) |m - target|^2 an element.
 
     Args:
         network: the network with its condition.
-        scheduler: the forward process and the prediction type.
+        objective: the times, the states, the targets and w.
         optimizer: from parameters to an optimizer.
         rate: the learning rate's factor as a function of the step.
         ema_decay: the decay per step of the moving average.
-        snr_gamma: the clamp of the signal-to-noise ratio.
         unlabelled_share: the share of labels that the null label replaces, for classifier-free guidance (Ho and
             Salimans, arXiv 2207.12598).
     """
@@ -35,17 +33,16 @@ class DenoiserTraining(L.LightningModule):
     def __init__(
         self,
         network: ConditionedNetwork,
-        scheduler: DDPMScheduler | DDIMScheduler,
+        objective: Objective,
         optimizer: Callable[..., Optimizer],
         rate: Callable[[int], float],
         ema_decay: float,
-        snr_gamma: float,
         unlabelled_share: float,
     ) -> None:
         super().__init__()
         self.network = network
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
-        self.scheduler, self.snr_gamma, self.unlabelled_share = scheduler, snr_gamma, unlabelled_share
+        self.objective, self.unlabelled_share = objective, unlabelled_share
         self._optimizer, self._rate = optimizer, rate
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
@@ -56,27 +53,14 @@ class DenoiserTraining(L.LightningModule):
     def loss(self, x_0: Tensor, labels: Tensor, seed: int) -> Tensor:
         """The weighted error of one batch, (B, C, H, W) and its labels (B,), at times and noise drawn from `seed`."""
         draw = torch.Generator().manual_seed(seed)
-        t = torch.randint(self.scheduler.config.num_train_timesteps, (len(x_0),), generator=draw).to(x_0.device)
+        t = self.objective.times(len(x_0), draw).to(x_0.device)
         noise = torch.randn(x_0.shape, generator=draw).to(x_0.device)
         if self.network.null is not None:
             dropped = torch.rand(len(labels), generator=draw).to(labels.device) < self.unlabelled_share
             labels = torch.where(dropped, self.network.null, labels)
-        prediction = self.network(self.scheduler.add_noise(x_0, noise, t), t, labels).float()
-        target, weight = self._target_and_weight(x_0, noise, t)
+        x_t, target, weight = self.objective.noised(x_0, noise, t)
+        prediction = self.network(x_t, t, labels).float()
         return (weight * (prediction - target).square().mean((1, 2, 3))).mean()
-
-    def _target_and_weight(self, x_0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        abar = self.scheduler.alphas_cumprod.to(x_0.device)[t]
-        snr = abar / (1 - abar)
-        clamped = snr.clamp(max=self.snr_gamma)
-        kind = self.scheduler.config.prediction_type
-        if kind == "epsilon":
-            return noise, clamped / snr
-        if kind == "v_prediction":
-            return self.scheduler.get_velocity(x_0, noise, t), clamped / (snr + 1)
-        if kind == "sample":
-            return x_0, clamped
-        raise ValueError(f"expected prediction_type epsilon, v_prediction or sample, got {kind!r}")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """The step and the average together: a checkpoint is saved before `on_train_batch_end` would run."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel, SchedulerMixin
 from torch import Tensor, nn
@@ -47,11 +46,14 @@ class LabelledTransformer(LatentNetwork):
         return output
 
     @property
-    def config(self) -> dict[str, Any]:
-        return dict(self.transformer.config)
+    def denoiser(self) -> DiTTransformer2DModel:
+        return self.transformer
 
     def save(self, out: Path, autoencoder: AutoencoderKL, scheduler: SchedulerMixin) -> None:
-        """Write a `DiTPipeline` folder, whose `model_index.json` names the classes."""
+        """Write a `DiTPipeline` folder, whose `model_index.json` names the classes.
+
+        That pipeline samples with schedulers of betas alone; of flow matching the folder is read by `load_folder`.
+        """
         pipeline = DiTPipeline(self.transformer.half(), autoencoder.half(), scheduler)
         pipeline.register_to_config(id2label={str(label): name for label, name in enumerate(self.names)})
         pipeline.save_pretrained(out, safe_serialization=True)

@@ -16,6 +16,10 @@ from ptq_diffusion.data import LabelledImages
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Need, Stage
 from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.model.components import read_json
+from ptq_diffusion.model.folder import find_files
+from ptq_diffusion.model.loading import load_component
+from ptq_diffusion.stage.training.initialisation import initial_checksum
 from ptq_diffusion.stage.training.train_autoencoder import AUTOENCODER, TrainAutoencoder
 from ptq_diffusion.stage.training.training_stream import Examples
 
@@ -51,29 +55,64 @@ class EncodeLatents(Stage):
     name = "latents"
     version = 1
     needs = (TrainAutoencoder,)
-    uses = ("data", "autoencoder", "training.mirrored")
+    uses = ("data", "autoencoder", "training.mirrored", "training.init_from")
+
+    @classmethod
+    def made_of(cls, cfg: DictConfig) -> DictConfig:
+        """The autoencoder of a saved model has none of the options of one that is trained."""
+        if cfg.training.init_from.path is None:
+            return cfg
+        cfg = cfg.copy()
+        with open_dict(cfg):
+            cfg.autoencoder = {}
+        return cfg
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
-        return {TrainAutoencoder.name: Need(TrainAutoencoder, with_autoencoder(cfg))}
+        return autoencoder_needs(cfg)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
-        return {"data": construct(cfg.data).checksum()}
+        return {"data": construct(cfg.data).checksum()} | initial_checksum(cfg.training)
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         data = construct(cfg.data).load()
         labels = require_labels(data)
-        network = AutoencoderKL.from_pretrained(inputs[TrainAutoencoder.name] / AUTOENCODER, local_files_only=True)
+        network = load_autoencoder(cfg.training, inputs)
         views = encoded(network.to(shop.device).eval(), data.images, cfg.training.mirrored)
         write_tensors(out / "latents.safetensors", {"views": views, "labels": labels})
         write_json(out / "names.json", list(data.names or map(str, range(int(labels.max()) + 1))))
 
 
-def with_autoencoder(cfg: DictConfig) -> DictConfig:
-    """The configuration with the autoencoder's training in the place of the denoiser's."""
+def autoencoder_needs(cfg: DictConfig) -> dict[str, Need]:
+    """The training of the autoencoder; nothing where the training begins from a saved model, which has its own."""
+    if cfg.training.init_from.path is not None:
+        return {}
     autoencoder = cfg.copy()
     with open_dict(autoencoder):
         autoencoder.training = cfg.autoencoder
-    return autoencoder
+    return {TrainAutoencoder.name: Need(TrainAutoencoder, autoencoder)}
+
+
+def load_autoencoder(training: DictConfig, inputs: Mapping[str, Path]) -> AutoencoderKL:
+    """The autoencoder with its weights in float32.
+
+    Args:
+        training: says where the training begins, `init_from.path`.
+        inputs: the artefacts of `autoencoder_needs`.
+
+    Raises:
+        ValueError: the model that the training begins from has no `AutoencoderKL`.
+    """
+    path = training.init_from.path
+    if path is None:
+        return AutoencoderKL.from_pretrained(inputs[TrainAutoencoder.name] / AUTOENCODER, local_files_only=True)
+    decoder = find_files(path).decoder
+    config = {} if decoder is None else read_json(decoder.config)
+    if decoder is None or config.get("_class_name") != AutoencoderKL.__name__:
+        raise ValueError(
+            f"expected a model of latents of an AutoencoderKL in {path}, got {config.get('_class_name', 'no decoder')}"
+            "; give another training.init_from.path"
+        )
+    return load_component(decoder, config, AutoencoderKL)
 
 
 def require_labels(data: LabelledImages) -> Tensor:

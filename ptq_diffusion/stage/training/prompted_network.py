@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
@@ -57,8 +56,14 @@ class PromptedNetwork(LatentNetwork):
         return output
 
     @property
-    def config(self) -> dict[str, Any]:
-        return dict(self.unet.config)
+    def denoiser(self) -> UNet2DConditionModel:
+        return self.unet
+
+    def begin_from(self, path: str) -> None:
+        raise ValueError(
+            f"expected training.init_from.path=null of a network of prompts, whose text encoder and tokenizer are made "
+            f"anew, got {path}; set it"
+        )
 
     def save(self, out: Path, autoencoder: AutoencoderKL, scheduler: SchedulerMixin) -> None:
         """Write a `StableDiffusionPipeline` folder."""

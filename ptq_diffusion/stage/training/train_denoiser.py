@@ -1,4 +1,4 @@
-"""Stage: train a denoiser from scratch and save it as a diffusers pipeline."""
+"""Stage: train a denoiser of images and save it as a diffusers pipeline."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +13,7 @@ from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.training.conditioned_network import UnlabelledNetwork
 from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
+from ptq_diffusion.stage.training.initialisation import initial_checksum
 from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay, resumable_fit
 from ptq_diffusion.stage.training.training_stream import AugmentedImages
 
@@ -26,25 +27,27 @@ class TrainDenoiser(Stage):
     scratch = ("checkpoint",)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
-        return {"data": construct(cfg.data).checksum()}
+        return {"data": construct(cfg.data).checksum()} | initial_checksum(cfg.training)
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
         training, data = cfg.training, construct(cfg.data).load()
         seed_everything(training.seed)
+        network = UnlabelledNetwork(construct(training.network))
+        if training.init_from.path is not None:
+            network.begin_from(training.init_from.path)
         module = DenoiserTraining(
-            network=UnlabelledNetwork(construct(training.network)),
-            scheduler=construct(training.scheduler),
+            network=network,
+            objective=construct(training.objective)(scheduler=construct(training.scheduler)),
             optimizer=construct(training.optimizer),
             rate=WarmupStableDecay(training.steps, training.warmup, training.cooldown),
             ema_decay=training.ema_decay,
-            snr_gamma=training.snr_gamma,
             unlabelled_share=0.0,
         )
         require_size(module.network.config, data)
         examples = AugmentedImages(data, construct(training.augmentation))
         resumable_fit(module, examples, training, out, shop.runtime)
         average = cast(UnlabelledNetwork, module.average.module)
-        average.eval().save(out, module.scheduler)
+        average.eval().save(out, module.objective.scheduler)
 
 
 def require_size(config: Mapping[str, Any], data: LabelledImages) -> None:

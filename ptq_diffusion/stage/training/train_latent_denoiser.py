@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from diffusers import AutoencoderKL
 from lightning import seed_everything
 from omegaconf import DictConfig
 
@@ -13,9 +12,10 @@ from ptq_diffusion.engine.stage import Need, Stage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.training.conditioned_network import LatentNetwork
 from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
-from ptq_diffusion.stage.training.latents import EncodeLatents, Latents, with_autoencoder
+from ptq_diffusion.stage.training.initialisation import initial_checksum
+from ptq_diffusion.stage.training.latents import EncodeLatents, Latents, autoencoder_needs, load_autoencoder
 from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay, resumable_fit
-from ptq_diffusion.stage.training.train_autoencoder import AUTOENCODER, TrainAutoencoder
+from ptq_diffusion.stage.training.train_autoencoder import TrainAutoencoder
 
 
 class TrainLatentDenoiser(Stage):
@@ -28,29 +28,29 @@ class TrainLatentDenoiser(Stage):
     scratch = ("checkpoint",)
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
-        return {
-            TrainAutoencoder.name: Need(TrainAutoencoder, with_autoencoder(cfg)),
-            EncodeLatents.name: Need(EncodeLatents, cfg),
-        }
+        return autoencoder_needs(cfg) | {EncodeLatents.name: Need(EncodeLatents, cfg)}
+
+    def evidence(self, cfg: DictConfig) -> dict[str, str]:
+        return initial_checksum(cfg.training)
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         training, latents = cfg.training, Latents.load(inputs[EncodeLatents.name])
         seed_everything(training.seed)
+        network = construct(training.network)(names=latents.names)
+        if training.init_from.path is not None:
+            network.begin_from(training.init_from.path)
         module = DenoiserTraining(
-            network=construct(training.network)(names=latents.names),
-            scheduler=construct(training.scheduler),
+            network=network,
+            objective=construct(training.objective)(scheduler=construct(training.scheduler)),
             optimizer=construct(training.optimizer),
             rate=WarmupStableDecay(training.steps, training.warmup, training.cooldown),
             ema_decay=training.ema_decay,
-            snr_gamma=training.snr_gamma,
             unlabelled_share=training.unlabelled_share,
         )
         require_size(module.network.config, tuple(latents.views.shape[2:]))
         resumable_fit(module, latents, training, out, shop.runtime)
-        folder = inputs[TrainAutoencoder.name] / AUTOENCODER
-        autoencoder = AutoencoderKL.from_pretrained(folder, local_files_only=True)
         average = cast(LatentNetwork, module.average.module)
-        average.eval().save(out, autoencoder, module.scheduler)
+        average.eval().save(out, load_autoencoder(training, inputs), module.objective.scheduler)
 
 
 def require_size(config: Mapping[str, Any], shape: tuple[int, ...]) -> None:

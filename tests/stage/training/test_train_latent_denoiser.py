@@ -17,6 +17,8 @@ from ptq_diffusion.data import CaptionedImages, LabelledImages
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
+from ptq_diffusion.stage.samples import read_images
+from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.training.autoencoder_training import AutoencoderTraining
 from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
 from ptq_diffusion.stage.training.latents import EncodeLatents, Latents
@@ -35,14 +37,16 @@ TINY_UNET = [
     "training.network.unet.up_block_types=[CrossAttnUpBlock2D,UpBlock2D]",
     "training.network.unet.cross_attention_dim=8",
 ]
+TINY_TRANSFORMER = [
+    "training.network.transformer.in_channels=4",
+    "training.network.transformer.out_channels=4",
+    "training.network.transformer.num_layers=1",
+    "training.network.transformer.attention_head_dim=4",
+]
 TINY = {
     "cifar10_ldm": TINY_UNET,
-    "cifar10_dit": [
-        "training.network.transformer.in_channels=4",
-        "training.network.transformer.out_channels=4",
-        "training.network.transformer.num_layers=1",
-        "training.network.transformer.attention_head_dim=4",
-    ],
+    "cifar10_dit": TINY_TRANSFORMER,
+    "cifar10_dit_flow": [*TINY_TRANSFORMER, "training.init_from.path=null"],
     "emoji_sd": [*TINY_UNET, "training.network.layers=1", "training.network.merges=30", "training.network.length=8"],
 }
 AUTOENCODER = [
@@ -145,6 +149,30 @@ def test_a_transformer_folder_draws_in_its_stock_pipeline(trained):
     require_images(pipeline, 2, class_labels=[0, 2])
 
 
+def test_a_flow_folder_draws_under_its_sampler(trained, tmp_path):
+    """Its stock pipeline knows schedulers of betas alone."""
+    store, path = Store(tmp_path, Workshop(Runtime("cpu", False))), trained("cifar10_dit_flow")
+    words = ["model=diffusers", f"model.path={path}", "condition=labels", "images=2", "seeds=[0]", "micro_batch=2"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain, guided = (
+            compose("config", [*words, "sampler=flow_euler", "sampler.steps=2", f"condition.guidance.scale={scale}"])
+            for scale in (1, 1000)
+        )
+    drawn = [read_images(store.obtain(FullPrecisionSamples, cfg)) for cfg in (plain, guided)]
+    assert drawn[0].shape == (2, 3, 16, 16)
+    assert (drawn[0] != drawn[1]).any()
+
+
+@pytest.mark.parametrize(("name", "first"), [("cifar10_ldm", "cifar10_ldm"), ("cifar10_dit_flow", "cifar10_dit")])
+def test_a_training_at_rate_zero_saves_the_model_that_it_began_from(name, first, trained, folder, tmp_path):
+    store, path = Store(tmp_path, Workshop(Runtime("cpu", False))), trained(first)
+    begun = configured(name, folder, f"training.init_from.path={path}", "training.optimizer.lr=0.0")
+    saved, expected = weights(store.obtain(TrainLatentDenoiser, begun)), weights(path)
+    assert saved.keys() == expected.keys()
+    assert all(tensor.equal(saved[key]) for key, tensor in expected.items())
+    assert not (tmp_path / "train_autoencoder").exists()
+
+
 def test_a_prompted_folder_draws_in_its_stock_pipeline(trained):
     folder = trained("emoji_sd")
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
@@ -227,6 +255,9 @@ def test_captions_that_are_none_are_refused(folder, options, remedy):
         ("cifar10_ldm", ["data.label_column=null"], "data.label_column"),
         ("cifar10_dit", ["training.network.transformer.num_embeds_ada_norm=2"], "num_embeds_ada_norm"),
         ("cifar10_dit", ["autoencoder.network.in_channels=1"], "block_out_channels and in_channels"),
+        ("cifar10_dit", ["training.init_from.path=bundled:cifar10_dit"], "another training.init_from.path"),
+        ("cifar10_ldm", ["training.init_from.path=bundled:cifar10_ddpm"], "got no decoder; give another"),
+        ("emoji_sd", ["training.init_from.path=bundled:emoji_sd"], "training.init_from.path=null"),
     ],
 )
 def test_what_does_not_fit_is_refused(name, words, remedy, folder, tmp_path):
