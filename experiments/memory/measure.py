@@ -1,28 +1,67 @@
-"""Peak memory of calibration and noise statistics by the number of images: python experiments/memory/measure.py FOLDER.
+"""Peak memory of every stage by the number of images and of pixels: python experiments/memory/measure.py FOLDER.
 
-Each stage runs in a process of its own, whose largest resident set the system tells when it ends.
+Each stage runs in a process of its own. The system tells the largest resident set when it ends; the part of it that is
+anonymous, which files in memory are not, is read every few milliseconds.
 """
 
 import csv
 import os
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from rich.console import Console
 
-IMAGES = (256, 4096)
 STEPS = 3
-STAGES = ("trajectories", "calibrate", "noise")
+RESCALED = "correction=rescaled_matched"
+STAGES: Mapping[str, tuple[str, ...]] = {
+    "trajectories": ("goal=trajectories",),
+    "calibrate": ("goal=calibrate",),
+    "quantize": ("goal=quantize",),
+    "float_path": ("goal=float_path",),
+    "noise": ("goal=noise",),
+    "fit of ptqd": ("goal=fit", "correction=ptqd"),
+    "fit of rescaled_matched": ("goal=fit", RESCALED),
+    "samples_full_precision": ("goal=samples_full_precision",),
+    "samples_quantized": ("goal=samples_quantized",),
+    "samples_corrected": ("goal=samples_corrected", RESCALED),
+    "drift": ("goal=drift", RESCALED),
+    "evaluate": ("goal=evaluate", RESCALED),
+}
+"""The words of every stage; what one needs is made by those before, but for sets and plans, which are small."""
 
 
-def prepare(folder: Path) -> None:
-    """A tiny DDPM of 32x32 images with random weights: small networks, but states as large as those of CIFAR-10."""
+@dataclass(frozen=True)
+class Case:
+    """A number of images of one size.
+
+    Args:
+        images: of calibration, of the fit and of each variant that is judged.
+        side: pixels of a row.
+        micro_batch: images that are computed together.
+    """
+
+    images: int
+    side: int
+    micro_batch: int = 64
+
+
+BASE, FEW, MANY, LARGE = Case(16, 8, 4), Case(256, 32), Case(1024, 32), Case(256, 64)
+"""Next to no images, so that little but the process itself is left; some; four times as many; four times the pixels."""
+KINDS = ("resident", "anonymous")
+
+
+def prepare(folder: Path, side: int) -> None:
+    """Write a tiny DDPM with random weights: small networks, but states as large as those of real ones."""
     torch.manual_seed(0)
     unet = UNet2DModel(
-        sample_size=32,
+        sample_size=side,
         layers_per_block=1,
         block_out_channels=(8, 8),
         down_block_types=("DownBlock2D", "DownBlock2D"),
@@ -32,30 +71,56 @@ def prepare(folder: Path) -> None:
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
 
 
-def peak(stage: str, images: int, folder: Path) -> float:
-    """MiB that the process of one stage held at most; what the stage needs was made before."""
-    overrides = [f"goal={stage}", "model=diffusers", f"model.path={folder / 'model'}", f"sampler.steps={STEPS}"]
-    overrides += [f"calibration.images={images}", f"noise.images={images}", "micro_batch=64", "logger=none"]
-    overrides += ["runtime.accelerator=cpu", "runtime.progress=false", f"outputs={folder / 'outputs'}"]
-    command = [sys.executable, "-m", "ptq_diffusion", *overrides]
+def words(case: Case, folder: Path) -> list[str]:
+    """The options that all stages of a case share."""
+    options = [f"{option}={case.images}" for option in ("images", "calibration.images", "noise.images")]
+    options += ["model=diffusers", f"model.path={folder / 'model'}", f"sampler.steps={STEPS}", "feature=cifar10net"]
+    options += ["seeds=[0]", f"micro_batch={case.micro_batch}", "judging.replicates=20", "logger=none"]
+    return [*options, "runtime.accelerator=cpu", "runtime.progress=false", f"outputs={folder / 'outputs'}"]
+
+
+def peak(options: list[str]) -> Mapping[str, float]:
+    """MiB that a process held at most, by kind.
+
+    Raises:
+        RuntimeError: it ended with an error.
+    """
+    command = [sys.executable, "-m", "ptq_diffusion", *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    _, status, usage = os.wait4(process.pid, 0)
+    anonymous = 0
+    while True:
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            break
+        held = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+        anonymous = max(anonymous, int(held[1]) if held else 0)
+        time.sleep(0.005)
     if status != 0:
-        raise RuntimeError(f"expected goal={stage} to end well")
-    return usage.ru_maxrss / 1024  # KiB on Linux
+        raise RuntimeError(f"expected the process to end well, got status {status} of {' '.join(command)}")
+    return {"resident": usage.ru_maxrss / 1024, "anonymous": anonymous / 1024}  # both KiB on Linux
+
+
+def peaks(case: Case, folder: Path) -> Mapping[str, Mapping[str, float]]:
+    """MiB that every stage of a case held at most, by stage and kind."""
+    prepare(folder / "model", case.side)
+    shared = words(case, folder)
+    return {stage: peak([*shared, *goal]) for stage, goal in STAGES.items()}
 
 
 def main() -> None:
-    """Print a line for each stage and write memory.csv beside this."""
+    """Print a line for each stage and kind and write memory.csv beside this."""
     say = Console(soft_wrap=True, highlight=False).print
     folder = Path(sys.argv[1]).resolve()
-    prepare(folder / "model")
-    found = {images: {stage: peak(stage, images, folder) for stage in STAGES} for images in IMAGES}
-    few, many = (found[images] for images in IMAGES)
-    states = (IMAGES[1] - IMAGES[0]) * STEPS * 3 * 32 * 32 * 4 / 2**20
-    say(f"{IMAGES[1]} images have {states:.0f} MiB more states than {IMAGES[0]}")
-    rows = [[stage, f"{few[stage]:.1f}", f"{many[stage]:.1f}", f"{many[stage] / few[stage]:.3f}"] for stage in STAGES]
-    rows.insert(0, ["stage", *(f"MiB at {images} images" for images in IMAGES), "ratio"])
+    cases = (BASE, FEW, MANY, LARGE)
+    found = [peaks(case, folder / f"{case.images}_of_{case.side}") for case in cases]
+    sizes = [f"MiB of {case.images} of {case.side}x{case.side}" for case in cases]
+    rows = [["stage", "memory", *sizes, "images", "pixels"]]
+    for stage in STAGES:
+        for kind in KINDS:
+            base, few, many, large = (peaks_of_case[stage][kind] for peaks_of_case in found)
+            ratios = many / few, (large - base) / (few - base)
+            held = (f"{size:.1f}" for size in (base, few, many, large))
+            rows.append([stage, kind, *held, *(f"{ratio:.3f}" for ratio in ratios)])
     for row in rows:
         say(", ".join(row))
     with (Path(__file__).parent / "memory.csv").open("w", newline="") as file:
