@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import shutil
 import time
@@ -115,6 +116,26 @@ def content(path: Path) -> bytes:
     if path.name != "report.json":
         return path.read_bytes()
     return json.dumps(json.loads(path.read_text()) | {"provenance": None}).encode()
+
+
+def compared(folder: Path, expected: Mapping[str, str], ended_well: bool) -> dict[str, object]:
+    """The columns of what a run that went on has left; a folder with other files is kept, as differs_<number>.
+
+    Args:
+        folder: of the run.
+        expected: the hashes of all files without a kill.
+        ended_well: whether it ended without an error.
+    """
+    found = contents(folder)
+    identical = ended_well and found == expected
+    if not identical:
+        shutil.copytree(folder, unused(folder.with_name("differs")), symlinks=True)
+    return {"files": len(found), "identical": identical}
+
+
+def unused(path: Path) -> Path:
+    """The path with the first number behind it that none has yet."""
+    return next(place for number in itertools.count(1) if not (place := Path(f"{path}_{number}")).exists())
 
 
 def artefacts(folder: Path) -> Mapping[str, Mapping[str, float]]:

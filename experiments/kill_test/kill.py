@@ -29,6 +29,7 @@ from experiments.kill_test.jobs import (
     SEED,
     TRIES,
     artefacts,
+    compared,
     contents,
     fresh,
     landed,
@@ -127,8 +128,7 @@ def trial(folder: Path, whole: Whole, stage: str, draw: random.Random) -> dict[s
     row = {"job": whole.name, "stage": stage, "seconds": f"{seconds:.3f}"} | landed(place, stage, signature)
     again = started(whole.cfg, place)
     again.join()
-    found = contents(place)
-    return row | {"files": len(found), "identical": again.exitcode == 0 and found == whole.contents}
+    return row | compared(place, whole.contents, again.exitcode == 0)
 
 
 def started(cfg: DictConfig, folder: Path) -> ForkProcess:

@@ -27,6 +27,7 @@ from experiments.kill_test.jobs import (
     TINY,
     TRIES,
     artefacts,
+    compared,
     contents,
     fresh,
     landed,
@@ -120,9 +121,7 @@ def trial(
     row = {"job": job, "stage": stage, "victim": victim, "seconds": f"{seconds:.3f}"} | landed(place, stage, signature)
     if process.wait(PATIENCE) == 0:
         return trial(folder, aim, draw, durations, expected)
-    ended_well = commanded(job, place, *TORCHRUN).wait() == 0
-    found = contents(place)
-    return row | {"files": len(found), "identical": ended_well and found == expected}
+    return row | compared(place, expected, commanded(job, place, *TORCHRUN).wait() == 0)
 
 
 def strike(process: "subprocess.Popen[bytes]", victim: str) -> None:

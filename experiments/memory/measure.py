@@ -75,6 +75,7 @@ def words(case: Case, folder: Path) -> list[str]:
     """The options that all stages of a case share."""
     options = [f"{option}={case.images}" for option in ("images", "calibration.images", "noise.images")]
     options += ["model=diffusers", f"model.path={folder / 'model'}", f"sampler.steps={STEPS}", "feature=cifar10net"]
+    options += ["reference=cifar10"]
     options += ["seeds=[0]", f"micro_batch={case.micro_batch}", "judging.replicates=20", "logger=none"]
     return [*options, "runtime.accelerator=cpu", "runtime.progress=false", f"outputs={folder / 'outputs'}"]
 

@@ -142,6 +142,9 @@ class Store:
             self._fill(stage, partial, cfg, inputs)
             self.seconds[title] = round(time.monotonic() - start, 3)
             self._agenda.done(stage.name, signature, time.monotonic() - start)
+            # What a process that was killed had begun to write, which no other writes while the lock is ours.
+            for unfinished in final.parent.glob(f"{signature}{SECONDS}.*.tmp"):
+                unfinished.unlink()
             write_text(final.with_suffix(SECONDS), f"{self.seconds[title]}\n")
             replace(partial, final)
         return final

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ptq_diffusion.metric import Neighbourhoods, neighbour_metrics
+from ptq_diffusion.metric.distance import neighbours
 
 NAMES = ("precision", "recall", "density", "coverage")
 
@@ -98,3 +99,12 @@ def test_errors_are_those_of_independent_repetitions_or_somewhat_larger():
 def test_neighbours_that_are_not_there_are_refused(k):
     with pytest.raises(ValueError, match=r"judging.neighbours in 1\.\.8 among 10 images"):
         Neighbourhoods.of(normal(10, 4), k)
+
+
+def test_no_more_than_a_chunk_of_real_images_is_compared_at_once(monkeypatch):
+    """A table of all samples and all real images would grow with both."""
+    widths, inside = [], neighbours._within
+    monkeypatch.setattr(neighbours, "CHUNK", 16)
+    monkeypatch.setattr(neighbours, "_within", lambda *given: widths.append(inside(*given)[0].shape) or inside(*given))
+    judged(normal(20, 3), normal(40, 3, seed=1))
+    assert widths == [(20, 16), (20, 16), (20, 8)]
