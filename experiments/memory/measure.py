@@ -1,22 +1,28 @@
 """Peak memory of every stage by the number of images and of pixels: python experiments/memory/measure.py FOLDER.
 
-Each stage runs in a process of its own. The system tells the largest resident set when it ends; the part of it that is
-anonymous, which files in memory are not, is read every few milliseconds.
+Each stage runs in a process of its own, forked from one that has everything imported. The system tells the largest
+resident set when it ends; the part of it that is anonymous, which files in memory are not, is read every few
+milliseconds.
 """
 
 import csv
 import os
 import re
-import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from omegaconf import DictConfig
 from rich.console import Console
+
+import ptq_diffusion as pd
+from ptq_diffusion.command.experiment import run
 
 STEPS = 3
 RESCALED = "correction=rescaled_matched"
@@ -81,24 +87,36 @@ def words(case: Case, folder: Path) -> list[str]:
 
 
 def peak(options: list[str]) -> Mapping[str, float]:
-    """MiB that a process held at most, by kind.
+    """MiB that a process held at most, by kind; it is forked, so that it begins with everything imported.
 
     Raises:
         RuntimeError: it ended with an error.
     """
-    command = [sys.executable, "-m", "ptq_diffusion", *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    cfg, child = pd.compose(*options), os.fork()
+    if not child:
+        made(cfg)
     anonymous = 0
     while True:
-        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        ended, status, usage = os.wait4(child, os.WNOHANG)
         if ended:
             break
-        held = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+        held = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{child}/status").read_text())
         anonymous = max(anonymous, int(held[1]) if held else 0)
         time.sleep(0.005)
     if status != 0:
-        raise RuntimeError(f"expected the process to end well, got status {status} of {' '.join(command)}")
+        raise RuntimeError(f"expected {cfg.goal} to end well, got status {status} in {cfg.outputs}")
     return {"resident": usage.ru_maxrss / 1024, "anonymous": anonymous / 1024}  # both KiB on Linux
+
+
+def made(cfg: DictConfig) -> NoReturn:
+    """Make the goal in this process, which ends with it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    try:
+        run(cfg)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def peaks(case: Case, folder: Path) -> Mapping[str, Mapping[str, float]]:
@@ -129,4 +147,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()

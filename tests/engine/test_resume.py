@@ -14,6 +14,9 @@ from torch.optim import SGD
 from ptq_diffusion.correction import FittedCorrection, Rescaled
 from ptq_diffusion.engine.chunks import read_chunks
 from ptq_diffusion.engine.run_files import REPORT
+from ptq_diffusion.engine.runtime import Runtime
+from ptq_diffusion.engine.store import Store
+from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric import ResNet9
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.stage.path_fit import PathFit
@@ -22,6 +25,7 @@ from ptq_diffusion.stage.training.denoiser_training import DenoiserTraining
 from ptq_diffusion.stage.training.feature_network_training import FeatureNetworkTraining
 from ptq_diffusion.stage.training.objective import MinSnr
 from ptq_diffusion.stage.training.resumable_fit import WarmupStableDecay
+from tests.engine.test_store import CFG, Digits, changed
 
 SMALL = ["images=3", "seeds=[0]", "noise.images=5"]
 
@@ -174,6 +178,18 @@ def test_chunks_that_a_power_cut_emptied_are_done_again(make, tmp_path, monkeypa
     cut.write_bytes(cut.read_bytes()[:-1])
     again = make("goal=trajectories", "calibration.images=8")
     assert all(map(torch.equal, expected, (chunk["states"] for chunk in read_chunks(again / "chunks"))))
+
+
+def test_a_file_that_a_killed_process_had_begun_beside_an_artefact_is_removed_with_the_next_attempt(tmp_path):
+    """Killed after everything was made and before it was written how long that took; other artefacts are left alone."""
+    store = Store(tmp_path, Workshop(Runtime("cpu", False)))
+    signatures = [store.signature(Digits, cfg) for cfg in (CFG, changed("a.number", 5))]
+    (tmp_path / "digits").mkdir()
+    left, other = (tmp_path / "digits" / f"{signature}.seconds.1.tmp" for signature in signatures)
+    for file in (left, other):
+        file.write_text("")
+    store.obtain(Digits, CFG)
+    assert not left.exists() and other.exists()
 
 
 @pytest.mark.parametrize("moment", range(3))

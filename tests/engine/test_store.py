@@ -84,17 +84,6 @@ def test_an_artefact_is_made_of_its_needs(store):
     assert (store.obtain(Doubled, CFG) / "number").read_text() == "8"
 
 
-def test_a_file_that_a_killed_process_had_begun_beside_an_artefact_is_removed_with_the_next_attempt(store, tmp_path):
-    """Killed after everything was made and before it was written how long that took; other artefacts are left alone."""
-    signatures = [store.signature(Digits, cfg) for cfg in (CFG, changed("a.number", 5))]
-    (tmp_path / "digits").mkdir()
-    left, other = (tmp_path / "digits" / f"{signature}.seconds.1.tmp" for signature in signatures)
-    for file in (left, other):
-        file.write_text("")
-    store.obtain(Digits, CFG)
-    assert not left.exists() and other.exists()
-
-
 class Sum(Stage):
     """Needs two numbers of one kind, told apart by their roles."""
 

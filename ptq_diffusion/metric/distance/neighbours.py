@@ -87,7 +87,7 @@ def neighbour_metrics(samples: Neighbourhoods, real: Neighbourhoods) -> Mapping[
 
 
 def _within(samples: Neighbourhoods, real: Neighbourhoods, part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What is in which ball, of a part of the real images, each (N, P).
+    """Compares all samples with a part of the real images: what is in which ball, each (N, P).
 
     Returns:
         Which samples are in a real image's ball; which real images are in a sample's, and in it grown by one neighbour.
