@@ -17,6 +17,8 @@ OPERANDS = ("q", "k", "p", "v")
 """The operands of both products, p being softmax(q k^T / sqrt(d))."""
 PROJECTIONS = ("q", "k", "v")
 """The operands that are outputs of a projection."""
+AT_ONCE = 2**24
+"""Numbers of p that are computed together where parts of it serve, 64 MiB; an image has L^2 a head, of L tokens."""
 PROCESSOR = "processor"
 """The attribute of an `Attention` that holds the processor, which computes."""
 
@@ -126,15 +128,22 @@ def install(network: nn.Module, name: str, settings: Mapping[str, LayerSettings]
 
 @contextmanager
 def watching_operands(
-    network: nn.Module, attentions: Sequence[str], see: Callable[[str, Tensor], None]
+    network: nn.Module, attentions: Sequence[str], see: Callable[[str, Tensor], None], at_once: int | None = None
 ) -> Iterator[None]:
     """Within this context the operands of attention's products are shown by their full names.
 
     Nothing that the network computes changes: p is computed once more, beside the layer's own kernel.
+
+    Args:
+        network: float or quantized.
+        attentions: the names of its attention layers.
+        see: is called with the full name of an operand and the operand.
+        at_once: numbers of p that it is shown at most at a time, some rows of images and heads, so that memory does not
+            grow with the square of the tokens of a whole batch; None shows it all of p.
     """
     with ExitStack() as hooks:
         for name in attentions:
-            attention, watch = network.get_submodule(name), _Watch(name, see)
+            attention, watch = network.get_submodule(name), _Watch(name, see, at_once)
             for letter in PROJECTIONS:
                 projection = attention.get_submodule(f"to_{letter}")
                 hooks.enter_context(projection.register_forward_hook(watch.projection_hook(letter)))
@@ -148,10 +157,11 @@ class _Watch:
     Args:
         name: the layer's name.
         see: is called with the full name of an operand and the operand.
+        at_once: numbers of p that are computed and shown together at most, but for a row; None is all.
     """
 
-    def __init__(self, name: str, see: Callable[[str, Tensor], None]) -> None:
-        self._name, self._see = name, see
+    def __init__(self, name: str, see: Callable[[str, Tensor], None], at_once: int | None) -> None:
+        self._name, self._see, self._at_once = name, see, at_once
         self._projections: dict[str, Tensor] = {}
 
     def projection_hook(self, letter: str) -> Callable[[nn.Module, tuple, Tensor], None]:
@@ -167,7 +177,11 @@ class _Watch:
         q, k = (attention.head_to_batch_dim(self._projections[letter]) for letter in ("q", "k"))
         batch, length = self._projections["k"].shape[:2]
         mask = attention.prepare_attention_mask(options.get("attention_mask"), length, batch)
-        operands = {**self._projections, "p": attention.get_attention_scores(q, k, mask)}
-        self._projections.clear()
-        for letter, operand in operands.items():
+        for letter, operand in self._projections.items():
             self._see(f"{self._name}.{letter}", operand)
+        self._projections.clear()
+        count = len(q) if self._at_once is None else max(1, self._at_once // (q.shape[1] * k.shape[1]))
+        for first in range(0, len(q), count):
+            rows = slice(first, first + count)
+            p = attention.get_attention_scores(q[rows], k[rows], None if mask is None else mask[rows])
+            self._see(f"{self._name}.p", p)

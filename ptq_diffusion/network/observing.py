@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ptq_diffusion.model.site import Kind, Site, products_by_attention
-from ptq_diffusion.network.attention import watching_operands
+from ptq_diffusion.network.attention import AT_ONCE, watching_operands
 from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLinear
 from ptq_diffusion.quantizer import Form, Quantizer, Static, StepGroups
 
@@ -120,7 +120,7 @@ class InputObservations:
                     lambda _, inputs, name=name: see(name, inputs[0])
                 )
                 hooks.enter_context(hook)
-            hooks.enter_context(watching_operands(network, self._attentions, see))
+            hooks.enter_context(watching_operands(network, self._attentions, see, AT_ONCE))
             yield
 
     def tensors(self) -> dict[str, Tensor]:

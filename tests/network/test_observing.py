@@ -1,5 +1,6 @@
 """Inputs are observed once for all bitwidths, without a trace in the network."""
 
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,9 @@ from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.main import CONF
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.plan import LayerBits
+from ptq_diffusion.model.site import products_by_attention
 from ptq_diffusion.network import InputObservations, quantize, watching
+from ptq_diffusion.network.attention import watching_operands
 from ptq_diffusion.quantizer import PerTensor
 from tests.network.networks import ACTIVATION, WEIGHT, constant, maker, observed, outputs, states, without_hooks
 from tests.steps import at
@@ -57,6 +60,26 @@ def test_hooks_of_those_that_watch_are_gone_after_an_exception(denoiser):
     with watching(denoiser.network, ["conv_in"], lambda name, output: seen.append((name, output.shape[1]))):
         denoiser.predict(states(denoiser), at(1.0))
     assert seen == [("conv_in", 8)] and without_hooks(denoiser.network)
+
+
+def test_outputs_of_the_softmax_are_the_same_in_parts(denoiser):
+    """They have the square of the tokens, for which a batch as a whole may have no room."""
+    whole, parts = shown(denoiser, None), shown(denoiser, 1)
+    assert all(torch.equal(torch.cat(parts[name]), torch.cat(tensors)) for name, tensors in whole.items())
+    assert all(len(part) == 1 for name, tensors in parts.items() if name.endswith(".p") for part in tensors)
+    assert all(len(tensor) > 1 for name, tensors in whole.items() if name.endswith(".p") for tensor in tensors)
+
+
+def shown(denoiser, at_once):
+    """What is shown of every operand of attention's products, call by call."""
+    tensors = defaultdict(list)
+
+    def see(name, operand):
+        tensors[name].append(operand)
+
+    with watching_operands(denoiser.network, list(products_by_attention(denoiser.sites())), see, at_once):
+        outputs(denoiser)
+    return tensors
 
 
 def fail():
