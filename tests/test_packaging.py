@@ -21,7 +21,7 @@ from ptq_diffusion.main import CONF
 
 ROOT = Path(__file__).parents[1]
 EXTRA = re.compile(r"'\.\[([\w,]+)\]'")
-LIMIT = 40_000_000  # bytes of a wheel with all bundled files, so that it and a clone stay small
+LIMIT = 40_000_000  # bytes of a wheel with all bundled files, so that it stays small
 
 
 def files(folder: Path) -> Iterator[Path]:

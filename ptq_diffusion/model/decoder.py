@@ -91,13 +91,27 @@ class Autoencoder(Decoder):
         if not self.scaled:
             return x_0
         config: Any = self.network.config
-        mean, deviation = (config.get(name) for name in ("latents_mean", "latents_std"))
-        if mean is not None and deviation is not None:
-            mean, deviation = (x_0.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (mean, deviation))
-            return x_0 * deviation / config["scaling_factor"] + mean
-        latents = x_0 / config["scaling_factor"]
-        shift = config.get("shift_factor")
-        return latents if shift is None else latents + shift
+        mean, deviation = _moments(config, x_0)
+        return x_0 * deviation / config["scaling_factor"] + mean
+
+
+def scaled_latents(latents: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """Latents as an autoencoder makes them, (B, C, H, W), to x_0 as a denoiser sees it, which decoding undoes.
+
+    Args:
+        latents: of the autoencoder.
+        config: of the autoencoder: `scaling_factor`, and `latents_mean` with `latents_std` or `shift_factor`, if any.
+    """
+    mean, deviation = _moments(config, latents)
+    return (latents - mean) * config["scaling_factor"] / deviation
+
+
+def _moments(config: Mapping[str, Any], like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """The mean and the deviation of latents by which an autoencoder's configuration says they are standardized."""
+    mean, deviation = (config.get(name) for name in ("latents_mean", "latents_std"))
+    if mean is not None and deviation is not None:
+        return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(deviation).view(1, -1, 1, 1)
+    return config.get("shift_factor") or 0.0, 1.0
 
 
 def load_decoder(path: str) -> Decoder:

@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 from ptq_diffusion.model import Condition, DiffusersDenoiser
-from ptq_diffusion.model.decoder import decoder_checksum, load_decoder
+from ptq_diffusion.model.decoder import decoder_checksum, load_decoder, scaled_latents
 from ptq_diffusion.model.loading import folder_checksum
 from ptq_diffusion.sampler import DDIM, FlowEuler, State
 from tests.model import pipelines
@@ -104,6 +104,8 @@ def test_decoding_is_that_of_stock_and_does_not_depend_on_the_other_images(tmp_p
         autoencoder.save_pretrained(folder / "vae")
         decoder = load_decoder(str(folder))
         z = torch.randn(3, autoencoder.config.latent_channels, 8, 8, generator=torch.Generator().manual_seed(1))
+        if name in ("shifted", "normed"):
+            torch.testing.assert_close(scaled_latents(unscaled(z), autoencoder.config), z)
         decoded = decoder.decode(z)
         expected = (autoencoder.decode(unscaled(z)).sample / 2 + 0.5).clamp(0, 1)
         torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=0)

@@ -47,9 +47,11 @@ class Amount:
     least: Mapping[tuple[str, ...], float]
 
     def remedy(self, most: float) -> str:
-        """The options to lower, in words: any that alone makes the amount fit, or all where none does."""
+        """The advice, in words: lower any option that alone makes the amount fit, or all where none does."""
+        if not self.least:
+            return "all numbers are at their least: take a larger machine or a smaller model"
         sufficient = [names for names, size in self.least.items() if size <= most]
-        return _listed(chain(*sufficient), "or") if sufficient else _listed(chain(*self.least), "and")
+        return f"lower {_listed(chain(*sufficient), 'or') if sufficient else _listed(chain(*self.least), 'and')}"
 
 
 @dataclass(frozen=True)
@@ -258,12 +260,12 @@ def require_room(needs: Needs, room: Room) -> None:
         if amount.size > most:
             raise ValueError(
                 f"expected to do with {in_units(most)} of {name}, got an experiment that needs at least "
-                f"{in_units(amount.size)}; lower {amount.remedy(most)}"
+                f"{in_units(amount.size)}; {amount.remedy(most)}"
             )
     if needs.time.size > room.time:
         raise ValueError(
             f"expected an experiment of at most {room.time / 86400:,.0f} days, got one of at least "
-            f"{needs.time.size / 86400:,.0f} on the fastest machine there is; lower "
+            f"{needs.time.size / 86400:,.0f} on the fastest machine there is; "
             f"{needs.time.remedy(room.time)}"
         )
 

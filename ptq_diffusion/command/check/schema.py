@@ -82,7 +82,7 @@ class Guidance(Options):
 
     scale: GuidanceScale
     interval: Annotated[Sequence[FiniteFloat], Field(min_length=2, max_length=2)]
-    embedded: FiniteFloat | None
+    embedded: GuidanceScale | None
 
 
 class ConditionOptions(Options):
@@ -122,6 +122,12 @@ class Onnx(Options):
     int4: bool
 
 
+class Beginning(Options):
+    """The saved model that a training begins from."""
+
+    path: str | None
+
+
 class Training(BaseModel):
     """Options that every training has; others are its stage's."""
 
@@ -134,6 +140,7 @@ class Training(BaseModel):
     cooldown: PositiveInt
     precision: str
     checkpoint_every: PositiveInt
+    init_from: Beginning = Beginning(path=None)
 
 
 class Experiment(Options):

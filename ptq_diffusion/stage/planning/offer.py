@@ -8,9 +8,9 @@ from ptq_diffusion.bitwidth.roles import EIGHT_BITS
 OFFER = ("weights", "activations", "patterns")
 """Options of a policy that say which bits it offers to which layers."""
 FIXED_BITS = {role: dict(EIGHT_BITS) for role in ("first", "last", "attention")}
-"""Bits of the layers that a policy does not choose, and"""
+"""Bits of the layers that a policy does not choose."""
 CONSTRAINTS = {"saving": 1, "bytes": None, "over": "layers_and_steps"} | FIXED_BITS
-"""all options beside the offer, on whose values nothing that is measured for a choice depends."""
+"""Options of a policy beside its offer, with values for a signature: nothing that is measured depends on them."""
 
 
 def with_offer(cfg: DictConfig) -> DictConfig:

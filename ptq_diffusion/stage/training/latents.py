@@ -17,6 +17,7 @@ from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Need, Stage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.components import read_json
+from ptq_diffusion.model.decoder import scaled_latents
 from ptq_diffusion.model.folder import find_files
 from ptq_diffusion.model.loading import load_component
 from ptq_diffusion.stage.training.initialisation import initial_checksum
@@ -136,6 +137,6 @@ def encoded(network: AutoencoderKL, images: Tensor, mirrored: bool) -> Tensor:
     for batch in images.split(BATCH):
         x = (batch.float() / 127.5 - 1).to(network.device)
         views = torch.stack([x, x.flip(3)] if mirrored else [x], 1)
-        codes = network.encode(views.flatten(0, 1)).latent_dist.mode() * network.config.scaling_factor
+        codes = scaled_latents(network.encode(views.flatten(0, 1)).latent_dist.mode(), network.config)
         chunks.append(codes.unflatten(0, views.shape[:2]).half().cpu())
     return torch.cat(chunks)

@@ -51,7 +51,7 @@ class MinSnr(Objective):
         scheduler: the process, of betas, and the prediction type.
 
     Raises:
-        ValueError: the scheduler is of flow matching.
+        ValueError: the scheduler is of flow matching, or the clamp is not positive.
     """
 
     def __init__(self, gamma: float, scheduler: DDPMScheduler | DDIMScheduler) -> None:
@@ -61,6 +61,8 @@ class MinSnr(Objective):
                 "Scheduler, which training.objective FlowMatching is for; change training.scheduler or "
                 "training.objective"
             )
+        if not gamma > 0:
+            raise ValueError(f"expected training.objective.gamma > 0, got {gamma}; change it")
         self.gamma, self.scheduler = gamma, scheduler
 
     def times(self, count: int, draw: torch.Generator) -> Tensor:
@@ -81,9 +83,9 @@ class MinSnr(Objective):
 
 
 class FlowMatching(Objective):
-    """The flow epsilon - x_0 along the straight path x_t = (1 - s) x_0 + s epsilon, unweighted (rectified flow).
+    """The velocity epsilon - x_0 of the straight path x_t = (1 - s) x_0 + s epsilon, unweighted (rectified flow).
 
-    Liu et al., ICLR 2023, arXiv 2209.03003; Lipman et al., ICLR 2023, arXiv 2210.02747. The network is told t = s T. s
+    Liu et al., ICLR 2023, arXiv 2209.03003; Lipman et al., ICLR 2023, arXiv 2210.02747. The time given is t = s T. s
     is logit-normal, as for Stable Diffusion 3 (Esser et al., ICML 2024, arXiv 2403.03206), and uniform for a share of
     the images, as the density of the former is 0 at both ends, where samplers begin and stop.
 
@@ -94,7 +96,7 @@ class FlowMatching(Objective):
         scheduler: tells T.
 
     Raises:
-        ValueError: the scheduler is not of flow matching, or the share is none.
+        ValueError: the scheduler is not of flow matching, the share is none, or the deviation is not positive.
     """
 
     def __init__(
@@ -108,6 +110,8 @@ class FlowMatching(Objective):
             )
         if not 0 <= uniform_share <= 1:
             raise ValueError(f"expected training.objective.uniform_share within [0, 1], got {uniform_share}; change it")
+        if not deviation > 0:
+            raise ValueError(f"expected training.objective.deviation > 0, got {deviation}; change it")
         self.mean, self.deviation, self.uniform_share, self.scheduler = mean, deviation, uniform_share, scheduler
 
     def times(self, count: int, draw: torch.Generator) -> Tensor:

@@ -48,26 +48,28 @@ def test_what_is_needed_grows_with_the_options_that_are_named(model):
 def test_a_goal_needs_what_it_draws(model):
     words = "images=1000000", "noise.images=2000"
     fitted, noised = needed(model, *words, used=("noise",)), needed(model, "noise.images=2000", used=("noise",))
-    assert fitted == noised and fitted.disk.remedy(0) == "noise.images and sampler.steps"
-    everything = "images, seeds, noise.images, calibration.images and sampler.steps"
+    assert fitted == noised and fitted.disk.remedy(0) == "lower noise.images and sampler.steps"
+    everything = "lower images, seeds, noise.images, calibration.images and sampler.steps"
     assert needed(model, *words).disk.remedy(0) == everything
-    assert needed(model, used=("calibration",)).time.remedy(0) == "calibration.images and sampler.steps"
+    assert needed(model, used=("calibration",)).time.remedy(0) == "lower calibration.images and sampler.steps"
 
 
 def test_a_remedy_names_the_options_of_which_one_alone_makes_room(model):
     """Half as much is left by fewer steps as well, of which there are 20; a hundredth only by what most of it is of."""
     large = needed(model, "images=10", "seeds=[0]", "layers.images=1000000")
     for amount in (large.disk, large.time):
-        assert amount.remedy(0.5 * amount.size) == "layers.images or sampler.steps"
-        assert amount.remedy(0.01 * amount.size) == "layers.images"
+        assert amount.remedy(0.5 * amount.size) == "lower layers.images or sampler.steps"
+        assert amount.remedy(0.01 * amount.size) == "lower layers.images"
     both = needed(model, "images=1000000", "seeds=[0]", "noise.images=1000000").time
-    assert both.remedy(0.5 * both.size) == "images, seeds or sampler.steps"
-    assert both.remedy(0.01 * both.size) == "images, seeds, noise.images, calibration.images and sampler.steps"
+    assert both.remedy(0.5 * both.size) == "lower images, seeds or sampler.steps"
+    assert both.remedy(0.01 * both.size) == "lower images, seeds, noise.images, calibration.images and sampler.steps"
 
 
 def test_it_is_a_bound_from_below(model):
     """One image of three variants is 3 x 3 x 8 x 8 bytes; the weights alone are in memory for a forward."""
     least = needed(model, "images=1", "seeds=[0]", "noise.images=1", "calibration.images=1", steps=1)
+    with pytest.raises(ValueError, match="all numbers are at their least: take a larger machine"):
+        require_room(least, Room(2**60, 2**60, 2**4))
     assert least.disk.size == 3 * 192 + 4 * 192 * 2
     weights = 4 * sum(parameter.numel() for parameter in model.network.parameters())
     assert weights < least.device_memory.size < weights + 64 * 4 * 64 * 64

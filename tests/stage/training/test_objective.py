@@ -78,6 +78,8 @@ def test_times_of_a_flow_are_logit_normal_or_uniform(mean, deviation):
         (lambda: MinSnr(5.0, STRAIGHT), "got FlowMatchEulerDiscreteScheduler.*change training.scheduler"),
         (lambda: FlowMatching(0.0, 1.0, 0.0, BETAS["epsilon"]), "got DDPMScheduler.*change training.scheduler"),
         (lambda: FlowMatching(0.0, 1.0, 1.5, STRAIGHT), r"uniform_share within \[0, 1\]"),
+        (lambda: FlowMatching(0.0, -1.0, 0.0, STRAIGHT), "deviation > 0, got -1.0"),
+        (lambda: MinSnr(0.0, BETAS["epsilon"]), "gamma > 0, got 0.0"),
     ],
 )
 def test_what_does_not_fit_is_refused(build, remedy):
