@@ -181,7 +181,7 @@ class Footprint:
 
     @cached_property
     def _copies(self) -> Mapping[str, tuple[int, Sequence[int]]]:
-        """The numbers of every weight of a layer and table of embeddings in integers, and the bits of its copies."""
+        """How many numbers a weight of a layer or a table of embeddings in integers has, and the bits of its copies."""
         plan, bits = dearest(self._case), self._case.beside.embedding_bits
         weighted = [site for site in self._model.sites() if site.weighted]
         tables = {} if bits == FLOAT_BITS else embeddings(self._model.network)
@@ -238,7 +238,7 @@ class Footprint:
         return Memory(networks, self.quantized_activations, offers * on_host)
 
     def _backward(self, case: Case) -> Memory:
-        """Whole networks: gradients keep what blocks were lent, and layers are unpacked outside of their blocks."""
+        """Whole networks: a backward pass needs every block that was lent, and layers are unpacked outside of them."""
         offers = len(construct(case.cfg.bitwidth).weights)
         rows = min(TOGETHER, case.cfg.sensitivity.images) * case.most_rows // case.cfg.micro_batch
         networks = self.float_network.whole + offers * self.quantized_network.whole

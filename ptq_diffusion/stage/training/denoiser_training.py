@@ -18,7 +18,7 @@ from ptq_diffusion.stage.training.objective import Objective
 class DenoiserTraining(L.LightningModule):
     """A training objective, and an exponential moving average of the weights.
 
-    The loss of a step is the mean over images of w(t) |m - target|^2 an element.
+    The loss of a step is the mean over images of w(t) times the mean square of m - target.
 
     Args:
         network: the network with its condition.
