@@ -27,7 +27,7 @@ from ptq_diffusion.model import diffusers_denoiser
 from ptq_diffusion.model.macs import count_macs
 
 OWN = {("pkg", "hydra.conf"), ("file", str(CONF)), ("structured", "")}
-"""Where compositions find files that no test changes."""
+"""Where a composition of the package's own files finds them, which no test changes."""
 
 
 def parsed_once(load):
@@ -66,12 +66,37 @@ def mode_where_asked(get_mode):
     return mode
 
 
+def of_package_alone(repo):
+    """Whether a composition finds its files in `OWN`."""
+    return {(source.scheme(), source.path) for source in repo.get_sources()} == OWN
+
+
+def listed_once(create):
+    """A function as Hydra's, which remembers the files that the same choices lead to in the package's own folder."""
+    known = {}
+
+    def listed(repo, config_name, overrides, prepend_hydra, skip_missing):
+        if not of_package_alone(repo):
+            return create(repo, config_name, overrides, prepend_hydra, skip_missing)
+        appended = [vars(default) for default in overrides.append_group_defaults]
+        chosen = (config_name, prepend_hydra, skip_missing, overrides.override_choices, appended, overrides.deletions)
+        if (key := repr(chosen)) not in known:
+            files, tree = create(repo, config_name, overrides, prepend_hydra, skip_missing)
+            seen = {name: part for name, part in vars(overrides).items() if name != "config_overrides"}
+            known[key] = files, tree, copy.deepcopy(seen)
+        files, tree, seen = known[key]
+        vars(overrides).update(copy.deepcopy(seen))
+        return files, tree
+
+    return listed
+
+
 def merged_once(merge):
     """A method as Hydra's, which remembers what the package's own files say together, of the same choices."""
     known = {}
 
     def merged(loader, defaults, repo):
-        if {(source.scheme(), source.path) for source in repo.get_sources()} != OWN:
+        if not of_package_alone(repo):
             return merge(loader, defaults, repo)
         key = tuple((one.config_path, one.parent, one.package, one.is_self, one.primary) for one in defaults)
         if key not in known:
@@ -111,6 +136,7 @@ def counted_once(count):
     return counted
 
 
+defaults_list._create_defaults_list = listed_once(defaults_list._create_defaults_list)
 ConfigLoaderImpl._compose_config_from_defaults_list = merged_once(ConfigLoaderImpl._compose_config_from_defaults_list)
 target_policy._target_policy_digest = digested_once(target_policy._target_policy_digest)
 diffusers_denoiser.count_macs = counted_once(count_macs)
