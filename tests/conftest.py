@@ -4,6 +4,7 @@ Fixtures: configurations composed as the command does it, and folders of tiny mo
 """
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import os
@@ -18,6 +19,9 @@ with contextlib.redirect_stderr(sys.__stderr__), contextlib.suppress(ImportError
     importlib.import_module("absl.logging")
 
 pytest_plugins = ["tests.experiments", "tests.metric.clip", "tests.own_package", "tests.processes", "tests.shortcuts"]
+
+# Imports and compositions make tens of thousands of objects, of which hardly any are garbage in cycles.
+gc.set_threshold(20_000, 10, 10)
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -38,6 +42,12 @@ def pytest_configure() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported and collected out of every later search for garbage: it stays until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,21 @@
 """Shortcuts past what libraries do again for each of thousands of tests, and none of them looks at.
 
 A composition of Hydra's reads forty files, whose texts are parsed once here, and makes a map of all choices for each; a
-command line is composed once more to see whether it asks for a mode.
+command line is composed once more to see whether it asks for a mode. What files of the same choices say together is
+merged once, and Hydra examines its own lists of what it builds once, in place of once for each object.
+Every experiment counts the multiply-accumulates of its network, which has one of few architectures.
 Drawing its figures takes a third of a tiny experiment.
 """
 
+import copy
 import io
+import json
 from pathlib import Path
 
 import pytest
-from hydra._internal import defaults_list
+import torch
+from hydra._internal import defaults_list, target_policy
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
@@ -17,6 +23,11 @@ from PIL import Image
 
 from ptq_diffusion.command.check.composition import TYPED
 from ptq_diffusion.command.conf import CONF
+from ptq_diffusion.model import diffusers_denoiser
+from ptq_diffusion.model.macs import count_macs
+
+OWN = {("pkg", "hydra.conf"), ("file", str(CONF)), ("structured", "")}
+"""Where a composition of the package's own files finds them, which no test changes."""
 
 
 def parsed_once(load):
@@ -55,6 +66,80 @@ def mode_where_asked(get_mode):
     return mode
 
 
+def of_package_alone(repo):
+    """Whether a composition finds its files in `OWN`."""
+    return {(source.scheme(), source.path) for source in repo.get_sources()} == OWN
+
+
+def listed_once(create):
+    """A function as Hydra's, which remembers the files that the same choices lead to in the package's own folder."""
+    known = {}
+
+    def listed(repo, config_name, overrides, prepend_hydra, skip_missing):
+        if not of_package_alone(repo):
+            return create(repo, config_name, overrides, prepend_hydra, skip_missing)
+        appended = [vars(default) for default in overrides.append_group_defaults]
+        chosen = (config_name, prepend_hydra, skip_missing, overrides.override_choices, appended, overrides.deletions)
+        if (key := repr(chosen)) not in known:
+            files, tree = create(repo, config_name, overrides, prepend_hydra, skip_missing)
+            seen = {name: part for name, part in vars(overrides).items() if name != "config_overrides"}
+            known[key] = files, tree, copy.deepcopy(seen)
+        files, tree, seen = known[key]
+        vars(overrides).update(copy.deepcopy(seen))
+        return files, tree
+
+    return listed
+
+
+def merged_once(merge):
+    """A method as Hydra's, which remembers what the package's own files say together, of the same choices."""
+    known = {}
+
+    def merged(loader, defaults, repo):
+        if not of_package_alone(repo):
+            return merge(loader, defaults, repo)
+        key = tuple((one.config_path, one.parent, one.package, one.is_self, one.primary) for one in defaults)
+        if key not in known:
+            known[key] = merge(loader, defaults, repo)
+        return copy.deepcopy(known[key])
+
+    return merged
+
+
+def digested_once(digest):
+    """A function as Hydra's, which remembers digests of the same lists."""
+    known = {}
+
+    def digested(policy):
+        key = tuple(part for name, part in policy._asdict().items() if name != "protected_objects")
+        if key not in known:
+            known[key] = digest(policy)
+        return known[key]
+
+    return digested
+
+
+def counted_once(count):
+    """A function as `count_macs` of a denoiser, which remembers networks of one configuration, asked the same."""
+    known = {}
+
+    def counted(network, forward, attentions):
+        denoiser = forward.__self__
+        blank = denoiser.blank_condition(1, torch.device("meta"))
+        told = {} if blank is None else {name: tuple(tensor.shape) for name, tensor in blank.tensors().items()}
+        configuration = json.dumps(dict(network.config), sort_keys=True, default=str)
+        key = (type(network), configuration, tuple(denoiser.shape), tuple(attentions), tuple(sorted(told.items())))
+        if key not in known:
+            known[key] = count(network, forward, attentions)
+        return known[key]
+
+    return counted
+
+
+defaults_list._create_defaults_list = listed_once(defaults_list._create_defaults_list)
+ConfigLoaderImpl._compose_config_from_defaults_list = merged_once(ConfigLoaderImpl._compose_config_from_defaults_list)
+target_policy._target_policy_digest = digested_once(target_policy._target_policy_digest)
+diffusers_denoiser.count_macs = counted_once(count_macs)
 Hydra.get_mode = mode_where_asked(Hydra.get_mode)
 defaults_list._create_interpolation_map = made_where_used(defaults_list._create_interpolation_map)
 OmegaConf.load = staticmethod(parsed_once(OmegaConf.load))
@@ -68,6 +153,12 @@ def blank():
 
 
 BLANK = blank()
+
+
+@pytest.fixture
+def counted_anew(monkeypatch):
+    """Every denoiser counts the multiply-accumulates of its network, as the first of a process does."""
+    monkeypatch.setattr(diffusers_denoiser, "count_macs", count_macs)
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import inspect
 import pydoc
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -177,7 +178,7 @@ def _require_options(target: Callable[..., Any], part: Mapping[str, Any], plugin
         raise ValueError(
             f"expected all options of {name}, which has {_list(parameters)}, got none for {_list(missing)}"
         )
-    hints = get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
+    hints = _hints(target)
     for key, value in options.items():
         if key not in hints:
             raise ValueError(f"expected {key} of {name} to be annotated with its type, it is not; annotate it")
@@ -187,9 +188,7 @@ def _require_options(target: Callable[..., Any], part: Mapping[str, Any], plugin
         if getattr(hints[key], "_is_protocol", False):
             raise ValueError(f"expected {key} of {name} to name a class (_target_), got {value!r:.100}; give another")
         try:
-            # As a part of something else, for a dataclass by itself takes no other configuration than its own.
-            alone: Any = tuple.__class_getitem__(hints[key])
-            TypeAdapter(alone, config=STRICT).validate_python((value,))
+            _adapter(target, key).validate_python((value,))
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(step) for step in (key, *first["loc"][1:]))
@@ -199,6 +198,21 @@ def _require_options(target: Callable[..., Any], part: Mapping[str, Any], plugin
             ) from None
 
 
+@cache
+def _hints(target: Callable[..., Any]) -> Mapping[str, Any]:
+    """The types that the options of a target are annotated with."""
+    return get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target)
+
+
+@cache
+def _adapter(target: Callable[..., Any], option: str) -> TypeAdapter[Any]:
+    """The check of an option in a tuple of its own."""
+    # As a part of something else, for a dataclass by itself takes no other configuration than its own.
+    alone: Any = tuple.__class_getitem__(_hints(target)[option])
+    return TypeAdapter(alone, config=STRICT)
+
+
+@cache
 def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """The options of a target by name; what takes any number, as the constructor that torch gives a module, is none."""
     any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from ptq_diffusion.engine.workshop import Workshop
 class Signatures:
     """Signatures of one run, each computed once for a stage and what the configuration says of it and its needs.
 
+    A configuration is read when a signature of it is first asked for, and is not to be changed afterwards.
+
     Args:
         runtime: how artefacts are made.
     """
@@ -29,9 +32,19 @@ class Signatures:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self._known: dict[str, str] = {}
+        # A run asks ten times for each, and what a configuration says of a stage takes building parts of it.
+        self._asked: dict[tuple[str, int], tuple[weakref.ref[DictConfig], str]] = {}
 
     def of(self, stage: type[Stage], cfg: DictConfig) -> str:
         """Sixteen hex digits over a stage's configuration, files and needs, the source it runs, device, libraries."""
+        asked, signature = self._asked.get((stage.name, id(cfg)), (None, ""))
+        # Another configuration may lie where one lay that is gone.
+        if asked is None or asked() is not cfg:
+            signature = self._of_content(stage, cfg)
+            self._asked[stage.name, id(cfg)] = weakref.ref(cfg), signature
+        return signature
+
+    def _of_content(self, stage: type[Stage], cfg: DictConfig) -> str:
         cfg = stage.made_of(cfg)
         key = json.dumps([stage.name, said(stage, cfg)])
         if key not in self._known:

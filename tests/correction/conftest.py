@@ -9,7 +9,7 @@ from tests.correction.pipelines import states
 from tests.steps import at
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def quantized_copy(composed):
     """From a float model to its quantized copy, with weights of four bits."""
     cfg = composed(
@@ -28,7 +28,7 @@ def quantized_copy(composed):
     return make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pair(tiny_model_folder, quantized_copy):
     """A float model and its quantized copy."""
     model = DiffusersDenoiser.from_folder(str(tiny_model_folder()))

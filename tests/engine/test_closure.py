@@ -231,7 +231,7 @@ def could_be_entered(definition):
 
 
 @pytest.fixture
-def traced(make, monkeypatch, tiny_model_folder):
+def traced(make, monkeypatch, tiny_model_folder, counted_anew):
     """From overrides to what ran in the stages of that experiment.
 
     By stage and configuration: the latter, and every function of this package that `make` entered, as the

@@ -3,8 +3,10 @@
 import pytest
 
 from ptq_diffusion.command.experiment import STAGES
+from ptq_diffusion.engine import signature
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.signature import Signatures
+from tests.engine.test_store import Digits, changed
 from tests.experiments import composed
 
 MEASURED = ("trajectories", "calibrate", "float_path", "step_signal", "offers", "sensitivity")
@@ -48,3 +50,14 @@ def test_float_paths_are_those_of_samplers_with_the_steps_and_the_guidance_of_th
         for words in (["noise.steps=6", "noise.guidance=3"], ["sampler.steps=6", "condition.guidance.scale=3"], [])
     ]
     assert paths[0] == paths[1] != paths[2]
+
+
+def test_a_configuration_is_read_once_and_another_in_its_place_anew(monkeypatch):
+    """Each lies where one before it lay, as nothing holds that any more."""
+    known = Signatures(Runtime("cpu", False))
+    found = {known.of(Digits, changed("a.number", number)) for number in range(20)}
+    assert len(found) == 20
+    cfg = changed("a.number", 0)
+    assert known.of(Digits, cfg) in found
+    monkeypatch.setattr(signature, "said", lambda *_: pytest.fail("it is read again"))
+    assert known.of(Digits, cfg) in found
