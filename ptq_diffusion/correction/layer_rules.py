@@ -1,7 +1,7 @@
 """Rules of rescaled layers: what each is matched on, which steps share its gain; and the forward that matches all."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -95,6 +95,27 @@ class SharedGains(GainSteps):
         return self.rescalings[layer]
 
 
+class ToldTargets(Mapping[str, Target]):
+    """Targets that are told one after the other, by another process perhaps, each when it is asked for.
+
+    Args:
+        layers: their names.
+        told: from a name to the target, which it may wait for.
+    """
+
+    def __init__(self, layers: Collection[str], told: Callable[[str], Target]) -> None:
+        self._layers, self._told = layers, told
+
+    def __getitem__(self, name: str) -> Target:
+        return self._told(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
 IN_SEQUENCE, EACH_STEP = InSequence(), EachStep()
 
 
@@ -126,6 +147,14 @@ def rescalings_towards(
     """Rescalings of layers towards targets on these states, layer by layer in one forward; and the comparisons.
 
     The input of each is first given a grid of its own, if there is a range search.
+
+    Args:
+        targets: by layer, each asked for when the forward comes to the layer.
+        quantized: the network.
+        x_t: (B, C, H, W).
+        condition: of the images.
+        step: the row of the table.
+        rules: of layers.
     """
     # Grids are chosen and layers matched on float tensors.
     quantized = quantized.computed_by(Simulated())
