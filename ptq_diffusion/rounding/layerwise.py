@@ -39,7 +39,7 @@ class LayerReconstruction(WeightReconstruction):
         parts = super().parts
         return joined(parts, self._moment_size, ROOM) if self.rounding.inputs.path == "float" else parts
 
-    def shares(self, part: Part, count: int) -> list[Part]:
+    def portions(self, part: Part, count: int) -> list[Part]:
         return dealt(part, self._moment_size, count)
 
     def rounded(self, part: Part) -> Integers:

@@ -51,7 +51,7 @@ class WeightReconstruction(Reconstruction):
     def rounded(self, part: Part) -> Integers:
         """The integers of a part; the parts before it are installed."""
 
-    def shares(self, part: Part, count: int) -> list[Part]:  # noqa: ARG002
+    def portions(self, part: Part, count: int) -> list[Part]:  # noqa: ARG002
         """At most `count` shares of a part, of which `rounded` makes the same integers; by default the whole alone."""
         return [part]
 

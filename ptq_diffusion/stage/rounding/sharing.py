@@ -33,7 +33,7 @@ def make_shared(
         part: of a network.
         file: receives the integers.
     """
-    shares = work.shares(part, fabric.world_size)
+    shares = work.portions(part, fabric.world_size)
     files = [file.with_name(f"{file.stem}-{rank}.share") for rank in range(len(shares))]
     with meeting(fabric):
         if fabric.global_rank < len(shares):
