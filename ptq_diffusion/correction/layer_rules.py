@@ -146,15 +146,8 @@ def rescalings_towards(
 ) -> tuple[Mapping[str, Rescaling], Mapping[str, Comparison]]:
     """Rescalings of layers towards targets on these states, layer by layer in one forward; and the comparisons.
 
-    The input of each is first given a grid of its own, if there is a range search.
-
-    Args:
-        targets: by layer, each asked for when the forward comes to the layer.
-        quantized: the network.
-        x_t: (B, C, H, W).
-        condition: of the images.
-        step: the row of the table.
-        rules: of layers.
+    The input of each is first given a grid of its own, if there is a range search. A target is asked for when the
+    forward comes to its layer.
     """
     # Grids are chosen and layers matched on float tensors.
     quantized = quantized.computed_by(Simulated())

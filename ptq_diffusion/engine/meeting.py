@@ -70,7 +70,7 @@ def hearing(speaker: int) -> Iterator["Heard"]:
 
 
 class Heard:
-    """What another process tells.
+    """The values that another process tells.
 
     Args:
         speaker: the rank of the other process.

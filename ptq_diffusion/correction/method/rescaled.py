@@ -32,7 +32,7 @@ from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
 M, BEFORE = "/m", "/before"
-"""What is told beside the targets of layers: m, and the noise of images that none is fitted on before rescaling."""
+"""Names of values told beside the targets of layers: m, and the noise of held-out images before rescaling."""
 FEWEST = 8
 """The fewest images that determine the means and deviations of a layer's channels."""
 
