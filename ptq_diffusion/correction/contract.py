@@ -1,9 +1,9 @@
 """The contract of a correction: what it needs, what it is fitted on, and how one step of it is fitted."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import Enum
-from typing import ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
 from torch import Tensor
 
@@ -116,6 +116,8 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         looks_ahead: whether `ahead` asks both networks at all steps of float sampling.
         keeps_outputs: whether the float outputs of all layers for these images are kept at once.
         keeps_sigma: whether sigma' is the table's sigma.
+        has_halves: whether `rescalings` are those of `rescalings_told` with what `tell_targets` tells, which two
+            processes do at the same time.
     """
 
     reads: Reads
@@ -125,6 +127,7 @@ class Correction(Requirements, ABC, Generic[Evidence]):
     looks_ahead: bool = False
     keeps_outputs: bool = False
     keeps_sigma: bool = True
+    has_halves: bool = False
 
     @abstractmethod
     def fit_step(self, evidence: Evidence, step: Step) -> StepCorrection:
@@ -176,6 +179,46 @@ class Correction(Requirements, ABC, Generic[Evidence]):
             step: the row of the table.
         """
         return {}, model.predict(x_t, step, condition).m
+
+    def tell_targets(
+        self,
+        model: Denoiser,
+        quantized: QuantizedDenoiser,
+        x_t: Tensor,
+        condition: Condition | None,
+        step: Step,
+        tell: Callable[[str, Any], None],
+    ) -> None:
+        """Tell all that `rescalings_told` asks for, each as soon as it is known: what needs no rescaled layer.
+
+        Args:
+            model: as `rescalings` has it, and so are those behind it.
+            quantized: the quantized network.
+            x_t: states.
+            condition: theirs.
+            step: the row of the table.
+            tell: takes a name and a value, whose tensors are on the CPU.
+        """
+        raise NotImplementedError(f"expected a correction whose rescalings have halves, got {type(self).__name__}")
+
+    def rescalings_told(
+        self,
+        told: Callable[[str], Any],
+        quantized: QuantizedDenoiser,
+        x_t: Tensor,
+        condition: Condition | None,
+        step: Step,
+    ) -> tuple[Mapping[str, Rescaling], Tensor]:
+        """The `rescalings`, from what `tell_targets` tells on the same states.
+
+        Args:
+            told: from a name to its value.
+            quantized: as `rescalings` has it, and so are those behind it.
+            x_t: states.
+            condition: theirs.
+            step: the row of the table.
+        """
+        raise NotImplementedError(f"expected a correction whose rescalings have halves, got {type(self).__name__}")
 
     def residual_scale(self, k: float) -> float:  # noqa: ARG002
         """The factor of D - k m - mu where the report's R^2 is taken; 1 as PTQD splits the noise."""

@@ -1,7 +1,7 @@
 """Rules of rescaled layers: what each is matched on, which steps share its gain; and the forward that matches all."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -95,6 +95,27 @@ class SharedGains(GainSteps):
         return self.rescalings[layer]
 
 
+class ToldTargets(Mapping[str, Target]):
+    """Targets that are told one after the other, by another process perhaps, each when it is asked for.
+
+    Args:
+        layers: their names.
+        told: from a name to the target, which it may wait for.
+    """
+
+    def __init__(self, layers: Collection[str], told: Callable[[str], Target]) -> None:
+        self._layers, self._told = layers, told
+
+    def __getitem__(self, name: str) -> Target:
+        return self._told(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
 IN_SEQUENCE, EACH_STEP = InSequence(), EachStep()
 
 
@@ -125,7 +146,8 @@ def rescalings_towards(
 ) -> tuple[Mapping[str, Rescaling], Mapping[str, Comparison]]:
     """Rescalings of layers towards targets on these states, layer by layer in one forward; and the comparisons.
 
-    The input of each is first given a grid of its own, if there is a range search.
+    The input of each is first given a grid of its own, if there is a range search. A target is asked for when the
+    forward comes to its layer.
     """
     # Grids are chosen and layers matched on float tensors.
     quantized = quantized.computed_by(Simulated())

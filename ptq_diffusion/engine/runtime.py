@@ -40,7 +40,7 @@ class Runtime:
     Args:
         accelerator: Lightning's word for the device type: auto, cpu, gpu.
         progress: whether to draw progress bars.
-        devices: how many share the work on samples; training and learned roundings take the first.
+        devices: how many share the work on samples and layers; training, and roundings of whole blocks, take the first.
         loggers: Lightning loggers that training reports to.
         console: where messages go.
         log: a file that keeps every message with its time, once there is a folder for it.
@@ -162,8 +162,9 @@ class Runtime:
             self.ranks.call(function)
             return
         devices = min(self.devices, tasks)
-        strategy = DDPStrategy(start_method="spawn", timeout=PATIENCE) if devices > 1 else "auto"
-        fabric = Fabric(accelerator=self.accelerator, devices=devices, strategy=strategy)
+        # Objects are exchanged and no tensors, for which gloo serves on every device.
+        several = DDPStrategy(start_method="spawn", process_group_backend="gloo", timeout=PATIENCE)
+        fabric = Fabric(accelerator=self.accelerator, devices=devices, strategy=several if devices > 1 else "auto")
         fabric.launch(Quiet(function) if devices > 1 else function)
 
     def trainer(

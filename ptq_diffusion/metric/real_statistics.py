@@ -1,7 +1,7 @@
 """Statistics of real images: moments of all their features, and the feature vectors of some."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +40,23 @@ class RealStatistics:
         Raises:
             ValueError: fewer than two images, or a feature is NaN or infinite.
         """
-        batches, checksum = list(extractor.batches(images)), extractor.checksum()
+        return cls.of_batches(list(extractor.batches(images)), extractor.checksum())
+
+    @classmethod
+    def of_batches(cls, batches: Sequence[Features], extractor: str) -> "RealStatistics":
+        """Statistics of features that come in batches, in the order of the images.
+
+        Args:
+            batches: of at least two images in all.
+            extractor: the checksum of the extractor that computed them.
+
+        Raises:
+            ValueError: fewer than two images, or a feature is NaN or infinite.
+        """
         features = Features.cat(batches)
-        spatial = None if features.spatial is None else _moments((b.spatial for b in batches), checksum)
-        moments = FeatureMoments.of_batches((batch.vectors for batch in batches), checksum)
-        return cls(moments, spatial, features.vectors[stored_rows(len(images))].half())
+        spatial = None if features.spatial is None else _moments((b.spatial for b in batches), extractor)
+        moments = FeatureMoments.of_batches((batch.vectors for batch in batches), extractor)
+        return cls(moments, spatial, features.vectors[stored_rows(len(features.vectors))].half())
 
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all, that `FeatureMoments.load` reads too."""

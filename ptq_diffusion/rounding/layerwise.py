@@ -10,7 +10,7 @@ from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network.insertion import Integers
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.rounding.moments import Moments, MomentStream, columns
-from ptq_diffusion.rounding.parts import Part, joined, show_inputs
+from ptq_diffusion.rounding.parts import Part, dealt, joined, show_inputs
 from ptq_diffusion.rounding.reconstruction import Subject
 from ptq_diffusion.rounding.rounding import LayerRounding
 from ptq_diffusion.rounding.weights import Copy, WeightReconstruction
@@ -38,6 +38,9 @@ class LayerReconstruction(WeightReconstruction):
     def parts(self) -> list[Part]:
         parts = super().parts
         return joined(parts, self._moment_size, ROOM) if self.rounding.inputs.path == "float" else parts
+
+    def portions(self, part: Part, count: int) -> list[Part]:
+        return dealt(part, self._moment_size, count)
 
     def rounded(self, part: Part) -> Integers:
         moments = self.moments(part)

@@ -52,6 +52,14 @@ def joined(parts: Iterable[Part], size: Callable[[str], int], room: int) -> list
     return [Part(group[0].name, tuple(layer for part in group for layer in part.layers)) for group in together]
 
 
+def dealt(part: Part, size: Callable[[str], int], count: int) -> list[Part]:
+    """At most `count` shares of a part's layers, of sizes as alike as dealing the largest first makes them."""
+    shares: list[list[str]] = [[] for _ in range(min(count, len(part.layers)))]
+    for layer in sorted(part.layers, key=size, reverse=True):
+        min(shares, key=lambda share: sum(map(size, share))).append(layer)
+    return [Part(part.name, tuple(layer for layer in part.layers if layer in share)) for share in shares]
+
+
 def in_order_of_calls(network: nn.Module, layers: Iterable[str], forward: Callable[[], object]) -> list[str]:
     """The layers that a forward calls, in its order."""
     called: dict[str, None] = {}

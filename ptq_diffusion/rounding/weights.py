@@ -51,6 +51,10 @@ class WeightReconstruction(Reconstruction):
     def rounded(self, part: Part) -> Integers:
         """The integers of a part; the parts before it are installed."""
 
+    def portions(self, part: Part, count: int) -> list[Part]:  # noqa: ARG002
+        """At most `count` shares of a part, of which `rounded` makes the same integers; by default the whole alone."""
+        return [part]
+
     def copies(self, part: Part) -> dict[Copy, tuple[int, ...]]:
         """The copies of weights of a part that have integers, and the shape of each."""
         shapes = {site.name: site.weight_shape for site in self.quantized.sites()}

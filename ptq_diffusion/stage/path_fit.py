@@ -23,13 +23,17 @@ from ptq_diffusion.correction import (
 from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
 from ptq_diffusion.correction.evidence import SomeBatch, tensor_names
 from ptq_diffusion.engine.chunks import Chunk
+from ptq_diffusion.engine.meeting import hearing, meeting, speak
 from ptq_diffusion.engine.runtime import track
-from ptq_diffusion.model import Denoiser
+from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
 from ptq_diffusion.network.rescaling import named, of_named
 from ptq_diffusion.sampler import State, Step, Table
 from ptq_diffusion.stage.fitting.images import Images, ReplayedNoise
+
+RESCALINGS = "rescalings.safetensors"
+"""The file of a step's rescalings."""
 
 
 class PathFit:
@@ -79,23 +83,24 @@ class PathFit:
         self.quantized.to(device)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.fitted = list(self._corrections_on_disk())
-        if first and len(self.fitted) < len(self.steps):
-            path = self.source.float_states(self.correction.images_for_rescaling, self.model.shape, self.steps, device)
-            self.correction = self.correction.ahead(self.model, self.quantized, path)
+        with meeting(fabric):
+            if first and len(self.fitted) < len(self.steps):
+                count = self.correction.images_for_rescaling
+                path = self.source.float_states(count, self.model.shape, self.steps, device)
+                self.correction = self.correction.ahead(self.model, self.quantized, path)
         for step in track(self.steps[len(self.fitted) :], title, progress and first):
             self._step(step.i).mkdir(exist_ok=True)
-            if first:
-                self._rescalings(step, device)
-            fabric.barrier()
-            rescalings, m = self._rescalings(step, device)
-            rescaled = self.quantized.at(step.i, rescalings)
-            for chunk in self.images[fabric.global_rank :: fabric.world_size]:
-                self._visit(chunk, step, rescaled, m, device)
+            with meeting(fabric):
+                self._rescale(step, fabric)
             # Nobody fits before all images are there, and nobody goes on before the step is fitted.
-            fabric.barrier()
-            if first:
-                self._store(step, replace(self._fit(step), rescalings=rescalings))
-            fabric.barrier()
+            with meeting(fabric):
+                rescalings, m = self._rescalings(step)
+                rescaled = self.quantized.at(step.i, rescalings)
+                for chunk in self.images[fabric.global_rank :: fabric.world_size]:
+                    self._visit(chunk, step, rescaled, m, device)
+            with meeting(fabric):
+                if first:
+                    self._store(step, replace(self._fit(step), rescalings=rescalings))
             self.fitted.append(self._correction_on_disk(step.i))
             self._files.forget(self._step(step.i - 1))
             if first:
@@ -112,19 +117,42 @@ class PathFit:
     def _correction_on_disk(self, i: int) -> StepCorrection:
         return FittedCorrection.load(self._correction_folder(i)).corrections[0]
 
-    def _rescalings(self, step: Step, device: torch.device) -> tuple[Mapping[str, Rescaling], Tensor]:
-        """The layers' rescalings at a step, and m of the images that they are told from, which stay on the disk."""
-        if not (count := self.correction.images_for_rescaling):
+    def _rescale(self, step: Step, fabric: Fabric) -> None:
+        """Write the layers' rescalings at a step, and m of the images that they are told from, if there are any.
+
+        The first device rescales. The second, if there is one, asks the float network at the same time.
+        """
+        correction, file = self.correction, self._step(step.i) / RESCALINGS
+        # One looks for all, who might see a file of a shared disk at different times.
+        missing = fabric.broadcast(correction.images_for_rescaling > 0 and not holds_tensors(file))
+        shared = fabric.world_size > 1 and correction.has_halves
+        if not missing or fabric.global_rank > int(shared):
+            return
+        if fabric.global_rank == 1:
+            speak(0, lambda tell: correction.tell_targets(self.model, *self._first_states(step, fabric.device), tell))
+            return
+        if shared:
+            with hearing(1) as told:
+                rescalings, m = correction.rescalings_told(told, *self._first_states(step, fabric.device))
+        else:
+            rescalings, m = correction.rescalings(self.model, *self._first_states(step, fabric.device))
+        write_tensors(file, named(rescalings) | {"m": m})
+
+    def _first_states(
+        self, step: Step, device: torch.device
+    ) -> tuple[QuantizedDenoiser, Tensor, Condition | None, Step]:
+        """The quantized network and the states on the path that layers are rescaled on."""
+        count = self.correction.images_for_rescaling
+        chunks_ahead = [chunk for chunk in self.images if chunk.first < count]
+        self._ahead = {chunk: self._states(chunk, step, device) for chunk in chunks_ahead}
+        y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in chunks_ahead])[:count]
+        return self.quantized, y_t, rows_of(self.source.condition(chunks_ahead, device), slice(len(y_t))), step
+
+    def _rescalings(self, step: Step) -> tuple[Mapping[str, Rescaling], Tensor]:
+        """The layers' rescalings at a step, and m of the images that they are told from."""
+        if not self.correction.images_for_rescaling:
             return {}, torch.empty(0, *self.model.shape)
-        file = self._step(step.i) / "rescalings.safetensors"
-        if not holds_tensors(file):
-            chunks_ahead = [chunk for chunk in self.images if chunk.first < count]
-            self._ahead = {chunk: self._states(chunk, step, device) for chunk in chunks_ahead}
-            y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in chunks_ahead])[:count]
-            condition = rows_of(self.source.condition(chunks_ahead, device), slice(len(y_t)))
-            rescalings, m = self.correction.rescalings(self.model, self.quantized, y_t, condition, step)
-            write_tensors(file, named(rescalings) | {"m": m})
-        tensors = load_file(file)
+        tensors = load_file(self._step(step.i) / RESCALINGS)
         return of_named({name: tensors[name] for name in tensors.keys() - {"m"}}), tensors["m"]
 
     def _fit(self, step: Step) -> StepCorrection:

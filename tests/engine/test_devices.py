@@ -64,6 +64,18 @@ def test_two_devices_that_take_networks_block_by_block_leave_the_bytes_of_one_th
     assert len(told) == len(set(told)) == len(list(path.parents[1].glob("*/*/config.yaml"))), "of every stage, once"
 
 
+@pytest.mark.usefixtures("imported")
+@pytest.mark.parametrize("gain", ["deviation_ratio", "least_squares"])
+def test_three_devices_leave_the_fit_of_one(make, gain):
+    """Where targets are few numbers, the second of them asks the float network while the first rescales."""
+    words = ["goal=fit", "noise.images=14", "correction=rescaled_matched", "correction.links.rescaled.images=9"]
+    words += ["force=fit", f"gain@correction.links.rescaled.gain={gain}"]
+    folder = make(*words)
+    one = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert make(*words, "runtime.devices=3") == folder
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == one
+
+
 def test_lightning_tells_nothing_when_devices_are_connected():
     """A process that a function is sent to has the words of libraries left, until that arrives."""
     parcel, level = pickle.dumps(Quiet(print)), logging.getLogger("lightning.fabric").level

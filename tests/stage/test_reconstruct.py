@@ -11,6 +11,7 @@ from ptq_diffusion.network import QuantizedWeight, load_quantized
 from ptq_diffusion.quantizer import AffineQuantizer, MinMax, PerChannel, State
 from ptq_diffusion.rounding import BlockReconstruction, LayerReconstruction
 from ptq_diffusion.rounding.artefact import INTEGERS, OWNER, load_integers
+from ptq_diffusion.rounding.parts import Part, dealt
 
 QUICK = ["sampler.steps=2", "calibration.images=3"]
 LEARNED = {
@@ -81,6 +82,26 @@ def test_a_rounding_that_is_killed_goes_on_at_the_next_part_with_the_same_intege
     assert {path.name for path in resumed.iterdir()} == {INTEGERS, OWNER, "config.yaml", "files.json"}
     integers = load_file(resumed / INTEGERS)
     assert integers.keys() == whole.keys() and all(torch.equal(integers[name], whole[name]) for name in whole)
+
+
+@pytest.mark.usefixtures("imported")
+@pytest.mark.parametrize(("path", "devices"), [("float", 2), ("quantized", 3)])
+def test_devices_that_deal_out_layers_leave_the_bytes_of_one(make, outputs, path, devices):
+    """All layers at once along the float path; one block after the other, some of one layer, along the quantized."""
+    words = ["goal=reconstruct", "rounding=gptq", f"rounding.inputs.path={path}", *QUICK, f"outputs={outputs}"]
+    folder = make(*words, "force=reconstruct")
+    one = {name: (folder / name).read_bytes() for name in (INTEGERS, OWNER)}
+    make(*words, f"runtime.devices={devices}", "force=reconstruct")
+    assert {name: (folder / name).read_bytes() for name in one} == one
+    assert {file.name for file in folder.iterdir()} == {INTEGERS, OWNER, "config.yaml", "files.json"}
+
+
+def test_every_layer_of_a_part_is_in_one_share_and_shares_are_of_sizes_alike():
+    sizes = {"a": 5, "b": 1, "c": 3, "d": 4, "e": 2}
+    part = Part("a", tuple(sizes))
+    assert dealt(part, sizes.__getitem__, 1) == [part]
+    assert dealt(part, sizes.__getitem__, 2) == [Part("a", ("a", "b", "e")), Part("a", ("c", "d"))]
+    assert sorted(share.layers for share in dealt(part, sizes.__getitem__, 9)) == [(name,) for name in sizes]
 
 
 def test_integers_of_another_network_or_plan_are_refused(make):

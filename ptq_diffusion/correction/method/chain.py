@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -40,6 +40,7 @@ class Chain(Correction[PathEvidence]):
         self.reads, self.keeps_sigma = first.reads, last.keeps_sigma
         self.looks_ahead, self.keeps_outputs = first.looks_ahead, first.keeps_outputs
         self.images_for_rescaling, self.images_with_m = first.images_for_rescaling, last.images_with_m
+        self.has_halves = first.has_halves
 
     def check(self, steps: Table) -> None:
         self._check_all(lambda link: link.check(steps))
@@ -74,6 +75,27 @@ class Chain(Correction[PathEvidence]):
         self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, condition: Condition | None, step: Step
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
         return next(iter(self.links.values())).rescalings(model, quantized, x_t, condition, step)
+
+    def tell_targets(
+        self,
+        model: Denoiser,
+        quantized: QuantizedDenoiser,
+        x_t: Tensor,
+        condition: Condition | None,
+        step: Step,
+        tell: Callable[[str, Any], None],
+    ) -> None:
+        next(iter(self.links.values())).tell_targets(model, quantized, x_t, condition, step, tell)
+
+    def rescalings_told(
+        self,
+        told: Callable[[str], Any],
+        quantized: QuantizedDenoiser,
+        x_t: Tensor,
+        condition: Condition | None,
+        step: Step,
+    ) -> tuple[Mapping[str, Rescaling], Tensor]:
+        return next(iter(self.links.values())).rescalings_told(told, quantized, x_t, condition, step)
 
     def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
         corrections: list[StepCorrection] = []

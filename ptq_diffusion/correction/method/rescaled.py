@@ -1,9 +1,9 @@
 """Every layer's input grid, scales and bias anew for each step."""
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ptq_diffusion.correction.layer_rules import (
     GainSteps,
     LayerRules,
     Order,
+    ToldTargets,
     require_once,
     rescalings_towards,
 )
@@ -30,6 +31,8 @@ from ptq_diffusion.quantizer import NO_SHIFT, WHOLE, Form, RangeSearch, Shift
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
+M, BEFORE = "/m", "/before"
+"""Names of values told beside the targets of layers: m, and the noise of held-out images before rescaling."""
 FEWEST = 8
 """The fewest images that determine the means and deviations of a layer's channels."""
 
@@ -96,6 +99,8 @@ class Rescaled(Correction[PathEvidence]):
         self.shift, self.gain, self.images_for_rescaling = shift, gain, images
         self.rules = LayerRules(range_search, shift, order, steps)
         self.looks_ahead, self.keeps_outputs = steps.looks_ahead, gain.keeps_outputs
+        # Outputs of all layers would take longer to send than to compute.
+        self.has_halves = not gain.keeps_outputs
 
     def check_images(self, images: int, channels: int) -> None:  # noqa: ARG002
         if images < FEWEST:
@@ -123,7 +128,8 @@ class Rescaled(Correction[PathEvidence]):
         comparisons = []
         for x_t, condition, step in path:
             fitting = ~_judging(x_t)
-            targets, _ = self._targets(model, quantized, x_t, condition, step)
+            targets: dict[str, Target] = {}
+            self._see_targets(model, quantized, (x_t, step, condition), targets.__setitem__)
             states = x_t[fitting], rows_of(condition, fitting), step
             comparisons.append(rescalings_towards(targets, quantized, *states, each_step)[1])
         correction = copy.copy(self)
@@ -134,18 +140,47 @@ class Rescaled(Correction[PathEvidence]):
         self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, condition: Condition | None, step: Step
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
         """Rescalings of all layers but the output layer, or none where every fourth image gains nothing; and m."""
-        judging = _judging(x_t)
-        targets, m = self._targets(model, quantized, x_t, condition, step)
-        fitting = x_t[~judging], rows_of(condition, ~judging), step
-        rescalings, _ = rescalings_towards(targets, quantized, *fitting, self.rules)
-        judged = x_t[judging], step, rows_of(condition, judging)
-        before, after = (_power(quantized.at(step.i, use).predict(*judged).m - m[judging]) for use in ({}, rescalings))
-        return (rescalings if after < before else {}), m
+        told: dict[str, Any] = {}
+        self.tell_targets(model, quantized, x_t, condition, step, told.__setitem__)
+        return self.rescalings_told(told.__getitem__, quantized, x_t, condition, step)
 
-    def _targets(
-        self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, condition: Condition | None, step: Step
-    ) -> tuple[Mapping[str, Target], Tensor]:
-        """Targets of all layers but the output layer from the images that are fitted on, and m of all images."""
+    def tell_targets(
+        self,
+        model: Denoiser,
+        quantized: QuantizedDenoiser,
+        x_t: Tensor,
+        condition: Condition | None,
+        step: Step,
+        tell: Callable[[str, Any], None],
+    ) -> None:
+        m = self._see_targets(model, quantized, (x_t, step, condition), tell)
+        tell(M, m.cpu())
+        tell(BEFORE, _noise_of_judging(quantized.at(step.i, {}), m, x_t, condition, step))
+
+    def rescalings_told(
+        self,
+        told: Callable[[str], Any],
+        quantized: QuantizedDenoiser,
+        x_t: Tensor,
+        condition: Condition | None,
+        step: Step,
+    ) -> tuple[Mapping[str, Rescaling], Tensor]:
+        fitting, targets = ~_judging(x_t), ToldTargets(quantized.inner_layers(), told)
+        states = x_t[fitting], rows_of(condition, fitting), step
+        rescalings, _ = rescalings_towards(targets, quantized, *states, self.rules)
+        m = told(M).to(x_t.device)
+        after = _noise_of_judging(quantized.at(step.i, rescalings), m, x_t, condition, step)
+        return (rescalings if after < told(BEFORE) else {}), m
+
+    def _see_targets(
+        self,
+        model: Denoiser,
+        quantized: QuantizedDenoiser,
+        states: tuple[Tensor, Step, Condition | None],
+        tell: Callable[[str, Target], None],
+    ) -> Tensor:
+        """Tell the targets of all layers but the output layer, from the images that are fitted on; m of all images."""
+        x_t, step, _ = states
         layers, rows = quantized.inner_layers(), model.rows(~_judging(x_t), step)
         targets: dict[str, Target] = {}
 
@@ -156,10 +191,10 @@ class Rescaled(Correction[PathEvidence]):
             if name in targets:
                 require_once(name, targets[name].equals(target))
             targets[name] = target
+            tell(name, target)
 
         with watching(model.network, layers, see):
-            m = model.predict(x_t, step, condition).m
-        return targets, m
+            return model.predict(*states).m
 
     def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
         return StepMeasurement.of(evidence.paired, (), step).correction(step.sigma)
@@ -170,5 +205,10 @@ def _judging(x_t: Tensor) -> Tensor:
     return torch.arange(len(x_t)) % 4 == 3
 
 
-def _power(noise: Tensor) -> float:
+def _noise_of_judging(
+    quantized: QuantizedDenoiser, m: Tensor, x_t: Tensor, condition: Condition | None, step: Step
+) -> float:
+    """The squared noise of a network on the images that no layer is fitted on."""
+    judging = _judging(x_t)
+    noise = quantized.predict(x_t[judging], step, rows_of(condition, judging)).m - m[judging]
     return float(noise.cpu().double().square().sum())

@@ -1,8 +1,11 @@
 """Stage: the integers that weights would have at every bitwidth that a budget offers, for sensitivities."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
+import torch
+from lightning import Fabric
 from omegaconf import DictConfig
 
 from ptq_diffusion.engine.factory import construct
@@ -12,13 +15,14 @@ from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.network import quantize
 from ptq_diffusion.network.insertion import Integers
 from ptq_diffusion.rounding import LayerReconstruction, Reads
-from ptq_diffusion.rounding.artefact import read_integers, save_integers, write_integers
+from ptq_diffusion.rounding.artefact import read_integers, save_integers
 from ptq_diffusion.rounding.one_pass import one_pass
 from ptq_diffusion.rounding.parts import Part
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.planning.offer import with_offer
 from ptq_diffusion.stage.prompts import EncodePrompts
+from ptq_diffusion.stage.rounding.sharing import is_missing, make_shared
 from ptq_diffusion.stage.rounding.subject import PARTS, go_through, reads_of, subject_of
 from ptq_diffusion.stage.trajectories import Trajectories
 
@@ -48,20 +52,52 @@ class RoundOffers(ModelStage):
         return with_offer(cfg)
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        tasks = len(shop.host.model(cfg).sites())
+        build = partial(self.work, cfg, inputs)
+        follower = partial(round_offers, build=build, cfg=cfg, out=out, shop=shop, threads=torch.get_num_threads())
+        shop.runtime.launch(follower, tasks)
+
+    def work(self, cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> LayerReconstruction:
+        """The network at the first of the bitwidths, with all that its rounding reads."""
         model, policy = shop.host.guided(cfg, inputs), construct(cfg.bitwidth)
         observations = read_observations(cfg, inputs[Calibrate.name], shop.host)
         first = policy.uniform(model.architecture(), LayerBits(policy.weights[0], policy.activations[-1]))
         nearest = quantize(model, first, observations, construct(cfg.quantizer.weight))
         subject = subject_of(cfg, inputs, nearest.to(shop.device), shop)
-        work = LayerReconstruction(subject, one_pass(construct(cfg.rounding)))
-        files = go_through(
-            work.parts,
-            out,
-            (self.title, shop.runtime.progress),
-            lambda part, file: write_integers(file, offered(work, part, policy.weights)),
-            lambda _, __: None,
-        )
-        save_integers(out, map(read_integers, files.values()), model.fingerprint(), first.fingerprint())
+        return LayerReconstruction(subject, one_pass(construct(cfg.rounding)))
+
+
+def round_offers(
+    fabric: Fabric,
+    build: Callable[[Workshop], LayerReconstruction],
+    cfg: DictConfig,
+    out: Path,
+    shop: Workshop,
+    threads: int,
+) -> None:
+    """Round part by part, together with all other devices; the first of them saves.
+
+    Args:
+        fabric: of this device.
+        build: makes the network that is rounded with a workshop.
+        cfg: of the stage.
+        out: the folder of the artefact.
+        shop: of this process.
+        threads: of torch in every process, on which last bits depend.
+    """
+    torch.set_num_threads(threads)
+    work, weights = build(shop.on(fabric.device)), construct(cfg.bitwidth).weights
+    files = go_through(
+        work.parts,
+        out,
+        (RoundOffers().title, shop.runtime.progress and fabric.is_global_zero),
+        partial(make_shared, fabric, work, lambda part: offered(work, part, weights)),
+        lambda _, __: None,
+        partial(is_missing, fabric),
+    )
+    if fabric.is_global_zero:
+        owner = work.model.fingerprint(), work.quantized.plan.fingerprint()
+        save_integers(out, map(read_integers, files.values()), *owner)
 
 
 def offered(work: LayerReconstruction, part: Part, weights: tuple[int, ...]) -> Integers:

@@ -1,8 +1,11 @@
 """Stage: the integers of weights that a rounding chooses, part by part of the network."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
+import torch
+from lightning import Fabric
 from omegaconf import DictConfig
 
 from ptq_diffusion.engine.factory import construct
@@ -18,11 +21,12 @@ from ptq_diffusion.rounding import (
     Rounding,
     WeightReconstruction,
 )
-from ptq_diffusion.rounding.artefact import read_part, save_integers, write_integers
+from ptq_diffusion.rounding.artefact import read_part, save_integers
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.plan import Plan, read_plan
 from ptq_diffusion.stage.prompts import EncodePrompts
+from ptq_diffusion.stage.rounding.sharing import is_missing, make_shared
 from ptq_diffusion.stage.rounding.subject import CALLS, PARTS, go_through, reads_of, subject_of
 from ptq_diffusion.stage.trajectories import Trajectories
 
@@ -65,16 +69,11 @@ class Reconstruct(ModelStage):
         return reads_of(cfg) is not Reads.NOTHING
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
-        work = self.work(cfg, inputs, out, shop)
-        files = go_through(
-            work.parts,
-            out,
-            (self.title, shop.runtime.progress),
-            lambda part, file: write_integers(file, work.rounded(part)),
-            lambda part, file: work.install(read_part(file, work.copies(part))),
-        )
-        parts = (read_part(file, work.copies(part)) for part, file in files.items())
-        save_integers(out, parts, work.model.fingerprint(), work.quantized.plan.fingerprint())
+        # Layers are independent of each other, and the iterations of a block are one after the other.
+        tasks = len(read_plan(inputs[Plan.name]).sites) if reads_of(cfg) is Reads.INPUTS else 1
+        build = partial(self.work, cfg, inputs, out)
+        follower = partial(reconstruct, build=build, out=out, shop=shop, threads=torch.get_num_threads())
+        shop.runtime.launch(follower, tasks)
 
     def work(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> WeightReconstruction:
         """The network that is rounded, with all that its rounding reads."""
@@ -85,3 +84,30 @@ class Reconstruct(ModelStage):
         if rounding.reads is Reads.CALLS:
             return BlockReconstruction(subject, rounding, out / CALLS)
         return LayerReconstruction(subject, rounding)
+
+
+def reconstruct(
+    fabric: Fabric, build: Callable[[Workshop], WeightReconstruction], out: Path, shop: Workshop, threads: int
+) -> None:
+    """Round part by part, together with all other devices; the first of them saves.
+
+    Args:
+        fabric: of this device.
+        build: makes the network that is rounded with a workshop.
+        out: the folder of the artefact.
+        shop: of this process.
+        threads: of torch in every process, on which last bits depend.
+    """
+    torch.set_num_threads(threads)
+    work = build(shop.on(fabric.device))
+    files = go_through(
+        work.parts,
+        out,
+        (Reconstruct().title, shop.runtime.progress and fabric.is_global_zero),
+        partial(make_shared, fabric, work, work.rounded),
+        lambda part, file: work.install(read_part(file, work.copies(part))),
+        partial(is_missing, fabric),
+    )
+    if fabric.is_global_zero:
+        parts = (read_part(file, work.copies(part)) for part, file in files.items())
+        save_integers(out, parts, work.model.fingerprint(), work.quantized.plan.fingerprint())

@@ -60,6 +60,7 @@ def go_through(
     bar: tuple[str, bool],
     make: Callable[[Part, Path], None],
     take: Callable[[Part, Path], None],
+    is_missing: Callable[[Path], bool] = lambda file: not holds_tensors(file),
 ) -> dict[Part, Path]:
     """Make the file of every part that has none yet, in order, and take it before the next; the files.
 
@@ -69,12 +70,13 @@ def go_through(
         bar: the title of the progress bar, and whether it is drawn.
         make: writes the file of a part.
         take: lets what lies in the file of a part count for those behind it.
+        is_missing: whether a file is to be made, for all devices that share the work.
     """
     folder = out / PARTS
     folder.mkdir(exist_ok=True)
     files = {part: folder / f"{place:04d}.safetensors" for place, part in enumerate(parts)}
     for part in track(parts, *bar):
-        if not holds_tensors(files[part]):
+        if is_missing(files[part]):
             make(part, files[part])
         take(part, files[part])
     return files

@@ -1,0 +1,81 @@
+"""Processes that meet: whoever fails is known to all, and what one tells another comes as it was told."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ptq_diffusion.engine.meeting import hearing, meeting, speak
+from tests.processes import AFRESH
+
+TWO = SimpleNamespace(world_size=2)
+
+
+def no_more():
+    raise ValueError("no more")
+
+
+def at_a_meeting(rank, failing):
+    """What a process learns of a meeting in which some fail."""
+    with meeting(TWO):
+        if rank in failing:
+            no_more()
+    return "all is done"
+
+
+def in_talk(rank, _):
+    """What the first process hears of the second, which fails, and then in another talk."""
+    heard = []
+    if rank == 1:
+        with pytest.raises(ValueError, match="no more"):
+            speak(0, lambda tell: (tell("b", torch.ones(2)), tell("a", 1), no_more()))
+        speak(0, lambda tell: tell("a", 2))
+        return "told"
+    with pytest.raises(RuntimeError, match="rank 1 failed: ValueError: no more"), hearing(1) as told:
+        heard += [told("a"), told("b").sum().item()]
+        told("c")
+    with hearing(1) as told:
+        heard.append(told("a"))
+        with pytest.raises(RuntimeError, match="it does not tell b"):
+            told("b")
+    return str(heard)
+
+
+def outcome(task, argument, rank, folder):
+    """Write what comes of a task in one of two connected processes."""
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    try:
+        text = task(rank, argument)
+    except (ValueError, RuntimeError) as error:
+        text = f"{type(error).__name__}: {error}"
+    (folder / f"{rank}.txt").write_text(text)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("task", "argument", "expected"),
+    [
+        (at_a_meeting, (), ["all is done"] * 2),
+        (at_a_meeting, (0,), ["ValueError: no more", "RuntimeError: rank 0 failed: ValueError: no more"]),
+        (at_a_meeting, (1,), ["RuntimeError: rank 1 failed: ValueError: no more", "ValueError: no more"]),
+        (at_a_meeting, (0, 1), ["ValueError: no more"] * 2),
+        (in_talk, (), ["[1, 2.0, 2]", "told"]),
+    ],
+)
+def test_both_processes_end_and_know_what_came_of_the_other(tmp_path, task, argument, expected):
+    processes = [AFRESH.Process(target=outcome, args=(task, argument, rank, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0], "none waits for the other in vain"
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == expected
+
+
+def test_a_process_that_is_alone_meets_nobody():
+    alone = SimpleNamespace(world_size=1)
+    with meeting(alone):
+        pass
+    with pytest.raises(ValueError, match="no more"), meeting(alone):
+        no_more()
