@@ -74,7 +74,7 @@ def refusal(error: Exception, overrides: Sequence[str], conf: Path) -> str | Non
     elif isinstance(error, OSError) and error.errno is not None:
         message = _of_system(error)
     elif isinstance(error, MENDABLE):
-        message = str(error) if _ours(error) else _of_library(error)
+        message = str(error) if is_ours(error) else _of_library(error)
     elif _place(error).startswith("wandb."):
         message = f"{_of_library(error)}; logger=none does without Weights & Biases"
     elif _place(error).startswith(("hydra.", "omegaconf.")):
@@ -248,7 +248,8 @@ def _of_memory(error: Exception) -> str | None:
     return f"expected room in memory, got {_line(error) or 'more asked for than is left'}; lower micro_batch"
 
 
-def _ours(error: Exception) -> bool:
+def is_ours(error: Exception) -> bool:
+    """Whether this package raised an error, whose message then says what to do."""
     return _place(error).startswith("ptq_diffusion.")
 
 
