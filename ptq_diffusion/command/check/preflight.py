@@ -40,7 +40,7 @@ from ptq_diffusion.stage.drawing.layers import require_layers
 from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
 from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_setting import check_reach, fit_table, with_own_guidance
-from ptq_diffusion.stage.planning.additions import CorrectionAdditions, LayerAdditions, policy_of
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions, OutsidePlan, policy_of
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity, require_sensitivity
@@ -120,7 +120,7 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
 
 def _takes_part(stage: type[Stage], cfg: DictConfig) -> bool:
     """Whether a stage is made on the way; what a plan may count is looked at only where it counts it."""
-    return stage not in (CorrectionAdditions, LayerAdditions) or stage.serves(cfg)
+    return stage not in (CorrectionAdditions, OutsidePlan) or stage.serves(cfg)
 
 
 def _check_kinds(cfg: DictConfig, used: Collection[str]) -> None:
@@ -171,7 +171,9 @@ def _check_measurements(cfg: DictConfig, goal: type[Stage]) -> None:
             f"expected noise.steps=null with bits or ranges that belong to the sampler's own steps, got noise.steps="
             f"{cfg.noise.steps} with {what}; set noise.steps=null"
         )
-    if with_own_guidance(cfg).noise.guidance is not None and (measured or policy.reads is not Evidence.NOTHING):
+    if with_own_guidance(cfg).noise.guidance is not None and (
+        measured or policy.reads is not Evidence.NOTHING_OUTSIDE_PLAN
+    ):
         raise ValueError(
             "expected noise.guidance=null with bits that are measured, for they belong to the guidance of the images, "
             f"got noise.guidance={cfg.noise.guidance} with {goal.name if measured else cfg.labels.bitwidth}; set "
