@@ -170,7 +170,7 @@ def variant_costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -
     beside = (correction.evaluations, correction.macs(model.shape))
     return {
         "full_precision": variant_cost(architecture, unquantized, steps, float_bytes),
-        "quantized": variant_cost(architecture, plan, steps, network, beside=extra),
+        "quantized": variant_cost(architecture, plan, steps, network, outside_plan=extra),
         "corrected": variant_cost(architecture, plan, steps, network + coefficients, *beside, extra),
     }
 

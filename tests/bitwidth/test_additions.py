@@ -50,7 +50,7 @@ OUTSIDE_PLAN = {
 
 
 @pytest.mark.parametrize("over", ["layers_and_steps", "layers", "steps"])
-@pytest.mark.parametrize("beside", OUTSIDE_PLAN.values(), ids=OUTSIDE_PLAN)
+@pytest.mark.parametrize("outside_plan", OUTSIDE_PLAN.values(), ids=OUTSIDE_PLAN)
 @pytest.mark.parametrize("kind", [Budget, Greedy, RandomBits])
 def test_a_plan_keeps_its_budgets_with_what_layers_compute_and_store_beside(kind, outside_plan, over):
     evidence = None if kind is RandomBits else sensitivity(WIDE, STEPS, OFFER["weights"], OFFER["activations"])

@@ -37,7 +37,7 @@ IN_EMBEDDING = {"labels", "pooled", "ids"}
 OF_TIME = {"time_embedding", "timestep_embedder"}
 """Modules of diffusers' networks that embed the time before anything is added."""
 NAME_LINE = "  ,\n"
-"""What a line of a list of names in JSON has around the name."""
+"""The characters around a name on its line of a list in JSON."""
 MEASURED = 2
 """Images that a size is measured on."""
 
