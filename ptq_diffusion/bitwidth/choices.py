@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ptq_diffusion.bitwidth.cost import NOTHING, Beside
+from ptq_diffusion.bitwidth.cost import NOTHING_OUTSIDE_PLAN, CostOutsidePlan
 from ptq_diffusion.bitwidth.sensitivity import Sensitivity
 from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.model.site import Site
@@ -61,7 +61,7 @@ class Choices:
         weights: bits offered to weights, ascending.
         activations: bits offered to activations, ascending.
         limits: of what they may cost.
-        beside: what layers compute beside their quantized operands.
+        outside_plan: the work of layers that no plan tells.
     """
 
     sites: tuple[Site, ...]
@@ -70,7 +70,7 @@ class Choices:
     weights: tuple[int, ...]
     activations: tuple[int, ...]
     limits: Limits
-    beside: Beside = NOTHING
+    outside_plan: CostOutsidePlan = NOTHING_OUTSIDE_PLAN
 
     @property
     def steps(self) -> int:
@@ -83,11 +83,12 @@ class Choices:
         pairs = np.multiply.outer(np.array(self.weights), np.array(self.activations))
         macs = np.array([[site.macs * rows for rows in self.rows] for site in self.sites])
         offers = [[LayerBits(weight, activation) for activation in self.activations] for weight in self.weights]
-        beside = np.array(
-            [[[self.beside.bops_of(site, bits) for bits in some] for some in offers] for site in self.sites], np.int64
+        outside_plan = np.array(
+            [[[self.outside_plan.bops_of(site, bits) for bits in some] for some in offers] for site in self.sites],
+            np.int64,
         )
         rows = np.array(self.rows)[None, :, None, None]
-        return self._grouped(np.multiply.outer(macs, pairs) + beside[:, None] * rows)
+        return self._grouped(np.multiply.outer(macs, pairs) + outside_plan[:, None] * rows)
 
     @cached_property
     def stored(self) -> Integers:

@@ -45,8 +45,8 @@ class PlanCost:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Work and numbers of a network beside the products of its layers' quantized operands.
+class CostOutsidePlan:
+    """Work and bits of a network that no plan of its sites' bits tells: equalisation, parts of low rank, embeddings.
 
     Args:
         equalised: the names of layers whose input is divided by factors of its channels.
@@ -63,7 +63,7 @@ class Beside:
 
     @property
     def computes(self) -> bool:
-        """Whether layers compute anything beside."""
+        """Whether layers compute anything but the products of their quantized operands."""
         return bool(self.equalised or self.ranks)
 
     def bops(self, architecture: Architecture, plan: BitwidthPlan, steps: int) -> int:
@@ -92,27 +92,29 @@ class Beside:
         return total
 
 
-NOTHING = Beside()
+NOTHING_OUTSIDE_PLAN = CostOutsidePlan()
 """No layer is equalised, no weight has a part in 16 bits, and tables of embeddings are float."""
 
 
-def plan_cost(architecture: Architecture, plan: BitwidthPlan, steps: int, beside: Beside = NOTHING) -> PlanCost:
+def plan_cost(
+    architecture: Architecture, plan: BitwidthPlan, steps: int, outside_plan: CostOutsidePlan = NOTHING_OUTSIDE_PLAN
+) -> PlanCost:
     """The cost of sampling with a plan.
 
     Args:
         architecture: of the network.
         plan: bits of all of its sites.
         steps: rows of the table.
-        beside: what the network computes and stores beside the quantized operands of its layers.
+        outside_plan: the work and bits of the network that no plan tells.
 
     Raises:
         KeyError: the plan lacks a site.
         ValueError: the plan was made for another number of steps.
     """
-    bops = _bops(macs_by_bits(architecture, plan, steps)) + beside.bops(architecture, plan, steps)
+    bops = _bops(macs_by_bits(architecture, plan, steps)) + outside_plan.bops(architecture, plan, steps)
     attention = attention_bops(architecture, plan, steps)
     stored = sum(math.prod(site.weight_shape) * sum(plan.weight_copies(site.name)) for site in architecture.sites)
-    stored += beside.stored_bits(architecture, plan)
+    stored += outside_plan.stored_bits(architecture, plan)
     return PlanCost(bops + attention, attention, float_bops(architecture, steps), stored)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.bitwidth.choices import Assignment, Choices, Limits, Over
-from ptq_diffusion.bitwidth.cost import NOTHING, Beside, PlanCost, float_bops, plan_cost
+from ptq_diffusion.bitwidth.cost import NOTHING_OUTSIDE_PLAN, CostOutsidePlan, PlanCost, float_bops, plan_cost
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy, Measured
 from ptq_diffusion.bitwidth.roles import EIGHT_BITS, UNQUANTIZED, Roles
 from ptq_diffusion.model.architecture import Architecture
@@ -39,7 +39,7 @@ class UnderBudget(BitwidthPolicy[Measured]):
 
     Args:
         saving: how many times fewer bit operations than full precision the plan takes at least, attention's products
-            and what layers compute beside included, see `with_layers`; null for no such budget.
+            and what layers compute beside included, see `counting_outside_plan`; null for no such budget.
         bytes: of all parameters at most, weights and tables of embeddings at their bits, parts of low rank at 16, the
             others in float32; scales and settings, a few per cent which reports count too, come on top; null for no
             such budget.
@@ -72,7 +72,7 @@ class UnderBudget(BitwidthPolicy[Measured]):
         count_correction: bool = False,
     ) -> None:
         _require_budget(saving, bytes)
-        self.count_correction, self.additions, self.beside = count_correction, Additions(), NOTHING
+        self.count_correction, self.additions, self.outside_plan = count_correction, Additions(), NOTHING_OUTSIDE_PLAN
         self.saving, self.bytes, self.over = saving, bytes, over
         self.weights, self.activations = _ascending("weights", weights), _ascending("activations", activations)
         offered = [LayerBits(weight, activation) for weight in self.weights for activation in self.activations]
@@ -84,10 +84,10 @@ class UnderBudget(BitwidthPolicy[Measured]):
         policy.additions = additions
         return policy
 
-    def with_layers(self, beside: Beside) -> Self:
-        """The policy of a network that computes and stores this beside, which budgets count."""
+    def counting_outside_plan(self, outside_plan: CostOutsidePlan) -> Self:
+        """The policy of a network that computes and stores this outside of its plan, which budgets count."""
         policy = copy(self)
-        policy.beside = beside
+        policy.outside_plan = outside_plan
         return policy
 
     @abstractmethod
@@ -102,8 +102,8 @@ class UnderBudget(BitwidthPolicy[Measured]):
         super().check(architecture, steps)
         cheapest = self._cost(architecture, self.uniform(architecture, self.offered[0]), len(steps))
         name = f"W{self.weights[0]}A{self.activations[0]} in the inner layers"
-        if self.beside.computes:
-            name += " with what layers compute beside"
+        if self.outside_plan.computes:
+            name += " with the factors of equalisation and the parts of low rank"
         total = self.additions.total(cheapest.bops, len(steps))
         most = floor(cheapest.float_bops / total * 1e4) / 1e4 if total else inf
         together = f"{name}, and the correction" if self.count_correction else name
@@ -136,12 +136,14 @@ class UnderBudget(BitwidthPolicy[Measured]):
         return self.roles.plan(architecture.sites, table, notes | dict(spending.notes))
 
     def _cost(self, architecture: Architecture, plan: BitwidthPlan, steps: int) -> PlanCost:
-        return plan_cost(architecture, plan, steps, self.beside)
+        return plan_cost(architecture, plan, steps, self.outside_plan)
 
     def _choices(self, architecture: Architecture, free: tuple[Site, ...], cheapest: PlanCost, steps: int) -> Choices:
         """The choices, whose limits are what the fixed layers and attention leave of the budget."""
         rows = architecture.rows_over(steps)
-        unlimited = Choices(free, rows, self.over, self.weights, self.activations, Limits(None, None), self.beside)
+        unlimited = Choices(
+            free, rows, self.over, self.weights, self.activations, Limits(None, None), self.outside_plan
+        )
         spent = unlimited.cost(unlimited.cheapest())
         bops, stored = self._limits(architecture, steps)
         limits = Limits(

@@ -41,7 +41,7 @@ from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.plan import Plan
-from ptq_diffusion.stage.planning.additions import CorrectionAdditions, LayerAdditions
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions, OutsidePlan
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
@@ -79,7 +79,7 @@ STAGES: dict[str, type[Stage]] = {
         RoundOffers,
         MeasureSensitivity,
         CorrectionAdditions,
-        LayerAdditions,
+        OutsidePlan,
         Plan,
         Reconstruct,
         LearnScales,
@@ -195,6 +195,11 @@ def forced_stages(force: bool | str, goals: Sequence[type[Stage]]) -> frozenset[
     stages = frozenset[str]().union(*(upstream(goal) for goal in goals))
     if isinstance(force, bool):
         return stages if force else frozenset()
+    if force == MeasureLayers.name and force not in stages:
+        raise ValueError(
+            "expected a goal that compares layers to force them, got one without; a report compares them where "
+            "layers.images is above 0: set layers.images=8"
+        )
     if force not in stages:
         raise ValueError(f"expected force to be false, true or one of {', '.join(sorted(stages))}, got {force!r}")
     return frozenset(name for name in stages if force in upstream(STAGES[name]))

@@ -28,6 +28,7 @@ from torch import Tensor
 from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.command import experiment
 from ptq_diffusion.command.check.typed_plugins import require_typed
+from ptq_diffusion.command.check.unread import require_read
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.refusal import refusal
 from ptq_diffusion.correction import FittedCorrection
@@ -122,6 +123,7 @@ def compose(*overrides: str) -> DictConfig:
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
                 require_typed(cfg, overrides)
+                require_read(cfg, overrides)
                 return _without_hydra(cfg)
         except (HydraException, OmegaConfBaseException) as error:
             message = refusal(error, overrides, CONF) or str(error)

@@ -25,6 +25,9 @@ LAUNCHERS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": 
 TWICE, ONCE = ("heun", "kdpm2", "flow_heun", "flow_match_heun"), "sampler=dpm_solver with twice the steps"
 """Samplers whose steps evaluate the network twice, by the beginnings of their names, and what to take instead."""
 
+FORMER = {"training.snr_gamma": "training.objective.gamma"}
+"""Options of earlier versions whose names are like none of today's, and what they are called today."""
+
 
 def full_errors_asked_for() -> bool:
     """Whether the environment asks for the traceback of every error."""
@@ -74,7 +77,7 @@ def refusal(error: Exception, overrides: Sequence[str], conf: Path) -> str | Non
     elif isinstance(error, OSError) and error.errno is not None:
         message = _of_system(error)
     elif isinstance(error, MENDABLE):
-        message = str(error) if _ours(error) else _of_library(error)
+        message = str(error) if is_ours(error) else _of_library(error)
     elif _place(error).startswith("wandb."):
         message = f"{_of_library(error)}; logger=none does without Weights & Biases"
     elif _place(error).startswith(("hydra.", "omegaconf.")):
@@ -159,6 +162,8 @@ def _known_instead(key: str, overrides: Sequence[str], conf: Path) -> str:
     options = {key: value for key, value in _unresolved(composition).items() if key != "hydra"}
     if places := [group for group in groups if group.startswith(f"{key}@")]:
         return f"the group has {len(places)} places: {', '.join(f'{place}=NAME' for place in places)}"
+    if key in FORMER and FORMER[key] in option_names(options):
+        return f"it is {FORMER[key]} today"
     parent, _, _ = key.rpartition(".")
     names = option_names(options)
     if siblings := [name for name in names if parent and name.rpartition(".")[0] == parent]:
@@ -248,7 +253,8 @@ def _of_memory(error: Exception) -> str | None:
     return f"expected room in memory, got {_line(error) or 'more asked for than is left'}; lower micro_batch"
 
 
-def _ours(error: Exception) -> bool:
+def is_ours(error: Exception) -> bool:
+    """Whether this package raised an error, whose message then says what to do."""
     return _place(error).startswith("ptq_diffusion.")
 
 

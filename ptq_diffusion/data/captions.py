@@ -40,14 +40,22 @@ class CaptionedImages(ImageSource):
         Raises:
             ValueError: beside what reading images raises, the column is missing or is no text, or nothing is left.
         """
+        rows, captions, names = self._kept()
+        index = {name: label for label, name in enumerate(names)}
+        labels = torch.tensor([index[caption] for caption in captions])
+        return LabelledImages(self.images.load().images[rows], labels, names)
+
+    def label_names(self) -> tuple[str, ...]:
+        return self._kept()[2]
+
+    def _kept(self) -> tuple[list[int], list[str], tuple[str, ...]]:
+        """The rows of images that are not left out, the caption of each, and all captions, each once and sorted."""
         captions = [caption for shard in self.files() for caption in self._captions(shard)]
         rows = [row for row, caption in enumerate(captions) if not any(text in caption for text in self.without)]
         if not rows:
             raise ValueError(f"expected images whose captions lack {', '.join(self.without)}, found none; set without")
-        names = tuple(sorted({captions[row] for row in rows}))
-        index = {name: label for label, name in enumerate(names)}
-        labels = torch.tensor([index[captions[row]] for row in rows])
-        return LabelledImages(self.images.load().images[rows], labels, names)
+        kept = [captions[row] for row in rows]
+        return rows, kept, tuple(sorted(set(kept)))
 
     def _captions(self, shard: Path) -> list[str]:
         reader, broken = parquet(), broken_shard()

@@ -3,7 +3,8 @@
 import io
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,11 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """The names of labels 0, 1, ..., their numbers where the source knows none; None without labels."""
+        return None if self.labels is None else _named(self.labels.tolist(), self.names)
+
 
 class ImageSource(FileSource):
     """A source of images."""
@@ -46,6 +52,15 @@ class ImageSource(FileSource):
             FileNotFoundError: the folder does not exist or holds no image.
             ValueError: the images differ in size, or one cannot be read.
         """
+
+    def label_names(self) -> tuple[str, ...] | None:
+        """The `label_names` of what `load` returns; a source that can tell them without reading images does.
+
+        Raises:
+            FileNotFoundError: there is no file.
+            ValueError: the labels cannot be read.
+        """
+        return self.load().label_names
 
 
 class ParquetImages(ImageSource):
@@ -66,25 +81,42 @@ class ParquetImages(ImageSource):
         return find_shards(self.folder, self.split, "set data.folder to the dataset's folder")
 
     def load(self) -> LabelledImages:
-        reader, broken = parquet(), broken_shard()
-        columns = [self.image_column] + ([self.label_column] if self.label_column else [])
+        columns = [self.image_column, *([self.label_column] if self.label_column else [])]
         images: list[Tensor] = []
         labels: list[int] = []
         names: tuple[str, ...] | None = None
         for shard in self.files():
-            try:
-                table = reader.read_table(shard, columns=columns).select(columns)
+            with self._readable(shard, columns):
+                table = parquet().read_table(shard, columns=columns).select(columns)
                 cells = [cell["bytes"] for cell in table[self.image_column].to_pylist()]
-            except (broken, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"expected parquet with {', '.join(columns)} in {shard}, images as structs that hold bytes; "
-                    f"got another or a broken file ({' '.join(str(error).split())[:300]}); set data.image_column and "
-                    "data.label_column, or fetch the file again"
-                ) from error
             images += [_decode(encoded, shard) for encoded in cells]
             labels += table[self.label_column].to_pylist() if self.label_column else []
             names = _class_names(table.schema.metadata, self.label_column) if self.label_column else None
         return LabelledImages(_stack(images, self.folder), torch.tensor(labels) if labels else None, names)
+
+    def label_names(self) -> tuple[str, ...] | None:
+        if not self.label_column:
+            return None
+        labels: list[int] = []
+        names: tuple[str, ...] | None = None
+        for shard in self.files():
+            with self._readable(shard, [self.label_column]):
+                table = parquet().read_table(shard, columns=[self.label_column]).select([self.label_column])
+            labels += table[self.label_column].to_pylist()
+            names = _class_names(table.schema.metadata, self.label_column)
+        return _named(labels, names) if labels else None
+
+    @contextmanager
+    def _readable(self, shard: Path, columns: Sequence[str]) -> Iterator[None]:
+        """Turns the errors of reading columns of a shard within the context into one that says what to set."""
+        try:
+            yield
+        except (broken_shard(), KeyError, TypeError) as error:
+            raise ValueError(
+                f"expected parquet with {', '.join(columns)} in {shard}, images as structs that hold bytes; "
+                f"got another or a broken file ({' '.join(str(error).split())[:300]}); set data.image_column and "
+                "data.label_column, or fetch the file again"
+            ) from error
 
 
 class FolderImages(ImageSource):
@@ -120,6 +152,9 @@ class FolderImages(ImageSource):
     def load(self) -> LabelledImages:
         return LabelledImages(_stack([_read(path) for path in self.files()], self.folder), None)
 
+    def label_names(self) -> None:
+        return None
+
 
 def _read(path: Path) -> Tensor:
     return _decode(path.read_bytes(), path)
@@ -130,6 +165,11 @@ def _class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[s
     info = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {})
     names = info.get("features", {}).get(column, {}).get("names")
     return None if names is None else tuple(names)
+
+
+def _named(labels: Sequence[int], names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names of labels 0, 1, ..., their numbers where there are no names."""
+    return tuple(map(str, range(max(labels) + 1))) if names is None else names
 
 
 def _decode(encoded: bytes, source: Path) -> Tensor:

@@ -54,6 +54,7 @@ class Signatures:
     def computed(self, stage: type[Stage], cfg: DictConfig) -> str:
         """The signature, computed now from those of the stage's needs."""
         selection = select(cfg, stage.uses, stage.unread)
+        counted = select(cfg, stage.uses, (*stage.unread, *stage.places))
         identity = {
             "stage": [stage.name, stage.version],
             "source": source(stage, selection),
@@ -61,7 +62,7 @@ class Signatures:
             "arithmetic": self.runtime.arithmetic,
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
-            "config": same_numbers(plain(selection)),
+            "config": same_numbers(plain(counted)),
             "needs": {name: self.of(need.stage, need.cfg) for name, need in stage().inputs(cfg).items()},
             "evidence": stage().evidence(selection),
         }

@@ -21,6 +21,7 @@ class Stage(ABC):
         needs: the stages whose artefacts `make` may receive; see `inputs`.
         uses: dotted keys of the configuration that `make` is given; it can read no other.
         unread: dotted keys within those of `uses` that `make` is not given, for they change no number of its own.
+        places: dotted keys within those of `uses` of paths that `evidence` says all of, whatever the path is.
         scratch: what `make` leaves in its folder only to go on from after an interruption; removed at the end.
     """
 
@@ -29,6 +30,7 @@ class Stage(ABC):
     needs: ClassVar[tuple[type["Stage"], ...]] = ()
     uses: ClassVar[tuple[str, ...]]
     unread: ClassVar[tuple[str, ...]] = ()
+    places: ClassVar[tuple[str, ...]] = ()
     scratch: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

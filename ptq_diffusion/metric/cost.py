@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ptq_diffusion.bitwidth.additions import Additions
-from ptq_diffusion.bitwidth.cost import NOTHING, Beside, macs_by_bits, plan_cost
+from ptq_diffusion.bitwidth.cost import NOTHING_OUTSIDE_PLAN, CostOutsidePlan, macs_by_bits, plan_cost
 from ptq_diffusion.bitwidth.cost import mean_bits as mean_bits_of
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan
@@ -78,7 +78,7 @@ def variant_cost(
     weight_bytes: int,
     evaluations: int = 0,
     macs: int = 0,
-    beside: Beside = NOTHING,
+    outside_plan: CostOutsidePlan = NOTHING_OUTSIDE_PLAN,
 ) -> VariantCost:
     """The cost of a variant, with what a correction adds to the network.
 
@@ -89,12 +89,12 @@ def variant_cost(
         weight_bytes: of all that the variant stores.
         evaluations: of the network, beside those of the table.
         macs: multiply-accumulates of the correction for one image, in float.
-        beside: what layers of the quantized network compute beside their quantized operands.
+        outside_plan: the work and bits of the quantized network that its plan does not tell.
 
     Raises:
         ValueError: the plan was made for another number of steps.
     """
-    total = plan_cost(architecture, plan, steps, beside)
+    total = plan_cost(architecture, plan, steps, outside_plan)
     additions = Additions(macs, evaluations)
     bops, attention = additions.total(total.bops, steps), additions.evaluated(total.attention_bops, steps)
     bits, means = usual_bits(architecture, plan), mean_bits(architecture, plan)

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ptq_diffusion.artefact.files import read_json, write_json
-from ptq_diffusion.bitwidth.cost import Beside
+from ptq_diffusion.bitwidth.cost import CostOutsidePlan
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.fitted import FILES as CORRECTION
 from ptq_diffusion.data import Prompts
@@ -164,13 +164,13 @@ def variant_costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -
     correction = FittedCorrection.load(inputs[Fit.name])
     network = bytes_of(inputs[Quantize.name], QUANTIZED)
     folder = inputs[Quantize.name]
-    extra = Beside(equalised_layers(folder), ranks_of_layers(folder))
+    extra = CostOutsidePlan(equalised_layers(folder), ranks_of_layers(folder))
     coefficients = bytes_of(inputs[Fit.name], CORRECTION)
     float_bytes = cost(architecture, unquantized, steps).weight_bytes
     beside = (correction.evaluations, correction.macs(model.shape))
     return {
         "full_precision": variant_cost(architecture, unquantized, steps, float_bytes),
-        "quantized": variant_cost(architecture, plan, steps, network, beside=extra),
+        "quantized": variant_cost(architecture, plan, steps, network, outside_plan=extra),
         "corrected": variant_cost(architecture, plan, steps, network + coefficients, *beside, extra),
     }
 

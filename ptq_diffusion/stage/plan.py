@@ -15,7 +15,7 @@ from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage, Need
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.plan import BitwidthPlan
-from ptq_diffusion.stage.planning.additions import CorrectionAdditions, LayerAdditions, read_additions, read_beside
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions, OutsidePlan, read_additions, read_outside_plan
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
@@ -29,14 +29,14 @@ class Plan(ModelStage):
 
     name = "plan"
     version = 1
-    needs = (MeasureStepSignal, MeasureSensitivity, CorrectionAdditions, LayerAdditions, EncodePrompts)
+    needs = (MeasureStepSignal, MeasureSensitivity, CorrectionAdditions, OutsidePlan, EncodePrompts)
     uses = ("model", "condition", "sampler", "bitwidth")
 
     def inputs(self, cfg: DictConfig) -> Mapping[str, Need]:
         """The artefact of the measurement that the policy reads, if any, and what guidance and its budget need."""
         reads = construct(cfg.bitwidth).reads
-        beside = (EncodePrompts, CorrectionAdditions, LayerAdditions)
-        needs = {stage.name: Need(stage, cfg) for stage in beside if stage.serves(cfg)}
+        optional = (EncodePrompts, CorrectionAdditions, OutsidePlan)
+        needs = {stage.name: Need(stage, cfg) for stage in optional if stage.serves(cfg)}
         if reads is Evidence.STEP_SNR:
             return needs | {MeasureStepSignal.name: Need(MeasureStepSignal, cfg)}
         if reads is Evidence.SENSITIVITY:
@@ -46,8 +46,8 @@ class Plan(ModelStage):
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         model, policy = shop.guided(cfg, inputs), construct(cfg.bitwidth)
         assert isinstance(policy, BitwidthPolicy)
-        if isinstance(policy, UnderBudget) and LayerAdditions.name in inputs:
-            policy = policy.with_layers(read_beside(inputs[LayerAdditions.name]))
+        if isinstance(policy, UnderBudget) and OutsidePlan.name in inputs:
+            policy = policy.counting_outside_plan(read_outside_plan(inputs[OutsidePlan.name]))
         if isinstance(policy, UnderBudget) and CorrectionAdditions.name in inputs:
             policy = policy.behind(read_additions(inputs[CorrectionAdditions.name]))
         table = shop.table(cfg, model)

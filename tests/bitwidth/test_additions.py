@@ -7,7 +7,7 @@ import pytest
 
 from ptq_diffusion.bitwidth import Budget, Greedy, RandomBits
 from ptq_diffusion.bitwidth.additions import Additions
-from ptq_diffusion.bitwidth.cost import Beside, plan_cost
+from ptq_diffusion.bitwidth.cost import CostOutsidePlan, plan_cost
 from ptq_diffusion.model.plan import LayerBits
 from tests.bitwidth.networks import FIXED, LINE, sensitivity, table
 
@@ -42,32 +42,34 @@ def test_a_plan_keeps_its_saving_with_the_correction_behind_it(kind, additions):
     assert (alone.activation == plan.activation) == (additions == Additions())
 
 
-BESIDE = {
-    "equalised": Beside(equalised=[site.name for site in WIDE.sites]),
-    "low rank": Beside(ranks={"a.conv": 1}),
-    "both": Beside(["b.conv"], {"a.emb": 2}),
+OUTSIDE_PLAN = {
+    "equalised": CostOutsidePlan(equalised=[site.name for site in WIDE.sites]),
+    "low rank": CostOutsidePlan(ranks={"a.conv": 1}),
+    "both": CostOutsidePlan(["b.conv"], {"a.emb": 2}),
 }
 
 
 @pytest.mark.parametrize("over", ["layers_and_steps", "layers", "steps"])
-@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
+@pytest.mark.parametrize("outside_plan", OUTSIDE_PLAN.values(), ids=OUTSIDE_PLAN)
 @pytest.mark.parametrize("kind", [Budget, Greedy, RandomBits])
-def test_a_plan_keeps_its_budgets_with_what_layers_compute_and_store_beside(kind, beside, over):
+def test_a_plan_keeps_its_budgets_with_what_layers_compute_and_store_beside(kind, outside_plan, over):
     evidence = None if kind is RandomBits else sensitivity(WIDE, STEPS, OFFER["weights"], OFFER["activations"])
     alone = kind(saving=18, over=over, **OFFER)
-    plans = [policy.plan(WIDE, table(STEPS), evidence) for policy in (alone, alone.with_layers(beside))]
-    cost = plan_cost(WIDE, plans[1], STEPS, beside)
+    plans = [policy.plan(WIDE, table(STEPS), evidence) for policy in (alone, alone.counting_outside_plan(outside_plan))]
+    cost = plan_cost(WIDE, plans[1], STEPS, outside_plan)
     assert plans[1].notes["bops"] == cost.bops and cost.bops * 18 <= cost.float_bops
     # The one that does not count it breaks its promise.
-    assert plan_cost(WIDE, plans[0], STEPS, beside).bops * 18 > cost.float_bops
-    policy = kind(saving=None, bytes=-(-cost.stored_bits // 8), over=over, **OFFER).with_layers(beside)
-    assert plan_cost(WIDE, policy.plan(WIDE, table(STEPS), evidence), STEPS, beside).stored_bits <= 8 * policy.bytes
+    assert plan_cost(WIDE, plans[0], STEPS, outside_plan).bops * 18 > cost.float_bops
+    policy = kind(saving=None, bytes=-(-cost.stored_bits // 8), over=over, **OFFER).counting_outside_plan(outside_plan)
+    assert (
+        plan_cost(WIDE, policy.plan(WIDE, table(STEPS), evidence), STEPS, outside_plan).stored_bits <= 8 * policy.bytes
+    )
 
 
 @pytest.mark.parametrize("kind", [Budget, Greedy, RandomBits])
 def test_bytes_that_tables_of_embeddings_spare_are_left_for_weights(kind):
     """100 numbers in 4 bits are 350 bytes less than in float."""
-    weights, tables = [2, 3, 4, 8], Beside(embeddings=100, embedding_bits=4)
+    weights, tables = [2, 3, 4, 8], CostOutsidePlan(embeddings=100, embedding_bits=4)
     evidence = None if kind is RandomBits else sensitivity(WIDE, STEPS, weights, [8])
     offer = {"saving": None, "weights": weights, "activations": [8], **FIXED}
     network = replace(WIDE, parameters=WIDE.parameters + 100)
@@ -76,7 +78,7 @@ def test_bytes_that_tables_of_embeddings_spare_are_left_for_weights(kind):
     def plan(size, policy_of=lambda policy: policy):
         return policy_of(kind(bytes=size, **offer)).plan(network, table(STEPS), evidence)
 
-    ours = plan(full - 350, lambda policy: policy.with_layers(tables))
+    ours = plan(full - 350, lambda policy: policy.counting_outside_plan(tables))
     assert ours.weight == plan(full).weight
     assert plan_cost(network, ours, STEPS, tables).stored_bits <= 8 * (full - 350)
     with pytest.raises(ValueError, match="those of the cheapest plan, W2A8 in the inner layers, got"):
@@ -84,8 +86,10 @@ def test_bytes_that_tables_of_embeddings_spare_are_left_for_weights(kind):
 
 
 def test_layers_that_leave_no_room_are_refused():
-    policy = Budget(saving=30, **OFFER).with_layers(Beside(["b.conv"], {"a.conv": 400}))
-    with pytest.raises(ValueError, match=r"W4A3 in the inner layers with what layers compute beside, got 30"):
+    policy = Budget(saving=30, **OFFER).counting_outside_plan(CostOutsidePlan(["b.conv"], {"a.conv": 400}))
+    with pytest.raises(
+        ValueError, match=r"W4A3 in the inner layers with the factors of equalisation and the parts of low rank, got 30"
+    ):
         policy.check(WIDE, table(STEPS))
 
 

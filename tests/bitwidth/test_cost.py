@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptq_diffusion.bitwidth.cost import Beside, plan_cost
+from ptq_diffusion.bitwidth.cost import CostOutsidePlan, plan_cost
 from ptq_diffusion.bitwidth.cost import mean_bits as mean_bits_of
 from ptq_diffusion.metric.cost import cost, mean_bits, usual_bits, variant_cost
 from ptq_diffusion.model import Denoiser, DiffusersDenoiser, Kind, Role, Site
@@ -64,9 +64,9 @@ def test_bit_operations_by_hand(steps):
 def test_an_equalised_input_takes_a_multiplication_for_each_number_where_it_is_quantized():
     by_step = BitwidthPlan.by_step([{"0": LayerBits(4, bits), "1": LayerBits(8, 8)} for bits in (8, 8, 32)])
     architecture = TwoLayers().architecture()
-    plain, equalised = (plan_cost(architecture, by_step, 3, Beside(layers)) for layers in ([], ["0"]))
+    plain, equalised = (plan_cost(architecture, by_step, 3, CostOutsidePlan(layers)) for layers in ([], ["0"]))
     assert equalised.bops - plain.bops == 2 * 32 * 32 * 32
-    row = variant_cost(architecture, by_step, 3, 0, beside=Beside(["0"]))
+    row = variant_cost(architecture, by_step, 3, 0, outside_plan=CostOutsidePlan(["0"]))
     assert row.bops_per_image == equalised.bops and equalised.attention_bops == plain.attention_bops
 
 
@@ -74,20 +74,22 @@ def test_a_part_of_low_rank_takes_two_products_in_16_bits():
     layer = Site("0", Kind.LINEAR, Role.INNER, 3 * 7 * 5, (7, 5))
     architecture, rank = Architecture((layer,), 0, 35), 2
     by_step = BitwidthPlan.by_step([{"0": LayerBits(*bits)} for bits in ((4, 8), (4, 6), (32, 8))])
-    plain, beside = (plan_cost(architecture, by_step, 3, Beside((), ranks)) for ranks in ({}, {"0": rank}))
+    plain, outside_plan = (
+        plan_cost(architecture, by_step, 3, CostOutsidePlan((), ranks)) for ranks in ({}, {"0": rank})
+    )
     first, second = 3 * rank * 5 * 16 * (8 + 6), 2 * 3 * rank * 7 * 16 * 16
-    assert beside.bops - plain.bops == first + second
-    assert beside.stored_bits - plain.stored_bits == rank * (7 + 5) * 16
+    assert outside_plan.bops - plain.bops == first + second
+    assert outside_plan.stored_bits - plain.stored_bits == rank * (7 + 5) * 16
 
 
 def test_tables_of_embeddings_are_stored_at_their_bits():
     architecture = replace(TwoLayers().architecture(), parameters=1000)
-    plain, beside = (
-        plan_cost(architecture, plan((4, 8), (8, 8)), 1, Beside(embeddings=200, embedding_bits=bits))
+    plain, outside_plan = (
+        plan_cost(architecture, plan((4, 8), (8, 8)), 1, CostOutsidePlan(embeddings=200, embedding_bits=bits))
         for bits in (32, 6)
     )
-    assert plain.stored_bits - beside.stored_bits == 200 * (32 - 6)
-    assert plain == plan_cost(architecture, plan((4, 8), (8, 8)), 1) and plain.bops == beside.bops
+    assert plain.stored_bits - outside_plan.stored_bits == 200 * (32 - 6)
+    assert plain == plan_cost(architecture, plan((4, 8), (8, 8)), 1) and plain.bops == outside_plan.bops
 
 
 def test_bytes_by_hand():

@@ -24,7 +24,7 @@ SAMPLES = ("samples_full_precision", "samples_quantized", "samples_corrected")
 ALL = upstream(STAGES["evaluate"]) - {"prompts"}  # which is of models with text encoders
 EDITS = {
     "sampler/loop.py": {"trajectories", "float_path", "noise", "fit", "drift", *SAMPLES, *MEASURED},
-    "sampler/ddim.py": ALL - {"quantize", "beside", "samples_corrected"},
+    "sampler/ddim.py": ALL - {"quantize", "outside_plan", "samples_corrected"},
     "network/insertion.py": {"quantize", *LEARNED, *MEASURED},
     # The samplings may take ranges at run time; of evaluations, behind them all, the condition of a chunk may be any.
     "quantizer/range_search.py": {"calibrate", "quantize", "noise", "fit", "drift", "evaluate", *LEARNED, *MEASURED}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ptq_diffusion.bitwidth.cost import Beside, plan_cost
+from ptq_diffusion.bitwidth.cost import CostOutsidePlan, plan_cost
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.network.embedding import embeddings
@@ -24,7 +24,7 @@ def test_a_report_states_the_operations_of_the_plan_and_the_correction_that_the_
     assert quantized["bops_saving"] > corrected["bops_saving"] >= 20
 
 
-BESIDE = {
+OUTSIDE_PLAN = {
     "equalised": ["equalisation@quantizer.equalisation=smoothquant"],
     "low rank": ["quantizer.low_rank.rank=1"],
     "both": ["equalisation@quantizer.equalisation=power_of_two", "quantizer.low_rank.rank=1"],
@@ -36,14 +36,14 @@ def model(tiny_model_folder):
     return DiffusersDenoiser.from_folder(str(tiny_model_folder()))
 
 
-@pytest.mark.parametrize("words", BESIDE.values(), ids=BESIDE)
+@pytest.mark.parametrize("words", OUTSIDE_PLAN.values(), ids=OUTSIDE_PLAN)
 def test_the_saving_that_is_reported_of_layers_that_compute_more_is_the_one_that_was_asked_for(make, model, words):
     saving = ["bitwidth=random", "bitwidth.saving=14", "correction=none"]
     plain, path = make("goal=plan", *saving), make("goal=plan", *saving, *words)
     plan = BitwidthPlan.from_json((path / PLAN).read_text())
     assert plan.activation != BitwidthPlan.from_json((plain / PLAN).read_text()).activation
     folder = make("goal=quantize", *saving, *words)
-    extra = Beside(equalised_layers(folder), ranks_of_layers(folder))
+    extra = CostOutsidePlan(equalised_layers(folder), ranks_of_layers(folder))
     assert extra.equalised or extra.ranks
     cost = plan_cost(model.architecture(), plan, plan.steps, extra)
     assert cost.saving >= 14 and cost.bops == plan.notes["bops"]

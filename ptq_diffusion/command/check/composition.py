@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ptq_diffusion.command.check.hydra_node import require_harmless, require_shown
 from ptq_diffusion.command.check.typed_plugins import require_typed
+from ptq_diffusion.command.check.unread import require_read
 
 TYPED = ("main", "command-line")
 """Providers of the search path that --config-path and --config-dir name."""
@@ -28,8 +29,8 @@ class GuardedLoader(ConfigLoaderImpl):
 
     Raises:
         ValueError: by every method: a search path that is a package, which would be imported, a node `hydra` that is
-            not harmless, or reaches out of the run without the command line showing it, or plugins that it does not
-            show.
+            not harmless, or reaches out of the run without the command line showing it, plugins that it does not
+            show, or options that it shows and that would not be read.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
@@ -50,6 +51,7 @@ class GuardedLoader(ConfigLoaderImpl):
         if config_name is not None:
             require_shown(cfg.hydra, overrides)
             require_typed(cfg, overrides)
+            require_read(cfg, overrides)
         return cfg
 
     def _process_config_searchpath(

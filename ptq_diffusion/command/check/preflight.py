@@ -8,11 +8,12 @@ from omegaconf import DictConfig, OmegaConf
 from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
-from ptq_diffusion.command.check.bounds import Room, require_room, require_trainable
+from ptq_diffusion.command.check.bounds import Room, require_room
 from ptq_diffusion.command.check.condition import check_condition
 from ptq_diffusion.command.check.estimate import least, parts_read
 from ptq_diffusion.command.check.offload import check_offload
 from ptq_diffusion.command.check.quantization import check_calibration, check_quantization
+from ptq_diffusion.command.check.training import check_training
 from ptq_diffusion.command.plan.case import Case, OutlineShop
 from ptq_diffusion.command.plan.one_row import quantized_by_one_row
 from ptq_diffusion.correction.contract import Requirements
@@ -39,12 +40,11 @@ from ptq_diffusion.stage.drawing.layers import require_layers
 from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
 from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_setting import check_reach, fit_table, with_own_guidance
-from ptq_diffusion.stage.planning.additions import CorrectionAdditions, LayerAdditions, policy_of
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions, OutsidePlan, policy_of
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity, require_sensitivity
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
-from ptq_diffusion.stage.training.objective import Objective
 from ptq_diffusion.stage.writing.onnx import WriteOnnx
 
 KINDS: Mapping[str, type] = {
@@ -62,10 +62,6 @@ KINDS: Mapping[str, type] = {
     "test_data": ImageSource,
 }
 """The kind of every option that is one object."""
-TRAINED = {"network": object, "scheduler": object, "objective": Objective, "optimizer": torch.optim.Optimizer}
-"""The kind of every part of a training that is an object."""
-BEGUN = ("objective", "optimizer")
-"""Parts that are built when a training has begun, of others."""
 
 
 def check(cfg: DictConfig, goal: type[Stage], shop: Workshop, room: Room) -> None:
@@ -90,7 +86,7 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop, room: Room) -> Non
     if "sampler" in used:
         _check_sampling(cfg, goal, used, shop, room)
     elif "training" in used and cfg.training is not None:
-        _check_training(cfg, room)
+        check_training(cfg, room)
 
 
 def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], shop: Workshop, room: Room) -> None:
@@ -124,7 +120,7 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
 
 def _takes_part(stage: type[Stage], cfg: DictConfig) -> bool:
     """Whether a stage is made on the way; what a plan may count is looked at only where it counts it."""
-    return stage not in (CorrectionAdditions, LayerAdditions) or stage.serves(cfg)
+    return stage not in (CorrectionAdditions, OutsidePlan) or stage.serves(cfg)
 
 
 def _check_kinds(cfg: DictConfig, used: Collection[str]) -> None:
@@ -142,32 +138,6 @@ def _check_kinds(cfg: DictConfig, used: Collection[str]) -> None:
         require_kind(cfg.quantizer.equalisation, Equalisation, "quantizer.equalisation")
         require_kind(cfg.quantizer.low_rank, LowRank, "quantizer.low_rank")
         require_kind(cfg.quantizer.embedding, EmbeddingTables, "quantizer.embedding")
-
-
-def _check_training(cfg: DictConfig, room: Room) -> None:
-    """Build the parts of a training that have options of their own, the network without its memory."""
-    for name in filter(cfg.training.__contains__, TRAINED):
-        node = cfg.training[name]
-        partial = name in BEGUN or bool(node.get("_partial_"))
-        require_kind(node, TRAINED[name], f"training.{name}", partial)
-        try:
-            with torch.device("meta"):
-                part = construct(node)
-                if name == "optimizer":
-                    part([torch.nn.Parameter(torch.zeros(1))])
-                if name == "objective":
-                    part(scheduler=construct(cfg.training.scheduler))
-        # diffusers and torch raise nearly every type of error at options that do not fit each other.
-        except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"expected training.{name} of options that fit each other, got an error: {text}"
-            ) from error
-        if name == "network":
-            # A network of several parts is put together when the training has begun.
-            parts = part.keywords.values() if partial else [part]
-            for network in (part for part in parts if isinstance(part, torch.nn.Module)):
-                require_trainable(network, room)
 
 
 def _guided(cfg: DictConfig, model: Denoiser) -> Guided:
@@ -201,7 +171,9 @@ def _check_measurements(cfg: DictConfig, goal: type[Stage]) -> None:
             f"expected noise.steps=null with bits or ranges that belong to the sampler's own steps, got noise.steps="
             f"{cfg.noise.steps} with {what}; set noise.steps=null"
         )
-    if with_own_guidance(cfg).noise.guidance is not None and (measured or policy.reads is not Evidence.NOTHING):
+    if with_own_guidance(cfg).noise.guidance is not None and (
+        measured or policy.reads is not Evidence.NOTHING_OUTSIDE_PLAN
+    ):
         raise ValueError(
             "expected noise.guidance=null with bits that are measured, for they belong to the guidance of the images, "
             f"got noise.guidance={cfg.noise.guidance} with {goal.name if measured else cfg.labels.bitwidth}; set "

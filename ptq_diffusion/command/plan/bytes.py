@@ -1,5 +1,6 @@
 """Bytes that stages leave in the store, from the configuration alone."""
 
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +25,7 @@ from ptq_diffusion.network.layer_settings import ROWS
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.numeric.spectrum import radial_bands
+from ptq_diffusion.stage.drawing.layers import COLUMNS, layer_chunks
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.reference import build_extractor
 
@@ -34,6 +36,8 @@ IN_EMBEDDING = {"labels", "pooled", "ids"}
 """Parts of a condition that are added to the embedding of the time, of which every image then has its own."""
 OF_TIME = {"time_embedding", "timestep_embedder"}
 """Modules of diffusers' networks that embed the time before anything is added."""
+NAME_LINE = "  ,\n"
+"""The characters around a name on its line of a list in JSON."""
 MEASURED = 2
 """Images that a size is measured on."""
 
@@ -70,7 +74,7 @@ def bytes_of_quantized(case: Case) -> int:
     """Bytes of packed integers, scales, settings of every step of the plan, and all other parameters."""
     plan, sites = dearest(case), case.model.sites()
     architecture, steps = case.model.architecture(case.table), len(case.table)
-    stored = plan_cost(architecture, plan, steps, case.beside).stored_bits // 8
+    stored = plan_cost(architecture, plan, steps, case.outside_plan).stored_bits // 8
     weighted = [site for site in sites if site.weighted]
     quantizer = construct(case.cfg.quantizer.weight)(MOST_BITS)
     scales = sum(math.prod(quantizer.granularity.parameter_shape(site.weight_shape)) * 4 for site in weighted)
@@ -143,6 +147,20 @@ def bytes_of_features(case: Case) -> int:
     one = extractor.extract(torch.zeros(1, *case.image_shape, dtype=torch.uint8))
     parts = (part for part in (one.vectors, one.spatial, one.probabilities) if part is not None)
     return len(VARIANTS) * case.cfg.images * len(case.cfg.seeds) * size(parts)
+
+
+def bytes_of_layer_errors(case: Case) -> int:
+    """Bytes of the errors of all sites at every step, and of the sites' names as JSON has them, one a line."""
+    sites = case.model.sites()
+    errors = len(COLUMNS) * (DOUBLE * len(sites) * len(case.table) + ENTRY)
+    return errors + sum(len(json.dumps(site.name)) + len(NAME_LINE) for site in sites)
+
+
+def bytes_of_layer_chunks(case: Case) -> int:
+    """Bytes of the sums of squares of all chunks, and of the order of their sites."""
+    sites = len(case.model.sites())
+    one = (1 + len(COLUMNS)) * (DOUBLE * sites * len(case.table) + ENTRY) + DOUBLE * sites + ENTRY
+    return len(layer_chunks(case.cfg)) * one
 
 
 def _bytes_of_link(link: Correction[Any], case: Case) -> int:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 from omegaconf import DictConfig
 
-from ptq_diffusion.bitwidth.cost import Beside
+from ptq_diffusion.bitwidth.cost import CostOutsidePlan
 from ptq_diffusion.engine.factory import construct, plain
 from ptq_diffusion.engine.models import of_folder
 from ptq_diffusion.engine.workshop import Workshop
@@ -19,7 +19,7 @@ from ptq_diffusion.model.decoder import outlined_decoder
 from ptq_diffusion.model.own import decoder_of
 from ptq_diffusion.sampler import Table
 from ptq_diffusion.stage.fit_setting import fit_model, fit_table
-from ptq_diffusion.stage.planning.additions import beside_of
+from ptq_diffusion.stage.planning.additions import cost_outside_plan
 
 NO_INPUTS: Mapping[str, Path] = MappingProxyType({})
 
@@ -82,12 +82,12 @@ class Case:
     @cached_property
     def equalised(self) -> list[str]:
         """The names of the layers whose input is divided by factors of its channels."""
-        return list(self.beside.equalised)
+        return list(self.outside_plan.equalised)
 
     @cached_property
-    def beside(self) -> Beside:
-        """The work and the numbers of the quantized network beside its layers' quantized operands."""
-        return beside_of(self.cfg, self.shop.model(self.cfg))
+    def outside_plan(self) -> CostOutsidePlan:
+        """The cost of the quantized network outside of its plan."""
+        return cost_outside_plan(self.cfg, self.shop.model(self.cfg))
 
     @property
     def rows(self) -> int:

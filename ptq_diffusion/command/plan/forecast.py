@@ -8,7 +8,7 @@ from functools import reduce
 import torch
 from omegaconf import DictConfig
 
-from ptq_diffusion.bitwidth.cost import NOTHING, PlanCost, plan_cost
+from ptq_diffusion.bitwidth.cost import NOTHING_OUTSIDE_PLAN, PlanCost, plan_cost
 from ptq_diffusion.command.plan.bits import FLOAT, plans
 from ptq_diffusion.command.plan.case import Case, OutlineShop
 from ptq_diffusion.command.plan.memory import Footprint, Memory, resident
@@ -106,10 +106,10 @@ def forecast(cfg: DictConfig, goal: type[Stage], shop: OutlineShop) -> Forecast:
     """
     process, case = resident(), Case(cfg, shop)
     architecture, steps = case.model.architecture(case.table), len(case.table)
-    # Full precision has float tables of embeddings too.
-    beside = {FLOAT: NOTHING}
     costs = {
-        name: plan_cost(architecture, plan, steps, beside.get(name, case.beside)) for name, plan in plans(case).items()
+        # Full precision has float tables of embeddings too, and nothing else that is outside of a plan.
+        name: plan_cost(architecture, plan, steps, NOTHING_OUTSIDE_PLAN if name == FLOAT else case.outside_plan)
+        for name, plan in plans(case).items()
     }
     footprint, lines, untold = Footprint(case), list[Line](), list[str]()
     for title, need in artefacts([Need(last, cfg) for last in goal_stages(cfg, goal)]):

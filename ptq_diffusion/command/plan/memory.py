@@ -182,7 +182,7 @@ class Footprint:
     @cached_property
     def _copies(self) -> Mapping[str, tuple[int, Sequence[int]]]:
         """How many numbers a weight of a layer or a table of embeddings in integers has, and the bits of its copies."""
-        plan, bits = dearest(self._case), self._case.beside.embedding_bits
+        plan, bits = dearest(self._case), self._case.outside_plan.embedding_bits
         weighted = [site for site in self._model.sites() if site.weighted]
         tables = {} if bits == FLOAT_BITS else embeddings(self._model.network)
         weights = {site.name: (math.prod(site.weight_shape), plan.weight_copies(site.name)) for site in weighted}

@@ -12,6 +12,8 @@ from ptq_diffusion.command.plan.bits import learned_parts
 from ptq_diffusion.command.plan.bytes import (
     bytes_of_coefficients,
     bytes_of_features,
+    bytes_of_layer_chunks,
+    bytes_of_layer_errors,
     bytes_of_noise,
     bytes_of_observations,
     bytes_of_path_fit,
@@ -36,7 +38,7 @@ from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.plan import Plan
-from ptq_diffusion.stage.planning.additions import CorrectionAdditions, LayerAdditions
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions, OutsidePlan
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
@@ -206,7 +208,8 @@ def _layers(case: Case) -> Work:
     """All variants side by side, and the layers of the quantized ones on the float network's inputs besides."""
     images = case.cfg.layers.images
     alone = len(COMPARED) * images * case.rows
-    return Work(images * case.rows, images * (case.rows + _corrected_rows(case)), layer_passes=alone)
+    passes = Work(images * case.rows, images * (case.rows + _corrected_rows(case)), layer_passes=alone)
+    return passes + Work(kept=bytes_of_layer_errors(case), scratch=bytes_of_layer_chunks(case))
 
 
 def _decoded(case: Case, images: int) -> int:
@@ -234,7 +237,7 @@ RULES: Mapping[str, Callable[[Case], Work]] = {
     Evaluate.name: lambda case: Work(kept=bytes_of_features(case), scratch=bytes_of_features(case)),
 } | dict.fromkeys(
     (
-        *(CorrectionAdditions.name, LayerAdditions.name, Plan.name),
+        *(CorrectionAdditions.name, OutsidePlan.name, Plan.name),
         *(Export.name, ImageFiles.name, ReferenceStatistics.name),
     ),
     lambda _: Work(),

@@ -1,4 +1,4 @@
-"""Stages: the operations that layers and a correction will add, for a plan whose budget counts them."""
+"""Stages: the cost of a correction and of a network outside of its plan of bits, for a budget that counts it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.artefact.files import read_json, write_json
 from ptq_diffusion.bitwidth.additions import Additions
-from ptq_diffusion.bitwidth.cost import Beside
+from ptq_diffusion.bitwidth.cost import CostOutsidePlan
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.engine.factory import construct
@@ -39,18 +39,18 @@ class CorrectionAdditions(ModelStage):
         write_json(out / self.file, asdict(additions_of(cfg, model, shop.table(cfg, model))))
 
 
-class LayerAdditions(ModelStage):
-    """`beside.json`: what the network computes and stores beside its layers' quantized operands, from the options."""
+class OutsidePlan(ModelStage):
+    """`outside_plan.json`: the `CostOutsidePlan` of the network at most, from its options."""
 
-    name = "beside"
+    name = "outside_plan"
     version = 1
     uses = ("model", "quantizer.equalisation", "quantizer.low_rank", "quantizer.embedding")
-    file = "beside.json"
+    file = "outside_plan.json"
 
     @classmethod
     def serves(cls, cfg: DictConfig) -> bool:
         """Whether a budget counts layers that are equalised, parts of low rank or tables of embeddings in integers."""
-        return "saving" in cfg.bitwidth and (computes_beside(cfg) or spares_bytes(cfg))
+        return "saving" in cfg.bitwidth and (computes_outside_plan(cfg) or spares_bytes(cfg))
 
     @classmethod
     def made_of(cls, cfg: DictConfig) -> DictConfig:
@@ -62,12 +62,12 @@ class LayerAdditions(ModelStage):
         return other
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
-        beside = beside_of(cfg, shop.model(cfg))
-        write_json(out / self.file, asdict(beside) | {"ranks": dict(beside.ranks)})
+        outside_plan = cost_outside_plan(cfg, shop.model(cfg))
+        write_json(out / self.file, asdict(outside_plan) | {"ranks": dict(outside_plan.ranks)})
 
 
-def computes_beside(cfg: DictConfig) -> bool:
-    """Whether layers compute anything beside the products of their quantized operands."""
+def computes_outside_plan(cfg: DictConfig) -> bool:
+    """Whether layers compute anything but the products of their quantized operands."""
     return bool(construct(cfg.quantizer.equalisation).equalises or construct(cfg.quantizer.low_rank).rank)
 
 
@@ -76,8 +76,8 @@ def spares_bytes(cfg: DictConfig) -> bool:
     return cfg.bitwidth.get("bytes") is not None and construct(cfg.quantizer.embedding).bits != FLOAT_BITS
 
 
-def beside_of(cfg: DictConfig, model: Denoiser) -> Beside:
-    """The work and the numbers of a network beside its layers' quantized operands, at most.
+def cost_outside_plan(cfg: DictConfig, model: Denoiser) -> CostOutsidePlan:
+    """The cost of a network outside of its plan, at most.
 
     A layer whose input is float at every step, or that no forward calls, has no factors in the end.
     """
@@ -86,13 +86,15 @@ def beside_of(cfg: DictConfig, model: Denoiser) -> Beside:
     ranks = {site.name: rank for site in layers if rank and site.role is Role.INNER}
     bits = construct(cfg.quantizer.embedding).bits
     if bits == FLOAT_BITS:
-        return Beside(equalised, ranks)
-    return Beside(equalised, ranks, sum(table.weight.numel() for table in embeddings(model.network).values()), bits)
+        return CostOutsidePlan(equalised, ranks)
+    return CostOutsidePlan(
+        equalised, ranks, sum(table.weight.numel() for table in embeddings(model.network).values()), bits
+    )
 
 
-def read_beside(folder: Path) -> Beside:
-    """The work and the numbers of a network beside its layers' quantized operands, of an artefact."""
-    return Beside(**read_json(folder / LayerAdditions.file))
+def read_outside_plan(folder: Path) -> CostOutsidePlan:
+    """The cost of a network outside of its plan, of an artefact."""
+    return CostOutsidePlan(**read_json(folder / OutsidePlan.file))
 
 
 def additions_of(cfg: DictConfig, model: Denoiser, table: Table) -> Additions:
@@ -118,7 +120,7 @@ def policy_of(cfg: DictConfig, model: Denoiser, table: Table) -> BitwidthPolicy:
     """
     policy = construct(cfg.bitwidth)
     if isinstance(policy, UnderBudget):
-        policy = policy.with_layers(beside_of(cfg, model))
+        policy = policy.counting_outside_plan(cost_outside_plan(cfg, model))
     if isinstance(policy, UnderBudget) and policy.count_correction:
         return policy.behind(additions_of(cfg, model, table))
     assert isinstance(policy, BitwidthPolicy)

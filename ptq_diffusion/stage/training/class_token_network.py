@@ -8,6 +8,8 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
 from ptq_diffusion.artefact.files import write_json, write_tensors
+from ptq_diffusion.model.class_embedder import class_table_shape
+from ptq_diffusion.model.folder import find_files
 from ptq_diffusion.stage.training.conditioned_network import LatentNetwork
 from ptq_diffusion.stage.training.initialisation import take_weights
 from ptq_diffusion.stage.training.stable_diffusion import save_stable_diffusion
@@ -38,13 +40,22 @@ class ClassTokenNetwork(LatentNetwork):
 
     def begin_from(self, path: str) -> None:
         table = take_weights(self.unet, path).class_table
-        if table is None or table.shape != self.embedder.weight.shape:
-            found = "none" if table is None else f"a table of {tuple(table.shape)}"
+        self._require_table(None if table is None else tuple(table.shape), path)
+        self.embedder.load_state_dict({"weight": table})
+
+    def check_beginning(self, path: str) -> None:
+        super().check_beginning(path)
+        component = find_files(path).class_embedder
+        self._require_table(None if component is None else class_table_shape(component), path)
+
+    def _require_table(self, shape: tuple[int, ...] | None, path: str) -> None:
+        """Refuse embeddings of other classes than those that are trained on, or none."""
+        if shape != tuple(self.embedder.weight.shape):
+            found = "none" if shape is None else f"a table of {shape}"
             raise ValueError(
                 f"expected embeddings of {self.null} classes in {path}, got {found}; give another "
                 "training.init_from.path"
             )
-        self.embedder.load_state_dict({"weight": table})
 
     def save(self, out: Path, autoencoder: AutoencoderKL, scheduler: SchedulerMixin) -> None:
         """Write a `StableDiffusionPipeline` folder without texts, and the table beside in `class_embedder/`.

@@ -7,7 +7,7 @@ from typing import Any
 from diffusers import AutoencoderKL, DDPMPipeline, ModelMixin, SchedulerMixin
 from torch import Tensor, nn
 
-from ptq_diffusion.stage.training.initialisation import take_weights
+from ptq_diffusion.stage.training.initialisation import find_autoencoder, require_weights, take_weights
 
 
 class ConditionedNetwork(nn.Module, ABC):
@@ -44,6 +44,15 @@ class ConditionedNetwork(nn.Module, ABC):
         """
         take_weights(self.denoiser, path)
 
+    def check_beginning(self, path: str) -> None:
+        """Refuse a saved model that `begin_from` would, by its configurations alone; this may be on the meta device.
+
+        Raises:
+            FileNotFoundError: there is no such folder, or it lacks one of its files.
+            ValueError: the model is another than this one.
+        """
+        require_weights(self.denoiser, path)
+
 
 class UnlabelledNetwork(ConditionedNetwork):
     """A network of pixels that is asked (x_t, t)."""
@@ -69,6 +78,10 @@ class UnlabelledNetwork(ConditionedNetwork):
 
 class LatentNetwork(ConditionedNetwork):
     """A network of latents that is asked (x_t, t, labels)."""
+
+    def check_beginning(self, path: str) -> None:
+        find_autoencoder(path)
+        super().check_beginning(path)
 
     @abstractmethod
     def save(self, out: Path, autoencoder: AutoencoderKL, scheduler: SchedulerMixin) -> None:

@@ -12,15 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ptq_diffusion.artefact.files import write_json, write_tensors
-from ptq_diffusion.data import LabelledImages
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Need, Stage
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.model.components import read_json
-from ptq_diffusion.model.decoder import scaled_latents
-from ptq_diffusion.model.folder import find_files
-from ptq_diffusion.model.loading import load_component
-from ptq_diffusion.stage.training.initialisation import initial_checksum
+from ptq_diffusion.model.decoder import decoder_checksum, scaled_latents
+from ptq_diffusion.stage.training.initialisation import saved_autoencoder
 from ptq_diffusion.stage.training.train_autoencoder import AUTOENCODER, TrainAutoencoder
 from ptq_diffusion.stage.training.training_stream import Examples
 
@@ -57,6 +53,7 @@ class EncodeLatents(Stage):
     version = 1
     needs = (TrainAutoencoder,)
     uses = ("data", "autoencoder", "training.mirrored", "training.init_from")
+    places = ("training.init_from.path",)
 
     @classmethod
     def made_of(cls, cfg: DictConfig) -> DictConfig:
@@ -72,15 +69,19 @@ class EncodeLatents(Stage):
         return autoencoder_needs(cfg)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
-        return {"data": construct(cfg.data).checksum()} | initial_checksum(cfg.training)
+        path = cfg.training.init_from.path
+        # Of the saved model its autoencoder alone counts: others that share it have the same latents.
+        beginning = {} if path is None else {"autoencoder": decoder_checksum(path)}
+        return {"data": construct(cfg.data).checksum()} | beginning
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         data = construct(cfg.data).load()
-        labels = require_labels(data)
+        names = require_names(data.label_names)
+        assert data.labels is not None, "labels that have names"
         network = load_autoencoder(cfg.training, inputs)
         views = encoded(network.to(shop.device).eval(), data.images, cfg.training.mirrored)
-        write_tensors(out / "latents.safetensors", {"views": views, "labels": labels})
-        write_json(out / "names.json", list(data.names or map(str, range(int(labels.max()) + 1))))
+        write_tensors(out / "latents.safetensors", {"views": views, "labels": data.labels})
+        write_json(out / "names.json", list(names))
 
 
 def autoencoder_needs(cfg: DictConfig) -> dict[str, Need]:
@@ -106,28 +107,21 @@ def load_autoencoder(training: DictConfig, inputs: Mapping[str, Path]) -> Autoen
     path = training.init_from.path
     if path is None:
         return AutoencoderKL.from_pretrained(inputs[TrainAutoencoder.name] / AUTOENCODER, local_files_only=True)
-    decoder = find_files(path).decoder
-    config = {} if decoder is None else read_json(decoder.config)
-    if decoder is None or config.get("_class_name") != AutoencoderKL.__name__:
-        raise ValueError(
-            f"expected a model of latents of an AutoencoderKL in {path}, got {config.get('_class_name', 'no decoder')}"
-            "; give another training.init_from.path"
-        )
-    return load_component(decoder, config, AutoencoderKL)
+    return saved_autoencoder(path)
 
 
-def require_labels(data: LabelledImages) -> Tensor:
-    """The labels of images, (N,).
+def require_names(names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names of the labels of images.
 
     Raises:
         ValueError: there are none.
     """
-    if data.labels is None:
+    if names is None:
         raise ValueError(
             "expected images with class labels or captions, got images without; set data.label_column, or train a "
             "network of pixels with experiment=train_denoiser"
         )
-    return data.labels
+    return names
 
 
 @torch.inference_mode()

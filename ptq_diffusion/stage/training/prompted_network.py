@@ -61,9 +61,12 @@ class PromptedNetwork(LatentNetwork):
 
     def begin_from(self, path: str) -> None:
         raise ValueError(
-            f"expected training.init_from.path=null of a network of prompts, whose text encoder and tokenizer are made "
+            "expected training.init_from.path=null of a network of prompts, whose text encoder and tokenizer are made "
             f"anew, got {path}; set it"
         )
+
+    def check_beginning(self, path: str) -> None:
+        self.begin_from(path)
 
     def save(self, out: Path, autoencoder: AutoencoderKL, scheduler: SchedulerMixin) -> None:
         """Write a `StableDiffusionPipeline` folder."""

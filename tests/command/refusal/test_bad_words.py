@@ -89,6 +89,11 @@ WORDS = {
     "a fit on no steps": ("noise.steps=0", "noise.steps to be greater"),
     "a negative noise seed": ("noise.seed=-1", "noise.seed"),
     "neither true nor false": ("force=maybe", "force"),
+    "no layers to force": ("force=layers", "where layers.images is above 0: set layers.images=8"),
+    "an option of an earlier version": (
+        "experiment=train_denoiser data.folder=/nowhere training.snr_gamma=5",
+        "'training.snr_gamma'; it is training.objective.gamma today",
+    ),
     "a name with a slash": ("name=../elsewhere", "below outputs/runs"),
     "a name that climbs": ("name=..", "name of a folder"),
     "an accelerator that is none": ("runtime.accelerator=warp", "auto, cpu, gpu"),
