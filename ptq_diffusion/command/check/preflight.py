@@ -171,9 +171,7 @@ def _check_measurements(cfg: DictConfig, goal: type[Stage]) -> None:
             f"expected noise.steps=null with bits or ranges that belong to the sampler's own steps, got noise.steps="
             f"{cfg.noise.steps} with {what}; set noise.steps=null"
         )
-    if with_own_guidance(cfg).noise.guidance is not None and (
-        measured or policy.reads is not Evidence.NOTHING_OUTSIDE_PLAN
-    ):
+    if with_own_guidance(cfg).noise.guidance is not None and (measured or policy.reads is not Evidence.NOTHING):
         raise ValueError(
             "expected noise.guidance=null with bits that are measured, for they belong to the guidance of the images, "
             f"got noise.guidance={cfg.noise.guidance} with {goal.name if measured else cfg.labels.bitwidth}; set "

@@ -58,7 +58,8 @@ def _check_network(cfg: DictConfig, part: object, room: Room) -> None:
             require_trainable(network, room)
     beginning = cfg.training.get("init_from")
     path = None if beginning is None else beginning.path
-    if isinstance(part, partial) and issubclass(part.func, LatentNetwork):
+    kind = part.func if isinstance(part, partial) else type(part)
+    if isinstance(part, partial) and isinstance(kind, type) and issubclass(kind, LatentNetwork):
         # Its size depends on the labels of the images.
         names = require_names(construct(cfg.data).label_names())
         with _without_memory("network"):
