@@ -58,8 +58,7 @@ def _check_network(cfg: DictConfig, part: object, room: Room) -> None:
             require_trainable(network, room)
     beginning = cfg.training.get("init_from")
     path = None if beginning is None else beginning.path
-    kind = part.func if isinstance(part, partial) else type(part)
-    if isinstance(part, partial) and isinstance(kind, type) and issubclass(kind, LatentNetwork):
+    if isinstance(part, partial) and isinstance(part.func, type) and issubclass(part.func, LatentNetwork):
         # Its size depends on the labels of the images.
         names = require_names(construct(cfg.data).label_names())
         with _without_memory("network"):
