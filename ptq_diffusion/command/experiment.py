@@ -197,8 +197,8 @@ def forced_stages(force: bool | str, goals: Sequence[type[Stage]]) -> frozenset[
         return stages if force else frozenset()
     if force == MeasureLayers.name and force not in stages:
         raise ValueError(
-            "expected a goal that compares layers to force them, got one without; a report compares them where "
-            "layers.images is above 0: set layers.images=8"
+            "expected a goal that compares layers, got force='layers' with one that does not; goal=evaluate does "
+            "where layers.images is above 0: set layers.images=8"
         )
     if force not in stages:
         raise ValueError(f"expected force to be false, true or one of {', '.join(sorted(stages))}, got {force!r}")

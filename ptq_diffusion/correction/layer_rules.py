@@ -109,6 +109,9 @@ class ToldTargets(Mapping[str, Target]):
     def __getitem__(self, name: str) -> Target:
         return self._told(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._layers
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)
 

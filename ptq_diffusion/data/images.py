@@ -104,6 +104,11 @@ class ParquetImages(ImageSource):
                 table = parquet().read_table(shard, columns=[self.label_column]).select([self.label_column])
             labels += table[self.label_column].to_pylist()
             names = _class_names(table.schema.metadata, self.label_column)
+        if lacking := sum(label is None for label in labels):
+            raise ValueError(
+                f"expected a label of every image in the column {self.label_column}, got none of {lacking}; "
+                "leave these images out"
+            )
         return _named(labels, names) if labels else None
 
     @contextmanager

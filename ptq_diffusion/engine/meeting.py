@@ -15,10 +15,11 @@ END = ""
 
 @contextmanager
 def meeting(fabric: Fabric) -> Iterator[None]:
-    """Within this context every process does its part; behind it none goes on before all are done.
+    """Within this context every process does its part; after it none goes on before all are done.
 
     Raises:
-        RuntimeError: another process failed. What is raised in this one passes through, once the others know.
+        ValueError: another process raised one.
+        RuntimeError: another process failed otherwise. What is raised in this one passes through, once the others know.
     """
     error: Exception | None = None
     try:
@@ -32,12 +33,11 @@ def meeting(fabric: Fabric) -> Iterator[None]:
     if error is not None:
         raise error
     if any(errors):
-        rank, text = next((rank, text) for rank, text in enumerate(errors) if text)
-        raise RuntimeError(f"rank {rank} failed: {text}")
+        raise next(_error(rank, text) for rank, text in enumerate(errors) if text)
 
 
 def speak(listener: int, speech: Callable[[Tell], None]) -> None:
-    """Send another process, which hears it as `Heard`, all that a function tells, as soon as it tells it.
+    """Send another process, which hears it as `Heard`, all that a function tells; each value waits until it is heard.
 
     Args:
         listener: the rank of the other process.
@@ -57,7 +57,7 @@ def speak(listener: int, speech: Callable[[Tell], None]) -> None:
 
 @contextmanager
 def hearing(speaker: int) -> Iterator["Heard"]:
-    """Within this context another process `speak`s to this one; behind it nothing is left for those who listen later.
+    """Within this context another process `speak`s to this one; after it nothing is left for those who listen later.
 
     Args:
         speaker: the rank of the other process.
@@ -84,13 +84,13 @@ class Heard:
         """The value that is told under a name, waited for if it has not come yet.
 
         Raises:
-            RuntimeError: the other process has failed before it told it, or does not tell it.
+            ValueError: the other process has raised one before it told it.
+            RuntimeError: it has failed otherwise, or does not tell it.
         """
         while name not in self._values and END not in self._values:
             self._hear()
         if name not in self._values:
-            failure = self._values[END] or f"it does not tell {name}"
-            raise RuntimeError(f"rank {self._speaker} failed: {failure}")
+            raise _error(self._speaker, self._values[END] or f"it does not tell {name}")
         return self._values[name]
 
     def out(self) -> None:
@@ -107,3 +107,10 @@ class Heard:
 
 def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
+
+
+def _error(rank: int, text: str) -> Exception:
+    """The error that stands for one of another process, of which only `_text` was sent."""
+    kind, _, message = text.partition(": ")
+    # A wrong input keeps its one line, whichever process met it.
+    return ValueError(message) if kind == ValueError.__name__ else RuntimeError(f"rank {rank} failed: {text}")

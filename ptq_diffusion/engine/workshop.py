@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from ptq_diffusion.data import Labels
 from ptq_diffusion.engine.conditions import (
@@ -118,11 +117,6 @@ class Workshop:
         path = cfg.model.path
         decoder: Decoder = self._once(lambda: load_decoder(path), "decoder", path)
         return decoder.to(self.device)
-
-    def images(self, cfg: DictConfig) -> Tensor:
-        """All images of the data source that `cfg.data` names, (N, C, H, W) uint8."""
-        images: Tensor = self._once(lambda: construct(cfg.data).load().images, "images", plain(cfg.data))
-        return images
 
     def table(self, cfg: DictConfig, model: Denoiser) -> Table:
         """The table of the sampler that `cfg.sampler` names, for a model, float or quantized.

@@ -154,7 +154,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
 def variant_costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> dict[str, VariantCost]:
     """The cost of every variant.
 
-    A correction adds its own operations, in float, its coefficients, and evaluations of the network beside one a step.
+    A correction adds its own operations, in float, its coefficients, and evaluations of the network in addition to one a step.
     Bytes are those of the files: packed integers, scales, settings of every step, coefficients.
     """
     model = shop.guided(cfg, inputs)
@@ -167,11 +167,11 @@ def variant_costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -
     extra = CostOutsidePlan(equalised_layers(folder), ranks_of_layers(folder))
     coefficients = bytes_of(inputs[Fit.name], CORRECTION)
     float_bytes = cost(architecture, unquantized, steps).weight_bytes
-    beside = (correction.evaluations, correction.macs(model.shape))
+    correction_work = (correction.evaluations, correction.macs(model.shape))
     return {
         "full_precision": variant_cost(architecture, unquantized, steps, float_bytes),
         "quantized": variant_cost(architecture, plan, steps, network, outside_plan=extra),
-        "corrected": variant_cost(architecture, plan, steps, network + coefficients, *beside, extra),
+        "corrected": variant_cost(architecture, plan, steps, network + coefficients, *correction_work, extra),
     }
 
 

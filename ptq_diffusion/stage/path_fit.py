@@ -33,7 +33,6 @@ from ptq_diffusion.sampler import State, Step, Table
 from ptq_diffusion.stage.fitting.images import Images, ReplayedNoise
 
 RESCALINGS = "rescalings.safetensors"
-"""The file of a step's rescalings."""
 
 
 class PathFit:
@@ -78,34 +77,51 @@ class PathFit:
             title: what the progress bar calls the work.
             progress: whether there is a bar.
         """
-        device, first = fabric.device, fabric.is_global_zero
-        self.model.to(device)
-        self.quantized.to(device)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.fitted = list(self._corrections_on_disk())
+        self._begin(fabric)
+        for step in track(self.steps[len(self.fitted) :], title, progress and fabric.is_global_zero):
+            self._go_step(step, fabric)
+        return self.correction.assembled(self.fitted, self.steps)
+
+    def _begin(self, fabric: Fabric) -> None:
+        """Read the steps that are fitted already, and look ahead where the correction does."""
+        device, first, found = fabric.device, fabric.is_global_zero, 0
         with meeting(fabric):
-            if first and len(self.fitted) < len(self.steps):
+            self.model.to(device)
+            self.quantized.to(device)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if first:
+                found = len(list(self._corrections_on_disk()))
+        with meeting(fabric):
+            # One looks for all, who might see the files of a shared disk at different times.
+            found = fabric.broadcast(found)
+            self.fitted = [self._correction_on_disk(i) for i in range(found)]
+            if first and found < len(self.steps):
                 count = self.correction.images_for_rescaling
                 path = self.source.float_states(count, self.model.shape, self.steps, device)
                 self.correction = self.correction.ahead(self.model, self.quantized, path)
-        for step in track(self.steps[len(self.fitted) :], title, progress and first):
-            self._step(step.i).mkdir(exist_ok=True)
-            with meeting(fabric):
-                self._rescale(step, fabric)
-            # Nobody fits before all images are there, and nobody goes on before the step is fitted.
-            with meeting(fabric):
-                rescalings, m = self._rescalings(step)
-                rescaled = self.quantized.at(step.i, rescalings)
-                for chunk in self.images[fabric.global_rank :: fabric.world_size]:
-                    self._visit(chunk, step, rescaled, m, device)
-            with meeting(fabric):
-                if first:
-                    self._store(step, replace(self._fit(step), rescalings=rescalings))
+
+    def _go_step(self, step: Step, fabric: Fabric) -> None:
+        """Fit one step: nobody fits before all images are there, and nobody goes on before the step is fitted."""
+        file = self._step(step.i) / RESCALINGS
+        with meeting(fabric):
+            file.parent.mkdir(exist_ok=True)
+            missing = self.correction.images_for_rescaling > 0 and not holds_tensors(file)
+        with meeting(fabric):
+            if fabric.broadcast(missing):
+                self._rescale(step, fabric, file)
+        with meeting(fabric):
+            rescalings, m = self._rescalings(step)
+            rescaled = self.quantized.at(step.i, rescalings)
+            for chunk in self.images[fabric.global_rank :: fabric.world_size]:
+                self._visit(chunk, step, rescaled, m, fabric.device)
+        with meeting(fabric):
+            if fabric.is_global_zero:
+                self._store(step, replace(self._fit(step), rescalings=rescalings))
+        with meeting(fabric):
             self.fitted.append(self._correction_on_disk(step.i))
             self._files.forget(self._step(step.i - 1))
-            if first:
+            if fabric.is_global_zero:
                 shutil.rmtree(self._step(step.i - 1), ignore_errors=True)
-        return self.correction.assembled(self.fitted, self.steps)
 
     def _corrections_on_disk(self) -> Iterator[StepCorrection]:
         """The steps that an interrupted fit has fitted, from the first on."""
@@ -117,16 +133,14 @@ class PathFit:
     def _correction_on_disk(self, i: int) -> StepCorrection:
         return FittedCorrection.load(self._correction_folder(i)).corrections[0]
 
-    def _rescale(self, step: Step, fabric: Fabric) -> None:
-        """Write the layers' rescalings at a step, and m of the images that they are told from, if there are any.
+    def _rescale(self, step: Step, fabric: Fabric, file: Path) -> None:
+        """Write the layers' rescalings at a step, and m of the images that they are told from, to a file.
 
         The first device rescales. The second, if there is one, asks the float network at the same time.
         """
-        correction, file = self.correction, self._step(step.i) / RESCALINGS
-        # One looks for all, who might see a file of a shared disk at different times.
-        missing = fabric.broadcast(correction.images_for_rescaling > 0 and not holds_tensors(file))
+        correction = self.correction
         shared = fabric.world_size > 1 and correction.has_halves
-        if not missing or fabric.global_rank > int(shared):
+        if fabric.global_rank > int(shared):
             return
         if fabric.global_rank == 1:
             speak(0, lambda tell: correction.tell_targets(self.model, *self._first_states(step, fabric.device), tell))

@@ -46,7 +46,7 @@ class ReferenceStatistics(Stage):
     scratch = (BATCHES,)
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
-        extractor, count = build_extractor(cfg), len(shop.images(cfg))
+        extractor, count = build_extractor(cfg), len(construct(cfg.data).load().images)
         # Of the size that the extractor takes together, so that features are those of all images at once.
         batches = chunks("real images", [0], count, extractor.batch)
         run_chunks(partial(self.describer, cfg), batches, out / BATCHES, shop, self.title)
@@ -56,9 +56,9 @@ class ReferenceStatistics(Stage):
         counts = {"images": statistics.moments.count, "vectors": len(statistics.vectors)}
         write_json(out / "metrics.json", counts | {"extractor": statistics.moments.extractor})
 
-    def describer(self, cfg: DictConfig, shop: Workshop) -> DescribeRealImages:
-        """The work of every device."""
-        return DescribeRealImages(build_extractor(cfg), shop.images(cfg))
+    def describer(self, cfg: DictConfig, shop: Workshop) -> DescribeRealImages:  # noqa: ARG002
+        """The work of every device, which loads the images by itself and drops them afterwards."""
+        return DescribeRealImages(build_extractor(cfg), construct(cfg.data).load().images)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         return {"extractor": build_extractor(cfg).checksum(), "data": construct(cfg.data).checksum()}

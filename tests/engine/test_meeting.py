@@ -32,7 +32,7 @@ def in_talk(rank, _):
             speak(0, lambda tell: (tell("b", torch.ones(2)), tell("a", 1), no_more()))
         speak(0, lambda tell: tell("a", 2))
         return "told"
-    with pytest.raises(RuntimeError, match="rank 1 failed: ValueError: no more"), hearing(1) as told:
+    with pytest.raises(ValueError, match="no more"), hearing(1) as told:
         heard += [told("a"), told("b").sum().item()]
         told("c")
     with hearing(1) as told:
@@ -57,8 +57,8 @@ def outcome(task, argument, rank, folder):
     ("task", "argument", "expected"),
     [
         (at_a_meeting, (), ["all is done"] * 2),
-        (at_a_meeting, (0,), ["ValueError: no more", "RuntimeError: rank 0 failed: ValueError: no more"]),
-        (at_a_meeting, (1,), ["RuntimeError: rank 1 failed: ValueError: no more", "ValueError: no more"]),
+        (at_a_meeting, (0,), ["ValueError: no more"] * 2),
+        (at_a_meeting, (1,), ["ValueError: no more"] * 2),
         (at_a_meeting, (0, 1), ["ValueError: no more"] * 2),
         (in_talk, (), ["[1, 2.0, 2]", "told"]),
     ],

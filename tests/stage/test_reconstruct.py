@@ -85,10 +85,10 @@ def test_a_rounding_that_is_killed_goes_on_at_the_next_part_with_the_same_intege
 
 
 @pytest.mark.usefixtures("imported")
-@pytest.mark.parametrize(("path", "devices"), [("float", 2), ("quantized", 3)])
-def test_devices_that_deal_out_layers_leave_the_bytes_of_one(make, outputs, path, devices):
+@pytest.mark.parametrize(("name", "path", "devices"), [("gptq", "float", 2), ("adaround", "quantized", 3)])
+def test_devices_that_deal_out_layers_leave_the_bytes_of_one(make, outputs, name, path, devices):
     """All layers at once along the float path; one block after the other, some of one layer, along the quantized."""
-    words = ["goal=reconstruct", "rounding=gptq", f"rounding.inputs.path={path}", *QUICK, f"outputs={outputs}"]
+    words = ["goal=reconstruct", *LEARNED[name], f"rounding.inputs.path={path}", *QUICK, f"outputs={outputs}"]
     folder = make(*words, "force=reconstruct")
     one = {name: (folder / name).read_bytes() for name in (INTEGERS, OWNER)}
     make(*words, f"runtime.devices={devices}", "force=reconstruct")

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+from diffusers import ModelMixin
 from omegaconf import DictConfig
 
 from ptq_diffusion.command.check.bounds import Room, require_trainable
@@ -63,8 +64,13 @@ def _check_network(cfg: DictConfig, part: object, room: Room) -> None:
         names = require_names(construct(cfg.data).label_names())
         with _without_memory("network"):
             whole: ConditionedNetwork = part(names=names)
-    elif path is not None:
+    elif isinstance(part, ModelMixin):
         whole = UnlabelledNetwork(part)
+    elif path is not None:
+        raise ValueError(
+            f"expected training.init_from.path=null of a training.network of another kind than diffusers' models, got "
+            f"{path}; leave it out"
+        )
     if path is not None:
         whole.check_beginning(path)
 

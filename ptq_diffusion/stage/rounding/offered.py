@@ -9,6 +9,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.meeting import meeting
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.plan import LayerBits
@@ -86,7 +87,8 @@ def round_offers(
         threads: of torch in every process, on which last bits depend.
     """
     torch.set_num_threads(threads)
-    work, weights = build(shop.on(fabric.device)), construct(cfg.bitwidth).weights
+    with meeting(fabric):
+        work, weights = build(shop.on(fabric.device)), construct(cfg.bitwidth).weights
     files = go_through(
         work.parts,
         out,

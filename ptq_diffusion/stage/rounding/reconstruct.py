@@ -9,6 +9,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.meeting import meeting
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import quantize
@@ -22,6 +23,7 @@ from ptq_diffusion.rounding import (
     WeightReconstruction,
 )
 from ptq_diffusion.rounding.artefact import read_part, save_integers
+from ptq_diffusion.rounding.parts import Part
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.plan import Plan, read_plan
@@ -99,13 +101,19 @@ def reconstruct(
         threads: of torch in every process, on which last bits depend.
     """
     torch.set_num_threads(threads)
-    work = build(shop.on(fabric.device))
+    with meeting(fabric):
+        work = build(shop.on(fabric.device))
+
+    def install(part: Part, file: Path) -> None:
+        with meeting(fabric):
+            work.install(read_part(file, work.copies(part)))
+
     files = go_through(
         work.parts,
         out,
         (Reconstruct().title, shop.runtime.progress and fabric.is_global_zero),
         partial(make_shared, fabric, work, work.rounded),
-        lambda part, file: work.install(read_part(file, work.copies(part))),
+        install,
         partial(is_missing, fabric),
     )
     if fabric.is_global_zero:
