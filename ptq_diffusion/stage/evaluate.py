@@ -154,8 +154,9 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
 def variant_costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -> dict[str, VariantCost]:
     """The cost of every variant.
 
-    A correction adds its own operations, in float, its coefficients, and evaluations of the network in addition to one a step.
-    Bytes are those of the files: packed integers, scales, settings of every step, coefficients.
+    A correction adds its own operations, in float, its coefficients, and the evaluations of the network that it takes
+    in addition to one a step. Bytes are those of the files: packed integers, scales, settings of every step and
+    coefficients.
     """
     model = shop.guided(cfg, inputs)
     table, plan = shop.table(cfg, model), read_plan(inputs[Plan.name])
