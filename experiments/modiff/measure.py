@@ -19,13 +19,12 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from experiments.judging import judged
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.engine.chunks import chunks
-from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.metric import paired_fid, paired_fid_to, psnr
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.network.layer_settings import LayerSettings
 from ptq_diffusion.numeric.grid import Grid
@@ -110,22 +109,10 @@ def main(bits: str, eta: str, *overrides: str) -> None:
         cfg = compose("config", [*cell, *overrides])
     shop = Workshop(Runtime("cpu", progress=False))
     images = dict(drawn(cfg, Store(Path(cfg.outputs) / "store", shop), shop))
-    Console(width=100).print(judged(cfg, images))
-
-
-def judged(cfg: DictConfig, images: Mapping[str, Tensor]) -> Table:
-    """FID, FID to float and PSNR to float of each variant, with standard errors, from its images by name."""
-    extractor, first, strata = construct(cfg.feature.extractor), FullPrecisionSamples.name, len(cfg.seeds)
-    features = {name: extractor.features(own) for name, own in images.items()}
-    reference = construct(cfg.reference).statistics(extractor).moments
-    fid = paired_fid(features, reference, 200, 0, strata=strata).estimates
-    to_float = paired_fid_to(first, features, extractor.checksum(), 200, 0, strata=strata).estimates
     table = Table("inputs", "FID", "to float", "PSNR, dB")
-    for name, own in images.items():
-        ratio = psnr(own, images[first]).mean().item()
-        estimates = [f"{value.value:.2f} ± {value.standard_error:.2f}" for value in (fid[name], to_float[name])]
-        table.add_row(name, *estimates, f"{ratio:.1f}")
-    return table
+    for name, cells in judged(cfg, images).items():
+        table.add_row(name, *cells)
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":

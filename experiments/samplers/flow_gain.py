@@ -16,14 +16,13 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from experiments.judging import judged
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.engine.chunks import chunks
-from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
-from ptq_diffusion.metric import paired_fid, paired_fid_to, psnr
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.sampler import Step, sample
 from ptq_diffusion.stage.drawing.images import to_bytes
@@ -79,15 +78,9 @@ def main() -> None:
         cfg = compose("config", list(CELL))
     shop = Workshop(Runtime("cpu", progress=False))
     images = dict(drawn(cfg, Store(Path(cfg.outputs) / "store", shop), shop))
-    extractor, first = construct(cfg.feature.extractor), FullPrecisionSamples.name
-    features = {name: extractor.features(own) for name, own in images.items()}
-    fid = paired_fid(features, construct(cfg.reference).statistics(extractor).moments, 200, 0).estimates
-    to_float = paired_fid_to(first, features, extractor.checksum(), 200, 0).estimates
     table = Table("velocity", "FID", "to float", "PSNR, dB", "differences")
-    for name, own in images.items():
-        estimates = [f"{value.value:.2f} ± {value.standard_error:.2f}" for value in (fid[name], to_float[name])]
-        ratio, grey = psnr(own, images[first]).mean().item(), own.float()
-        table.add_row(name, *estimates, f"{ratio:.1f}", f"{grey.diff(dim=-1).abs().mean().item():.1f}")
+    for name, cells in judged(cfg, images).items():
+        table.add_row(name, *cells, f"{images[name].float().diff(dim=-1).abs().mean().item():.1f}")
     Console(width=110).print(table)
 
 
