@@ -92,10 +92,12 @@ class PathEvidence:
     Args:
         paired: the images with m, the first ones.
         unpaired: the images without m, all others.
+        is_last: whether it is the last step, whose x_s is the image.
     """
 
     paired: Sequence[PairedBatch]
     unpaired: Sequence[PathBatch] = ()
+    is_last: bool = False
 
     def batches(self) -> Iterator[PathBatch]:
         """All images, one batch at a time."""
@@ -103,13 +105,13 @@ class PathEvidence:
 
     def half(self, parity: int) -> "PathEvidence":
         """The images of even (0) or odd (1) index."""
-        return PathEvidence(_half(self.paired, parity), _half(self.unpaired, parity))
+        return replace(self, paired=_half(self.paired, parity), unpaired=_half(self.unpaired, parity))
 
     def repaired(self, repairs: Sequence[Repair]) -> "PathEvidence":
         """The same images with m~ after these repairs in the place of q."""
         if not repairs:
             return self
-        return PathEvidence(_repaired(self.paired, repairs), _repaired(self.unpaired, repairs))
+        return replace(self, paired=_repaired(self.paired, repairs), unpaired=_repaired(self.unpaired, repairs))
 
 
 class _Derived(Sequence[SomeBatch], Generic[SomeBatch]):

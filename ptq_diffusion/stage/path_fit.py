@@ -172,7 +172,8 @@ class PathFit:
     def _fit(self, step: Step) -> StepCorrection:
         before = (self._paired(step.i - 1), self.fitted[-1]) if step.i > 0 else None
         rows = [(chunk, slice(self._count_with_m(chunk), chunk.count)) for chunk in self.images]
-        evidence = PathEvidence(self._paired(step.i), StepBatches(PathBatch, self._step(step.i), rows, self._files))
+        unpaired = StepBatches(PathBatch, self._step(step.i), rows, self._files)
+        evidence = PathEvidence(self._paired(step.i), unpaired, step.i == len(self.steps) - 1)
         return fit_step_diagnosed(self.correction, evidence, step, before)
 
     def _store(self, step: Step, correction: StepCorrection) -> None:

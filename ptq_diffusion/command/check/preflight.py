@@ -195,6 +195,17 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     correction.check_inputs([observations.form(site.name) for site in model.sites() if site.weighted])
     if cfg.noise.steps is not None:
         correction.check_carried(steps)
+    if cfg.noise.guidance is None and cfg.condition.guidance.scale >= AMPLIFYING and _reads_path(correction):
+        shop.runtime.say(
+            f"noise: fitted at guidance {cfg.condition.guidance.scale:g}, which amplifies the noise that output maps "
+            f"are fitted to; compare noise.guidance=1.5, which regains more on cifar10_ldm (experiments/guidance)"
+        )
+
+
+def _reads_path(correction: Auto | Correction[Any]) -> bool:
+    """Whether a correction, or a candidate of a choice, is fitted to outputs along a path."""
+    corrections = correction.candidates.values() if isinstance(correction, Auto) else [correction]
+    return any(one.reads is not Reads.MOMENTS for one in corrections)
 
 
 def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:

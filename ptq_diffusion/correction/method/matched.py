@@ -1,7 +1,8 @@
 """The output mapped to the second moments of float sampling, in every band of frequencies."""
 
-from collections.abc import Iterable, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, reduce
+from typing import Literal
 
 import torch
 
@@ -16,10 +17,12 @@ from ptq_diffusion.correction.measurement import (
     require_known_noise,
     require_variance,
 )
-from ptq_diffusion.correction.repair.matching import Spectrum, distance, match
+from ptq_diffusion.correction.repair.matching import Spectrum, distance, match, match_image
 from ptq_diffusion.correction.repair.spectral import Spectral
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
+
+LastStep = Literal["output", "image"]
 
 
 class Matched(Correction[PathEvidence]):
@@ -36,24 +39,44 @@ class Matched(Correction[PathEvidence]):
         images: along the corrected path, how many images, the first ones, the float network is asked about; all if
             there are fewer or with None. The report is of these, and the map, which needs no m there, of all images.
             Along float sampling m is known of all, so there it is None.
+        last_step: "output" matches the last step as all others; "image" moves the image that it makes to the spectrum
+            of float images, see `match_image`, as no step is left that would make up for a drift of the states.
 
     Raises:
         ValueError: fewer than 2 images, or an option is none of the above.
     """
 
-    def __init__(self, variance: Variance = "original", path: PathName = "corrected", images: int | None = 64) -> None:
+    def __init__(
+        self,
+        variance: Variance = "original",
+        path: PathName = "corrected",
+        images: int | None = 64,
+        last_step: LastStep = "output",
+    ) -> None:
         require_variance(variance)
+        if last_step not in ("output", "image"):
+            raise ValueError(f"expected last_step to be output or image, got {last_step!r}")
         self.reads, self.images_with_m = along(path, images)
-        self.variance, self.keeps_sigma = variance, variance == "original"
+        self.variance, self.keeps_sigma, self.last_step = variance, variance == "original", last_step
 
     def check(self, steps: Table) -> None:
         require_known_noise(self.variance, steps)
+        if self.last_step == "image" and any(steps[-1].c_0[1:]):
+            raise ValueError(
+                "expected a last step that reads its own output alone with last_step=image, got one of second order; "
+                "set correction.last_step=output"
+            )
 
     def check_images(self, images: int, channels: int) -> None:
         _require_matchable(images, channels)
 
     def check_carried(self, steps: Sequence[Step]) -> None:
         require_carried(self.variance, steps)
+        if self.last_step == "image":
+            raise ValueError(
+                "expected maps that another table can follow, got last_step=image, a map of one table's last step; set "
+                "correction.last_step=output or noise.steps=null"
+            )
 
     def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002
         return Additions(len(steps) * Spectral.macs_of(shape))
@@ -62,7 +85,9 @@ class Matched(Correction[PathEvidence]):
         images = evidence.paired
         if all(torch.equal(batch.q, batch.m) for batch in images):
             return StepMeasurement.of(images, (), step).correction(step.sigma)
-        measurement = StepMeasurement.of(images, _matched(evidence, step), step)
+        matches_image = evidence.is_last and self.last_step == "image"
+        rule = partial(match_image, step=step) if matches_image else match
+        measurement = StepMeasurement.of(images, _matched(evidence, step, rule), step)
         return measurement.correction(measurement.sigma(self.variance))
 
 
@@ -79,17 +104,19 @@ def _require_matchable(images: int, channels: int) -> None:
         )
 
 
-def _matched(evidence: PathEvidence, step: Step) -> tuple[Spectral, ...]:
+def _matched(
+    evidence: PathEvidence, step: Step, rule: Callable[[Spectrum, Spectrum], Spectral]
+) -> tuple[Spectral, ...]:
     """The matching map, or none where one half of the images says that the map of the other half is no gain."""
     channels, images = evidence.paired[0].q.shape[1], sum(len(batch.q) for batch in evidence.batches())
     _require_matchable(images, channels)
     sources, targets = _halves(evidence.batches())
-    maps = [match(*half) for half in zip(sources, targets, strict=True)]
+    maps = [rule(*half) for half in zip(sources, targets, strict=True)]
     before, after = 0.0, 0.0
     for other_map, source, target in zip(reversed(maps), sources, targets, strict=True):
         before += distance(source, target, step)
         after += distance(source.repaired(other_map), target, step)
-    return (match(Spectrum.merge(*sources), Spectrum.merge(*targets)),) if after < before else ()
+    return (rule(Spectrum.merge(*sources), Spectrum.merge(*targets)),) if after < before else ()
 
 
 def _halves(batches: Iterable[PathBatch]) -> tuple[list[Spectrum], list[Spectrum]]:

@@ -111,6 +111,30 @@ def match(source: Spectrum, target: Spectrum) -> Spectral:
     return Spectral(gain, on_x, target.mean[:c] - gain[0] @ source.mean[:c] - on_x[0] @ source.mean[c:])
 
 
+def match_image(source: Spectrum, target: Spectrum, step: Step) -> Spectral:
+    """The map of (m^, x_t) after which the next state has the spectrum of float sampling, whatever that of x_t is.
+
+    Behind `match` a drift of x_t itself stays. Here the next state that `match` leads to, x^_s = a x_t + b m^, is moved
+    on by G, the optimal transport to the next states of float sampling in every band: x~_s = G x^_s + h. The output
+    that a step makes x~_s of is m~ = (x~_s - a x_t) / b.
+
+    Args:
+        source: of the estimate m^ and the states that it was made on.
+        target: of the float output and the states of float sampling.
+        step: what makes the next state of them, b not 0.
+
+    Raises:
+        ValueError: see `match`.
+    """
+    matched = match(source, target)
+    (mean, covariances), (aim, aims) = source.repaired(matched).next_state(step), target.next_state(step)
+    eye = torch.eye(len(mean), dtype=torch.float64)
+    white = SHRINKAGE * eye * _mean_variance(aims)
+    gain = transport_map(covariances + white, aims + white)
+    on_x = gain @ matched.on_x + (gain - eye) * (step.carry / step.gain)
+    return Spectral(gain @ matched.on_q, on_x, gain[0] @ matched.offset + (aim - gain[0] @ mean) / step.gain)
+
+
 def distance(source: Spectrum, target: Spectrum, step: Step) -> float:
     """The squared Wasserstein distance, per pixel, of the next state to its target, both taken as Gaussian.
 

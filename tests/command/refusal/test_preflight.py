@@ -40,6 +40,10 @@ BAD = {
         ],
         "correction.variance=original",
     ),
+    "a map of the image, carried": (
+        ["correction=rescaled_matched", "correction.links.matched.last_step=image", "noise.steps=6", "noise.images=16"],
+        "correction.last_step=output",
+    ),
     "an export that asks twice": (["goal=export", "correction=qncd"], "got qncd; draw its images with"),
     "a candidate that needs DDIM": (
         ["sampler=ddpm", "sampler.steps=3", "noise.images=16", "correction=auto"]

@@ -56,6 +56,37 @@ def test_matching_aims_at_float_sampling_where_the_path_has_left_it():
     assert torch.allclose(Spectrum.of(output, x).linear, on_half.linear, rtol=1e-2, atol=1e-2)
 
 
+def test_the_last_step_gives_images_their_spectrum_where_all_others_leave_a_drift_of_the_states():
+    m, q, x, features = planted(count=400)
+    path = [replace(b, x_t=0.5 * b.x_t, float_m=2 * b.m + 1) for b in batches((m, q, x, features))]
+    aim = Spectrum.of(STEP.mean(x, 2 * m + 1), x)
+    found = {
+        (rule, is_last): Matched(path="float", images=None, last_step=rule).fit_step(
+            PathEvidence(path, is_last=is_last), STEP
+        )
+        for rule in ("output", "image")
+        for is_last in (False, True)
+    }
+    images = {key: STEP.mean(0.5 * x, fit.output(q, 0.5 * x, features)) for key, fit in found.items()}
+    channels = SHAPE[0]
+    for key, image in images.items():
+        spectrum = Spectrum.of(image, x)
+        reached = close_to(spectrum.power[:, :channels, :channels], aim.power[:, :channels, :channels])
+        assert reached == (key == ("image", True))
+        if reached:
+            torch.testing.assert_close(spectrum.mean[:channels], aim.mean[:channels])
+    assert torch.equal(images["image", False], images["output", True])
+
+
+def test_an_image_that_reads_earlier_outputs_or_is_carried_is_not_matched():
+    matching = Matched(last_step="image")
+    with pytest.raises(ValueError, match="second order; set correction.last_step=output"):
+        matching.check([STEP, replace(STEP, c_0=(0.5, 0.5))])
+    matching.check([replace(STEP, c_0=(0.5, 0.5)), STEP])
+    with pytest.raises(ValueError, match="a map of one table's last step"):
+        matching.check_carried([STEP])
+
+
 def test_spectra_do_not_depend_on_the_split():
     m, _, x, _ = planted()
     whole = Spectrum.of(m, x)
