@@ -35,3 +35,22 @@ def test_what_is_fitted_at_another_guidance_serves_the_same_network(make, tiny_m
         for guidance in fits
     }
     assert drawn["null"] == drawn[scale] != drawn[3 - scale]
+
+
+@pytest.mark.parametrize(
+    ("correction", "scale", "fitted_at", "is_said"),
+    [
+        ("matched", 3, "null", True),
+        ("auto", 7, "null", True),
+        ("matched", 3, 1.5, False),
+        ("matched", 2, "null", False),
+        ("ptqd", 7, "null", False),
+    ],
+)
+def test_maps_fitted_to_amplified_noise_are_pointed_out(
+    make, tiny_model_folder, capsys, correction, scale, fitted_at, is_said
+):
+    model = [f"model.path={tiny_model_folder(classes=4)}", *LABELS, f"condition.guidance.scale={scale}"]
+    images = ["noise.images=16", "trial.images=8"]
+    make(*model, *images, f"correction={correction}", f"noise.guidance={fitted_at}", "goal=fit")
+    assert ("compare noise.guidance=1.5" in capsys.readouterr().out) == is_said

@@ -1,6 +1,7 @@
 """Checks that choices fit each other, before anything is computed."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +17,7 @@ from ptq_diffusion.command.check.quantization import check_calibration, check_qu
 from ptq_diffusion.command.check.training import check_training
 from ptq_diffusion.command.plan.case import Case, OutlineShop
 from ptq_diffusion.command.plan.one_row import quantized_by_one_row
+from ptq_diffusion.correction import Auto, Correction, Reads
 from ptq_diffusion.correction.contract import Requirements
 from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
 from ptq_diffusion.correction.pipeline.pipeline_folder import require_guides
@@ -62,6 +64,8 @@ KINDS: Mapping[str, type] = {
     "test_data": ImageSource,
 }
 """The kind of every option that is one object."""
+AMPLIFYING = 3
+"""The guidance scale from which output maps that are fitted at it lost on cifar10_ldm (experiments/guidance)."""
 
 
 def check(cfg: DictConfig, goal: type[Stage], shop: Workshop, room: Room) -> None:
@@ -198,7 +202,7 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     if cfg.noise.guidance is None and cfg.condition.guidance.scale >= AMPLIFYING and _reads_path(correction):
         shop.runtime.say(
             f"noise: fitted at guidance {cfg.condition.guidance.scale:g}, which amplifies the noise that output maps "
-            f"are fitted to; compare noise.guidance=1.5, which regains more on cifar10_ldm (experiments/guidance)"
+            "are fitted to; compare noise.guidance=1.5, which regains more on cifar10_ldm (experiments/guidance)"
         )
 
 
