@@ -151,11 +151,16 @@ class Auto(Requirements):
         self._check_all(lambda candidate: candidate.check_carried(steps))
 
     def _check_all(self, check: Callable[[Correction[Any]], None]) -> None:
+        refusals = dict[str, ValueError]()
         for name, candidate in self.candidates.items():
             try:
                 check(candidate)
             except ValueError as error:
-                raise ValueError(f"of {name}: {error}; or leave it out with ~correction.candidates.{name}") from error
+                refusals[name] = error
+        if refusals:
+            first = next(iter(refusals.values()))
+            words = " ".join(f"~correction.candidates.{name}" for name in refusals)
+            raise ValueError(f"of {', '.join(refusals)}: {first}; or leave out with {words}") from first
 
     def choose(self, full_precision: Tensor, variants: Mapping[str, Tensor]) -> Choice:
         """The choice from images of the float model and of every candidate; see `Judge`."""

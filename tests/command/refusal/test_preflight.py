@@ -55,7 +55,10 @@ BAD = {
         "correction.readout_bits=32",
     ),
     "too few images to rescale on": (["correction=rescaled", "noise.images=5"], "8 images.*raise noise.images"),
-    "too few images for a candidate": (["correction=auto"], "14 images.*~correction.candidates.matched"),
+    "too few images for candidates": (
+        ["correction=auto"],
+        "of matched, readout_matched, .*14 images.*leave out with ~correction.candidates.matched ~.*readout",
+    ),
     "nothing that follows a path": (
         ["correction=rescaled_matched", "+correction@correction.links.stepbaq=stepbaq"],
         "others in stepbaq; leave it out with ~correction.links.stepbaq",
