@@ -45,6 +45,7 @@ def test_what_is_fitted_at_another_guidance_serves_the_same_network(make, tiny_m
         ("matched", 3, 1.5, False),
         ("matched", 2, "null", False),
         ("ptqd", 7, "null", False),
+        ("rescaled", 7, "null", False),
     ],
 )
 def test_maps_fitted_to_amplified_noise_are_pointed_out(

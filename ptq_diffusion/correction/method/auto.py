@@ -151,16 +151,16 @@ class Auto(Requirements):
         self._check_all(lambda candidate: candidate.check_carried(steps))
 
     def _check_all(self, check: Callable[[Correction[Any]], None]) -> None:
-        refusals = dict[str, ValueError]()
+        refused: dict[str, list[str]] = {}
         for name, candidate in self.candidates.items():
             try:
                 check(candidate)
             except ValueError as error:
-                refusals[name] = error
-        if refusals:
-            first = next(iter(refusals.values()))
-            words = " ".join(f"~correction.candidates.{name}" for name in refusals)
-            raise ValueError(f"of {', '.join(refusals)}: {first}; or leave out with {words}") from first
+                refused.setdefault(str(error), []).append(name)
+        if refused:
+            reasons = "; ".join(f"of {', '.join(names)}: {reason}" for reason, names in refused.items())
+            words = " ".join(f"~correction.candidates.{name}" for names in refused.values() for name in names)
+            raise ValueError(f"{reasons}; or leave out with {words}")
 
     def choose(self, full_precision: Tensor, variants: Mapping[str, Tensor]) -> Choice:
         """The choice from images of the float model and of every candidate; see `Judge`."""

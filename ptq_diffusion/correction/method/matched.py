@@ -63,8 +63,8 @@ class Matched(Correction[PathEvidence]):
         require_known_noise(self.variance, steps)
         if self.last_step == "image" and any(steps[-1].c_0[1:]):
             raise ValueError(
-                "expected a last step that reads its own output alone with last_step=image, got one of second order; "
-                "set correction.last_step=output"
+                "expected a last step that reads its own output alone with last_step=image, got one that reads earlier "
+                "predictions of x_0; set last_step=output"
             )
 
     def check_images(self, images: int, channels: int) -> None:
@@ -75,7 +75,7 @@ class Matched(Correction[PathEvidence]):
         if self.last_step == "image":
             raise ValueError(
                 "expected maps that another table can follow, got last_step=image, a map of one table's last step; set "
-                "correction.last_step=output or noise.steps=null"
+                "last_step=output or noise.steps=null"
             )
 
     def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002
@@ -83,9 +83,10 @@ class Matched(Correction[PathEvidence]):
 
     def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
         images = evidence.paired
-        if all(torch.equal(batch.q, batch.m) for batch in images):
-            return StepMeasurement.of(images, (), step).correction(step.sigma)
         matches_image = evidence.is_last and self.last_step == "image"
+        # An output without noise leaves nothing to match, but states may have drifted before it.
+        if not matches_image and all(torch.equal(batch.q, batch.m) for batch in images):
+            return StepMeasurement.of(images, (), step).correction(step.sigma)
         rule = partial(match_image, step=step) if matches_image else match
         measurement = StepMeasurement.of(images, _matched(evidence, step, rule), step)
         return measurement.correction(measurement.sigma(self.variance))

@@ -112,11 +112,12 @@ def match(source: Spectrum, target: Spectrum) -> Spectral:
 
 
 def match_image(source: Spectrum, target: Spectrum, step: Step) -> Spectral:
-    """The map of (m^, x_t) after which the next state has the spectrum of float sampling, whatever that of x_t is.
+    """The map of (m^, x_t) after which the next state has the spectrum of float sampling, though x_t has drifted.
 
     Behind `match` a drift of x_t itself stays. Here the next state that `match` leads to, x^_s = a x_t + b m^, is moved
     on by G, the optimal transport to the next states of float sampling in every band: x~_s = G x^_s + h. The output
-    that a step makes x~_s of is m~ = (x~_s - a x_t) / b.
+    that a step makes x~_s of is m~ = (x~_s - a x_t) / b. The clip of a step is left out. The drift that is taken out is
+    that of the states that the map is fitted on.
 
     Args:
         source: of the estimate m^ and the states that it was made on.
@@ -126,6 +127,7 @@ def match_image(source: Spectrum, target: Spectrum, step: Step) -> Spectral:
     Raises:
         ValueError: see `match`.
     """
+    assert step.gain != 0, "a step whose next state does not depend on the output cannot move it"
     matched = match(source, target)
     (mean, covariances), (aim, aims) = source.repaired(matched).next_state(step), target.next_state(step)
     eye = torch.eye(len(mean), dtype=torch.float64)

@@ -42,7 +42,7 @@ BAD = {
     ),
     "a map of the image, carried": (
         ["correction=rescaled_matched", "correction.links.matched.last_step=image", "noise.steps=6", "noise.images=16"],
-        "correction.last_step=output",
+        "of the link matched: .*set last_step=output",
     ),
     "an export that asks twice": (["goal=export", "correction=qncd"], "got qncd; draw its images with"),
     "a candidate that needs DDIM": (
@@ -57,7 +57,7 @@ BAD = {
     "too few images to rescale on": (["correction=rescaled", "noise.images=5"], "8 images.*raise noise.images"),
     "too few images for candidates": (
         ["correction=auto"],
-        "of matched, readout_matched, .*14 images.*leave out with ~correction.candidates.matched ~.*readout",
+        "of matched: .*14 images.*leave out with ~correction.candidates.matched ~.*rescaled_readout_matched",
     ),
     "nothing that follows a path": (
         ["correction=rescaled_matched", "+correction@correction.links.stepbaq=stepbaq"],

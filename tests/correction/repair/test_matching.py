@@ -78,9 +78,23 @@ def test_the_last_step_gives_images_their_spectrum_where_all_others_leave_a_drif
     assert torch.equal(images["image", False], images["output", True])
 
 
+def test_a_drift_behind_an_exact_output_is_taken_out_of_the_image():
+    m, _, x, features = planted(count=400)
+    path = [replace(b, x_t=0.5 * b.x_t) for b in batches((m, m, x, features))]
+    found = {
+        rule: Matched(path="float", images=None, last_step=rule).fit_step(PathEvidence(path, is_last=True), STEP)
+        for rule in ("output", "image")
+    }
+    assert found["output"].repairs == ()
+    moved = Spectrum.of(STEP.mean(0.5 * x, found["image"].output(m, 0.5 * x, features)), x)
+    channels = SHAPE[0]
+    aim = Spectrum.of(STEP.mean(x, m), x).power
+    assert close_to(moved.power[:, :channels, :channels], aim[:, :channels, :channels])
+
+
 def test_an_image_that_reads_earlier_outputs_or_is_carried_is_not_matched():
     matching = Matched(last_step="image")
-    with pytest.raises(ValueError, match="second order; set correction.last_step=output"):
+    with pytest.raises(ValueError, match="earlier predictions of x_0; set last_step=output"):
         matching.check([STEP, replace(STEP, c_0=(0.5, 0.5))])
     matching.check([replace(STEP, c_0=(0.5, 0.5)), STEP])
     with pytest.raises(ValueError, match="a map of one table's last step"):
