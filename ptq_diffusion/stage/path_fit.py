@@ -173,7 +173,7 @@ class PathFit:
         before = (self._paired(step.i - 1), self.fitted[-1]) if step.i > 0 else None
         rows = [(chunk, slice(self._count_with_m(chunk), chunk.count)) for chunk in self.images]
         unpaired = StepBatches(PathBatch, self._step(step.i), rows, self._files)
-        evidence = PathEvidence(self._paired(step.i), unpaired, step.i == len(self.steps) - 1)
+        evidence = PathEvidence(self._paired(step.i), unpaired, is_last=step == self.steps[-1])
         return fit_step_diagnosed(self.correction, evidence, step, before)
 
     def _store(self, step: Step, correction: StepCorrection) -> None:
@@ -216,9 +216,8 @@ class PathFit:
         if step.i == 0:
             return self.steps.start(z), self.steps.start(z)
         before, correction = self.steps[step.i - 1], self.fitted[step.i - 1]
-        tensors = {
-            name: tensor.to(device) for name, tensor in self._files.tensors(self._step(before.i) / chunk.name).items()
-        }
+        written = self._files.tensors(self._step(before.i) / chunk.name)
+        tensors = {name: tensor.to(device) for name, tensor in written.items()}
         float_before = State(tensors["float_x_t"], _past(tensors, "float_past"))
         spread = before.spread(tensors.get("float_variance"))
         float_state = before.advance(float_before, tensors["float_m"], spread, z)
