@@ -41,7 +41,7 @@ def test_what_is_fitted_at_another_guidance_serves_the_same_network(make, tiny_m
     ("correction", "scale", "fitted_at", "is_said"),
     [
         ("matched", 3, "null", True),
-        ("auto", 7, "null", True),
+        ("auto ~correction.candidates.ptqd_gated ~correction.candidates.readout_matched", 7, "null", True),
         ("matched", 3, 1.5, False),
         ("matched", 2, "null", False),
         ("ptqd", 7, "null", False),
@@ -53,5 +53,5 @@ def test_maps_fitted_to_amplified_noise_are_pointed_out(
 ):
     model = [f"model.path={tiny_model_folder(classes=4)}", *LABELS, f"condition.guidance.scale={scale}"]
     images = ["noise.images=16", "trial.images=8"]
-    make(*model, *images, f"correction={correction}", f"noise.guidance={fitted_at}", "goal=fit")
+    make(*model, *images, *f"correction={correction}".split(), f"noise.guidance={fitted_at}", "goal=fit")
     assert ("compare noise.guidance=1.5" in capsys.readouterr().out) == is_said
