@@ -23,8 +23,8 @@ from ptq_diffusion.correction import (
 from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
 from ptq_diffusion.correction.evidence import SomeBatch, tensor_names
 from ptq_diffusion.engine.chunks import Chunk
-from ptq_diffusion.engine.meeting import hearing, meeting, speak
 from ptq_diffusion.engine.runtime import track
+from ptq_diffusion.engine.synchronisation import receiving, send_all, synchronised
 from ptq_diffusion.model import Condition, Denoiser
 from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
@@ -85,13 +85,13 @@ class PathFit:
     def _begin(self, fabric: Fabric) -> None:
         """Read the steps that are fitted already, and look ahead where the correction does."""
         device, first, found = fabric.device, fabric.is_global_zero, 0
-        with meeting(fabric):
+        with synchronised(fabric):
             self.model.to(device)
             self.quantized.to(device)
             self.folder.mkdir(parents=True, exist_ok=True)
             if first:
                 found = len(list(self._corrections_on_disk()))
-        with meeting(fabric):
+        with synchronised(fabric):
             # One looks for all, who might see the files of a shared disk at different times.
             found = fabric.broadcast(found)
             self.fitted = [self._correction_on_disk(i) for i in range(found)]
@@ -103,21 +103,21 @@ class PathFit:
     def _go_step(self, step: Step, fabric: Fabric) -> None:
         """Fit one step: nobody fits before all images are there, and nobody goes on before the step is fitted."""
         file = self._step(step.i) / RESCALINGS
-        with meeting(fabric):
+        with synchronised(fabric):
             file.parent.mkdir(exist_ok=True)
             missing = self.correction.images_for_rescaling > 0 and not holds_tensors(file)
-        with meeting(fabric):
+        with synchronised(fabric):
             if fabric.broadcast(missing):
                 self._rescale(step, fabric, file)
-        with meeting(fabric):
+        with synchronised(fabric):
             rescalings, m = self._rescalings(step)
             rescaled = self.quantized.at(step.i, rescalings)
             for chunk in self.images[fabric.global_rank :: fabric.world_size]:
                 self._visit(chunk, step, rescaled, m, fabric.device)
-        with meeting(fabric):
+        with synchronised(fabric):
             if fabric.is_global_zero:
                 self._store(step, replace(self._fit(step), rescalings=rescalings))
-        with meeting(fabric):
+        with synchronised(fabric):
             self.fitted.append(self._correction_on_disk(step.i))
             self._files.forget(self._step(step.i - 1))
             if fabric.is_global_zero:
@@ -143,10 +143,12 @@ class PathFit:
         if fabric.global_rank > int(shared):
             return
         if fabric.global_rank == 1:
-            speak(0, lambda tell: correction.tell_targets(self.model, *self._first_states(step, fabric.device), tell))
+            send_all(
+                0, lambda tell: correction.tell_targets(self.model, *self._first_states(step, fabric.device), tell)
+            )
             return
         if shared:
-            with hearing(1) as told:
+            with receiving(1) as told:
                 rescalings, m = correction.rescalings_told(told, *self._first_states(step, fabric.device))
         else:
             rescalings, m = correction.rescalings(self.model, *self._first_states(step, fabric.device))

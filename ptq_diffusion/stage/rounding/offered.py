@@ -9,8 +9,8 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.meeting import meeting
 from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.synchronisation import synchronised
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.network import quantize
@@ -87,7 +87,7 @@ def round_offers(
         threads: of torch in every process, on which last bits depend.
     """
     torch.set_num_threads(threads)
-    with meeting(fabric):
+    with synchronised(fabric):
         work, weights = build(shop.on(fabric.device)), construct(cfg.bitwidth).weights
     files = go_through(
         work.parts,

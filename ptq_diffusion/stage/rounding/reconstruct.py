@@ -9,8 +9,8 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ptq_diffusion.engine.factory import construct
-from ptq_diffusion.engine.meeting import meeting
 from ptq_diffusion.engine.stage import ModelStage
+from ptq_diffusion.engine.synchronisation import synchronised
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.network import quantize
 from ptq_diffusion.rounding import (
@@ -101,11 +101,11 @@ def reconstruct(
         threads: of torch in every process, on which last bits depend.
     """
     torch.set_num_threads(threads)
-    with meeting(fabric):
+    with synchronised(fabric):
         work = build(shop.on(fabric.device))
 
     def install(part: Part, file: Path) -> None:
-        with meeting(fabric):
+        with synchronised(fabric):
             work.install(read_part(file, work.copies(part)))
 
     files = go_through(

@@ -6,7 +6,7 @@ from pathlib import Path
 from lightning import Fabric
 
 from ptq_diffusion.artefact.files import holds_tensors
-from ptq_diffusion.engine.meeting import meeting
+from ptq_diffusion.engine.synchronisation import synchronised
 from ptq_diffusion.network.insertion import Integers
 from ptq_diffusion.rounding import WeightReconstruction
 from ptq_diffusion.rounding.artefact import read_integers, write_integers
@@ -35,10 +35,10 @@ def make_shared(
     """
     shares = work.portions(part, fabric.world_size)
     files = [file.with_name(f"{file.stem}-{rank}.share") for rank in range(len(shares))]
-    with meeting(fabric):
+    with synchronised(fabric):
         if fabric.global_rank < len(shares):
             write_integers(files[fabric.global_rank], rounded(shares[fabric.global_rank]))
-    with meeting(fabric):
+    with synchronised(fabric):
         if fabric.is_global_zero:
             write_integers(file, {copy: tensor for own in files for copy, tensor in read_integers(own).items()})
             for own in files:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ptq_diffusion.engine.meeting import hearing, meeting, speak
+from ptq_diffusion.engine.synchronisation import receiving, send_all, synchronised
 from tests.processes import AFRESH
 
 TWO = SimpleNamespace(world_size=2)
@@ -16,9 +16,9 @@ def no_more():
     raise ValueError("no more")
 
 
-def at_a_meeting(rank, failing):
-    """What a process learns of a meeting in which some fail."""
-    with meeting(TWO):
+def at_a_barrier(rank, failing):
+    """What a process learns of a barrier at which some fail."""
+    with synchronised(TWO):
         if rank in failing:
             no_more()
     return "all is done"
@@ -29,22 +29,22 @@ def in_talk(rank, _):
     heard = []
     if rank == 1:
         with pytest.raises(ValueError, match="no more"):
-            speak(0, lambda tell: (tell("b", torch.ones(2)), tell("a", 1), no_more()))
-        speak(0, lambda tell: tell("a", 2))
+            send_all(0, lambda tell: (tell("b", torch.ones(2)), tell("a", 1), no_more()))
+        send_all(0, lambda tell: tell("a", 2))
         return "told"
-    with pytest.raises(ValueError, match="no more"), hearing(1) as told:
+    with pytest.raises(ValueError, match="no more"), receiving(1) as told:
         heard += [told("a"), told("b").sum().item()]
         told("c")
-    with hearing(1) as told:
+    with receiving(1) as told:
         heard.append(told("a"))
-        with pytest.raises(RuntimeError, match="it does not tell b"):
+        with pytest.raises(RuntimeError, match="it does not send b"):
             told("b")
     return str(heard)
 
 
 def outcome(task, argument, rank, folder):
     """Write what comes of a task in one of two connected processes."""
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
     try:
         text = task(rank, argument)
     except (ValueError, RuntimeError) as error:
@@ -56,10 +56,10 @@ def outcome(task, argument, rank, folder):
 @pytest.mark.parametrize(
     ("task", "argument", "expected"),
     [
-        (at_a_meeting, (), ["all is done"] * 2),
-        (at_a_meeting, (0,), ["ValueError: no more"] * 2),
-        (at_a_meeting, (1,), ["ValueError: no more"] * 2),
-        (at_a_meeting, (0, 1), ["ValueError: no more"] * 2),
+        (at_a_barrier, (), ["all is done"] * 2),
+        (at_a_barrier, (0,), ["ValueError: no more"] * 2),
+        (at_a_barrier, (1,), ["ValueError: no more"] * 2),
+        (at_a_barrier, (0, 1), ["ValueError: no more"] * 2),
         (in_talk, (), ["[1, 2.0, 2]", "told"]),
     ],
 )
@@ -75,7 +75,7 @@ def test_both_processes_end_and_know_what_came_of_the_other(tmp_path, task, argu
 
 def test_a_process_that_is_alone_meets_nobody():
     alone = SimpleNamespace(world_size=1)
-    with meeting(alone):
+    with synchronised(alone):
         pass
-    with pytest.raises(ValueError, match="no more"), meeting(alone):
+    with pytest.raises(ValueError, match="no more"), synchronised(alone):
         no_more()

@@ -1,0 +1,129 @@
+"""Synchronisation of the processes that share a task, and values that one sends another while both work."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+from lightning import Fabric
+
+Send = Callable[[str, Any], None]
+"""Sends a value under a name."""
+END = ""
+"""The name under which a sender says that nothing more comes, or what it failed with."""
+
+
+@contextmanager
+def synchronised(fabric: Fabric) -> Iterator[None]:
+    """Within this context every process does its part; after it none goes on before all are done.
+
+    Raises:
+        ValueError: another process raised one.
+        RuntimeError: another process failed otherwise. What is raised in this one passes through, once the others know.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    # Whoever fails must not leave the others waiting.
+    except Exception as failure:
+        error = failure
+    errors: list[str | None] = [None if error is None else _text(error)] * fabric.world_size
+    if fabric.world_size > 1:
+        dist.all_gather_object(errors, errors[0])
+    if error is not None:
+        raise error
+    if any(errors):
+        raise next(_error(rank, text) for rank, text in enumerate(errors) if text)
+
+
+def send_all(receiver: int, work: Callable[[Send], None]) -> None:
+    """Send another process, which has them as `Received`, the values of a function while it goes on.
+
+    Values wait in a queue for the receiver, and the function does not; all are received when this returns.
+
+    Args:
+        receiver: the rank of the other process.
+        work: is given what to send by; values are tensors on the CPU, which it leaves as they are, and what else can be
+            pickled.
+
+    Raises:
+        RuntimeError: the other process is gone. What the function raises passes through, once the other process knows.
+    """
+    sent: list[Future[None]] = []
+    # One thread sends in the order of the queue, beside the function.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+
+        def send(name: str, value: object) -> None:
+            sent.append(thread.submit(partial(dist.send_object_list, [name, value], dst=receiver)))
+
+        try:
+            work(send)
+        except Exception as error:
+            send(END, _text(error))
+            raise
+        send(END, None)
+    for future in sent:
+        future.result()
+
+
+@contextmanager
+def receiving(sender: int) -> Iterator["Received"]:
+    """Within this context another process sends to this one by `send_all`; after it nothing is left to be received.
+
+    Args:
+        sender: the rank of the other process.
+    """
+    received = Received(sender)
+    try:
+        yield received
+    finally:
+        received.drain()
+
+
+class Received:
+    """The values that another process sends.
+
+    Args:
+        sender: the rank of the other process.
+    """
+
+    def __init__(self, sender: int) -> None:
+        self._sender = sender
+        self._values: dict[str, Any] = {}
+
+    def __call__(self, name: str) -> Any:  # noqa: ANN401
+        """The value that is sent under a name, waited for if it has not come yet.
+
+        Raises:
+            ValueError: the other process has raised one before it sent it.
+            RuntimeError: it has failed otherwise, or does not send it.
+        """
+        while name not in self._values and END not in self._values:
+            self._receive()
+        if name not in self._values:
+            raise _error(self._sender, self._values[END] or f"it does not send {name}")
+        return self._values[name]
+
+    def drain(self) -> None:
+        """Receive all that is left."""
+        while END not in self._values:
+            self._receive()
+
+    def _receive(self) -> None:
+        message: list[Any] = [None, None]
+        dist.recv_object_list(message, src=self._sender)
+        name, value = message
+        self._values[name] = value
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _error(rank: int, text: str) -> Exception:
+    """The error that stands for one of another process, of which only `_text` was sent."""
+    kind, _, message = text.partition(": ")
+    # A wrong input keeps its one line, whichever process met it.
+    return ValueError(message) if kind == ValueError.__name__ else RuntimeError(f"rank {rank} failed: {text}")
