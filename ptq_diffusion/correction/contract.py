@@ -86,6 +86,13 @@ class Requirements:
             ValueError: the method makes a table or a noise scale that belongs to this table alone.
         """
 
+    def check_other_guidance(self) -> None:
+        """Refuse to be fitted at another scale of guidance than that of the images; by default it is not refused.
+
+        Raises:
+            ValueError: the method aims at images of one scale.
+        """
+
     def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002
         """The operations that the method adds at most; a step that is better off without is left as it is.
 
@@ -116,6 +123,7 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         looks_ahead: whether `ahead` asks both networks at all steps of float sampling.
         keeps_outputs: whether the float outputs of all layers for these images are kept at once.
         keeps_sigma: whether sigma' is the table's sigma.
+        maps_output: whether it maps the output, in which guidance amplifies the noise; rescaled layers do not.
         has_halves: whether `rescalings` are those of `rescalings_told` with what `tell_targets` tells, which two
             processes do at the same time.
     """
@@ -127,6 +135,7 @@ class Correction(Requirements, ABC, Generic[Evidence]):
     looks_ahead: bool = False
     keeps_outputs: bool = False
     keeps_sigma: bool = True
+    maps_output: bool = True
     has_halves: bool = False
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Fit along a path: all images pass through a step together, and it is fitted on them before they go on."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from ptq_diffusion.correction import (
     StepCorrection,
 )
 from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
-from ptq_diffusion.correction.evidence import SomeBatch, tensor_names
 from ptq_diffusion.engine.chunks import Chunk
 from ptq_diffusion.engine.runtime import track
 from ptq_diffusion.engine.synchronisation import receiving, send_all, synchronised
@@ -31,6 +30,7 @@ from ptq_diffusion.network import QuantizedDenoiser, Rescaling
 from ptq_diffusion.network.rescaling import named, of_named
 from ptq_diffusion.sampler import State, Step, Table
 from ptq_diffusion.stage.fitting.images import Images, ReplayedNoise
+from ptq_diffusion.stage.fitting.step_files import ChunkFiles, StepBatches, past_of, past_tensors
 
 RESCALINGS = "rescalings.safetensors"
 
@@ -197,7 +197,7 @@ class PathFit:
         q, features, variance = rescaled.predict(y_t, step, condition)
         assert features is not None, "a quantized network hands over features"
         float_m, float_variance = step.parted(self.float_m(chunk, step).to(device), q.shape[1])
-        tensors = {"m": float_m, "q": q, "x_t": y_t, "features": features} | _past_tensors(state.past, "past")
+        tensors = {"m": float_m, "q": q, "x_t": y_t, "features": features} | past_tensors(state.past, "past")
         if self.correction.reads is Reads.CORRECTED_PATH:
             count = self._count_with_m(chunk)
             here = m[chunk.first : chunk.first + count].to(device)
@@ -205,7 +205,7 @@ class PathFit:
                 rest = slice(len(here), count)
                 here = torch.cat([here, self.model.predict(y_t[rest], step, rows_of(condition, rest)).m])
             tensors |= {"m": here, "float_m": float_m, "float_x_t": float_state.x.clone()}
-            tensors |= _past_tensors(float_state.past, "float_past")
+            tensors |= past_tensors(float_state.past, "float_past")
         if variance is not None and float_variance is not None:
             tensors |= {"variance": variance.clone(), "float_variance": float_variance.clone()}
         write_tensors(file, tensors)
@@ -220,17 +220,17 @@ class PathFit:
         before, correction = self.steps[step.i - 1], self.fitted[step.i - 1]
         written = self._files.tensors(self._step(before.i) / chunk.name)
         tensors = {name: tensor.to(device) for name, tensor in written.items()}
-        float_before = State(tensors["float_x_t"], _past(tensors, "float_past"))
+        float_before = State(tensors["float_x_t"], past_of(tensors, "float_past"))
         spread = before.spread(tensors.get("float_variance"))
         float_state = before.advance(float_before, tensors["float_m"], spread, z)
         if self.correction.reads is Reads.FLOAT_PATH:
             return float_state, float_state
         m = correction.output(tensors["q"], tensors["x_t"], tensors["features"])
-        state = State(tensors["x_t"], _past(tensors, "past"))
+        state = State(tensors["x_t"], past_of(tensors, "past"))
         spread = correction.spread(before, tensors.get("variance"))
         return float_state, before.advance(state, m, spread, z)
 
-    def _paired(self, i: int) -> "StepBatches[PairedBatch]":
+    def _paired(self, i: int) -> StepBatches[PairedBatch]:
         rows = [(chunk, slice(0, self._count_with_m(chunk))) for chunk in self.images]
         return StepBatches(PairedBatch, self._step(i), rows, self._files)
 
@@ -244,59 +244,3 @@ class PathFit:
 
     def _correction_folder(self, i: int) -> Path:
         return self.folder / f"fitted-{i:04d}"
-
-
-class StepBatches(Sequence[SomeBatch]):
-    """Images of the chunks of one step, each chunk mapped when it is asked for.
-
-    Args:
-        kind: with m or without.
-        folder: of the step.
-        rows: which images of every chunk; a chunk of which there are none is left out.
-        files: reads them.
-    """
-
-    def __init__(
-        self, kind: type[SomeBatch], folder: Path, rows: Sequence[tuple[Chunk, slice]], files: "ChunkFiles"
-    ) -> None:
-        self._kind, self._folder, self._files = kind, folder, files
-        self._rows = [(chunk, images) for chunk, images in rows if images.start < images.stop]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, place: int) -> SomeBatch:  # type: ignore[override]
-        chunk, images = self._rows[place]
-        tensors = self._files.tensors(self._folder / chunk.name)
-        rows = {name: tensors[name][images] for name in tensor_names(self._kind)}
-        past, float_past = (tuple(x_0[images] for x_0 in _past(tensors, name)) for name in ("past", "float_past"))
-        return self._kind(chunk.first + images.start, **rows, past=past, float_past=float_past)
-
-
-class ChunkFiles:
-    """Files of chunks, each opened once: its tensors are mapped, so that they take memory only where there is room."""
-
-    def __init__(self) -> None:
-        self._tensors: dict[Path, Mapping[str, Tensor]] = {}
-
-    def tensors(self, file: Path) -> Mapping[str, Tensor]:
-        """The tensors of a chunk; on the float path its states are those of float sampling."""
-        if file not in self._tensors:
-            tensors = load_file(file)
-            aliases = {f"float_{name}": tensor for name, tensor in tensors.items() if not name.startswith("float_")}
-            self._tensors[file] = aliases | tensors
-        return self._tensors[file]
-
-    def forget(self, folder: Path) -> None:
-        """Close the files of a folder, whose room on the disk is free again when it is removed."""
-        self._tensors = {file: tensors for file, tensors in self._tensors.items() if file.parent != folder}
-
-
-def _past_tensors(past: Sequence[Tensor], name: str) -> dict[str, Tensor]:
-    """The earlier predictions of x_0 under name/0, name/1, the latest first."""
-    return {f"{name}/{j}": x_0.clone() for j, x_0 in enumerate(past)}
-
-
-def _past(tensors: Mapping[str, Tensor], name: str) -> tuple[Tensor, ...]:
-    """The predictions that `_past_tensors` named."""
-    return tuple(tensors[key] for key in sorted(key for key in tensors if key.startswith(f"{name}/")))

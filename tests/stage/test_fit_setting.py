@@ -55,3 +55,11 @@ def test_maps_fitted_to_amplified_noise_are_pointed_out(
     images = ["noise.images=16", "trial.images=8"]
     make(*model, *images, *f"correction={correction}".split(), f"noise.guidance={fitted_at}", "goal=fit")
     assert ("compare noise.guidance=1.5" in capsys.readouterr().out) == is_said
+
+
+def test_a_map_of_the_image_is_fitted_at_the_guidance_of_the_images_alone(make, tiny_model_folder):
+    words = [f"model.path={tiny_model_folder(classes=4)}", *LABELS, "condition.guidance.scale=2", "goal=fit"]
+    words += ["correction=matched", "correction.last_step=image", "noise.images=16"]
+    make(*words, "noise.guidance=2")
+    with pytest.raises(ValueError, match="set last_step=output or noise.guidance=null"):
+        make(*words, "noise.guidance=1.5")

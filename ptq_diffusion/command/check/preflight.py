@@ -17,7 +17,7 @@ from ptq_diffusion.command.check.quantization import check_calibration, check_qu
 from ptq_diffusion.command.check.training import check_training
 from ptq_diffusion.command.plan.case import Case, OutlineShop
 from ptq_diffusion.command.plan.one_row import quantized_by_one_row
-from ptq_diffusion.correction import Auto, Correction, Reads, Rescaled
+from ptq_diffusion.correction import Auto, Correction, Reads
 from ptq_diffusion.correction.contract import Requirements
 from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
 from ptq_diffusion.correction.pipeline.pipeline_folder import require_guides
@@ -199,7 +199,9 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     correction.check_inputs([observations.form(site.name) for site in model.sites() if site.weighted])
     if cfg.noise.steps is not None:
         correction.check_carried(steps)
-    if cfg.noise.guidance is None and cfg.condition.guidance.scale >= AMPLIFYING and _fits_maps(correction):
+    if with_own_guidance(cfg).noise.guidance is not None:
+        correction.check_other_guidance()
+    elif cfg.condition.guidance.scale >= AMPLIFYING and _fits_maps(correction):
         shop.runtime.say(
             f"noise: fitted at guidance {cfg.condition.guidance.scale:g}, which amplifies the noise that output maps "
             "are fitted to; compare noise.guidance=1.5, which regains more on cifar10_ldm (experiments/guidance)"
@@ -209,7 +211,7 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
 def _fits_maps(correction: Auto | Correction[Any]) -> bool:
     """Whether a correction, or a candidate of a choice, fits maps of the output along a path; layers alone are none."""
     corrections = correction.candidates.values() if isinstance(correction, Auto) else [correction]
-    return any(one.reads is not Reads.MOMENTS and not isinstance(one, Rescaled) for one in corrections)
+    return any(one.reads is not Reads.MOMENTS and one.maps_output for one in corrections)
 
 
 def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:

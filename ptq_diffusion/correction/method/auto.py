@@ -150,6 +150,9 @@ class Auto(Requirements):
     def check_carried(self, steps: Table) -> None:
         self._check_all(lambda candidate: candidate.check_carried(steps))
 
+    def check_other_guidance(self) -> None:
+        self._check_all(lambda candidate: candidate.check_other_guidance())
+
     def _check_all(self, check: Callable[[Correction[Any]], None]) -> None:
         refused: dict[str, list[str]] = {}
         for name, candidate in self.candidates.items():

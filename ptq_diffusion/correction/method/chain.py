@@ -40,7 +40,7 @@ class Chain(Correction[PathEvidence]):
         self.reads, self.keeps_sigma = first.reads, last.keeps_sigma
         self.looks_ahead, self.keeps_outputs = first.looks_ahead, first.keeps_outputs
         self.images_for_rescaling, self.images_with_m = first.images_for_rescaling, last.images_with_m
-        self.has_halves = first.has_halves
+        self.has_halves, self.maps_output = first.has_halves, any(link.maps_output for link in links.values())
 
     def check(self, steps: Table) -> None:
         self._check_all(lambda link: link.check(steps))
@@ -53,6 +53,9 @@ class Chain(Correction[PathEvidence]):
 
     def check_carried(self, steps: Table) -> None:
         self._check_all(lambda link: link.check_carried(steps))
+
+    def check_other_guidance(self) -> None:
+        self._check_all(lambda link: link.check_other_guidance())
 
     def _check_all(self, check: Callable[[Correction[PathEvidence]], None]) -> None:
         for name, link in self.links.items():

@@ -78,6 +78,14 @@ class Matched(Correction[PathEvidence]):
                 "last_step=output or noise.steps=null"
             )
 
+    def check_other_guidance(self) -> None:
+        if self.last_step == "image":
+            raise ValueError(
+                "expected a last step that matches the output where noise.guidance is another scale than that of the "
+                "images, got last_step=image, which would give them the spectrum of images of that scale; set "
+                "last_step=output or noise.guidance=null"
+            )
+
     def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002
         return Additions(len(steps) * Spectral.macs_of(shape))
 

@@ -70,6 +70,8 @@ class Rescaled(Correction[PathEvidence]):
             computes a layer several times.
     """
 
+    maps_output = False
+
     def __init__(
         self,
         range_search: RangeSearch | None,
