@@ -128,10 +128,8 @@ class Beginning(Options):
     path: str | None
 
 
-class Training(BaseModel):
-    """Options that every training has; others are its stage's."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
+class Training(Options):
+    """Options that every training has, and those that one kind of training reads."""
 
     seed: NonNegativeInt
     steps: PositiveInt
@@ -140,7 +138,18 @@ class Training(BaseModel):
     cooldown: PositiveInt
     precision: str
     checkpoint_every: PositiveInt
+    network: Part
+    optimizer: Part
     init_from: Beginning = Beginning(path=None)
+    scheduler: Part | None = None
+    objective: Part | None = None
+    augmentation: Part | None = None
+    ema_decay: FiniteFloat | None = None
+    mirrored: bool | None = None
+    unlabelled_share: FiniteFloat | None = None
+    edge_weight: FiniteFloat | None = None
+    kl_weight: FiniteFloat | None = None
+    label_smoothing: FiniteFloat | None = None
 
 
 class Experiment(Options):
@@ -248,5 +257,7 @@ def _names() -> list[str]:
         "judging": Judging,
         "onnx": Onnx,
         "runtime": Running,
+        "training": Training,
+        "autoencoder": Training,
     }
     return [*Experiment.model_fields, *(f"{part}.{name}" for part in parts for name in parts[part].model_fields)]

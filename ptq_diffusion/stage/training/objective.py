@@ -22,6 +22,10 @@ class Noised(NamedTuple):
     weight: Tensor
 
 
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+"""The prediction types of a process of betas."""
+
+
 class Objective(ABC):
     """A forward process with the times, the target and the weights of a training.
 
@@ -51,7 +55,7 @@ class MinSnr(Objective):
         scheduler: the process, of betas, and the prediction type.
 
     Raises:
-        ValueError: the scheduler is of flow matching, or the clamp is not positive.
+        ValueError: the scheduler is of flow matching or of another prediction type, or the clamp is not positive.
     """
 
     def __init__(self, gamma: float, scheduler: DDPMScheduler | DDIMScheduler) -> None:
@@ -60,6 +64,10 @@ class MinSnr(Objective):
                 "expected the scheduler of a process of betas, such as DDPMScheduler, got FlowMatchEulerDiscrete"
                 "Scheduler, which training.objective FlowMatching is for; change training.scheduler or "
                 "training.objective"
+            )
+        if (kind := scheduler.config.prediction_type) not in PREDICTIONS:
+            raise ValueError(
+                f"expected training.scheduler.prediction_type of {', '.join(PREDICTIONS)}, got {kind!r}; change it"
             )
         if not gamma > 0:
             raise ValueError(f"expected training.objective.gamma > 0, got {gamma}; change it")
@@ -77,9 +85,7 @@ class MinSnr(Objective):
             return Noised(x_t, noise, clamped / snr)
         if kind == "v_prediction":
             return Noised(x_t, self.scheduler.get_velocity(x_0, noise, t), clamped / (snr + 1))
-        if kind == "sample":
-            return Noised(x_t, x_0, clamped)
-        raise ValueError(f"expected prediction_type epsilon, v_prediction or sample, got {kind!r}")
+        return Noised(x_t, x_0, clamped)
 
 
 class FlowMatching(Objective):

@@ -94,6 +94,14 @@ WORDS = {
         "experiment=train_denoiser data.folder=/nowhere training.snr_gamma=5",
         "'training.snr_gamma'; it is training.objective.gamma today",
     ),
+    "an option of no training": (
+        "experiment=train_denoiser data.folder=/nowhere +training.gamma=5",
+        "'training.gamma', which nothing reads",
+    ),
+    "an option of an earlier version, added": (
+        "experiment=train_denoiser data.folder=/nowhere +training.snr_gamma=5",
+        "'training.snr_gamma'",
+    ),
     "a name with a slash": ("name=../elsewhere", "below outputs/runs"),
     "a name that climbs": ("name=..", "name of a folder"),
     "an accelerator that is none": ("runtime.accelerator=warp", "auto, cpu, gpu"),

@@ -47,6 +47,10 @@ REFUSED = {
         + ["+training.objective.uniform_share=0.0"],
         "^expected the scheduler of flow matching",
     ),
+    "a prediction of nothing known": (
+        [PIXELS, "training.scheduler.prediction_type=foo"],
+        "^expected training.scheduler.prediction_type of epsilon, v_prediction, sample, got 'foo'",
+    ),
     "options that diffusers refuses": (
         [LATENT, "training.network.unet.block_out_channels=[8]"],
         "^expected training.network of options that fit each other, got an error",
