@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import Rescaled
+from ptq_diffusion.correction.path_state import PathState
 from ptq_diffusion.engine.chunks import read_chunks
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.store import Store
@@ -59,7 +60,9 @@ def told(name: str, network: Denoiser, table: Table, path: list[Visit]) -> str:
 def rescaled(model: Denoiser, quantized: QuantizedDenoiser, table: Table, states: Tensor) -> QuantizedDenoiser:
     """The network with layers rescaled at every step."""
     correction = Rescaled(None, images=CALIBRATION)
-    return quantized.rescaled([correction.rescalings(model, quantized, states[s.i], None, s)[0] for s in table])
+    return quantized.rescaled(
+        [correction.rescalings(model, quantized, PathState(states[s.i], s, None))[0] for s in table]
+    )
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.correction import FoldedLayer, PairedBatch, PathEvidence, StepCorrection, fold
+from ptq_diffusion.correction.path_state import PathState
 from ptq_diffusion.correction.repair.repair import Repair
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.memory.allocator import keep_freed_memory
@@ -44,7 +45,7 @@ def composed(*overrides: str) -> DictConfig:
 def fitted(name: str, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, step: Step) -> StepCorrection:
     """One step's repairs; what they cost does not depend on how well they were fitted."""
     correction = construct(composed(f"correction={name}").correction)
-    rescalings, m = correction.rescalings(model, quantized, x_t, None, step)
+    rescalings, m = correction.rescalings(model, quantized, PathState(x_t, step, None))
     q, features, _ = quantized.at(step.i, rescalings).predict(x_t, step)
     assert features is not None
     evidence = PathEvidence([PairedBatch(0, q, x_t, features, m, x_t, m)])

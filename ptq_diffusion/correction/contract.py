@@ -3,14 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from torch import Tensor
 
 from ptq_diffusion.bitwidth.additions import Additions
 from ptq_diffusion.correction.evidence import MomentEvidence, PathEvidence
 from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, absorbing
-from ptq_diffusion.model import Condition, Denoiser
+from ptq_diffusion.correction.path_state import PathState
+from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
 from ptq_diffusion.quantizer import NO_SHIFT, Form, Shift
 from ptq_diffusion.sampler.step import Step
@@ -19,20 +20,6 @@ from ptq_diffusion.sampler.table import Table
 Evidence = TypeVar("Evidence", MomentEvidence, PathEvidence)
 """Evidence of one step: moments, or images along a path."""
 PathName = Literal["float", "corrected"]
-
-
-class PathState(NamedTuple):
-    """The states of some images at a step of float sampling.
-
-    Args:
-        x_t: (B, C, H, W).
-        condition: theirs.
-        step: the row of the table.
-    """
-
-    x_t: Tensor
-    condition: Condition | None
-    step: Step
 
 
 class Reads(Enum):
@@ -172,9 +159,7 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         self,
         model: Denoiser,
         quantized: QuantizedDenoiser,  # noqa: ARG002
-        x_t: Tensor,
-        condition: Condition | None,
-        step: Step,
+        state: PathState,
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
         """Scales that layers compute with at a step, chosen before the step is fitted; and m on x_t.
 
@@ -183,19 +168,15 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         Args:
             model: the float model.
             quantized: the quantized one.
-            x_t: states on the path, (B, C, H, W), of the first `images_for_rescaling` images.
-            condition: theirs.
-            step: the row of the table.
+            state: on the path, of the first `images_for_rescaling` images.
         """
-        return {}, model.predict(x_t, step, condition).m
+        return {}, model.predict(*state).m
 
     def tell_targets(
         self,
         model: Denoiser,
         quantized: QuantizedDenoiser,
-        x_t: Tensor,
-        condition: Condition | None,
-        step: Step,
+        state: PathState,
         tell: Callable[[str, Any], None],
     ) -> None:
         """Tell all that `rescalings_told` asks for, each as soon as it is known: what needs no rescaled layer.
@@ -203,9 +184,7 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         Args:
             model: as `rescalings` has it, and so are those behind it.
             quantized: the quantized network.
-            x_t: states.
-            condition: theirs.
-            step: the row of the table.
+            state: on the path.
             tell: takes a name and a value, whose tensors are on the CPU.
         """
         raise NotImplementedError(f"expected a correction whose rescalings have halves, got {type(self).__name__}")
@@ -214,18 +193,14 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         self,
         told: Callable[[str], Any],
         quantized: QuantizedDenoiser,
-        x_t: Tensor,
-        condition: Condition | None,
-        step: Step,
+        state: PathState,
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
         """The `rescalings`, from what `tell_targets` tells on the same states.
 
         Args:
             told: from a name to its value.
-            quantized: as `rescalings` has it, and so are those behind it.
-            x_t: states.
-            condition: theirs.
-            step: the row of the table.
+            quantized: as `rescalings` has it, and so is the state.
+            state: on the path.
         """
         raise NotImplementedError(f"expected a correction whose rescalings have halves, got {type(self).__name__}")
 

@@ -8,11 +8,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ptq_diffusion.model import Condition
+from ptq_diffusion.correction.path_state import PathState
 from ptq_diffusion.network import InputGrid, QuantizedDenoiser, Rescaling, Simulated, regridding, watching
 from ptq_diffusion.network.gain import Comparison, Target
 from ptq_diffusion.quantizer import NO_SHIFT, RangeSearch, Shift
-from ptq_diffusion.sampler.step import Step
 
 
 class Order(ABC):
@@ -140,12 +139,7 @@ class LayerRules:
 
 
 def rescalings_towards(
-    targets: Mapping[str, Target],
-    quantized: QuantizedDenoiser,
-    x_t: Tensor,
-    condition: Condition | None,
-    step: Step,
-    rules: LayerRules,
+    targets: Mapping[str, Target], quantized: QuantizedDenoiser, state: PathState, rules: LayerRules
 ) -> tuple[Mapping[str, Rescaling], Mapping[str, Comparison]]:
     """Rescalings of layers towards targets on these states, layer by layer in one forward; and the comparisons.
 
@@ -169,9 +163,9 @@ def rescalings_towards(
 
     with ExitStack() as stack:
         if rules.range_search:
-            stack.enter_context(regridding(layers, rules.range_search, step.i, grids, rules.shift))
+            stack.enter_context(regridding(layers, rules.range_search, state.step.i, grids, rules.shift))
         stack.enter_context(watching(quantized.network, targets, match))
-        quantized.predict(x_t, step, condition)
+        quantized.predict(*state)
     whole = {name: replace(rescaling, input_grid=grids.get(name)) for name, rescaling in rescalings.items()}
     return whole, comparisons
 

@@ -21,10 +21,11 @@ from ptq_diffusion.correction import (
     StepCorrection,
 )
 from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
+from ptq_diffusion.correction.path_state import PathState
 from ptq_diffusion.engine.chunks import Chunk
 from ptq_diffusion.engine.runtime import track
 from ptq_diffusion.engine.synchronisation import receiving, send_all, synchronised
-from ptq_diffusion.model import Condition, Denoiser
+from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
 from ptq_diffusion.network.rescaling import named, of_named
@@ -142,27 +143,24 @@ class PathFit:
         shared = fabric.world_size > 1 and correction.has_halves
         if fabric.global_rank > int(shared):
             return
+        state = self._first_states(step, fabric.device)
         if fabric.global_rank == 1:
-            send_all(
-                0, lambda tell: correction.tell_targets(self.model, *self._first_states(step, fabric.device), tell)
-            )
+            send_all(0, lambda tell: correction.tell_targets(self.model, self.quantized, state, tell))
             return
         if shared:
             with receiving(1) as told:
-                rescalings, m = correction.rescalings_told(told, *self._first_states(step, fabric.device))
+                rescalings, m = correction.rescalings_told(told, self.quantized, state)
         else:
-            rescalings, m = correction.rescalings(self.model, *self._first_states(step, fabric.device))
+            rescalings, m = correction.rescalings(self.model, self.quantized, state)
         write_tensors(file, named(rescalings) | {"m": m})
 
-    def _first_states(
-        self, step: Step, device: torch.device
-    ) -> tuple[QuantizedDenoiser, Tensor, Condition | None, Step]:
-        """The quantized network and the states on the path that layers are rescaled on."""
+    def _first_states(self, step: Step, device: torch.device) -> PathState:
+        """The states on the path that layers are rescaled on."""
         count = self.correction.images_for_rescaling
         chunks_ahead = [chunk for chunk in self.images if chunk.first < count]
         self._ahead = {chunk: self._states(chunk, step, device) for chunk in chunks_ahead}
         y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in chunks_ahead])[:count]
-        return self.quantized, y_t, rows_of(self.source.condition(chunks_ahead, device), slice(len(y_t))), step
+        return PathState(y_t, step, rows_of(self.source.condition(chunks_ahead, device), slice(len(y_t))))
 
     def _rescalings(self, step: Step) -> tuple[Mapping[str, Rescaling], Tensor]:
         """The layers' rescalings at a step, and m of the images that they are told from."""

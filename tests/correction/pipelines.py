@@ -15,7 +15,7 @@ from ptq_diffusion.correction import (
     Reads,
     fit_moments,
 )
-from ptq_diffusion.correction.contract import PathState
+from ptq_diffusion.correction.path_state import PathState
 from ptq_diffusion.model import Pixels
 from ptq_diffusion.numeric.seed import SampleNoise, generator
 from ptq_diffusion.sampler import sample
@@ -45,7 +45,7 @@ def fitted(name, steps, pair, condition=None):
     model, quantized = pair
     correction = WITH_SHIFTED[name]
     if correction.reads is not Reads.MOMENTS:
-        path = [PathState(states(model, step.i), condition, step) for step in steps]
+        path = [PathState(states(model, step.i), step, condition) for step in steps]
         correction = correction.ahead(model, quantized, path)
         return FittedCorrection(steps, [fitted_step(correction, step, model, quantized, condition) for step in steps])
     seen = []
@@ -59,7 +59,7 @@ def fitted(name, steps, pair, condition=None):
 def fitted_step(correction, step, model, quantized, condition):
     """One step of a correction along a path."""
     x = states(model, step.i)
-    rescalings, m = correction.rescalings(model, quantized, x, condition, step)
+    rescalings, m = correction.rescalings(model, quantized, PathState(x, step, condition))
     q, features, _ = quantized.at(step.i, rescalings).predict(x, step, condition)
     past = tuple(states(model, step.i + 1 + j) for j in range(len(step.c_0) - 1))
     batch = PairedBatch(0, q, x, features, m, x, m, past=past, float_past=past)

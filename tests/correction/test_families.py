@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ptq_diffusion.correction import Fingerprint, NoiseStatistics, PairedBatch, PathEvidence, Reads, fit_moments
+from ptq_diffusion.correction.path_state import PathState
 from ptq_diffusion.model import Condition, Guided
 from ptq_diffusion.sampler import DDIM
 from tests.correction.presets import CORRECTIONS
@@ -75,7 +76,7 @@ def test_a_readout_of_tokens_explains_what_their_own_readout_lost(network):
 def test_rescaled_layers_bring_the_output_nearer(network):
     """Those of text encoders' tokens and of time embeddings too, whatever their shapes."""
     model, quantized, x, condition, m, q, _ = network
-    rescalings, said = CORRECTIONS["rescaled"].rescalings(model, quantized, x, condition, STEP)
+    rescalings, said = CORRECTIONS["rescaled"].rescalings(model, quantized, PathState(x, STEP, condition))
     assert torch.equal(said, m)
     rescaled = quantized.at(STEP.i, rescalings).predict(x, STEP, condition).m
     assert error(rescaled, m) < error(q, m) if rescalings else torch.equal(rescaled, q)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ptq_diffusion.correction import AtOnce, Chain, EachStep, InSequence, Matched, PooledSteps, Rescaled
-from ptq_diffusion.correction.contract import PathState
 from ptq_diffusion.correction.layer_rules import LayerRules, rescalings_towards
+from ptq_diffusion.correction.path_state import PathState
 from ptq_diffusion.network import DeviationRatio, LeastSquares, watching
 from ptq_diffusion.quantizer import LpSearch
 from tests.correction.pipelines import states
@@ -23,7 +23,7 @@ def rescaled(gain, order, steps, range_search=None):
 
 
 def path(model, times=TIMES):
-    return [PathState(states(model, i)[:16], None, at(t, i)) for i, t in enumerate(times)]
+    return [PathState(states(model, i)[:16], at(t, i), None) for i, t in enumerate(times)]
 
 
 def three_of_four(x):
@@ -44,7 +44,7 @@ def targets_of(pair, gain, x, step=STEP):
 
 def towards(pair, targets, x, order, range_search=None):
     with torch.no_grad():
-        return rescalings_towards(targets, pair[1], x, None, STEP, LayerRules(range_search, order=order))[0]
+        return rescalings_towards(targets, pair[1], PathState(x, STEP, None), LayerRules(range_search, order=order))[0]
 
 
 def assert_same(ours, theirs):
@@ -82,7 +82,7 @@ def chosen(pair, correction, state):
     x = three_of_four(state.x_t)
     with torch.no_grad():
         targets = targets_of(pair, correction.gain, x, state.step)
-        return rescalings_towards(targets, pair[1], x, None, state.step, correction.rules)[0]
+        return rescalings_towards(targets, pair[1], PathState(x, state.step, None), correction.rules)[0]
 
 
 @every_gain
@@ -90,7 +90,7 @@ def chosen(pair, correction, state):
 @torch.no_grad()
 def test_pooled_over_one_step_is_each(gain, order, pair):
     x, search = states(pair[0], 0)[:8], LpSearch(2.0, 20)
-    network = targets_of(pair, gain, x), pair[1], x, None, STEP
+    network = targets_of(pair, gain, x), pair[1], PathState(x, STEP, None)
     each, comparisons = rescalings_towards(*network, LayerRules(search, order=order))
     informed = PooledSteps().informed([comparisons])
     assert_same(rescalings_towards(*network, LayerRules(search, order=order, steps=informed))[0], each)
@@ -119,9 +119,9 @@ def test_a_chain_looks_ahead_with_its_first_link_and_is_not_changed(pair):
     assert chain.looks_ahead and not chain.keeps_outputs
     informed, alone = (one.ahead(*pair, path(pair[0])) for one in (chain, links["rescaled"]))
     x, step = states(pair[0], 5)[:16], at(300.0)
-    assert_same(*(one.rescalings(*pair, x, None, step)[0] for one in (informed, alone)))
+    assert_same(*(one.rescalings(*pair, PathState(x, step, None))[0] for one in (informed, alone)))
     with pytest.raises(RuntimeError, match="expected pooled steps to be compared .* call ahead"):
-        chain.rescalings(*pair, x, None, step)
+        chain.rescalings(*pair, PathState(x, step, None))
 
 
 def test_who_does_not_look_ahead_asks_nothing(pair):

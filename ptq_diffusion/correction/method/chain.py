@@ -8,11 +8,12 @@ from typing import Any, Self
 from torch import Tensor
 
 from ptq_diffusion.bitwidth.additions import Additions
-from ptq_diffusion.correction.contract import Correction, PathState, Reads
+from ptq_diffusion.correction.contract import Correction, Reads
 from ptq_diffusion.correction.evidence import PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measurement import StepMeasurement
-from ptq_diffusion.model import Condition, Denoiser
+from ptq_diffusion.correction.path_state import PathState
+from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
 from ptq_diffusion.quantizer import Form
 from ptq_diffusion.sampler.step import Step
@@ -75,30 +76,24 @@ class Chain(Correction[PathEvidence]):
         return chain
 
     def rescalings(
-        self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, condition: Condition | None, step: Step
+        self, model: Denoiser, quantized: QuantizedDenoiser, state: PathState
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
-        return next(iter(self.links.values())).rescalings(model, quantized, x_t, condition, step)
+        return self._first.rescalings(model, quantized, state)
 
     def tell_targets(
-        self,
-        model: Denoiser,
-        quantized: QuantizedDenoiser,
-        x_t: Tensor,
-        condition: Condition | None,
-        step: Step,
-        tell: Callable[[str, Any], None],
+        self, model: Denoiser, quantized: QuantizedDenoiser, state: PathState, tell: Callable[[str, Any], None]
     ) -> None:
-        next(iter(self.links.values())).tell_targets(model, quantized, x_t, condition, step, tell)
+        self._first.tell_targets(model, quantized, state, tell)
 
     def rescalings_told(
-        self,
-        told: Callable[[str], Any],
-        quantized: QuantizedDenoiser,
-        x_t: Tensor,
-        condition: Condition | None,
-        step: Step,
+        self, told: Callable[[str], Any], quantized: QuantizedDenoiser, state: PathState
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
-        return next(iter(self.links.values())).rescalings_told(told, quantized, x_t, condition, step)
+        return self._first.rescalings_told(told, quantized, state)
+
+    @property
+    def _first(self) -> Correction[PathEvidence]:
+        """The link that may rescale layers."""
+        return next(iter(self.links.values()))
 
     def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
         corrections: list[StepCorrection] = []

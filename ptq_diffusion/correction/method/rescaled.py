@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.bitwidth.additions import Additions
-from ptq_diffusion.correction.contract import Correction, PathName, PathState, along
+from ptq_diffusion.correction.contract import Correction, PathName, along
 from ptq_diffusion.correction.evidence import PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.layer_rules import (
@@ -23,8 +23,8 @@ from ptq_diffusion.correction.layer_rules import (
     rescalings_towards,
 )
 from ptq_diffusion.correction.measurement import StepMeasurement
-from ptq_diffusion.model import Condition, Denoiser
-from ptq_diffusion.model.condition import rows_of
+from ptq_diffusion.correction.path_state import PathState
+from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling, watching
 from ptq_diffusion.network.gain import DeviationRatio, Gain, Target
 from ptq_diffusion.quantizer import NO_SHIFT, WHOLE, Form, RangeSearch, Shift
@@ -128,62 +128,43 @@ class Rescaled(Correction[PathEvidence]):
             return self
         each_step = replace(self.rules, steps=EACH_STEP)
         comparisons = []
-        for x_t, condition, step in path:
-            fitting = ~_judging(x_t)
+        for state in path:
             targets: dict[str, Target] = {}
-            self._see_targets(model, quantized, (x_t, step, condition), targets.__setitem__)
-            states = x_t[fitting], rows_of(condition, fitting), step
-            comparisons.append(rescalings_towards(targets, quantized, *states, each_step)[1])
+            self._see_targets(model, quantized, state, targets.__setitem__)
+            comparisons.append(rescalings_towards(targets, quantized, state.images(~_judging(state)), each_step)[1])
         correction = copy.copy(self)
         correction.rules = replace(self.rules, steps=self.rules.steps.informed(comparisons))
         return correction
 
     def rescalings(
-        self, model: Denoiser, quantized: QuantizedDenoiser, x_t: Tensor, condition: Condition | None, step: Step
+        self, model: Denoiser, quantized: QuantizedDenoiser, state: PathState
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
         """Rescalings of all layers but the output layer, or none where every fourth image gains nothing; and m."""
         told: dict[str, Any] = {}
-        self.tell_targets(model, quantized, x_t, condition, step, told.__setitem__)
-        return self.rescalings_told(told.__getitem__, quantized, x_t, condition, step)
+        self.tell_targets(model, quantized, state, told.__setitem__)
+        return self.rescalings_told(told.__getitem__, quantized, state)
 
     def tell_targets(
-        self,
-        model: Denoiser,
-        quantized: QuantizedDenoiser,
-        x_t: Tensor,
-        condition: Condition | None,
-        step: Step,
-        tell: Callable[[str, Any], None],
+        self, model: Denoiser, quantized: QuantizedDenoiser, state: PathState, tell: Callable[[str, Any], None]
     ) -> None:
-        m = self._see_targets(model, quantized, (x_t, step, condition), tell)
+        m = self._see_targets(model, quantized, state, tell)
         tell(M, m.cpu())
-        tell(BEFORE, _noise_of_judging(quantized.at(step.i, {}), m, x_t, condition, step))
+        tell(BEFORE, _noise_of_judging(quantized.at(state.step.i, {}), m, state))
 
     def rescalings_told(
-        self,
-        told: Callable[[str], Any],
-        quantized: QuantizedDenoiser,
-        x_t: Tensor,
-        condition: Condition | None,
-        step: Step,
+        self, told: Callable[[str], Any], quantized: QuantizedDenoiser, state: PathState
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
-        fitting, targets = ~_judging(x_t), ToldTargets(quantized.inner_layers(), told)
-        states = x_t[fitting], rows_of(condition, fitting), step
-        rescalings, _ = rescalings_towards(targets, quantized, *states, self.rules)
-        m = told(M).to(x_t.device)
-        after = _noise_of_judging(quantized.at(step.i, rescalings), m, x_t, condition, step)
+        targets = ToldTargets(quantized.inner_layers(), told)
+        rescalings, _ = rescalings_towards(targets, quantized, state.images(~_judging(state)), self.rules)
+        m = told(M).to(state.x_t.device)
+        after = _noise_of_judging(quantized.at(state.step.i, rescalings), m, state)
         return (rescalings if after < told(BEFORE) else {}), m
 
     def _see_targets(
-        self,
-        model: Denoiser,
-        quantized: QuantizedDenoiser,
-        states: tuple[Tensor, Step, Condition | None],
-        tell: Callable[[str, Target], None],
+        self, model: Denoiser, quantized: QuantizedDenoiser, state: PathState, tell: Callable[[str, Target], None]
     ) -> Tensor:
         """Tell the targets of all layers but the output layer, from the images that are fitted on; m of all images."""
-        x_t, step, _ = states
-        layers, rows = quantized.inner_layers(), model.rows(~_judging(x_t), step)
+        layers, rows = quantized.inner_layers(), model.rows(~_judging(state), state.step)
         targets: dict[str, Target] = {}
 
         def see(name: str, output: Tensor) -> None:
@@ -196,21 +177,19 @@ class Rescaled(Correction[PathEvidence]):
             tell(name, target)
 
         with watching(model.network, layers, see):
-            return model.predict(*states).m
+            return model.predict(*state).m
 
     def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
         return StepMeasurement.of(evidence.paired, (), step).correction(step.sigma)
 
 
-def _judging(x_t: Tensor) -> Tensor:
+def _judging(state: PathState) -> Tensor:
     """The marks of every fourth image, which no layer is fitted on, (B,) bool."""
-    return torch.arange(len(x_t)) % 4 == 3
+    return torch.arange(len(state.x_t)) % 4 == 3
 
 
-def _noise_of_judging(
-    quantized: QuantizedDenoiser, m: Tensor, x_t: Tensor, condition: Condition | None, step: Step
-) -> float:
+def _noise_of_judging(quantized: QuantizedDenoiser, m: Tensor, state: PathState) -> float:
     """The squared noise of a network on the images that no layer is fitted on."""
-    judging = _judging(x_t)
-    noise = quantized.predict(x_t[judging], step, rows_of(condition, judging)).m - m[judging]
+    judging = _judging(state)
+    noise = quantized.predict(*state.images(judging)).m - m[judging]
     return float(noise.cpu().double().square().sum())

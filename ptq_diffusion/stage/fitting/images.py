@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.contract import PathState
+from ptq_diffusion.correction.path_state import PathState
 from ptq_diffusion.engine.chunks import Chunk
 from ptq_diffusion.engine.conditions import ConditionSource
 from ptq_diffusion.model import Condition
@@ -59,7 +59,7 @@ class Images:
                 m, variance = before.parted(self.float_m(chunk, before).to(device), shape[0])
                 states[chunk] = before.advance(states[chunk], m, before.spread(variance), z)
             x_t = torch.cat([states[chunk].x[: chunk.count] for chunk in chunks])[:count]
-            yield PathState(x_t, condition, step)
+            yield PathState(x_t, step, condition)
 
 
 class ReplayedNoise:

@@ -5,6 +5,7 @@ import torch
 
 from ptq_diffusion.correction import PTQD, Chain, Matched, PairedBatch, PathEvidence, Regression, Rescaled
 from ptq_diffusion.correction.evidence import PathBatch
+from ptq_diffusion.correction.path_state import PathState
 from tests.correction.batches import split
 from tests.correction.filtered import OPTIONS, STEP, batches, method, planted
 from tests.correction.pipelines import states
@@ -60,7 +61,9 @@ def test_the_layers_of_the_first_link_are_rescaled(pair):
     chain = Chain({"rescaled": RESCALED, "matched": MATCHED})
     x = states(pair[0], 0)[:16]
     with torch.no_grad():
-        (ours, m), (theirs, expected) = (one.rescalings(*pair, x, None, at(300.0)) for one in (chain, RESCALED))
+        (ours, m), (theirs, expected) = (
+            one.rescalings(*pair, PathState(x, at(300.0), None)) for one in (chain, RESCALED)
+        )
     assert ours and ours.keys() == theirs.keys() and torch.equal(m, expected)
     assert all(torch.equal(layer.gain, theirs[name].gain) for name, layer in ours.items())
     assert chain.images_for_rescaling == 64 and chain.reads is RESCALED.reads

@@ -9,6 +9,7 @@ import torch
 from ptq_diffusion.correction import Rescaled
 from ptq_diffusion.correction.layer_rules import LayerRules, rescalings_towards
 from ptq_diffusion.correction.method import rescaled as rescaled_module
+from ptq_diffusion.correction.path_state import PathState
 from ptq_diffusion.model import DiffusersDenoiser, Role
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import (
@@ -78,7 +79,7 @@ def outputs(network, ask, names):
 def test_distorted_scales_and_biases_of_all_layers_are_found(model, distorted):
     x, unseen = states(model, 0)[:32], states(model, 1)[:8]
     with torch.no_grad():
-        found, _ = ALONE.rescalings(model, distorted, x, None, at(300.0))
+        found, _ = ALONE.rescalings(model, distorted, PathState(x, at(300.0), None))
         assert found.keys() == distorted.layers().keys() - {"conv_out"}
         m, q = model.predict(unseen, at(300.0)).m, distorted.predict(unseen, at(300.0)).m
         repaired = distorted.at(0, found).predict(unseen, at(300.0)).m
@@ -92,7 +93,7 @@ def test_a_network_without_noise_has_nothing_to_rescale(rule, model, unquantized
     said = outputs(model.network, lambda: model.predict(x, at(300.0)), unquantized.inner_layers())
     with torch.no_grad():
         targets = {name: rule.target(output, unquantized.layer(name).channels) for name, output in said.items()}
-        found, _ = rescalings_towards(targets, unquantized, x, None, at(300.0), LayerRules(None))
+        found, _ = rescalings_towards(targets, unquantized, PathState(x, at(300.0), None), LayerRules(None))
     assert found.keys() == said.keys()
     for own in found.values():
         assert torch.allclose(own.gain, torch.ones_like(own.gain), atol=1e-5)
@@ -109,7 +110,7 @@ def test_three_of_four_images_are_fitted_and_the_fourth_judges(pair, monkeypatch
 
     monkeypatch.setattr(QuantizedDenoiser, "predict", recorded)
     with torch.no_grad():
-        found, m = ALONE.rescalings(model, quantized, x, None, at(300.0))
+        found, m = ALONE.rescalings(model, quantized, PathState(x, at(300.0), None))
         assert found and torch.equal(m, model.predict(x, at(300.0)).m)
     expected = [(x[3::4], False), (three_of_four(x), False), (x[3::4], True)]
     for (given, used), (wanted, rescales) in zip(asked, expected, strict=True):
@@ -120,7 +121,7 @@ def test_rescaled_layers_have_the_means_and_deviations_of_the_float_ones(pair):
     model, quantized = pair
     x = states(model, 0)[:16]
     with torch.no_grad():
-        found, _ = ALONE.rescalings(model, quantized, x, None, at(300.0))
+        found, _ = ALONE.rescalings(model, quantized, PathState(x, at(300.0), None))
     assert found
     x = three_of_four(x)
     target = outputs(model.network, lambda: model.predict(x, at(300.0)), found)
@@ -170,8 +171,8 @@ def test_a_spread_is_of_channels_wherever_they_are_and_a_rescaling_gives_it(shap
 def test_a_range_search_gives_every_quantized_input_a_grid_and_none_leaves_them(pair):
     x = states(pair[0], 0)[:16]
     with torch.no_grad():
-        plain, _ = ALONE.rescalings(*pair, x, None, at(300.0))
-        found, _ = Rescaled(LpSearch(2.0, 80), 64, "corrected").rescalings(*pair, x, None, at(300.0))
+        plain, _ = ALONE.rescalings(*pair, PathState(x, at(300.0), None))
+        found, _ = Rescaled(LpSearch(2.0, 80), 64, "corrected").rescalings(*pair, PathState(x, at(300.0), None))
     assert all(own.input_grid is None for own in plain.values())
     assert found.keys() == plain.keys() and all(own.input_grid is not None for own in found.values())
 
@@ -181,7 +182,7 @@ def test_a_layer_that_is_computed_twice_is_refused(pair, monkeypatch):
     block = model.network.mid_block
     monkeypatch.setattr(block, "forward", calling(model.network.conv_in, 2 * x, block.forward))
     with torch.no_grad(), pytest.raises(ValueError, match="computes conv_in several times.*correction=matched"):
-        ALONE.rescalings(*pair, x, None, at(300.0))
+        ALONE.rescalings(*pair, PathState(x, at(300.0), None))
 
 
 def calling(layer, x, forward):
@@ -195,16 +196,18 @@ def test_images_that_the_fit_has_not_seen_judge_it(pair):
     apart = 20 * x + 10
     apart[3::4] = x[3::4]
     with torch.no_grad():
-        assert ALONE.rescalings(*pair, x, None, at(300.0))[0]
-        assert ALONE.rescalings(*pair, apart, None, at(300.0))[0] == {}
+        assert ALONE.rescalings(*pair, PathState(x, at(300.0), None))[0]
+        assert ALONE.rescalings(*pair, PathState(apart, at(300.0), None))[0] == {}
 
 
 def test_rescalings_that_make_no_difference_are_left_out(pair, monkeypatch):
     x = states(pair[0], 0)[:16]
     with torch.no_grad():
-        same = {name: own.identity_like() for name, own in ALONE.rescalings(*pair, x, None, at(300.0))[0].items()}
+        same = {
+            name: own.identity_like() for name, own in ALONE.rescalings(*pair, PathState(x, at(300.0), None))[0].items()
+        }
         monkeypatch.setattr(rescaled_module, "rescalings_towards", lambda *words: (same, {}))
-        assert same and ALONE.rescalings(*pair, x, None, at(300.0))[0] == {}
+        assert same and ALONE.rescalings(*pair, PathState(x, at(300.0), None))[0] == {}
 
 
 def test_too_few_images_to_rescale_on_are_refused():
