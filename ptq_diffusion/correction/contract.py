@@ -111,8 +111,8 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         keeps_outputs: whether the float outputs of all layers for these images are kept at once.
         keeps_sigma: whether sigma' is the table's sigma.
         maps_output: whether it maps the output, in which guidance amplifies the noise; rescaled layers do not.
-        has_halves: whether `rescalings` are those of `rescalings_told` with what `tell_targets` tells, which two
-            processes do at the same time.
+        is_divisible: whether `rescalings` is `send_targets` followed by `rescalings_received`, so that one process can
+            run the first while another runs the second on the values that it receives.
     """
 
     reads: Reads
@@ -123,7 +123,7 @@ class Correction(Requirements, ABC, Generic[Evidence]):
     keeps_outputs: bool = False
     keeps_sigma: bool = True
     maps_output: bool = True
-    has_halves: bool = False
+    is_divisible: bool = False
 
     @abstractmethod
     def fit_step(self, evidence: Evidence, step: Step) -> StepCorrection:
@@ -146,7 +146,7 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         return FittedCorrection(steps, absorbing(corrections, steps))
 
     def ahead(self, model: Denoiser, quantized: QuantizedDenoiser, path: Iterable[PathState]) -> Self:  # noqa: ARG002
-        """The correction that knows all steps of float sampling before one is fitted; by default itself, as it is.
+        """The correction after a pass over all steps of float sampling, before any is fitted; by default unchanged.
 
         Args:
             model: the float model.
@@ -172,35 +172,35 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         """
         return {}, model.predict(*state).m
 
-    def tell_targets(
+    def send_targets(
         self,
         model: Denoiser,
         quantized: QuantizedDenoiser,
         state: PathState,
-        tell: Callable[[str, Any], None],
+        send: Callable[[str, Any], None],
     ) -> None:
-        """Tell all that `rescalings_told` asks for, each as soon as it is known: what needs no rescaled layer.
+        """Send all that `rescalings_received` reads, each value as soon as it is known; none needs rescaled layers.
 
         Args:
             model: as `rescalings` has it, and so are those behind it.
             quantized: the quantized network.
             state: on the path.
-            tell: takes a name and a value, whose tensors are on the CPU.
+            send: takes a name and a value, whose tensors are on the CPU.
         """
         raise NotImplementedError(f"expected a correction whose rescalings have halves, got {type(self).__name__}")
 
-    def rescalings_told(
+    def rescalings_received(
         self,
-        told: Callable[[str], Any],
+        received: Callable[[str], Any],
         quantized: QuantizedDenoiser,
         state: PathState,
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
-        """The `rescalings`, from what `tell_targets` tells on the same states.
+        """The `rescalings`, from the values that `send_targets` sends on the same states.
 
         Args:
-            told: from a name to its value.
-            quantized: as `rescalings` has it, and so is the state.
-            state: on the path.
+            received: from a name to its value.
+            quantized: the quantized network.
+            state: that which `send_targets` was given.
         """
         raise NotImplementedError(f"expected a correction whose rescalings have halves, got {type(self).__name__}")
 
@@ -209,8 +209,31 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         return 1.0
 
 
+class JointRequirements(Requirements, ABC):
+    """Requirements of several corrections, each of which is checked."""
+
+    @abstractmethod
+    def _check_all(self, check: Callable[[Correction[Any]], None]) -> None:
+        """Check every correction; the error names those that refuse."""
+
+    def check(self, steps: Table) -> None:
+        self._check_all(lambda one: one.check(steps))
+
+    def check_images(self, images: int, channels: int) -> None:
+        self._check_all(lambda one: one.check_images(images, channels))
+
+    def check_inputs(self, forms: Collection[Form]) -> None:
+        self._check_all(lambda one: one.check_inputs(forms))
+
+    def check_carried(self, steps: Table) -> None:
+        self._check_all(lambda one: one.check_carried(steps))
+
+    def check_other_guidance(self) -> None:
+        self._check_all(lambda one: one.check_other_guidance())
+
+
 def along(path: PathName, images: int | None) -> tuple[Reads, int | None]:
-    """The evidence that lies along a path, and how many of its images have m, from the options that say so.
+    """The attributes `reads` and `images_with_m` of a correction along a path, from its options `path` and `images`.
 
     Raises:
         ValueError: there is no such path, or the number of images is below 2 or has no meaning along it.

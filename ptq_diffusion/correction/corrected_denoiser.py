@@ -15,7 +15,7 @@ Ask = Callable[[Tensor, Step], Output]
 
 
 class CorrectedDenoiser:
-    """m~ of (x_t, step), step after step: the correction's repairs of q - d, with d the bias that was estimated last.
+    """m~, (B, C, H, W), of (x_t, step): the repairs of q - d, with d the latest estimate of the bias of q.
 
     A correction that estimates nothing has d = 0. Where the step's variance is learned, the network's stands behind m~.
 
@@ -38,7 +38,7 @@ class CorrectedDenoiser:
 
 
 def estimated_bias(ask: Ask, x_t: Tensor, q: Tensor, step: Step, noise: Tensor) -> Tensor:
-    """d, (B, C, 1, 1): the mean over pixels of what the network says of x_0 with known noise, less what is known.
+    """d, (B, C, 1, 1): the mean over pixels of q at a noised x_0, less the output that is exact there.
 
     x' = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e with the x_0 that q implies, and d = mean(q(x', t) - m(x_0, e)), where m
     is the native output that gives x_0 at x': e of a network that predicts epsilon.

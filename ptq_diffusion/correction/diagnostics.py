@@ -1,4 +1,4 @@
-"""Diagnostics of the residual beside its variance: is it explained anew, normal, white and fresh?"""
+"""Diagnostics of the residual: held-out R^2, reliability of k, skewness, kurtosis, spatial and step correlation."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -117,7 +117,7 @@ def fit_step_diagnosed(
 def _beside(
     batches: Sequence[PairedBatch], before: tuple[Sequence[PairedBatch], StepCorrection] | None
 ) -> Iterator[tuple[PairedBatch, tuple[PairedBatch, StepCorrection] | None]]:
-    """Every batch with itself at the step before, one pair at a time."""
+    """Every batch, with the batch of the same images and the correction at the step before; None at the first step."""
     for place, batch in enumerate(batches):
         yield batch, (before[0][place], before[1]) if before else None
 

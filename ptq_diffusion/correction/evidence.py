@@ -27,7 +27,7 @@ class MomentEvidence:
 
 @dataclass(frozen=True)
 class PathBatch:
-    """Images at one step of a path, without the float output where they are.
+    """Images at one step of a path, without m, the float output on the states of the path.
 
     Args:
         first: the index of the first image.
@@ -51,7 +51,7 @@ class PathBatch:
     float_past: tuple[Tensor, ...] = field(default=(), kw_only=True)
 
     def half(self, parity: int) -> Self:
-        """The images of even (0) or odd (1) index, of which there may be none, indexed anew among their like."""
+        """The images of even (0) or odd (1) index, maybe none; the image of index i becomes that of index i // 2."""
         offset = (self.first + parity) % 2
         tensors = {name: getattr(self, name)[offset::2] for name in tensor_names(type(self))}
         past, float_past = (tuple(x_0[offset::2] for x_0 in earlier) for earlier in (self.past, self.float_past))
@@ -67,7 +67,7 @@ class PathBatch:
 
 @dataclass(frozen=True)
 class PairedBatch(PathBatch):
-    """Images at one step of a path, with the float output where they are.
+    """Images at one step of a path, with m, the float output on the states of the path.
 
     Args:
         m: the float output on x_t, (B, C, H, W).
@@ -77,7 +77,7 @@ class PairedBatch(PathBatch):
 
 
 def tensor_names(kind: type[PathBatch]) -> list[str]:
-    """The names of what a batch has one tensor of, with a row for every image."""
+    """The names of the fields of a batch that are one tensor, (B, C, H, W) or (B, F, H, W)."""
     return [part.name for part in fields(kind) if part.name not in ("first", "past", "float_past")]
 
 

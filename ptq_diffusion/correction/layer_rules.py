@@ -15,22 +15,22 @@ from ptq_diffusion.quantizer import NO_SHIFT, RangeSearch, Shift
 
 
 class Order(ABC):
-    """A rule for what the layers behind a rescaled one see while they are matched themselves."""
+    """A rule for the output of a rescaled layer that later layers are matched on: rescaled, or as it was."""
 
     @abstractmethod
     def passed_on(self, y: Tensor, rescaled: Tensor) -> Tensor:
-        """The output that the layers behind see, of the quantized one and the rescaled one."""
+        """The output that later layers receive: y, the quantized one, or `rescaled`, both (B, ...)."""
 
 
 class InSequence(Order):
-    """Every layer is matched on what the rescaled ones before it say, which it will meet: no error is inherited."""
+    """Every layer is matched on outputs of rescaled earlier layers, as in sampling, and inherits no error of theirs."""
 
     def passed_on(self, y: Tensor, rescaled: Tensor) -> Tensor:  # noqa: ARG002
         return rescaled
 
 
 class AtOnce(Order):
-    """All layers are matched on what the network without a rescaled layer says; errors before a layer count twice."""
+    """All layers are matched without rescaled ones before them: later ones correct an error of an earlier one again."""
 
     def passed_on(self, y: Tensor, rescaled: Tensor) -> Tensor:  # noqa: ARG002
         return y
@@ -57,14 +57,14 @@ class GainSteps(ABC):
 
 
 class EachStep(GainSteps):
-    """Every step has its own."""
+    """Every step has a gain and an offset of its own."""
 
     def rescaling(self, layer: str, comparison: Comparison) -> Rescaling:  # noqa: ARG002
         return comparison.rescaling()
 
 
 class PooledSteps(GainSteps):
-    """One for all steps, from moments over the images of all steps: what a static correction of a layer can have.
+    """One gain and one offset for all steps, from moments over the images of all steps: a static correction of a layer.
 
     The moments are of float sampling, each step's behind layers that are rescaled by its own.
     """
@@ -94,19 +94,19 @@ class SharedGains(GainSteps):
         return self.rescalings[layer]
 
 
-class ToldTargets(Mapping[str, Target]):
-    """Targets that are told one after the other, by another process perhaps, each when it is asked for.
+class LazyTargets(Mapping[str, Target]):
+    """Targets by layer name, each looked up when it is read, perhaps received from another process then.
 
     Args:
         layers: their names.
-        told: from a name to the target, which it may wait for.
+        received: from a name to the target, which it may wait for.
     """
 
-    def __init__(self, layers: Collection[str], told: Callable[[str], Target]) -> None:
-        self._layers, self._told = layers, told
+    def __init__(self, layers: Collection[str], received: Callable[[str], Target]) -> None:
+        self._layers, self._received = layers, received
 
     def __getitem__(self, name: str) -> Target:
-        return self._told(name)
+        return self._received(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._layers
@@ -171,7 +171,7 @@ def rescalings_towards(
 
 
 def require_once(name: str, same: bool) -> None:
-    """Refuse a layer that is computed several times, but anew on the same, as in a DiT."""
+    """Refuse a layer that a forward computes several times, unless each time with the same result, as in a DiT."""
     if not same:
         raise ValueError(
             f"expected a network that computes every layer once, this one computes {name} several times, which one "

@@ -68,19 +68,9 @@ class StepMeasurement:
     def _report(self, sigma: float, residual: Residual) -> StepReport:
         _, covariance, variance_of_m = self.before.pooled()
         k = covariance / variance_of_m if variance_of_m > 0 else 0.0
-        remainder, power = self.after.noise_power, self.before.noise_power
-        return StepReport(
-            t=self.step.t,
-            k=k,
-            bias=float((self.before.mean_noise - k * self.before.mean_m).square().mean().sqrt()),
-            variance=residual.variance,
-            sigma=self.step.sigma,
-            sigma_used=sigma,
-            r2=1 - remainder / power if power > 0 else 1.0,
-            budget=residual.budget(self.step),
-            snr_q=self.before.snr,
-            snr_f=self.step.snr,
-        )
+        bias = self.before.mean_noise - k * self.before.mean_m
+        budget, unexplained = residual.budget(self.step), self.after.noise_power
+        return StepReport.of(self.step, self.before, k, bias, residual.variance, unexplained, sigma, budget)
 
 
 def require_variance(variance: Variance) -> None:

@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from ptq_diffusion.correction.noise.moments import StepMoments
+from ptq_diffusion.sampler.step import Step
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -16,7 +21,8 @@ class StepReport:
 
     Args:
         t: the time.
-        k: the correlation coefficient: the one in use, or the noise's own where the correction has no such term.
+        k: the coefficient of m in D = k m + mu + r, a slope, although PTQD calls it a correlation coefficient: the one
+            in use, or the noise's own, Cov(D, m) / Var m, where the correction has no such term.
         bias: the root mean square over channels of the bias, likewise.
         variance: v, the residual's variance.
         sigma: the noise scale of the step's table; of a learned variance, here and below, the lower end.
@@ -24,8 +30,8 @@ class StepReport:
         r2: 1 - E|residual|^2 / E|D|^2, the share of the noise that the correction explains.
         budget: the share of sigma^2 that the residual takes, above 1 where sigma^2 cannot absorb it; None where the
             sampler adds no noise.
-        snr_q: signal-to-noise ratio of the quantized output.
-        snr_f: of the forward process.
+        snr_q: signal-to-noise ratio of the quantized output, E|m|^2 / E|D|^2, of powers and not in dB.
+        snr_f: that of the forward process.
         r2_held_out: R^2 on the samples of odd index of a fit on those of even index; well below r2 where there are too
             few samples. Of a regression, used or left out, and of a chain that has one: each half
             of the samples from the other, before matching.
@@ -54,3 +60,41 @@ class StepReport:
     kurtosis: float | None = None
     neighbour_correlation: float | None = None
     step_correlation: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        step: Step,
+        moments: StepMoments,
+        k: float,
+        bias: Tensor,
+        variance: float,
+        unexplained: float,
+        sigma_used: float,
+        budget: float | None,
+    ) -> "StepReport":
+        """The report of a step without diagnostics.
+
+        Args:
+            step: the row of the table.
+            moments: of the noise before the repairs.
+            k: see the field.
+            bias: of every channel, (C,).
+            variance: of the residual.
+            unexplained: E|residual|^2, averaged over channels.
+            sigma_used: sigma'.
+            budget: see the field.
+        """
+        power = moments.noise_power
+        return cls(
+            t=step.t,
+            k=k,
+            bias=float(bias.square().mean().sqrt()),
+            variance=variance,
+            sigma=step.sigma,
+            sigma_used=sigma_used,
+            r2=1 - unexplained / power if power > 0 else 1.0,
+            budget=budget,
+            snr_q=moments.snr,
+            snr_f=step.snr,
+        )

@@ -63,10 +63,9 @@ def require_reach(fit_steps: Table, steps: Table) -> None:
         ValueError: it is of another sampler, prediction or clip, or has times beyond the fitted ones by more than the
             distance to their next.
     """
-    first, last = (
-        fit_steps[0].t + (fit_steps[0].t - fit_steps[min(1, len(fit_steps) - 1)].t),
-        fit_steps[-1].t - (fit_steps[-min(2, len(fit_steps))].t - fit_steps[-1].t),
-    )
+    times = [step.t for step in fit_steps]
+    first = times[0] + (times[0] - times[:2][-1])
+    last = times[-1] - (times[-2:][0] - times[-1])
     if beyond := [step.t for step in steps if not last <= step.t <= first]:
         raise ValueError(
             f"expected times within {last:g} to {first:g}, one spacing beyond those that were fitted, got "
@@ -94,7 +93,7 @@ def _family(table: Table) -> dict[str, object]:
 
 
 def _place(fit_steps: Table, step: Step) -> tuple[int, int, float]:
-    """The rows on both sides of a step, and how far it is from the first to the second; one row where it meets it."""
+    """(low, high, weight): the rows around a step in log-SNR and the weight of `high`; low = high at a row or end."""
     at, here = [_log_snr(row) for row in fit_steps], _log_snr(step)
     high = min(bisect_left(at, here), len(fit_steps) - 1)
     low = high - 1 if high > 0 and here < at[high] else high

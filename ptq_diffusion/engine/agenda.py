@@ -1,4 +1,4 @@
-"""Counts the artefacts of a run, and tells about how long those that are left will take."""
+"""Progress of a run: the number of each artefact among all, and an estimate of the time left."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ class Agenda:
         self._done, self._seconds = 0.0, 0.0
 
     def add(self, efforts: Mapping[Key, float]) -> None:
-        """Artefacts that come behind those of before; one that is among those stays where it is.
+        """Append artefacts; one that is there already keeps its place.
 
         Args:
             efforts: about how much work each is, in any unit; 0 of one that is there already.
@@ -27,7 +27,7 @@ class Agenda:
         return (stage, signature) in self._efforts
 
     def place(self, stage: str, signature: str) -> str:
-        """The place of an artefact, `3 of 9`, with the time left from its beginning to the end once anything tells."""
+        """The place of an artefact, `3 of 9`, with the time left from its start once one artefact has been timed."""
         keys = list(self._efforts)
         place = keys.index((stage, signature))
         left = sum(self._efforts[key] for key in keys[place:])

@@ -1,4 +1,4 @@
-"""Work on samples, chunk by chunk, on any number of devices: what is behind trajectories, noise and images."""
+"""Work on samples, chunk by chunk, on any number of devices, as the stages of trajectories, noise and images do it."""
 
 import time
 from abc import ABC, abstractmethod
@@ -27,6 +27,13 @@ class Chunk:
 
     Every chunk is computed at the full size, so that the last one is bit-identical whatever the number of images; the
     first `count` samples count, the others are padding.
+
+    Args:
+        purpose: of the samples, such as "images"; different purposes have independent noise.
+        seed: the run's seed.
+        first: the index of the first sample within the seed.
+        size: B, samples that are computed, padding included.
+        count: samples that count, at most `size`.
     """
 
     purpose: str

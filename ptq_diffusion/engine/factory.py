@@ -53,7 +53,7 @@ def construct(node: DictConfig, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN4
     try:
         return instantiate(node, *args, _convert_="all", **kwargs)
     except InstantiationException as error:
-        # What the object itself said is clearer than Hydra's account of it, but for the place.
+        # The constructor's own error is clearer than Hydra's, which adds only the place in the configuration.
         cause, place = error.__cause__ or error, PLACE.search(str(error))
     if isinstance(cause, RuntimeError) and str(cause).startswith(OTHER_WEIGHTS):
         text = " ".join(str(cause).split())[:300]
@@ -94,7 +94,7 @@ def targets(node: object) -> list[str]:
 
 
 def _allowed(name: str, plugins: Sequence[str]) -> Callable[..., Any]:
-    """The class or function of this name, refused by what it is: a module of ours may import one that is not."""
+    """The class or function of this name, if allowed; judged by its defining module, not by one that imports it."""
     target: Any = None
     if name.startswith(ALLOWED):
         target = _located(name)
@@ -129,9 +129,10 @@ def _homes(plugins: Sequence[str]) -> tuple[str, ...]:
 
 
 def _constructible(target: object, home: str) -> bool:
-    """A class of ours or its `from_folder`; of others a network, scheduler or optimizer: a function may run files.
+    """Whether a configuration may construct the target; functions are refused, for they could run code from files.
 
-    Of a plugin a class that is derived from one of ours, whether a contract or what fulfils it.
+    Allowed are our classes and their `from_folder`, networks, schedulers and optimizers of the libraries, and of
+    plugins classes that derive from one of ours.
     """
     is_class, reads_folder = isinstance(target, type), getattr(target, "__name__", "") == "from_folder"
     if home.startswith(OURS):
@@ -207,7 +208,7 @@ def _hints(target: Callable[..., Any]) -> Mapping[str, Any]:
 @cache
 def _adapter(target: Callable[..., Any], option: str) -> TypeAdapter[Any]:
     """The check of an option in a tuple of its own."""
-    # As a part of something else, for a dataclass by itself takes no other configuration than its own.
+    # Within a tuple, for pydantic applies no other configuration than its own to a dataclass at the top level.
     alone: Any = tuple.__class_getitem__(_hints(target)[option])
     return TypeAdapter(alone, config=STRICT)
 

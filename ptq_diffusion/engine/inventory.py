@@ -18,9 +18,9 @@ from ptq_diffusion.engine.store import LOCKED, PARTIAL, SECONDS
 
 SIGNATURE = re.compile(r"[0-9a-f]{16}")
 MADE = re.compile(r"(?:making|going on with) ([0-9a-f]{16})$", re.MULTILINE)
-"""The end of a line of a run's log about an artefact that the run made, or"""
+"""The end of a log line about an artefact that the run made; the group is its signature."""
 USED = re.compile(r"(?:making|going on with|reused) ([0-9a-f]{16})$", re.MULTILINE)
-"""that it made or found."""
+"""The same for an artefact that the run made or reused."""
 
 
 class State(Enum):

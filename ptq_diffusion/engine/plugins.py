@@ -29,7 +29,7 @@ class Plugin:
         name: that it is imported by.
         version: of the distribution that it was installed with; None of one that lies on the path.
         digest: sixteen hex digits over the names and the code of its Python files, without comments and docstrings.
-        files: they are.
+        files: these Python files.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Processes that torchrun or srun start with one command, on one node or several: the first runs it, all share work.
 
-Only the first process, rank 0, holds locks, writes reports and speaks. The others wait for functions that it hands to
-all, such as a share of chunks of samples, whose files lie in a folder that all nodes see. Functions are pickled on
-their way, between processes of one user and one command alone.
+Only the first process, rank 0, holds locks, writes reports and prints. The others wait for functions that it sends to
+all, such as a share of chunks of samples, whose files lie in a folder that all nodes see. Functions are pickled to be
+sent, between processes of one user and one command alone.
 """
 
 import atexit
@@ -20,7 +20,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 
 PATIENCE = timedelta(days=1)
 """The longest time that processes wait for each other within a task, or for one that has not come yet."""
-FOREVER = timedelta(days=365)
+TASK_TIMEOUT = timedelta(days=365)
 """The longest time that a process waits for the next function: a stage that is not shared may take days."""
 Value = TypeVar("Value")
 Task = Callable[[Fabric], None]
@@ -45,11 +45,11 @@ class Ranks:
         # Lightning ends groups of NCCL at exit and none of gloo; the next job of a sweep here uses the same group.
         if is_new:
             atexit.register(dist.destroy_process_group)
-        self._group = dist.new_group(backend="gloo", timeout=FOREVER)
+        self._group = dist.new_group(backend="gloo", timeout=TASK_TIMEOUT)
 
     @classmethod
     def found(cls, accelerator: str) -> "Ranks | None":
-        """The ranks that the environment tells of, connected now; None of a process that was started alone.
+        """The ranks that the environment variables describe, connected now; None of a process that was started alone.
 
         Slurm's first node is the address of all, and the end of the job's number their port, unless MASTER_ADDR and
         MASTER_PORT say otherwise.
@@ -77,7 +77,7 @@ class Ranks:
         return self._fabric.world_size
 
     def agree(self, facts: Mapping[str, object]) -> None:
-        """Compare what every process says; the others go on, for the first tells the user and dismisses them.
+        """Check that all processes have the same facts; only the first raises, so that it alone reports the error.
 
         Args:
             facts: by name, what is to be the same in all processes.
@@ -107,7 +107,7 @@ class Ranks:
         self._do(task)
 
     def serve(self) -> object:
-        """Do what the first process hands over until it dismisses this one; what it dismisses with."""
+        """Run the tasks that the first process sends until it sends the end; returns the value that came with it."""
         while True:
             task, farewell = self._sent(None)
             if task is None:

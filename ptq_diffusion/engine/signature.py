@@ -21,7 +21,7 @@ from ptq_diffusion.engine.workshop import Workshop
 
 
 class Signatures:
-    """Signatures of one run, each computed once for a stage and what the configuration says of it and its needs.
+    """Signatures of one run, each computed once for a stage and the values of the options that it and its needs use.
 
     A configuration is read when a signature of it is first asked for, and is not to be changed afterwards.
 
@@ -32,13 +32,13 @@ class Signatures:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self._known: dict[str, str] = {}
-        # A run asks ten times for each, and what a configuration says of a stage takes building parts of it.
+        # A run asks ten times for each signature, and collecting the options of a stage constructs parts of it.
         self._asked: dict[tuple[str, int], tuple[weakref.ref[DictConfig], str]] = {}
 
     def of(self, stage: type[Stage], cfg: DictConfig) -> str:
         """Sixteen hex digits over a stage's configuration, files and needs, the source it runs, device, libraries."""
         asked, signature = self._asked.get((stage.name, id(cfg)), (None, ""))
-        # Another configuration may lie where one lay that is gone.
+        # `id` may belong to another configuration once the first one is deleted.
         if asked is None or asked() is not cfg:
             signature = self._of_content(stage, cfg)
             self._asked[stage.name, id(cfg)] = weakref.ref(cfg), signature
@@ -46,7 +46,7 @@ class Signatures:
 
     def _of_content(self, stage: type[Stage], cfg: DictConfig) -> str:
         cfg = stage.made_of(cfg)
-        key = json.dumps([stage.name, said(stage, cfg)])
+        key = json.dumps([stage.name, options_read(stage, cfg)])
         if key not in self._known:
             self._known[key] = self.computed(stage, cfg)
         return self._known[key]
@@ -100,8 +100,8 @@ def _definition(kind: type) -> Definition:
     return defining or Definition(Path(inspect.getfile(kind)), kind.__name__)
 
 
-def said(stage: type[Stage], cfg: DictConfig) -> Any:  # noqa: ANN401
-    """All that the configuration says of a stage and of those of its needs that it has a use for."""
+def options_read(stage: type[Stage], cfg: DictConfig) -> Any:  # noqa: ANN401
+    """The values, by dotted key, of the options that a stage uses and its needs use, except needs that do not serve."""
     keys = sorted({key for serving in _serving(stage, cfg) for key in serving.uses})
     values = {key: OmegaConf.select(cfg, key) for key in keys}
     return {key: plain(value) if OmegaConf.is_config(value) else value for key, value in values.items()}

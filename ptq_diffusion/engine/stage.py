@@ -13,7 +13,7 @@ from ptq_diffusion.engine.workshop import Workshop
 
 
 class Stage(ABC):
-    """One step of the story: from a part of the configuration and earlier artefacts to a folder of files.
+    """A stage: it makes an artefact, a folder of files, from a part of the configuration and from earlier artefacts.
 
     Class attributes:
         name: the folder in the store, and what an experiment's `goal` names.
@@ -21,7 +21,8 @@ class Stage(ABC):
         needs: the stages whose artefacts `make` may receive; see `inputs`.
         uses: dotted keys of the configuration that `make` is given; it can read no other.
         unread: dotted keys within those of `uses` that `make` is not given, for they change no number of its own.
-        places: dotted keys within those of `uses` of paths that `evidence` says all of, whatever the path is.
+        places: dotted keys within those of `uses` of paths: `evidence` has the checksums of the files there, and the
+            paths themselves are left out of the signature.
         scratch: what `make` leaves in its folder only to go on from after an interruption; removed at the end.
     """
 
@@ -35,7 +36,7 @@ class Stage(ABC):
 
     @classmethod
     def serves(cls, cfg: DictConfig) -> bool:  # noqa: ARG003
-        """Whether a whole configuration has a use for the artefact; by default it has."""
+        """Whether a run of this whole configuration needs the artefact; by default it does."""
         return True
 
     @classmethod

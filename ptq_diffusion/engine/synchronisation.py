@@ -39,14 +39,14 @@ def synchronised(fabric: Fabric) -> Iterator[None]:
 
 
 def send_all(receiver: int, work: Callable[[Send], None]) -> None:
-    """Send another process, which has them as `Received`, the values of a function while it goes on.
+    """Run a function here whose values another process receives, see `receiving`.
 
-    Values wait in a queue for the receiver, and the function does not; all are received when this returns.
+    A value that it sends joins a queue, and it goes on at once; this returns when all have been received.
 
     Args:
         receiver: the rank of the other process.
-        work: is given what to send by; values are tensors on the CPU, which it leaves as they are, and what else can be
-            pickled.
+        work: takes a function that sends a value under a name: tensors on the CPU, which must not be changed once they
+            are sent, and what else can be pickled.
 
     Raises:
         RuntimeError: the other process is gone. What the function raises passes through, once the other process knows.
@@ -60,12 +60,14 @@ def send_all(receiver: int, work: Callable[[Send], None]) -> None:
 
         try:
             work(send)
+            # A value that cannot be sent is a failure of the function.
+            for future in sent:
+                future.result()
         except Exception as error:
             send(END, _text(error))
             raise
         send(END, None)
-    for future in sent:
-        future.result()
+    sent[-1].result()
 
 
 @contextmanager

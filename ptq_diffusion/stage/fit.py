@@ -70,7 +70,9 @@ class Fit(ModelStage):
             self._from_moments(correction, cfg, inputs, out, shop)
         else:
             path_fit = partial(self.path_fit, cfg, inputs, out / "path_fit", shop)
-            follower = partial(follow, path_fit=path_fit, cfg=cfg, out=out, shop=shop, threads=torch.get_num_threads())
+            follower = partial(
+                fit_on_devices, path_fit=path_fit, cfg=cfg, out=out, shop=shop, threads=torch.get_num_threads()
+            )
             shop.runtime.launch(follower, tasks=len(noise_chunks(cfg)))
 
     def _from_moments(
@@ -129,7 +131,7 @@ def with_candidate(cfg: DictConfig, name: str) -> DictConfig:
     return candidate
 
 
-def follow(
+def fit_on_devices(
     fabric: Fabric, path_fit: partial[PathFit], cfg: DictConfig, out: Path, shop: Workshop, threads: int
 ) -> None:
     """Fit step by step, together with all other devices; the first of them saves.

@@ -1,4 +1,4 @@
-"""The table and the guidance that a correction is fitted with, which need not be those it serves: `noise`."""
+"""The table and the guidance scale of a fit, which `noise.steps` and `noise.guidance` can set apart from sampling's."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ def as_fitted(cfg: DictConfig) -> DictConfig:
 
 
 def with_own_guidance(cfg: DictConfig) -> DictConfig:
-    """The configuration with `noise.guidance=null` where it is the scale of the images, which null stands for."""
+    """The configuration with `noise.guidance=null` where it equals the scale of the images, which null means."""
     if cfg.noise.guidance is None or cfg.noise.guidance != cfg.condition.guidance.scale:
         return cfg
     other = cfg.copy()
@@ -56,7 +56,7 @@ def fit_network(
 
 
 def check_reach(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
-    """Refuse another number of steps to fit on than the sampler's if what is fitted there cannot serve the sampler.
+    """Refuse `noise.steps` whose table is none that a fit can be interpolated from onto the sampler's table.
 
     Raises:
         ValueError: its times do not reach as far.

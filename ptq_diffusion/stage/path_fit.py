@@ -1,8 +1,9 @@
-"""Fit along a path: all images pass through a step together, and it is fitted on them before they go on."""
+"""Fit along a path, step by step: a step is fitted on all images before they are advanced to the next."""
 
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -93,7 +94,7 @@ class PathFit:
             if first:
                 found = len(list(self._corrections_on_disk()))
         with synchronised(fabric):
-            # One looks for all, who might see the files of a shared disk at different times.
+            # The first device looks for all: on a shared disk, devices may see new files at different times.
             found = fabric.broadcast(found)
             self.fitted = [self._correction_on_disk(i) for i in range(found)]
             if first and found < len(self.steps):
@@ -135,23 +136,24 @@ class PathFit:
         return FittedCorrection.load(self._correction_folder(i)).corrections[0]
 
     def _rescale(self, step: Step, fabric: Fabric, file: Path) -> None:
-        """Write the layers' rescalings at a step, and m of the images that they are told from, to a file.
+        """Write the layers' rescalings at a step, and m of the images that they are computed from, to a file.
 
         The first device rescales. The second, if there is one, asks the float network at the same time.
         """
         correction = self.correction
-        shared = fabric.world_size > 1 and correction.has_halves
+        shared = fabric.world_size > 1 and correction.is_divisible
         if fabric.global_rank > int(shared):
             return
-        state = self._first_states(step, fabric.device)
+        states = partial(self._first_states, step, fabric.device)
+        # States are made where the other process waits for values, which learns of a failure there.
         if fabric.global_rank == 1:
-            send_all(0, lambda tell: correction.tell_targets(self.model, self.quantized, state, tell))
+            send_all(0, lambda send: correction.send_targets(self.model, self.quantized, states(), send))
             return
         if shared:
-            with receiving(1) as told:
-                rescalings, m = correction.rescalings_told(told, self.quantized, state)
+            with receiving(1) as received:
+                rescalings, m = correction.rescalings_received(received, self.quantized, states())
         else:
-            rescalings, m = correction.rescalings(self.model, self.quantized, state)
+            rescalings, m = correction.rescalings(self.model, self.quantized, states())
         write_tensors(file, named(rescalings) | {"m": m})
 
     def _first_states(self, step: Step, device: torch.device) -> PathState:
@@ -163,7 +165,7 @@ class PathFit:
         return PathState(y_t, step, rows_of(self.source.condition(chunks_ahead, device), slice(len(y_t))))
 
     def _rescalings(self, step: Step) -> tuple[Mapping[str, Rescaling], Tensor]:
-        """The layers' rescalings at a step, and m of the images that they are told from."""
+        """The layers' rescalings at a step, and m of the images that they are computed from, (N, C, H, W)."""
         if not self.correction.images_for_rescaling:
             return {}, torch.empty(0, *self.model.shape)
         tensors = load_file(self._step(step.i) / RESCALINGS)

@@ -47,7 +47,7 @@ class ReferenceStatistics(Stage):
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:  # noqa: ARG002
         extractor, count = build_extractor(cfg), len(construct(cfg.data).load().images)
-        # Of the size that the extractor takes together, so that features are those of all images at once.
+        # Batches of the extractor's own size, so that features are bit-identical to one call on all images.
         batches = chunks("real images", [0], count, extractor.batch)
         run_chunks(partial(self.describer, cfg), batches, out / BATCHES, shop, self.title)
         features = [Features(**tensors) for tensors in read_chunks(out / BATCHES)]

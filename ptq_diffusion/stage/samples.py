@@ -20,7 +20,7 @@ SAMPLING = ("sampler", *IMAGES)
 
 
 class Samples(ModelStage):
-    """Images, `images` in each chunk file."""
+    """Images of a model: `images`, (B, C, H, W) uint8, in each chunk file."""
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         return super().evidence(cfg) | {"decoder": decoder_checksum(cfg)}

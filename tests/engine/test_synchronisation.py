@@ -1,5 +1,7 @@
 """Processes that meet: whoever fails is known to all, and what one tells another comes as it was told."""
 
+import pickle
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from ptq_diffusion.engine.synchronisation import receiving, send_all, synchronised
+from ptq_diffusion.stage.path_fit import PathFit
 from tests.processes import AFRESH
 
 TWO = SimpleNamespace(world_size=2)
@@ -24,29 +27,66 @@ def at_a_barrier(rank, failing):
     return "all is done"
 
 
+def in_queue(rank, folder):
+    """The sender is done with its work before anything is received."""
+    done = folder / "done"
+    if rank == 1:
+        send_all(0, lambda send: (send("a", torch.ones(2)), done.touch()))
+        return "sent"
+    with receiving(1) as received:
+        until = time.monotonic() + 30
+        while not done.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        return f"{done.exists()} {received('a').mean().item()}"
+
+
+def what_cannot_be_sent(rank, _):
+    """The error that the first process has of a value that the second cannot send."""
+    if rank == 1:
+        with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+            send_all(0, lambda send: send("a", lambda: None))
+        return "not sent"
+    with pytest.raises(RuntimeError, match=r"rank 1 failed: .*lambda"), receiving(1) as received:
+        received("a")
+    return "told"
+
+
 def in_talk(rank, _):
     """What the first process hears of the second, which fails, and then in another talk."""
     heard = []
     if rank == 1:
         with pytest.raises(ValueError, match="no more"):
-            send_all(0, lambda tell: (tell("b", torch.ones(2)), tell("a", 1), no_more()))
-        send_all(0, lambda tell: tell("a", 2))
-        return "told"
-    with pytest.raises(ValueError, match="no more"), receiving(1) as told:
-        heard += [told("a"), told("b").sum().item()]
-        told("c")
-    with receiving(1) as told:
-        heard.append(told("a"))
+            send_all(0, lambda send: (send("b", torch.ones(2)), send("a", 1), no_more()))
+        send_all(0, lambda send: send("a", 2))
+        return "sent"
+    with pytest.raises(ValueError, match="no more"), receiving(1) as received:
+        heard += [received("a"), received("b").sum().item()]
+        received("c")
+    with receiving(1) as received:
+        heard.append(received("a"))
         with pytest.raises(RuntimeError, match="it does not send b"):
-            told("b")
+            received("b")
     return str(heard)
+
+
+def in_rescaling(rank, failing):
+    """A fit of layers shared by two processes, some of which fail before a value is sent or received."""
+    correction = SimpleNamespace(
+        is_divisible=True,
+        send_targets=lambda model, quantized, state, send: send("a", 1),
+        rescalings_received=lambda received, quantized, state: received("a"),
+    )
+    fit = SimpleNamespace(model=None, quantized=None, correction=correction)
+    fit._first_states = lambda step, device: no_more() if rank in failing else None
+    with synchronised(TWO):
+        PathFit._rescale(fit, None, SimpleNamespace(world_size=2, global_rank=rank, device=None), None)
 
 
 def outcome(task, argument, rank, folder):
     """Write what comes of a task in one of two connected processes."""
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
     try:
-        text = task(rank, argument)
+        text = task(rank, folder if argument is None else argument)
     except (ValueError, RuntimeError) as error:
         text = f"{type(error).__name__}: {error}"
     (folder / f"{rank}.txt").write_text(text)
@@ -60,7 +100,11 @@ def outcome(task, argument, rank, folder):
         (at_a_barrier, (0,), ["ValueError: no more"] * 2),
         (at_a_barrier, (1,), ["ValueError: no more"] * 2),
         (at_a_barrier, (0, 1), ["ValueError: no more"] * 2),
-        (in_talk, (), ["[1, 2.0, 2]", "told"]),
+        (in_talk, (), ["[1, 2.0, 2]", "sent"]),
+        (in_rescaling, (0,), ["ValueError: no more"] * 2),
+        (in_rescaling, (1,), ["ValueError: no more"] * 2),
+        (in_queue, None, ["True 1.0", "sent"]),
+        (what_cannot_be_sent, (), ["told", "not sent"]),
     ],
 )
 def test_both_processes_end_and_know_what_came_of_the_other(tmp_path, task, argument, expected):

@@ -43,6 +43,8 @@ def test_what_is_fitted_at_another_guidance_serves_the_same_network(make, tiny_m
         ("matched", 3, "null", True),
         ("auto ~correction.candidates.ptqd_gated ~correction.candidates.readout_matched", 7, "null", True),
         ("matched", 3, 1.5, False),
+        ("matched", 3, 3, True),
+        ("rescaled_matched", 3, "null", True),
         ("matched", 2, "null", False),
         ("ptqd", 7, "null", False),
         ("rescaled", 7, "null", False),

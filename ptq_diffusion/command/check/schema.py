@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from ptq_diffusion.command.refusal import closest, quoted
+from ptq_diffusion.command.refusal import FORMER, closest, quoted
 from ptq_diffusion.engine.factory import plain
 
 FOLDER = r"[^/\\]*[^/\\.][^/\\]*"
@@ -129,7 +129,7 @@ class Beginning(Options):
 
 
 class Training(Options):
-    """Options that every training has, and those that one kind of training reads."""
+    """Options that every training has, and those of single kinds of training, `check.training.OWN_OPTIONS`."""
 
     seed: NonNegativeInt
     steps: PositiveInt
@@ -141,15 +141,15 @@ class Training(Options):
     network: Part
     optimizer: Part
     init_from: Beginning = Beginning(path=None)
-    scheduler: Part | None = None
-    objective: Part | None = None
-    augmentation: Part | None = None
-    ema_decay: FiniteFloat | None = None
-    mirrored: bool | None = None
-    unlabelled_share: FiniteFloat | None = None
-    edge_weight: FiniteFloat | None = None
-    kl_weight: FiniteFloat | None = None
-    label_smoothing: FiniteFloat | None = None
+    scheduler: Part = {}
+    objective: Part = {}
+    augmentation: Part = {}
+    ema_decay: FiniteFloat = 0.0
+    mirrored: bool = False
+    unlabelled_share: FiniteFloat = 0.0
+    edge_weight: FiniteFloat = 0.0
+    kl_weight: FiniteFloat = 0.0
+    label_smoothing: FiniteFloat = 0.0
 
 
 class Experiment(Options):
@@ -236,7 +236,8 @@ def _message(detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return f"expected the option {key}, got none; leave out what removes or replaces it"
     if detail["type"] == "extra_forbidden":
-        return f"expected options of this experiment, got {key!r}, which nothing reads; {closest(key, _names())}"
+        remedy = f"it is {FORMER[key]} today" if key in FORMER else closest(key, _names())
+        return f"expected options of this experiment, got {key!r}, which nothing reads; {remedy}"
     if detail["type"] == "string_pattern_mismatch":
         return f"expected {key} to be the name of a folder below outputs/runs, got {detail['input']!r}"
     expectation = detail["msg"].replace("Input should be ", "to be ").replace("String should", "to")

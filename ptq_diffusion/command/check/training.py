@@ -1,6 +1,6 @@
 """Checks of trainings, before anything is encoded or trained."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -19,6 +19,13 @@ PARTS = {"network": object, "scheduler": object, "objective": Objective, "optimi
 """The kind of every part of a training that is an object."""
 BEGUN = ("objective", "optimizer")
 """Parts that are built when a training has begun, of others."""
+OWN_OPTIONS = {
+    "train_denoiser": {"scheduler", "objective", "augmentation", "ema_decay", "init_from"},
+    "train_latent_denoiser": {"scheduler", "objective", "ema_decay", "mirrored", "unlabelled_share", "init_from"},
+    "train_autoencoder": {"augmentation", "edge_weight", "kl_weight"},
+    "train_feature_network": {"augmentation", "label_smoothing"},
+}
+"""The options that a kind of training has beside those of all."""
 META = torch.device("meta")
 
 
@@ -33,6 +40,8 @@ def check_training(cfg: DictConfig, room: Room) -> None:
         FileNotFoundError: there are no data or no saved model.
     """
     training = cfg.training
+    for group, goal in (("training", cfg.goal), ("autoencoder", "train_autoencoder")):
+        _require_own_options(cfg.get(group) or {}, group, goal)
     for name in filter(training.__contains__, PARTS):
         node = training[name]
         require_kind(node, PARTS[name], f"training.{name}", name in BEGUN or bool(node.get("_partial_")))
@@ -40,6 +49,13 @@ def check_training(cfg: DictConfig, room: Room) -> None:
             part = _built(training, name)
         if name == "network":
             _check_network(cfg, part, room)
+
+
+def _require_own_options(options: Mapping[str, object], group: str, goal: str) -> None:
+    """Refuse options of another kind of training."""
+    others = set[str]().union(*OWN_OPTIONS.values()) - OWN_OPTIONS[goal]
+    if found := sorted(others & set(options)):
+        raise ValueError(f"expected options of {goal}, got {group}.{found[0]}, which it does not read; leave it out")
 
 
 def _built(training: DictConfig, name: str) -> object:

@@ -13,7 +13,7 @@ from ptq_diffusion.command.plan.bits import FLOAT, plans
 from ptq_diffusion.command.plan.case import Case, OutlineShop
 from ptq_diffusion.command.plan.memory import Footprint, Memory, resident
 from ptq_diffusion.command.plan.work import Work, work_of
-from ptq_diffusion.engine.signature import said
+from ptq_diffusion.engine.signature import options_read
 from ptq_diffusion.engine.stage import Need, Stage
 from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.decoder import Pixels
@@ -142,7 +142,7 @@ def artefacts(goals: Iterable[Need]) -> Iterator[tuple[str, Need]]:
     visited: set[str] = set()
 
     def visit(role: str, need: Need) -> Iterator[tuple[str, Need]]:
-        key = json.dumps([need.stage.name, said(need.stage, need.cfg)])
+        key = json.dumps([need.stage.name, options_read(need.stage, need.cfg)])
         if key not in visited:
             visited.add(key)
             for name, before in need.stage().inputs(need.cfg).items():

@@ -1,7 +1,7 @@
 """The correction that a short sampling run chooses."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, astuple, dataclass
 from math import isfinite
 from pathlib import Path
@@ -11,9 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ptq_diffusion.artefact.files import read_json
-from ptq_diffusion.correction.contract import Correction, Requirements
-from ptq_diffusion.quantizer import Form
-from ptq_diffusion.sampler.table import Table
+from ptq_diffusion.correction.contract import Correction, JointRequirements
 
 NONE, FLOAT = "none", "full_precision"
 """The candidate that the others must beat, and the model that they are to come close to."""
@@ -98,7 +96,7 @@ class Choice:
             ) from error
 
 
-class Auto(Requirements):
+class Auto(JointRequirements):
     """The candidate whose samples come closest to the float model's, if it certainly harms nothing; else none.
 
     Each candidate is fitted on the images of `noise`, then samples `images` others. The closest is used if its distance
@@ -137,21 +135,6 @@ class Auto(Requirements):
                 "trial.images and trial.seed"
             )
         self.candidates, self.images, self.seed, self.judge = dict(candidates), images, seed, judge
-
-    def check(self, steps: Table) -> None:
-        self._check_all(lambda candidate: candidate.check(steps))
-
-    def check_images(self, images: int, channels: int) -> None:
-        self._check_all(lambda candidate: candidate.check_images(images, channels))
-
-    def check_inputs(self, forms: Collection[Form]) -> None:
-        self._check_all(lambda candidate: candidate.check_inputs(forms))
-
-    def check_carried(self, steps: Table) -> None:
-        self._check_all(lambda candidate: candidate.check_carried(steps))
-
-    def check_other_guidance(self) -> None:
-        self._check_all(lambda candidate: candidate.check_other_guidance())
 
     def _check_all(self, check: Callable[[Correction[Any]], None]) -> None:
         refused: dict[str, list[str]] = {}

@@ -1,26 +1,25 @@
 """Corrections one behind the other."""
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Self
 
 from torch import Tensor
 
 from ptq_diffusion.bitwidth.additions import Additions
-from ptq_diffusion.correction.contract import Correction, Reads
+from ptq_diffusion.correction.contract import Correction, JointRequirements, Reads
 from ptq_diffusion.correction.evidence import PathEvidence
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measurement import StepMeasurement
 from ptq_diffusion.correction.path_state import PathState
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
-from ptq_diffusion.quantizer import Form
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
 
-class Chain(Correction[PathEvidence]):
+class Chain(JointRequirements, Correction[PathEvidence]):
     """m~ of every link is q of the next: each is fitted at a step to what the links before it leave of the noise.
 
     The first link may rescale layers, of which all others see the result. sigma' is that of the last link. The report
@@ -41,24 +40,9 @@ class Chain(Correction[PathEvidence]):
         self.reads, self.keeps_sigma = first.reads, last.keeps_sigma
         self.looks_ahead, self.keeps_outputs = first.looks_ahead, first.keeps_outputs
         self.images_for_rescaling, self.images_with_m = first.images_for_rescaling, last.images_with_m
-        self.has_halves, self.maps_output = first.has_halves, any(link.maps_output for link in links.values())
+        self.is_divisible, self.maps_output = first.is_divisible, any(link.maps_output for link in links.values())
 
-    def check(self, steps: Table) -> None:
-        self._check_all(lambda link: link.check(steps))
-
-    def check_images(self, images: int, channels: int) -> None:
-        self._check_all(lambda link: link.check_images(images, channels))
-
-    def check_inputs(self, forms: Collection[Form]) -> None:
-        self._check_all(lambda link: link.check_inputs(forms))
-
-    def check_carried(self, steps: Table) -> None:
-        self._check_all(lambda link: link.check_carried(steps))
-
-    def check_other_guidance(self) -> None:
-        self._check_all(lambda link: link.check_other_guidance())
-
-    def _check_all(self, check: Callable[[Correction[PathEvidence]], None]) -> None:
+    def _check_all(self, check: Callable[[Correction[Any]], None]) -> None:
         for name, link in self.links.items():
             try:
                 check(link)
@@ -80,15 +64,15 @@ class Chain(Correction[PathEvidence]):
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
         return self._first.rescalings(model, quantized, state)
 
-    def tell_targets(
-        self, model: Denoiser, quantized: QuantizedDenoiser, state: PathState, tell: Callable[[str, Any], None]
+    def send_targets(
+        self, model: Denoiser, quantized: QuantizedDenoiser, state: PathState, send: Callable[[str, Any], None]
     ) -> None:
-        self._first.tell_targets(model, quantized, state, tell)
+        self._first.send_targets(model, quantized, state, send)
 
-    def rescalings_told(
-        self, told: Callable[[str], Any], quantized: QuantizedDenoiser, state: PathState
+    def rescalings_received(
+        self, received: Callable[[str], Any], quantized: QuantizedDenoiser, state: PathState
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
-        return self._first.rescalings_told(told, quantized, state)
+        return self._first.rescalings_received(received, quantized, state)
 
     @property
     def _first(self) -> Correction[PathEvidence]:

@@ -61,21 +61,10 @@ class D2DPM(Correction[MomentEvidence]):
         k = beta / (1 - beta)
         bias = (moments.mean_noise - beta * (moments.mean_m + moments.mean_noise)) / (1 - beta)
         residual = Residual(variance, absorbed=-1 if self.variant == "stochastic" else 1, slope=moments.slope)
-        power = moments.noise_power
-        report = StepReport(
-            t=step.t,
-            k=k,
-            bias=float(bias.square().mean().sqrt()),
-            variance=variance,
-            sigma=step.sigma,
-            sigma_used=residual.sigma(step),
-            r2=1 - variance / power if power > 0 else 1.0,
-            budget=residual.budget(step),
-            snr_q=moments.snr,
-            snr_f=step.snr,
-        )
+        sigma, budget = residual.sigma(step), residual.budget(step)
+        report = StepReport.of(step, moments, k, bias, variance, variance, sigma, budget)
         repair = Affine(torch.tensor(k, dtype=torch.float64), bias)
-        return StepCorrection((repair,), residual.sigma(step), report, residual=residual)
+        return StepCorrection((repair,), sigma, report, residual=residual)
 
 
 def regression_on_q(moments: StepMoments, step: Step) -> tuple[float, float]:

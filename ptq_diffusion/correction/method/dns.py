@@ -1,4 +1,4 @@
-"""DNS and Q-Drift: the residual of the noise takes the place of some of the noise that a step leaves."""
+"""DNS and Q-Drift: other coefficients of a step, so that the noise of x_s and the residual add up to the schedule's."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Bias = Literal["intercept", "total", "off"]
 
 
 class DNS(Correction[MomentEvidence]):
-    """m~ = (q - mu) / (1 + k), and a coefficient of it by which x_s has the noise of the schedule, residual included.
+    """m~ = (q - mu) / (1 + k), and steps whose x_s has the noise of the schedule, the residual of m~ counted as noise.
 
     A step of DDIM's form is x_s = signal_s x_0 + d epsilon + sigma z. The residual r of m~, of variance v, is an error
     e_m r of epsilon and p_m r of x_0. Both act at eta 0, where no sigma' can absorb it:
@@ -89,7 +89,7 @@ class DNS(Correction[MomentEvidence]):
 
 
 def _with_room(step: Step, variance: float, prediction: str) -> Step:
-    """The step whose epsilon leaves room for the residual."""
+    """The step with DNS's coefficient d' of epsilon, for a residual of this variance; see `DNS`, `exact`."""
     assert step.direction is not None
     target = step.direction**2
     *_, on_epsilon = Process(step.signal, step.noise, prediction).coefficients()
@@ -104,7 +104,7 @@ def _with_room(step: Step, variance: float, prediction: str) -> Step:
 
 
 def _with_drift(step: Step, variance: float, prediction: str) -> Step:
-    """The step whose output has a larger coefficient."""
+    """The step with Q-Drift's gain of the output, for V = `variance`; see `DNS`, `first_order`."""
     assert step.direction is not None
     if prediction == FLOW:
         growth = variance * (step.noise - step.direction) / (step.noise + step.direction)

@@ -57,7 +57,9 @@ class GatedPTQD(Correction[MomentEvidence]):
                 return math.inf
 
         def miss(terms: tuple[bool, bool], variance: bool) -> float:
-            return sum(_miss(judging, _fitted(fitting, step, *terms, variance), step) for fitting, judging in halves)
+            return sum(
+                _variance_gap(judging, _fitted(fitting, step, *terms, variance), step) for fitting, judging in halves
+            )
 
         terms = min(TERMS, key=error)  # the first of those that are level
         return _fitted(whole, step, *terms, miss(terms, True) < miss(terms, False))
@@ -87,7 +89,7 @@ def _error(moments: StepMoments, correction: StepCorrection) -> float:
     return (noise_variance - 2 * k * covariance + k**2 * m_variance + float(mean.square().mean())) / (1 + k) ** 2
 
 
-def _miss(moments: StepMoments, correction: StepCorrection, step: Step) -> float:
+def _variance_gap(moments: StepMoments, correction: StepCorrection, step: Step) -> float:
     """|Var F(m~) + sigma'^2 - Var F(m) - sigma^2|, averaged over channels, F(m) = b m + a x_t."""
     k, _ = _affine(correction)
     b, a, eye = step.gain, step.carry, torch.eye(moments.channels, dtype=torch.float64)

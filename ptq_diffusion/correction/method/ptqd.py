@@ -146,21 +146,9 @@ def _residual_variance(moments: StepMoments, k: float) -> float:
 def _report(
     moments: StepMoments, step: Step, k: float, bias: Tensor, v: float, budget: float | None, sigma_used: float
 ) -> StepReport:
-    power = moments.noise_power
     mean_residual = moments.mean_noise - k * moments.mean_m - bias
     unexplained = _residual_variance(moments, k) + float(mean_residual.square().mean())
-    return StepReport(
-        t=step.t,
-        k=k,
-        bias=float(bias.square().mean().sqrt()),
-        variance=v,
-        sigma=step.sigma,
-        sigma_used=sigma_used,
-        r2=1 - unexplained / power if power > 0 else 1.0,
-        budget=budget,
-        snr_q=moments.snr,
-        snr_f=step.snr,
-    )
+    return StepReport.of(step, moments, k, bias, v, unexplained, sigma_used, budget)
 
 
 def _require_one_of(name: str, value: str, options: tuple[str, ...]) -> None:

@@ -17,8 +17,8 @@ from ptq_diffusion.correction.layer_rules import (
     IN_SEQUENCE,
     GainSteps,
     LayerRules,
+    LazyTargets,
     Order,
-    ToldTargets,
     require_once,
     rescalings_towards,
 )
@@ -32,7 +32,7 @@ from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
 M, BEFORE = "/m", "/before"
-"""Names of values told beside the targets of layers: m, and the noise of held-out images before rescaling."""
+"""Names of values received beside the targets of layers: m, and the noise of held-out images before rescaling."""
 FEWEST = 8
 """The fewest images that determine the means and deviations of a layer's channels."""
 
@@ -102,7 +102,7 @@ class Rescaled(Correction[PathEvidence]):
         self.rules = LayerRules(range_search, shift, order, steps)
         self.looks_ahead, self.keeps_outputs = steps.looks_ahead, gain.keeps_outputs
         # Outputs of all layers would take longer to send than to compute.
-        self.has_halves = not gain.keeps_outputs
+        self.is_divisible = not gain.keeps_outputs
 
     def check_images(self, images: int, channels: int) -> None:  # noqa: ARG002
         if images < FEWEST:
@@ -140,28 +140,28 @@ class Rescaled(Correction[PathEvidence]):
         self, model: Denoiser, quantized: QuantizedDenoiser, state: PathState
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
         """Rescalings of all layers but the output layer, or none where every fourth image gains nothing; and m."""
-        told: dict[str, Any] = {}
-        self.tell_targets(model, quantized, state, told.__setitem__)
-        return self.rescalings_told(told.__getitem__, quantized, state)
+        received: dict[str, Any] = {}
+        self.send_targets(model, quantized, state, received.__setitem__)
+        return self.rescalings_received(received.__getitem__, quantized, state)
 
-    def tell_targets(
-        self, model: Denoiser, quantized: QuantizedDenoiser, state: PathState, tell: Callable[[str, Any], None]
+    def send_targets(
+        self, model: Denoiser, quantized: QuantizedDenoiser, state: PathState, send: Callable[[str, Any], None]
     ) -> None:
-        m = self._see_targets(model, quantized, state, tell)
-        tell(M, m.cpu())
-        tell(BEFORE, _noise_of_judging(quantized.at(state.step.i, {}), m, state))
+        m = self._see_targets(model, quantized, state, send)
+        send(M, m.cpu())
+        send(BEFORE, _noise_of_judging(quantized.at(state.step.i, {}), m, state))
 
-    def rescalings_told(
-        self, told: Callable[[str], Any], quantized: QuantizedDenoiser, state: PathState
+    def rescalings_received(
+        self, received: Callable[[str], Any], quantized: QuantizedDenoiser, state: PathState
     ) -> tuple[Mapping[str, Rescaling], Tensor]:
-        targets = ToldTargets(quantized.inner_layers(), told)
+        targets = LazyTargets(quantized.inner_layers(), received)
         rescalings, _ = rescalings_towards(targets, quantized, state.images(~_judging(state)), self.rules)
-        m = told(M).to(state.x_t.device)
+        m = received(M).to(state.x_t.device)
         after = _noise_of_judging(quantized.at(state.step.i, rescalings), m, state)
-        return (rescalings if after < told(BEFORE) else {}), m
+        return (rescalings if after < received(BEFORE) else {}), m
 
     def _see_targets(
-        self, model: Denoiser, quantized: QuantizedDenoiser, state: PathState, tell: Callable[[str, Target], None]
+        self, model: Denoiser, quantized: QuantizedDenoiser, state: PathState, send: Callable[[str, Target], None]
     ) -> Tensor:
         """Tell the targets of all layers but the output layer, from the images that are fitted on; m of all images."""
         layers, rows = quantized.inner_layers(), model.rows(~_judging(state), state.step)
@@ -174,7 +174,7 @@ class Rescaled(Correction[PathEvidence]):
             if name in targets:
                 require_once(name, targets[name].equals(target))
             targets[name] = target
-            tell(name, target)
+            send(name, target)
 
         with watching(model.network, layers, see):
             return model.predict(*state).m

@@ -52,15 +52,15 @@ class TAC(Correction[PathEvidence]):
         gain = self._gain(images, step)
         drift = torch.zeros(images[0].m.shape[1], dtype=torch.float64)
         if self.input_bias and step.gain != 0:
-            ahead = self._ahead(images, step, gain, drift)
+            ahead = self._mean_drift(images, step, gain, drift)
             offset = ahead / step.gain
-            nearer = self._ahead(images, step, gain, offset).abs() < ahead.abs()
+            nearer = self._mean_drift(images, step, gain, offset).abs() < ahead.abs()
             drift = torch.where(nearer, offset, drift)
         # K q - c = (q - mu) / (1 + k).
         repair = Affine(torch.tensor(1 / gain - 1, dtype=torch.float64), drift / gain)
         return StepMeasurement.of(images, (repair,), step).correction(step.sigma)
 
-    def _ahead(self, batches: Sequence[PathBatch], step: Step, gain: float, offset: Tensor) -> Tensor:
+    def _mean_drift(self, batches: Sequence[PathBatch], step: Step, gain: float, offset: Tensor) -> Tensor:
         """The mean of the next state less that of float sampling, (C,)."""
         pairs = ((gain * b.q - offset.to(b.q)[:, None, None], b) for b in batches)
         return _mean(step.mean(b.x_t, m, b.past) - step.mean(b.float_x_t, b.float_m, b.float_past) for m, b in pairs)

@@ -13,7 +13,7 @@ ORDER = 4
 EXPONENTS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
 """Exponents of D and m in the monomials whose products are all powers up to the fourth."""
 RESOLVED = 1e-6
-"""The share of the power it is the difference of, below which rounding hides a residual from its fourth moment."""
+"""Var r / (E[D^2] + E[(D - k m)^2]) at or below which rounding dominates Var r: no shape of r is reported then."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def reliability(powers: Tensor) -> float | None:
 
 
 def group_coefficients(powers: Tensor) -> Tensor:
-    """The coefficient k of every group that has samples whose m varies."""
+    """k = Cov(D, m) / Var m of every group whose m varies, (G,) with G <= GROUPS, from `powers` (GROUPS, C, 5, 5)."""
     sums = powers[powers[:, 0, 0, 0] > 0]
     mean = sums / sums[:, :, :1, :1]
     covariance = (mean[:, :, 1, 1] - mean[:, :, 1, 0] * mean[:, :, 0, 1]).sum(1)

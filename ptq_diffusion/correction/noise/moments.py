@@ -35,7 +35,7 @@ class StepMoments:
         return StepMoments(self.joint.merge(other.joint), torch.cat([self.per_sample, other.per_sample]))
 
     def without(self, part: "StepMoments") -> "StepMoments":
-        """The moments of the samples that a part of them leaves, without `per_sample`, which tells no parts apart."""
+        """The moments of all samples but those of `part`; `per_sample` is empty, for its rows carry no sample index."""
         return StepMoments(self.joint.without(part.joint), self.per_sample[:0])
 
     @property

@@ -51,8 +51,8 @@ class Residual:
 def multistep_sigmas(residuals: Sequence[Residual], steps: Table) -> list[float]:
     """sigma' of all steps of a sampler that reads earlier predictions of x_0, whose errors it meets a second time.
 
-    With c the coefficient of the prediction before, p what that had of the output, b_1 and v_1 of the step before, and
-    J = a + b slope how the next state follows this one,
+    With c the coefficient of the prediction of x_0 one step before, p the coefficient of the output in it, b_1 and v_1
+    the gain and the variance one step before, and J = a + b slope the derivative of the next state by this one,
     sigma'^2 = max(sigma^2 - absorbed (b^2 v + 2 J c b_1 p v_1 + c^2 p^2 v_1), 0): x_t has the right variance, made up
     by the sigma' before, but its error and that of the prediction are one. Residuals of two steps count as
     uncorrelated. Where the sampler adds no noise there is none.

@@ -22,9 +22,9 @@ class Fingerprint:
     """The owner of statistics: a network, a table and a resolution.
 
     Args:
-        network: the fingerprint of the quantized network, `network_fingerprint`.
-        steps: the fingerprint of the sampler's table, `sampler.step.fingerprint`.
-        shape: the shape of one latent, (C, H, W).
+        network: `QuantizedDenoiser.fingerprint` of the quantized network.
+        steps: `Table.fingerprint` of the sampler's table.
+        shape: of one state, (C, H, W).
     """
 
     network: str

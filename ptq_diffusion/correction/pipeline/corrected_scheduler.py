@@ -63,7 +63,7 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         self._scaled: float | None = None
         # A FluxPipeline leaves the noise levels to a scheduler of flow sigmas.
         flow = {"use_flow_sigmas": True} if correction.steps.prediction == FLOW else {}
-        # By these a pipeline computes the mu that it tells.
+        # A pipeline computes the mu that it passes to `set_timesteps` from these.
         shift = {} if correction.steps.dynamic_shift is None else correction.steps.dynamic_shift.options
         self.register_to_config(num_inference_steps=len(correction.steps), beta_schedule=BETA_SCHEDULE, **flow, **shift)
 

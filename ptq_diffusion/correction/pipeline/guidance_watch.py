@@ -1,4 +1,4 @@
-"""Guidance of a stock pipeline as its network can see it: by its rows, and by the states that follow from them."""
+"""A check of a stock pipeline's guidance scale, which its network is not given: it is estimated from the states."""
 
 import logging
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Asked:
 
 
 class GuidanceWatch:
-    """Refuses a pipeline that guides by another scale than its network was corrected for; it alone is told the scale.
+    """Refuses, from the second step on, a pipeline whose states show another scale than its network was corrected for.
 
     Args:
         scale: of the network; 1 of one without guidance.
@@ -74,10 +74,10 @@ class GuidanceWatch:
         self._asked: Asked | None = None
 
     def before(self, rows: Tensor, step: Step) -> None:
-        """Look at the rows that the network is asked about, which follow from its answers one step before.
+        """Estimate the scale from the rows of this step, (2 B, C, H, W) if guided, and the answers one step before.
 
         Raises:
-            ValueError: they tell another scale of guidance.
+            ValueError: the estimate is another scale than the network's.
         """
         asked, self._asked = self._asked, None
         doubled = _halves(rows)
@@ -90,7 +90,7 @@ class GuidanceWatch:
         if asked is None or asked.step.i + 1 != step.i or asked.x_t.shape != doubled.shape:
             return
         if asked.step.input_scale != 1 or step.input_scale != 1:
-            # Whether rows are states or scaled already is for the pipeline to say.
+            # The rows may be states or scaled inputs, depending on the pipeline.
             return
         if (found := asked.scale(doubled)) is None:
             return

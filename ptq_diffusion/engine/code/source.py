@@ -28,14 +28,14 @@ class Definition:
 
 
 @dataclass(frozen=True)
-class Leads:
-    """The definitions and words that a definition leads to.
+class OutgoingReferences:
+    """The outgoing references of a definition, which `Package.closure` follows.
 
     Args:
         named: the definitions that its names stand for, and methods called as `Class.method`.
-        words: those that follow a dot, but for those that follow the name of a class.
-        called: its methods that are called whatever the words.
-        methods: its other methods, by the word that calls them.
+        words: attribute names that it reads, other than `Class.attribute`: each may call a method of that name.
+        called: its own methods that are always reached, such as `__init__`.
+        methods: all its own methods, by name.
     """
 
     named: frozenset[Definition]
@@ -62,7 +62,7 @@ class Package:
         self._syntax: dict[Path, Syntax] = {}
         self._references: dict[Definition, References] = {}
         # Closures of all stages of all configurations meet the same definitions.
-        self._leads: dict[Definition, Leads] = {}
+        self._outgoing: dict[Definition, OutgoingReferences] = {}
         self._standing: dict[tuple[Path, str], tuple[Definition, ...]] = {}
         self._closures: dict[tuple[frozenset[Definition], ...], dict[frozenset[str], frozenset[Definition]]] = {}
         self._names: dict[Path, str] = {}
@@ -92,10 +92,10 @@ class Package:
     def closure(
         self, starts: Iterable[Definition], methods: Collection[str] = (), without: Collection[Definition] = ()
     ) -> frozenset[Definition]:
-        """The definitions that code may run which begins at some of them.
+        """The definitions that may run when the given ones do.
 
         Args:
-            starts: they are.
+            starts: the given definitions.
             methods: the methods that are called first.
             without: definitions that no name leads to.
         """
@@ -113,10 +113,10 @@ class Package:
         while waiting:
             reached |= waiting
             fresh, named = set[str](), set[Definition]()
-            for leads in map(self.leads, waiting):
-                fresh |= leads.words - words
-                named |= leads.named | leads.called
-                for word, method in leads.methods.items():
+            for references in map(self.outgoing, waiting):
+                fresh |= references.words - words
+                named |= references.named | references.called
+                for word, method in references.methods.items():
                     owned[word].add(method)
                     named |= {method} if word in words else set()
             words |= fresh
@@ -145,15 +145,15 @@ class Package:
             self._syntax[file] = Syntax.of(file)
         return self._syntax[file]
 
-    def leads(self, definition: Definition) -> Leads:
+    def outgoing(self, definition: Definition) -> OutgoingReferences:
         """The definitions and words that a definition leads to, read once."""
-        if definition not in self._leads:
+        if definition not in self._outgoing:
             named, words = frozenset(self._named_in(definition)), frozenset(self._words_in(definition))
             methods = self.syntax(definition.file).methods(definition.name)
             owned = {method: Definition(definition.file, name) for method, name in methods.items()}
             called = frozenset(owned[method] for method in self._called(definition, methods))
-            self._leads[definition] = Leads(named, words, called, owned)
-        return self._leads[definition]
+            self._outgoing[definition] = OutgoingReferences(named, words, called, owned)
+        return self._outgoing[definition]
 
     def references(self, definition: Definition) -> References:
         """The words of a definition, with those of what its file does beside defining names."""

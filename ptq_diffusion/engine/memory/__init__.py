@@ -1,1 +1,1 @@
-"""Memory: what the process keeps of what it has freed, and networks that are in it block by block."""
+"""Memory: a setting of the allocator that keeps freed memory, and offloading of networks block by block."""

@@ -15,10 +15,10 @@ from ptq_diffusion.network.quantized import QuantizedDenoiser
 
 
 def lend_by_block(denoiser: Denoiser) -> None:
-    """Let the blocks of a network stay where they are, and lend their tensors to the device of what they are asked.
+    """Offload a network block by block: each call of a block copies its tensors to the device of its input.
 
-    From then on `.to` moves all but the blocks. A call of a block copies its tensors to the device of its input and
-    forgets them behind it, with what was unpacked of them. Numbers are those of a network that was moved whole.
+    From then on `.to` moves all but the blocks. The copies, and what was unpacked of them, are dropped after a call.
+    Numbers are those of a network that was moved whole.
     Autograd keeps the copies that a backward pass needs, so that memory is bounded without gradients alone.
 
     Args:

@@ -14,7 +14,7 @@ from ptq_diffusion.rounding.calls import call_of, tensors_of
 from ptq_diffusion.sampler import Table
 
 States = Iterable[tuple[int, Tensor, Condition | None]]
-"""A step's index, its states and their condition."""
+"""Triples of a step's index, states x_t at it, (B, C, H, W), and their condition."""
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def step_features(model: Denoiser, table: Table, states: States, images: int) ->
             model.network.get_submodule(block),
             partial(model.predict, state, table[i], on_device),
         )
-        # Of several outputs the last is the image's, and of rows the last are the condition's.
+        # A block with several outputs returns the image's last; under guidance the conditional rows are the last half.
         rows[i].append(_by_place(outputs[-1][-len(state) :]).float().cpu())
     return torch.stack([torch.cat(rows[i]) for i in range(len(table))])
 

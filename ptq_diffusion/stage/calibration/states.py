@@ -15,7 +15,7 @@ from ptq_diffusion.model.condition import rows_of
 
 
 class States(IterableDataset[tuple[int, Tensor, Condition | None]]):
-    """A step's index, its states and their condition, of all steps and chunks; one chunk is in memory at a time.
+    """Triples (i, x_t (B, C, H, W), condition) of all steps i and chunks; one chunk is in memory at a time.
 
     A batch holds the states of one step and chunk that a calibration set chose; where it chose none there is no batch.
 

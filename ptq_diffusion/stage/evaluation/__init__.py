@@ -1,1 +1,1 @@
-"""The description of stored images, shared by all devices, and what is told of all of them."""
+"""Features and scores of stored images, computed by all devices, and the shape of an evaluation's file."""

@@ -63,13 +63,13 @@ class Images:
 
 
 class ReplayedNoise:
-    """Noise by step; after an interruption the noise of the steps before it is drawn again and dropped."""
+    """The noise of every step; noise of steps that an interrupted fit has passed is drawn and dropped."""
 
     def __init__(self, noise: SampleNoise) -> None:
         self._noise, self._next = noise, 0
 
     def at(self, i: int, device: torch.device) -> Tensor:
-        """The noise of step `i`, which is asked for once and after all steps before it, or without them."""
+        """The noise of step `i`, (B, C, H, W); steps must be read in rising order, each once, and may be skipped."""
         assert i >= self._next
         while self._next < i:
             self._noise.draw()

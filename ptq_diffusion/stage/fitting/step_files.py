@@ -1,4 +1,4 @@
-"""Files of the steps of a fit along a path: what both networks say of every chunk."""
+"""Files of the steps of a fit along a path: the states of every chunk and both networks' outputs on them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

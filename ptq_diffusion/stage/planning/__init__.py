@@ -1,1 +1,1 @@
-"""The part of planning bits that other things than the network decide."""
+"""Inputs of bit planning beside the network: the bits that a policy offers, and costs outside of its plan."""

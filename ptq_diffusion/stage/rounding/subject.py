@@ -1,4 +1,4 @@
-"""The network of which parts are learned with all that it is asked about, and how an interrupted attempt goes on."""
+"""A reconstruction's networks and calibration states, and the resumable loop over the parts of the network."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -62,14 +62,14 @@ def go_through(
     take: Callable[[Part, Path], None],
     is_missing: Callable[[Path], bool] = lambda file: not holds_tensors(file),
 ) -> dict[Part, Path]:
-    """Make the file of every part that has none yet, in order, and take it before the next; the files.
+    """Make the missing files of the parts in order, and load each before the next part is made; returns the files.
 
     Args:
         parts: of a network.
         out: the folder of the artefact.
         bar: the title of the progress bar, and whether it is drawn.
         make: writes the file of a part.
-        take: lets what lies in the file of a part count for those behind it.
+        take: loads the file of a part into the network, on which later parts are learned.
         is_missing: whether a file is to be made, for all devices that share the work.
     """
     folder = out / PARTS

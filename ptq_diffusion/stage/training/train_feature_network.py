@@ -56,7 +56,7 @@ class TrainFeatureNetwork(Stage):
             "checksum": network.checksum(),
         }
         write_json(out / "metrics.json", scores | facts)
-        # How it went differs from one attempt to the next; what came of it does not.
+        # The time differs between attempts, so it is kept out of metrics.json.
         write_json(out / "log" / f"from_{start}" / "time.json", {"seconds": time.perf_counter() - begin})
 
 

@@ -100,7 +100,7 @@ WORDS = {
     ),
     "an option of an earlier version, added": (
         "experiment=train_denoiser data.folder=/nowhere +training.snr_gamma=5",
-        "'training.snr_gamma'",
+        "'training.snr_gamma', which nothing reads; it is training.objective.gamma today",
     ),
     "a name with a slash": ("name=../elsewhere", "below outputs/runs"),
     "a name that climbs": ("name=..", "name of a folder"),

@@ -51,6 +51,14 @@ REFUSED = {
         [PIXELS, "training.scheduler.prediction_type=foo"],
         "^expected training.scheduler.prediction_type of epsilon, v_prediction, sample, got 'foo'",
     ),
+    "an option of another training": (
+        [PIXELS, "+training.kl_weight=1.0"],
+        "^expected options of train_denoiser, got training.kl_weight, which it does not read; leave it out",
+    ),
+    "an option of another training of its autoencoder": (
+        [LATENT, "+autoencoder.ema_decay=0.5"],
+        "^expected options of train_autoencoder, got autoencoder.ema_decay",
+    ),
     "options that diffusers refuses": (
         [LATENT, "training.network.unet.block_out_channels=[8]"],
         "^expected training.network of options that fit each other, got an error",
