@@ -1,9 +1,7 @@
 """Synchronisation of the processes that share a task, and values that one sends another while both work."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -39,35 +37,27 @@ def synchronised(fabric: Fabric) -> Iterator[None]:
 
 
 def send_all(receiver: int, work: Callable[[Send], None]) -> None:
-    """Run a function here whose values another process receives, see `receiving`.
+    """Run a function here whose values another process receives, see `receiving`; a value waits until it is received.
 
-    A value that it sends joins a queue, and it goes on at once; this returns when all have been received.
+    A queue of values, so that the function does not wait, made fits of two processes slower (experiments/fit_cost).
 
     Args:
         receiver: the rank of the other process.
-        work: takes a function that sends a value under a name: tensors on the CPU, which must not be changed once they
-            are sent, and what else can be pickled.
+        work: takes a function that sends a value under a name: tensors on the CPU, and what else can be pickled.
 
     Raises:
         RuntimeError: the other process is gone. What the function raises passes through, once the other process knows.
     """
-    sent: list[Future[None]] = []
-    # One thread sends in the order of the queue, beside the function.
-    with ThreadPoolExecutor(max_workers=1) as thread:
 
-        def send(name: str, value: object) -> None:
-            sent.append(thread.submit(partial(dist.send_object_list, [name, value], dst=receiver)))
+    def send(name: str, value: object) -> None:
+        dist.send_object_list([name, value], dst=receiver)
 
-        try:
-            work(send)
-            # A value that cannot be sent is a failure of the function.
-            for future in sent:
-                future.result()
-        except Exception as error:
-            send(END, _text(error))
-            raise
-        send(END, None)
-    sent[-1].result()
+    try:
+        work(send)
+    except Exception as error:
+        send(END, _text(error))
+        raise
+    send(END, None)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Processes that meet: whoever fails is known to all, and what one tells another comes as it was told."""
 
 import pickle
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -25,19 +24,6 @@ def at_a_barrier(rank, failing):
         if rank in failing:
             no_more()
     return "all is done"
-
-
-def in_queue(rank, folder):
-    """The sender is done with its work before anything is received."""
-    done = folder / "done"
-    if rank == 1:
-        send_all(0, lambda send: (send("a", torch.ones(2)), done.touch()))
-        return "sent"
-    with receiving(1) as received:
-        until = time.monotonic() + 30
-        while not done.exists() and time.monotonic() < until:
-            time.sleep(0.01)
-        return f"{done.exists()} {received('a').mean().item()}"
 
 
 def what_cannot_be_sent(rank, _):
@@ -86,7 +72,7 @@ def outcome(task, argument, rank, folder):
     """Write what comes of a task in one of two connected processes."""
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
     try:
-        text = task(rank, folder if argument is None else argument)
+        text = task(rank, argument)
     except (ValueError, RuntimeError) as error:
         text = f"{type(error).__name__}: {error}"
     (folder / f"{rank}.txt").write_text(text)
@@ -103,7 +89,6 @@ def outcome(task, argument, rank, folder):
         (in_talk, (), ["[1, 2.0, 2]", "sent"]),
         (in_rescaling, (0,), ["ValueError: no more"] * 2),
         (in_rescaling, (1,), ["ValueError: no more"] * 2),
-        (in_queue, None, ["True 1.0", "sent"]),
         (what_cannot_be_sent, (), ["told", "not sent"]),
     ],
 )
