@@ -70,7 +70,9 @@ class StepMeasurement:
         k = covariance / variance_of_m if variance_of_m > 0 else 0.0
         bias = self.before.mean_noise - k * self.before.mean_m
         budget, unexplained = residual.budget(self.step), self.after.noise_power
-        return StepReport.of(self.step, self.before, k, bias, residual.variance, unexplained, sigma, budget)
+        return StepReport.without_diagnostics(
+            self.step, self.before, k, bias, residual.variance, unexplained, sigma, budget
+        )
 
 
 def require_variance(variance: Variance) -> None:

@@ -62,7 +62,7 @@ class StepReport:
     step_correlation: float | None = None
 
     @classmethod
-    def of(
+    def without_diagnostics(
         cls,
         step: Step,
         moments: StepMoments,

@@ -134,7 +134,7 @@ def test_layers_are_rescaled_alike_before_and_after_a_kill(fit, monkeypatch):
         patch.setattr(PathFit, "_visit", dying(4))
         fit("killed", *words)
     find, given = Rescaled.rescalings, []
-    monkeypatch.setattr(Rescaled, "rescalings", lambda *words: given.append(len(words[3])) or find(*words))
+    monkeypatch.setattr(Rescaled, "rescalings", lambda *words: given.append(len(words[3].x_t)) or find(*words))
     assert contents(fit("killed", *words)) == expected
     assert given == [10], "at the last step only, and of all images without padding"
 

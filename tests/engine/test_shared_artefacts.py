@@ -59,5 +59,5 @@ def test_a_configuration_is_read_once_and_another_in_its_place_anew(monkeypatch)
     assert len(found) == 20
     cfg = changed("a.number", 0)
     assert known.of(Digits, cfg) in found
-    monkeypatch.setattr(signature, "said", lambda *_: pytest.fail("it is read again"))
+    monkeypatch.setattr(signature, "options_read", lambda *_: pytest.fail("it is read again"))
     assert known.of(Digits, cfg) in found

@@ -62,7 +62,7 @@ class D2DPM(Correction[MomentEvidence]):
         bias = (moments.mean_noise - beta * (moments.mean_m + moments.mean_noise)) / (1 - beta)
         residual = Residual(variance, absorbed=-1 if self.variant == "stochastic" else 1, slope=moments.slope)
         sigma, budget = residual.sigma(step), residual.budget(step)
-        report = StepReport.of(step, moments, k, bias, variance, variance, sigma, budget)
+        report = StepReport.without_diagnostics(step, moments, k, bias, variance, variance, sigma, budget)
         repair = Affine(torch.tensor(k, dtype=torch.float64), bias)
         return StepCorrection((repair,), sigma, report, residual=residual)
 

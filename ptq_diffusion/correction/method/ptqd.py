@@ -148,7 +148,7 @@ def _report(
 ) -> StepReport:
     mean_residual = moments.mean_noise - k * moments.mean_m - bias
     unexplained = _residual_variance(moments, k) + float(mean_residual.square().mean())
-    return StepReport.of(step, moments, k, bias, v, unexplained, sigma_used, budget)
+    return StepReport.without_diagnostics(step, moments, k, bias, v, unexplained, sigma_used, budget)
 
 
 def _require_one_of(name: str, value: str, options: tuple[str, ...]) -> None:
