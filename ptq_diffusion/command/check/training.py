@@ -19,13 +19,15 @@ PARTS = {"network": object, "scheduler": object, "objective": Objective, "optimi
 """The kind of every part of a training that is an object."""
 BEGUN = ("objective", "optimizer")
 """Parts that are built when a training has begun, of others."""
+OF_LATENTS = {"scheduler", "objective", "ema_decay", "mirrored", "unlabelled_share", "init_from"}
 OWN_OPTIONS = {
     "train_denoiser": {"scheduler", "objective", "augmentation", "ema_decay", "init_from"},
-    "train_latent_denoiser": {"scheduler", "objective", "ema_decay", "mirrored", "unlabelled_share", "init_from"},
+    "train_latent_denoiser": OF_LATENTS,
+    "latents": OF_LATENTS,
     "train_autoencoder": {"augmentation", "edge_weight", "kl_weight"},
     "train_feature_network": {"augmentation", "label_smoothing"},
 }
-"""The options that a kind of training has beside those of all."""
+"""The options that the training of a goal has beside those of all."""
 META = torch.device("meta")
 
 

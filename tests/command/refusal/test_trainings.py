@@ -7,6 +7,7 @@ import torch
 
 from ptq_diffusion.command.check.bounds import Room
 from ptq_diffusion.command.check.preflight import check
+from ptq_diffusion.command.check.training import OWN_OPTIONS
 from ptq_diffusion.command.experiment import STAGES
 from ptq_diffusion.command.python import compose
 from ptq_diffusion.engine.runtime import Runtime
@@ -85,7 +86,19 @@ def test_it_is_refused_by_the_check_alone(words, message, data):
         checked(*words, data)
 
 
-@pytest.mark.parametrize("words", [[LATENT, "training=cifar10_dit_flow"], [PIXELS, f"{BEGUN}bundled:cifar10_ddpm"]])
+def test_every_goal_that_reads_a_training_has_its_options():
+    readers = {name for name, stage in STAGES.items() if any(key.split(".")[0] == "training" for key in stage.uses)}
+    assert readers == OWN_OPTIONS.keys()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [LATENT, "goal=latents"],
+        [LATENT, "training=cifar10_dit_flow"],
+        [PIXELS, f"{BEGUN}bundled:cifar10_ddpm"],
+    ],
+)
 def test_what_fits_is_taken_without_its_weights_being_read(words, data, monkeypatch):
     monkeypatch.delattr("ptq_diffusion.model.weights.load_file")
     checked(*words, data)
