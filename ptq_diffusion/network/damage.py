@@ -126,11 +126,11 @@ def _by_past(step: Step, adjoint: State) -> tuple[Tensor, ...]:
 
 
 @dataclass(frozen=True)
-class LayerDamage:
-    """Damage of fewer bits in one layer, quantized alone and corrected as `Rescaled` corrects it.
+class LayerChange:
+    """The change of <v, x_0> by fewer bits in one layer, quantized alone and corrected as `Rescaled` corrects it.
 
     The input's grid is the step's own, and the output channels get back the mean and the deviation of the float
-    layer's, so that the damage is what correction leaves.
+    layer's, so that the change is what correction leaves.
 
     Args:
         layer: the quantized layer, for its geometry.
@@ -138,7 +138,7 @@ class LayerDamage:
         call: the float layer's call.
         gradient: the gradient of <v, x_0> by the layer's output, (B, ...).
         images: B. A guided network has rows for them once or twice; a layer that is computed once for all, such as
-            that of a time embedding, has one, and its damage is that of all images together.
+            that of a time embedding, has one, and its change is that of all images together.
     """
 
     layer: QuantizedLayer
@@ -151,8 +151,8 @@ class LayerDamage:
     def _target(self) -> Spread:
         return Spread.of(self.call.y, self.layer.channels)
 
-    def of_input(self, quantizer: Quantizer) -> float:
-        """Damage, <g, e>^2 summed over the samples, of the input quantized as a quantizer does that has seen only it.
+    def of_input(self, quantizer: Quantizer) -> Tensor:
+        """<g, e> of every sample, (B,) or (1,) of a layer computed once, of the input quantized by its own range.
 
         Args:
             quantizer: of the layer's inputs, which has observed nothing yet.
@@ -164,15 +164,14 @@ class LayerDamage:
         x_hat = settings.restored(quantizer.to(self.call.x.device)(equalised))
         return self._projection(self.layer.compute(x_hat, self.weight, self.layer.bias))
 
-    def of_weight(self, weight: Tensor) -> float:
-        """Damage, <g, e>^2 summed over the samples, of another weight."""
+    def of_weight(self, weight: Tensor) -> Tensor:
+        """<g, e> of every sample, (B,) or (1,) of a layer computed once, of another weight."""
         return self._projection(self.layer.compute(self.call.x, weight, self.layer.bias))
 
-    def _projection(self, output: Tensor) -> float:
+    def _projection(self, output: Tensor) -> Tensor:
         channels = self.layer.channels
         rescaling = Rescaling.between(Spread.of(output, channels), self._target)
         error = rescaling.of(output, channels) - self.call.y
         by_row = (self.gradient * error).flatten(1).sum(1, dtype=torch.float64)
         # Directions of different images are independent, so that a sum over images has the sum of their squares.
-        by_image = by_row.sum() if len(by_row) % self.images else by_row.view(-1, self.images).sum(0)
-        return float(by_image.square().sum())
+        return by_row.sum()[None] if len(by_row) % self.images else by_row.view(-1, self.images).sum(0)

@@ -27,13 +27,14 @@ def regridding(
         range_search: chooses the interval that a grid covers.
         i: the step.
         grids: receives the grids by name.
-        shift: chooses what is subtracted from the channels of an input that has no border of zeros.
+        shift: chooses what is subtracted from the channels of an input.
     """
 
     def regrid(name: str, grid: Grid, x: Tensor) -> Tensor:
         settings = layers[name].settings
         equalised = settings.equalised(x)
-        grids[name] = InputGrid.of(equalised, grid, range_search, shift_of_input(layers[name], equalised, shift))
+        taken_off = shift_of_input(layers[name], equalised, shift, i, grid.bits)
+        grids[name] = InputGrid.of(equalised, grid, range_search, taken_off)
         return settings.restored(grids[name].fake_quantized(equalised, grid)).to(x.dtype)
 
     with ExitStack() as hooks:
@@ -46,15 +47,15 @@ def regridding(
         yield
 
 
-def shift_of_input(layer: QuantizedLayer, x: Tensor, shift: Shift) -> Tensor | None:
-    """The shift of a layer's input x, (B, ...), which broadcasts against it; None where the layer is not shifted.
+def shift_of_input(layer: QuantizedLayer, x: Tensor, shift: Shift, i: int, bits: int) -> Tensor | None:
+    """The shift of a layer's input x, (B, ...), at step i, which broadcasts against it; None where there is none.
 
-    A border of zeros is no part of x that could be shifted. An input that is the same in every image, such as a time
-    embedding, has no need of it: the offset gives back all that its grid takes, and a grid as narrow as that would fit
-    no other time.
+    A border of zeros is no part of x that could be shifted, see `Shift.bordered`. An input that is the same in every
+    image, such as a time embedding, has no need of it: the offset gives back all that its grid takes, and a grid as
+    narrow as that would fit no other time.
     """
-    if not shift.shifts or layer.bordered or bool((x == x[:1]).all()):
+    if not shift.shifts or (layer.bordered and not shift.bordered) or bool((x == x[:1]).all()):
         return None
     rows = x.float().movedim(layer.channels, -1).flatten(0, -2)
     behind = x.ndim - 1 - layer.channels if layer.channels > 0 else 0
-    return shift.of(rows).view(-1, *[1] * behind)
+    return shift.of(rows, i, bits).view(-1, *[1] * behind)

@@ -2,10 +2,16 @@
 
 import math
 from bisect import bisect_left
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
+
+RINGS = 16
+"""Rings of frequencies that spectra of images are resolved in; `radial_bands` leaves out those that a size lacks."""
+LEAST_VARIANCE = 1e-4
+"""The least variance of a band relative to the mean of its channel: a coefficient that never varies has none."""
 
 
 @cache
@@ -55,3 +61,38 @@ def radial_bands(height: int, width: int, count: int) -> Tensor:
     rings = torch.tensor([1 + bisect_left(edges, radius**count) for radius in radii.tolist()])
     rings[0] = 0
     return torch.unique(rings, return_inverse=True)[1][place]
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening:
+    """Division of every coefficient by its standard deviation over images, pooled over the band: W^(-1/2) x.
+
+    A change dx of an image has the squared length |W^(-1/2) dx|^2, the squared Mahalanobis distance where coefficients
+    are uncorrelated, which those of a stationary image nearly are. Channels are taken as uncorrelated too.
+
+    Args:
+        deviation: (C, H, W) float64, of every coefficient.
+    """
+
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor) -> "Whitening":
+        """The whitening of images, (N, C, H, W), about their mean image.
+
+        Raises:
+            ValueError: images do not vary, as a single one does not.
+        """
+        images = images.double().cpu()
+        power = cosine_transform(images - images.mean(0)).square().mean(0)
+        bands = radial_bands(*power.shape[-2:], RINGS).flatten()
+        total = torch.zeros(len(power), int(bands.max()) + 1, dtype=torch.float64).index_add(1, bands, power.flatten(1))
+        variance = (total / bands.bincount())[:, bands].view_as(power)
+        least = LEAST_VARIANCE * variance.mean((1, 2), keepdim=True)
+        if not (least > 0).all():
+            raise ValueError(f"expected images that differ in every channel, got {len(images)} that do not")
+        return cls(variance.maximum(least).sqrt())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """W^(-1/2) x of images x, (B, C, H, W)."""
+        return inverse_cosine_transform(cosine_transform(x) / self.deviation.to(x))

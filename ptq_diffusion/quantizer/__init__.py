@@ -12,7 +12,7 @@ from ptq_diffusion.quantizer.log2 import Log2Quantizer
 from ptq_diffusion.quantizer.low_rank import LowRank, LowRankQuantizer
 from ptq_diffusion.quantizer.quantizer import Quantizer, State
 from ptq_diffusion.quantizer.range_search import LpSearch, MinMax, Percentile, RangeSearch
-from ptq_diffusion.quantizer.shift import NO_SHIFT, MeanShift, MidRangeShift, NoShift, Shift
+from ptq_diffusion.quantizer.shift import NO_SHIFT, Dither, MeanShift, MidRangeShift, NoShift, Shift
 from ptq_diffusion.quantizer.step_groups import ClusteredGroups, EqualGroups, GivenGroups, StepGroups
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "WHOLE",
     "AffineQuantizer",
     "ClusteredGroups",
+    "Dither",
     "DynamicQuantizer",
     "EmbeddingTables",
     "EntropySearch",

@@ -6,6 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+GOLDEN = (5**0.5 - 1) / 2
+"""Parts of an interval at its multiples, modulo 1, lie the most evenly, however many there are."""
+SILVER = 2**0.5 - 1
+"""Likewise, and no multiple of the other, so that channels and steps together fill an interval evenly too."""
+
 
 class Shift(ABC):
     """A rule for m of a layer's input, one number for each channel: Q(x - m) + m stands for x.
@@ -16,16 +21,21 @@ class Shift(ABC):
 
     Class attributes:
         shifts: whether any m differs from 0.
+        bordered: whether inputs of convolutions with padding are shifted too. Their product of weight and m is another
+            at the border, where there is no m: a map in place of a bias.
     """
 
     shifts: ClassVar[bool] = True
+    bordered: ClassVar[bool] = False
 
     @abstractmethod
-    def of(self, rows: Tensor) -> Tensor:
+    def of(self, rows: Tensor, i: int, bits: int) -> Tensor:
         """m, (I,).
 
         Args:
             rows: the values of every channel, (N, I) float32.
+            i: the step.
+            bits: of the grid.
         """
 
 
@@ -34,22 +44,40 @@ class NoShift(Shift):
 
     shifts = False
 
-    def of(self, rows: Tensor) -> Tensor:
+    def of(self, rows: Tensor, i: int, bits: int) -> Tensor:  # noqa: ARG002
         return torch.zeros_like(rows[0])
 
 
 class MidRangeShift(Shift):
     """m = (min x + max x) / 2, as Outlier Suppression+ has it, eq. 2."""
 
-    def of(self, rows: Tensor) -> Tensor:
+    def of(self, rows: Tensor, i: int, bits: int) -> Tensor:  # noqa: ARG002
         return (rows.amin(0) + rows.amax(0)) / 2
 
 
 class MeanShift(Shift):
     """m = E x, which a single large value hardly moves."""
 
-    def of(self, rows: Tensor) -> Tensor:
+    def of(self, rows: Tensor, i: int, bits: int) -> Tensor:  # noqa: ARG002
         return rows.mean(0)
+
+
+class Dither(Shift):
+    """m = u r / (2^bits - 1), a part u of a step of the grid that changes with the sampler's step and the channel.
+
+    Inputs change little from step to step, so that their rounding errors on one grid are alike and add up over the
+    steps; on grids that lie apart they are independent, as those of a dithered quantizer are (Roberts, 1962;
+    Schuchman, 1964). u = frac(1/2 + i golden ratio + c sqrt 2) - 1/2 fills [-1/2, 1/2) evenly in steps i and
+    channels c; r is the range of the whole input.
+    """
+
+    bordered = True
+
+    def of(self, rows: Tensor, i: int, bits: int) -> Tensor:
+        step = (rows.max() - rows.min()) / (2**bits - 1)
+        channels = torch.arange(rows.shape[1], dtype=torch.float64)
+        part = torch.remainder(0.5 + GOLDEN * i + SILVER * channels, 1) - 0.5
+        return part.to(rows) * step
 
 
 NO_SHIFT = NoShift()

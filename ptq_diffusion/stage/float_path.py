@@ -1,6 +1,7 @@
 """Stage: the float network's outputs along float sampling, once for all that is fitted beside it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +64,24 @@ class FloatOutputs:
         """The outputs of some samples of a chunk at all steps, (steps, rows, C or 2 C, H, W)."""
         with safe_open(self.folder / "chunks" / chunk.name, framework="pt") as file:
             return file.get_slice("m")[:, rows]
+
+    def states(
+        self, parent: Chunk, part: Chunk, table: Table, shape: tuple[int, ...], device: torch.device
+    ) -> list[Tensor]:
+        """The states of some samples of a chunk at every step and x_0 behind them, without the network.
+
+        Args:
+            parent: the chunk.
+            part: its samples, `count` of them from `first` on.
+            table: of the float path.
+            shape: of a state, (C, H, W).
+            device: where the states are to be.
+        """
+        first = part.first - parent.first
+        outputs = self.rows(parent, slice(first, first + part.count)).to(device)
+        noise = replace(part, size=part.count).noise(shape)
+        visits = list(sample(lambda _, step: outputs[step.i], table, noise, device=device))
+        return [*(visit.x_t for visit in visits), visits[-1].x_s]
 
 
 class FloatPath(ModelStage):

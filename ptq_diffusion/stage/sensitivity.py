@@ -1,14 +1,15 @@
 """Stage: the damage that fewer bits in one layer at one step do to the final sample, correction in force."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from ptq_diffusion.bitwidth.changes import Changes
 from ptq_diffusion.bitwidth.sensitivity import Sensitivity
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunks
@@ -19,12 +20,13 @@ from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.plan import LayerBits
 from ptq_diffusion.network import QuantizedDenoiser, QuantizedLayer, quantize
-from ptq_diffusion.network.damage import LayerDamage, step_adjoint
+from ptq_diffusion.network.damage import LayerChange, step_adjoint
 from ptq_diffusion.network.rescaling import BINS
 from ptq_diffusion.numeric.seed import SampleNoise
+from ptq_diffusion.numeric.spectrum import Whitening
 from ptq_diffusion.quantizer import Quantizer
 from ptq_diffusion.rounding.artefact import load_integers
-from ptq_diffusion.sampler import State, Table, sample
+from ptq_diffusion.sampler import State, Table
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.fit_setting import with_own_guidance
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
@@ -32,6 +34,7 @@ from ptq_diffusion.stage.planning.offer import with_offer
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.rounding.offered import RoundOffers
 
+OPERANDS = ("weight", "activation")
 TOGETHER = 16
 """Samples that go backwards together: a backward pass holds the inputs and outputs of all layers."""
 
@@ -51,6 +54,7 @@ class MeasureDamage(ChunkWork):
         outputs: the outputs of the float network.
         parents: the chunk of the float path that each chunk lies in, by the index of its first sample.
         conditions: of the samples.
+        whitening: of x_0, in whose distance changes are measured; the squared change by pixel without one.
     """
 
     def __init__(
@@ -64,21 +68,27 @@ class MeasureDamage(ChunkWork):
         outputs: FloatOutputs,
         parents: Mapping[int, Chunk],
         conditions: ConditionSource,
+        whitening: Whitening | None,
     ) -> None:
         super().__init__()
         self.model, self.networks = model, nn.ModuleList(networks)
         self.names, self.activations = list(names), list(activations)
         self.input_quantizer = input_quantizer
         self.table, self.outputs, self.parents, self.conditions = table, outputs, parents, conditions
+        self.whitening = whitening
 
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
+        """<g, e> of every layer, step, bitwidth and sample: `weight` (L, S, W, B) and `activation` (L, S, A, B)."""
         shape = (len(self.names), len(self.table))
-        weight = torch.zeros(*shape, len(self.networks), dtype=torch.float64)
-        activation = torch.zeros(*shape, len(self.activations), dtype=torch.float64)
-        states, condition = self._states(chunk, device), chunk.condition(self.conditions, device)
+        weight = torch.zeros(*shape, len(self.networks), chunk.count, dtype=torch.float64)
+        activation = torch.zeros(*shape, len(self.activations), chunk.count, dtype=torch.float64)
+        states = self.outputs.states(self.parents[chunk.first], chunk, self.table, self.model.shape, device)
+        condition = chunk.condition(self.conditions, device)
         rows = range(chunk.first, chunk.first + chunk.count)
         skips = {site.name: site.skip for site in self.model.sites()}
-        adjoint = State(SampleNoise(chunk.seed, rows, self.model.shape, "direction of x_0").draw(device), ())
+        direction = SampleNoise(chunk.seed, rows, self.model.shape, "direction of x_0").draw(device)
+        # E <W^(-1/2) v, dx_0>^2 = |W^(-1/2) dx_0|^2
+        adjoint = State(direction if self.whitening is None else self.whitening(direction), ())
         for step in reversed(self.table):
             backward = step_adjoint(self.model, self.names, states[step.i], step, adjoint, condition)
             adjoint = backward.state
@@ -86,40 +96,37 @@ class MeasureDamage(ChunkWork):
                 layers = [self._layer(network, name) for network in self.networks]
                 float_weight = self.model.network.get_parameter(f"{name}.weight")
                 of_layer = backward.calls[name], backward.gradients[name]
-                damage = LayerDamage(layers[0], float_weight, *of_layer, chunk.count)
-                weight[place, step.i] = _row(damage.of_weight(layer.operands(step.i)[0]) for layer in layers)
-                activation[place, step.i] = _row(map(partial(self._of_input, damage, skips[name]), self.activations))
+                change = LayerChange(layers[0], float_weight, *of_layer, chunk.count)
+                for row, layer in zip(weight[place, step.i], layers, strict=True):
+                    _put(row, change.of_weight(layer.operands(step.i)[0]))
+                for row, bits in zip(activation[place, step.i], self.activations, strict=True):
+                    _put(row, self._of_input(change, skips[name], bits))
         return {"weight": weight, "activation": activation}
 
-    def _of_input(self, damage: LayerDamage, skip: int | None, bits: int) -> float:
-        return damage.of_input(self.input_quantizer(bits).of_input(damage.layer.channels, skip))
+    def _of_input(self, change: LayerChange, skip: int | None, bits: int) -> Tensor:
+        return change.of_input(self.input_quantizer(bits).of_input(change.layer.channels, skip))
 
     @staticmethod
     def _layer(network: nn.Module, name: str) -> QuantizedLayer:
         assert isinstance(network, QuantizedDenoiser)
         return network.layer(name)
 
-    def _states(self, chunk: Chunk, device: torch.device) -> list[Tensor]:
-        """The states of float sampling at every step, without the network."""
-        parent = self.parents[chunk.first]
-        first = chunk.first - parent.first
-        outputs = self.outputs.rows(parent, slice(first, first + chunk.count)).to(device)
-        noise = replace(chunk, size=chunk.count).noise(self.model.shape)
-        return [visit.x_t for visit in sample(lambda _, step: outputs[step.i], self.table, noise, device=device)]
 
-
-def _row(numbers: Iterable[float]) -> Tensor:
-    return torch.tensor(list(numbers), dtype=torch.float64)
+def _put(row: Tensor, change: Tensor) -> None:
+    """A change of each sample, or one of all together in the place of the first sample's."""
+    row[: len(change)] = change
 
 
 class MeasureSensitivity(ModelStage):
-    """`sensitivity.safetensors`: a `Sensitivity`, the mean squared change of x_0 by pixel, to first order.
+    """`sensitivity.safetensors`: a `Sensitivity`, the mean squared change of x_0, to first order.
 
+    The change is relative to the variance that float images have at its frequency, or by pixel: `sensitivity.distance`.
+    A step's is its share of what all steps do together, or what it does alone: `sensitivity.steps`.
     Weights have the integers of `RoundOffers` where a policy chooses their bits and a rounding is set, or nearest.
     """
 
     name = "sensitivity"
-    version = 1
+    version = 2
     needs = (Calibrate, FloatPath, EncodePrompts, RoundOffers)
     uses = ("model", "condition", "sampler", "quantizer", "bitwidth", "noise", "sensitivity", "micro_batch")
     unread = ("quantizer.embedding",)
@@ -133,10 +140,13 @@ class MeasureSensitivity(ModelStage):
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         chunks_to_do = [part for part, _ in sensitivity_chunks(cfg)]
         run_chunks(partial(self.work, cfg, inputs), chunks_to_do, out / "chunks", shop, self.title)
-        parts = list(read_chunks(out / "chunks"))
         model = shop.guided(cfg, inputs)
         numbers = cfg.sensitivity.images * torch.Size(model.shape).numel()
-        weight, activation = (_total(parts, name) / numbers for name in ("weight", "activation"))
+        parts = [{name: Changes.of(part[name]) for name in OPERANDS} for part in read_chunks(out / "chunks")]
+        weight, activation = (
+            _damage(reduce(Changes.merge, [part[name] for part in parts]), cfg.sensitivity.steps) / numbers
+            for name in OPERANDS
+        )
         policy, table = _policy(cfg), shop.table(cfg, model)
         names = tuple(site.name for site in policy.roles.free(model.sites()))
         origin = model.fingerprint(), table.fingerprint()
@@ -160,13 +170,18 @@ class MeasureSensitivity(ModelStage):
         # One batch at one step fills no more bins.
         input_quantizer = construct(node, **({"bins": BINS} if "bins" in node else {}))
         outputs, conditions = FloatOutputs(inputs[FloatPath.name]), shop.conditions(cfg, model, inputs)
-        parents = {part.first: parent for part, parent in sensitivity_chunks(cfg)}
+        parts = sensitivity_chunks(cfg)
+        parents = {part.first: parent for part, parent in parts}
+        whitening = None
+        if cfg.sensitivity.distance == "mahalanobis":
+            states = (outputs.states(parent, part, table, model.shape, torch.device("cpu")) for part, parent in parts)
+            whitening = Whitening.of(torch.cat([path[-1] for path in states]))
         offered = names, policy.activations, input_quantizer
-        return MeasureDamage(model, networks, *offered, table, outputs, parents, conditions)
+        return MeasureDamage(model, networks, *offered, table, outputs, parents, conditions, whitening)
 
 
-def _total(parts: Iterable[Mapping[str, Tensor]], name: str) -> Tensor:
-    return torch.stack([part[name] for part in parts]).sum(0)
+def _damage(changes: Changes, steps: str) -> Tensor:
+    return changes.together() if steps == "correlated" else changes.squares
 
 
 def _policy(cfg: DictConfig) -> UnderBudget:
@@ -195,9 +210,14 @@ def require_sensitivity(cfg: DictConfig) -> None:
     """Refuse images that sensitivities cannot be measured on.
 
     Raises:
-        ValueError: they are more than the float path has.
+        ValueError: they are more than the float path has, or one alone, of which no variance is known.
     """
     images = cfg.sensitivity.images
+    if images == 1 and cfg.sensitivity.distance == "mahalanobis":
+        raise ValueError(
+            "expected sensitivity.images of at least 2, whose variance sensitivity.distance=mahalanobis reads, got 1; "
+            "raise it or set sensitivity.distance=euclidean"
+        )
     if images > cfg.noise.images:
         raise ValueError(
             f"expected sensitivity.images of at most noise.images, {cfg.noise.images}, whose float path it shares, got "

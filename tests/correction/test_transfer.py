@@ -24,11 +24,11 @@ from ptq_diffusion.correction import (
 from ptq_diffusion.correction.noise.residual import Residual
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.correction.repair.filter import Filter
-from ptq_diffusion.correction.repair.spectral import RINGS, Spectral
+from ptq_diffusion.correction.repair.spectral import Spectral
 from ptq_diffusion.correction.transfer import interpolated
 from ptq_diffusion.model import GaussianDenoiser
 from ptq_diffusion.numeric.seed import generator
-from ptq_diffusion.numeric.spectrum import radial_bands
+from ptq_diffusion.numeric.spectrum import RINGS, radial_bands
 from ptq_diffusion.sampler import DDIM, DDPM
 from tests.correction.presets import CORRECTIONS, FILES
 

@@ -39,7 +39,7 @@ RUNS = {
         *("bitwidth.count_correction=true", "quantizer.low_rank.rank=1"),
     ],
     "bits of rounded weights": [
-        *("goal=plan", "bitwidth=budget", "bitwidth.saving=12", "bitwidth.weights=[3,4]", "sensitivity.images=1"),
+        *("goal=plan", "bitwidth=budget", "bitwidth.saving=12", "bitwidth.weights=[3,4]", "sensitivity.images=2"),
         *("rounding=gptq", "rounding.inputs.positions=2", "calibration.images=1", "sampler.steps=2"),
     ],
 }

@@ -10,7 +10,7 @@ from torch import nn
 from ptq_diffusion.model import Denoiser, DiffusersDenoiser, Kind, Output, Role, Site
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import InputGrid, InputObservations, Rescaling, Spread, quantize, watching
-from ptq_diffusion.network.damage import LayerDamage, recording, step_adjoint
+from ptq_diffusion.network.damage import LayerChange, recording, step_adjoint
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.quantizer import AffineQuantizer, LpSearch, PerTensor
@@ -138,8 +138,9 @@ def test_the_damage_is_the_squared_change_of_x_0(walk, name, i, operand):
 
     def damage(v):
         adjoint = backwards(walk, v)[i]
-        own = LayerDamage(layer, float_weight, adjoint.calls[name], adjoint.gradients[name], BATCH)
-        return own.of_weight(few_bits) if operand == "weight" else own.of_input(own_quantizer(3))
+        own = LayerChange(layer, float_weight, adjoint.calls[name], adjoint.gradients[name], BATCH)
+        changes = own.of_weight(few_bits) if operand == "weight" else own.of_input(own_quantizer(3))
+        return float(changes.square().sum())
 
     x = backwards(walk, basis()[0])[i].calls[name].x
 
@@ -166,9 +167,10 @@ def test_the_damage_falls_with_the_bits(walk, name):
     weights, inputs = torch.zeros(2, len(offered), dtype=torch.float64)
     for v in basis():
         for adjoint in backwards(walk, v).values():
-            damage = LayerDamage(layers[0], float_weight, adjoint.calls[name], adjoint.gradients[name], BATCH)
-            weights += torch.tensor([damage.of_weight(layer.operands(0)[0]) for layer in layers])
-            inputs += torch.tensor([damage.of_input(own_quantizer(bits)) for bits in offered])
+            damage = LayerChange(layers[0], float_weight, adjoint.calls[name], adjoint.gradients[name], BATCH)
+            changes = [damage.of_weight(layer.operands(0)[0]) for layer in layers]
+            weights += torch.stack(changes).square().sum(1)
+            inputs += torch.stack([damage.of_input(own_quantizer(bits)) for bits in offered]).square().sum(1)
     for damages in (weights, inputs):
         assert (damages.diff() < 0).all() and damages[0] > 100 * damages[-1] > 0
 
@@ -176,8 +178,9 @@ def test_the_damage_falls_with_the_bits(walk, name):
 def test_a_float_weight_does_no_damage(walk):
     adjoint, layer = backwards(walk, basis()[0])[1], with_bits(walk[0], 4).layer("middle")
     weight = walk[0].network.middle.weight
-    damage = LayerDamage(layer, weight, adjoint.calls["middle"], adjoint.gradients["middle"], BATCH)
-    assert damage.of_weight(weight) < 1e-6 * damage.of_weight(layer.operands(0)[0])
+    damage = LayerChange(layer, weight, adjoint.calls["middle"], adjoint.gradients["middle"], BATCH)
+    small, large = (damage.of_weight(some).square().sum() for some in (weight, layer.operands(0)[0]))
+    assert small < 1e-6 * large
 
 
 def test_a_step_backwards_leaves_the_network_and_its_output_as_they_were(walk):

@@ -64,7 +64,7 @@ def regridded(layer, bits, x, shift, gain=1.0):
 def middle(layer, x, rule):
     """The rule's shift, of a layer with a border too."""
     rows = x.movedim(layer.channels, -1).flatten(0, -2)
-    return rule.of(rows).view(-1, *[1] * (x.ndim - 2 if layer.channels == 1 else 0))
+    return rule.of(rows, 0, 4).view(-1, *[1] * (x.ndim - 2 if layer.channels == 1 else 0))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -139,7 +139,7 @@ def test_layers_without_a_border_are_shifted_for_what_the_layers_before_say(netw
 def test_a_shift_is_of_an_equalised_input():
     factors = torch.tensor([0.5, 1.0, 2.0, 4.0, 1.0, 8.0])
     layer, x = bare("linear", 8, factors)
-    shift = shift_of_input(layer, layer.settings.equalised(x), MeanShift())
+    shift = shift_of_input(layer, layer.settings.equalised(x), MeanShift(), 0, 4)
     assert torch.allclose(shift, (x / factors).mean((0, 1)), atol=1e-5)
     shifted, rescaling = regridded(layer, 8, x, shift)
     assert torch.allclose(shifted.settings(x, 0), x, atol=0.51 * 8 * float(rescaling.input_grid.scale))
@@ -148,10 +148,10 @@ def test_a_shift_is_of_an_equalised_input():
 
 def test_an_input_that_is_the_same_in_every_image_is_not_shifted():
     layer, x = bare("linear", 4)
-    assert shift_of_input(layer, x[:1].expand(4, 7, 6), MeanShift()) is None
-    assert shift_of_input(layer, x[:1], MeanShift()) is None
-    assert shift_of_input(layer, x, NO_SHIFT) is None
-    assert shift_of_input(layer, x, MeanShift()) is not None
+    assert shift_of_input(layer, x[:1].expand(4, 7, 6), MeanShift(), 0, 4) is None
+    assert shift_of_input(layer, x[:1], MeanShift(), 0, 4) is None
+    assert shift_of_input(layer, x, NO_SHIFT, 0, 4) is None
+    assert shift_of_input(layer, x, MeanShift(), 0, 4) is not None
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if "with border" not in name])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ptq_diffusion.numeric.spectrum import cosine_transform, inverse_cosine_transform, radial_bands
+from ptq_diffusion.numeric.spectrum import RINGS, Whitening, cosine_transform, inverse_cosine_transform, radial_bands
 
 every_size = pytest.mark.parametrize("size", [(8, 8), (5, 7), (32, 32), (1, 1), (1, 6)])
 
@@ -55,3 +55,36 @@ def test_what_was_cached_in_inference_mode_serves_gradients():
     gains = torch.ones(4).double().requires_grad_()
     inverse_cosine_transform(cosine_transform(x) * gains[radial_bands(11, 13, 3)]).square().sum().backward()
     assert torch.allclose(x.grad, 2 * x) and gains.grad.sum() == pytest.approx(2 * float(x.detach().square().sum()))
+
+
+def images(count=400):
+    """Of a falling spectrum, about a mean image."""
+    white = torch.randn(count, 2, 12, 8, generator=torch.Generator().manual_seed(1)).double()
+    bands = radial_bands(12, 8, RINGS)
+    return inverse_cosine_transform(white * 3.0 / (1 + bands) * torch.tensor([1.0, 5.0])[:, None, None]) + white[0]
+
+
+def test_whitened_images_have_unit_variance_in_every_band():
+    bands = radial_bands(12, 8, RINGS)
+    whitened = Whitening.of(images())(images() - images().mean(0))
+    power = cosine_transform(whitened).square().mean(0)
+    for band in range(int(bands.max()) + 1):
+        assert torch.allclose(power[:, bands == band].mean(1), torch.ones(2).double())
+
+
+def test_whitening_is_the_same_by_either_factor_of_a_product():
+    """So that a direction may be whitened in place of the change that it reads."""
+    whitening = Whitening.of(images())
+    x, y = images()[:2], images()[2:4]
+    assert torch.allclose((whitening(x) * y).sum(), (x * whitening(y)).sum())
+
+
+def test_a_coefficient_that_never_varies_is_not_divided_by_nothing():
+    smooth = images()[..., :1, :1].expand(-1, -1, 12, 8)
+    assert Whitening.of(smooth)(smooth).isfinite().all()
+
+
+@pytest.mark.parametrize("still", [torch.rand(1, 3, 8, 8), torch.zeros(4, 3, 8, 8)])
+def test_images_that_do_not_differ_cannot_be_whitened(still):
+    with pytest.raises(ValueError, match="images that differ in every channel, got"):
+        Whitening.of(still)

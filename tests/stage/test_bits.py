@@ -1,11 +1,13 @@
 """Bits from the command line: what is measured, planned and quantized, and what is refused before anything is."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
 
 from ptq_diffusion.bitwidth import Sensitivity, StepSignal
+from ptq_diffusion.bitwidth.changes import Changes
 from ptq_diffusion.engine.chunks import read_chunks
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
@@ -16,7 +18,7 @@ from ptq_diffusion.stage.sensitivity import MeasureDamage, MeasureSensitivity
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
 
 BUDGET = ["bitwidth=budget", "bitwidth.saving=20", "bitwidth.activations=[3,8]", "sensitivity.images=6"]
-QUICK = [*BUDGET, "sensitivity.images=1", "noise.images=2"]
+QUICK = [*BUDGET, "sensitivity.images=2", "noise.images=2"]
 SNR = ["bitwidth=step_snr"]
 STEPS = 3
 
@@ -49,7 +51,25 @@ def test_sensitivities_are_of_all_inner_layers_at_all_steps(make, model):
         assert damage[..., 0].sum() > 20 * damage[..., 1].sum()
     assert found.network == model.fingerprint()
     parts, numbers = list(read_chunks(folder / "chunks")), 6 * torch.Size(model.shape).numel()
-    assert len(parts) == 2 and torch.equal(found.weight, (parts[0]["weight"] + parts[1]["weight"]) / numbers)
+    changes = torch.cat([part["weight"] for part in parts], dim=-1)
+    assert len(parts) == 2 and torch.allclose(found.weight, Changes.of(changes).together() / numbers)
+
+
+def test_distance_and_steps_change_what_a_sensitivity_says(make, model):
+    """Of the same direction: alone a step counts less; by pixel the damage is another one."""
+    found = {
+        case: Sensitivity.load(
+            make("goal=sensitivity", *BUDGET, f"sensitivity.distance={case[0]}", f"sensitivity.steps={case[1]}")
+            / MeasureSensitivity.file
+        )
+        for case in product(("mahalanobis", "euclidean"), ("correlated", "independent"))
+    }
+    for distance in ("mahalanobis", "euclidean"):
+        together, alone = found[distance, "correlated"].activation, found[distance, "independent"].activation
+        assert (together >= alone).all() and (together > alone).any()
+    by_pixel, relative = (found[one, "independent"].activation for one in ("euclidean", "mahalanobis"))
+    shares = [damage / damage.sum() for damage in (by_pixel, relative)]
+    assert not torch.allclose(*shares, rtol=0.1)
 
 
 def test_policies_that_offer_the_same_share_their_sensitivity(make):
@@ -207,6 +227,11 @@ REFUSED = {
         [*BUDGET, "sensitivity.images=8"],
         "sensitivity.images of at most noise.images, 7, .*got 8; raise noise.images",
     ),
+    "the variance of one image": (
+        [*BUDGET, "sensitivity.images=1"],
+        "sensitivity.images of at least 2, .*got 1; .* sensitivity.distance=euclidean",
+    ),
+    "a distance that is none": ([*BUDGET, "sensitivity.distance=manhattan"], "'mahalanobis' or 'euclidean'"),
     "no images": ([*BUDGET, "sensitivity.images=0"], "sensitivity.images to be greater than 0"),
     "integers of no offers": (
         ["goal=offers", "rounding=gptq"],

@@ -36,7 +36,7 @@ CASES = {
         "bitwidth=budget",
         "bitwidth.saving=11",
         "bitwidth.activations=[3,8]",
-        "sensitivity.images=1",
+        "sensitivity.images=2",
         "correction=ptqd",
     ],
 }

@@ -1,7 +1,7 @@
 """The schema of an experiment: its options that name no class, and their types."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import (
@@ -99,6 +99,13 @@ class MeasuredImages(Options):
     images: Count
 
 
+class SensitivitySamples(MeasuredImages):
+    """The images that sensitivities are measured on, the distance of x_0 that they are in, and whether steps add up."""
+
+    distance: Literal["mahalanobis", "euclidean"]
+    steps: Literal["correlated", "independent"]
+
+
 class ComparedImages(Options):
     """The images that layers are compared on, if any."""
 
@@ -163,7 +170,7 @@ class Experiment(Options):
     micro_batch: Count
     calibration: Samples
     noise: NoiseSamples
-    sensitivity: MeasuredImages
+    sensitivity: SensitivitySamples
     trial: Samples
     drift: MeasuredImages
     layers: ComparedImages
@@ -250,7 +257,7 @@ def _names() -> list[str]:
         "condition.guidance": Guidance,
         "calibration": Samples,
         "noise": NoiseSamples,
-        "sensitivity": MeasuredImages,
+        "sensitivity": SensitivitySamples,
         "trial": Samples,
         "drift": MeasuredImages,
         "layers": ComparedImages,

@@ -15,7 +15,6 @@ from ptq_diffusion.correction import Correction, Fingerprint, NoiseStatistics
 from ptq_diffusion.correction.method.chain import Chain
 from ptq_diffusion.correction.method.matched import Matched
 from ptq_diffusion.correction.method.regression import Regression
-from ptq_diffusion.correction.repair.spectral import RINGS
 from ptq_diffusion.data import Prompts
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.model import DiffusersDenoiser, Role, Site
@@ -24,7 +23,7 @@ from ptq_diffusion.network.embedding import embeddings
 from ptq_diffusion.network.layer_settings import ROWS
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.numeric.spectrum import radial_bands
+from ptq_diffusion.numeric.spectrum import RINGS, radial_bands
 from ptq_diffusion.stage.drawing.layers import COLUMNS, layer_chunks
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.reference import build_extractor

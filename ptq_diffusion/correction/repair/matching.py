@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ptq_diffusion.correction.repair.spectral import RINGS, Spectral
-from ptq_diffusion.numeric.spectrum import cosine_transform, radial_bands
+from ptq_diffusion.correction.repair.spectral import Spectral
+from ptq_diffusion.numeric.spectrum import RINGS, cosine_transform, radial_bands
 from ptq_diffusion.numeric.transport import squared_wasserstein, symmetric_root, transport_map
 from ptq_diffusion.sampler.step import Step
 

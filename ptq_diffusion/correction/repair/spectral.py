@@ -7,10 +7,7 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.correction.repair.repair import Repair
-from ptq_diffusion.numeric.spectrum import cosine_transform, inverse_cosine_transform, radial_bands
-
-RINGS = 16
-"""Rings of frequencies that a spectral repair tells apart; `radial_bands` leaves out those that a size lacks."""
+from ptq_diffusion.numeric.spectrum import RINGS, cosine_transform, inverse_cosine_transform, radial_bands
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+"""Second moments of changes by layers and steps: identities of how they add up."""
+
+from functools import reduce
+
+import pytest
+import torch
+
+from ptq_diffusion.bitwidth.changes import Changes
+
+LAYERS, STEPS, BITS, SAMPLES = 5, 4, 2, 2000
+
+
+def independent(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    scale = 1 + torch.arange(STEPS)[:, None, None].double()
+    return scale * torch.randn(LAYERS, STEPS, BITS, SAMPLES, generator=generator, dtype=torch.float64)
+
+
+def test_the_moments_of_parts_are_those_of_the_whole():
+    whole = independent()
+    merged = reduce(Changes.merge, map(Changes.of, whole.split(300, dim=-1)))
+    assert torch.allclose(merged.squares, Changes.of(whole).squares)
+    assert torch.allclose(merged.products, Changes.of(whole).products)
+
+
+def test_the_shares_of_all_steps_are_the_square_of_their_sum():
+    """Where no two changes undo each other; layers are taken as uncorrelated."""
+    changes = independent().abs()
+    together = Changes.of(changes).together().sum((0, 1))
+    assert torch.allclose(together, changes.sum(1).square().sum((0, 2)))
+
+
+def test_steps_that_make_the_same_change_have_the_coherence_of_their_number():
+    same = independent()[:, :1].expand(-1, STEPS, -1, -1)
+    assert torch.allclose(Changes.of(same).coherence, torch.full((STEPS, BITS), STEPS).double())
+
+
+def test_independent_steps_have_a_coherence_near_1():
+    coherence = Changes.of(independent()).coherence
+    assert (coherence >= 1).all() and coherence == pytest.approx(torch.ones(STEPS, BITS).numpy(), abs=0.15)
+
+
+def test_changes_that_undo_each_other_count_as_independent_and_nothing_as_nothing():
+    changes = independent()
+    changes[:, 1], changes[:, 2:] = -changes[:, 0], 0
+    moments = Changes.of(changes)
+    assert torch.equal(moments.coherence, torch.ones(STEPS, BITS).double())
+    assert torch.equal(moments.together(), moments.squares) and (moments.together()[:, 2:] == 0).all()
