@@ -26,12 +26,13 @@ from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity
 
 OFFER = ("bitwidth.weights=[2,3,4]", "bitwidth.activations=[3,4,6,8]")
+MEASURE = ("sensitivity.distance=euclidean", "sensitivity.steps=independent")
 
 
 def composed(rounding: str, images: int, steps: int, saving: float) -> DictConfig:
     """An experiment whose budget has weights to choose."""
     counts = (f"{option}={images}" for option in ("calibration.images", "noise.images", "sensitivity.images"))
-    words = [*counts, f"sampler.steps={steps}", "bitwidth=budget", f"bitwidth.saving={saving}", *OFFER]
+    words = [*counts, f"sampler.steps={steps}", "bitwidth=budget", f"bitwidth.saving={saving}", *OFFER, *MEASURE]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", [*words, f"rounding={rounding}"])
 

@@ -49,6 +49,13 @@ class Requirements:
             ValueError: the table's sampler lacks what the method needs.
         """
 
+    def check_borders(self) -> None:
+        """Refuse layers with padding in a place that knows one bias for a channel; by default none are refused.
+
+        Raises:
+            ValueError: the method gives such layers another bias at the border.
+        """
+
     def check_images(self, images: int, channels: int) -> None:  # noqa: ARG002
         """Refuse too few images to be fitted on; by default any number will do.
 
@@ -218,6 +225,9 @@ class JointRequirements(Requirements, ABC):
 
     def check(self, steps: Table) -> None:
         self._check_all(lambda one: one.check(steps))
+
+    def check_borders(self) -> None:
+        self._check_all(lambda one: one.check_borders())
 
     def check_images(self, images: int, channels: int) -> None:
         self._check_all(lambda one: one.check_images(images, channels))

@@ -33,8 +33,7 @@ def regridding(
     def regrid(name: str, grid: Grid, x: Tensor) -> Tensor:
         settings = layers[name].settings
         equalised = settings.equalised(x)
-        taken_off = shift_of_input(layers[name], equalised, shift, i, grid.bits)
-        grids[name] = InputGrid.of(equalised, grid, range_search, taken_off)
+        grids[name] = _grid_of_input(layers[name], equalised, grid, range_search, shift, i)
         return settings.restored(grids[name].fake_quantized(equalised, grid)).to(x.dtype)
 
     with ExitStack() as hooks:
@@ -47,15 +46,36 @@ def regridding(
         yield
 
 
-def shift_of_input(layer: QuantizedLayer, x: Tensor, shift: Shift, i: int, bits: int) -> Tensor | None:
-    """The shift of a layer's input x, (B, ...), at step i, which broadcasts against it; None where there is none.
+def _grid_of_input(
+    layer: QuantizedLayer, x: Tensor, grid: Grid, range_search: RangeSearch, shift: Shift, i: int
+) -> InputGrid:
+    m = shift_of_input(layer, x, shift)
+    found = InputGrid.of(x, grid, range_search, m)
+    parts = None if layer.bordered and not shift.bordered else shift.parts(i, x.shape[layer.channels])
+    if parts is None or _is_one_input(x):
+        return found
+    apart = _by_channel(layer, x, parts.float().to(x.device)) * found.scale.to(x.device)
+    return InputGrid.of(x, grid, range_search, apart if m is None else m + apart)
 
-    A border of zeros is no part of x that could be shifted, see `Shift.bordered`. An input that is the same in every
-    image, such as a time embedding, has no need of it: the offset gives back all that its grid takes, and a grid as
-    narrow as that would fit no other time.
+
+def shift_of_input(layer: QuantizedLayer, x: Tensor, shift: Shift) -> Tensor | None:
+    """The shift m of a layer's input x, (B, ...), which broadcasts against it; None where the layer is not shifted.
+
+    A border of zeros is no part of x that could be shifted. An input that is the same in every image, such as a time
+    embedding, has no need of it: the offset gives back all that its grid takes, and a grid as narrow as that would fit
+    no other time.
     """
-    if not shift.shifts or (layer.bordered and not shift.bordered) or bool((x == x[:1]).all()):
+    if not shift.shifts or layer.bordered or _is_one_input(x):
         return None
-    rows = x.float().movedim(layer.channels, -1).flatten(0, -2)
+    return _by_channel(layer, x, shift.of(x.float().movedim(layer.channels, -1).flatten(0, -2)))
+
+
+def _is_one_input(x: Tensor) -> bool:
+    """Whether every image has the same."""
+    return bool((x == x[:1]).all())
+
+
+def _by_channel(layer: QuantizedLayer, x: Tensor, numbers: Tensor) -> Tensor:
+    """Numbers of channels, (I,), in the shape that broadcasts against x."""
     behind = x.ndim - 1 - layer.channels if layer.channels > 0 else 0
-    return shift.of(rows, i, bits).view(-1, *[1] * behind)
+    return numbers.view(-1, *[1] * behind)

@@ -1,7 +1,6 @@
 """Rules for the numbers that are subtracted from the channels of a layer's input before it meets its grid."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,24 +18,26 @@ class Shift(ABC):
     that reaches over all: channel-wise shifting of Outlier Suppression+ (Wei et al., EMNLP 2023,
     arXiv 2304.09145, section 3.1).
 
-    Class attributes:
+    Attributes:
         shifts: whether any m differs from 0.
         bordered: whether inputs of convolutions with padding are shifted too. Their product of weight and m is another
             at the border, where there is no m: a map in place of a bias.
     """
 
-    shifts: ClassVar[bool] = True
-    bordered: ClassVar[bool] = False
+    shifts: bool = True
+    bordered: bool = False
 
     @abstractmethod
-    def of(self, rows: Tensor, i: int, bits: int) -> Tensor:
+    def of(self, rows: Tensor) -> Tensor:
         """m, (I,).
 
         Args:
             rows: the values of every channel, (N, I) float32.
-            i: the step.
-            bits: of the grid.
         """
+
+    def parts(self, i: int, channels: int) -> Tensor | None:  # noqa: ARG002
+        """Parts of a step of the grid that are added to m at step i, (I,) float64; None for none."""
+        return None
 
 
 class NoShift(Shift):
@@ -44,41 +45,48 @@ class NoShift(Shift):
 
     shifts = False
 
-    def of(self, rows: Tensor, i: int, bits: int) -> Tensor:  # noqa: ARG002
+    def of(self, rows: Tensor) -> Tensor:
         return torch.zeros_like(rows[0])
 
 
 class MidRangeShift(Shift):
     """m = (min x + max x) / 2, as Outlier Suppression+ has it, eq. 2."""
 
-    def of(self, rows: Tensor, i: int, bits: int) -> Tensor:  # noqa: ARG002
+    def of(self, rows: Tensor) -> Tensor:
         return (rows.amin(0) + rows.amax(0)) / 2
 
 
 class MeanShift(Shift):
     """m = E x, which a single large value hardly moves."""
 
-    def of(self, rows: Tensor, i: int, bits: int) -> Tensor:  # noqa: ARG002
+    def of(self, rows: Tensor) -> Tensor:
         return rows.mean(0)
-
-
-class Dither(Shift):
-    """m = u r / (2^bits - 1), a part u of a step of the grid that changes with the sampler's step and the channel.
-
-    Inputs change little from step to step, so that their rounding errors on one grid are alike and add up over the
-    steps; on grids that lie apart they are independent, as those of a dithered quantizer are (Roberts, 1962;
-    Schuchman, 1964). u = frac(1/2 + i golden ratio + c sqrt 2) - 1/2 fills [-1/2, 1/2) evenly in steps i and
-    channels c; r is the range of the whole input.
-    """
-
-    bordered = True
-
-    def of(self, rows: Tensor, i: int, bits: int) -> Tensor:
-        step = (rows.max() - rows.min()) / (2**bits - 1)
-        channels = torch.arange(rows.shape[1], dtype=torch.float64)
-        part = torch.remainder(0.5 + GOLDEN * i + SILVER * channels, 1) - 0.5
-        return part.to(rows) * step
 
 
 NO_SHIFT = NoShift()
 """The rule of inputs that stay where they are."""
+
+
+class Dither(Shift):
+    """m and a part u of a step of the grid that changes with the sampler's step and the channel.
+
+    Inputs change little from step to step, so that their rounding errors on one grid are alike and add up over the
+    steps; on grids that lie apart they are independent, as those of a dithered quantizer are (Roberts, 1962;
+    Schuchman, 1964). u = frac(1/2 + i golden ratio + c sqrt 2) - 1/2 fills [-1/2, 1/2) evenly in steps i and
+    channels c.
+
+    Args:
+        around: chooses m of inputs without a border of zeros.
+    """
+
+    bordered = True
+
+    def __init__(self, around: Shift = NO_SHIFT) -> None:
+        self.around = around
+
+    def of(self, rows: Tensor) -> Tensor:
+        return self.around.of(rows)
+
+    def parts(self, i: int, channels: int) -> Tensor:
+        c = torch.arange(channels, dtype=torch.float64)
+        return torch.remainder(0.5 + GOLDEN * i + SILVER * c, 1) - 0.5

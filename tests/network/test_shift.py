@@ -12,7 +12,7 @@ from ptq_diffusion.network.equalising import summed_by_output
 from ptq_diffusion.network.layer import quantized_layer
 from ptq_diffusion.network.regridding import shift_of_input
 from ptq_diffusion.numeric.grid import Grid
-from ptq_diffusion.quantizer import NO_SHIFT, LpSearch, MeanShift, MidRangeShift, MinMax
+from ptq_diffusion.quantizer import NO_SHIFT, Dither, LpSearch, MeanShift, MidRangeShift, MinMax
 from tests.network.networks import outputs, quantized, states
 from tests.steps import at
 
@@ -64,7 +64,7 @@ def regridded(layer, bits, x, shift, gain=1.0):
 def middle(layer, x, rule):
     """The rule's shift, of a layer with a border too."""
     rows = x.movedim(layer.channels, -1).flatten(0, -2)
-    return rule.of(rows, 0, 4).view(-1, *[1] * (x.ndim - 2 if layer.channels == 1 else 0))
+    return rule.of(rows).view(-1, *[1] * (x.ndim - 2 if layer.channels == 1 else 0))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -115,7 +115,7 @@ def own_of(network):
     return settings.scale[:1], settings.zero_point[:1]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("rule", [*RULES, Dither(), Dither(MeanShift())], ids=["mid", "mean", "dither", "both"])
 def test_layers_without_a_border_are_shifted_for_what_the_layers_before_say(network, denoiser, rule):
     x, grids, plain = states(denoiser), {}, {}
     with regridding(network.layers(), LpSearch(2.0, 80), 0, plain):
@@ -127,7 +127,9 @@ def test_layers_without_a_border_are_shifted_for_what_the_layers_before_say(netw
     # What is computed of the time alone is the same in all images.
     bordered = {name for name, layer in network.layers().items() if layer.bordered}
     of_time = {name for name in grids if "time_emb" in name}
-    assert shifted == grids.keys() - bordered - of_time and bordered and of_time and shifted
+    assert (
+        shifted == grids.keys() - of_time - (set() if rule.bordered else bordered) and bordered and of_time and shifted
+    )
     use = {}
     for name, grid in grids.items():
         ones = torch.ones(network.layer(name).weights[0].shape[0])
@@ -139,7 +141,7 @@ def test_layers_without_a_border_are_shifted_for_what_the_layers_before_say(netw
 def test_a_shift_is_of_an_equalised_input():
     factors = torch.tensor([0.5, 1.0, 2.0, 4.0, 1.0, 8.0])
     layer, x = bare("linear", 8, factors)
-    shift = shift_of_input(layer, layer.settings.equalised(x), MeanShift(), 0, 4)
+    shift = shift_of_input(layer, layer.settings.equalised(x), MeanShift())
     assert torch.allclose(shift, (x / factors).mean((0, 1)), atol=1e-5)
     shifted, rescaling = regridded(layer, 8, x, shift)
     assert torch.allclose(shifted.settings(x, 0), x, atol=0.51 * 8 * float(rescaling.input_grid.scale))
@@ -148,10 +150,10 @@ def test_a_shift_is_of_an_equalised_input():
 
 def test_an_input_that_is_the_same_in_every_image_is_not_shifted():
     layer, x = bare("linear", 4)
-    assert shift_of_input(layer, x[:1].expand(4, 7, 6), MeanShift(), 0, 4) is None
-    assert shift_of_input(layer, x[:1], MeanShift(), 0, 4) is None
-    assert shift_of_input(layer, x, NO_SHIFT, 0, 4) is None
-    assert shift_of_input(layer, x, MeanShift(), 0, 4) is not None
+    assert shift_of_input(layer, x[:1].expand(4, 7, 6), MeanShift()) is None
+    assert shift_of_input(layer, x[:1], MeanShift()) is None
+    assert shift_of_input(layer, x, NO_SHIFT) is None
+    assert shift_of_input(layer, x, MeanShift()) is not None
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if "with border" not in name])
@@ -183,3 +185,16 @@ def test_a_shift_without_a_grid_or_of_other_channels_is_refused(network):
         use = Rescaling(*both_of(network), InputGrid(*own_of(network), torch.ones(shape)))
         with pytest.raises(ValueError, match=r"conv_in whose input has a shift of .*, got one of \(3, 1, 1\); fit it"):
             network.at(0, {"conv_in": use})
+
+
+def test_a_dither_moves_the_grid_by_less_than_a_step_and_another_way_at_every_step(network, denoiser):
+    found = []
+    for i in (0, 1):
+        grids = {}
+        with regridding(network.layers(), LpSearch(2.0, 80), i, grids, Dither()):
+            network.predict(states(denoiser), at(500.0, i))
+        found.append({name: grid for name, grid in grids.items() if grid.shift is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, grid in found[0].items():
+        assert grid.shift.abs().max() < 1.5 * float(grid.scale)
+        assert not torch.allclose(grid.shift, found[1][name].shift, atol=0.01 * float(grid.scale))

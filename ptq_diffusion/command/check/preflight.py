@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
@@ -110,6 +111,8 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
         _check_backend(cfg, model, shop)
     if "correction" in used:
         _check_correction(cfg, model, shop)
+        if goal is WriteOnnx or not isinstance(construct(cfg.backend), Simulated):
+            _check_borders(cfg, model)
     if goal is Export:
         _check_export(cfg, model, shop)
     if goal is WriteOnnx:
@@ -162,6 +165,13 @@ def _check_backend(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     if not isinstance(backend, Simulated) and not next(model.parameters()).is_meta:
         case = Case(cfg, OutlineShop(shop.runtime))
         quantized_by_one_row(cfg, case, shop).to_backend(backend)
+
+
+def _check_borders(cfg: DictConfig, model: Denoiser) -> None:
+    """Refuse a correction that gives another bias at the border, on a network that has one."""
+    layers = (model.network.get_submodule(site.name) for site in model.sites() if site.weighted)
+    if any(isinstance(layer, nn.Conv2d) and layer.padding not in ("valid", (0, 0)) for layer in layers):
+        construct(cfg.correction).check_borders()
 
 
 def _check_measurements(cfg: DictConfig, goal: type[Stage]) -> None:

@@ -58,8 +58,8 @@ class Rescaled(Correction[PathEvidence]):
         images: how many images, the first ones, layers are rescaled on, all in memory at once; all if there are fewer.
         path: "float" fits on float trajectories, "corrected" on what the corrected steps before lead to.
         shift: chooses what is subtracted from the channels of a layer's input at a step before its grid, whose product
-            with the weight joins the bias; of linear layers and convolutions without padding, whose input has one
-            static grid and differs from image to image.
+            with the weight joins the bias; of linear layers and convolutions without padding, with `Dither` of those
+            with padding too, whose input has one static grid and differs from image to image.
         gain: how g and c follow from the outputs of the float and the quantized layer.
         order: whether a layer is matched on what rescaled ones before it say.
         steps: which steps share g and c. A step whose held-out images they do not help keeps its layers, too.
@@ -103,6 +103,15 @@ class Rescaled(Correction[PathEvidence]):
         self.looks_ahead, self.keeps_outputs = steps.looks_ahead, gain.keeps_outputs
         # Outputs of all layers would take longer to send than to compute.
         self.is_divisible = not gain.keeps_outputs
+
+    def check_borders(self) -> None:
+        if self.shift.bordered:
+            raise ValueError(
+                f"expected a shift whose product with the weight is one bias, got {type(self.shift).__name__} on a "
+                "network of convolutions with padding, where it is another at the border, which neither the integer "
+                "backend nor a graph has; set shift@correction.shift=none, of a chain "
+                "shift@correction.links.rescaled.shift=none"
+            )
 
     def check_images(self, images: int, channels: int) -> None:  # noqa: ARG002
         if images < FEWEST:

@@ -252,6 +252,14 @@ WORDS = {
     "a dtype that is none": ("model.dtype=half", "float32, bfloat16, float16"),
     "integers in half precision": ("model.dtype=bfloat16 backend=integer", "model.dtype=float32"),
     "gradients in float16": ("model.dtype=float16 rounding=brecq", "model.dtype=bfloat16, or rounding=gptq"),
+    "a graph of dithered convolutions with padding": (
+        "goal=onnx noise.images=8 correction=rescaled shift@correction.shift=dither",
+        "Dither on a network of convolutions with padding.* shift@correction.shift=none",
+    ),
+    "integers of dithered convolutions with padding": (
+        "backend=integer noise.images=8 correction=rescaled shift@correction.shift=dither",
+        "Dither on a network of convolutions with padding",
+    ),
     "a graph in half precision": ("goal=onnx model.dtype=float16", "model.dtype=float32"),
     "a graph of groups of channels": ("goal=onnx quantizer@quantizer.weight=symmetric_per_group", "DequantizeLinear"),
     "times that are none": (
