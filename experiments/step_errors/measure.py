@@ -16,14 +16,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ptq_diffusion.correction import CorrectedDenoiser, FittedCorrection
+from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.engine.chunks import Chunk, chunks
+from ptq_diffusion.engine.conditions import Unconditional
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.metric.distance.frechet import FeatureMoments, frechet_distance
 from ptq_diffusion.numeric.spectrum import Whitening
 from ptq_diffusion.sampler import Step, sample
+from ptq_diffusion.stage.drawing.corrected import draw_corrected
 from ptq_diffusion.stage.drawing.images import to_bytes
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.quantize import Quantize
@@ -38,34 +40,35 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.cfg = OmegaConf.load(folder / "config.yaml")
         assert isinstance(self.cfg, DictConfig)
+        if self.cfg.condition.source is not None or self.cfg.noise.steps is not None:
+            raise ValueError("expected a run without a condition, fitted on its own steps, got another")
         store = next(parent / "store" for parent in folder.resolve().parents if (parent / "store").is_dir())
         made = {row[0]: row[1] for row in json.loads((folder / "artefacts.json").read_text())}
         shop = Workshop(Runtime("cpu", progress=False))
         self.model = shop.model(self.cfg)
         self.table, self.decoder = shop.table(self.cfg, self.model), shop.decoder(self.cfg)
-        self.correction = FittedCorrection.load(store / Fit.name / made[Fit.name])
+        correction = FittedCorrection.load(store / Fit.name / made[Fit.name])
         quantized = shop.quantized(self.cfg, store / Quantize.name / made[Quantize.name])
-        self.rescaled = quantized.rescaled(self.correction.rescalings)
+        self.drawn = draw_corrected(quantized, correction, Unconditional(), self.decoder)
         self.extractor = construct(self.cfg.feature.extractor)
 
     def float_path(self, chunk: Chunk) -> list[Tensor]:
         """m of every step, and x_0 behind them."""
         noise = chunk.noise(self.model.shape)
         visits = list(sample(lambda x_t, step: self.model.predict(x_t, step).m, self.table, noise))
-        return [*(visit.m for visit in visits), visits[-1].x_s]
+        return [*(visit.m for visit in visits), visits[-1].x_s[: chunk.count]]
 
     def x_0(self, chunk: Chunk, i: int, path: list[Tensor]) -> Tensor:
         """Of one chunk with step i quantized and corrected, and the float outputs as long as the states are float."""
-        noise = chunk.noise(self.model.shape)
-        corrected = CorrectedDenoiser(self.correction, self.rescaled.predict, noise)
+        corrected = self.drawn.predictor(chunk, None)
 
         def predict(x_t: Tensor, step: Step) -> Tensor:
             if i in (WHOLE, step.i):
                 return corrected(x_t, step)
             return path[step.i] if step.i < i else self.model.predict(x_t, step).m
 
-        *_, last = sample(predict, self.table, chunk.noise(self.model.shape))
-        return last.x_s
+        *_, last = sample(predict, self.drawn.steps, chunk.noise(self.model.shape), self.drawn.sigma)
+        return last.x_s[: chunk.count]
 
     def moments(self, x_0: Tensor) -> FeatureMoments:
         """Of the features of the images that x_0 is."""

@@ -34,12 +34,13 @@ class Changes:
     def coherence(self) -> Tensor:
         """c, (S, N): how much larger a step's share of E (sum_j a_j)^2 is than E a_i^2, sum_j E a_i a_j / E a_i^2.
 
-        1 where steps are uncorrelated, S where all make the same change. Changes that would undo each other are taken
-        as uncorrelated, as another plan would not have them; it is 1 at a step that changes nothing.
+        1 where steps are uncorrelated, S where all make the same change; of equal bits at all steps, over all layers
+        together. At least 1: a step whose error others undo would be a gain, which another plan need not have. It is 1
+        at a step that changes nothing.
         """
         squares = self.products.diagonal(dim1=1, dim2=2)
-        sums = self.products.clamp(min=0).sum(-1)
-        return torch.where(squares > 0, sums / squares, 1.0).T
+        share = self.products.sum(-1) / squares
+        return torch.where(squares > 0, share.clamp(min=1), 1.0).T
 
     def together(self) -> Tensor:
         """Damage of every layer, step and bitwidth as a share of what all steps do together, (L, S, N): c_i a_i^2."""

@@ -49,17 +49,19 @@ def regridding(
 def _grid_of_input(
     layer: QuantizedLayer, x: Tensor, grid: Grid, range_search: RangeSearch, shift: Shift, i: int
 ) -> InputGrid:
+    """The grid of x - m; where m has fractions of a scale, it is that of the grid without them, and is sought again."""
     m = shift_of_input(layer, x, shift)
     found = InputGrid.of(x, grid, range_search, m)
-    parts = None if layer.bordered and not shift.bordered else shift.parts(i, x.shape[layer.channels])
-    if parts is None or _is_one_input(x):
+    shifted = shift.shifts_bordered or not layer.bordered
+    fractions = shift.fractions(i, x.shape[layer.channels]) if shifted else None
+    if fractions is None or _is_one_input(x):
         return found
-    apart = _by_channel(layer, x, parts.float().to(x.device)) * found.scale.to(x.device)
+    apart = _by_channel(layer, x, fractions.float().to(x.device)) * found.scale.to(x.device)
     return InputGrid.of(x, grid, range_search, apart if m is None else m + apart)
 
 
 def shift_of_input(layer: QuantizedLayer, x: Tensor, shift: Shift) -> Tensor | None:
-    """The shift m of a layer's input x, (B, ...), which broadcasts against it; None where the layer is not shifted.
+    """The shift m of a layer's input x, (B, ...), without fractions, which broadcasts against it; None for none.
 
     A border of zeros is no part of x that could be shifted. An input that is the same in every image, such as a time
     embedding, has no need of it: the offset gives back all that its grid takes, and a grid as narrow as that would fit

@@ -90,7 +90,10 @@ class Whitening:
         variance = (total / bands.bincount())[:, bands].view_as(power)
         least = LEAST_VARIANCE * variance.mean((1, 2), keepdim=True)
         if not (least > 0).all():
-            raise ValueError(f"expected images that differ in every channel, got {len(images)} that do not")
+            raise ValueError(
+                f"expected finite images that differ in every channel, got {len(images)} that do not; set "
+                "sensitivity.distance=euclidean"
+            )
         return cls(variance.maximum(least).sqrt())
 
     def __call__(self, x: Tensor) -> Tensor:

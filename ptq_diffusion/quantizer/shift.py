@@ -1,6 +1,7 @@
 """Rules for the numbers that are subtracted from the channels of a layer's input before it meets its grid."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 GOLDEN = (5**0.5 - 1) / 2
 """Parts of an interval at its multiples, modulo 1, lie the most evenly, however many there are."""
 SILVER = 2**0.5 - 1
-"""Likewise, and no multiple of the other, so that channels and steps together fill an interval evenly too."""
+"""Nearly as even, and no multiple of the other, so that channels and steps together fill an interval too."""
 
 
 class Shift(ABC):
@@ -18,14 +19,14 @@ class Shift(ABC):
     that reaches over all: channel-wise shifting of Outlier Suppression+ (Wei et al., EMNLP 2023,
     arXiv 2304.09145, section 3.1).
 
-    Attributes:
+    Class attributes:
         shifts: whether any m differs from 0.
-        bordered: whether inputs of convolutions with padding are shifted too. Their product of weight and m is another
-            at the border, where there is no m: a map in place of a bias.
+        shifts_bordered: whether inputs of convolutions with padding are shifted too. Their product of weight and m is
+            another at the border, where there is no m: a map in place of a bias.
     """
 
-    shifts: bool = True
-    bordered: bool = False
+    shifts: ClassVar[bool] = True
+    shifts_bordered: ClassVar[bool] = False
 
     @abstractmethod
     def of(self, rows: Tensor) -> Tensor:
@@ -35,8 +36,8 @@ class Shift(ABC):
             rows: the values of every channel, (N, I) float32.
         """
 
-    def parts(self, i: int, channels: int) -> Tensor | None:  # noqa: ARG002
-        """Parts of a step of the grid that are added to m at step i, (I,) float64; None for none."""
+    def fractions(self, i: int, channels: int) -> Tensor | None:  # noqa: ARG002
+        """Fractions of the grid's scale that are added to m at the sampler's step i, (I,) float64; None for none."""
         return None
 
 
@@ -68,25 +69,30 @@ NO_SHIFT = NoShift()
 
 
 class Dither(Shift):
-    """m and a part u of a step of the grid that changes with the sampler's step and the channel.
+    """m and a fraction u of the grid's scale that changes with the sampler's step and the channel.
 
     Inputs change little from step to step, so that their rounding errors on one grid are alike and add up over the
-    steps; on grids that lie apart they are independent, as those of a dithered quantizer are (Roberts, 1962;
-    Schuchman, 1964). u = frac(1/2 + i golden ratio + c sqrt 2) - 1/2 fills [-1/2, 1/2) evenly in steps i and
-    channels c.
+    steps; on grids that lie apart they cancel in part, as in a dithered quantizer (Roberts, 1962; Schuchman, 1964),
+    here without chance. u = frac(1/2 + i golden ratio + c sqrt 2) - 1/2 fills [-1/2, 1/2) evenly in steps i and
+    channels c. Zero is no longer on the grid, which costs an input that is often 0 up to 1.65 times the error of one step.
 
     Args:
         around: chooses m of inputs without a border of zeros.
+
+    Raises:
+        ValueError: `around` is a dither too.
     """
 
-    bordered = True
+    shifts_bordered = True
 
     def __init__(self, around: Shift = NO_SHIFT) -> None:
+        if isinstance(around, Dither):
+            raise ValueError("expected a shift that a dither is around, got another dither; leave out around")
         self.around = around
 
     def of(self, rows: Tensor) -> Tensor:
         return self.around.of(rows)
 
-    def parts(self, i: int, channels: int) -> Tensor:
+    def fractions(self, i: int, channels: int) -> Tensor:
         c = torch.arange(channels, dtype=torch.float64)
         return torch.remainder(0.5 + GOLDEN * i + SILVER * c, 1) - 0.5

@@ -40,6 +40,14 @@ def test_independent_steps_have_a_coherence_near_1():
     assert (coherence >= 1).all() and coherence == pytest.approx(torch.ones(STEPS, BITS).numpy(), abs=0.15)
 
 
+def test_few_samples_of_independent_steps_of_unequal_size_are_hardly_taken_for_alike():
+    """Noise of both signs in the products of small and large steps cancels in their sum."""
+    generator = torch.Generator().manual_seed(5)
+    scale = torch.logspace(0, 1, 20, dtype=torch.float64)[:, None, None]
+    changes = scale * torch.randn(77, 20, BITS, 64, generator=generator, dtype=torch.float64)
+    assert Changes.of(changes).coherence.mean() < 1.3
+
+
 def test_changes_that_undo_each_other_count_as_independent_and_nothing_as_nothing():
     changes = independent()
     changes[:, 1], changes[:, 2:] = -changes[:, 0], 0

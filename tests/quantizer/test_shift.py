@@ -36,11 +36,16 @@ def test_a_middle_halves_the_range_and_a_mean_the_weight():
 def test_a_dither_is_around_another_rule():
     for rule in (NO_SHIFT, *RULES):
         assert torch.equal(Dither(rule).of(rows(0)), rule.of(rows(0))) and Dither(rule).shifts
-        assert rule.parts(3, 6) is None
+        assert rule.fractions(3, 6) is None
+
+
+def test_a_dither_around_a_dither_is_refused():
+    with pytest.raises(ValueError, match="got another dither; leave out around"):
+        Dither(Dither())
 
 
 def test_a_dither_fills_a_step_of_the_grid_evenly_in_steps_and_channels():
-    parts = torch.stack([Dither().parts(i, 40) for i in range(20)])
+    parts = torch.stack([Dither().fractions(i, 40) for i in range(20)])
     assert (parts >= -0.5).all() and (parts < 0.5).all()
     for few in (parts.T, parts):
         gaps = few.sort(1).values.diff(dim=1)
@@ -53,7 +58,7 @@ def test_errors_of_a_dithered_input_do_not_add_up_over_steps():
     x = torch.randn(2000, 8, generator=torch.Generator().manual_seed(4))
     plain = InputGrid.of(x, grid, MinMax())
     dithered = (
-        InputGrid.of(x, grid, MinMax(), Dither().parts(i, 8).float() * plain.scale).fake_quantized(x, grid) - x
+        InputGrid.of(x, grid, MinMax(), Dither().fractions(i, 8).float() * plain.scale).fake_quantized(x, grid) - x
         for i in range(steps)
     )
     together = sum(dithered) / steps

@@ -111,7 +111,7 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
         _check_backend(cfg, model, shop)
     if "correction" in used:
         _check_correction(cfg, model, shop)
-        if goal is WriteOnnx or not isinstance(construct(cfg.backend), Simulated):
+        if goal is WriteOnnx or ("backend" in used and not isinstance(construct(cfg.backend), Simulated)):
             _check_borders(cfg, model)
     if goal is Export:
         _check_export(cfg, model, shop)

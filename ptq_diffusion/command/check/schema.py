@@ -100,7 +100,7 @@ class MeasuredImages(Options):
 
 
 class SensitivitySamples(MeasuredImages):
-    """The images that sensitivities are measured on, the distance of x_0 that they are in, and whether steps add up."""
+    """The images that sensitivities are measured on, their distance of x_0, and how errors of steps add up."""
 
     distance: Literal["mahalanobis", "euclidean"]
     steps: Literal["correlated", "independent"]

@@ -24,6 +24,7 @@ from ptq_diffusion.network.layer_settings import ROWS
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.numeric.spectrum import RINGS, radial_bands
+from ptq_diffusion.quantizer import Shift
 from ptq_diffusion.stage.drawing.layers import COLUMNS, layer_chunks
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.reference import build_extractor
@@ -166,7 +167,7 @@ def _bytes_of_link(link: Correction[Any], case: Case) -> int:
     channels, patch = case.model.shape[0], case.model.patch_size
     layers = [site for site in case.model.sites() if site.weighted and site.role is not Role.LAST]
     if link.images_for_rescaling:
-        shifted = [site for site in layers if link.shift.shifts and _can_be_shifted(site, case)]
+        shifted = [site for site in layers if link.shift.shifts and _can_be_shifted(site, case, link.shift)]
         inputs = sum(4 * site.weight_shape[1] + ENTRY for site in shifted)
         return sum(2 * 4 * site.weight_shape[0] + 4 * ENTRY for site in layers) + inputs
     if isinstance(link, Regression):
@@ -180,10 +181,10 @@ def _bytes_of_link(link: Correction[Any], case: Case) -> int:
     return DOUBLE * (1 + channels) + 2 * ENTRY
 
 
-def _can_be_shifted(site: Site, case: Case) -> bool:
-    """Whether an input has no border of zeros and is not the same in all images, as an embedding of the time is."""
+def _can_be_shifted(site: Site, case: Case, shift: Shift) -> bool:
+    """Whether an input is shifted: not in a border of zeros, nor where it is the same in all images, as of the time."""
     layer = case.model.network.get_submodule(site.name)
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv2d) and not shift.shifts_bordered:
         return layer.padding == "valid" if isinstance(layer.padding, str) else not any(layer.padding)
     one_row = site.macs == math.prod(site.weight_shape)
     of_time = IN_EMBEDDING.isdisjoint(case.model.needs) or not OF_TIME.isdisjoint(site.name.split("."))

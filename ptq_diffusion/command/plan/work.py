@@ -137,7 +137,9 @@ def _sensitivity(case: Case) -> Work:
     assert isinstance(policy, UnderBudget)
     alone = (len(policy.weights) + len(policy.activations)) * passes
     numbers = len(policy.roles.free(case.model.sites())) * len(case.table)
-    return Work(passes, 0, passes, alone, kept=8 * numbers * (len(policy.weights) + len(policy.activations)))
+    # Chunks keep the change of every image, the result one number for all.
+    kept = 8 * numbers * (len(policy.weights) + len(policy.activations)) * (1 + case.cfg.sensitivity.images)
+    return Work(passes, 0, passes, alone, kept=kept)
 
 
 def _noise(case: Case) -> Work:

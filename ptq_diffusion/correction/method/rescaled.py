@@ -105,12 +105,20 @@ class Rescaled(Correction[PathEvidence]):
         self.is_divisible = not gain.keeps_outputs
 
     def check_borders(self) -> None:
-        if self.shift.bordered:
+        if self.shift.shifts_bordered:
             raise ValueError(
                 f"expected a shift whose product with the weight is one bias, got {type(self.shift).__name__} on a "
                 "network of convolutions with padding, where it is another at the border, which neither the integer "
                 "backend nor a graph has; set shift@correction.shift=none, of a chain "
                 "shift@correction.links.rescaled.shift=none"
+            )
+
+    def check_carried(self, steps: Table) -> None:
+        if self.shift.fractions(0, 1) is not None:
+            raise ValueError(
+                f"expected shifts that another table can follow, got {type(self.shift).__name__}, which puts the grids "
+                f"of the neighbours among {len(steps)} steps apart; set noise.steps=null, or "
+                "shift@correction.shift=none, of a chain shift@correction.links.rescaled.shift=none"
             )
 
     def check_images(self, images: int, channels: int) -> None:  # noqa: ARG002
