@@ -106,12 +106,18 @@ def test_a_run_asks_the_networks_and_leaves_bytes_as_planned(words, tiny, make, 
         assert plan[stage, "kept"] == (tensors if stage in EXACT else pytest.approx(sizes, rel=0.2)), stage
 
 
-@pytest.mark.parametrize("classes", [None, 4], ids=["time alone", "time and class"])
-def test_the_bytes_of_shifts_are_those_of_the_layers_that_are_shifted(tiny, make, capsys, tiny_model_folder, classes):
-    """Inputs without a border that differ from image to image: an embedding of the time and the class, not of time."""
+@pytest.mark.parametrize(
+    ("classes", "rule"),
+    [(None, "mid_range"), (4, "mid_range"), (None, "dither")],
+    ids=["time alone", "time and class", "borders too"],
+)
+def test_the_bytes_of_shifts_are_those_of_the_layers_that_are_shifted(
+    tiny, make, capsys, tiny_model_folder, classes, rule
+):
+    """Inputs that differ from image to image: an embedding of the time and the class, not of time."""
     words = ["correction=rescaled", "correction.images=9", "noise.images=17", "goal=fit"]
     words += [] if classes is None else [*LABELS[:2], f"model.path={tiny_model_folder(classes=classes)}"]
-    shifted = [*words, "shift@correction.shift=mid_range"]
+    shifted = [*words, f"shift@correction.shift={rule}"]
     plain, more = (planned(capsys, *tiny, *each)["fit", "kept"] for each in (words, shifted))
     stored = Counter()
     for name, tensor in load_file(make(*shifted) / "correction.safetensors").items():

@@ -256,6 +256,10 @@ WORDS = {
         "goal=onnx noise.images=8 correction=rescaled shift@correction.shift=dither",
         "Dither on a network of convolutions with padding.* shift@correction.shift=none",
     ),
+    "a dither carried to another table": (
+        "noise.images=8 noise.steps=3 correction=rescaled shift@correction.shift=dither",
+        "shifts that another table can follow, got Dither.* noise.steps=null",
+    ),
     "integers of dithered convolutions with padding": (
         "backend=integer noise.images=8 correction=rescaled shift@correction.shift=dither",
         "Dither on a network of convolutions with padding",
