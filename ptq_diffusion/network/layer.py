@@ -124,7 +124,7 @@ class QuantizedConv2d(QuantizedLayer):
 
     @property
     def bordered(self) -> bool:
-        return self.padding != "valid" if isinstance(self.padding, str) else any(self.padding)
+        return is_padded(self)
 
     @property
     def input_groups(self) -> int:
@@ -132,6 +132,11 @@ class QuantizedConv2d(QuantizedLayer):
 
     def operation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return nn.functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def is_padded(layer: "nn.Conv2d | QuantizedConv2d") -> bool:
+    """Whether zeros are laid around the input of a convolution."""
+    return layer.padding != "valid" if isinstance(layer.padding, str) else any(layer.padding)
 
 
 class QuantizedLinear(QuantizedLayer):

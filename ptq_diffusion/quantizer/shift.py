@@ -74,8 +74,7 @@ class Dither(Shift):
     Inputs change little from step to step, so that their rounding errors on one grid are alike and add up over the
     steps; on grids that lie apart they cancel in part, as in a dithered quantizer (Roberts, 1962; Schuchman, 1964),
     here without chance. u = frac(1/2 + i golden ratio + c sqrt 2) - 1/2 fills [-1/2, 1/2) evenly in steps i and
-    channels c. Zero is no longer on the grid, which costs an input that is often 0 up to 1.65 times the error of one
-    step.
+    channels c. Zero is no longer on the grid, so that an input that is often 0 has more error at a single step.
 
     Args:
         around: chooses m of inputs without a border of zeros.

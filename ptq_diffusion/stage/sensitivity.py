@@ -34,7 +34,6 @@ from ptq_diffusion.stage.planning.offer import with_offer
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.rounding.offered import RoundOffers
 
-OPERANDS = ("weight", "activation")
 TOGETHER = 16
 """Samples that go backwards together: a backward pass holds the inputs and outputs of all layers."""
 
@@ -142,11 +141,7 @@ class MeasureSensitivity(ModelStage):
         run_chunks(partial(self.work, cfg, inputs), chunks_to_do, out / "chunks", shop, self.title)
         model = shop.guided(cfg, inputs)
         numbers = cfg.sensitivity.images * torch.Size(model.shape).numel()
-        parts = [{name: Changes.of(part[name]) for name in OPERANDS} for part in read_chunks(out / "chunks")]
-        weight, activation = (
-            _damage(reduce(Changes.merge, [part[name] for part in parts]), cfg.sensitivity.steps) / numbers
-            for name in OPERANDS
-        )
+        weight, activation = (_damage(out / "chunks", name, cfg) / numbers for name in ("weight", "activation"))
         policy, table = _policy(cfg), shop.table(cfg, model)
         names = tuple(site.name for site in policy.roles.free(model.sites()))
         origin = model.fingerprint(), table.fingerprint()
@@ -180,8 +175,9 @@ class MeasureSensitivity(ModelStage):
         return MeasureDamage(model, networks, *offered, table, outputs, parents, conditions, whitening)
 
 
-def _damage(changes: Changes, steps: str) -> Tensor:
-    return changes.together() if steps == "correlated" else changes.squares
+def _damage(chunks: Path, operand: str, cfg: DictConfig) -> Tensor:
+    changes = reduce(Changes.merge, (Changes.of(part[operand]) for part in read_chunks(chunks)))
+    return changes.together() if cfg.sensitivity.steps == "correlated" else changes.squares
 
 
 def _policy(cfg: DictConfig) -> UnderBudget:

@@ -33,6 +33,7 @@ from ptq_diffusion.metric import FeatureExtractor, Reference
 from ptq_diffusion.model import Condition, Denoiser, DiffusersDenoiser, Guided
 from ptq_diffusion.model.family import FAMILIES
 from ptq_diffusion.network import Backend, Simulated
+from ptq_diffusion.network.layer import is_padded
 from ptq_diffusion.network.onnx.extra import require_libraries, require_opset
 from ptq_diffusion.quantizer import EmbeddingTables, Equalisation, LowRank, Quantizer, StepGroups
 from ptq_diffusion.report.stages import goal_stages
@@ -170,7 +171,7 @@ def _check_backend(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
 def _check_borders(cfg: DictConfig, model: Denoiser) -> None:
     """Refuse a correction that gives another bias at the border, on a network that has one."""
     layers = (model.network.get_submodule(site.name) for site in model.sites() if site.weighted)
-    if any(isinstance(layer, nn.Conv2d) and layer.padding not in ("valid", (0, 0)) for layer in layers):
+    if any(isinstance(layer, nn.Conv2d) and is_padded(layer) for layer in layers):
         construct(cfg.correction).check_borders()
 
 

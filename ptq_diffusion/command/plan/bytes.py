@@ -20,6 +20,7 @@ from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.model import DiffusersDenoiser, Role, Site
 from ptq_diffusion.network.attention import quantized_attentions
 from ptq_diffusion.network.embedding import embeddings
+from ptq_diffusion.network.layer import is_padded
 from ptq_diffusion.network.layer_settings import ROWS
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.numeric.grid import FLOAT_BITS
@@ -184,8 +185,8 @@ def _bytes_of_link(link: Correction[Any], case: Case) -> int:
 def _can_be_shifted(site: Site, case: Case, shift: Shift) -> bool:
     """Whether an input is shifted: not in a border of zeros, nor where it is the same in all images, as of the time."""
     layer = case.model.network.get_submodule(site.name)
-    if isinstance(layer, nn.Conv2d) and not shift.shifts_bordered:
-        return layer.padding == "valid" if isinstance(layer.padding, str) else not any(layer.padding)
+    if isinstance(layer, nn.Conv2d):
+        return shift.shifts_bordered or not is_padded(layer)
     one_row = site.macs == math.prod(site.weight_shape)
     of_time = IN_EMBEDDING.isdisjoint(case.model.needs) or not OF_TIME.isdisjoint(site.name.split("."))
     return not (one_row and of_time)
