@@ -45,3 +45,14 @@ class Changes:
     def together(self) -> Tensor:
         """Damage of every layer, step and bitwidth as a share of what all steps do together, (L, S, N): c_i a_i^2."""
         return self.squares * self.coherence
+
+
+def rising_weights(steps: int, first: float) -> Tensor:
+    """Weights of steps that rise by equal factors from that of the first to 1 of the last, (S,) float64.
+
+    Args:
+        steps: S; a single step has the weight 1.
+        first: of the first step, above 0.
+    """
+    places = torch.arange(steps - 1, -1, -1, dtype=torch.float64)
+    return torch.tensor(first, dtype=torch.float64) ** (places / max(steps - 1, 1))

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ptq_diffusion.bitwidth.changes import Changes
+from ptq_diffusion.bitwidth.changes import Changes, rising_weights
 from ptq_diffusion.bitwidth.sensitivity import Sensitivity
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, read_chunks, run_chunks
@@ -120,12 +120,13 @@ class MeasureSensitivity(ModelStage):
     """`sensitivity.safetensors`: a `Sensitivity`, the mean squared change of x_0, to first order.
 
     The change is relative to the variance that float images have at its frequency, or by pixel: `sensitivity.distance`.
-    A step's is its share of what all steps do together, or what it does alone: `sensitivity.steps`.
+    A step's is its share of what all steps do together, or what it does alone: `sensitivity.steps`. Early ones count
+    less: `sensitivity.first_step`.
     Weights have the integers of `RoundOffers` where a policy chooses their bits and a rounding is set, or nearest.
     """
 
     name = "sensitivity"
-    version = 2
+    version = 3
     needs = (Calibrate, FloatPath, EncodePrompts, RoundOffers)
     uses = ("model", "condition", "sampler", "quantizer", "bitwidth", "noise", "sensitivity", "micro_batch")
     unread = ("quantizer.embedding",)
@@ -177,7 +178,8 @@ class MeasureSensitivity(ModelStage):
 
 def _damage(chunks: Path, operand: str, cfg: DictConfig) -> Tensor:
     changes = reduce(Changes.merge, (Changes.of(part[operand]) for part in read_chunks(chunks)))
-    return changes.together() if cfg.sensitivity.steps == "correlated" else changes.squares
+    damage = changes.together() if cfg.sensitivity.steps == "correlated" else changes.squares
+    return damage * rising_weights(damage.shape[1], cfg.sensitivity.first_step)[:, None]
 
 
 def _policy(cfg: DictConfig) -> UnderBudget:

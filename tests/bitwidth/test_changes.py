@@ -5,7 +5,7 @@ from functools import reduce
 import pytest
 import torch
 
-from ptq_diffusion.bitwidth.changes import Changes
+from ptq_diffusion.bitwidth.changes import Changes, rising_weights
 
 LAYERS, STEPS, BITS, SAMPLES = 5, 4, 2, 2000
 
@@ -54,3 +54,11 @@ def test_changes_that_undo_each_other_count_as_independent_and_nothing_as_nothin
     moments = Changes.of(changes)
     assert torch.equal(moments.coherence, torch.ones(STEPS, BITS).double())
     assert torch.equal(moments.together(), moments.squares) and (moments.together()[:, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("first", [1.0, 0.28])
+def test_weights_rise_by_equal_factors_to_1(first):
+    weights = rising_weights(STEPS, first)
+    assert weights[0] == pytest.approx(first) and weights[-1] == 1
+    assert torch.allclose(weights[1:] / weights[:-1], torch.tensor(first).double() ** -(1 / (STEPS - 1)))
+    assert rising_weights(1, first).tolist() == [1]

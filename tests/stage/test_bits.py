@@ -5,14 +5,19 @@ from itertools import product
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from ptq_diffusion.bitwidth import Sensitivity, StepSignal
-from ptq_diffusion.bitwidth.changes import Changes
+from ptq_diffusion.bitwidth.changes import Changes, rising_weights
 from ptq_diffusion.engine.chunks import read_chunks
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network import load_quantized
+from ptq_diffusion.numeric.spectrum import Whitening
 from ptq_diffusion.rounding.artefact import INTEGERS, read_integers
+from ptq_diffusion.sampler import sample
+from ptq_diffusion.stage.float_path import noise_chunks
 from ptq_diffusion.stage.plan import PLAN
 from ptq_diffusion.stage.sensitivity import MeasureDamage, MeasureSensitivity
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
@@ -52,7 +57,22 @@ def test_sensitivities_are_of_all_inner_layers_at_all_steps(make, model):
     assert found.network == model.fingerprint()
     parts, numbers = list(read_chunks(folder / "chunks")), 6 * torch.Size(model.shape).numel()
     changes = torch.cat([part["weight"] for part in parts], dim=-1)
-    assert len(parts) == 2 and torch.allclose(found.weight, Changes.of(changes).together() / numbers)
+    weights = rising_weights(STEPS, 0.28)[:, None]
+    assert len(parts) == 2 and torch.allclose(found.weight, Changes.of(changes).together() * weights / numbers)
+
+
+def test_a_change_is_relative_to_the_variance_of_float_images_from_the_noise_of_the_fit(make, model, monkeypatch):
+    """Of as many as the sensitivity is measured on, and of no others."""
+    seen, of = [], Whitening.of
+    monkeypatch.setattr(Whitening, "of", lambda images: seen.append(images) or of(images))
+    cfg = OmegaConf.load(make("goal=sensitivity", *BUDGET) / "config.yaml")
+    table, expected = construct(cfg.sampler).table(dict(model.scheduler_config)), []
+    for chunk in noise_chunks(cfg):
+        noise = chunk.noise(model.shape)
+        *_, last = sample(lambda x_t, step: model.predict(x_t, step).m, table, noise)
+        expected.append(last.x_s[: chunk.count])
+    (images,) = seen
+    assert torch.allclose(images, torch.cat(expected)[:6], rtol=0, atol=1e-5)
 
 
 def test_distance_and_steps_change_what_a_sensitivity_says(make, model):
@@ -232,6 +252,7 @@ REFUSED = {
         "sensitivity.images of at least 2, .*got 1; .* sensitivity.distance=euclidean",
     ),
     "a distance that is none": ([*BUDGET, "sensitivity.distance=manhattan"], "'mahalanobis' or 'euclidean'"),
+    "a first step of no weight": ([*BUDGET, "sensitivity.first_step=0"], "first_step to be greater than 0"),
     "no images": ([*BUDGET, "sensitivity.images=0"], "sensitivity.images to be greater than 0"),
     "integers of no offers": (
         ["goal=offers", "rounding=gptq"],

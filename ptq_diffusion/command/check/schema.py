@@ -104,6 +104,7 @@ class SensitivitySamples(MeasuredImages):
 
     distance: Literal["mahalanobis", "euclidean"]
     steps: Literal["correlated", "independent"]
+    first_step: Annotated[float, Field(gt=0, le=1)]
 
 
 class ComparedImages(Options):
