@@ -94,7 +94,7 @@ class Choices:
     def stored(self) -> Integers:
         """Bits that a weight takes in every choice, (R, W)."""
         sizes = np.array([prod(site.weight_shape) for site in self.sites])
-        stored = np.multiply.outer(sizes, [bits + self.outside_plan.spare_bits(bits) for bits in self.weights])
+        stored = np.multiply.outer(sizes, np.array(self.weights))
         return stored.sum(0, keepdims=True) if self.over == "steps" else stored
 
     def damage(self, sensitivity: Sensitivity) -> Numbers:

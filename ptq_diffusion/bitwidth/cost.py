@@ -9,7 +9,6 @@ from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.model.site import Site
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.numeric.phases import finer_bits, phases_of
 
 HALF = 16
 """Bits of a number of a part of low rank."""
@@ -21,8 +20,8 @@ class PlanCost:
 
     Args:
         bops: bit operations, the sum over steps and sites of MACs x weight bits x activation bits, attention included,
-            and what layers compute beside them: a float32 multiplication of every equalised number, the products of
-            parts of low rank, and the sums of inputs that weights of several phases are offset by.
+            and what layers compute beside them: a float32 multiplication of every equalised number, and the products
+            of parts of low rank.
         attention_bops: those of QK^T and PV, which have no weight: MACs x bits of one operand x bits of the other.
         float_bops: those of the network in full precision.
         stored_bits: of all parameters: weights of sites in each of their bitwidths, tables of embeddings in theirs, all
@@ -47,7 +46,7 @@ class PlanCost:
 
 @dataclass(frozen=True)
 class CostOutsidePlan:
-    """Work and bits of a network that no plan of its sites' bits tells.
+    """Work and bits of a network that no plan of its sites' bits tells: equalisation, parts of low rank, embeddings.
 
     Args:
         equalised: the names of layers whose input is divided by factors of its channels.
@@ -55,20 +54,17 @@ class CostOutsidePlan:
             quantized input, the second what the first gives, in 16 bits.
         embeddings: how many numbers all tables of embeddings have.
         embedding_bits: of each of them.
-        phases: of the grids of weights, at most. Their offsets, which are the same for all outputs, multiply the sum of
-            the inputs of each: an addition for every input of an output, and bits that tell the phases apart.
     """
 
     equalised: Collection[str] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
     embeddings: int = 0
     embedding_bits: int = FLOAT_BITS
-    phases: int = 1
 
     @property
     def computes(self) -> bool:
         """Whether layers compute anything but the products of their quantized operands."""
-        return bool(self.equalised or self.ranks or self.phases > 1)
+        return bool(self.equalised or self.ranks)
 
     def bops(self, architecture: Architecture, plan: BitwidthPlan, steps: int) -> int:
         """Bit operations of one image, over all steps."""
@@ -85,28 +81,19 @@ class CostOutsidePlan:
             outputs, numbers = site.weight_shape[0], math.prod(site.weight_shape[1:])
             places = site.macs // (outputs * numbers)
             total += places * rank * (numbers * HALF * bits.activation + outputs * HALF**2)
-        if self.spare_bits(bits.weight):
-            total += site.macs // site.weight_shape[0] * bits.activation
         return total
 
-    def spare_bits(self, weight_bits: int) -> int:
-        """The bits of a stored number of a weight beyond those that a step computes with."""
-        return 0 if weight_bits == FLOAT_BITS else finer_bits(0, phases_of(weight_bits, self.phases))
-
     def stored_bits(self, architecture: Architecture, plan: BitwidthPlan) -> int:
-        """Bits of all but the weights of sites at a plan's bits: other parameters, matrices, what tells phases."""
+        """Bits of all parameters that are no weight of a site, and of the matrices of all copies that have them."""
         total = other_bits(architecture) - self.embeddings * (FLOAT_BITS - self.embedding_bits)
         for site in (site for site in architecture.sites if site.name in self.ranks):
             copies = sum(bits != FLOAT_BITS for bits in plan.weight_copies(site.name))
             total += copies * self.ranks[site.name] * (site.weight_shape[0] + math.prod(site.weight_shape[1:])) * HALF
-        for site in (site for site in architecture.sites if site.weighted):
-            spare = sum(map(self.spare_bits, plan.weight_copies(site.name)))
-            total += math.prod(site.weight_shape) * spare
         return total
 
 
 NOTHING_OUTSIDE_PLAN = CostOutsidePlan()
-"""No layer is equalised, no weight has a part in 16 bits or several phases, and tables of embeddings are float."""
+"""No layer is equalised, no weight has a part in 16 bits, and tables of embeddings are float."""
 
 
 def plan_cost(

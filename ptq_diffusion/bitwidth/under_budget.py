@@ -103,7 +103,7 @@ class UnderBudget(BitwidthPolicy[Measured]):
         cheapest = self._cost(architecture, self.uniform(architecture, self.offered[0]), len(steps))
         name = f"W{self.weights[0]}A{self.activations[0]} in the inner layers"
         if self.outside_plan.computes:
-            name += " with the factors of equalisation, the parts of low rank and the phases of weights"
+            name += " with the factors of equalisation and the parts of low rank"
         total = self.additions.total(cheapest.bops, len(steps))
         most = floor(cheapest.float_bops / total * 1e4) / 1e4 if total else inf
         together = f"{name}, and the correction" if self.count_correction else name

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ptq_diffusion.network.integers import QuantizedWeight, StoredWeight, require_of_weights, stored_weight
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.quantizer import AffineQuantizer, Quantizer, require_one_phase
+from ptq_diffusion.quantizer import AffineQuantizer, Quantizer
 
 
 class QuantizedEmbedding(nn.Module):
@@ -66,7 +66,6 @@ def quantized_tables(network: nn.Module, bits: int, make: Callable[[int], Quanti
         weight, quantizer = module.weight.detach(), make(bits)
         require_of_weights(quantizer)
         assert isinstance(quantizer, AffineQuantizer)
-        require_one_phase(quantizer.phases, "tables of embeddings in integers")
         quantizer.observe(weight)
         quantizer.freeze()
         tables[name] = QuantizedEmbedding(QuantizedWeight.of(weight, quantizer), weight.dtype)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from ptq_diffusion.numeric.grid import FLOAT_BITS, Grid
 from ptq_diffusion.numeric.packing import pack, unpack
-from ptq_diffusion.numeric.phases import doubled, finer_bits, phases_at, phases_of, require_phases
 from ptq_diffusion.quantizer import AffineQuantizer, Granularity, PerChannel, PerGroup, PerTensor, Quantizer
 
 
@@ -35,10 +34,6 @@ class StoredWeight(nn.Module, ABC):
     def tensors(self) -> Mapping[str, Tensor]:
         """The stored tensors by name, to be kept as safetensors."""
 
-    def at(self, i: int) -> "StoredWeight":  # noqa: ARG002
-        """The weight that step i computes with: itself, unless steps take several grids in turn."""
-        return self
-
     def forget(self) -> None:
         """Drop what was unpacked of the stored numbers, which is unpacked again when it is needed."""
         return
@@ -46,9 +41,6 @@ class StoredWeight(nn.Module, ABC):
 
 class QuantizedWeight(StoredWeight):
     """w_hat = s (n - z) with integers n of 2 to 8 bits, stored densely.
-
-    With K phases n tells K integers of fewer bits, see `numeric.phases`, of which a step computes with one: w_hat is
-    their mean.
 
     Args:
         packed: the integers less the lowest of their grid, as `numeric.packing.pack` gives them.
@@ -60,7 +52,6 @@ class QuantizedWeight(StoredWeight):
         granularity: the groups that have a scale each.
         factors: by which the weight was multiplied before it met its grid, and by which scales are divided for it; they
             broadcast against the weight. None is 1.
-        phases: K.
     """
 
     packed: Tensor
@@ -68,7 +59,6 @@ class QuantizedWeight(StoredWeight):
     zero_point: Tensor
     group_size: Tensor | None
     factors: Tensor | None
-    phase_count: Tensor | None
 
     def __init__(
         self,
@@ -79,11 +69,10 @@ class QuantizedWeight(StoredWeight):
         shape: tuple[int, ...],
         granularity: Granularity,
         factors: Tensor | None = None,
-        phases: int = 1,
     ) -> None:
         super().__init__()
         self.grid, self.bits, self.symmetric = grid, grid.bits, grid.symmetric
-        self.shape, self.granularity, self.phases = shape, granularity, phases
+        self.shape, self.granularity = shape, granularity
         self.register_buffer("packed", packed)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
@@ -91,12 +80,9 @@ class QuantizedWeight(StoredWeight):
         size = torch.tensor([granularity.size], dtype=torch.int32) if isinstance(granularity, PerGroup) else None
         self.register_buffer("group_size", size)
         self.register_buffer("factors", factors)
-        count = torch.tensor([phases], dtype=torch.int32) if phases > 1 else None
-        self.register_buffer("phase_count", count)
         # Unpacked once for all forwards, and once more wherever the tensors are moved to.
         self._integers: Tensor | None = None
         self._values: Tensor | None = None
-        self._phases: dict[int, QuantizedWeight] = {}
 
     @classmethod
     def of(cls, weight: Tensor, quantizer: Quantizer) -> "QuantizedWeight":
@@ -121,27 +107,7 @@ class QuantizedWeight(StoredWeight):
         assert isinstance(quantizer, AffineQuantizer)
         grid, shape = quantizer.grid, tuple(integers.shape)
         packed = pack(integers - grid.low, grid.bits)
-        zero_point, granularity, factors = quantizer.zero_point, quantizer.granularity, quantizer.factors
-        return cls(packed, quantizer.scale, zero_point, grid, shape, granularity, factors, quantizer.phases)
-
-    def at(self, i: int) -> "QuantizedWeight":
-        """The weight in its phases at step i, as integers of 8 bits: 2 K (n_k - z + o_k) with the scale s / 2 K."""
-        if self.phases == 1:
-            return self
-        if (place := i % self.phases) not in self._phases:
-            self._phases[place] = self._in_phase(place)
-        return self._phases[place]
-
-    def _in_phase(self, place: int) -> "QuantizedWeight":
-        phase = phases_at(place, self.phases, self.shape).to(self.packed.device)
-        codes = unpack(self.packed, self.bits, self.shape) + self.grid.low
-        highest = self.grid.high // self.phases
-        grid, parts = Grid(8, symmetric=True), 2 * self.phases
-        integers = doubled(codes, phase, self.phases, highest) - 2 * self._spread(self.zero_point)
-        zero_point = torch.zeros_like(self.zero_point)
-        # The finer scale is s / K of a phase's s.
-        packed, scale = pack(integers - grid.low, grid.bits), self.scale * (self.phases / parts)
-        return QuantizedWeight(packed, scale, zero_point, grid, self.shape, self.granularity, self.factors)
+        return cls(packed, quantizer.scale, quantizer.zero_point, grid, shape, quantizer.granularity, quantizer.factors)
 
     def values(self, gain: Tensor | None = None) -> Tensor:
         if gain is not None:
@@ -172,13 +138,10 @@ class QuantizedWeight(StoredWeight):
         tensors = {"packed": self.packed, "scale": self.scale}
         if self.group_size is not None:
             tensors["group_size"] = self.group_size
-        if self.phase_count is not None:
-            tensors["phases"] = self.phase_count
         return tensors if self.grid.symmetric else tensors | {"zero_point": self.zero_point}
 
     def forget(self) -> None:
         self._integers = self._values = None
-        self._phases = {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedWeight":
         self.forget()
@@ -217,7 +180,7 @@ def stored_weight(
 
     Args:
         tensors: by name.
-        bits: of one number, at one phase.
+        bits: of one number.
         symmetric: whether its grid is.
         shape: of the weight.
         factors: see `QuantizedWeight`; they belong to the layer and are not among the tensors.
@@ -230,10 +193,9 @@ def stored_weight(
         if tuple(tensors["weight"].shape) != shape:
             raise ValueError(f"expected a weight of {shape}, got {tuple(tensors['weight'].shape)}")
         return FloatWeight(tensors["weight"])
-    phases = _phases(tensors, bits)
-    grid, scale = Grid(finer_bits(bits, phases), symmetric), tensors["scale"]
+    grid, scale = Grid(bits, symmetric), tensors["scale"]
     zero_point = torch.zeros_like(scale, dtype=torch.int32) if symmetric else tensors["zero_point"]
-    unpack(tensors["packed"], grid.bits, shape)
+    unpack(tensors["packed"], bits, shape)
     require_scales(scale)
     if zero_point.dtype != torch.int32:
         raise ValueError(f"expected zero points of {torch.int32}, got {zero_point.dtype}")
@@ -243,7 +205,7 @@ def stored_weight(
             f"expected a scale for each of {shape[0]} output channels or one, or of {granularity} those of a weight of "
             f"{shape}, got {tuple(scale.shape)}"
         )
-    return QuantizedWeight(tensors["packed"], scale, zero_point, grid, shape, granularity, factors, phases)
+    return QuantizedWeight(tensors["packed"], scale, zero_point, grid, shape, granularity, factors)
 
 
 def require_of_weights(quantizer: Quantizer) -> None:
@@ -260,17 +222,6 @@ def require_of_weights(quantizer: Quantizer) -> None:
             f"expected a quantizer of weights, got one with {quantizer.granularity}, which only inputs can have; "
             "choose quantizer@quantizer.weight=symmetric_per_channel"
         )
-
-
-def _phases(tensors: Mapping[str, Tensor], bits: int) -> int:
-    """The number of phases of a stored weight."""
-    if "phases" not in tensors:
-        return 1
-    phases = int(tensors["phases"])
-    require_phases(phases)
-    if phases_of(bits, phases) != phases:
-        raise ValueError(f"expected at most {phases_of(bits, phases)} phases of integers of {bits} bits, got {phases}")
-    return phases
 
 
 def _granularity(scale: Tensor, size: Tensor | None) -> Granularity:

@@ -61,15 +61,10 @@ class QuantizedLayer(nn.Module, ABC):
         i = self.current.i
         return self.compute(self.settings(x, i), *self.operands(i))
 
-    def weight_at(self, i: int) -> StoredWeight:
-        """The copy of the weight that the settings choose at step i, in its phase there."""
-        weight = self.weights[self.settings.weight_copy(i)]
-        assert isinstance(weight, StoredWeight)
-        return weight.at(i)
-
     def operands(self, i: int) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as float32 at step i: the gain is in the weight's scales, the offset in the bias."""
-        weight = self.weight_at(i)
+        weight = self.weights[self.settings.weight_copy(i)]
+        assert isinstance(weight, StoredWeight)
         channels = self.settings.channels(i)
         if channels is None:
             return weight.values(), self.bias

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ptq_diffusion.model.site import Role, Site
 from ptq_diffusion.network.integers import QuantizedWeight, StoredWeight, stored_weight
-from ptq_diffusion.quantizer import Quantizer, require_one_phase
+from ptq_diffusion.quantizer import Quantizer
 from ptq_diffusion.quantizer.low_rank import LowRankQuantizer, low_rank_product, require_rank, with_low_rank
 
 LEFT, RIGHT = "left", "right"
@@ -34,7 +34,6 @@ class LowRankWeight(StoredWeight):
         super().__init__()
         self.residual, self.shape = residual, residual.shape
         self.bits, self.symmetric = residual.bits, residual.symmetric
-        require_one_phase(residual.phases, "a part of low rank")
         expected = (self.shape[0], left.shape[-1]), (left.shape[-1], math.prod(self.shape[1:]))
         if {left.dtype, right.dtype} != {torch.float16} or (tuple(left.shape), tuple(right.shape)) != expected:
             raise ValueError(

@@ -109,13 +109,6 @@ def ranks_of_layers(folder: Path) -> dict[str, int]:
         return {name.split("/")[1]: file.get_slice(name).get_shape()[1] for name in names}
 
 
-def phases_of_weights(folder: Path) -> int:
-    """The largest number of phases of the weights of a saved network."""
-    with safe_open(folder / TENSORS, "pt") as file:
-        names = [name for name in file.keys() if name.startswith(f"{WEIGHT}/") and name.endswith("/phases")]  # noqa: SIM118
-        return max((int(file.get_tensor(name)) for name in names), default=1)
-
-
 @contextmanager
 def _belonging_together(folder: Path) -> Iterator[None]:
     """Within this context errors of broken files say what was expected in their folder."""

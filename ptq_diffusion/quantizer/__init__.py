@@ -1,6 +1,6 @@
 """Floor 1: quantizers of one tensor."""
 
-from ptq_diffusion.quantizer.affine import AffineQuantizer, require_one_phase
+from ptq_diffusion.quantizer.affine import AffineQuantizer
 from ptq_diffusion.quantizer.dynamic import DynamicQuantizer
 from ptq_diffusion.quantizer.embedding import EmbeddingTables
 from ptq_diffusion.quantizer.entropy_search import EntropySearch
@@ -56,5 +56,4 @@ __all__ = [
     "Static",
     "StepGroups",
     "described_form",
-    "require_one_phase",
 ]

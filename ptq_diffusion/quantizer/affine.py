@@ -10,24 +10,11 @@ from torch import Tensor
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.numeric.histogram import require_bins
 from ptq_diffusion.numeric.histograms import Histograms
-from ptq_diffusion.numeric.phases import finer_bits, phases_of, require_phases
 from ptq_diffusion.quantizer.form import Form, Numbers, Static, fake_quantized
 from ptq_diffusion.quantizer.granularity import Granularity, PerTensor
 from ptq_diffusion.quantizer.input_granularity import PerToken
 from ptq_diffusion.quantizer.quantizer import Quantizer, State
 from ptq_diffusion.quantizer.range_search import Distribution, RangeSearch, affine_parameters
-
-
-def require_one_phase(phases: int, beside: str) -> None:
-    """Refuse several grids of a weight that steps take in turn, beside what has one number for all steps.
-
-    Raises:
-        ValueError: there are several.
-    """
-    if phases != 1:
-        raise ValueError(
-            f"expected one phase of the grids of weights beside {beside}, got {phases}; set quantizer.weight.phases=1"
-        )
 
 
 class AffineQuantizer(Quantizer):
@@ -45,12 +32,9 @@ class AffineQuantizer(Quantizer):
         granularity: the groups that have a scale and a zero point each.
         range_search: how the covered interval is chosen.
         bins: bins of each histogram.
-        phases: K, how many grids of `bits` a weight has, which lie 1/K of a scale apart and are taken in turn, step by
-            step: 1, 2, 4 or 8, of which wider integers have fewer, see `numeric.phases`. Once frozen, `grid`, `scale`
-            and `zero_point` are those of the K times finer integers that tell all of them, the mean of the K.
 
     Raises:
-        ValueError: bits, bins or phases out of range, or a granularity whose groups differ from tensor to tensor.
+        ValueError: bits or bins out of range, or a granularity whose groups differ from tensor to tensor.
     """
 
     scale: Tensor
@@ -58,13 +42,7 @@ class AffineQuantizer(Quantizer):
     factors: Tensor | None
 
     def __init__(
-        self,
-        bits: int,
-        symmetric: bool,
-        granularity: Granularity,
-        range_search: RangeSearch,
-        bins: int,
-        phases: int = 1,
+        self, bits: int, symmetric: bool, granularity: Granularity, range_search: RangeSearch, bins: int
     ) -> None:
         super().__init__(granularity)
         if isinstance(granularity, PerToken):
@@ -75,22 +53,12 @@ class AffineQuantizer(Quantizer):
         self.grid = Grid(bits, symmetric)
         self.range_search = range_search
         require_bins(bins)
-        require_phases(phases)
-        self.phases = phases_of(bits, phases)
         self._histograms: Histograms | None = Histograms(bins) if granularity.of_inputs else None
         self._weight: Distribution | None = None
         self._shape: tuple[int, ...] = (-1,)
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
         self.register_buffer("factors", None)
-
-    def of_input(self, channels: int, skip: int | None = None) -> Self:
-        if self.phases != 1:
-            raise ValueError(
-                f"expected one phase of the grids of an input, got {self.phases}, which weights have; set "
-                "quantizer.activation.phases=1"
-            )
-        return super().of_input(channels, skip)
 
     def equalised(self, factors: Tensor) -> Self:
         """This quantizer, for a tensor x whose f x its grids meet and of which it is not to have observed any.
@@ -120,8 +88,7 @@ class AffineQuantizer(Quantizer):
         distribution = self._distribution()
         low, high = self.range_search(distribution, self.grid)
         scale, zero_point = affine_parameters(low, high, self.grid)
-        self.grid = Grid(finer_bits(self.grid.bits, self.phases), self.grid.symmetric)
-        self.scale, self.zero_point = scale.view(self._shape) / self.phases, zero_point.view(self._shape) * self.phases
+        self.scale, self.zero_point = scale.view(self._shape), zero_point.view(self._shape)
         self._histograms = self._weight = None
         self.state = State.FROZEN
 

@@ -24,7 +24,7 @@ from ptq_diffusion.metric.judgement import judge
 from ptq_diffusion.metric.metric import Metric, Settings
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.network.saving import FILES as QUANTIZED
-from ptq_diffusion.network.saving import equalised_layers, phases_of_weights, ranks_of_layers
+from ptq_diffusion.network.saving import equalised_layers, ranks_of_layers
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.drawing.drift import MeasureDrift, read_drift
 from ptq_diffusion.stage.drawing.variants import VARIANTS
@@ -165,7 +165,7 @@ def variant_costs(cfg: DictConfig, inputs: Mapping[str, Path], shop: Workshop) -
     correction = FittedCorrection.load(inputs[Fit.name])
     network = bytes_of(inputs[Quantize.name], QUANTIZED)
     folder = inputs[Quantize.name]
-    extra = CostOutsidePlan(equalised_layers(folder), ranks_of_layers(folder), phases=phases_of_weights(folder))
+    extra = CostOutsidePlan(equalised_layers(folder), ranks_of_layers(folder))
     coefficients = bytes_of(inputs[Fit.name], CORRECTION)
     float_bytes = cost(architecture, unquantized, steps).weight_bytes
     correction_work = (correction.evaluations, correction.macs(model.shape))

@@ -8,7 +8,7 @@ from ptq_diffusion.bitwidth.cost import CostOutsidePlan, plan_cost
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.network.embedding import embeddings
-from ptq_diffusion.network.saving import equalised_layers, phases_of_weights, ranks_of_layers
+from ptq_diffusion.network.saving import equalised_layers, ranks_of_layers
 from ptq_diffusion.stage.plan import PLAN
 
 COUNTED = ["bitwidth=random", "bitwidth.saving=20", "bitwidth.count_correction=true"]
@@ -27,7 +27,6 @@ def test_a_report_states_the_operations_of_the_plan_and_the_correction_that_the_
 OUTSIDE_PLAN = {
     "equalised": ["equalisation@quantizer.equalisation=smoothquant"],
     "low rank": ["quantizer.low_rank.rank=1"],
-    "phases": ["quantizer.weight.phases=4"],
     "both": ["equalisation@quantizer.equalisation=power_of_two", "quantizer.low_rank.rank=1"],
 }
 
@@ -42,10 +41,10 @@ def test_the_saving_that_is_reported_of_layers_that_compute_more_is_the_one_that
     saving = ["bitwidth=random", "bitwidth.saving=14", "correction=none"]
     plain, path = make("goal=plan", *saving), make("goal=plan", *saving, *words)
     plan = BitwidthPlan.from_json((path / PLAN).read_text())
-    assert plan.notes != BitwidthPlan.from_json((plain / PLAN).read_text()).notes
+    assert plan.activation != BitwidthPlan.from_json((plain / PLAN).read_text()).activation
     folder = make("goal=quantize", *saving, *words)
-    extra = CostOutsidePlan(equalised_layers(folder), ranks_of_layers(folder), phases=phases_of_weights(folder))
-    assert extra.computes
+    extra = CostOutsidePlan(equalised_layers(folder), ranks_of_layers(folder))
+    assert extra.equalised or extra.ranks
     cost = plan_cost(model.architecture(), plan, plan.steps, extra)
     assert cost.saving >= 14 and cost.bops == plan.notes["bops"]
 

@@ -23,12 +23,6 @@ CASES = {
         "quantizer.steps.exact=['*.time_emb_proj']",
         "correction=rescaled",
     ],
-    "phases, rounded": [
-        "quantizer.weight.phases=2",
-        "rounding=gptq",
-        "rounding.inputs.path=quantized",
-        "correction=rescaled",
-    ],
     "equalised, rounded": [
         "equalisation@quantizer.equalisation=smoothquant",
         "rounding=adaround",

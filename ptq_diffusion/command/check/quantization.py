@@ -21,9 +21,8 @@ from ptq_diffusion.network.low_rank import quantizer_of_layer
 from ptq_diffusion.network.observing import MOST_BITS
 from ptq_diffusion.network.onnx.requirements import require_input, require_scales
 from ptq_diffusion.numeric.grid import FLOAT_BITS
-from ptq_diffusion.quantizer import DynamicQuantizer, Static, require_one_phase
+from ptq_diffusion.quantizer import DynamicQuantizer, Static
 from ptq_diffusion.rounding import Reads
-from ptq_diffusion.stage.planning.additions import weight_phases
 from ptq_diffusion.stage.rounding.learn_scales import LearnScales, require_learnable
 from ptq_diffusion.stage.rounding.offered import RoundOffers
 from ptq_diffusion.stage.rounding.reconstruct import Reconstruct, require_reconstructable
@@ -45,7 +44,6 @@ def check_quantization(cfg: DictConfig, model: Denoiser, goal: type[Stage], shop
     offers = possible_bits(construct(cfg.bitwidth), model)
     _check_softmax(cfg, offers)
     _check_weights(cfg, offers)
-    _check_phases(cfg, offers)
     _check_equalisation(cfg, offers)
     _check_low_rank(cfg, model, offers)
     _check_embeddings(cfg, model)
@@ -130,23 +128,6 @@ def _check_weights(cfg: DictConfig, offers: Offers) -> None:
                 quantizer.granularity.parameter_shape(site.weight_shape)
             except ValueError as error:
                 raise ValueError(f"{error} at {site.name}; change quantizer.weight.granularity") from error
-
-
-def _check_phases(cfg: DictConfig, offers: Offers) -> None:
-    """Refuse phases of weights that are too wide to have any, or beside what has one number for all steps."""
-    make, most = construct(cfg.quantizer.weight), weight_phases(cfg)
-    offered = {bits.weight for site, some in offers.items() if site.weighted for bits in some} - {FLOAT_BITS}
-    if most == 1:
-        return
-    if all(make(bits).phases == 1 for bits in offered):
-        raise ValueError(
-            f"expected weights of at most 5 bits, which have phases, got quantizer.weight.phases={most} with "
-            f"bitwidth={cfg.labels.bitwidth}; set quantizer.weight.phases=1 or another bitwidth"
-        )
-    if construct(cfg.quantizer.low_rank).rank:
-        require_one_phase(most, "a part of low rank, quantizer.low_rank.rank")
-    if (bits := construct(cfg.quantizer.embedding).bits) != FLOAT_BITS:
-        require_one_phase(make(bits).phases, f"quantizer.embedding.bits={bits}")
 
 
 def _check_rounding(cfg: DictConfig, offers: Offers, goal: type[Stage]) -> None:

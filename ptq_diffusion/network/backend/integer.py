@@ -56,7 +56,7 @@ class Integer(Backend):
 
 
 def _obstacle_at(layer: QuantizedLayer, i: int) -> str | None:
-    weight, grid = layer.weight_at(i), layer.settings.grid(i)
+    weight, grid = layer.weights[layer.settings.weight_copy(i)], layer.settings.grid(i)
     if type(weight) is FloatWeight:
         return None if grid is None else f"its weight is float at step {i}, where its input has {grid.bits} bits"
     if type(weight) is LowRankWeight:

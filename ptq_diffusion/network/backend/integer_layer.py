@@ -34,7 +34,7 @@ class IntegerLayer(QuantizedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         i = self.current.i
-        sources = self.weight_at(i), self.settings, self.bias
+        sources = self.weights[self.settings.weight_copy(i)], self.settings, self.bias
         product: Product | None = self._products.once((i, x.device), sources, lambda: self._product_at(i, x.device))
         return super().forward(x) if product is None else product(self.settings.shifted(x, i))
 
@@ -49,7 +49,7 @@ class IntegerLayer(QuantizedLayer):
         """The geometry of a convolution; None of a linear layer."""
 
     def _product_at(self, i: int, on: device) -> Product | None:
-        numbers, weight = self.settings.numbers(i), self.weight_at(i)
+        numbers, weight = self.settings.numbers(i), self.weights[self.settings.weight_copy(i)]
         if numbers is None or not isinstance(weight, QuantizedWeight):
             return None
         scale, bias, channels = weight.scale.expand(weight.shape[0]), self.bias, self.settings.channels(i)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.network.equalising import against_weight, summed_by_output
-from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight
+from ptq_diffusion.network.integers import FloatWeight, QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ptq_diffusion.network.layer_settings import LayerSettings
 from ptq_diffusion.network.onnx.requirements import require_input, require_scales
@@ -88,12 +88,13 @@ def _weight_values(name: str, layer: QuantizedLayer, i: int) -> dict[str, Tensor
             f"expected a convolution or a linear layer at {name}, got {type(layer).__name__}, of which no graph is "
             "written; leave it as it was quantized"
         )
-    weight = layer.weight_at(i)
+    weight = layer.weights[layer.settings.weight_copy(i)]
     if type(weight) not in WEIGHTS:
         raise TypeError(
             f"expected integers with a scale for each output channel at {name}, which DequantizeLinear has, got "
             f"{type(weight).__name__}; choose another quantizer.weight"
         )
+    assert isinstance(weight, StoredWeight)
     channels = layer.settings.channels(i)
     gain, offset = (None, None) if channels is None else channels
     bias = layer.bias

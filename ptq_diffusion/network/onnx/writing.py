@@ -132,7 +132,7 @@ class _Writer:
         layers = self._quantized.layers()
         if not self._options.int4 or owner not in layers or not re.fullmatch("weight(_zero_point)?", part):
             return 8
-        weight = layers[owner].weight_at(i)
+        weight = layers[owner].weights[layers[owner].settings.weight_copy(i)]
         packed = isinstance(weight, QuantizedWeight) and weight.bits <= 4 and array.dtype != np.float32
         return 4 if packed else 8
 

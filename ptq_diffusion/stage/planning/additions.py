@@ -44,12 +44,12 @@ class OutsidePlan(ModelStage):
 
     name = "outside_plan"
     version = 1
-    uses = ("model", "quantizer.weight", "quantizer.equalisation", "quantizer.low_rank", "quantizer.embedding")
+    uses = ("model", "quantizer.equalisation", "quantizer.low_rank", "quantizer.embedding")
     file = "outside_plan.json"
 
     @classmethod
     def serves(cls, cfg: DictConfig) -> bool:
-        """Whether a budget counts equalised layers, parts of low rank, phases of weights or integers of embeddings."""
+        """Whether a budget counts layers that are equalised, parts of low rank or tables of embeddings in integers."""
         return "saving" in cfg.bitwidth and (computes_outside_plan(cfg) or spares_bytes(cfg))
 
     @classmethod
@@ -68,13 +68,7 @@ class OutsidePlan(ModelStage):
 
 def computes_outside_plan(cfg: DictConfig) -> bool:
     """Whether layers compute anything but the products of their quantized operands."""
-    equalises, rank = construct(cfg.quantizer.equalisation).equalises, construct(cfg.quantizer.low_rank).rank
-    return bool(equalises or rank or weight_phases(cfg) > 1)
-
-
-def weight_phases(cfg: DictConfig) -> int:
-    """The phases of the grids of weights, at most; a quantizer without such an option has one."""
-    return int(cfg.quantizer.weight.get("phases", 1))
+    return bool(construct(cfg.quantizer.equalisation).equalises or construct(cfg.quantizer.low_rank).rank)
 
 
 def spares_bytes(cfg: DictConfig) -> bool:
@@ -91,8 +85,11 @@ def cost_outside_plan(cfg: DictConfig, model: Denoiser) -> CostOutsidePlan:
     equalised = [site.name for site in layers] if construct(cfg.quantizer.equalisation).equalises else []
     ranks = {site.name: rank for site in layers if rank and site.role is Role.INNER}
     bits = construct(cfg.quantizer.embedding).bits
-    tables = [] if bits == FLOAT_BITS else embeddings(model.network).values()
-    return CostOutsidePlan(equalised, ranks, sum(table.weight.numel() for table in tables), bits, weight_phases(cfg))
+    if bits == FLOAT_BITS:
+        return CostOutsidePlan(equalised, ranks)
+    return CostOutsidePlan(
+        equalised, ranks, sum(table.weight.numel() for table in embeddings(model.network).values()), bits
+    )
 
 
 def read_outside_plan(folder: Path) -> CostOutsidePlan:
