@@ -26,7 +26,7 @@ from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.stage.sensitivity import MeasureSensitivity
 
 OFFER = ("bitwidth.weights=[2,3,4]", "bitwidth.activations=[3,4,6,8]")
-MEASURE = ("sensitivity.distance=euclidean", "sensitivity.steps=independent")
+MEASURE = ("sensitivity.distance=euclidean", "sensitivity.steps=independent", "sensitivity.first_step=1")
 
 
 def composed(rounding: str, images: int, steps: int, saving: float) -> DictConfig:
