@@ -52,7 +52,7 @@ def rising_weights(steps: int, first: float) -> Tensor:
 
     Args:
         steps: S; a single step has the weight 1.
-        first: of the first step, above 0.
+        first: the weight of the first step, above 0.
     """
     places = torch.arange(steps - 1, -1, -1, dtype=torch.float64)
     return torch.tensor(first, dtype=torch.float64) ** (places / max(steps - 1, 1))

@@ -16,7 +16,8 @@ class Sensitivity:
     """Damage of every (site, step, bits), for weights and for activations apart.
 
     The damage of a plan is taken as the sum over its sites and steps, to first order. Each entry is of one tensor
-    quantized alone, or, with `sensitivity.steps=correlated`, its share of what equal bits at all steps do together.
+    quantized alone, or, with `sensitivity.steps=correlated`, its share of what equal bits at all steps do together,
+    times the weight of its step, see `sensitivity.first_step`.
 
     Args:
         sites: the L layers that were measured.
