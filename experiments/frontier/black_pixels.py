@@ -1,7 +1,7 @@
 """Where a loss lies, in black pixels or in others: python -m experiments.frontier.black_pixels RUN [RUN ...].
 
-RUN is the folder of a run, beside whose `runs` lies the `store`. Black are the pixels of at most `BLACK` of 255 grey
-values in the float images. One part of the pixels at a time is taken from the float images, the rest from the
+RUN is the folder of a run, beside whose `runs` lies the `store`. Black are the numbers of at most `BLACK` of 255 in
+the float images, in each channel. One part of the pixels at a time is taken from the float images, the rest from the
 corrected ones.
 """
 
@@ -21,7 +21,7 @@ from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 
 BLACK = 3
-"""The brightest grey value of a black pixel."""
+"""The largest number of a black pixel."""
 
 
 @torch.inference_mode()
@@ -44,7 +44,7 @@ def main(runs: Sequence[str]) -> None:
             "all other pixels of the float images": torch.where(black, corrected, target),
         }
         for name, row in judged(cfg, images).items():
-            table.add_row(run.name[:60], name, *row)
+            table.add_row(run.name[-40:], name, *row)
     Console(width=160).print(table)
 
 

@@ -120,8 +120,8 @@ class MeasureSensitivity(ModelStage):
     """`sensitivity.safetensors`: a `Sensitivity`, the mean squared change of x_0, to first order.
 
     The change is relative to the variance that float images have at its frequency, or by pixel: `sensitivity.distance`.
-    A step's is its share of what all steps do together, or what it does alone: `sensitivity.steps`. Early ones count
-    less: `sensitivity.first_step`.
+    A step's is its share of what all steps do together, or what it does alone: `sensitivity.steps`. Early steps
+    count less: `sensitivity.first_step`.
     Weights have the integers of `RoundOffers` where a policy chooses their bits and a rounding is set, or nearest.
     """
 

@@ -59,6 +59,9 @@ def test_sensitivities_are_of_all_inner_layers_at_all_steps(make, model):
     changes = torch.cat([part["weight"] for part in parts], dim=-1)
     weights = rising_weights(STEPS, 0.28)[:, None]
     assert len(parts) == 2 and torch.allclose(found.weight, Changes.of(changes).together() * weights / numbers)
+    words = [*BUDGET, "bitwidth.weights=[3,8]", "sensitivity.first_step=1"]
+    alike = Sensitivity.load(make("goal=sensitivity", *words) / MeasureSensitivity.file)
+    assert torch.allclose(alike.weight * weights, found.weight)
 
 
 def test_a_change_is_relative_to_the_variance_of_float_images_from_the_noise_of_the_fit(make, model, monkeypatch):
@@ -252,6 +255,10 @@ REFUSED = {
         "sensitivity.images of at least 2, .*got 1; .* sensitivity.distance=euclidean",
     ),
     "a distance that is none": ([*BUDGET, "sensitivity.distance=manhattan"], "'mahalanobis' or 'euclidean'"),
+    "a first step above the last": (
+        [*BUDGET, "sensitivity.first_step=1.5"],
+        "first_step to be less than or equal to 1",
+    ),
     "a first step of no weight": ([*BUDGET, "sensitivity.first_step=0"], "first_step to be greater than 0"),
     "no images": ([*BUDGET, "sensitivity.images=0"], "sensitivity.images to be greater than 0"),
     "integers of no offers": (

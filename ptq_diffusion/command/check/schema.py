@@ -100,7 +100,7 @@ class MeasuredImages(Options):
 
 
 class SensitivitySamples(MeasuredImages):
-    """The images that sensitivities are measured on, their distance of x_0, and how errors of steps add up."""
+    """The images that sensitivities are measured on, their distance of x_0, and how damages of steps count."""
 
     distance: Literal["mahalanobis", "euclidean"]
     steps: Literal["correlated", "independent"]
