@@ -5,7 +5,6 @@ the float images, in each channel. One part of the pixels at a time is taken fro
 corrected ones.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from experiments.artefacts import artefacts
 from experiments.judging import judged
 from ptq_diffusion.stage.samples import read_images
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
@@ -29,11 +29,8 @@ def main(runs: Sequence[str]) -> None:
     """Print four rows for each run."""
     table = Table("run", "images", "FID", "FID to float", "PSNR")
     for run in map(Path, runs):
-        store = next(folder / "store" for folder in run.resolve().parents if (folder / "store").is_dir())
-        made = {row[0]: row[1] for row in json.loads((run / "artefacts.json").read_text())}
-        target, corrected = (
-            read_images(store / stage.name / made[stage.name]) for stage in (FullPrecisionSamples, CorrectedSamples)
-        )
+        made = artefacts(run)
+        target, corrected = (read_images(made[stage.name]) for stage in (FullPrecisionSamples, CorrectedSamples))
         cfg = OmegaConf.load(run / "config.yaml")
         assert isinstance(cfg, DictConfig)
         black = target <= BLACK

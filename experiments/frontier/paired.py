@@ -20,6 +20,8 @@ SHARED = ("model", "seeds", "images", "feature", "reference")
 
 def main(first: str, second: str) -> None:
     """Print the difference, first less second, with its interval."""
+    if Path(first).resolve() == Path(second).resolve():
+        raise ValueError(f"expected two runs, got {first} twice")
     cfg, other = (OmegaConf.load(Path(run) / "config.yaml") for run in (first, second))
     assert isinstance(cfg, DictConfig) and isinstance(other, DictConfig)
     for name in SHARED:

@@ -5,7 +5,6 @@ image, of 256 grey values; power is that of the Fourier transform in five rings 
 grey values a pixel.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from experiments.artefacts import artefacts
 from ptq_diffusion.stage.samples import read_images
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
@@ -42,11 +42,10 @@ def main(runs: Sequence[str]) -> None:
     """Print a row for each set of images of each run."""
     table = Table("run", "images", "contrast", "power from low to high frequencies")
     for run in map(Path, runs):
-        store = next(folder / "store" for folder in run.resolve().parents if (folder / "store").is_dir())
-        made = {row[0]: row[1] for row in json.loads((run / "artefacts.json").read_text())}
+        made = artefacts(run)
         for stage in (FullPrecisionSamples, QuantizedSamples, CorrectedSamples):
             if stage.name in made:
-                images = read_images(store / stage.name / made[stage.name]).double()
+                images = read_images(made[stage.name]).double()
                 bands = " ".join(f"{power:.1f}" for power in powers(images))
                 table.add_row(run.name[:40], stage.name, f"{contrast(images):.1f}", bands)
     Console(width=140).print(table)

@@ -5,7 +5,6 @@ step: how far x_0 moves (squared, by pixel and relative to the variance of float
 distance of its features to the float ones, and how the changes of different steps are correlated.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from experiments.artefacts import artefacts
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.engine.chunks import Chunk, chunks
 from ptq_diffusion.engine.conditions import Unconditional
@@ -42,13 +42,12 @@ class Run:
         assert isinstance(self.cfg, DictConfig)
         if self.cfg.condition.source is not None or self.cfg.noise.steps is not None:
             raise ValueError("expected a run without a condition, fitted on its own steps, got another")
-        store = next(parent / "store" for parent in folder.resolve().parents if (parent / "store").is_dir())
-        made = {row[0]: row[1] for row in json.loads((folder / "artefacts.json").read_text())}
+        made = artefacts(folder)
         shop = Workshop(Runtime("cpu", progress=False))
         self.model = shop.model(self.cfg)
         self.table, self.decoder = shop.table(self.cfg, self.model), shop.decoder(self.cfg)
-        correction = FittedCorrection.load(store / Fit.name / made[Fit.name])
-        quantized = shop.quantized(self.cfg, store / Quantize.name / made[Quantize.name])
+        correction = FittedCorrection.load(made[Fit.name])
+        quantized = shop.quantized(self.cfg, made[Quantize.name])
         self.drawn = draw_corrected(quantized, correction, Unconditional(), self.decoder)
         self.extractor = construct(self.cfg.feature.extractor)
 
