@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ COLOURS = 10
 """Colours of the cycle, of which two neighbours never have one marker: 60 corrections differ."""
 LEGEND_COLUMNS = 4
 OFFSETS = sorted(
-    ((x, y) for y in (7, -13, 17, -23, 27, -33, 37, -43) for x in (0, 14, -14, 28, -28)),
+    ((x, y) for y in (7, -13, 17, -23) for x in (0, 14, -14, 28, -28)),
     key=lambda place: math.hypot(place[0], place[1] + 3),
 )
 """Places of a label from its point, in points of 1/72 inch, the nearest first."""
@@ -46,22 +47,32 @@ def group_of(line: Line, titles: Mapping[str, str]) -> str:
 
 
 def groups_of(lines: Sequence[Line], titles: Mapping[str, str]) -> dict[str, list[Line]]:
-    """Measured lines by what they have beside bits; a float model is in the group of each that shares its levels."""
+    """Measured lines by what they have beside a policy of bits and its options, such as the saving of a budget.
+
+    A float model is in the group of each line that shares its levels.
+    """
     groups: dict[str, list[Line]] = {}
     for line in lines:
         if line.values and line.correction not in (FULL_PRECISION, NONE):
-            groups.setdefault(group_of(line, titles), []).append(line)
+            groups.setdefault(_beside_policy(line, titles), []).append(line)
     measured = {group: list(members) for group, members in groups.items()}
     for line in lines:
         if line.values and line.correction in (FULL_PRECISION, NONE):
             sharing = [g for g, members in measured.items() if any(_shares(line, member) for member in members)]
-            for group in sharing or [group_of(line, titles)]:
+            for group in sharing or [_beside_policy(line, titles)]:
                 groups.setdefault(group, []).append(line)
     return groups
 
 
+def policy_of(line: Line) -> tuple[str, ...]:
+    """The levels of a line's bits: its policy, or its inner bits, then the policy's options; empty without bits."""
+    return tuple(line.levels[key] for key in sorted(line.levels, key=lambda key: key != BITS) if _of_policy(key))
+
+
 def write_figure(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as PNG and as PDF, whose text stays text; the paths."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # every file would solve the layout again, which takes longer than to draw
     paths = [path.with_suffix(ending) for ending in (".png", ".pdf")]
     with mpl.rc_context({"pdf.fonttype": 42}):
         for place in paths:
@@ -83,13 +94,13 @@ def label_points(axis: Axes, points: Sequence[tuple[float, float]], texts: Seque
     """Write a text beside each point, at the nearest place where it covers no point, no front and no other text.
 
     Args:
-        axis: whose limits are final; its points, bars and lines of steps are what is covered.
+        axis: of a figure that was drawn, whose limits are final; its points, bars and lines of steps are what is
+            covered.
         points: places in its data's units.
         texts: of each.
     """
     figure = axis.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()
     taken = [box.padded(0.045 * figure.dpi) for box in _marks(axis)]
     for point, text in zip(points, texts, strict=True):
         label = axis.annotate(text, point, (0, 0), textcoords="offset points", ha="center", fontsize=7, color="0.25")
@@ -120,6 +131,16 @@ def _sides(corners: ArrayLike) -> list[np.ndarray]:
     points = np.asarray(corners)
     turns = np.stack([points[1:, 0], points[:-1, 1]], 1)
     return [np.stack(side) for side in (*zip(points[:-1], turns, strict=True), *zip(turns, points[1:], strict=True))]
+
+
+def _of_policy(key: str) -> bool:
+    return key == BITS or key.startswith("bitwidth.")
+
+
+def _beside_policy(line: Line, titles: Mapping[str, str]) -> str:
+    return group_of(
+        replace(line, levels={key: text for key, text in line.levels.items() if not _of_policy(key)}), titles
+    )
 
 
 def _shares(line: Line, other: Line) -> bool:

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ptq_diffusion.report.sweep.figure import groups_of, label_points, legend, styles, write_figure
+from ptq_diffusion.report.sweep.figure import groups_of, label_points, legend, policy_of, styles, write_figure
 from ptq_diffusion.report.sweep.lines import FULL_PRECISION, Line
 from ptq_diffusion.report.sweep.quantity import Quantity
-from ptq_diffusion.report.sweep.runs import BITS
 
 COSTS = {"bops_per_image": ("giga bit operations of an image", 1e9), "weight_bytes": ("size of the files, MB", 1e6)}
 """The axes: a number of reports, its title and its unit."""
@@ -23,10 +23,11 @@ FRONT: dict[str, Any] = {"color": "0.75", "linewidth": 3}
 def frontier(
     lines: Sequence[Line], titles: Mapping[str, str], quantity: Quantity, title: str, path: Path
 ) -> list[Path]:
-    """Draw the metric of every line against each cost; a row of panels for what differs beside bits.
+    """Draw the metric of every line against each cost; a row of panels for what differs beside bits and their policies.
 
     Bars are one standard error, the dashed line is full precision, the grey steps join the lines that no other line
-    surpasses in both quality and cost.
+    surpasses in both quality and cost. A metric of which less is better, and all of whose values are positive, is on a
+    logarithmic axis, as uncorrected models are often several times as far away as what is to be told apart.
 
     Args:
         lines: of a table; those without values are not drawn.
@@ -45,15 +46,17 @@ def frontier(
         for axis, (cost, (words, _)) in zip(row, COSTS.items(), strict=True):
             panels.append((axis, _panel(axis, members, quantity, looks, cost)))
             axis.set(xscale="log", xlabel=words)
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-            axis.xaxis.set_minor_locator(NullLocator())
+            _mark_numbers(axis.xaxis)
+            if not quantity.higher_is_better and all(line.values[quantity.name] > 0 for line in members):
+                axis.set_yscale("log")
+                _mark_numbers(axis.yaxis)
             axis.grid(alpha=0.3, linewidth=0.5)
         row[0].set_ylabel(quantity.title)
         row[0].set_title(group, fontsize=9, loc="left")
     figure.suptitle(title, fontsize=10)
     if looks:
         legend(figure, looks, Line2D([], [], label="full precision", **FLOAT), Line2D([], [], label="Pareto", **FRONT))
+    figure.draw_without_rendering()
     for axis, labels in panels:
         label_points(axis, list(labels), list(labels.values()))
     return write_figure(figure, path)
@@ -68,10 +71,17 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
+def _mark_numbers(axis: Axis) -> None:
+    """Plain numbers at the marks of a logarithmic axis, several in each power of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 def _panel(
     axis: Axes, lines: Sequence[Line], quantity: Quantity, looks: Mapping[str, dict[str, Any]], cost: str
 ) -> dict[tuple[float, float], str]:
-    """Draw the lines of a group; the bits by the point of the best line that has them."""
+    """Draw the lines of a group; the bits by the point of the best line of each policy, those of the front first."""
     unit = COSTS[cost][1]
     points: dict[tuple[float, float], Line] = {}
     for line in lines:
@@ -88,7 +98,9 @@ def _panel(
     if len(front) > 1:
         steps = [(x, quantity.cost(value)) for x, value in front]
         axis.plot(*zip(*steps, strict=True), drawstyle="steps-post", zorder=0, **FRONT)
-    best: dict[str, tuple[float, float]] = {}
+    best: dict[tuple[str, ...], tuple[float, float]] = {}
     for place in sorted(points, key=lambda point: quantity.cost(point[1])):
-        best.setdefault(points[place].levels.get(BITS, ""), place)
-    return {place: bits for bits, place in best.items() if bits}
+        best.setdefault(policy_of(points[place]), place)
+    shown = {place: policy[0] for policy, place in best.items() if policy}
+    surpassed = {place: (place[0], quantity.cost(place[1])) not in front for place in shown}
+    return {place: shown[place] for place in sorted(shown, key=lambda place: surpassed[place])}

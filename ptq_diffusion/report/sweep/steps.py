@@ -55,6 +55,12 @@ def step_errors(
             _draw(axis, name, members, looks)
             axis.set_ylabel(words, fontsize=9)
         row[0].set_title(cell, fontsize=9, loc="left")
+    for place, axis in np.ndenumerate(axes):
+        axis.invert_xaxis()
+        if place[0] < len(cells) - 1:
+            axis.tick_params(labelbottom=False)
+        else:
+            axis.set_xlabel("$t$, from noise to image")
     figure.suptitle(title, fontsize=10)
     legend(figure, looks)
     return write_figure(figure, path)
@@ -105,8 +111,6 @@ def _draw(axis: Axes, name: str, members: Mapping[str, Curves], looks: Mapping[s
         axis.set_yscale("log")
     for t, curve, look in drawn:
         axis.plot(t, curve, markersize=3, linewidth=1, markerfacecolor="none", **look)
-    axis.set_xlabel("$t$, from noise to image")
-    axis.invert_xaxis()
     axis.grid(alpha=0.3)
 
 

@@ -132,6 +132,7 @@ def test_labels_cover_neither_points_nor_a_front_nor_each_other():
         axis.errorbar(x, y, yerr=0.03, marker="o", linestyle="")
     corners = [(0.1, 0.7), (0.4, 0.45), (0.9, 0.2)]
     axis.plot(*zip(*corners, strict=True), drawstyle="steps-post")
+    figure.draw_without_rendering()
     style.label_points(axis, points, [f"{place}/8" for place in range(len(points))])
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in axis.texts]
@@ -142,3 +143,21 @@ def test_labels_cover_neither_points_nor_a_front_nor_each_other():
     sides = [Bbox([np.minimum(*side), np.maximum(*side)]) for side in itertools.pairwise(turns)]
     assert not [1 for side in sides for box in boxes if box.overlaps(side)]
     assert all(axis.bbox.contains(box.x0, box.y0) and axis.bbox.contains(box.x1, box.y1) for box in boxes)
+
+
+def test_savings_of_a_budget_lie_on_one_axis(tmp_path, drawn):
+    for saving, eta in itertools.product((36, 53), (0.0, 1.0)):
+        run = run_like(tmp_path / f"{saving}", "ptqd", eta)
+        config = (run / "config.yaml").read_text().replace("\nbitwidth:\n", f"\nbitwidth:\n  saving: {saving}\n")
+        (run / "config.yaml").write_text(config)
+        content = json.loads((run / "report.json").read_text())
+        content["rows"][2] |= {"bops_per_image": 1e12 / saving, "fid": 2.0 + saving / 50}
+        content["signatures"] |= {"samples_quantized": f"{saving}{eta}", "samples_corrected": f"{saving}{eta}"}
+        (run / "report.json").write_text(json.dumps(content))
+    (sheet,) = collect([tmp_path]).sheets
+    assert "bitwidth.saving" in sheet.factors
+    axes = drawn["frontier.png"].axes
+    assert [axis.get_title(loc="left") for axis in axes] == ["eta 0", "", "eta 1", ""]
+    for axis in axes[::2]:
+        places = {line.get_xdata()[0] for line in axis.lines if line.get_marker() == style.MARKERS[1]}
+        assert places == {1e3 / 36, 1e3 / 53} and axis.get_yscale() == "log"
