@@ -31,10 +31,10 @@ from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
+from ptq_diffusion.stage.planning.changes import MeasureChanges
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
-from ptq_diffusion.stage.sensitivity import MeasureSensitivity
 
 NAMES = (
     *("ptqd", "ptqd_gated", "d2dpm", "tac", "matched", "wiener_matched", "readout_matched"),
@@ -89,7 +89,7 @@ def main(images: int) -> None:
             "float": partial(made, FullPrecisionSamples, plain, {}, runtime),
             "quantized": partial(made, QuantizedSamples, plain, shared, runtime),
             "float path": partial(made, FloatPath, plain, {}, runtime),
-            SENSITIVITY: partial(made, MeasureSensitivity, budget, shared, runtime),
+            SENSITIVITY: partial(made, MeasureChanges, budget, shared, runtime),
         }
         for name in NAMES:
             tasks[name] = partial(fitted, composed(images, name), shared, runtime)

@@ -38,7 +38,7 @@ from experiments.kill_test.jobs import (
 )
 from ptq_diffusion.command.experiment import STAGES, run
 
-AGAIN = {"fit": "report", "sensitivity": "budget", "reconstruct": "blocks", "evaluate": "report", "calibrate": "budget"}
+AGAIN = {"fit": "report", "changes": "budget", "reconstruct": "blocks", "evaluate": "report", "calibrate": "budget"}
 """Stages that are killed once more, and the jobs in which they are."""
 COLUMNS = ("kill", "job", "stage", "seconds", "fell_in", "at_work", "files_left", "files", "identical")
 

@@ -44,7 +44,7 @@ JOBS = {
     "step_snr": [*TINY, *CHUNKS, "goal=plan", "bitwidth=step_snr"],
 }
 SHARED = {
-    "report": ("trajectories", "calibration_set", "calibrate", "float_path", "sensitivity", "noise", "fit")
+    "report": ("trajectories", "calibration_set", "calibrate", "float_path", "changes", "noise", "fit")
     + ("samples_full_precision", "samples_quantized", "samples_corrected", "drift", "layers", "evaluate"),
     "step_snr": ("step_signal",),
 }

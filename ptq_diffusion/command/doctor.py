@@ -172,6 +172,8 @@ def accelerator() -> Finding:
     if device is None and torch.version.cuda is not None:
         remedy = "nvidia-smi shows whether the driver sees a GPU; on the CPU, the smaller build of torch does as well"
         return Finding("accelerator", f"torch {torch.__version__} is built for CUDA and sees no GPU", remedy)
+    if device is not None and device.type != "cuda":
+        return Finding("accelerator", f"torch {torch.__version__}, the CPU: nothing here runs on {device.type}")
     return Finding("accelerator", f"torch {torch.__version__}, {'the CPU only' if device is None else device.type}")
 
 

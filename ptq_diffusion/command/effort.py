@@ -12,13 +12,13 @@ from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
+from ptq_diffusion.stage.planning.changes import MeasureChanges
 from ptq_diffusion.stage.rounding.learn_scales import LearnScales
 from ptq_diffusion.stage.rounding.offered import RoundOffers
 from ptq_diffusion.stage.rounding.reconstruct import Reconstruct
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
-from ptq_diffusion.stage.sensitivity import MeasureSensitivity
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
 from ptq_diffusion.stage.trajectories import Trajectories
 
@@ -43,7 +43,7 @@ SAMPLINGS: Mapping[str, Callable[[DictConfig], float]] = {
     FloatPath.name: lambda cfg: 1.6 * cfg.noise.images,
     Noise.name: lambda cfg: 2.0 * cfg.noise.images,
     MeasureStepSignal.name: lambda cfg: 2.0 * cfg.noise.images,
-    MeasureSensitivity.name: lambda cfg: 13.0 * cfg.sensitivity.images,
+    MeasureChanges.name: lambda cfg: 13.0 * cfg.sensitivity.images,
     Fit.name: _fitted,
     FullPrecisionSamples.name: lambda cfg: 0.6 * _drawn(cfg),
     QuantizedSamples.name: lambda cfg: 0.8 * _drawn(cfg),

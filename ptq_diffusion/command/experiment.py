@@ -24,7 +24,7 @@ from ptq_diffusion.engine.plugins import PLUGINS, require_plugins
 from ptq_diffusion.engine.ranks import Ranks
 from ptq_diffusion.engine.run_files import LOG, REPORT
 from ptq_diffusion.engine.run_folder import locked_run_folder
-from ptq_diffusion.engine.runtime import Runtime, quiet_libraries
+from ptq_diffusion.engine.runtime import Runtime, device_type_of, quiet_libraries
 from ptq_diffusion.engine.stage import Stage, upstream
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
@@ -42,6 +42,7 @@ from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.plan import Plan
 from ptq_diffusion.stage.planning.additions import CorrectionAdditions, OutsidePlan
+from ptq_diffusion.stage.planning.changes import MeasureChanges
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
@@ -77,6 +78,7 @@ STAGES: dict[str, type[Stage]] = {
         FloatPath,
         MeasureStepSignal,
         RoundOffers,
+        MeasureChanges,
         MeasureSensitivity,
         CorrectionAdditions,
         OutsidePlan,
@@ -108,7 +110,7 @@ def run(cfg: DictConfig) -> Path:
         OSError: the outputs cannot be written; what was finished is kept.
     """
     quiet_libraries()
-    ranks = Ranks.found(str(OmegaConf.select(cfg, "runtime.accelerator", default="auto")))
+    ranks = Ranks.found(device_type_of(str(OmegaConf.select(cfg, "runtime.accelerator", default="auto"))))
     if ranks is None:
         return _run_here(cfg, None)
     if not ranks.is_first:

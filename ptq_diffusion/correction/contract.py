@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from torch import Tensor
 
@@ -34,19 +34,20 @@ class Reads(Enum):
 
 
 class Requirements:
-    """Requirements of a correction, or of a choice among several, that are checked before anything is measured.
-
-    Attributes:
-        asks_again: whether a step asks the network more than once, for which a stock pipeline has no place.
-    """
-
-    asks_again: ClassVar[bool] = False
+    """Requirements of a correction, or of a choice among several, that are checked before anything is measured."""
 
     def check(self, steps: Table) -> None:  # noqa: ARG002
         """Refuse a table that this method cannot correct; by default none is refused.
 
         Raises:
             ValueError: the table's sampler lacks what the method needs.
+        """
+
+    def check_single_evaluation(self) -> None:
+        """Refuse what evaluates the network once a step, such as a stock pipeline; by default nothing is refused.
+
+        Raises:
+            ValueError: a step of the method evaluates the network more than once.
         """
 
     def check_borders(self) -> None:
@@ -225,6 +226,9 @@ class JointRequirements(Requirements, ABC):
 
     def check(self, steps: Table) -> None:
         self._check_all(lambda one: one.check(steps))
+
+    def check_single_evaluation(self) -> None:
+        self._check_all(lambda one: one.check_single_evaluation())
 
     def check_borders(self) -> None:
         self._check_all(lambda one: one.check_borders())

@@ -21,7 +21,7 @@ from ptq_diffusion.correction.repair.repair import Repair
 from ptq_diffusion.correction.repair.spectral import Spectral
 from ptq_diffusion.correction.step_report import StepReport
 from ptq_diffusion.network import Rescaling
-from ptq_diffusion.network.rescaling import named, of_named
+from ptq_diffusion.network.rescaling import rescaling_tensors, rescalings_of_tensors
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
@@ -153,7 +153,7 @@ class FittedCorrection:
         for i, one in enumerate(self.corrections):
             for place, repair in enumerate(one.repairs):
                 tensors |= {f"{i}/{place}/{repair.kind}/{name}": tensor for name, tensor in repair.tensors().items()}
-            tensors |= {f"{i}/{RESCALING}/{name}": tensor for name, tensor in named(one.rescalings).items()}
+            tensors |= {f"{i}/{RESCALING}/{name}": tensor for name, tensor in rescaling_tensors(one.rescalings).items()}
         return tensors
 
     def save(self, folder: Path) -> None:
@@ -265,4 +265,4 @@ def _rescalings(tensors: Mapping[str, Tensor]) -> defaultdict[int, dict[str, Res
     for name, tensor in tensors.items():
         i, _, layer = name.split("/", 2)
         parts[int(i)][layer] = tensor
-    return defaultdict(dict, {i: of_named(layers) for i, layers in parts.items()})
+    return defaultdict(dict, {i: rescalings_of_tensors(layers) for i, layers in parts.items()})

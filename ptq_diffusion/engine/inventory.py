@@ -14,12 +14,12 @@ from filelock import FileLock, Timeout
 from ptq_diffusion.artefact.files import MANIFEST, REPLACED, read_json
 from ptq_diffusion.engine.agenda import Key
 from ptq_diffusion.engine.run_files import ARTEFACTS, CONFIG, LOCK, LOG
-from ptq_diffusion.engine.store import LOCKED, PARTIAL, SECONDS
+from ptq_diffusion.engine.store import GOING_ON, LOCKED, MAKING, PARTIAL, REUSED, SECONDS
 
 SIGNATURE = re.compile(r"[0-9a-f]{16}")
-MADE = re.compile(r"(?:making|going on with) ([0-9a-f]{16})$", re.MULTILINE)
+MADE = re.compile(rf"(?:{MAKING}|{GOING_ON}) ([0-9a-f]{{16}})$", re.MULTILINE)
 """The end of a log line about an artefact that the run made; the group is its signature."""
-USED = re.compile(r"(?:making|going on with|reused) ([0-9a-f]{16})$", re.MULTILINE)
+USED = re.compile(rf"(?:{MAKING}|{GOING_ON}|{REUSED}) ([0-9a-f]{{16}})$", re.MULTILINE)
 """The same for an artefact that the run made or reused."""
 
 

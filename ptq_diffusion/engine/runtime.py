@@ -30,7 +30,19 @@ OFFLOADS = ("none", BY_BLOCK)
 """Ways to keep a network: whole on its device, or its blocks outside, see `engine.memory.lending`."""
 PROCESSES_PER_CORE = 2
 """More processes than that on a processor slow each other and fill the memory."""
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
+"""Words for the kind of device. Apple's MPS is none of them: it has no float64, in which histograms and moments are."""
+
+
+def device_type_of(accelerator: str) -> str:
+    """The device type that a word for an accelerator comes to on this machine, cuda or cpu.
+
+    AMD's GPUs are cuda too, as torch has it.
+    """
+    if accelerator == "cpu":
+        return "cpu"
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return "cuda" if found is not None and found.type == "cuda" else "cpu"
 
 
 @dataclass
@@ -38,7 +50,7 @@ class Runtime:
     """How to run; only the device type and `arithmetic` are in signatures.
 
     Args:
-        accelerator: Lightning's word for the device type: auto, cpu, gpu.
+        accelerator: the kind of device, one of `ACCELERATORS`; auto is a GPU where there is one, or the CPU.
         progress: whether to draw progress bars.
         devices: how many share the work on samples and layers; training, and roundings of whole blocks, take the first.
         loggers: Lightning loggers that training reports to.
@@ -63,7 +75,11 @@ class Runtime:
 
     def __post_init__(self) -> None:
         if self.accelerator not in ACCELERATORS:
-            raise ValueError(f"expected runtime.accelerator {', '.join(ACCELERATORS)}, got {self.accelerator!r}")
+            because = ", which has no float64 for statistics" if self.accelerator == "mps" else ""
+            words = ", ".join(ACCELERATORS)
+            raise ValueError(
+                f"expected runtime.accelerator {words}, got {self.accelerator!r}{because}; use auto or cpu"
+            )
         if self.offload not in OFFLOADS:
             raise ValueError(f"expected runtime.offload {' or '.join(OFFLOADS)}, got {self.offload!r}")
         if self.ranks is not None and self.devices > 1:
@@ -71,13 +87,10 @@ class Runtime:
                 f"expected one process of torchrun or srun for each device, got runtime.devices={self.devices} beside; "
                 "leave runtime.devices out"
             )
-        if (
-            self.accelerator not in ("auto", "cpu")
-            and torch.accelerator.current_accelerator(check_available=True) is None
-        ):
+        if self.accelerator not in ("auto", "cpu") and self.device_type == "cpu":
             raise ValueError(
-                f"expected a machine with an accelerator, found none for runtime.accelerator={self.accelerator}; "
-                "use auto or cpu"
+                "expected a machine with a GPU that torch uses through CUDA or ROCm, found none for "
+                f"runtime.accelerator={self.accelerator}; use auto or cpu"
             )
         if self.device_type == "cpu" and self.devices > (most := PROCESSES_PER_CORE * (os.cpu_count() or 1)):
             raise ValueError(
@@ -103,9 +116,8 @@ class Runtime:
 
     @property
     def device_type(self) -> str:
-        """The device type that `accelerator` comes to: cpu, cuda, mps."""
-        accelerator = None if self.accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
-        return "cpu" if accelerator is None else accelerator.type
+        """The device type that `accelerator` comes to: cpu or cuda."""
+        return device_type_of(self.accelerator)
 
     @property
     def device(self) -> torch.device:
@@ -164,7 +176,7 @@ class Runtime:
         devices = min(self.devices, tasks)
         # Objects are exchanged and no tensors, for which gloo serves on every device.
         several = DDPStrategy(start_method="spawn", process_group_backend="gloo", timeout=PATIENCE)
-        fabric = Fabric(accelerator=self.accelerator, devices=devices, strategy=several if devices > 1 else "auto")
+        fabric = Fabric(accelerator=self.device_type, devices=devices, strategy=several if devices > 1 else "auto")
         fabric.launch(Quiet(function) if devices > 1 else function)
 
     def trainer(
@@ -177,7 +189,7 @@ class Runtime:
         """A Lightning trainer on this device; `options` go to it as they are."""
         bar: list[Callback] = [RichProgressBar()] if self.progress else []
         return L.Trainer(
-            accelerator=self.accelerator,
+            accelerator=self.device_type,
             devices=1,
             logger=list(loggers),
             callbacks=[*bar, *callbacks],

@@ -25,6 +25,8 @@ from ptq_diffusion.engine.workshop import Workshop
 
 PARTIAL, LOCKED = ".partial", ".lock"
 """The endings, beside an artefact, of the folder that it is made in and of the lock of the process that makes it."""
+MAKING, GOING_ON, REUSED = "making", "going on with", "reused"
+"""The words before an artefact's signature in a log, from which `engine.inventory` reads the needs of runs."""
 SECONDS = ".seconds"
 """The ending of the file beside an artefact that says how long its last attempt took, which is no part of it."""
 
@@ -130,13 +132,13 @@ class Store:
             if final.is_dir() and not forced:
                 check_whole(final)
                 self.seconds[title] = _read_seconds(final.with_suffix(SECONDS))
-                self.runtime.say(f"{self._agenda.place(stage.name, signature)} {title}: reused {signature}")
+                self.runtime.say(f"{self._agenda.place(stage.name, signature)} {title}: {REUSED} {signature}")
                 return final
             if forced:
                 shutil.rmtree(partial, ignore_errors=True)
             begun = partial.is_dir() and any(partial.iterdir())
             partial.mkdir(exist_ok=True)
-            doing = "going on with" if begun else "making"
+            doing = GOING_ON if begun else MAKING
             self.runtime.say(f"{self._agenda.place(stage.name, signature)} {title}: {doing} {signature}")
             start = time.monotonic()
             self._fill(stage, partial, cfg, inputs)

@@ -128,12 +128,12 @@ class Workshop:
         table: Table = self._once(
             lambda: construct(cfg.sampler).table(scheduler), "table", plain(cfg.sampler), scheduler
         )
-        if not model.answers_at_zero and (last := min(step.t for step in table)) <= 0:
+        if not model.accepts_time_zero and (last := min(step.t for step in table)) <= 0:
             raise ValueError(
                 f"expected times above 0, of which the network's Fourier embedding takes the logarithm, got t = "
                 f"{last:g}; set +sampler.scheduler.timestep_spacing=trailing"
             )
-        if not model.says_variance and any(step.is_learned for step in table):
+        if not model.predicts_variance and any(step.is_learned for step in table):
             raise ValueError(
                 "expected a network that says a variance in a second half of its output's channels, which "
                 "variance_type=learned_range reads, got one of its state's channels; set "
@@ -177,7 +177,7 @@ class Workshop:
             RuntimeError: it lacks an operator on this machine.
         """
         return self._once(
-            lambda: self.simulated(folder).computed_by(construct(cfg.backend)),
+            lambda: self.simulated(folder).to_backend(construct(cfg.backend)),
             "quantized",
             str(folder),
             plain(cfg.backend),

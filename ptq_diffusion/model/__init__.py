@@ -2,7 +2,7 @@
 
 from ptq_diffusion.model.condition import Condition
 from ptq_diffusion.model.decoder import Decoder, Pixels
-from ptq_diffusion.model.denoiser import Denoiser, Output, Timestep
+from ptq_diffusion.model.denoiser import Denoiser, Output, Timestep, WrappedDenoiser
 from ptq_diffusion.model.diffusers_denoiser import DiffusersDenoiser
 from ptq_diffusion.model.gaussian import GaussianDenoiser
 from ptq_diffusion.model.guided import Guided
@@ -21,4 +21,5 @@ __all__ = [
     "Role",
     "Site",
     "Timestep",
+    "WrappedDenoiser",
 ]

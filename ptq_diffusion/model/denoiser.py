@@ -33,7 +33,7 @@ class Output(NamedTuple):
     """The answer of a denoiser.
 
     Attributes:
-        m: the native output (epsilon, v or x0), (B, C, H, W).
+        m: the native output (epsilon, v, x0 or the velocity of a flow), (B, C, H, W).
         features: the input of a quantized network's output layer, after the activation quantizer, (B, F, H/p, W/p), p
             being the patch size, combined over the rows of an image as m is; None for a float network.
         variance: the network's prediction of the variance of a sampler's noise, (B, C, H, W), see `Step.spread`; it is
@@ -107,13 +107,13 @@ class Denoiser(nn.Module, ABC):
         return rows
 
     @property
-    def says_variance(self) -> bool:
-        """Whether the network says a variance beside its output, for a sampler of a learned one."""
+    def predicts_variance(self) -> bool:
+        """Whether the network predicts a variance beside its output, for a sampler of a learned one."""
         return False
 
     @property
-    def answers_at_zero(self) -> bool:
-        """Whether the network can be told t = 0, where some take the logarithm of the time."""
+    def accepts_time_zero(self) -> bool:
+        """Whether the network accepts t = 0; some take the logarithm of the time."""
         return True
 
     @property
@@ -164,3 +164,73 @@ class Denoiser(nn.Module, ABC):
     @abstractmethod
     def with_network(self, network: nn.Module) -> "Denoiser":
         """The same model around another network of its class, such as a quantized copy; neither is changed."""
+
+
+class WrappedDenoiser(Denoiser):
+    """Forwards every member of the contract but `predict`, `fingerprint` and `with_network` to another denoiser.
+
+    Args:
+        denoiser: the other one.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self._denoiser = denoiser
+        self.shape, self.scheduler_config, self.dtype = denoiser.shape, denoiser.scheduler_config, denoiser.dtype
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser inside."""
+        return self._denoiser
+
+    @property
+    def network(self) -> nn.Module:
+        return self._denoiser.network
+
+    @property
+    def needs(self) -> Sequence[str]:
+        return self._denoiser.needs
+
+    @property
+    def classes(self) -> int | None:
+        return self._denoiser.classes
+
+    @property
+    def null(self) -> Condition | None:
+        return self._denoiser.null
+
+    def blank_condition(self, rows: int, device: torch.device) -> Condition | None:
+        return self._denoiser.blank_condition(rows, device)
+
+    def rows_per_image(self, step: Timestep) -> int:
+        return self._denoiser.rows_per_image(step)
+
+    def combined(self, rows: Tensor, step: Timestep) -> Tensor:
+        return self._denoiser.combined(rows, step)
+
+    @property
+    def predicts_variance(self) -> bool:
+        return self._denoiser.predicts_variance
+
+    @property
+    def accepts_time_zero(self) -> bool:
+        return self._denoiser.accepts_time_zero
+
+    @property
+    def patch_size(self) -> int:
+        return self._denoiser.patch_size
+
+    def feature_map(self, inputs: Tensor, size: tuple[int, int]) -> Tensor:
+        return self._denoiser.feature_map(inputs, size)
+
+    def unpatched(self, patches: Tensor) -> Tensor:
+        return self._denoiser.unpatched(patches)
+
+    def blocks(self) -> Sequence[str]:
+        return self._denoiser.blocks()
+
+    def sites(self) -> Sequence[Site]:
+        return self._denoiser.sites()
+
+    def attention_macs(self) -> int:
+        return self._denoiser.attention_macs()

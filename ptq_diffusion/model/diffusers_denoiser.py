@@ -134,12 +134,12 @@ class DiffusersDenoiser(Denoiser):
         return self._network
 
     @property
-    def says_variance(self) -> bool:
-        return self.family.says_variance(self.config)
+    def predicts_variance(self) -> bool:
+        return self.family.predicts_variance(self.config)
 
     @property
-    def answers_at_zero(self) -> bool:
-        return self.family.answers_at_zero(self.config)
+    def accepts_time_zero(self) -> bool:
+        return self.family.accepts_time_zero(self.config)
 
     @property
     def needs(self) -> Sequence[str]:
@@ -180,7 +180,7 @@ class DiffusersDenoiser(Denoiser):
             condition = condition.as_dtype(self.dtype)
         m = self.family.call(self._network, (step.input_scale * x_t).to(self.dtype), step.t, condition).float()
         channels = self.shape[0]
-        return Output(m[:, :channels], variance=m[:, channels:] if self.says_variance else None)
+        return Output(m[:, :channels], variance=m[:, channels:] if self.predicts_variance else None)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over all parameters of the network, and over the embeddings of its labels."""

@@ -2,18 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ptq_diffusion.artefact.digest import tensors_digest
 from ptq_diffusion.model.condition import Condition, concatenated
-from ptq_diffusion.model.denoiser import Denoiser, Output, Timestep
-from ptq_diffusion.model.site import Site
+from ptq_diffusion.model.denoiser import Denoiser, Output, Timestep, WrappedDenoiser
 
 
-class Guided(Denoiser):
+class Guided(WrappedDenoiser):
     """m = m_null + scale (m_cond - m_null) (Ho and Salimans, Classifier-Free Diffusion Guidance, arXiv 2207.12598).
 
     Both are asked in one batch of 2 B rows, those of the null condition first. At scale 1, and at times outside of the
@@ -31,53 +29,17 @@ class Guided(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser, null: Condition, scale: float, interval: tuple[float, float]) -> None:
-        super().__init__()
+        super().__init__(denoiser)
         low, high = interval
         if len(null) != 1:
             raise ValueError(f"expected the null condition of one sample, got that of {len(null)}; take a row of it")
         if not abs(scale) < float("inf"):
             raise ValueError(f"expected a finite scale of guidance, got {scale}; give another")
         require_interval(low, high)
-        self._denoiser, self.scale, self.interval = denoiser, float(scale), (float(low), float(high))
-        self.shape, self.scheduler_config, self.dtype = denoiser.shape, denoiser.scheduler_config, denoiser.dtype
+        self.scale, self.interval = float(scale), (float(low), float(high))
         for name, tensor in null.tensors().items():
             self.register_buffer(f"null_{name}", tensor, persistent=False)
         self._names = tuple(null.tensors())
-
-    @property
-    def denoiser(self) -> Denoiser:
-        """The denoiser that is guided."""
-        return self._denoiser
-
-    @property
-    def network(self) -> nn.Module:
-        return self._denoiser.network
-
-    @property
-    def needs(self) -> Sequence[str]:
-        return self._denoiser.needs
-
-    @property
-    def classes(self) -> int | None:
-        return self._denoiser.classes
-
-    @property
-    def patch_size(self) -> int:
-        return self._denoiser.patch_size
-
-    def feature_map(self, inputs: Tensor, size: tuple[int, int]) -> Tensor:
-        return self._denoiser.feature_map(inputs, size)
-
-    def unpatched(self, patches: Tensor) -> Tensor:
-        return self._denoiser.unpatched(patches)
-
-    @property
-    def says_variance(self) -> bool:
-        return self._denoiser.says_variance
-
-    @property
-    def answers_at_zero(self) -> bool:
-        return self._denoiser.answers_at_zero
 
     @property
     def null(self) -> Condition:
@@ -104,15 +66,6 @@ class Guided(Denoiser):
         features = None if features is None else self.combined(features, step)
         # As in DiTPipeline and its original, guidance acts on the output alone.
         return Output(self.combined(m, step), features, None if variance is None else variance.chunk(2)[1])
-
-    def sites(self) -> Sequence[Site]:
-        return self._denoiser.sites()
-
-    def blocks(self) -> Sequence[str]:
-        return self._denoiser.blocks()
-
-    def attention_macs(self) -> int:
-        return self._denoiser.attention_macs()
 
     def fingerprint(self) -> str:
         text = json.dumps(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ptq_diffusion.model import Condition, Denoiser, Guided, Output, Role, Site, Timestep
+from ptq_diffusion.model import Condition, Denoiser, Guided, Output, Role, Site, Timestep, WrappedDenoiser
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.network.attention import PROCESSOR, QuantizedAttention, quantized_attentions
 from ptq_diffusion.network.backend import Backend, Integer, Simulated, require_float32
@@ -23,7 +23,7 @@ BACKENDS: tuple[type[Backend], ...] = (Simulated, Integer)
 """The backends that a name stands for."""
 
 
-class QuantizedDenoiser(Denoiser):
+class QuantizedDenoiser(WrappedDenoiser):
     """A denoiser whose layers hold integers and compute by the settings of the step that it is asked about.
 
     Attributes:
@@ -51,60 +51,14 @@ class QuantizedDenoiser(Denoiser):
         current: CurrentStep,
         backend: Backend | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(denoiser)
         self.backend = backend or Simulated()
-        self._denoiser, self._sites, self._attention_macs = denoiser, tuple(sites), attention_macs
+        self._sites, self._attention_macs = tuple(sites), attention_macs
         self.plan, self._current = plan, current
-        self.shape, self.scheduler_config, self.dtype = denoiser.shape, denoiser.scheduler_config, denoiser.dtype
         last = [site.name for site in sites if site.role is Role.LAST]
         if len(last) != 1:
             raise ValueError(f"expected a network with one output layer, got the output layers {last}")
         self.output_layer_name = last[0]
-
-    @property
-    def network(self) -> nn.Module:
-        return self._denoiser.network
-
-    @property
-    def denoiser(self) -> Denoiser:
-        """The denoiser of the float network's class, around the quantized network."""
-        return self._denoiser
-
-    @property
-    def needs(self) -> Sequence[str]:
-        return self._denoiser.needs
-
-    @property
-    def classes(self) -> int | None:
-        return self._denoiser.classes
-
-    @property
-    def null(self) -> Condition | None:
-        return self._denoiser.null
-
-    def rows_per_image(self, step: Timestep) -> int:
-        return self._denoiser.rows_per_image(step)
-
-    def combined(self, rows: Tensor, step: Timestep) -> Tensor:
-        return self._denoiser.combined(rows, step)
-
-    @property
-    def says_variance(self) -> bool:
-        return self._denoiser.says_variance
-
-    @property
-    def answers_at_zero(self) -> bool:
-        return self._denoiser.answers_at_zero
-
-    @property
-    def patch_size(self) -> int:
-        return self._denoiser.patch_size
-
-    def feature_map(self, inputs: Tensor, size: tuple[int, int]) -> Tensor:
-        return self._denoiser.feature_map(inputs, size)
-
-    def unpatched(self, patches: Tensor) -> Tensor:
-        return self._denoiser.unpatched(patches)
 
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
         self.set_step(step.i)
@@ -216,23 +170,10 @@ class QuantizedDenoiser(Denoiser):
             backend: one, or its name: simulated, integer.
 
         Raises:
-            ValueError: there is none of this name, or see `computed_by`.
-            RuntimeError: see `computed_by`.
-        """
-        if isinstance(backend, Backend):
-            return self.computed_by(backend)
-        kinds = {kind.name: kind for kind in BACKENDS}
-        if backend not in kinds:
-            raise ValueError(f"expected a backend of {', '.join(kinds)}, got {backend!r}")
-        return self.computed_by(kinds[backend]())
-
-    def computed_by(self, backend: Backend) -> "QuantizedDenoiser":
-        """The same integers and settings, computed by another backend; tensors are shared, and this one stays as it is.
-
-        Raises:
-            ValueError: the backend cannot compute a layer; the message names it and says why.
+            ValueError: there is none of this name, or it cannot compute a layer; the message names it and says why.
             RuntimeError: it lacks an operator on this machine.
         """
+        backend = _named(backend) if isinstance(backend, str) else backend
         if type(backend) is type(self.backend):
             return self
         backend.require(next(self.buffers()).device)
@@ -296,3 +237,10 @@ class QuantizedDenoiser(Denoiser):
 def _is_shared(module: nn.Module) -> bool:
     has_settings = any(isinstance(part, QuantizedLayer | QuantizedAttention) for part in module.modules())
     return isinstance(module, StoredWeight) or not has_settings
+
+
+def _named(name: str) -> Backend:
+    kinds = {kind.name: kind for kind in BACKENDS}
+    if name not in kinds:
+        raise ValueError(f"expected a backend of {', '.join(kinds)}, got {name!r}")
+    return kinds[name]()

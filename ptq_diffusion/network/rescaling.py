@@ -214,7 +214,7 @@ def matched_gain(source: Tensor, target: Tensor, vary: Tensor) -> Tensor:
     return torch.where((ratio < LARGEST_GAIN) & (ratio > 1 / LARGEST_GAIN), ratio, 1.0)
 
 
-def named(rescalings: Mapping[str, Rescaling]) -> dict[str, Tensor]:
+def rescaling_tensors(rescalings: Mapping[str, Rescaling]) -> dict[str, Tensor]:
     """The tensors of rescalings by layer/field."""
     return {
         f"{name}/{field}": tensor
@@ -223,8 +223,8 @@ def named(rescalings: Mapping[str, Rescaling]) -> dict[str, Tensor]:
     }
 
 
-def of_named(tensors: Mapping[str, Tensor]) -> dict[str, Rescaling]:
-    """The rescalings whose `named` tensors these are.
+def rescalings_of_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Rescaling]:
+    """The rescalings whose `rescaling_tensors` these are.
 
     Raises:
         ValueError: a field is missing, unknown or of another shape.

@@ -90,7 +90,7 @@ class SoftmaxOfEffect(StepWeights):
 
     Args:
         temperature: towards 0 the step with the greatest effect counts alone, far above 1 all count alike.
-        images: how many images effects are measured on, see there.
+        images: how many images effects are measured on, see `EffectOnImage`.
 
     Raises:
         ValueError: a temperature that is not positive, or fewer than one image.

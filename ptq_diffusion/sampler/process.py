@@ -60,4 +60,9 @@ class Process:
             return 0.0, 1.0, 1 / self.noise, -self.signal / self.noise
         if self.prediction == FLOW and abs(self.signal + self.noise - 1) < 1e-6:
             return 1.0, -self.noise, 1.0, self.signal
-        raise ValueError(f"expected prediction_type epsilon, v_prediction or sample, got {self.prediction!r}")
+        if self.prediction == FLOW:
+            raise ValueError(
+                "expected signal + noise = 1 of a model of flow matching, whose path is straight, got "
+                f"{self.signal} and {self.noise}; set the scheduler that it was trained with"
+            )
+        raise ValueError(f"expected prediction_type epsilon, v_prediction, sample or {FLOW}, got {self.prediction!r}")

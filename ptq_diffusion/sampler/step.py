@@ -27,8 +27,8 @@ class State:
 class Step:
     """The step to x_s:  x_s = c_x x_t + c_m m + sum_j c_0[j] x_0(t + j) + sigma z  with  x_0 = clip(p_x x_t + p_m m).
 
-    m is the network's native output (epsilon, v or x0), z standard normal noise, and x_0(t + j) the prediction that was
-    made j steps before.
+    m is the network's native output (epsilon, v, x0 or the velocity of a flow), z standard normal noise, and x_0(t + j)
+    the prediction that was made j steps before.
 
     Args:
         i: the row, 0 at t = T.

@@ -26,7 +26,7 @@ class Table(Sequence[Step]):
 
     Args:
         sampler: which one, such as `ddim` or `ddpm`.
-        prediction: what m is: `epsilon`, `v_prediction` or `sample`.
+        prediction: what m is: `epsilon`, `v_prediction`, `sample` or `flow_prediction`.
         clip: the radius that every step clips x_0 to, or None.
         init_scale: x_T = init_scale z.
         steps: the rows.

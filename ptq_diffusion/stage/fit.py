@@ -145,6 +145,6 @@ def fit_on_devices(
         threads: of torch in every process, on which last bits depend.
     """
     torch.set_num_threads(threads)
-    fitted = path_fit().go(fabric, Fit().title, shop.runtime.progress)
+    fitted = path_fit().fit(fabric, Fit().title, shop.runtime.progress)
     if fabric.is_global_zero:
         carried(fitted, cfg, shop).save(out)

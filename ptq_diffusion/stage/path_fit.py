@@ -29,7 +29,7 @@ from ptq_diffusion.engine.synchronisation import receiving, send_all, synchronis
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.model.condition import rows_of
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
-from ptq_diffusion.network.rescaling import named, of_named
+from ptq_diffusion.network.rescaling import rescaling_tensors, rescalings_of_tensors
 from ptq_diffusion.sampler import State, Step, Table
 from ptq_diffusion.stage.fitting.images import Images, ReplayedNoise
 from ptq_diffusion.stage.fitting.step_files import ChunkFiles, StepBatches, past_of, past_tensors
@@ -63,15 +63,15 @@ class PathFit:
     ) -> None:
         self.model, self.quantized = model, quantized
         self.correction, self.steps, self.folder = correction, steps, folder
-        self.source, self.images = images, images.chunks
+        self.images, self.chunks = images, images.chunks
         self.float_m, self.conditions = images.float_m, images.conditions
         self.fitted: list[StepCorrection] = []
         self._noise: dict[Chunk, ReplayedNoise] = {}
-        self._ahead: dict[Chunk, tuple[State, State]] = {}
+        self._next_states: dict[Chunk, tuple[State, State]] = {}
         self._files = ChunkFiles()
 
     @torch.inference_mode()
-    def go(self, fabric: Fabric, title: str, progress: bool) -> FittedCorrection:
+    def fit(self, fabric: Fabric, title: str, progress: bool) -> FittedCorrection:
         """Fit all steps; the devices share the images, and the first of them fits each step on what all have written.
 
         Args:
@@ -81,7 +81,7 @@ class PathFit:
         """
         self._begin(fabric)
         for step in track(self.steps[len(self.fitted) :], title, progress and fabric.is_global_zero):
-            self._go_step(step, fabric)
+            self._fit_step(step, fabric)
         return self.correction.assembled(self.fitted, self.steps)
 
     def _begin(self, fabric: Fabric) -> None:
@@ -99,10 +99,10 @@ class PathFit:
             self.fitted = [self._correction_on_disk(i) for i in range(found)]
             if first and found < len(self.steps):
                 count = self.correction.images_for_rescaling
-                path = self.source.float_states(count, self.model.shape, self.steps, device)
+                path = self.images.float_states(count, self.model.shape, self.steps, device)
                 self.correction = self.correction.ahead(self.model, self.quantized, path)
 
-    def _go_step(self, step: Step, fabric: Fabric) -> None:
+    def _fit_step(self, step: Step, fabric: Fabric) -> None:
         """Fit one step: nobody fits before all images are there, and nobody goes on before the step is fitted."""
         file = self._step(step.i) / RESCALINGS
         with synchronised(fabric):
@@ -114,11 +114,11 @@ class PathFit:
         with synchronised(fabric):
             rescalings, m = self._rescalings(step)
             rescaled = self.quantized.at(step.i, rescalings)
-            for chunk in self.images[fabric.global_rank :: fabric.world_size]:
+            for chunk in self.chunks[fabric.global_rank :: fabric.world_size]:
                 self._visit(chunk, step, rescaled, m, fabric.device)
         with synchronised(fabric):
             if fabric.is_global_zero:
-                self._store(step, replace(self._fit(step), rescalings=rescalings))
+                self._store(step, replace(self._fit_on_files(step), rescalings=rescalings))
         with synchronised(fabric):
             self.fitted.append(self._correction_on_disk(step.i))
             self._files.forget(self._step(step.i - 1))
@@ -154,26 +154,26 @@ class PathFit:
                 rescalings, m = correction.rescalings_received(received, self.quantized, states())
         else:
             rescalings, m = correction.rescalings(self.model, self.quantized, states())
-        write_tensors(file, named(rescalings) | {"m": m})
+        write_tensors(file, rescaling_tensors(rescalings) | {"m": m})
 
     def _first_states(self, step: Step, device: torch.device) -> PathState:
         """The states on the path that layers are rescaled on."""
         count = self.correction.images_for_rescaling
-        chunks_ahead = [chunk for chunk in self.images if chunk.first < count]
-        self._ahead = {chunk: self._states(chunk, step, device) for chunk in chunks_ahead}
-        y_t = torch.cat([self._ahead[chunk][1].x[: chunk.count] for chunk in chunks_ahead])[:count]
-        return PathState(y_t, step, rows_of(self.source.condition(chunks_ahead, device), slice(len(y_t))))
+        chunks = [chunk for chunk in self.chunks if chunk.first < count]
+        self._next_states = {chunk: self._states(chunk, step, device) for chunk in chunks}
+        y_t = torch.cat([self._next_states[chunk][1].x[: chunk.count] for chunk in chunks])[:count]
+        return PathState(y_t, step, rows_of(self.images.condition(chunks, device), slice(len(y_t))))
 
     def _rescalings(self, step: Step) -> tuple[Mapping[str, Rescaling], Tensor]:
         """The layers' rescalings at a step, and m of the images that they are computed from, (N, C, H, W)."""
         if not self.correction.images_for_rescaling:
             return {}, torch.empty(0, *self.model.shape)
         tensors = load_file(self._step(step.i) / RESCALINGS)
-        return of_named({name: tensors[name] for name in tensors.keys() - {"m"}}), tensors["m"]
+        return rescalings_of_tensors({name: tensors[name] for name in tensors.keys() - {"m"}}), tensors["m"]
 
-    def _fit(self, step: Step) -> StepCorrection:
+    def _fit_on_files(self, step: Step) -> StepCorrection:
         before = (self._paired(step.i - 1), self.fitted[-1]) if step.i > 0 else None
-        rows = [(chunk, slice(self._count_with_m(chunk), chunk.count)) for chunk in self.images]
+        rows = [(chunk, slice(self._count_with_m(chunk), chunk.count)) for chunk in self.chunks]
         unpaired = StepBatches(PathBatch, self._step(step.i), rows, self._files)
         evidence = PathEvidence(self._paired(step.i), unpaired, is_last=step == self.steps[-1])
         return fit_step_diagnosed(self.correction, evidence, step, before)
@@ -192,7 +192,8 @@ class PathFit:
         file = self._step(step.i) / chunk.name
         if holds_tensors(file):
             return
-        float_state, state = self._ahead.pop(chunk) if chunk in self._ahead else self._states(chunk, step, device)
+        known = chunk in self._next_states
+        float_state, state = self._next_states.pop(chunk) if known else self._states(chunk, step, device)
         y_t, condition = state.x, chunk.condition(self.conditions, device)
         q, features, variance = rescaled.predict(y_t, step, condition)
         assert features is not None, "a quantized network hands over features"
@@ -231,7 +232,7 @@ class PathFit:
         return float_state, before.advance(state, m, spread, z)
 
     def _paired(self, i: int) -> StepBatches[PairedBatch]:
-        rows = [(chunk, slice(0, self._count_with_m(chunk))) for chunk in self.images]
+        rows = [(chunk, slice(0, self._count_with_m(chunk))) for chunk in self.chunks]
         return StepBatches(PairedBatch, self._step(i), rows, self._files)
 
     def _count_with_m(self, chunk: Chunk) -> int:

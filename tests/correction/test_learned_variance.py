@@ -99,7 +99,7 @@ def test_another_table_takes_the_residual_from_its_own_learned_variance(name, pa
         assert torch.allclose(torch.as_tensor(carried.sigma(step, variance)).square(), expected.clamp(min=0), atol=1e-6)
 
 
-def test_a_correction_that_asks_again_samples_with_the_variance_too(pair, steps):
+def test_a_correction_that_evaluates_twice_samples_with_the_variance_too(pair, steps):
     states, images = our_states(pair, fitted("qncd", steps, pair))
     assert images.isfinite().all() and not torch.allclose(
         states[1], our_states(pair, fitted("none", steps, pair))[0][1]
@@ -115,10 +115,10 @@ def test_guidance_leaves_the_variance_of_the_conditional_rows(quantized_copy):
     for scale in (1.0, 1.5, 4.0):
         guided = Guided(model, null, scale, (0.0, 1.0))
         for network in (guided, quantized_copy(guided, condition, x)):
-            assert network.says_variance
+            assert network.predicts_variance
         answer = guided.predict(x, at(300), condition)
         assert torch.allclose(answer.variance, told.variance, atol=1e-5)
         assert torch.allclose(answer.m, told.m, atol=1e-5) is (scale == 1)
     silent = denoiser_of("sana")
-    assert not silent.says_variance
+    assert not silent.predicts_variance
     assert silent.predict(states_of(silent), at(300), condition_of(silent)).variance is None

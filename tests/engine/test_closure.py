@@ -102,7 +102,7 @@ BRANCHES: dict[str, dict[str, str]] = {
         "numeric/histogram.py": NAMESAKE,
         "quantizer/quantizer.py": NAMESAKE,
     },
-    "sensitivity": {
+    "changes": {
         "bitwidth/additions.py": ASKED,
         "bitwidth/budget.py": ASKED,
         "bitwidth/choices.py": ASKED,
@@ -110,6 +110,7 @@ BRANCHES: dict[str, dict[str, str]] = {
         "model/architecture.py": ASKED,
         "network/step_settings.py": OF_NETWORK,
     },
+    "sensitivity": {"bitwidth/additions.py": ASKED},
     "noise": {
         "numeric/histogram.py": NAMESAKE,
         "quantizer/quantizer.py": NAMESAKE,

@@ -125,3 +125,14 @@ def test_a_build_for_an_accelerator_on_a_machine_without_one_runs_on_the_process
     assert Runtime("auto", False).device_type == "cpu"
     with pytest.raises(ValueError, match="found none for runtime.accelerator=gpu"):
         Runtime("gpu", False)
+
+
+def test_a_device_without_float64_is_left_for_the_processor(monkeypatch):
+    """As on Apple's processors, whose accelerator torch sees."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("mps"))
+    used = []
+    runtime = Runtime("auto", False)
+    runtime.launch(lambda fabric: used.append(fabric.device.type), 1)
+    assert used == [runtime.device.type] == ["cpu"]
+    with pytest.raises(ValueError, match="found none for runtime.accelerator=gpu"):
+        Runtime("gpu", False)

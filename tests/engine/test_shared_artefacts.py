@@ -9,13 +9,13 @@ from ptq_diffusion.engine.signature import Signatures
 from tests.engine.test_store import Digits, changed
 from tests.experiments import composed
 
-MEASURED = ("trajectories", "calibrate", "float_path", "step_signal", "offers", "sensitivity")
+MEASURED = ("trajectories", "calibrate", "float_path", "step_signal", "offers", "changes", "sensitivity")
 BEHIND = ("plan", "reconstruct", "activation_scales", "quantize", "noise", "fit", "samples_quantized")
 BUDGET = ["bitwidth=budget", "bitwidth.weights=[3,4]", "rounding=gptq", "condition=labels", "correction=ptqd"]
 BUDGET += ["condition.source.no_class=3", "condition.guidance.scale=2"]
 INTEGERS = ["embedding@quantizer.embedding=integers"]
 QUANTIZED = {"activation_scales", "quantize", "noise", "fit", "samples_quantized"}
-FITTED = {"float_path", "step_signal", "sensitivity", "plan", "reconstruct"} | QUANTIZED
+FITTED = {"float_path", "step_signal", "changes", "sensitivity", "plan", "reconstruct"} | QUANTIZED
 CHANGES = {
     "tables, to a budget of operations": ([], INTEGERS, QUANTIZED),
     "tables, to a budget of bytes": (["bitwidth.bytes=100000"], INTEGERS, QUANTIZED | {"plan", "reconstruct"}),

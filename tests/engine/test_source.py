@@ -18,7 +18,7 @@ from ptq_diffusion.engine.store import Store
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.main import CONF
 
-MEASURED = ("step_signal", "sensitivity")
+MEASURED = ("step_signal", "changes")
 LEARNED = ("offers", "reconstruct", "activation_scales")
 SAMPLES = ("samples_full_precision", "samples_quantized", "samples_corrected")
 ALL = upstream(STAGES["evaluate"]) - {"prompts"}  # which is of models with text encoders

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ptq_diffusion.model import Condition, Guided
+from ptq_diffusion.model import Condition, Denoiser, Guided, WrappedDenoiser
 from ptq_diffusion.model.plan import LayerBits
 from tests.model.networks import around, small
 from tests.network.networks import quantized, states
@@ -23,6 +23,14 @@ def model():
 @pytest.fixture
 def condition():
     return Condition(labels=torch.tensor([0, 1, 2]))
+
+
+def test_a_wrapped_denoiser_forwards_all_that_the_contract_lets_another_default_answer():
+    """What is forgotten there would be answered by the default of the contract, whatever the denoiser inside says."""
+    computed = {"architecture", "rows"}  # from members that are forwarded
+    members = {name for name, member in vars(Denoiser).items() if callable(member) or isinstance(member, property)}
+    public = {name for name in members if not name.startswith("_")}
+    assert public - set(vars(WrappedDenoiser)) == computed | {"predict", "fingerprint", "with_network"}
 
 
 def guided(model, scale, interval=(0.0, 1.0)):

@@ -69,4 +69,4 @@ def test_only_fourier_times_have_no_zero():
     for kind in ("positional", "fourier"):
         denoiser = around(small(time_embedding_type=kind))
         answers = [bool(denoiser.predict(x_t, at(t)).m.isfinite().all()) for t in (0.0, 1.0, 999.0)]
-        assert answers == [denoiser.answers_at_zero, True, True]
+        assert answers == [denoiser.accepts_time_zero, True, True]

@@ -19,7 +19,8 @@ from ptq_diffusion.rounding.artefact import INTEGERS, read_integers
 from ptq_diffusion.sampler import sample
 from ptq_diffusion.stage.float_path import noise_chunks
 from ptq_diffusion.stage.plan import PLAN
-from ptq_diffusion.stage.sensitivity import MeasureDamage, MeasureSensitivity
+from ptq_diffusion.stage.planning.changes import CHUNKS, BackwardSampling
+from ptq_diffusion.stage.sensitivity import MeasureSensitivity
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
 
 BUDGET = ["bitwidth=budget", "bitwidth.saving=20", "bitwidth.activations=[3,8]", "sensitivity.images=6"]
@@ -55,20 +56,22 @@ def test_sensitivities_are_of_all_inner_layers_at_all_steps(make, model):
         assert (damage[..., 0] > damage[..., 1]).double().mean() > 0.9
         assert damage[..., 0].sum() > 20 * damage[..., 1].sum()
     assert found.network == model.fingerprint()
-    parts, numbers = list(read_chunks(folder / "chunks")), 6 * torch.Size(model.shape).numel()
+    (measured,) = [path for path in (folder.parents[1] / "changes").iterdir() if path.is_dir()]
+    parts, numbers = list(read_chunks(measured / CHUNKS)), 6 * torch.Size(model.shape).numel()
     changes = torch.cat([part["weight"] for part in parts], dim=-1)
     weights = rising_weights(STEPS, 0.28)[:, None]
     assert len(parts) == 2 and torch.allclose(found.weight, Changes.of(changes).together() * weights / numbers, atol=0)
     words = [*BUDGET, "bitwidth.weights=[3,8]", "sensitivity.first_step=1"]
     alike = Sensitivity.load(make("goal=sensitivity", *words) / MeasureSensitivity.file)
     assert torch.allclose(alike.weight * weights, found.weight, atol=0)
+    assert len(list(measured.parent.glob("*.seconds"))) == 1, "weights of steps measure nothing anew"
 
 
 def test_a_change_is_relative_to_the_variance_of_float_images_from_the_noise_of_the_fit(make, model, monkeypatch):
     """Of as many as the sensitivity is measured on, and of no others."""
     seen, of = [], Whitening.of
     monkeypatch.setattr(Whitening, "of", lambda images: seen.append(images) or of(images))
-    cfg = OmegaConf.load(make("goal=sensitivity", *BUDGET) / "config.yaml")
+    cfg = OmegaConf.load(make("goal=changes", *BUDGET) / "config.yaml")
     table, expected = construct(cfg.sampler).table(dict(model.scheduler_config)), []
     for chunk in noise_chunks(cfg):
         noise = chunk.noise(model.shape)
@@ -126,10 +129,10 @@ class Killed(BaseException):
 
 
 def test_a_killed_measurement_goes_on_and_ends_with_the_same_bytes(make, tmp_path, monkeypatch):
-    goal = ["goal=sensitivity", *BUDGET, "sampler.steps=2"]
+    goal = ["goal=changes", *BUDGET, "sampler.steps=2"]
     whole = make(*goal, f"outputs={tmp_path / 'whole'}")
-    assert len(list(read_chunks(whole / "chunks"))) == 2
-    forward, chunks = MeasureDamage.forward, []
+    assert len(list(read_chunks(whole / CHUNKS))) == 2
+    forward, chunks = BackwardSampling.forward, []
 
     def dies(self, chunk, device):
         if len(chunks) == 1:
@@ -138,9 +141,9 @@ def test_a_killed_measurement_goes_on_and_ends_with_the_same_bytes(make, tmp_pat
         return forward(self, chunk, device)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(MeasureDamage, "forward", dies)
+        patch.setattr(BackwardSampling, "forward", dies)
         make(*goal)
-    monkeypatch.setattr(MeasureDamage, "forward", lambda *words: chunks.append(words[1]) or forward(*words))
+    monkeypatch.setattr(BackwardSampling, "forward", lambda *words: chunks.append(words[1]) or forward(*words))
     again = make(*goal)
     assert len(chunks) == 2, "each chunk once"
     for file in whole.rglob("*.safetensors"):

@@ -11,6 +11,7 @@ from ptq_diffusion.model import Denoiser
 from ptq_diffusion.report.stages import goal_stages
 from ptq_diffusion.rounding import Reads
 from ptq_diffusion.stage.drawing.layers import MeasureLayers
+from ptq_diffusion.stage.planning.changes import MeasureChanges
 from ptq_diffusion.stage.rounding.learn_scales import LearnScales
 from ptq_diffusion.stage.rounding.offered import RoundOffers
 from ptq_diffusion.stage.rounding.reconstruct import Reconstruct
@@ -58,8 +59,8 @@ def require_whole_calls(cfg: DictConfig, goal: type[Stage], device: str) -> None
     stages = {stage for last in goal_stages(cfg, goal) for stage in needed(last)}
     asked_alone = {
         "layers.images": MeasureLayers in stages,
-        f"goal={MeasureSensitivity.name}": goal is MeasureSensitivity,
-        "bitwidth": MeasureSensitivity in stages and construct(cfg.bitwidth).reads is Evidence.SENSITIVITY,
+        f"goal={goal.name}": goal in (MeasureChanges, MeasureSensitivity),
+        "bitwidth": MeasureChanges in stages and construct(cfg.bitwidth).reads is Evidence.SENSITIVITY,
         "rounding": {Reconstruct, RoundOffers} & stages and construct(cfg.rounding).reads is not Reads.NOTHING,
         "activation_scales": LearnScales in stages and construct(cfg.activation_scales).learns,
     }

@@ -45,9 +45,10 @@ from ptq_diffusion.stage.evaluate import build_metrics, prompts_of_images
 from ptq_diffusion.stage.export import Export, export_name
 from ptq_diffusion.stage.fit_setting import check_reach, fit_table, with_own_guidance
 from ptq_diffusion.stage.planning.additions import CorrectionAdditions, OutsidePlan, policy_of
+from ptq_diffusion.stage.planning.changes import MeasureChanges, require_sensitivity
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.reference import build_extractor
-from ptq_diffusion.stage.sensitivity import MeasureSensitivity, require_sensitivity
+from ptq_diffusion.stage.sensitivity import MeasureSensitivity
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
 from ptq_diffusion.stage.writing.onnx import WriteOnnx
 
@@ -178,7 +179,8 @@ def _check_borders(cfg: DictConfig, model: Denoiser) -> None:
 def _check_measurements(cfg: DictConfig, goal: type[Stage]) -> None:
     """Refuse a measurement that cannot be taken: at other steps than the sampler's, or on too many images."""
     policy = construct(cfg.bitwidth)
-    measured = goal in (MeasureStepSignal, MeasureSensitivity)
+    changes = goal in (MeasureChanges, MeasureSensitivity)
+    measured = changes or goal is MeasureStepSignal
     ranges = construct(cfg.quantizer.steps).by_step
     if cfg.noise.steps is not None and (policy.by_step or measured or ranges):
         what = goal.name if measured else cfg.labels.bitwidth if policy.by_step else "quantizer.steps"
@@ -192,12 +194,12 @@ def _check_measurements(cfg: DictConfig, goal: type[Stage]) -> None:
             f"got noise.guidance={cfg.noise.guidance} with {goal.name if measured else cfg.labels.bitwidth}; set "
             "noise.guidance=null"
         )
-    if goal is MeasureSensitivity and not isinstance(policy, UnderBudget):
+    if changes and not isinstance(policy, UnderBudget):
         raise ValueError(
             f"expected a policy whose offers sensitivities are measured of, got {cfg.labels.bitwidth}; choose one that "
             "spends a budget, such as bitwidth=budget"
         )
-    if goal is MeasureSensitivity or policy.reads is Evidence.SENSITIVITY:
+    if changes or policy.reads is Evidence.SENSITIVITY:
         require_sensitivity(cfg)
 
 
@@ -235,11 +237,7 @@ def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     guidance, table = cfg.condition.guidance, shop.table(cfg, model)
     stock_scale(_guided(cfg, model), table)
     require_guides(export_name(cfg, model, shop), guidance.scale, table)
-    if construct(cfg.correction).asks_again:
-        raise ValueError(
-            "expected a correction that asks the network once a step, for a pipeline does not ask again, got "
-            f"{cfg.labels.correction}; draw its images with goal=samples_corrected"
-        )
+    construct(cfg.correction).check_single_evaluation()
 
 
 def _check_onnx(cfg: DictConfig, model: Denoiser, table: Table) -> None:
@@ -256,11 +254,7 @@ def _check_onnx(cfg: DictConfig, model: Denoiser, table: Table) -> None:
             "expected noise of the sampler, which those who run a graph know beforehand, got a learned variance, which "
             "graphs do not say; set +sampler.scheduler.variance_type=fixed_small, or goal=export"
         )
-    if construct(cfg.correction).asks_again:
-        raise ValueError(
-            "expected a correction that asks the network once a step, which a graph does, got "
-            f"{cfg.labels.correction}; draw its images with goal=samples_corrected"
-        )
+    construct(cfg.correction).check_single_evaluation()
 
 
 def _check_judging(cfg: DictConfig, shape: tuple[int, int, int]) -> None:

@@ -27,12 +27,12 @@ from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
+from ptq_diffusion.stage.planning.changes import TOGETHER, MeasureChanges
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.rounding.learn_scales import LearnScales
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
-from ptq_diffusion.stage.sensitivity import TOGETHER, MeasureSensitivity
 from ptq_diffusion.stage.step_signal import MeasureStepSignal
 from ptq_diffusion.stage.trajectories import Trajectories
 
@@ -110,7 +110,7 @@ class Footprint:
             Calibrate.name: self._observed,
             FloatPath.name: lambda case: self._recorded(case, len(case.fit_table)),
             MeasureStepSignal.name: self._offers,
-            MeasureSensitivity.name: self._backward,
+            MeasureChanges.name: self._backward,
             LearnScales.name: lambda _: Memory(self.both, self.quantized_activations),
             Quantize.name: lambda _: Memory(self.floating + self._stored, 0, self._largest),
             Noise.name: lambda _: Memory(self.both, self.quantized_activations),

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
-from ptq_diffusion.bitwidth.under_budget import UnderBudget
 from ptq_diffusion.command.plan.activations import call_bytes
 from ptq_diffusion.command.plan.bits import learned_parts
 from ptq_diffusion.command.plan.bytes import (
@@ -39,6 +38,7 @@ from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.plan import Plan
 from ptq_diffusion.stage.planning.additions import CorrectionAdditions, OutsidePlan
+from ptq_diffusion.stage.planning.changes import MeasureChanges, offering_policy
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.reference import ReferenceStatistics
@@ -111,7 +111,7 @@ def _learned_scales(case: Case) -> Work:
     rule, parts, rows = construct(case.cfg.activation_scales), learned_parts(case), _chosen_rows(case)
     beside = (1 + 3 * len(parts)) * case.model.rows_per_image(case.table[0])
     alone = 2 * rows + 3 * rule.iterations * rule.calls * rule.rows
-    calls = rows * call_bytes(case.model, parts) // case.model.rows_per_image(case.table[0])
+    calls = rows * call_bytes(case.shop.model(case.cfg), parts)
     asked = len(parts) * rows
     return Work(asked + beside, asked, layer_passes=alone, kept=bytes_of_scales(case), scratch=calls)
 
@@ -132,14 +132,17 @@ def _step_signal(case: Case) -> Work:
     return Work(quantized_passes=offers * case.padded(case.cfg.noise.images) * case.fit_rows)
 
 
-def _sensitivity(case: Case) -> Work:
-    passes, policy = case.cfg.sensitivity.images * case.rows, construct(case.cfg.bitwidth)
-    assert isinstance(policy, UnderBudget)
-    alone = (len(policy.weights) + len(policy.activations)) * passes
-    numbers = len(policy.roles.free(case.model.sites())) * len(case.table)
-    # Chunks keep the change of every image, the result one number for all.
-    kept = 8 * numbers * (len(policy.weights) + len(policy.activations)) * (1 + case.cfg.sensitivity.images)
-    return Work(passes, 0, passes, alone, kept=kept)
+def _changes(case: Case) -> Work:
+    passes = case.cfg.sensitivity.images * case.rows
+    bitwidths, numbers = _offered_numbers(case)
+    return Work(passes, 0, passes, bitwidths * passes, kept=8 * numbers * case.cfg.sensitivity.images)
+
+
+def _offered_numbers(case: Case) -> tuple[int, int]:
+    """The bitwidths that are measured, and how many numbers they are over all layers and steps."""
+    policy = offering_policy(case.cfg)
+    bitwidths = len(policy.weights) + len(policy.activations)
+    return bitwidths, bitwidths * len(policy.roles.free(case.model.sites())) * len(case.table)
 
 
 def _noise(case: Case) -> Work:
@@ -227,7 +230,8 @@ RULES: Mapping[str, Callable[[Case], Work]] = {
     LearnScales.name: _learned_scales,
     FloatPath.name: _float_path,
     MeasureStepSignal.name: _step_signal,
-    MeasureSensitivity.name: _sensitivity,
+    MeasureChanges.name: _changes,
+    MeasureSensitivity.name: lambda case: Work(kept=8 * _offered_numbers(case)[1]),
     Quantize.name: lambda case: Work(kept=bytes_of_quantized(case)),
     Noise.name: _noise,
     Fit.name: _fit,
@@ -244,4 +248,4 @@ RULES: Mapping[str, Callable[[Case], Work]] = {
     ),
     lambda _: Work(),
 )
-"""The rule of every stage; one without a network leaves next to nothing, or images a second time."""
+"""The rule of a stage of sampling; one without a network leaves next to nothing, or images a second time."""

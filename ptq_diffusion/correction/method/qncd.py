@@ -33,12 +33,17 @@ class QNCD(Correction[MomentEvidence]):
     """
 
     reads = Reads.MOMENTS
-    asks_again = True
 
     def __init__(self, every: int = 5) -> None:
         if every < 1:
             raise ValueError(f"expected every to be at least 1, got {every}")
         self.every = every
+
+    def check_single_evaluation(self) -> None:
+        raise ValueError(
+            "expected a correction that evaluates the network once a step, as pipelines and graphs do, got qncd; draw "
+            "its images with goal=samples_corrected"
+        )
 
     def check_carried(self, steps: Table) -> None:  # noqa: ARG002
         raise ValueError(

@@ -116,7 +116,7 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         return type(self)(self.quantized.to_backend(backend), self.correction, self._embedded)
 
     def save_pretrained(self, save_directory: str | Path) -> None:  # type: ignore[override, unused-ignore]
-        """Write `config.json`, the quantized network (`model/`, `quantizers.*`) and the correction."""
+        """Write `config.json`, the quantized network (`quantized.json`, `quantized.safetensors`) and the correction."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.save_config(folder)

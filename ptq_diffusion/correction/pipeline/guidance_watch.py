@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Asked:
+class GuidedAnswers:
     """The rows that a network was asked about at a step, two for each image, and what it answered.
 
     Args:
@@ -71,7 +71,7 @@ class GuidanceWatch:
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
-        self._asked: Asked | None = None
+        self._last: GuidedAnswers | None = None
 
     def before(self, rows: Tensor, step: Step) -> None:
         """Estimate the scale from the rows of this step, (2 B, C, H, W) if guided, and the answers one step before.
@@ -79,7 +79,7 @@ class GuidanceWatch:
         Raises:
             ValueError: the estimate is another scale than the network's.
         """
-        asked, self._asked = self._asked, None
+        last, self._last = self._last, None
         doubled = _halves(rows)
         if doubled is None:
             if step.i == 0 and self.scale != 1:
@@ -87,21 +87,21 @@ class GuidanceWatch:
                     "asked without guidance, and corrected for guidance_scale=%g; call the pipeline with it", self.scale
                 )
             return
-        if asked is None or asked.step.i + 1 != step.i or asked.x_t.shape != doubled.shape:
+        if last is None or last.step.i + 1 != step.i or last.x_t.shape != doubled.shape:
             return
-        if asked.step.input_scale != 1 or step.input_scale != 1:
+        if last.step.input_scale != 1 or step.input_scale != 1:
             # The rows may be states or scaled inputs, depending on the pipeline.
             return
-        if (found := asked.scale(doubled)) is None:
+        if (estimate := last.scale(doubled)) is None:
             return
-        scale, error = found
+        scale, error = estimate
         # A DiTPipeline asks about the condition first, which swaps the two: s and 1 - s.
-        told = max(scale, 1 - scale)
-        if abs(told - self.scale) > max(SURE * error, CLOSE * self.scale):
+        estimated = max(scale, 1 - scale)
+        if abs(estimated - self.scale) > max(SURE * error, CLOSE * self.scale):
             raise ValueError(
-                f"expected guidance_scale={self.scale:g}, which the network was corrected for, got about {told:.3g}; "
-                f"call the pipeline with guidance_scale={self.scale:g}, or export it with "
-                f"condition.guidance.scale={told:.3g}"
+                f"expected guidance_scale={self.scale:g}, which the network was corrected for, got about "
+                f"{estimated:.3g}; call the pipeline with guidance_scale={self.scale:g}, or export it with "
+                f"condition.guidance.scale={estimated:.3g}"
             )
 
     def behind(self, rows: Tensor, answers: Tensor, step: Step, sigma: float | Tensor) -> None:
@@ -109,7 +109,7 @@ class GuidanceWatch:
         if (doubled := _halves(rows)) is not None:
             first, second = answers.chunk(2)
             sigma = sigma.chunk(2)[0] if isinstance(sigma, Tensor) else sigma
-            self._asked = Asked(doubled, first, second, step, sigma)
+            self._last = GuidedAnswers(doubled, first, second, step, sigma)
 
 
 def _halves(rows: Tensor) -> Tensor | None:

@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_leaves
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network.backend.integer_layer import IntegerLayer
 from ptq_diffusion.network.integers import StoredWeight
-from ptq_diffusion.network.quantized import QuantizedDenoiser
 
 
 def lend_by_block(denoiser: Denoiser) -> None:
@@ -24,8 +23,7 @@ def lend_by_block(denoiser: Denoiser) -> None:
     Args:
         denoiser: float or quantized; its network is changed. One that names no blocks is left as it is.
     """
-    inner = denoiser.denoiser if isinstance(denoiser, QuantizedDenoiser) else denoiser
-    if not (names := inner.blocks()):
+    if not (names := denoiser.blocks()):
         return
     for name in names:
         block = denoiser.network.get_submodule(name)

@@ -47,11 +47,11 @@ class Family(ABC):
         """
         return self.network_class.from_config(config)
 
-    def answers_at_zero(self, config: Mapping[str, Any]) -> bool:  # noqa: ARG002
+    def accepts_time_zero(self, config: Mapping[str, Any]) -> bool:  # noqa: ARG002
         """Whether a network of this configuration can be told t = 0."""
         return True
 
-    def says_variance(self, config: Mapping[str, Any]) -> bool:
+    def predicts_variance(self, config: Mapping[str, Any]) -> bool:
         """Whether a network of this configuration says a variance in a second half of its output's channels."""
         return config["out_channels"] == 2 * config["in_channels"]
 

@@ -44,7 +44,7 @@ class UNet2D(Family):
             )
         return require_channels(config), *_size(config)
 
-    def answers_at_zero(self, config: Mapping[str, Any]) -> bool:
+    def accepts_time_zero(self, config: Mapping[str, Any]) -> bool:
         """False with Fourier embeddings, which take the logarithm of the time; the output is also divided by it."""
         return config["time_embedding_type"] != "fourier"
 

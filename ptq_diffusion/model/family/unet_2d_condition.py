@@ -50,7 +50,7 @@ class UNet2DCondition(Family):
                 )
         return require_channels(config), *sides(config, "UNet2DConditionModel")
 
-    def answers_at_zero(self, config: Mapping[str, Any]) -> bool:
+    def accepts_time_zero(self, config: Mapping[str, Any]) -> bool:
         """False with Fourier embeddings, which take the logarithm of the time."""
         return config["time_embedding_type"] != "fourier"
 

@@ -27,8 +27,8 @@ class Integer(Backend):
     """y = s_x s_w (sum (u - z) n) + b with 8-bit codes u of the input and n of the weight, summed in 32 bits.
 
     Equal to simulation up to the rounding of float32 where a layer has the same input. Scales and zero points of the
-    input, gains and offsets change from step to step at no cost; weights of fewer bits are stored in them. A shift of
-    the input is subtracted before its codes are taken, and its product with the weight is in the bias.
+    input, gains and offsets change from step to step at no cost; weights below 8 bits stay packed at their own width. A
+    shift of the input is subtracted before its codes are taken, and its product with the weight is in the bias.
     """
 
     name = "integer"

@@ -18,7 +18,7 @@ from ptq_diffusion.network.layer_settings import LayerSettings
 class IntegerLayer(QuantizedLayer):
     """A quantized layer whose product is one of 8-bit integers; float where its plan says that both operands are.
 
-    Weights of fewer bits are stored in them and unpacked once.
+    Weights below 8 bits stay packed at their own width and are unpacked once.
     """
 
     def __init__(

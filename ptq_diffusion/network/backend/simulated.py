@@ -13,10 +13,10 @@ class Simulated(Backend):
     name = "simulated"
 
     def require(self, device: torch.device) -> None:
-        """Nothing: torch has it everywhere."""
+        """Accept every device."""
 
     def obstacle(self, part: QuantizedLayer | QuantizedAttention) -> str | None:  # noqa: ARG002
-        """None."""
+        """None: it computes every layer."""
         return None
 
     def layer(self, layer: QuantizedLayer) -> QuantizedLayer:

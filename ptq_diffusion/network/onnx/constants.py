@@ -1,7 +1,6 @@
 """Constants of graphs: one file of numbers that all graphs of a folder share, and integers of 4 bits."""
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +62,3 @@ def constant(name: str, numbers: np.ndarray, bits: int) -> TensorProto:
     codes = np.pad(numbers.reshape(-1), (0, numbers.size % 2)).astype(np.uint8) & 0xF
     packed = codes[::2] | codes[1::2] << 4
     return onnx.helper.make_tensor(name, HALVES[numbers.dtype], numbers.shape, packed.tobytes(), raw=True)
-
-
-def arrays(model: onnx.ModelProto) -> Mapping[str, np.ndarray]:
-    """The constants of a model by name."""
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ptq_diffusion.model import Condition
 from ptq_diffusion.network.integers import QuantizedWeight
+from ptq_diffusion.network.layer import QuantizedLayer
 from ptq_diffusion.network.onnx.assembly import REPAIRED, TimeConstants, assembled
 from ptq_diffusion.network.onnx.constants import SharedConstants, constant
 from ptq_diffusion.network.onnx.finish import Finish
@@ -126,10 +127,15 @@ class _Writer:
         assert features is not None, "a quantized network gives the input of its output layer"
         return {"q": q, "x_t": x_t, "features": features}
 
+    @cached_property
+    def _layers(self) -> Mapping[str, QuantizedLayer]:
+        """Every quantized layer, which would be looked for at every constant of every step."""
+        return self._quantized.layers()
+
     def _bits(self, name: str, i: int, array: np.ndarray) -> int:
         """The bits that integers of a weight, or their zero points, are stored in."""
         owner, _, part = name.rpartition(".")
-        layers = self._quantized.layers()
+        layers = self._layers
         if not self._options.int4 or owner not in layers or not re.fullmatch("weight(_zero_point)?", part):
             return 8
         weight = layers[owner].weights[layers[owner].settings.weight_copy(i)]

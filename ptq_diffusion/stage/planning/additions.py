@@ -50,12 +50,12 @@ class OutsidePlan(ModelStage):
     @classmethod
     def serves(cls, cfg: DictConfig) -> bool:
         """Whether a budget counts layers that are equalised, parts of low rank or tables of embeddings in integers."""
-        return "saving" in cfg.bitwidth and (computes_outside_plan(cfg) or spares_bytes(cfg))
+        return "saving" in cfg.bitwidth and (computes_outside_plan(cfg) or saves_embedding_bytes(cfg))
 
     @classmethod
     def made_of(cls, cfg: DictConfig) -> DictConfig:
         """With tables of embeddings in float where no budget counts bytes."""
-        if spares_bytes(cfg):
+        if saves_embedding_bytes(cfg):
             return cfg
         other = cfg.copy()
         other.quantizer.embedding.bits = FLOAT_BITS
@@ -71,7 +71,7 @@ def computes_outside_plan(cfg: DictConfig) -> bool:
     return bool(construct(cfg.quantizer.equalisation).equalises or construct(cfg.quantizer.low_rank).rank)
 
 
-def spares_bytes(cfg: DictConfig) -> bool:
+def saves_embedding_bytes(cfg: DictConfig) -> bool:
     """Whether tables of embeddings take fewer bytes than in float, and a budget counts bytes."""
     return cfg.bitwidth.get("bytes") is not None and construct(cfg.quantizer.embedding).bits != FLOAT_BITS
 

@@ -16,7 +16,7 @@ from ptq_diffusion.stage.plan import Plan
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.rounding.network import rounded_network
 from ptq_diffusion.stage.rounding.reconstruct import Reconstruct
-from ptq_diffusion.stage.rounding.subject import CALLS, PARTS, go_through, subject_of
+from ptq_diffusion.stage.rounding.subject import CALLS, PARTS, make_in_order, subject_of
 from ptq_diffusion.stage.trajectories import Trajectories
 
 
@@ -53,7 +53,7 @@ class LearnScales(ModelStage):
         quantized, observations = rounded_network(cfg, inputs, shop)
         subject = subject_of(cfg, inputs, quantized.to(shop.device), shop)
         work = ScaleReconstruction(subject, rule, observations.groups, out / CALLS)
-        files = go_through(
+        files = make_in_order(
             work.parts,
             out,
             (self.title, shop.runtime.progress),

@@ -24,7 +24,7 @@ from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.planning.offer import with_offer
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.rounding.sharing import is_missing, make_shared
-from ptq_diffusion.stage.rounding.subject import PARTS, go_through, reads_of, subject_of
+from ptq_diffusion.stage.rounding.subject import PARTS, make_in_order, reads_of, subject_of
 from ptq_diffusion.stage.trajectories import Trajectories
 
 
@@ -89,7 +89,7 @@ def round_offers(
     torch.set_num_threads(threads)
     with synchronised(fabric):
         work, weights = build(shop.on(fabric.device)), construct(cfg.bitwidth).weights
-    files = go_through(
+    files = make_in_order(
         work.parts,
         out,
         (RoundOffers().title, shop.runtime.progress and fabric.is_global_zero),

@@ -29,7 +29,7 @@ from ptq_diffusion.stage.calibration.choose_states import ChooseStates
 from ptq_diffusion.stage.plan import Plan, read_plan
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.rounding.sharing import is_missing, make_shared
-from ptq_diffusion.stage.rounding.subject import CALLS, PARTS, go_through, reads_of, subject_of
+from ptq_diffusion.stage.rounding.subject import CALLS, PARTS, make_in_order, reads_of, subject_of
 from ptq_diffusion.stage.trajectories import Trajectories
 
 READERS: Mapping[Reads, type[Rounding]] = {Reads.INPUTS: LayerRounding, Reads.CALLS: BRECQ}
@@ -108,7 +108,7 @@ def reconstruct(
         with synchronised(fabric):
             work.install(read_part(file, work.copies(part)))
 
-    files = go_through(
+    files = make_in_order(
         work.parts,
         out,
         (Reconstruct().title, shop.runtime.progress and fabric.is_global_zero),

@@ -54,7 +54,7 @@ def subject_of(cfg: DictConfig, inputs: Mapping[str, Path], quantized: Quantized
     return Subject(model, quantized, construct(cfg.quantizer.weight), table, states, trajectories)
 
 
-def go_through(
+def make_in_order(
     parts: Sequence[Part],
     out: Path,
     bar: tuple[str, bool],

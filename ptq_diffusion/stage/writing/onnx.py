@@ -24,7 +24,7 @@ from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 
-TRIED = 2
+TRIAL_SAMPLES = 2
 """Samples that every graph is tried on."""
 NULL = "null.npz"
 """The file of the condition that guidance leads away from."""
@@ -52,7 +52,7 @@ class WriteOnnx(ModelStage):
 
         quantized, correction = shop.host.simulated(inputs[Quantize.name]), FittedCorrection.load(inputs[Fit.name])
         network = quantized.rescaled(correction.rescalings).unguided()
-        condition = shop.host.conditions(cfg, quantized, inputs).of(0, range(TRIED), self.name)
+        condition = shop.host.conditions(cfg, quantized, inputs).of(0, range(TRIAL_SAMPLES), self.name)
         options = GraphOptions(**plain(cfg.onnx))
         files = write_graphs(network, correction.steps, partial(finish, network, correction), condition, options, out)
         description = _description(quantized, correction, files, cfg.onnx.opset)
@@ -79,7 +79,7 @@ def _largest_difference(
     condition: Condition | None,
 ) -> float:
     """The largest over the steps of |graph - simulation| / |simulation|, on the same random states."""
-    x_t = torch.randn(TRIED, *network.shape, generator=torch.Generator().manual_seed(0))
+    x_t = torch.randn(TRIAL_SAMPLES, *network.shape, generator=torch.Generator().manual_seed(0))
 
     def at(step: Step) -> float:
         q, features, _ = network.predict(x_t, step, condition)

@@ -13,13 +13,11 @@ from rich.console import Console
 
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.model import DiffusersDenoiser
-from ptq_diffusion.model.family import Family
 from ptq_diffusion.model.original import convert
 from tests.model import pipelines
 from tests.model.original.test_conversion import Origin
 
 FOLDER = Path(__file__).parents[3] / "experiments" / "ptqd_tables"
-HEADS = pytest.mark.skipif(not hasattr(Family, "build"), reason="networks of one number of heads do not load yet")
 PARAMETERS = {
     "imagenet": 400_920_579,
     "bedroom": 274_056_163,
@@ -85,16 +83,12 @@ def small(converted, tmp_path_factory):
     return make
 
 
-def with_heads(names):
-    return [pytest.param(name, marks=HEADS) if "church" in name else name for name in names]
-
-
 def benches(tables, preset):
     return [bench for bench in tables.BENCHES if bench.experiment == preset]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("preset", with_heads(PRESETS))
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_runs_to_a_row_of_its_table(preset, small, make, tmp_path, tables):
     sweep = yaml.safe_load((CONF / "experiment" / f"{preset}.yaml").read_text())["hydra"]["sweeper"]["params"]
     bits = sweep["bitwidth"].split(",")[-1]
@@ -125,7 +119,7 @@ def test_published_rows_are_those_of_their_table_alone(tables):
     assert harmed["ptqd_sd15"]["W8A8", "ptqd"] > harmed["ptqd_sd15"]["W8A8", "none"]
 
 
-@pytest.mark.parametrize("name", with_heads(PARAMETERS))
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_the_configurations_of_full_size_rows_are_those_of_the_checkpoints(name, tables):
     bench = next(bench for bench in tables.BENCHES if bench.configs.name == name)
     assert DiffusersDenoiser.outline(str(bench.configs)).architecture().parameters == PARAMETERS[name]

@@ -106,6 +106,7 @@ WORDS = {
     "a name with a slash": ("name=../elsewhere", "below outputs/runs"),
     "a name that climbs": ("name=..", "name of a folder"),
     "an accelerator that is none": ("runtime.accelerator=warp", "auto, cpu, gpu"),
+    "an accelerator without float64": ("runtime.accelerator=mps", "no float64 for statistics; use auto or cpu"),
     "an offload that is none": ("runtime.offload=disk", "runtime.offload none or block"),
     "no steps": ("sampler.steps=0", "at least one step, got 0; set sampler.steps"),
     "fewer than no steps": ("sampler.steps=-1", "at least one step"),

@@ -45,6 +45,10 @@ BAD = {
         "of the link matched: .*set last_step=output",
     ),
     "an export that asks twice": (["goal=export", "correction=qncd"], "got qncd; draw its images with"),
+    "an export that may ask twice": (
+        ["goal=export", "noise.images=16", "correction=auto", "+correction@correction.candidates.qncd=qncd"],
+        "of qncd: expected.*got qncd; draw its images with.*leave out with ~correction.candidates.qncd",
+    ),
     "a candidate that needs DDIM": (
         ["sampler=ddpm", "sampler.steps=3", "noise.images=16", "correction=auto"]
         + ["+correction@correction.candidates.stepbaq=stepbaq"],

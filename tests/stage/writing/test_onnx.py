@@ -65,7 +65,7 @@ def test_the_graphs_draw_the_corrected_images(make):
     ("options", "words"),
     [
         (["onnx.opset=17"], "from 21 to 23, got 17, which is too old.*set onnx.opset=21"),
-        (["correction=qncd"], "asks the network once a step.*got qncd; draw its images with"),
+        (["correction=qncd"], "evaluates the network once a step.*got qncd; draw its images with"),
         (["onnx.int4=4"], "onnx.int4 to be a valid boolean"),
     ],
 )
