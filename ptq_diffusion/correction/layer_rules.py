@@ -147,7 +147,7 @@ def rescalings_towards(
     forward comes to its layer.
     """
     # Grids are chosen and layers matched on float tensors.
-    quantized = quantized.to_backend(Simulated())
+    quantized = quantized.computed_by(Simulated())
     layers = quantized.inner_layers()
     rescalings: dict[str, Rescaling] = {}
     grids: dict[str, InputGrid] = {}

@@ -177,7 +177,7 @@ class Workshop:
             RuntimeError: it lacks an operator on this machine.
         """
         return self._once(
-            lambda: self.simulated(folder).to_backend(construct(cfg.backend)),
+            lambda: self.simulated(folder).computed_by(construct(cfg.backend)),
             "quantized",
             str(folder),
             plain(cfg.backend),

@@ -164,16 +164,31 @@ class QuantizedDenoiser(WrappedDenoiser):
         return QuantizedDenoiser(denoiser, self._sites, self._attention_macs, self.plan, self._current, self.backend)
 
     def to_backend(self, backend: Backend | str) -> "QuantizedDenoiser":
-        """The same integers and settings, computed by another backend; tensors are shared, and this one stays as it is.
+        """The same integers and settings, computed by the backend of a name, or by one that is given.
 
         Args:
             backend: one, or its name: simulated, integer.
 
         Raises:
-            ValueError: there is none of this name, or it cannot compute a layer; the message names it and says why.
+            ValueError: there is none of this name, or see `computed_by`.
+            RuntimeError: see `computed_by`.
+        """
+        if isinstance(backend, Backend):
+            return self.computed_by(backend)
+        kinds = {kind.name: kind for kind in BACKENDS}
+        if backend not in kinds:
+            raise ValueError(f"expected a backend of {', '.join(kinds)}, got {backend!r}")
+        return self.computed_by(kinds[backend]())
+
+    def computed_by(self, backend: Backend) -> "QuantizedDenoiser":
+        """The same integers and settings, computed by another backend; tensors are shared, and this one stays as it is.
+
+        Stages call it rather than `to_backend`, whose names would bring the source of every backend into signatures.
+
+        Raises:
+            ValueError: the backend cannot compute a layer; the message names it and says why.
             RuntimeError: it lacks an operator on this machine.
         """
-        backend = _named(backend) if isinstance(backend, str) else backend
         if type(backend) is type(self.backend):
             return self
         backend.require(next(self.buffers()).device)
@@ -237,10 +252,3 @@ class QuantizedDenoiser(WrappedDenoiser):
 def _is_shared(module: nn.Module) -> bool:
     has_settings = any(isinstance(part, QuantizedLayer | QuantizedAttention) for part in module.modules())
     return isinstance(module, StoredWeight) or not has_settings
-
-
-def _named(name: str) -> Backend:
-    kinds = {kind.name: kind for kind in BACKENDS}
-    if name not in kinds:
-        raise ValueError(f"expected a backend of {', '.join(kinds)}, got {name!r}")
-    return kinds[name]()

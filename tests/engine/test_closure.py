@@ -107,6 +107,8 @@ BRANCHES: dict[str, dict[str, str]] = {
         "bitwidth/budget.py": ASKED,
         "bitwidth/choices.py": ASKED,
         "bitwidth/cost.py": ASKED,
+        "bitwidth/evidence.py": ASKED,
+        "bitwidth/sensitivity.py": ASKED,
         "model/architecture.py": ASKED,
         "network/step_settings.py": OF_NETWORK,
     },
