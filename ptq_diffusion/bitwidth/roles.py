@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any
 
+from ptq_diffusion.model.architecture import Architecture
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.model.site import Role, Site
 from ptq_diffusion.numeric.grid import FLOAT_BITS
@@ -48,6 +49,20 @@ class Roles:
         entries = [_with_keys(entry, {"name", "weight", "activation"}) for entry in patterns]
         named = tuple((str(entry["name"]), LayerBits(entry["weight"], entry["activation"])) for entry in entries)
         return cls(layer_bits(first), layer_bits(last), layer_bits(attention), named)
+
+    def require_products(self, architecture: Architecture) -> None:
+        """Refuse bits of attention's products on a network some of whose products are no sites and would stay in float.
+
+        Raises:
+            ValueError: they are to have bits.
+        """
+        bits, left = self.attention, architecture.attention_macs
+        if left and min(bits.weight, bits.activation) < FLOAT_BITS:
+            raise ValueError(
+                f"expected bitwidth.attention in float on a network of whose attention {left / 1e9:.3g} GMACs a "
+                f"forward are products that nothing quantizes, got W{bits.weight}A{bits.activation}; set "
+                f"bitwidth.attention.weight={FLOAT_BITS} bitwidth.attention.activation={FLOAT_BITS}"
+            )
 
     def fixed(self, sites: Sequence[Site]) -> dict[str, LayerBits]:
         """Bits of the sites that are not free, by name.

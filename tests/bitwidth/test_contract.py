@@ -1,5 +1,7 @@
 """Every policy of conf/bitwidth gives every layer bits, for any network and table; roles and patterns hold in all."""
 
+from dataclasses import replace
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -113,6 +115,15 @@ def test_attention_is_float_unless_it_is_told_bits_of_its_own(name, unet):
         for i in range(STEPS):
             for each in names:
                 assert plan.at(each, i) == (qk if each == "mid_block.attentions.0.qk" else others)
+
+
+@every_policy
+def test_bits_of_attention_whose_products_are_no_sites_are_refused(name, unet):
+    opaque = replace(unet, attention_macs=10**9)
+    told = policy(name, attention={"weight": 8, "activation": 8})
+    with pytest.raises(ValueError, match=r"1 GMACs a forward are products.*W8A8; set bitwidth.attention.weight=32"):
+        told.roles.require_products(opaque)
+    policy(name).roles.require_products(opaque)
 
 
 @every_policy

@@ -105,7 +105,9 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
     if Calibrate in needed(goal):
         check_calibration(cfg, model, shop)
     if "bitwidth" in used:
-        policy_of(cfg, model, table).check(_guided(cfg, model).architecture(table), table)
+        policy, architecture = policy_of(cfg, model, table), _guided(cfg, model).architecture(table)
+        policy.check(architecture, table)
+        policy.roles.require_products(architecture)
         if "quantizer" in used:
             check_quantization(cfg, model, goal, shop)
         _check_measurements(cfg, goal)

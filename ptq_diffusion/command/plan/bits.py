@@ -23,6 +23,7 @@ def plans(case: Case) -> Mapping[str, BitwidthPlan]:
     """
     policy, architecture = _policy(case), case.model.architecture(case.table)
     policy.check(architecture, case.table)
+    policy.roles.require_products(architecture)
     unquantized = LayerBits(FLOAT_BITS, FLOAT_BITS)
     named = {FLOAT: BitwidthPlan.constant({site.name: unquantized for site in architecture.sites})}
     named |= {f"{case.cfg.labels.bitwidth}{end}": plan for end, plan in _chosen(policy, case).items()}
