@@ -27,7 +27,8 @@ LABELS = ["condition=labels", "condition.source.no_class=3", "condition.guidance
 PATH = ["correction=rescaled_matched", "correction.links.rescaled.images=9", "correction.links.matched.images=13"]
 POOLED = ["correction=rescaled", "correction.path=float", "correction.images=9", "gain_steps@correction.steps=pooled"]
 ONE_CHOICE = [
-    f"~correction.candidates.{name}" for name in ("ptqd_gated", "readout_matched", "rescaled_readout_matched")
+    f"~correction.candidates.{name}"
+    for name in ("ptqd_gated", "readout_matched", "rescaled_shifted_matched", "rescaled_readout_matched")
 ]
 EXPERIMENTS = {
     "moments, and layers in the report": ["correction=ptqd", "images=3", "layers.images=2"],

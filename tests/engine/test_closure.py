@@ -16,7 +16,7 @@ from ptq_diffusion.engine.signature import closure
 from ptq_diffusion.engine.stage import upstream
 from ptq_diffusion.engine.workshop import Workshop
 
-LEFT_OUT = ("ptqd_gated", "readout_matched", "rescaled_matched", "rescaled_readout_matched")
+LEFT_OUT = ("ptqd_gated", "readout_matched", "rescaled_matched", "rescaled_shifted_matched", "rescaled_readout_matched")
 RUNS = {
     "moments": ["correction=ptqd"],
     "path": ["correction=rescaled_readout_matched"],

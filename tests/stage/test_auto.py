@@ -13,6 +13,7 @@ AUTO = [
     "correction.judge.replicates=5",
     "~correction.candidates.readout_matched",
     "~correction.candidates.rescaled_readout_matched",
+    "~correction.candidates.rescaled_shifted_matched",
 ]
 AUTO += ["sampler.steps=2", "noise.images=16", "bitwidth=w4a4"]
 

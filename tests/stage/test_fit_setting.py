@@ -41,7 +41,13 @@ def test_what_is_fitted_at_another_guidance_serves_the_same_network(make, tiny_m
     ("correction", "scale", "fitted_at", "is_said"),
     [
         ("matched", 3, "null", True),
-        ("auto ~correction.candidates.ptqd_gated ~correction.candidates.readout_matched", 7, "null", True),
+        (
+            "auto ~correction.candidates.ptqd_gated ~correction.candidates.readout_matched "
+            "~correction.candidates.rescaled_shifted_matched",
+            7,
+            "null",
+            True,
+        ),
         ("matched", 3, 1.5, False),
         ("matched", 3, 3, True),
         ("rescaled_matched", 3, "null", True),
