@@ -15,7 +15,8 @@ AUTO = [
     "~correction.candidates.rescaled_readout_matched",
     "~correction.candidates.rescaled_shifted_matched",
 ]
-AUTO += ["sampler.steps=2", "noise.images=16", "bitwidth=w4a4"]
+REST = ["sampler.steps=2", "noise.images=16", "bitwidth=w4a4"]
+AUTO += REST
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def chosen(make):
 def test_the_choice_is_one_of_the_candidates_bit_for_bit(make, chosen):
     found = json.loads((chosen / "choice.json").read_text())
     assert set(found["trials"]) == {"none", "ptqd_gated", "matched", "rescaled_matched"}
-    alone = make("goal=fit", *AUTO[5:], f"correction={found['chosen']}")
+    alone = make("goal=fit", *REST, f"correction={found['chosen']}")
     for name in ("correction.safetensors", "correction.json"):
         assert (chosen / name).read_bytes() == (alone / name).read_bytes()
 
@@ -35,7 +36,7 @@ def test_candidates_are_fitted_once_for_all_runs(make, chosen):
     fits = chosen.parent
     before = {folder.name for folder in fits.iterdir()}
     for candidate in ("none", "ptqd_gated", "matched", "rescaled_matched"):
-        make("goal=fit", *AUTO[5:], f"correction={candidate}")
+        make("goal=fit", *REST, f"correction={candidate}")
     assert {folder.name for folder in fits.iterdir()} == before
     assert make("goal=fit", *AUTO) == chosen
 
