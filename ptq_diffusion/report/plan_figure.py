@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from ptq_diffusion.bitwidth.step_signal import StepSignal
@@ -19,7 +20,7 @@ mpl.use("Agg")
 def plan_figure(
     plan: BitwidthPlan, architecture: Architecture, table: Table, signal: StepSignal | None, path: Path
 ) -> None:
-    """Draw a plan.
+    """Draw a plan: layers against steps in the colours of their activation bits, beside it a strip of their weights'.
 
     Args:
         plan: the bits.
@@ -47,6 +48,11 @@ def bits_by_step(plan: BitwidthPlan, architecture: Architecture, steps: int) -> 
     return np.array([[plan.at(site.name, i).activation for i in range(steps)] for site in architecture.sites])
 
 
+def weight_bits_by_step(plan: BitwidthPlan, architecture: Architecture, steps: int) -> NDArray[np.int64]:
+    """Bits of the weight of every site at every step, of a product of K and V, (sites, steps)."""
+    return np.array([[plan.at(site.name, i).weight for i in range(steps)] for site in architecture.sites])
+
+
 def _signal_to_noise(axis: Axes, signal: StepSignal, table: Table) -> None:
     rows = np.arange(len(table))
     for offer, ratio in zip(signal.offered, signal.snr(signal.offered, "norm"), strict=True):
@@ -59,8 +65,9 @@ def _signal_to_noise(axis: Axes, signal: StepSignal, table: Table) -> None:
 
 def _mean_bits(axis: Axes, plan: BitwidthPlan, architecture: Architecture, table: Table) -> None:
     macs = np.array([site.macs for site in architecture.sites], dtype=float)
-    weight = np.array([[plan.at(site.name, i).weight for i in range(len(table))] for site in architecture.sites])
-    for name, bits in (("weight", weight), ("activation", bits_by_step(plan, architecture, len(table)))):
+    steps = len(table)
+    operands = {"weight": weight_bits_by_step, "activation": bits_by_step}
+    for name, bits in ((name, of(plan, architecture, steps)) for name, of in operands.items()):
         axis.step(np.arange(len(table)), macs @ bits / macs.sum(), where="mid", label=name)
     axis.set_ylabel("mean bits\n(by MACs)")
     axis.legend(fontsize=8, loc="upper left")
@@ -68,12 +75,24 @@ def _mean_bits(axis: Axes, plan: BitwidthPlan, architecture: Architecture, table
 
 
 def _heat_map(axis: Axes, plan: BitwidthPlan, architecture: Architecture, table: Table, figure: Figure) -> None:
-    bits = np.minimum(bits_by_step(plan, architecture, len(table)), 9)  # Float is drawn as one more than the most bits.
-    image = axis.imshow(bits, aspect="auto", interpolation="nearest", cmap="viridis", vmin=2, vmax=9)
-    bar = figure.colorbar(image, ax=axis, ticks=range(2, 10), label="activation bits")
-    bar.set_ticklabels([*map(str, range(2, 9)), "float"])
-    places = range(0, len(architecture.sites), max(len(architecture.sites) // 20, 1))
-    axis.set_yticks(list(places), [architecture.sites[place].name for place in places], fontsize=6)
-    ticks = range(0, len(table), max(len(table) // 10, 1))
+    steps, sites = len(table), architecture.sites
+    image = _draw_bits(axis, bits_by_step(plan, architecture, steps))
+    places = range(0, len(sites), max(len(sites) // 20, 1))
+    axis.set_yticks(list(places), [sites[place].name for place in places], fontsize=6)
+    ticks = range(0, steps, max(steps // 10, 1))
     axis.set_xticks(list(ticks), [f"{table[i].t:g}" for i in ticks])
     axis.set_xlabel("$t$ of the step, from noise to image")
+    weight = weight_bits_by_step(plan, architecture, steps)
+    # Nearly all plans have one bitwidth of a weight at all steps, for which a column is enough.
+    varied = bool((weight != weight[:, :1]).any())
+    strip = axis.inset_axes((1.01, 0, 0.2 if varied else 0.03, 1))
+    _draw_bits(strip, weight if varied else weight[:, :1])
+    strip.set(xticks=[], yticks=[])
+    strip.set_xlabel("weights", fontsize=7)
+    bar = figure.colorbar(image, ax=axis, pad=0.24 if varied else 0.06, ticks=range(2, 10), label="bits")
+    bar.set_ticklabels([*map(str, range(2, 9)), "float"])
+
+
+def _draw_bits(axis: Axes, bits: NDArray[np.int64]) -> AxesImage:
+    shown = np.minimum(bits, 9)  # Float is drawn as one more than the most bits.
+    return axis.imshow(shown, aspect="auto", interpolation="nearest", cmap="viridis", vmin=2, vmax=9)

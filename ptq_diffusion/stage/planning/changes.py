@@ -80,8 +80,9 @@ class BackwardSampling(ChunkWork):
     def forward(self, chunk: Chunk, device: torch.device) -> dict[str, Tensor]:
         """<g, e> of every layer, step, bitwidth and sample: `weight` (L, S, W, B) and `activation` (L, S, A, B)."""
         shape = (len(self.names), len(self.table))
-        weight = torch.zeros(*shape, len(self.networks), chunk.count, dtype=torch.float64)
-        activation = torch.zeros(*shape, len(self.activations), chunk.count, dtype=torch.float64)
+        # On the device, as a copy of each number to the host would wait for it.
+        weight = torch.zeros(*shape, len(self.networks), chunk.count, dtype=torch.float64, device=device)
+        activation = torch.zeros(*shape, len(self.activations), chunk.count, dtype=torch.float64, device=device)
         states = self.outputs.states(self.parents[chunk.first], chunk, self.table, self.model.shape, device)
         condition = chunk.condition(self.conditions, device)
         rows = range(chunk.first, chunk.first + chunk.count)
@@ -101,7 +102,7 @@ class BackwardSampling(ChunkWork):
                     _put(row, change.of_weight(layer.operands(step.i)[0]))
                 for row, bits in zip(activation[place, step.i], self.activations, strict=True):
                     _put(row, self._of_input(change, skips[name], bits))
-        return {"weight": weight, "activation": activation}
+        return {"weight": weight.cpu(), "activation": activation.cpu()}
 
     def _of_input(self, change: LayerChange, skip: int | None, bits: int) -> Tensor:
         return change.of_input(self.input_quantizer(bits).of_input(change.layer.channels, skip))
