@@ -14,7 +14,7 @@ from ptq_diffusion.model import Condition, Denoiser, DiffusersDenoiser, Guided
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.model.site import Site
 from ptq_diffusion.network.attention import PROCESSOR, install, quantized_attentions
-from ptq_diffusion.network.described import Build, described, diffusers_denoiser, other_denoiser
+from ptq_diffusion.network.denoiser_description import Build, described, diffusers_denoiser, other_denoiser
 from ptq_diffusion.network.embedding import quantized_embeddings, stored_tables, table_kinds
 from ptq_diffusion.network.equalising import against_weight
 from ptq_diffusion.network.integers import StoredWeight, require_scales

@@ -29,7 +29,7 @@ from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.drawing.drift import MeasureDrift, read_drift
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.evaluation.evaluation import DescribeImages, gather
-from ptq_diffusion.stage.evaluation.shape import Evaluation, require_shape
+from ptq_diffusion.stage.evaluation.schema import Evaluation, require_shape
 from ptq_diffusion.stage.evaluation.stored_images import PairedImages
 from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.plan import Plan, read_plan

@@ -69,7 +69,7 @@ BRANCHES: dict[str, dict[str, str]] = {
     "quantize": {},
     "reconstruct": {
         "network/saving.py": "the workshop loads a quantized network by the name that this stage's has",
-        "network/described.py": OTHER,
+        "network/denoiser_description.py": OTHER,
         "network/rescaling.py": ROUNDING,
         "rounding/block_errors.py": ROUNDING,
         "rounding/blocks.py": ROUNDING,
@@ -86,12 +86,12 @@ BRANCHES: dict[str, dict[str, str]] = {
         "bitwidth/sensitivity.py": ASKED,
         "model/architecture.py": ASKED,
         "network/saving.py": "the workshop loads a quantized network by the name that this stage's has",
-        "network/described.py": OTHER,
+        "network/denoiser_description.py": OTHER,
         "network/step_settings.py": OF_NETWORK,
     },
     "activation_scales": {
         "network/saving.py": "the workshop loads a quantized network by the name that this stage's has",
-        "network/described.py": OTHER,
+        "network/denoiser_description.py": OTHER,
     },
     "samples_quantized": {
         "numeric/histograms.py": NAMESAKE,

@@ -14,8 +14,8 @@ from yaml import YAMLError
 from ptq_diffusion.artefact.files import read_json
 from ptq_diffusion.engine.run_files import CONFIG, FAILURE, REPORT
 from ptq_diffusion.engine.stage import Stage
-from ptq_diffusion.report.sweep.shape import Config, Failure, Report
-from ptq_diffusion.stage.evaluation.shape import require_shape
+from ptq_diffusion.report.sweep.schema import Config, Failure, Report
+from ptq_diffusion.stage.evaluation.schema import require_shape
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples

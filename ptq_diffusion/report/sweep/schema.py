@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from ptq_diffusion.stage.evaluation.shape import Evaluation, Name, Part
+from ptq_diffusion.stage.evaluation.schema import Evaluation, Name, Part
 
 
 class Report(Evaluation):

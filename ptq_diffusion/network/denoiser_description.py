@@ -1,4 +1,4 @@
-"""The float denoiser of a quantized network in words, and the denoiser again, whose weights are yet to be replaced."""
+"""The description of the float denoiser of a saved network, and the denoiser that it is rebuilt to, without weights."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
