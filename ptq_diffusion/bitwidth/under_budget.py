@@ -112,8 +112,8 @@ class UnderBudget(BitwidthPolicy[Measured]):
             raise ValueError(
                 f"expected a saving of at most {most}, that of the cheapest plan, {together}, got "
                 f"{self.saving}; lower saving or offer fewer bits ({cheapest.attention_share:.0%} of that plan's bit "
-                "operations are attention's products, which have 8 bits with bitwidth.attention.weight=8 "
-                "bitwidth.attention.activation=8)"
+                "operations are attention's products, whose bits are bitwidth.attention.weight and "
+                "bitwidth.attention.activation)"
             )
         if stored is not None and cheapest.stored_bits > stored:
             raise ValueError(

@@ -16,7 +16,7 @@ from ptq_diffusion.engine.signature import closure
 from ptq_diffusion.engine.stage import upstream
 from ptq_diffusion.engine.workshop import Workshop
 
-LEFT_OUT = ("ptqd_gated", "readout_matched", "rescaled_matched", "rescaled_shifted_matched", "rescaled_readout_matched")
+LEFT_OUT = "ptqd_gated readout_matched rescaled_matched rescaled_shifted_matched rescaled_readout_matched".split()
 RUNS = {
     "moments": ["correction=ptqd"],
     "path": ["correction=rescaled_readout_matched"],
@@ -103,12 +103,7 @@ BRANCHES: dict[str, dict[str, str]] = {
         "quantizer/quantizer.py": NAMESAKE,
     },
     "changes": {
-        "bitwidth/additions.py": ASKED,
-        "bitwidth/budget.py": ASKED,
-        "bitwidth/choices.py": ASKED,
-        "bitwidth/cost.py": ASKED,
-        "bitwidth/evidence.py": ASKED,
-        "bitwidth/sensitivity.py": ASKED,
+        **{f"bitwidth/{name}.py": ASKED for name in "additions budget choices cost evidence sensitivity".split()},
         "model/architecture.py": ASKED,
         "network/step_settings.py": OF_NETWORK,
     },

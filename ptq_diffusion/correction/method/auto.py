@@ -1,7 +1,8 @@
 """The correction that a short sampling run chooses."""
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, astuple, dataclass
 from math import isfinite
 from pathlib import Path
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from ptq_diffusion.artefact.files import read_json
 from ptq_diffusion.correction.contract import Correction, JointRequirements
+from ptq_diffusion.quantizer import Form
 
 NONE, FLOAT = "none", "full_precision"
 """The candidate that the others must beat, and the model that they are to come close to."""
 ERROR = 0.025
 """The chance, at most, that a candidate is chosen which is no closer than none."""
 CHOICE = "choice.json"
+log = logging.getLogger(__name__)
 
 
 class Judge(Protocol):
@@ -147,6 +150,14 @@ class Auto(JointRequirements):
             reasons = "; ".join(f"of {', '.join(names)}: {reason}" for reason, names in refused.items())
             words = " ".join(f"~correction.candidates.{name}" for names in refused.values() for name in names)
             raise ValueError(f"{reasons}; or leave out with {words}")
+
+    def check_inputs(self, forms: Collection[Form]) -> None:
+        """Say which candidates have no input to act on; they are tried as they are, equal to one without the option."""
+        for name, candidate in self.candidates.items():
+            try:
+                candidate.check_inputs(forms)
+            except ValueError as error:
+                log.warning("of the candidate %s: %s", name, error)
 
     def choose(self, full_precision: Tensor, variants: Mapping[str, Tensor]) -> Choice:
         """The choice from images of the float model and of every candidate; see `Judge`."""

@@ -55,12 +55,10 @@ def step_errors(
             _draw(axis, name, members, looks)
             axis.set_ylabel(words, fontsize=9)
         row[0].set_title(cell, fontsize=9, loc="left")
-    for place, axis in np.ndenumerate(axes):
+    for axis in axes.flat:
         axis.invert_xaxis()
-        if place[0] < len(cells) - 1:
-            axis.tick_params(labelbottom=False)
-        else:
-            axis.set_xlabel("$t$, from noise to image")
+    for axis in axes[-1]:
+        axis.set_xlabel("$t$, from noise to image")
     figure.suptitle(title, fontsize=10)
     legend(figure, looks)
     return write_figure(figure, path)

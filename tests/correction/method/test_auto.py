@@ -9,6 +9,8 @@ import torch
 from ptq_diffusion.correction import Auto, Choice, NoCorrection
 from ptq_diffusion.correction.method.auto import Trial
 from ptq_diffusion.metric import DistanceToFloat, Pixels
+from ptq_diffusion.quantizer import WHOLE
+from tests.correction.presets import CORRECTIONS
 
 JUDGE = DistanceToFloat(Pixels(3, 4), replicates=50, seed=0)
 
@@ -50,6 +52,16 @@ def test_what_harms_or_is_not_certainly_closer_is_left(images):
     for other in (shifted(images, 15, 10, seed=2), shifted(images, 5, 10, seed=3), none):
         choice = auto("none", "other").choose(images, {"none": none, "other": other})
         assert choice.chosen == "none" and "not certainly closer" in choice.reason
+
+
+def test_a_candidate_without_an_input_to_act_on_is_named_and_tried(caplog):
+    candidates = {name: CORRECTIONS[name] for name in ("none", "rescaled_matched", "rescaled_shifted_matched")}
+    choice = Auto(candidates, images=64, seed=0, judge=JUDGE)
+    choice.check_inputs([WHOLE])
+    assert not caplog.records
+    choice.check_inputs([])
+    (record,) = caplog.records
+    assert "of the candidate rescaled_shifted_matched: " in record.getMessage()
 
 
 def test_a_choice_is_read_as_it_was_saved(images, tmp_path):
