@@ -132,7 +132,7 @@ EXPECTED: Mapping[str, Expected] = {
     "beta_schedule": _name("a name, such as linear"),
     "trained_betas": Expected(_is_betas, "a list of numbers or null"),
     "rescale_betas_zero_snr": BOOL,
-    "prediction_type": _name("epsilon, v_prediction or sample"),
+    "prediction_type": _name("epsilon, v_prediction, sample or flow_prediction"),
     "variance_type": _name("a name, such as fixed_small").or_null(),
     "clip_sample": BOOL,
     "thresholding": BOOL,

@@ -36,7 +36,7 @@ def config_of(kind=DDPMScheduler, **options):
     ("options", "remedy"),
     [
         ({"thresholding": True}, "thresholding=false"),
-        ({"prediction_type": "flow"}, "expected prediction_type epsilon, v_prediction or sample"),
+        ({"prediction_type": "flow"}, "expected prediction_type epsilon, v_prediction, sample or flow_prediction"),
         (
             {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
             "set .sampler.scheduler.rescale_betas_zero_snr=false",

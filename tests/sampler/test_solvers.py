@@ -196,5 +196,5 @@ def test_a_second_order_table_reads_the_prediction_before():
 
 
 def test_where_a_flow_is_not_on_its_straight_path_it_is_refused():
-    with pytest.raises(ValueError, match="expected prediction_type epsilon"):
+    with pytest.raises(ValueError, match="signal \\+ noise = 1 of a model of flow matching"):
         Process.of_abar(0.5, "flow_prediction").coefficients()

@@ -81,7 +81,7 @@ def test_a_path_goes_on_with_the_variance_that_each_network_says(make, monkeypat
     """Of the float network on the float path; of the quantized one, rescaled where it is, on the corrected path."""
     folder = tiny_model_folder(out_channels=6)
     own, seen, _ = followed(make, monkeypatch, f"model.path={folder}", *LEARNED, f"correction={correction}")
-    noise = SampleNoise(own.images[0].seed, range(IMAGES), own.model.shape, "noise")
+    noise = SampleNoise(own.chunks[0].seed, range(IMAGES), own.model.shape, "noise")
     first, second = ({name: joined([*paired, *others], name) for name in NAMES} for _, paired, others in seen)
     noise.draw()
     z, step, fitted = noise.draw(), own.steps[0], own.fitted[0]

@@ -32,7 +32,7 @@ def fit(make, outputs):
 
 def rows_asked(fit, monkeypatch, *words):
     """Of the float network along the corrected path."""
-    asked, go, predict = [], PathFit.go, DiffusersDenoiser.predict
+    asked, go, predict = [], PathFit.fit, DiffusersDenoiser.predict
 
     def recorded(denoiser, x_t, step, condition=None):
         if not any(isinstance(module, QuantizedLayer) for module in denoiser.network.modules()):
@@ -44,21 +44,21 @@ def rows_asked(fit, monkeypatch, *words):
             patch.setattr(DiffusersDenoiser, "predict", recorded)
             return go(walk, *words)
 
-    monkeypatch.setattr(PathFit, "go", going)
+    monkeypatch.setattr(PathFit, "fit", going)
     fit(f"noise.images={IMAGES}", f"sampler.steps={STEPS}", *words)
     return asked
 
 
 def followed(fit, monkeypatch, *words):
     """The fit, of every step (step, batches with m, batches without), and the rows asked of the float network."""
-    seen, fits, diagnosed, go = [], [], path_fit.fit_step_diagnosed, PathFit.go
+    seen, fits, diagnosed, go = [], [], path_fit.fit_step_diagnosed, PathFit.fit
 
     def recorded(correction, evidence, step, before):
         seen.append((step, list(evidence.paired), list(evidence.unpaired)))
         return diagnosed(correction, evidence, step, before)
 
     monkeypatch.setattr(path_fit, "fit_step_diagnosed", recorded)
-    monkeypatch.setattr(PathFit, "go", lambda own, *words: fits.append(own) or go(own, *words))
+    monkeypatch.setattr(PathFit, "fit", lambda own, *words: fits.append(own) or go(own, *words))
     asked = rows_asked(fit, monkeypatch, *words)
     (own,) = fits
     return own, seen, asked
@@ -90,7 +90,7 @@ def test_every_image_is_seen_once_with_what_the_float_network_says_of_it(fit, mo
     told, expected = expected if isinstance(expected, tuple) else (expected, expected)
     own, seen, rows = followed(fit, monkeypatch, *words)
     assert sum(rows) == STEPS * told
-    model, seed = own.model, own.images[0].seed
+    model, seed = own.model, own.chunks[0].seed
     for step, asked, others in seen:
         assert indices(asked) == list(range(expected)) and indices(others) == list(range(expected, IMAGES))
         for batch in asked:
@@ -115,7 +115,7 @@ def test_every_image_is_seen_once_with_what_the_float_network_says_of_it(fit, mo
 def test_a_path_goes_on_from_what_was_fitted_with_the_noise_of_its_images(fit, monkeypatch, words):
     """On a corrected path the next state is the step's mean of m~, and sigma' times the image's own noise."""
     own, seen, _ = followed(fit, monkeypatch, *words)
-    noise = SampleNoise(own.images[0].seed, range(IMAGES), own.model.shape, "noise")
+    noise = SampleNoise(own.chunks[0].seed, range(IMAGES), own.model.shape, "noise")
     first, second = ({name: joined([*asked, *others], name) for name in NAMES} for _, asked, others in seen)
     assert torch.equal(first["x_t"], noise.draw())
     z, step, found = noise.draw(), own.steps[0], own.fitted[0]
@@ -129,13 +129,13 @@ def test_a_path_goes_on_from_what_was_fitted_with_the_noise_of_its_images(fit, m
 
 
 def test_no_more_than_two_steps_lie_on_the_disk(fit, monkeypatch):
-    lying, fit_step = [], PathFit._fit
+    lying, fit_step = [], PathFit._fit_on_files
 
     def counted(own, step):
         lying.append(len(list(own.folder.glob("step-*"))))
         return fit_step(own, step)
 
-    monkeypatch.setattr(PathFit, "_fit", counted)
+    monkeypatch.setattr(PathFit, "_fit_on_files", counted)
     fit("correction=matched", f"noise.images={IMAGES}", "sampler.steps=4")
     assert lying == [1, 2, 2, 2]
 
@@ -154,7 +154,7 @@ def indices(batches):
 
 def test_states_that_are_known_before_a_fit_are_those_of_its_float_path(fit, monkeypatch):
     own, seen, _ = followed(fit, monkeypatch, *POOLED, "correction.images=9")
-    ahead = list(own.source.float_states(9, own.model.shape, own.steps, torch.device("cpu")))
+    ahead = list(own.images.float_states(9, own.model.shape, own.steps, torch.device("cpu")))
     for state, (step, asked, _) in zip(ahead, seen, strict=True):
         assert state.step == step and torch.equal(state.x_t, joined(asked, "x_t")[:9])
     gains = [correction.rescalings["conv_in"].gain for correction in own.fitted if correction.rescalings]
@@ -169,7 +169,7 @@ def test_along_float_sampling_it_is_not_asked_again(fit, monkeypatch, correction
 @pytest.mark.parametrize("correction", ["tac", "wiener"])
 def test_predictions_that_later_steps_read_are_kept_on_the_way(fit, monkeypatch, correction):
     """Without repairs, states are those of the loop on a table whose steps read the prediction before theirs."""
-    seen, fits, go = [], [], PathFit.go
+    seen, fits, go = [], [], PathFit.fit
 
     def states(own, model, chunk):
         return list(sample(lambda x, step: model.predict(x, step).m, own.steps, chunk.noise(own.model.shape)))
@@ -187,10 +187,10 @@ def test_predictions_that_later_steps_read_are_kept_on_the_way(fit, monkeypatch,
         return go(own, *words)
 
     monkeypatch.setattr(path_fit, "fit_step_diagnosed", unrepaired)
-    monkeypatch.setattr(PathFit, "go", going)
+    monkeypatch.setattr(PathFit, "fit", going)
     fit(f"correction={correction}", "noise.images=4", "sampler.steps=4", "micro_batch=4")
     (own,) = fits
-    (chunk,) = own.images
+    (chunk,) = own.chunks
     float_visits = states(own, own.model, chunk)
     visits = float_visits if own.correction.reads is Reads.FLOAT_PATH else states(own, own.quantized, chunk)
     assert len(seen) == len(visits) == 4

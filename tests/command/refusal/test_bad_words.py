@@ -128,7 +128,10 @@ WORDS = {
         "+sampler.scheduler.beta_end=5",
         "beta_end of the scheduler to be a number above 0 and at most 1",
     ),
-    "a prediction that is none": ("+sampler.scheduler.prediction_type=odd", "epsilon, v_prediction or sample"),
+    "a prediction that is none": (
+        "+sampler.scheduler.prediction_type=odd",
+        "epsilon, v_prediction, sample or flow_prediction",
+    ),
     "nine bits": ("bitwidth.inner.weight=9", "2 to 8"),
     "one bit": ("bitwidth.first.activation=1", "2 to 8"),
     "no bits": ("bitwidth.inner.weight=null", "2 to 8"),
