@@ -133,7 +133,8 @@ class Rescaled(Correction[PathEvidence]):
             others = ", ".join(sorted({str(form) for form in forms}))
             raise ValueError(
                 "expected layers with one static grid for their whole input, before which a shift is subtracted, got "
-                f"{others} at all of them; set shift@correction.shift=none or another quantizer@quantizer.activation"
+                f"{others} at all of them; set shift@correction.shift=none, of a chain "
+                "shift@correction.links.rescaled.shift=none, or another quantizer@quantizer.activation"
             )
 
     def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002

@@ -14,6 +14,8 @@ from ptq_diffusion.report.sweep.runs import BITS
 
 ROW = 0.2
 """The height of a row on paper in inches."""
+LETTER = 0.07
+"""The width of a letter of its text."""
 
 
 def forest(lines: Sequence[Line], titles: Mapping[str, str], quantity: Quantity, title: str, path: Path) -> list[Path]:
@@ -37,7 +39,8 @@ def forest(lines: Sequence[Line], titles: Mapping[str, str], quantity: Quantity,
         return []
     rows = _rows(cells)
     names = list(dict.fromkeys(name for line in lines for name in line.against))
-    figure = Figure(figsize=(4.2 + 3.2 * (1 + len(names)), 1.1 + ROW * len(rows)), layout="constrained")
+    texts = max(4.2, LETTER * max(len(text) for text, _ in rows))
+    figure = Figure(figsize=(texts + 3.2 * (1 + len(names)), 1.1 + ROW * len(rows)), layout="constrained")
     axes = figure.subplots(1, 1 + len(names), squeeze=False, sharey=True)[0]
     better = "right" if quantity.higher_is_better else "left"
     heads = [f"{quantity.title} - quantized, 95 %", *names]
