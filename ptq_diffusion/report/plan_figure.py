@@ -1,5 +1,6 @@
 """Figure of a bitwidth plan: signal to noise by step, the bits that were chosen, and layers against steps."""
 
+from dataclasses import astuple, fields
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from ptq_diffusion.bitwidth.step_signal import StepSignal
 from ptq_diffusion.model.architecture import Architecture
-from ptq_diffusion.model.plan import BitwidthPlan
+from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.sampler import Table
 
 mpl.use("Agg")
@@ -43,14 +44,10 @@ def plan_figure(
     figure.savefig(path, dpi=150)
 
 
-def bits_by_step(plan: BitwidthPlan, architecture: Architecture, steps: int) -> NDArray[np.int64]:
-    """Bits of the input of every site at every step, (sites, steps)."""
-    return np.array([[plan.at(site.name, i).activation for i in range(steps)] for site in architecture.sites])
-
-
-def weight_bits_by_step(plan: BitwidthPlan, architecture: Architecture, steps: int) -> NDArray[np.int64]:
-    """Bits of the weight of every site at every step, of a product of K and V, (sites, steps)."""
-    return np.array([[plan.at(site.name, i).weight for i in range(steps)] for site in architecture.sites])
+def bits_by_step(plan: BitwidthPlan, architecture: Architecture, steps: int) -> dict[str, NDArray[np.int64]]:
+    """Bits of every site at every step, (sites, steps), by operand: weight (K and V of a product) and activation."""
+    bits = np.array([[astuple(plan.at(site.name, i)) for i in range(steps)] for site in architecture.sites])
+    return {field.name: bits[..., place] for place, field in enumerate(fields(LayerBits))}
 
 
 def _signal_to_noise(axis: Axes, signal: StepSignal, table: Table) -> None:
@@ -65,9 +62,7 @@ def _signal_to_noise(axis: Axes, signal: StepSignal, table: Table) -> None:
 
 def _mean_bits(axis: Axes, plan: BitwidthPlan, architecture: Architecture, table: Table) -> None:
     macs = np.array([site.macs for site in architecture.sites], dtype=float)
-    steps = len(table)
-    operands = {"weight": weight_bits_by_step, "activation": bits_by_step}
-    for name, bits in ((name, of(plan, architecture, steps)) for name, of in operands.items()):
+    for name, bits in bits_by_step(plan, architecture, len(table)).items():
         axis.step(np.arange(len(table)), macs @ bits / macs.sum(), where="mid", label=name)
     axis.set_ylabel("mean bits\n(by MACs)")
     axis.legend(fontsize=8, loc="upper left")
@@ -76,13 +71,14 @@ def _mean_bits(axis: Axes, plan: BitwidthPlan, architecture: Architecture, table
 
 def _heat_map(axis: Axes, plan: BitwidthPlan, architecture: Architecture, table: Table, figure: Figure) -> None:
     steps, sites = len(table), architecture.sites
-    image = _draw_bits(axis, bits_by_step(plan, architecture, steps))
+    bits = bits_by_step(plan, architecture, steps)
+    image = _draw_bits(axis, bits["activation"])
     places = range(0, len(sites), max(len(sites) // 20, 1))
     axis.set_yticks(list(places), [sites[place].name for place in places], fontsize=6)
     ticks = range(0, steps, max(steps // 10, 1))
     axis.set_xticks(list(ticks), [f"{table[i].t:g}" for i in ticks])
     axis.set_xlabel("$t$ of the step, from noise to image")
-    weight = weight_bits_by_step(plan, architecture, steps)
+    weight = bits["weight"]
     # Nearly all plans have one bitwidth of a weight at all steps, for which a column is enough.
     varied = bool((weight != weight[:, :1]).any())
     strip = axis.inset_axes((1.01, 0, 0.2 if varied else 0.03, 1))

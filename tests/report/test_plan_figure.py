@@ -17,8 +17,7 @@ def test_colours_are_the_bits_of_activations_and_beside_them_of_weights(varied, 
     figures, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **words: (figures.append(figure), save(figure, path)))
     bits = [LayerBits(2 + i if varied else 4, 8 - i) for i in range(STEPS)]
-    plan = BitwidthPlan.constant({site.name: bits[0] for site in LINE.sites})
-    monkeypatch.setattr(BitwidthPlan, "at", lambda _, __, i: bits[i])
+    plan = BitwidthPlan.by_step([{site.name: one for site in LINE.sites} for one in bits])
     plan_figure(plan, LINE, table(STEPS), None, tmp_path / "plan.png")
     (figure,) = figures
     images = [image.get_array() for image in figure.findobj(lambda part: hasattr(part, "get_array")) if image.axes]

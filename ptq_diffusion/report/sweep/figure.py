@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def styles(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
 
 def group_of(line: Line, titles: Mapping[str, str]) -> str:
     """The levels of a line but its bits, in words; empty where there are none."""
-    return ", ".join(f"{titles[key]} {level(key, text)}" for key, text in line.levels.items() if key != BITS)
+    return _in_words({key: text for key, text in line.levels.items() if key != BITS}, titles)
 
 
 def groups_of(lines: Sequence[Line], titles: Mapping[str, str]) -> dict[str, list[Line]]:
@@ -138,9 +137,11 @@ def _of_policy(key: str) -> bool:
 
 
 def _beside_policy(line: Line, titles: Mapping[str, str]) -> str:
-    return group_of(
-        replace(line, levels={key: text for key, text in line.levels.items() if not _of_policy(key)}), titles
-    )
+    return _in_words({key: text for key, text in line.levels.items() if not _of_policy(key)}, titles)
+
+
+def _in_words(levels: Mapping[str, str], titles: Mapping[str, str]) -> str:
+    return ", ".join(f"{titles[key]} {level(key, text)}" for key, text in levels.items())
 
 
 def _shares(line: Line, other: Line) -> bool:
