@@ -10,6 +10,7 @@ from rich.console import Console
 EXAMPLES = """examples:
   ptq-diffusion collect outputs/runs                              all runs, a table for each protocol
   ptq-diffusion collect outputs/runs --against ptqd               and paired differences to PTQD
+  ptq-diffusion collect outputs/runs --against bitwidth=w4a8      and of all other bits to W4A8
   ptq-diffusion collect A B --where eta=0 --where bits=4/8,4/4    some of the runs below two folders
   ptq-diffusion collect outputs/runs --metric kid                 KID in place of FID, the best first
   ptq-diffusion collect outputs/runs --csv > runs.csv             every metric of every line
@@ -55,8 +56,11 @@ def _parser() -> ArgumentParser:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="where runs lie, such as outputs/runs")
     parser.add_argument(
         "--against",
-        metavar="CORRECTION",
-        help="also compare the corrections of each cell with this one: a name, none or best",
+        metavar="BASELINE",
+        action="append",
+        default=[],
+        help="also compare the corrections of each cell with this one, a name, none or best; or its bits, roundings or "
+        "quantizers with those of KEY=VALUE, which may be given several times until they stand for one",
     )
     parser.add_argument(
         "--where",

@@ -1,87 +1,77 @@
-"""Paired differences between corrections of one cell, from the stored features of their images."""
+"""Paired differences between lines of one cell, from the stored features of their images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.progress import track
 from torch import Tensor
 
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.run_files import FEATURES
 from ptq_diffusion.metric import Features, Interval, Paired, paired_fid, paired_fid_to
+from ptq_diffusion.report.sweep.baseline import Baseline, variant_of
 from ptq_diffusion.report.sweep.lines import FULL_PRECISION, NONE, Line
 from ptq_diffusion.report.sweep.runs import Run, read_config
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.reference import build_extractor
 
-BEST = "best"
-"""The word for the correction of the lowest FID in each cell, chosen by the numbers that it is judged by."""
 
-
-def with_differences(lines: Sequence[Line], runs: Sequence[Run], against: str) -> list[Line]:
-    """The lines with FID and FID to float minus those of one correction of the same cell, and 95 % intervals.
+def with_differences(lines: Sequence[Line], runs: Sequence[Run], baseline: Baseline) -> list[Line]:
+    """The lines with FID and FID to float minus those of the baseline in the same cell, and 95 % intervals.
 
     Args:
         lines: of the runs.
         runs: of one protocol.
-        against: a correction's name, `NONE` or `BEST`.
+        baseline: what lines are compared with.
 
     Raises:
         FileNotFoundError: neither the runs nor the store beside them has their features.
+        ValueError: a cell has several baselines.
     """
     by_name = {run.name: run for run in runs}
+    cells = _cells(lines, baseline)
+    bases = [baseline.variant(cell, by_name) for cell in cells]
     done: dict[str, Mapping[str, Interval | str]] = {}
-    for cell in track(_cells(lines), "corrections compared", transient=True):
-        done |= _differences([by_name[line.run] for line in cell], against)
-    return [replace(line, against=done[line.run]) if line.gain and line.run in done else line for line in lines]
+    for cell, base in track(list(zip(cells, bases, strict=True)), "lines compared", transient=True):
+        done |= _differences(cell, base, by_name, baseline.name)
+    return [replace(line, against=done.get(variant_of(line), {})) for line in lines]
 
 
-def known_corrections(runs: Sequence[Run], against: str | None) -> None:
-    """Refuse to compare with a correction that no complete run has.
-
-    Raises:
-        ValueError: it is none of theirs, `NONE` or `BEST`.
-    """
-    names = sorted({run.correction for run in runs if run.report})
-    if against is not None and against not in (BEST, NONE, *names):
-        raise ValueError(f"expected a correction among {', '.join(sorted({*names, NONE}))} or best, got {against!r}")
-
-
-def _cells(lines: Sequence[Line]) -> list[list[Line]]:
-    """Measured lines of corrections, by the levels and the seeds that they share."""
+def _cells(lines: Sequence[Line], baseline: Baseline) -> list[list[Line]]:
+    """Measured lines that are compared with each other."""
     cells: dict[object, list[Line]] = {}
     for line in lines:
-        if line.gain:
-            cells.setdefault((tuple(line.levels.items()), tuple(line.values["seeds"])), []).append(line)
+        if line.values and (cell := baseline.cell(line)) is not None:
+            cells.setdefault((cell, tuple(line.values["seeds"])), []).append(line)
     return list(cells.values())
 
 
-def _differences(runs: Sequence[Run], against: str) -> dict[str, Mapping[str, Interval | str]]:
-    """The differences that the table line of every run shows; a cell without the other correction says so."""
-    cfg = OmegaConf.create(read_config(runs[0].folder))
-    names = {run.name: run.correction for run in runs}
-    best = min(runs, key=lambda run: run.report["rows"][2]["fid"] if run.report else 0.0).name
-    base = best if against == BEST else next((run for run, name in names.items() if name == against), None)
-    base = NONE if against == NONE else base
-    columns = [f"FID - {against}, 95 %", f"FID to float - {against}, 95 %"]
+def _differences(
+    cell: Sequence[Line], base: str | None, runs: Mapping[str, Run], name: str
+) -> dict[str, Mapping[str, Interval | str]]:
+    """The differences that every line shows; a cell without the baseline says so."""
+    columns = [f"FID - {name}, 95 %", f"FID to float - {name}, 95 %"]
+    variants = [variant_of(line) for line in cell]
     if base is None:
-        return {run: dict.fromkeys(columns, f"no {against}") for run in names}
-    metrics = _judged(cfg, runs)
+        return {variant: dict.fromkeys(columns, f"no {name}") for variant in variants}
+    metrics = _judged(cell, runs)
     return {
-        run: {column: _minus(paired, run, base) for column, paired in zip(columns, metrics, strict=True)}
-        for run in names
-        if run != base
+        variant: {column: _minus(paired, variant, base) for column, paired in zip(columns, metrics, strict=True)}
+        for variant in variants
+        if variant != base
     }
 
 
-def _judged(cfg: DictConfig, runs: Sequence[Run]) -> tuple[Paired, Paired]:
-    """FID, and FID to float, of every variant of a cell, as the run's evaluation was configured."""
+def _judged(cell: Sequence[Line], runs: Mapping[str, Run]) -> tuple[Paired, Paired]:
+    """FID, and FID to float, of every variant of a cell, as the evaluation of its first run was configured."""
+    first = runs[cell[0].run]
+    cfg = OmegaConf.create(read_config(first.folder))
     extractor = build_extractor(cfg)
     checksum = extractor.checksum()
-    places = {FULL_PRECISION: (runs[0], "full_precision"), NONE: (runs[0], "quantized")}
-    places |= {run.name: (run, "corrected") for run in runs}
+    places = {FULL_PRECISION: (first, "full_precision"), NONE: (first, "quantized")}
+    places |= {variant_of(line): (runs[line.run], "corrected" if line.gain else "quantized") for line in cell}
     features = {name: _features(run, variant, checksum) for name, (run, variant) in places.items()}
     real = construct(cfg.reference).statistics(extractor)
     resampling, strata = (cfg.judging.replicates, cfg.judging.seed), len(cfg.seeds)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ptq_diffusion.artefact.files import write_text
 from ptq_diffusion.engine.run_files import TABLE
-from ptq_diffusion.report.sweep.against import known_corrections
+from ptq_diffusion.report.sweep.baseline import baseline_of
 from ptq_diffusion.report.sweep.forest import forest
 from ptq_diffusion.report.sweep.frontier import frontier
 from ptq_diffusion.report.sweep.images import samples
@@ -38,7 +38,7 @@ class Collected:
 
 def collect(
     folders: Sequence[Path],
-    against: str | None = None,
+    against: Sequence[str] = (),
     conditions: Sequence[str] = (),
     metric: str | None = None,
 ) -> Collected:
@@ -50,7 +50,8 @@ def collect(
 
     Args:
         folders: where runs lie, such as outputs/runs.
-        against: also compare the corrections of each cell with this one; see `with_differences`.
+        against: also compare the lines of each cell with this correction, or the one of these options; see
+            `baseline_of`.
         conditions: which runs count, `KEY=VALUE`; see `where`.
         metric: the one that tables show and sort by, in place of FID.
 
@@ -59,9 +60,9 @@ def collect(
         ValueError: there is no such correction, metric or option, or no run meets the conditions.
     """
     runs = where(read_runs(folders), conditions)
-    known_corrections(runs, against)
+    baseline = baseline_of(against, runs) if against else None
     quantity = quantity_of(runs, metric)
-    sheets = [Sheet.of(table, quantity, against) for table in by_protocol(runs)]
+    sheets = [Sheet.of(table, quantity, baseline) for table in by_protocol(runs)]
     out = folders[0] / COLLECTED
     out.mkdir(exist_ok=True)
     texts = {

@@ -16,6 +16,7 @@ from ptq_diffusion.engine.run_files import CONFIG, FAILURE, REPORT
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.report.sweep.schema import Config, Failure, Report
 from ptq_diffusion.stage.evaluation.schema import require_shape
+from ptq_diffusion.stage.planning.additions import CorrectionAdditions
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
 from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
 from ptq_diffusion.stage.samples_quantized import QuantizedSamples
@@ -174,9 +175,9 @@ UNCOUNTED = (
 def _used(stage: type[Stage]) -> tuple[str, ...]:
     """Every part of the configuration that an artefact depends on.
 
-    A plan's measurements are left out: only some policies read them, and lines of different artefacts stay apart.
+    Evidence of a plan is left out: only some policies read it, and lines of different artefacts stay apart.
     """
-    needs = (need for need in stage.needs if need not in (MeasureStepSignal, MeasureSensitivity))
+    needs = (need for need in stage.needs if need not in (MeasureStepSignal, MeasureSensitivity, CorrectionAdditions))
     return (*stage.uses, *(part for need in needs for part in _used(need)))
 
 

@@ -22,16 +22,22 @@ def where(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
     Raises:
         ValueError: a condition has no =, its key is none or several of the runs' options, or no run meets all.
     """
-    chosen = list(runs)
+    chosen = [run for run in runs if meets(run, conditions, runs)]
+    if not chosen:
+        raise ValueError(f"expected runs with {' and '.join(conditions)}, found none among {len(runs)}")
+    return chosen
+
+
+def meets(run: Run, conditions: Sequence[str], runs: Sequence[Run]) -> bool:
+    """Whether a run, one of several, meets all conditions; see `where`."""
     for condition in conditions:
         key, equal, values = condition.partition("=")
         if not equal:
             raise ValueError(f"expected --where KEY=VALUE, got {condition!r}")
-        option, levels = _option(key, runs), {_number(value) for value in values.split(",")}
-        chosen = [run for run in chosen if _number(run.level(option)) in levels]
-    if not chosen:
-        raise ValueError(f"expected runs with {' and '.join(conditions)}, found none among {len(runs)}")
-    return chosen
+        levels = {_number(value) for value in values.split(",")}
+        if _number(run.level(option_of(key, "--where", runs))) not in levels:
+            return False
+    return True
 
 
 def by_protocol(runs: Sequence[Run]) -> list[list[Run]]:
@@ -85,8 +91,12 @@ def _judged_by(run: Run) -> object:
     return options, len(seeds_of(run))
 
 
-def _option(key: str, runs: Sequence[Run]) -> str:
-    """The option that a word stands for."""
+def option_of(key: str, word: str, runs: Sequence[Run]) -> str:
+    """The option that a key behind a word of the command line, such as --where, stands for.
+
+    Raises:
+        ValueError: none or several of the runs' options.
+    """
     options = sorted({option for run in runs for option in run.config})
     if key in ("bits", BITS):
         return BITS
@@ -96,7 +106,7 @@ def _option(key: str, runs: Sequence[Run]) -> str:
     exact = [option for option in endings if option in (key, f"sampler.{key}")] or endings
     if len(exact) != 1:
         found = ", ".join(exact[:6]) or "none"
-        raise ValueError(f"expected --where with one option of these runs, got {key!r}, which stands for {found}")
+        raise ValueError(f"expected {word} with one option of these runs, got {key!r}, which stands for {found}")
     return exact[0]
 
 

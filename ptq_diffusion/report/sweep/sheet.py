@@ -10,6 +10,7 @@ from rich.console import Group
 
 from ptq_diffusion.metric import Interval
 from ptq_diffusion.report.sweep.against import with_differences
+from ptq_diffusion.report.sweep.baseline import Baseline
 from ptq_diffusion.report.sweep.lines import Line, lines_of
 from ptq_diffusion.report.sweep.pooling import pooled
 from ptq_diffusion.report.sweep.quantity import Quantity
@@ -41,8 +42,8 @@ class Sheet:
     lines: Sequence[Line]
 
     @classmethod
-    def of(cls, runs: Sequence[Run], quantity: Quantity, against: str | None) -> "Sheet":
-        """The sheet of runs, with the differences to one correction where one is named; see `with_differences`."""
+    def of(cls, runs: Sequence[Run], quantity: Quantity, against: Baseline | None) -> "Sheet":
+        """The sheet of runs, with the differences to a baseline where there is one; see `with_differences`."""
         factors = differing(runs)
         lines = lines_of(runs, factors, quantity)
         if against is not None:

@@ -219,15 +219,15 @@ def test_corrections_are_compared_by_the_features_of_their_images(command, tmp_p
         found = {row["correction"]: row["FID - best, 95 %"] for row in csv.DictReader(file)}
     assert found[best] == "" and all(float(found[name]) >= 0 for name in ("ptqd", "bias") if name != best)
     with pytest.raises(ValueError, match="bias, none, ptqd"):
-        collect([Path(runs)], "nothing")
+        collect([Path(runs)], ["nothing"])
     shutil.copytree(runs, tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "outputs")
-    copied = collect([tmp_path / "elsewhere"], "none").sheets[0]
+    copied = collect([tmp_path / "elsewhere"], ["none"]).sheets[0]
     assert any(line.against for line in copied.lines), "features travel with their run"
     for features in (tmp_path / "elsewhere").glob("*/features"):
         shutil.rmtree(features)
     with pytest.raises(FileNotFoundError, match="expected the features of .*copy that folder too"):
-        collect([tmp_path / "elsewhere"], "ptqd")
+        collect([tmp_path / "elsewhere"], ["ptqd"])
 
 
 @pytest.mark.parametrize(
