@@ -224,8 +224,7 @@ class QuantizedDenoiser(WrappedDenoiser):
         """
         if not any(rescalings):
             return self
-        for name, rescaling in ((name, row[name]) for row in rescalings for name in row):
-            self._require_channels(name, rescaling)
+        self._require_rescalable(rescalings)
         return self.with_settings(self.settings.rescaled(rescalings))
 
     def at(self, i: int, rescalings: Mapping[str, Rescaling]) -> "QuantizedDenoiser":
@@ -234,7 +233,14 @@ class QuantizedDenoiser(WrappedDenoiser):
         Raises:
             ValueError: see `rescaled`.
         """
-        return self.with_settings(self.settings.at(i)).rescaled([rescalings]) if rescalings else self
+        if not rescalings:
+            return self
+        self._require_rescalable([rescalings])
+        return self.with_settings(self.settings.at(i).rescaled([rescalings]))
+
+    def _require_rescalable(self, rescalings: Sequence[Mapping[str, Rescaling]]) -> None:
+        for name, rescaling in ((name, row[name]) for row in rescalings for name in row):
+            self._require_channels(name, rescaling)
 
     def _require_channels(self, name: str, rescaling: Rescaling) -> None:
         shapes = {site.name: site.weight_shape for site in self._sites if site.weighted}
