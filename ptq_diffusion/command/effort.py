@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from omegaconf import DictConfig
 
+from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Need
 from ptq_diffusion.stage.calibrate import Calibrate
 from ptq_diffusion.stage.drawing.drift import MeasureDrift
@@ -42,7 +43,7 @@ SAMPLINGS: Mapping[str, Callable[[DictConfig], float]] = {
     LearnScales.name: lambda cfg: 3.0 * cfg.calibration.images,
     FloatPath.name: lambda cfg: 1.6 * cfg.noise.images,
     Noise.name: lambda cfg: 2.0 * cfg.noise.images,
-    MeasureStepSignal.name: lambda cfg: 2.0 * cfg.noise.images,
+    MeasureStepSignal.name: lambda cfg: 1.0 * cfg.noise.images * len(construct(cfg.bitwidth).offered),
     MeasureChanges.name: lambda cfg: 13.0 * cfg.sensitivity.images,
     Fit.name: _fitted,
     FullPrecisionSamples.name: lambda cfg: 0.6 * _drawn(cfg),

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from ptq_diffusion.artefact.files import MANIFEST, REPLACED, read_json
 from ptq_diffusion.engine.agenda import Key
 from ptq_diffusion.engine.run_files import ARTEFACTS, CONFIG, LOCK, LOG
-from ptq_diffusion.engine.store import GOING_ON, LOCKED, MAKING, PARTIAL, REUSED, SECONDS
+from ptq_diffusion.engine.store import GOING_ON, LOCKED, MAKING, PARTIAL, REUSED, SECONDS, require_format
 
 SIGNATURE = re.compile(r"[0-9a-f]{16}")
 MADE = re.compile(rf"(?:{MAKING}|{GOING_ON}) ([0-9a-f]{{16}})$", re.MULTILINE)
@@ -78,9 +78,11 @@ def stored(root: Path) -> list[Stored]:
 
     Raises:
         FileNotFoundError: there is no such store.
+        ValueError: it is of another format.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"expected a store at {root}, there is no such folder; give --outputs FOLDER")
+    require_format(root)
     places = {path.with_suffix("") for stage in root.iterdir() if stage.is_dir() for path in stage.iterdir()}
     artefacts = (_stored(place) for place in places if SIGNATURE.fullmatch(place.name))
     return sorted(artefacts, key=lambda one: (one.key[0], one.since, one.key[1]))

@@ -29,6 +29,8 @@ MAKING, GOING_ON, REUSED = "making", "going on with", "reused"
 """The words before an artefact's signature in a log, from which `engine.inventory` reads the needs of runs."""
 SECONDS = ".seconds"
 """The ending of the file beside an artefact that says how long its last attempt took, which is no part of it."""
+FORMAT_FILE, FORMAT = "format", "1"
+"""The file at the top of a store and what it says, raised when artefacts lie otherwise there."""
 
 
 class Store:
@@ -44,6 +46,9 @@ class Store:
         forced: names of stages whose artefacts are made anew, each once by this store.
         effort: about how much work an artefact is, in any unit, from which the time left is told.
 
+    Raises:
+        ValueError: the folder is a store of another format.
+
     Attributes:
         signatures: of the artefacts that were obtained, by stage.
         seconds: how long each of them took to make, its inputs apart, by stage and role; None where nothing tells.
@@ -56,6 +61,7 @@ class Store:
         forced: Collection[str] = (),
         effort: Callable[[Need], float] = lambda _: 0.0,
     ) -> None:
+        require_format(root)
         self.root, self.shop, self.runtime, self.forced = root, shop, shop.runtime, forced
         self.signatures: dict[str, str] = {}
         self.seconds: dict[str, float | None] = {}
@@ -129,6 +135,8 @@ class Store:
         partial = final.with_suffix(PARTIAL)
         forced = stage.name in self.forced
         with writable(final.parent), FileLock(final.with_suffix(LOCKED)):
+            if not (self.root / FORMAT_FILE).is_file():
+                write_text(self.root / FORMAT_FILE, f"{FORMAT}\n")
             if final.is_dir() and not forced:
                 check_whole(final)
                 self.seconds[title] = _read_seconds(final.with_suffix(SECONDS))
@@ -168,6 +176,25 @@ class Store:
     def has(self, stage: type[Stage], cfg: DictConfig) -> bool:
         """Whether the stage's artefact is there."""
         return (self.root / stage.name / self.signature(stage, cfg)).is_dir()
+
+
+def require_format(root: Path) -> None:
+    """Refuse a store of another format; one without the file is of format 1, as before there was one.
+
+    Raises:
+        ValueError: the file says another format, or cannot be read.
+    """
+    try:
+        found = (root / FORMAT_FILE).read_text().strip()
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected {root / FORMAT_FILE} to say the format of a store, got {error}") from error
+    if found != FORMAT:
+        raise ValueError(
+            f"expected a store of format {FORMAT} at {root}, got one of format {found!r:.40}, of another version of "
+            "ptq-diffusion; use that version, or set outputs=FOLDER to a folder of your own for this one"
+        )
 
 
 def _read_seconds(path: Path) -> float | None:

@@ -27,8 +27,8 @@ def plan_figure(
         plan: the bits.
         architecture: the network's sites and work.
         table: the sampler's table.
-        signal: the signal and the noise of every offer of bits, whose SNR_Q is drawn against SNR_F; None where the
-            policy does not read it.
+        signal: the signal and the noise of every offer of bits, whose SNR_Q is drawn against SNR_F; None where
+            it was not measured.
         path: the file to write.
     """
     figure = Figure(figsize=(9, 8.5 if signal else 6.5), layout="constrained")

@@ -13,7 +13,7 @@ from rich.table import Table
 from ptq_diffusion.artefact.files import link_files, write_json
 from ptq_diffusion.bitwidth.step_signal import StepSignal
 from ptq_diffusion.correction import Choice, FittedCorrection, StepReport
-from ptq_diffusion.engine.factory import construct, plain
+from ptq_diffusion.engine.factory import plain
 from ptq_diffusion.engine.run_files import (
     DRIFT,
     FEATURES,
@@ -33,14 +33,15 @@ from ptq_diffusion.report.figures import drift_curves, noise_curves
 from ptq_diffusion.report.layers import draw_layers, layer_rows
 from ptq_diffusion.report.plan_figure import plan_figure
 from ptq_diffusion.report.provenance import provenance
-from ptq_diffusion.report.stages import compares_layers
+from ptq_diffusion.report.stages import compares_layers, shows_step_signal
 from ptq_diffusion.report.strips import image_strips, strip, write_strip
 from ptq_diffusion.stage.drawing.drift import Drift, MeasureDrift, read_drift
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.evaluate import Evaluate, read_evaluation
 from ptq_diffusion.stage.fit import Fit
-from ptq_diffusion.stage.plan import Plan, read_evidence, read_plan
+from ptq_diffusion.stage.plan import Plan, read_plan
 from ptq_diffusion.stage.samples import image_batches
+from ptq_diffusion.stage.step_signal import MeasureStepSignal
 
 SHOWN = 16
 """Samples that the image grid shows."""
@@ -138,10 +139,9 @@ def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:
 
 
 def _draw_plan(store: Store, cfg: DictConfig, path: Path) -> None:
-    model, policy = store.shop.model(cfg), construct(cfg.bitwidth)
-    inputs = {name: store.obtain(need.stage, need.cfg) for name, need in Plan().inputs(cfg).items()}
-    evidence = read_evidence(policy, inputs)
-    signal = evidence if isinstance(evidence, StepSignal) else None
+    model, signal = store.shop.model(cfg), None
+    if shows_step_signal(cfg):
+        signal = StepSignal.load(store.obtain(MeasureStepSignal, cfg) / MeasureStepSignal.file)
     table = store.shop.table(cfg, model)
     plan_figure(read_plan(store.obtain(Plan, cfg)), model.architecture(), table, signal, path)
 

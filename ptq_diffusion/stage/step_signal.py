@@ -20,6 +20,7 @@ from ptq_diffusion.sampler import Table, sample
 from ptq_diffusion.stage.calibrate import Calibrate, read_observations
 from ptq_diffusion.stage.fit_setting import with_own_guidance
 from ptq_diffusion.stage.float_path import FloatOutputs, FloatPath, noise_chunks
+from ptq_diffusion.stage.planning.offer import with_offer_and_roles
 from ptq_diffusion.stage.prompts import EncodePrompts
 
 
@@ -72,8 +73,8 @@ class MeasureStepSignal(ModelStage):
 
     @classmethod
     def made_of(cls, cfg: DictConfig) -> DictConfig:
-        """With no guidance of its own where it is that of the images: see `with_own_guidance`."""
-        return with_own_guidance(cfg)
+        """With the offer of the policy in its place and no guidance of its own: see `planning.offer`, `fit_setting`."""
+        return with_offer_and_roles(with_own_guidance(cfg))
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
         run_chunks(partial(self.work, cfg, inputs), noise_chunks(cfg), out / "chunks", shop, self.title)

@@ -123,7 +123,7 @@ def test_the_artefacts_of_other_runs_than_those_named_are_removed(outputs, liste
         (other / name).unlink()
     assert all(row["needed_by"] == "" for row in listed(tmp_path / "elsewhere").values())
     started("store", "prune", tmp_path / "elsewhere", "--outputs", outputs, "--yes")
-    assert complete(outputs) == {} and not list((outputs / "store").iterdir())
+    assert complete(outputs) == {} and [path.name for path in (outputs / "store").iterdir()] == ["format"]
 
 
 @pytest.mark.parametrize("ends", [("", ".partial"), (".partial",), (".partial", ".replaced")], ids=str)
@@ -203,6 +203,22 @@ def test_what_cannot_be_done_is_said_and_nothing_is_removed(words, remedy, outpu
         started(*words)
     assert_clear(stop.value.code, remedy)
     assert complete(outputs) == before
+
+
+@pytest.mark.parametrize("words", [["store"], ["store", "prune", "--yes"], ["goal=trajectories"]], ids=str)
+def test_a_store_of_another_format_is_refused_and_left_as_it_is(words, outputs, monkeypatch):
+    (outputs / "store" / "format").write_text("2\n")
+    before = complete(outputs)
+    monkeypatch.chdir(outputs.parent)
+    with pytest.raises(SystemExit) as stop:
+        started(*words)
+    assert_clear(stop.value.code, "a store of format 1 at outputs/store, got one of format '2'.*set outputs=FOLDER")
+    assert complete(outputs) == before
+
+
+def test_a_store_without_a_format_is_read(outputs, listed):
+    (outputs / "store" / "format").unlink()
+    assert {row["state"] for row in listed().values()} == {"complete"}
 
 
 @pytest.mark.parametrize(("answer", "gone"), [("y\n", True), ("\n", False), ("no\n", False)])

@@ -43,21 +43,26 @@ def error(repaired, m):
     return float((repaired - m).square().mean())
 
 
-@pytest.mark.parametrize("name", ["ptqd", "tac", "matched", "wiener_matched", "readout_matched"])
-def test_a_repair_is_fitted_and_keeps_the_shape(name, network):
-    model, _, x, _, m, q, features = network
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_every_correction_is_fitted_and_keeps_the_shape(name, network):
+    """Chains behind the layers that their first link rescales; nothing that it adds grows out of bounds."""
+    model, quantized, x, condition, m, q, features = network
     correction = CORRECTIONS[name]
+    correction.check(TABLE)
     correction.check_images(COUNT, x.shape[1])
     if correction.reads is Reads.MOMENTS:
         steps = TABLE.with_steps([replace(STEP, i=0)])
         statistics = NoiseStatistics.of(Fingerprint("", steps.fingerprint(), model.shape), [(m, q, x)], first=0)
-        repaired = fit_moments(correction, statistics, steps).output(q, x, features, steps[0])
+        fitted = fit_moments(correction, statistics, steps)
+        repaired = fitted.output(q, x, features, steps[0])
     else:
-        evidence = PathEvidence([PairedBatch(0, q, x, features, m, x, m)])
-        step = correction.fit_step(evidence, STEP)
+        rescalings, _ = correction.rescalings(model, quantized, PathState(x, STEP, condition))
+        q, features, _ = quantized.at(STEP.i, rescalings).predict(x, STEP, condition)
+        step = correction.fit_step(PathEvidence([PairedBatch(0, q, x, features, m, x, m)]), STEP)
         repaired = step.output(q, x, features)
         assert sum(repair.macs(x.shape[1:]) for repair in step.repairs) < 10**7
     assert repaired.shape == m.shape and repaired.isfinite().all()
+    assert error(repaired, m) < 4 * error(q, m), "no correction makes of the noise a multiple of it"
 
 
 def test_a_readout_of_tokens_explains_what_their_own_readout_lost(network):

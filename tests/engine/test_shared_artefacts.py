@@ -19,6 +19,12 @@ FITTED = {"float_path", "step_signal", "changes", "sensitivity", "plan", "recons
 CHANGES = {
     "tables, to a budget of operations": ([], INTEGERS, QUANTIZED),
     "tables, to a budget of bytes": (["bitwidth.bytes=100000"], INTEGERS, QUANTIZED | {"plan", "reconstruct"}),
+    "the budget": ([], ["bitwidth.saving=35"], QUANTIZED | {"plan", "reconstruct"}),
+    "what no policy chooses": (
+        [],
+        ["bitwidth.last={weight: 6, activation: 6}"],
+        QUANTIZED | {"step_signal", "plan", "reconstruct"},
+    ),
     "bits of tables": (INTEGERS, ["quantizer.embedding.bits=3"], QUANTIZED),
     "the guidance that it is": ([], ["noise.guidance=2"], set()),
     "the guidance that it is, as a fraction": ([], ["noise.guidance=2.0"], set()),

@@ -113,6 +113,12 @@ class ComparedImages(Options):
     images: Annotated[int, Field(ge=0, le=10**12)]
 
 
+class StepSignalOptions(Options):
+    """The options of the signal to noise of each offer of bits."""
+
+    shown: bool
+
+
 class Running(Options):
     """Options that change no number."""
 
@@ -175,6 +181,7 @@ class Experiment(Options):
     trial: Samples
     drift: MeasuredImages
     layers: ComparedImages
+    step_signal: StepSignalOptions
     outputs: Annotated[str, Field(min_length=1)]
     force: bool | str
     runtime: Running

@@ -166,6 +166,7 @@ UNCOUNTED = (
     "trial.",
     "drift.",
     "layers.",
+    "step_signal.",
     "onnx.",
     "plugins",
 )

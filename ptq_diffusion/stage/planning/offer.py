@@ -1,5 +1,7 @@
 """The bits that a bitwidth policy offers, and to which layers: all of it that its measurements depend on."""
 
+from collections.abc import Mapping
+
 from omegaconf import DictConfig, open_dict
 
 from ptq_diffusion.bitwidth.budget import Budget
@@ -9,8 +11,8 @@ OFFER = ("weights", "activations", "patterns")
 """Options of a policy that say which bits it offers to which layers."""
 FIXED_BITS = {role: dict(EIGHT_BITS) for role in ("first", "last", "attention")}
 """Bits of the layers that a policy does not choose."""
-CONSTRAINTS = {"saving": 1, "bytes": None, "over": "layers_and_steps"} | FIXED_BITS
-"""Options of a policy beside its offer, with values for a signature: nothing that is measured depends on them."""
+CONSTRAINTS = {"saving": 1, "bytes": None, "over": "layers_and_steps"}
+"""Options of a policy beside its offer, with values for a signature: no damage of a layer depends on them."""
 
 
 def with_offer(cfg: DictConfig) -> DictConfig:
@@ -18,10 +20,20 @@ def with_offer(cfg: DictConfig) -> DictConfig:
 
     What a policy may spend, and on what, changes no damage. One without an offer stays.
     """
+    return _representative(cfg, FIXED_BITS)
+
+
+def with_offer_and_roles(cfg: DictConfig) -> DictConfig:
+    """The same with the bits of the layers that a policy does not choose, on which the error of the output depends."""
+    return _representative(cfg, {role: cfg.bitwidth.get(role) for role in FIXED_BITS})
+
+
+def _representative(cfg: DictConfig, roles: Mapping[str, object]) -> DictConfig:
     if any(name not in cfg.bitwidth for name in OFFER):
         return cfg
     representative = cfg.copy()
     offer = {name: cfg.bitwidth[name] for name in OFFER}
     with open_dict(representative):
-        representative.bitwidth = {"_target_": f"{Budget.__module__}.{Budget.__qualname__}"} | CONSTRAINTS | offer
+        target = {"_target_": f"{Budget.__module__}.{Budget.__qualname__}"}
+        representative.bitwidth = target | CONSTRAINTS | offer | dict(roles)
     return representative
