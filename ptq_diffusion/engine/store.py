@@ -186,8 +186,8 @@ def require_format(root: Path) -> None:
     """
     try:
         found = (root / FORMAT_FILE).read_text().strip()
-    except FileNotFoundError:
-        return
+    except (FileNotFoundError, NotADirectoryError):
+        return  # A place that is no folder is named where it is written to.
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"expected {root / FORMAT_FILE} to say the format of a store, got {error}") from error
     if found != FORMAT:

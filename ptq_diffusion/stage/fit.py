@@ -107,7 +107,12 @@ class Fit(ModelStage):
             run_chunks(trial, chunks_to_do, out / "trial" / name, shop, f"{self.title}: {name}")
             return torch.cat([chunk["images"] for chunk in read_chunks(out / "trial" / name)])
 
-        choice = correction.choose(images(FLOAT), {name: images(name) for name in correction.candidates})
+        layers = shop.quantized(cfg, inputs[Quantize.name]).layers().values()
+        notes = correction.without_input([layer.settings.form for layer in layers])
+        for name, note in notes.items():
+            shop.runtime.say(f"auto, of the candidate {name}: {note}")
+        variants = {name: images(name) for name in correction.candidates}
+        choice = correction.choose(images(FLOAT), variants, notes)
         FittedCorrection.load(inputs[choice.chosen]).save(out)
         choice.save(out)
         shop.runtime.say(f"auto: {choice.reason}")

@@ -6,7 +6,11 @@ from matplotlib.figure import Figure
 
 from ptq_diffusion.model.plan import BitwidthPlan, LayerBits
 from ptq_diffusion.report.plan_figure import plan_figure
+from ptq_diffusion.report.stages import goal_stages
+from ptq_diffusion.stage.evaluate import Evaluate
+from ptq_diffusion.stage.step_signal import MeasureStepSignal
 from tests.bitwidth.networks import LINE, table
+from tests.experiments import composed
 
 STEPS = 4
 
@@ -26,3 +30,18 @@ def test_colours_are_the_bits_of_activations_and_beside_them_of_weights(varied, 
     weights = np.tile([2 + i for i in range(STEPS)] if varied else [4], (len(LINE.sites), 1))
     assert any(np.array_equal(values, activations) for values in shown)
     assert any(np.array_equal(values, weights) for values in shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["bitwidth=w4a8"], False),
+        (["bitwidth=share"], True),
+        (["bitwidth=share", "step_signal.shown=false"], False),
+        (["bitwidth=share", "noise.steps=2"], False),
+        (["bitwidth=step_snr", "step_signal.shown=false"], True),
+        (["bitwidth=share", "goal=evaluate"], False),
+    ],
+)
+def test_the_figure_of_a_plan_shows_the_noise_of_several_bits(tiny, words, shown):
+    assert (MeasureStepSignal in goal_stages(composed(*tiny, *words), Evaluate)) == shown

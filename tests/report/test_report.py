@@ -20,7 +20,6 @@ from ptq_diffusion.stage import samples
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.evaluate import Evaluate
 from ptq_diffusion.stage.samples import read_images
-from ptq_diffusion.stage.step_signal import MeasureStepSignal
 from tests.experiments import composed
 
 METRICS = {
@@ -163,21 +162,6 @@ def test_force_makes_layers_again_where_the_report_has_them(tiny):
     assert forced[2] - forced[0] == {"layers"} == forced_stages("layers", goals)
     with pytest.raises(ValueError, match="force='layers'.* set layers.images=8"):
         forced_stages("layers", goals[:1])
-
-
-@pytest.mark.parametrize(
-    ("words", "shown"),
-    [
-        (["bitwidth=w4a8"], False),
-        (["bitwidth=share"], True),
-        (["bitwidth=share", "step_signal.shown=false"], False),
-        (["bitwidth=share", "noise.steps=2"], False),
-        (["bitwidth=step_snr", "step_signal.shown=false"], True),
-        (["bitwidth=share", "goal=evaluate"], False),
-    ],
-)
-def test_the_figure_of_a_plan_shows_the_noise_of_several_bits(tiny, words, shown):
-    assert (MeasureStepSignal in goal_stages(composed(*tiny, *words), Evaluate)) == shown
 
 
 def test_a_sweep_over_corrections_calibrates_once(report):

@@ -61,6 +61,6 @@ def test_a_layer_that_it_cannot_compute_is_refused_by_its_name_before_anything_i
 
 
 def test_a_device_without_it_is_refused_before_anything_is_made(make, monkeypatch):
-    monkeypatch.setattr("ptq_diffusion.network.backend.onednn._complaint", lambda _: "got nothing")
+    monkeypatch.setattr("ptq_diffusion.network.backend.onednn._complaint", lambda *_: "got nothing")
     with pytest.raises(ValueError, match=r"expected torch.ops.onednn.qconv_pointwise to .* set backend=simulated"):
         make("goal=samples_quantized", *WORDS, "backend=integer")

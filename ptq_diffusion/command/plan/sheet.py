@@ -18,11 +18,11 @@ PASSES = ("float_passes", "quantized_passes", "backward_passes", "layer_passes",
 
 
 def tables(forecast: Forecast, rates: Rates | None) -> Iterator[Table]:
-    """The network, its bits, its artefacts, and the whole; times where there are rates."""
+    """The network, its bits, its artefacts, and the whole; times where there are rates, else how to get them."""
     yield _facts(_network(forecast))
     yield _bits(forecast)
     yield _artefacts(forecast, rates)
-    yield _facts(_whole(forecast) + ([] if rates is None else [_time(forecast, rates)]))
+    yield _facts([*_whole(forecast), _time(forecast, rates)])
 
 
 def csv_of(forecast: Forecast, rates: Rates | None) -> str:
@@ -64,7 +64,9 @@ def _whole(forecast: Forecast) -> list[tuple[str, str]]:
     ]
 
 
-def _time(forecast: Forecast, rates: Rates) -> tuple[str, str]:
+def _time(forecast: Forecast, rates: Rates | None) -> tuple[str, str]:
+    if rates is None:
+        return "time", "--measure tells it after a few passes of this machine, --speed from its operations a second"
     return "time of passes", f"{duration(rates.seconds(forecast.total))}, {rates.origin}"
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from math import isfinite
 from pathlib import Path
 from statistics import NormalDist
@@ -64,11 +64,13 @@ class Choice:
         chosen: its name.
         reason: one sentence.
         trials: of all candidates.
+        notes: why candidates act as they would without one of their options, by name.
     """
 
     chosen: str
     reason: str
     trials: Mapping[str, Trial]
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write `choice.json` into an existing folder."""
@@ -86,9 +88,10 @@ class Choice:
         try:
             record = read_json(folder / CHOICE)
             trials = {name: Trial(**trial) for name, trial in record["trials"].items()}
-            choice = cls(record["chosen"], record["reason"], trials)
+            choice = cls(record["chosen"], record["reason"], trials, dict(record.get("notes", {})))
             numbers = [number for trial in trials.values() for number in astuple(trial)]
-            if record["chosen"] not in trials or not isinstance(record["reason"], str):
+            texts = (record["reason"], *choice.notes.values())
+            if record["chosen"] not in trials or not all(isinstance(text, str) for text in texts):
                 raise TypeError(f"{record['chosen']!r:.100} for {record['reason']!r:.100}")
             if not all(isinstance(number, float | int) and isfinite(number) for number in numbers):
                 raise TypeError(f"trials of {numbers!r:.100}")
@@ -153,14 +156,23 @@ class Auto(JointRequirements):
 
     def check_inputs(self, forms: Collection[Form]) -> None:
         """Say which candidates have no input to act on; they are tried as they are, equal to one without the option."""
+        for name, reason in self.without_input(forms).items():
+            log.warning("of the candidate %s: %s", name, reason)
+
+    def without_input(self, forms: Collection[Form]) -> dict[str, str]:
+        """The candidates with an option for which no input of these forms is, and why, by name."""
+        reasons = {}
         for name, candidate in self.candidates.items():
             try:
                 candidate.check_inputs(forms)
             except ValueError as error:
-                log.warning("of the candidate %s: %s", name, error)
+                reasons[name] = str(error)
+        return reasons
 
-    def choose(self, full_precision: Tensor, variants: Mapping[str, Tensor]) -> Choice:
-        """The choice from images of the float model and of every candidate; see `Judge`."""
+    def choose(
+        self, full_precision: Tensor, variants: Mapping[str, Tensor], notes: Mapping[str, str] | None = None
+    ) -> Choice:
+        """The choice from images of the float model and of every candidate, see `Judge`; it keeps the notes."""
         judgement = self.judge(full_precision, variants, NONE)
         trials = {name: Trial(*numbers) for name, numbers in judgement.items()}
         best = min((name for name in trials if name != NONE), key=lambda name: trials[name].distance)
@@ -172,5 +184,5 @@ class Auto(JointRequirements):
             f"[{low:+.3f}, {high:+.3f}] against none"
         )
         if high < 0:
-            return Choice(best, reason, trials)
-        return Choice(NONE, f"{reason}, which is not certainly closer", trials)
+            return Choice(best, reason, trials, notes or {})
+        return Choice(NONE, f"{reason}, which is not certainly closer", trials, notes or {})

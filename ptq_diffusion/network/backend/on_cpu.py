@@ -12,15 +12,12 @@ from ptq_diffusion.network.backend.input_codes import InputCodes
 from ptq_diffusion.network.backend.products import Geometry, Operands, Product, Products
 from ptq_diffusion.network.integers import QuantizedWeight
 
-LOWEST, HIGHEST = -128, 127
-"""The integers of int8."""
-
 
 class OnCpu(Products):
     """Unsigned codes of the input times signed integers of the weight, in oneDNN's instructions."""
 
     def require(self, device: torch.device) -> None:  # noqa: ARG002
-        onednn.require()
+        onednn.exact_integers()
 
     def product(self, operands: Operands) -> Product:
         sums: list[Sums] = operands.packed.once(
@@ -29,8 +26,8 @@ class OnCpu(Products):
         codes, at = InputCodes(operands.numbers), operands.geometry
         scales = [
             onednn.Scales(operands.numbers.scale, codes.zero, operands.scale.contiguous(), bias)
-            for bias in (operands.bias, None)
-        ][: len(sums)]
+            for bias in (operands.bias, *[None] * (len(sums) - 1))
+        ]
         # oneDNN sums the weights once more at every call where z is told; a border costs less.
         if at is not None and all(part.small(codes) for part in sums):
             scales = [each.without_zero(part.total) for each, part in zip(scales, sums, strict=True)]
@@ -45,7 +42,7 @@ class OneDnnProduct:
     Args:
         operands: of the layer.
         codes: of the input.
-        scales: of the first part of the weight with the bias, gains and offsets included, then of the second, if any.
+        scales: of the first part of the weight with the bias, gains and offsets included, then of the others, if any.
         geometry: of a convolution of the codes; None of a linear layer.
     """
 
@@ -64,7 +61,9 @@ class OneDnnProduct:
             lambda: [self._packed(part, codes) for part in signed_parts(self.operands.weight)],
         )
         first, *others = map(partial(self._multiplied, codes), weights, self.scales)
-        return first.add_(others[0]) if others else first
+        for other in others:
+            first.add_(other)
+        return first
 
     def _packed(self, part: Tensor, codes: Tensor) -> Tensor:
         if self.geometry is None:
@@ -101,11 +100,14 @@ class Sums:
 
 
 def signed_parts(weight: QuantizedWeight) -> Sequence[Tensor]:
-    """The integers n - z of a weight as int8 parts that add up to them.
+    """The integers n - z of a weight as int8 parts that add up to them and whose products are exact on this machine.
 
-    There is one, or there are two of an affine grid of 8 bits that is far off its middle.
+    There is nearly always one. Weights of 8 bits have two on a machine without instructions for 8-bit products, and
+    those of an affine grid of 8 bits that is far off its middle have one more, there two.
     """
-    centred = weight.centred()
-    first = centred.clamp(LOWEST, HIGHEST)
-    parts = [first] if torch.equal(first, centred) else [first, centred - first]
+    low, high = onednn.exact_integers()
+    parts, rest = [], weight.centred()
+    while not parts or rest.any():
+        parts.append(rest.clamp(low, high))
+        rest = rest - parts[-1]
     return [part.to(torch.int8) for part in parts]

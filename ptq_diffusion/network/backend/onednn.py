@@ -2,7 +2,7 @@
 
 Legend: u, codes of an input, uint8; z, the code of zero; n, integers of a weight, int8; s, scales. y = s_x s_w[o]
 (sum (u - z) n) + b[o], with the sum in 32-bit integers and padding of z. The operators are no public interface of
-torch, so `require` tries them against sums that are known. A weight has no zero point here: oneDNN takes one and
+torch, so `exact_integers` tries them against sums that are known. A weight has no zero point here: oneDNN takes one and
 computes something else.
 """
 
@@ -20,6 +20,8 @@ PLAIN: Sequence[Any] = (1.0, 0, torch.float32, "none", [], "")
 """The last arguments of a product: scale and zero point of no output grid, the output's type, no operation behind."""
 CODES = 256
 """The number of codes of 8 bits."""
+ALL, HALF = (-128, 127), (-64, 64)
+"""The integers of int8, and those of which a sum of two products with a code is one of 16 bits."""
 
 
 def packed_convolution(integers: Tensor, at: Geometry, shape: Sequence[int]) -> Tensor:
@@ -81,47 +83,54 @@ def _no_zero_point() -> Tensor:
     return torch.zeros(1, dtype=torch.int32)
 
 
-def require() -> None:
-    """Try both products on the largest sums, which instructions of 16 bits would cut off.
+def exact_integers() -> tuple[int, int]:
+    """The smallest and the largest integer of a weight whose products are exact here, tried on the largest sums.
+
+    They are those of int8 but on processors without instructions for such products (AVX512-VNNI, AVX-VNNI, AMX), where
+    oneDNN adds two of them in 16 bits and cuts off what is larger: there they are half as large.
 
     Raises:
         RuntimeError: torch lacks an operator, or it computes something else here.
     """
-    for name, trial in (("qconv_pointwise", _tried_convolution), ("qlinear_pointwise", _tried_linear)):
-        if complaint := _complaint(trial):
+    trials = {"qconv_pointwise": _tried_convolution, "qlinear_pointwise": _tried_linear}
+    if not any(_complaint(trial, *ALL) for trial in trials.values()):
+        return ALL
+    for name, trial in trials.items():
+        if complaint := _complaint(trial, *HALF):
             raise RuntimeError(
                 f"expected torch.ops.onednn.{name} to multiply 8-bit integers exactly, {complaint} (torch "
                 f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}); set backend=simulated"
             )
+    return HALF
 
 
 @cache
-def _complaint(trial: Callable[[], tuple[Tensor, Tensor]]) -> str:
-    """The complaint about a trial; empty of one that is right."""
+def _complaint(trial: Callable[[int, int], tuple[Tensor, Tensor]], low: int, high: int) -> str:
+    """The complaint about a trial with integers of a weight from `low` to `high`; empty of one that is right."""
     try:
-        y, expected = trial()
+        y, expected = trial(low, high)
     except MISSING as error:
         return f"got {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return "" if torch.equal(y, expected) else f"got sums that are off by up to {float((y - expected).abs().max()):g}"
 
 
-def _operands(*shape: int) -> tuple[Tensor, Tensor]:
-    """Codes and weights of the extremes of their types, of 32 inputs each: the sums are whole numbers below 2^24."""
+def _operands(low: int, high: int, *shape: int) -> tuple[Tensor, Tensor]:
+    """Extreme codes and integers of weights, of 32 inputs each: the sums are whole numbers below 2^24."""
     codes = torch.full(shape, CODES - 1, dtype=torch.uint8)
-    codes[..., ::2] = 0
-    weight = torch.full((16, 32, *[3] * (len(shape) - 2)), -(CODES // 2), dtype=torch.int8)
-    weight[1::2] = CODES // 2 - 1
+    codes[..., ::4] = 0
+    weight = torch.full((16, 32, *[3] * (len(shape) - 2)), low, dtype=torch.int8)
+    weight[1::2] = high
     return codes, weight
 
 
-def _tried_convolution() -> tuple[Tensor, Tensor]:
-    codes, weight = _operands(1, 32, 6, 6)
+def _tried_convolution(low: int, high: int) -> tuple[Tensor, Tensor]:
+    codes, weight = _operands(low, high, 1, 32, 6, 6)
     at, bias, weight = Geometry((2, 2), (1, 1), (1, 1), 2), torch.ones(16), weight[:, :16].contiguous()
     y = convolution(codes, packed_convolution(weight, at, codes.shape), Scales(1.0, 7, torch.ones(16), bias), at)
     return y, torch.nn.functional.conv2d(codes.float() - 7, weight.float(), bias, at.stride, at.padding, 1, at.groups)
 
 
-def _tried_linear() -> tuple[Tensor, Tensor]:
-    codes, weight = _operands(3, 32)
+def _tried_linear(low: int, high: int) -> tuple[Tensor, Tensor]:
+    codes, weight = _operands(low, high, 3, 32)
     y = linear(codes, packed_linear(weight), Scales(1.0, 7, torch.ones(16), torch.ones(16)))
     return y, torch.nn.functional.linear(codes.float() - 7, weight.float(), torch.ones(16))

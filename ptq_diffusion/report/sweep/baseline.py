@@ -23,7 +23,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def cell(self, line: Line) -> object | None:
-        """What a measured line shares with those that it is compared with; None where it is compared with none."""
+        """The cell of a measured line, equal for lines that are compared; None for a line that is compared with none."""
 
     @abstractmethod
     def variant(self, cell: Sequence[Line], runs: Mapping[str, Run]) -> str | None:

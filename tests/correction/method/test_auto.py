@@ -65,7 +65,8 @@ def test_a_candidate_without_an_input_to_act_on_is_named_and_tried(caplog):
 
 
 def test_a_choice_is_read_as_it_was_saved(images, tmp_path):
-    choice = auto("none", "other").choose(images, {"none": shifted(images, 9, 3, 1), "other": shifted(images, 0, 3, 2)})
+    variants = {"none": shifted(images, 9, 3, 1), "other": shifted(images, 0, 3, 2)}
+    choice = auto("none", "other").choose(images, variants, {"other": "no input"})
     assert Choice.load(tmp_path) is None
     choice.save(tmp_path)
     assert Choice.load(tmp_path) == choice
@@ -77,6 +78,7 @@ def test_a_choice_is_read_as_it_was_saved(images, tmp_path):
         {"chosen": {}},
         {"chosen": "nothing"},
         {"reason": None},
+        {"notes": {"none": 1}},
         {"trials": {}},
         {"trials": {"none": {"distance": 1, "difference": 0, "standard_error": float("nan")}}},
         {"trials": {"none": {"distance": 1, "difference": 0, "standard_error": "0"}}},

@@ -21,6 +21,7 @@ from ptq_diffusion.network import (
 from ptq_diffusion.network.backend import onednn
 from ptq_diffusion.network.backend.devices import PRODUCTS
 from ptq_diffusion.network.backend.integer_layer import IntegerLayer
+from ptq_diffusion.network.backend.on_cpu import signed_parts
 from ptq_diffusion.network.layer import quantized_layer
 from ptq_diffusion.network.saving import FILES
 from ptq_diffusion.numeric.grid import FLOAT_BITS
@@ -60,6 +61,22 @@ def test_a_layer_equals_its_simulation(name, kinds, integers):
                 assert difference(integer(x), expected) < EXACT, (weight_bits, input_bits)
                 assert torch.equal(integer(transposed), integer(x))
         assert all(Integer().obstacle(layer) is None for layer in (simulated, *layers))
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=str)
+@pytest.mark.parametrize("integers_of", [onednn.ALL, onednn.HALF], ids=["8-bit products", "sums of 16 bits"])
+def test_parts_of_a_weight_add_up_to_it_whatever_products_a_processor_has(integers_of, kinds, integers, monkeypatch):
+    monkeypatch.setattr(onednn, "exact_integers", lambda: integers_of)
+    low, high = integers_of
+    for name, bits in itertools.product(("3x3", "linear"), (4, 8)):
+        simulated, x = layer_of(name, bits, 8, kinds)
+        parts = signed_parts(simulated.weights[0])
+        assert torch.equal(sum(part.int() for part in parts), simulated.weights[0].centred().int())
+        assert all(low <= part.min() and part.max() <= high for part in parts)
+        if integers_of == onednn.HALF:  # Exact on every processor.
+            for integer in integers(simulated, x):
+                for simulated.current.i in (0, 1):
+                    assert difference(integer(x), simulated(x)) < EXACT
 
 
 @pytest.mark.parametrize("products", PROVIDERS, ids=lambda products: type(products).__name__)
