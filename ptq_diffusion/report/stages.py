@@ -40,5 +40,5 @@ def goal_stages(cfg: DictConfig, goal: type[Stage]) -> tuple[type[Stage], ...]:
     """
     if cfg.goal != "report":
         return (goal,)
-    shown = {MeasureLayers: compares_layers(cfg), MeasureStepSignal: shows_step_signal(cfg)}
-    return (goal, *(stage for stage, is_shown in shown.items() if is_shown))
+    layers: tuple[type[Stage], ...] = (MeasureLayers,) if compares_layers(cfg) else ()
+    return (goal, *layers, *((MeasureStepSignal,) if shows_step_signal(cfg) else ()))

@@ -106,7 +106,7 @@ def signed_parts(weight: QuantizedWeight) -> Sequence[Tensor]:
     those of an affine grid of 8 bits that is far off its middle have one more, there two.
     """
     low, high = onednn.exact_integers()
-    parts, rest = [], weight.centred()
+    parts, rest = list[Tensor](), weight.centred()
     while not parts or rest.any():
         parts.append(rest.clamp(low, high))
         rest = rest - parts[-1]

@@ -23,7 +23,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def cell(self, line: Line) -> object | None:
-        """The cell of a measured line, equal for lines that are compared; None for a line that is compared with none."""
+        """The cell of a measured line, equal for lines that are compared; None for a line that stands alone."""
 
     @abstractmethod
     def variant(self, cell: Sequence[Line], runs: Mapping[str, Run]) -> str | None:
