@@ -92,16 +92,20 @@ def exact_integers() -> tuple[int, int]:
     Raises:
         RuntimeError: torch lacks an operator, or it computes something else here.
     """
-    trials = {"qconv_pointwise": _tried_convolution, "qlinear_pointwise": _tried_linear}
-    if not any(_complaint(trial, *ALL) for trial in trials.values()):
+    if multiplies_bytes():
         return ALL
-    for name, trial in trials.items():
+    for name, trial in TRIALS.items():
         if complaint := _complaint(trial, *HALF):
             raise RuntimeError(
                 f"expected torch.ops.onednn.{name} to multiply 8-bit integers exactly, {complaint} (torch "
                 f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}); set backend=simulated"
             )
     return HALF
+
+
+def multiplies_bytes() -> bool:
+    """Whether this processor sums products of 8-bit integers in 32 bits; False where torch cannot tell."""
+    return not any(_complaint(trial, *ALL) for trial in TRIALS.values())
 
 
 @cache
@@ -134,3 +138,7 @@ def _tried_linear(low: int, high: int) -> tuple[Tensor, Tensor]:
     codes, weight = _operands(low, high, 3, 32)
     y = linear(codes, packed_linear(weight), Scales(1.0, 7, torch.ones(16), torch.ones(16)))
     return y, torch.nn.functional.linear(codes.float() - 7, weight.float(), torch.ones(16))
+
+
+TRIALS = {"qconv_pointwise": _tried_convolution, "qlinear_pointwise": _tried_linear}
+"""The trials by the names of their operators."""

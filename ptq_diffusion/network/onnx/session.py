@@ -7,6 +7,10 @@ import numpy as np
 import onnxruntime
 from onnx import ModelProto
 
+from ptq_diffusion.network.backend.onednn import multiplies_bytes
+
+IN_FLOAT = "session.disable_quant_qdq", "1"
+"""The option by which integers are multiplied as floats, as exactly, where sums of products of 8 bits are cut off."""
 QUIET = 3
 """The level of messages that are errors."""
 
@@ -20,6 +24,8 @@ def session(model: ModelProto | Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = QUIET
+    if not multiplies_bytes():
+        options.add_session_config_entry(*IN_FLOAT)
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
