@@ -21,6 +21,8 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from rich.console import Console
 
+from ptq_diffusion.engine.store import LOCKED, SECONDS
+
 JOBS = 4
 CELLS = list(itertools.product(("w8a8", "w4a8", "w4a6", "w4a4", "w2a8"), ("0", "1"), ("ptqd", "bias")))
 SMALL = (
@@ -76,9 +78,9 @@ def made(outputs: Path) -> Counter[tuple[str, str]]:
 
 
 def digests(outputs: Path) -> dict[str, str]:
-    """The hash of every file in the store, locks apart."""
+    """The hash of every file in the store, apart from locks and times."""
     store = outputs / "store"
-    files = [path for path in store.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    files = [path for path in store.rglob("*") if path.is_file() and path.suffix not in (LOCKED, SECONDS)]
     return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

@@ -66,7 +66,7 @@ def unet_tensors(state: Mapping[str, Tensor], settings: UNetSettings) -> dict[st
         settings: of the network.
 
     Raises:
-        ValueError: the settings do not lead to one of the names.
+        ValueError: the settings do not lead to one of the names, or to heads that divide the rows of attention.
     """
     homes = dict(ENDS)
     for origin, home in _places(settings):
@@ -152,8 +152,13 @@ def _attention(name: str, tensor: Tensor, settings: UNetSettings) -> dict[str, T
     flat = tensor.flatten(1) if kind == "weight" else tensor
     if layer == "proj_out":
         return {f"{home}.to_out.0.{kind}": flat}
-    channels = len(flat) // 3
-    by_head = flat.unflatten(0, (settings.heads(channels), 3, -1))
+    heads = settings.heads(len(flat) // 3)
+    if heads < 1 or len(flat) % (3 * heads):
+        raise ValueError(
+            f"expected queries, keys and values of {heads} heads, as the configuration describes them, got {len(flat)} "
+            f"rows of {home}; give the configuration that belongs to the checkpoint"
+        )
+    by_head = flat.unflatten(0, (heads, 3, -1))
     return {
         f"{home}.to_{letter}.{kind}": by_head[:, place].flatten(0, 1).contiguous() for place, letter in enumerate("qkv")
     }

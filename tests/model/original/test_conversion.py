@@ -186,6 +186,20 @@ def test_another_checkpoint_is_refused_by_the_first_name_that_differs(tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("heads", [{"num_head_channels": 100}, {"num_heads": 3}, {"num_heads": -1}], ids=str)
+def test_heads_of_another_checkpoint_are_refused_in_one_line(heads, tmp_path, monkeypatch):
+    """Of attention whose queries, keys and values of all heads are one tensor."""
+    with torch.no_grad():
+        origin = Origin("church", tmp_path)
+    monkeypatch.setitem(origin.content, "unet", {**origin.content["unet"], "num_head_channels": -1, **heads})
+    origin.save(origin.state, origin.content)
+    words = ["convert", str(origin.checkpoint), "--config", str(origin.configuration), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["ptq-diffusion", *words])
+    with pytest.raises(SystemExit, match="^error: expected .*heads.* configuration") as ended:
+        main()
+    assert "\n" not in str(ended.value.code) and not (tmp_path / "out").exists()
+
+
 class Surprise:
     def __reduce__(self):
         return print, ("this must not run",)
