@@ -129,7 +129,12 @@ def do_share(fabric: Fabric, build: Callable[[Workshop], ChunkWork], missing: Mi
 
 
 def run_chunks(
-    build: Callable[[Workshop], ChunkWork], all_chunks: Sequence[Chunk], folder: Path, shop: Workshop, title: str
+    build: Callable[[Workshop], ChunkWork],
+    all_chunks: Sequence[Chunk],
+    folder: Path,
+    shop: Workshop,
+    title: str,
+    samples: str = "images",
 ) -> None:
     """Do the chunks whose files `folder` lacks, shared by all devices; no chunk depends on another.
 
@@ -140,6 +145,7 @@ def run_chunks(
         folder: receives a file for each; a file cut short by a power cut counts as missing.
         shop: of this process, with the devices.
         title: what the progress bar calls the work.
+        samples: what the line behind it counts.
     """
     folder.mkdir(exist_ok=True)
     missing = [chunk for chunk in all_chunks if not holds_tensors(folder / chunk.name)]
@@ -148,7 +154,7 @@ def run_chunks(
         start = time.monotonic()
         shop.runtime.launch(partial(do_share, build=build, missing=work, shop=shop), len(missing))
         count, seconds = sum(chunk.count for chunk in missing), time.monotonic() - start
-        shop.runtime.say(f"{title}: {count:,} images in {seconds:.3g} s, {count / seconds:.3g} images/s")
+        shop.runtime.say(f"{title}: {count:,} {samples} in {seconds:.3g} s, {count / seconds:.3g} {samples}/s")
 
 
 class Statistics(L.LightningModule, ABC):

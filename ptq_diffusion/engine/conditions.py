@@ -3,19 +3,22 @@
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from torch import Tensor
 
+from ptq_diffusion.artefact.files import read_json, write_text
 from ptq_diffusion.data import Labels
 from ptq_diffusion.data.prompts import prompt_number
 from ptq_diffusion.model import Condition, Denoiser
 
-ENCODED, ORDER = "prompts.safetensors", "prompts.json"
-"""Files of encoded prompts: a row for every distinct prompt and the negative one, and which row each prompt has."""
+ENCODED, ORDER = "chunks", "prompts.json"
+"""Encoded prompts: a folder of files with a row for every distinct prompt, and a file of which row each prompt has."""
 NEGATIVE = "negative"
 """First part of the names of the negative prompt's tensors."""
 PROMPT = "prompt"
@@ -90,45 +93,71 @@ class DrawnLabels(ConditionSource):
 
 @dataclass(frozen=True)
 class EncodedPrompts(ConditionSource):
-    """The encoded prompt of every sample, see `prompt_number`, of every seed.
+    """The encoded prompt of every sample, see `prompt_number`, of every seed; no other row is read of the files.
 
     Args:
-        distinct: a row for every distinct prompt.
+        files: a row for every distinct prompt in its place, and in the first the row of the negative prompt.
+        rows_per_file: of every file but the last, which may have fewer.
         order: the row of every prompt.
-        negative: of one sample.
         embedded: the guidance scale that the network is told; None where it reads none.
     """
 
-    distinct: Condition
+    files: Sequence[Path]
+    rows_per_file: int
     order: Sequence[int]
-    negative: Condition
     embedded: float | None = None
 
     def of(self, seed: int, indices: Sequence[int], purpose: str) -> Condition:  # noqa: ARG002
         rows = [self.order[prompt_number(index, purpose, len(self.order))] for index in indices]
-        return with_scale(self.distinct.rows(rows), self.embedded)
+        return with_scale(self._rows(rows), self.embedded)
 
     def null(self) -> Condition:
-        return self.negative
+        return Condition.of_tensors(_read(self.files[0], NEGATIVE, [0]))
 
-    def save(self, folder: Path) -> None:
-        """Write both files into an existing folder."""
-        parts: Mapping[str, Condition] = {PROMPT: self.distinct, NEGATIVE: self.negative}
-        tensors = {f"{part}/{name}": row for part, rows in parts.items() for name, row in rows.tensors().items()}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / ENCODED)
-        (folder / ORDER).write_text(json.dumps(list(self.order)) + "\n")
+    def _rows(self, rows: Sequence[int]) -> Condition:
+        """The conditions of some distinct prompts, which may repeat."""
+        distinct, size = sorted(set(rows)), self.rows_per_file
+        parts = [
+            _read(self.files[place], PROMPT, [row % size for row in group])
+            for place, group in groupby(distinct, lambda row: row // size)
+        ]
+        places = {row: place for place, row in enumerate(distinct)}
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return Condition.of_tensors(joined).rows([places[row] for row in rows])
 
     @classmethod
     def load(cls, folder: Path, embedded: float | None = None) -> "EncodedPrompts":
-        """Read what `save` wrote."""
-        tensors = load_file(folder / ENCODED)
-        distinct, negative = (
-            Condition.of_tensors(
-                {name.removeprefix(f"{part}/"): row for name, row in tensors.items() if name.startswith(f"{part}/")}
-            )
-            for part in (PROMPT, NEGATIVE)
-        )
-        return cls(distinct, json.loads((folder / ORDER).read_text()), negative, embedded)
+        """The prompts of an artefact: files of `stored_prompts`, in the order of their names, and `save_order`."""
+        order = read_json(folder / ORDER)
+        files = sorted((folder / ENCODED).glob("*.safetensors"))
+        return cls(files, order["rows_per_file"], order["rows"], embedded)
+
+
+def stored_prompts(prompts: Condition, negative: Condition | None = None) -> dict[str, Tensor]:
+    """The tensors of a file of encoded prompts, by name.
+
+    Args:
+        prompts: a row for each.
+        negative: of the negative prompt, one row.
+    """
+    parts = {PROMPT: prompts} | ({} if negative is None else {NEGATIVE: negative})
+    return {f"{part}/{name}": tensor for part, rows in parts.items() for name, tensor in rows.tensors().items()}
+
+
+def save_order(folder: Path, rows: Sequence[int], rows_per_file: int) -> None:
+    """Write which row each prompt has, and how many rows a file."""
+    write_text(folder / ORDER, json.dumps({"rows_per_file": rows_per_file, "rows": list(rows)}) + "\n")
+
+
+def _read(file: Path, part: str, rows: Sequence[int]) -> dict[str, Tensor]:
+    """The tensors of some rows of a part of a file of encoded prompts."""
+    with safe_open(file, framework="pt") as tensors:
+        slices = {
+            name.removeprefix(f"{part}/"): tensors.get_slice(name)
+            for name in tensors.keys()  # noqa: SIM118
+            if name.startswith(f"{part}/")
+        }
+        return {name: torch.cat([piece[row : row + 1] for row in rows]) for name, piece in slices.items()}
 
 
 def with_scale(condition: Condition, scale: float | None) -> Condition:

@@ -18,6 +18,7 @@ from ptq_diffusion.main import main
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.decoder import load_decoder, outlined_decoder
 from ptq_diffusion.model.hub import MODELS
+from ptq_diffusion.model.text.files import text_block, text_sizes
 from ptq_diffusion.network import QuantizedLayer
 from ptq_diffusion.network.embedding import embeddings
 from tests.own_package import WORDS
@@ -173,6 +174,18 @@ def test_networks_that_are_lent_share_the_room_of_a_block_unless_they_are_asked_
     for stage, words in (("layers", layers), ("changes", budget)):
         lent, whole = (planned(capsys, *words, *more)[stage, "memory"] for more in (["runtime.offload=block"], []))
         assert lent == whole if stage == "changes" else lent < whole
+
+
+def test_encoders_of_prompts_take_the_memory_of_their_files_or_of_a_block_of_them(tiny, capsys, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat")
+    path, prompts = "bundled:emoji_sd", ["condition=prompts", f"condition.source.path={tmp_path / 'prompts.txt'}"]
+    words = [*tiny, "goal=prompts", f"model.path={path}", *prompts]
+    whole, lent = (planned(capsys, *words, *more)["prompts", "memory"] for more in ([], ["runtime.offload=block"]))
+    sizes, blocks = text_sizes(path), Counter()
+    for name, size in sizes.items():
+        blocks[text_block(name)] += size
+    outside = blocks.pop(None)
+    assert whole - lent == sum(sizes.values()) - outside - max(blocks.values()) > 0
 
 
 def test_a_network_of_the_users_own_is_planned_from_a_folder_of_configurations(tiny, own_package, capsys):

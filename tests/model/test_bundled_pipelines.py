@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from ptq_diffusion.model import Condition, DiffusersDenoiser
 from ptq_diffusion.model.loading import MODELS
-from ptq_diffusion.model.text import encode_prompts
+from ptq_diffusion.model.text.encoders import TextEncoders
 from ptq_diffusion.sampler import FlowEuler
 from tests.model.test_pipelines import SAMPLER, STEPS, assert_same, images, noise
 
@@ -62,7 +62,7 @@ def test_guided_images_are_those_of_the_stock_pipeline(name, stock):
     folder = MODELS.path(f"bundled:{name}")
     denoiser = DiffusersDenoiser.from_folder(str(folder))
     if name == "emoji_sd":
-        condition, null = encode_prompts(str(folder), PROMPTS, "")
+        condition, null = TextEncoders(str(folder)).rows_and_negative(PROMPTS, "")
     else:
         condition, null = Condition(labels=torch.tensor(LABELS)), denoiser.null
     expected = stock(folder, noise(denoiser))

@@ -8,9 +8,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 
+from ptq_diffusion.engine.memory.lending import Lent, lend_blocks
 from ptq_diffusion.model import DiffusersDenoiser
-from ptq_diffusion.model import text as text_module
-from ptq_diffusion.model.text import encode_prompts, text_checksum
+from ptq_diffusion.model.text.encoders import AT_ONCE, TextEncoders
+from ptq_diffusion.model.text.files import text_block, text_checksum, text_sizes
 from tests.model import pipelines
 from tests.steps import at
 
@@ -30,9 +31,8 @@ def folders(tmp_path_factory):
 @torch.no_grad()
 @pytest.mark.parametrize("negative", ["", "a hat"])
 @pytest.mark.parametrize("name", ["stable_diffusion", "sdxl"])
-def test_embeddings_are_those_of_the_pipeline(folders, name, negative, monkeypatch):
-    monkeypatch.setattr(text_module, "AT_ONCE", 2)
-    rows, none = encode_prompts(str(folders[name]), PROMPTS, negative)
+def test_embeddings_are_those_of_the_pipeline(folders, name, negative):
+    rows, none = TextEncoders(str(folders[name])).rows_and_negative(PROMPTS, negative)
     stock = DiffusionPipeline.from_pretrained(folders[name])
     assert (len(rows), len(none)) == (3, 1)
     options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
@@ -52,8 +52,45 @@ def test_embeddings_are_those_of_the_pipeline(folders, name, negative, monkeypat
 def test_time_ids_of_sdxl_are_those_of_an_image_of_its_own_size(folders):
     stock = StableDiffusionXLPipeline.from_pretrained(folders["sdxl"])
     expected = stock._get_add_time_ids((16, 16), (0, 0), (16, 16), torch.float32, 5)
-    rows, none = encode_prompts(str(folders["sdxl"]), PROMPTS, "")
+    rows, none = TextEncoders(str(folders["sdxl"])).rows_and_negative(PROMPTS, "")
     assert torch.equal(rows.ids, expected.expand(3, 6)) and torch.equal(none.ids, expected)
+
+
+def same(condition, other):
+    tensors, others = condition.tensors(), other.tensors()
+    return tensors.keys() == others.keys() and all(
+        torch.equal(tensor, others[name]) for name, tensor in tensors.items()
+    )
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "sdxl"])
+def test_no_bit_of_a_row_depends_on_the_prompts_behind_it_or_on_a_negative_one(folders, name):
+    encoders, texts = TextEncoders(str(folders[name])), [f"a {'red ' * (j % 3)}cat" for j in range(AT_ONCE)]
+    full, few = encoders.rows(texts), encoders.rows(texts[:3])
+    assert (len(full), len(few)) == (AT_ONCE, 3) and same(few, full.rows(slice(3)))
+    rows, none = encoders.rows_and_negative(texts, "a hat")
+    assert same(rows, full) and same(none, encoders.rows_and_negative(texts[:1], "a hat")[1])
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "sdxl"])
+def test_encoders_whose_blocks_are_lent_give_the_bits_of_whole_ones(folders, name):
+    path = str(folders[name])
+    whole, lent = TextEncoders(path), TextEncoders(path)
+    lend_blocks(lent, lent.blocks())
+    expected, others = (each.rows_and_negative(PROMPTS, "a hat") for each in (whole, lent))
+    assert all(map(same, others, expected))
+    blocks = [module for module in lent.modules() if isinstance(module, Lent)]
+    assert len(blocks) == 2 * len(lent.networks) == len({text_block(name) for name in text_sizes(path)} - {None})
+
+
+def test_the_bytes_of_encoders_are_those_of_the_weights_that_are_loaded(folders, tmp_path):
+    """Of two variants one is loaded."""
+    folder = shutil.copytree(folders["sdxl"], tmp_path / "model")
+    expected = sum(parameter.nbytes for parameter in TextEncoders(str(folder)).parameters())
+    assert sum(text_sizes(str(folder)).values()) == expected
+    for home in ("text_encoder", "text_encoder_2"):
+        shutil.copy(folder / home / "model.safetensors", folder / home / "model.fp16.safetensors")
+    assert sum(text_sizes(str(folder)).values()) == expected
 
 
 def test_the_checksum_is_of_text_alone_and_the_models_of_all_else(folders, tmp_path):
@@ -104,18 +141,15 @@ def test_folders_that_cannot_encode_are_refused_in_one_line(folders, tmp_path, c
     folder = shutil.copytree(folders["stable_diffusion"], tmp_path / "model")
     change(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
-        encode_prompts(str(folder), PROMPTS, "")
+        TextEncoders(str(folder))
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_to_encode_and_nothing_to_encode_with(folders, tiny_model_folder, monkeypatch):
-    folder = str(folders["stable_diffusion"])
-    with pytest.raises(ValueError, match="expected at least one prompt, got none"):
-        encode_prompts(folder, [], "")
+def test_a_network_that_reads_none_and_nothing_to_encode_with(folders, tiny_model_folder, monkeypatch):
     with pytest.raises(ValueError, match="expected a network that reads prompts .*; set condition=labels or none"):
-        encode_prompts(str(tiny_model_folder()), PROMPTS, "")
+        TextEncoders(str(tiny_model_folder()))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         ModuleNotFoundError, match=r"expected transformers to encode prompts.*pip install -e '\.\[text\]'"
     ):
-        encode_prompts(folder, PROMPTS, "")
+        TextEncoders(str(folders["stable_diffusion"]))

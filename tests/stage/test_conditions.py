@@ -81,12 +81,18 @@ def encoder(monkeypatch):
     """An encoder of prompts that counts: the embedding of a text is its length, of the negative one 0."""
     encoded = []
 
-    def encode(path, prompts, negative):
-        encoded.extend(prompts)
-        lengths = torch.tensor([float(len(prompt)) for prompt in prompts])
-        return Condition(embeddings=lengths[:, None, None]), Condition(embeddings=torch.zeros(1, 1, 1))
+    class Lengths(torch.nn.Module):
+        def __init__(self, path):
+            super().__init__()
 
-    monkeypatch.setattr(stage, "encode_prompts", encode)
+        def rows(self, prompts, device):
+            encoded.extend(prompts)
+            return Condition(embeddings=torch.tensor([float(len(prompt)) for prompt in prompts])[:, None, None])
+
+        def rows_and_negative(self, prompts, negative, device):
+            return self.rows(prompts, device), Condition(embeddings=torch.zeros(1, 1, 1))
+
+    monkeypatch.setattr(stage, "TextEncoders", Lengths)
     monkeypatch.setattr(stage, "text_checksum", lambda path: path)
     monkeypatch.setattr("ptq_diffusion.command.check.preflight.check_condition", lambda *_: None)
     return encoded

@@ -135,7 +135,7 @@ class Extent(Drawn):
     Args:
         steps: of the sampler.
         features: the length of a feature vector; 0 where nothing is judged.
-        prompts: the bytes of all encoded prompts, which are kept in memory.
+        prompts: the bytes of all encoded prompts, which are kept on the disk.
         micro_batch: samples that are computed together.
         parameters: of the model.
     """
@@ -193,16 +193,16 @@ class Sizes:
         return FLOAT * (extent.parameters + extent.micro_batch * self.widest)
 
     def memory(self, extent: Extent) -> float:
-        """Bytes of all images and their features, and of encoded prompts."""
+        """Bytes of all images and their features."""
         judged = 3 * extent.images * (self.sample + FLOAT * extent.features) + 3 * 8 * extent.features**2
-        return judged + extent.prompts + self.sample * extent.trial
+        return judged + self.sample * extent.trial
 
     def disk(self, extent: Extent) -> float:
-        """Bytes of images, of float paths, and of the errors of layers."""
+        """Bytes of images, of float paths, of encoded prompts, and of the errors of layers."""
         pixels = self.sample * (3 * extent.images + extent.trial)
         paths = FLOAT * self.sample * extent.steps * (extent.calibration + extent.noise)
         errors = SUM * len((POWER, *COLUMNS)) * self.sites * extent.steps
-        return pixels + paths + errors * math.ceil(extent.layers / AT_ONCE)
+        return pixels + paths + extent.prompts + errors * math.ceil(extent.layers / AT_ONCE)
 
     def time(self, extent: Extent) -> float:
         """Seconds of all samplings."""
@@ -228,7 +228,7 @@ def needs(
         steps: of the sampler.
         features: the length of a feature vector; 0 where nothing is judged.
         device: where networks run.
-        conditions: the bytes of all encoded prompts, which are kept in memory.
+        conditions: the bytes of all encoded prompts, which are kept on the disk.
     """
     counts = {field.name: getattr(drawn, field.name) for field in fields(Drawn)}
     parameters = model.architecture().parameters

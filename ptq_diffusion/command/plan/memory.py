@@ -3,6 +3,7 @@
 import math
 import resource
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from ptq_diffusion.correction import Auto
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.runtime import BY_BLOCK
 from ptq_diffusion.metric import FeatureExtractor
+from ptq_diffusion.model.text.files import text_block, text_sizes
 from ptq_diffusion.network.embedding import embeddings
 from ptq_diffusion.numeric.grid import FLOAT_BITS
 from ptq_diffusion.stage.calibrate import Calibrate
@@ -28,6 +30,7 @@ from ptq_diffusion.stage.fit import Fit
 from ptq_diffusion.stage.float_path import FloatPath
 from ptq_diffusion.stage.noise import Noise
 from ptq_diffusion.stage.planning.changes import TOGETHER, MeasureChanges
+from ptq_diffusion.stage.prompts import EncodePrompts
 from ptq_diffusion.stage.quantize import Quantize
 from ptq_diffusion.stage.rounding.learn_scales import LearnScales
 from ptq_diffusion.stage.samples_corrected import CorrectedSamples
@@ -105,6 +108,7 @@ class Footprint:
     @cached_property
     def _rules(self) -> Mapping[str, Callable[[Case], Memory]]:
         return {
+            EncodePrompts.name: lambda _: Memory(together(self.text_encoders)),
             Trajectories.name: lambda case: self._recorded(case, len(case.table)),
             ChooseStates.name: self._features,
             Calibrate.name: self._observed,
@@ -128,27 +132,34 @@ class Footprint:
         """Bytes of the float network."""
         network = self._model.network
         tensors = chain(network.named_parameters(), network.named_buffers())
-        return self._held((name, size([tensor])) for name, tensor in tensors)
+        return self._held(((name, size([tensor])) for name, tensor in tensors), self._block_of)
 
     @cached_property
     def quantized_network(self) -> Held:
         """Bytes of the quantized network when it has been asked: integers, what they are unpacked to, all others."""
-        return self._held(chain(self._packed, self._unpacked, self._others))
+        return self._held(chain(self._packed, self._unpacked, self._others), self._block_of)
 
-    def _held(self, sizes: Iterable[tuple[str, int]]) -> Held:
-        """Bytes of tensors or layers by name."""
-        blocks, outside = dict.fromkeys(self._lent_blocks, 0), 0
+    @cached_property
+    def text_encoders(self) -> Held:
+        """Bytes of the text encoders, as their files have them; those of a forward of some prompts are not counted."""
+        block_of = text_block if self._lends else lambda _: None
+        return self._held(text_sizes(self._case.cfg.model.path).items(), block_of)
+
+    def _held(self, sizes: Iterable[tuple[str, int]], block_of: Callable[[str], str | None]) -> Held:
+        """Bytes of tensors or layers by name, of which some lie in blocks that are lent."""
+        blocks = Counter[str | None]()
         for name, count in sizes:
-            block = self._block_of(name)
-            if block is None:
-                outside += count
-            else:
-                blocks[block] += count
-        return Held(outside + sum(blocks.values()), outside, max(blocks.values(), default=0))
+            blocks[block_of(name)] += count
+        whole, outside = blocks.total(), blocks.pop(None, 0)
+        return Held(whole, outside, max(blocks.values(), default=0))
 
     @cached_property
     def _lent_blocks(self) -> Sequence[str]:
-        return list(self._model.blocks()) if self._case.shop.runtime.offload == BY_BLOCK else []
+        return list(self._model.blocks()) if self._lends else []
+
+    @property
+    def _lends(self) -> bool:
+        return self._case.shop.runtime.offload == BY_BLOCK
 
     def _block_of(self, name: str) -> str | None:
         """The block that is lent and holds a tensor or a layer, if any."""

@@ -1,6 +1,6 @@
 """Networks whose blocks lie in the host's memory or in files, and come to the device for their own forward alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,14 +23,22 @@ def lend_by_block(denoiser: Denoiser) -> None:
     Args:
         denoiser: float or quantized; its network is changed. One that names no blocks is left as it is.
     """
-    if not (names := denoiser.blocks()):
-        return
-    for name in names:
-        block = denoiser.network.get_submodule(name)
+    if names := denoiser.blocks():
+        lend_blocks(denoiser, [denoiser.network.get_submodule(name) for name in names])
+
+
+def lend_blocks(owner: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    """Offload some blocks of a module, see `lend_by_block`.
+
+    Args:
+        owner: the module, which is changed.
+        blocks: modules within it, none within another.
+    """
+    for block in blocks:
         # As torch's parametrizations do it: names, attributes and the kind of the module stay as they are.
         block.__class__ = _lent_kind(type(block))
     # All others move into memory: products of few rows depend in last bits on where a mapped file has a tensor begin.
-    denoiser._apply(torch.clone)
+    owner._apply(torch.clone)
 
 
 class Lent(nn.Module):

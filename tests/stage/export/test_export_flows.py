@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ptq_diffusion.correction.pipeline.pipeline_folder import require_guides
 from ptq_diffusion.engine.conditions import EncodedPrompts
@@ -25,6 +26,7 @@ import json, sys
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from torch import nn
 import ptq_diffusion.correction
 from ptq_diffusion.numeric.seed import generator
 
@@ -69,13 +71,18 @@ def words(monkeypatch, tmp_path):
     """From a kind to the words of its experiment: two prompts whose embeddings are random, and small states."""
     monkeypatch.setattr(flux, "SIDE", SIDE)
 
-    def encode(path, prompts, negative):  # noqa: ARG001
-        tensors = condition_of(denoiser_of(json.loads((path / "kind.json").read_text())), len(prompts) + 1).tensors()
-        tensors.pop("scale", None)
-        whole = Condition(**tensors)
-        return whole.rows(slice(len(prompts))), whole.rows(slice(len(prompts), None))
+    class RandomRows(nn.Module):
+        def __init__(self, path):
+            super().__init__()
+            self.kind = json.loads((tmp_path / path.split("/")[-1] / "kind.json").read_text())
 
-    monkeypatch.setattr(stage, "encode_prompts", lambda path, *texts: encode(tmp_path / path.split("/")[-1], *texts))
+        def rows_and_negative(self, prompts, negative, device):  # noqa: ARG002
+            tensors = condition_of(denoiser_of(self.kind), len(prompts) + 1).tensors()
+            tensors.pop("scale", None)
+            whole = Condition(**tensors)
+            return whole.rows(slice(len(prompts))), whole.rows(slice(len(prompts), None))
+
+    monkeypatch.setattr(stage, "TextEncoders", RandomRows)
     monkeypatch.setattr(stage, "text_checksum", lambda path: path)
     monkeypatch.setattr("ptq_diffusion.command.check.preflight.check_condition", lambda *_: None)
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
