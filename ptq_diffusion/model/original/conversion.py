@@ -16,7 +16,7 @@ from ptq_diffusion.artefact.files import write_json
 from ptq_diffusion.model.family.unet_2d import HEADS
 from ptq_diffusion.model.original.first_stage import first_stage_class, first_stage_config, first_stage_tensors
 from ptq_diffusion.model.original.settings import Settings, read_settings
-from ptq_diffusion.model.original.unet import unet_config, unet_tensors
+from ptq_diffusion.model.original.unet import require_heads, unet_config, unet_tensors
 
 NETWORK, FIRST_STAGE, EMBEDDING = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.embedding.weight"
 
@@ -102,6 +102,7 @@ def _part(state: Mapping[str, Tensor], prefix: str, checkpoint: Path) -> dict[st
 
 
 def _network(state: Mapping[str, Tensor], settings: Settings) -> ModelMixin:
+    require_heads(settings.unet)
     config = unet_config(settings.unet)
     kind = UNet2DConditionModel if settings.unet.use_spatial_transformer else UNet2DModel
     network = kind(**{name: value for name, value in config.items() if name != HEADS})

@@ -58,6 +58,22 @@ def unet_config(settings: UNetSettings) -> dict[str, Any]:
     return config | {"attention_head_dim": None, HEADS: settings.num_heads}
 
 
+def require_heads(settings: UNetSettings) -> None:
+    """Refuse heads of attention that do not divide the channels of a level.
+
+    Raises:
+        ValueError: the message names the level.
+    """
+    for level, channels in enumerate(settings.channels):
+        heads = settings.heads(channels)
+        if settings.attends(level) and (heads < 1 or channels % heads):
+            raise ValueError(
+                f"expected num_heads or num_head_channels of the configuration to divide the {channels} channels of "
+                f"level {level}, got {settings.num_heads} heads and {settings.num_head_channels} channels a head; give "
+                "the configuration that belongs to the checkpoint"
+            )
+
+
 def unet_tensors(state: Mapping[str, Tensor], settings: UNetSettings) -> dict[str, Tensor]:
     """The network's tensors under the names of diffusers.
 
