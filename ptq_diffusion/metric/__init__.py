@@ -35,13 +35,20 @@ from ptq_diffusion.metric.judgement import Judgement, judge
 from ptq_diffusion.metric.metric import FLOAT, Evidence, ImageMetric, Likeness, Metric, PromptMetric, Settings
 from ptq_diffusion.metric.protocol import protocol_id
 from ptq_diffusion.metric.real_statistics import RealStatistics
-from ptq_diffusion.metric.reference import FolderReference, NoReference, Reference, StatisticsReference
+from ptq_diffusion.metric.reference import (
+    DataSetReference,
+    FolderReference,
+    NoReference,
+    Reference,
+    StatisticsReference,
+)
 
 __all__ = [
     "CLIPScore",
     "ClassifierScore",
     "Coverage",
     "Density",
+    "DataSetReference",
     "DistanceToFloat",
     "EfficientNetLite0",
     "Estimate",

@@ -8,12 +8,13 @@ from torch import Tensor
 from ptq_diffusion.artefact.bundle import Bundles
 from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.data import FolderImages
+from ptq_diffusion.metric.coarse_statistics import is_coarse, load_coarse
 from ptq_diffusion.metric.feature.feature import FeatureExtractor
 from ptq_diffusion.metric.feature.resnet9 import FEATURE_NETWORKS
 from ptq_diffusion.metric.real_statistics import RealStatistics
 
-PIXEL_STATISTICS = Bundles(Path(__file__).parent / "statistics")
-"""Statistics of data sets that no bundled feature network was trained on."""
+DATA_SETS = Bundles(Path(__file__).parent / "statistics")
+"""Statistics of data sets that no bundled feature network was trained on, a file for each feature space."""
 
 
 class Reference(ABC):
@@ -62,13 +63,11 @@ class StatisticsReference(Reference):
     """Statistics that were taken earlier.
 
     Args:
-        path: the file, or `bundled:NAME` of the training images of the feature network of that name, or of a data set
-            in the pixels' space.
+        path: the file, or `bundled:NAME` of the training images of the feature network of that name.
     """
 
     def __init__(self, path: str) -> None:
-        home = PIXEL_STATISTICS if path in PIXEL_STATISTICS.names() else FEATURE_NETWORKS
-        self.path = home.path(path, "reference.safetensors")
+        self.path = FEATURE_NETWORKS.path(path, "reference.safetensors")
         if not self.path.is_file():
             raise FileNotFoundError(
                 f"expected a file of feature statistics, got {self.path}; goal=reference_statistics makes one, "
@@ -86,6 +85,42 @@ class StatisticsReference(Reference):
 
     def checksum(self) -> str:
         return files_digest([self.path])
+
+
+class DataSetReference(Reference):
+    """Statistics of a data set that come with the package, in the feature spaces that they were taken in.
+
+    Args:
+        path: `bundled:NAME` of the data set.
+    """
+
+    def __init__(self, path: str) -> None:
+        if path not in DATA_SETS.names():
+            raise ValueError(
+                f"expected a data set whose statistics come with the package, {', '.join(DATA_SETS.names())}, got "
+                f"{path!r}; reference=statistics reads a file, reference=folder images"
+            )
+        self.path = DATA_SETS.path(path)
+
+    def statistics(self, extractor: FeatureExtractor) -> RealStatistics | None:
+        spaces = {file.stem: file for file in sorted(self.path.glob("*.safetensors"))}
+        if extractor.name not in spaces:
+            raise ValueError(
+                f"expected a feature space in which statistics of {self.path.name} come with the package, "
+                f"{' or '.join(spaces)}, got {extractor.name}; set feature={next(iter(spaces))}, or make others with "
+                "goal=reference_statistics"
+            )
+        file = spaces[extractor.name]
+        statistics = load_coarse(file) if is_coarse(file) else RealStatistics.load(file)
+        statistics.moments.require(extractor.checksum())
+        return statistics
+
+    def check(self, extractor: FeatureExtractor, neighbours: int) -> None:
+        statistics = self.statistics(extractor)
+        _require_neighbours(0 if statistics is None else len(statistics.vectors), neighbours, self.path)
+
+    def checksum(self) -> str:
+        return files_digest(sorted(self.path.glob("*.safetensors")))
 
 
 class FolderReference(Reference):
