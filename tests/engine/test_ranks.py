@@ -79,7 +79,24 @@ def test_two_nodes_leave_the_bytes_of_one_process_and_one_of_them_speaks(tiny, m
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert first[1].count(" fit: making") == 1 and second[1] == ""
     make(*SMALL, f"outputs={tmp_path / 'one'}")
-    single, shared = (contents(tmp_path / name) for name in ("one", "two"))
+    assert_same_stores(tmp_path / "one", tmp_path / "two")
+
+
+def test_two_tasks_of_slurm_leave_the_sensitivities_of_one_process(tiny, make, tmp_path):
+    """Sixteen samples go backwards together, so that each task has a chunk of 16 and one more has the rest."""
+    words = ["goal=plan", "bitwidth=budget", "bitwidth.saving=20", "bitwidth.activations=[3,8]"]
+    words += ["sensitivity.images=20", "noise.images=20"]
+    place = port()
+    commands = [(quick([*tiny, *words, f"outputs={tmp_path / 'two'}"]), slurms(node, place)) for node in range(2)]
+    first, second = started_commands(tmp_path, *commands)
+    assert first[0] == second[0] == 0, first[2] + second[2]
+    make(*words, f"outputs={tmp_path / 'one'}")
+    assert len(list(tmp_path.glob("two/store/changes/*/chunks/*.safetensors"))) > 1
+    assert_same_stores(tmp_path / "one", tmp_path / "two")
+
+
+def assert_same_stores(*outputs):
+    single, shared = map(contents, outputs)
     assert shared.keys() == single.keys()
     assert [name for name in single if single[name] != shared[name]] == []
 
