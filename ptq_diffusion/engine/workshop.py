@@ -31,6 +31,8 @@ from ptq_diffusion.sampler import Table
 Part = TypeVar("Part")
 Model = TypeVar("Model", bound=Denoiser)
 CPU = torch.device("cpu")
+DRAWING = ("decoder", "simulated", "quantized")
+"""Parts that are built to draw images."""
 PROMPTS = "prompts"
 """The name of the artefact of encoded prompts."""
 
@@ -182,6 +184,13 @@ class Workshop:
             str(folder),
             plain(cfg.backend),
         )
+
+    def release_drawing(self) -> None:
+        """Forget the decoder and quantized networks once all images are drawn; who asks for one has it built anew."""
+        self._built = {key: part for key, part in self._built.items() if json.loads(key)[0] not in DRAWING}
+        for part in self._built.values():
+            if isinstance(part, Workshop):
+                part.release_drawing()
 
     def _built_model(self, cfg: DictConfig) -> Denoiser:
         # Weights that are lent need not be in memory before.

@@ -64,6 +64,7 @@ class Evaluate(ModelStage):
         return super().evidence(cfg) | checksums | metrics
 
     def make(self, cfg: DictConfig, inputs: Mapping[str, Path], out: Path, shop: Workshop) -> None:
+        shop.release_drawing()
         reference, gathering = construct(cfg.reference), build_gathering(cfg)
         batches = stored_images(inputs, gathering.extractor.batch).chunks()
         run_chunks(partial(self.describer, cfg, inputs), batches, out / "batches", shop, self.title)

@@ -276,9 +276,9 @@ class Footprint:
         return Memory(self.both, quantized + forward_bytes(self._model, fitted, gradients=True))
 
     def _judged(self, case: Case) -> Memory:
-        """A batch of images of all variants, and the features of all, once more where moments of them are taken."""
+        """The float network, a batch of images of all variants, and the features of all, twice as moments are taken."""
         batch = len(VARIANTS) * FeatureExtractor.batch * case.image_bytes
-        return Memory(self.both + self.decoder, 0, batch + 2 * bytes_of_features(case))
+        return Memory(self.floating, 0, batch + 2 * bytes_of_features(case))
 
 
 def resident() -> int:
