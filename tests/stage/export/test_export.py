@@ -16,9 +16,21 @@ from ptq_diffusion.stage.drawing.images import to_bytes
 from ptq_diffusion.stage.samples import read_images
 
 
-@pytest.mark.parametrize("correction", ["readout_matched", "rescaled_matched"])
-def test_the_exported_pipeline_draws_the_corrected_images(make, correction):
-    chosen = [f"correction={correction}", "images=4", "seeds=[5]", "noise.images=16"]
+@pytest.mark.parametrize(
+    ("correction", "sampler"),
+    [
+        ("readout_matched", "ddim"),
+        ("rescaled_matched", "ddim"),
+        ("rescaled_matched", "ddpm"),
+        ("rescaled_matched", "euler"),
+        ("ptqd", "euler_ancestral"),
+        ("rescaled_readout_matched", "dpm_solver"),
+        ("rescaled_matched", "lcm"),
+    ],
+)
+def test_the_exported_pipeline_draws_the_corrected_images(make, correction, sampler):
+    chosen = [f"correction={correction}", f"sampler={sampler}", "sampler.steps=3", "images=4", "seeds=[5]"]
+    chosen.append("noise.images=16")
     folder = make("goal=export", *chosen)
     read = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert read == {".json", ".safetensors", ".yaml"}
