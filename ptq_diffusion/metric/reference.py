@@ -67,6 +67,11 @@ class StatisticsReference(Reference):
     """
 
     def __init__(self, path: str) -> None:
+        if path in DATA_SETS.names():
+            raise ValueError(
+                f"expected a file of feature statistics, got {path!r}, which are those of a data set in several "
+                f"spaces; set reference={path.partition(':')[2]}"
+            )
         self.path = FEATURE_NETWORKS.path(path, "reference.safetensors")
         if not self.path.is_file():
             raise FileNotFoundError(
@@ -102,7 +107,7 @@ class DataSetReference(Reference):
             )
         self.path = DATA_SETS.path(path)
 
-    def statistics(self, extractor: FeatureExtractor) -> RealStatistics | None:
+    def statistics(self, extractor: FeatureExtractor) -> RealStatistics:
         spaces = {file.stem: file for file in sorted(self.path.glob("*.safetensors"))}
         if extractor.name not in spaces:
             raise ValueError(
@@ -116,8 +121,7 @@ class DataSetReference(Reference):
         return statistics
 
     def check(self, extractor: FeatureExtractor, neighbours: int) -> None:
-        statistics = self.statistics(extractor)
-        _require_neighbours(0 if statistics is None else len(statistics.vectors), neighbours, self.path)
+        _require_neighbours(len(self.statistics(extractor).vectors), neighbours, self.path)
 
     def checksum(self) -> str:
         return files_digest(sorted(self.path.glob("*.safetensors")))

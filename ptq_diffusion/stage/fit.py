@@ -107,10 +107,8 @@ class Fit(ModelStage):
             run_chunks(trial, chunks_to_do, out / "trial" / name, shop, f"{self.title}: {name}")
             return torch.cat([chunk["images"] for chunk in read_chunks(out / "trial" / name)])
 
-        layers = shop.quantized(cfg, inputs[Quantize.name]).layers().values()
+        layers = shop.host.simulated(inputs[Quantize.name]).layers().values()
         notes = correction.without_input([layer.settings.form for layer in layers])
-        for name, note in notes.items():
-            shop.runtime.say(f"auto, of the candidate {name}: {note}")
         variants = {name: images(name) for name in correction.candidates}
         choice = correction.choose(images(FLOAT), variants, notes)
         FittedCorrection.load(inputs[choice.chosen]).save(out)

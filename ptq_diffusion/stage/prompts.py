@@ -62,15 +62,14 @@ class EncodePrompts(Stage):
         texts = construct(cfg.condition.source).texts()
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         batches = chunks(PROMPTS, [0], len(places), AT_ONCE)
-        run_chunks(partial(self.work, cfg), batches, out / ENCODED, shop, self.title, PROMPTS)
+        run_chunks(partial(self.work, cfg, list(places)), batches, out / ENCODED, shop, self.title, PROMPTS)
         # Text encoders may be larger than the network, for which they make room.
         gc.collect()
         save_order(out, [places[text] for text in texts], AT_ONCE)
 
-    def work(self, cfg: DictConfig, shop: Workshop) -> EncodeTexts:
-        """The work of every device."""
+    def work(self, cfg: DictConfig, distinct: Sequence[str], shop: Workshop) -> EncodeTexts:
+        """The work of every device, for these prompts."""
         encoders = TextEncoders(cfg.model.path)
         if shop.runtime.offload == BY_BLOCK:
             lend_blocks(encoders, encoders.blocks())
-        distinct = list(dict.fromkeys(construct(cfg.condition.source).texts()))
         return EncodeTexts(encoders, distinct, cfg.condition.negative_prompt)

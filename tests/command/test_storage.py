@@ -212,7 +212,9 @@ def test_a_store_of_another_format_is_refused_and_left_as_it_is(words, outputs, 
     monkeypatch.chdir(outputs.parent)
     with pytest.raises(SystemExit) as stop:
         started(*words)
-    assert_clear(stop.value.code, "a store of format 1 at outputs/store, got one of format '2'.*set outputs=FOLDER")
+    assert_clear(
+        stop.value.code, "store of format 1 at outputs/store, got one of format '2'.*another folder of outputs"
+    )
     assert complete(outputs) == before
 
 

@@ -158,8 +158,9 @@ def test_the_signal_and_noise_of_every_offer_are_those_of_its_network(make, mode
     assert found.offered == (LayerBits(4, 3), LayerBits(4, 8), LayerBits(32, 32)) and found.steps == STEPS
     assert torch.equal(found.signal, found.signal[:1].expand(3, STEPS))
     assert (found.error[0] > found.error[1]).all() and (found.error[1] > found.error[2]).all()
-    chunks = list(read_chunks(folder / "chunks"))
-    assert len(chunks) == 2 and torch.equal(found.error, chunks[0]["error"] + chunks[1]["error"])
+    for error, name in zip(found.error, ("W4A3", "W4A8", "W32A32"), strict=True):
+        chunks = list(read_chunks(folder / "chunks" / name))
+        assert len(chunks) == 2 and torch.equal(error, chunks[0]["error"] + chunks[1]["error"])
 
 
 # Plans and networks.

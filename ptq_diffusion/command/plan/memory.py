@@ -113,7 +113,7 @@ class Footprint:
             ChooseStates.name: self._features,
             Calibrate.name: self._observed,
             FloatPath.name: lambda case: self._recorded(case, len(case.fit_table)),
-            MeasureStepSignal.name: self._offers,
+            MeasureStepSignal.name: lambda _: self._offer(),
             MeasureChanges.name: self._backward,
             LearnScales.name: lambda _: Memory(self.both, self.quantized_activations),
             Quantize.name: lambda _: Memory(self.floating + self._stored, 0, self._largest),
@@ -241,12 +241,10 @@ class Footprint:
         states = len(case.table) * case.cfg.micro_batch * case.state_bytes
         return Memory(self.floating, self.float_activations, states + OBSERVED * bytes_of_observations(case))
 
-    def _offers(self, case: Case) -> Memory:
-        """The float network, and one of every offer, whose blocks no file holds: what is lent lies on the host."""
-        offers = len(construct(case.cfg.bitwidth).offered)
-        networks = together(self.float_network, *[self.quantized_network] * offers)
+    def _offer(self) -> Memory:
+        """The float network, and that of an offer, whose blocks no file holds: what is lent lies on the host."""
         on_host = sum(count for name, count in self._packed if self._block_of(name) is not None)
-        return Memory(networks, self.quantized_activations, offers * on_host)
+        return Memory(self.both, self.quantized_activations, on_host)
 
     def _backward(self, case: Case) -> Memory:
         """Whole networks: a backward pass needs every block that was lent, and layers are unpacked outside of them."""

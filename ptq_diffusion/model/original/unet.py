@@ -64,9 +64,12 @@ def require_heads(settings: UNetSettings) -> None:
     Raises:
         ValueError: the message names the level.
     """
+    last = len(settings.channels) - 1
     for level, channels in enumerate(settings.channels):
-        heads = settings.heads(channels)
-        if settings.attends(level) and (heads < 1 or channels % heads):
+        # The middle block, of the last level's channels, attends whatever the levels do.
+        attends = settings.attends(level) or level == last
+        heads = settings.heads(channels) if settings.num_head_channels else 0
+        if attends and (heads < 1 or channels % heads):
             raise ValueError(
                 f"expected num_heads or num_head_channels of the configuration to divide the {channels} channels of "
                 f"level {level}, got {settings.num_heads} heads and {settings.num_head_channels} channels a head; give "

@@ -2,9 +2,11 @@
 
 import hashlib
 import importlib.util
-import json
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from ptq_diffusion.model.folder import ModelFiles, find_files, named_digest
 from ptq_diffusion.model.pipeline_index import TEXT
@@ -12,6 +14,8 @@ from ptq_diffusion.model.pipeline_index import TEXT
 ENDINGS = (".json", ".txt", ".model", ".safetensors")
 """The files of text encoders and tokenizers that are read."""
 LIBRARY = "transformers"
+FLOAT = 4
+"""Bytes of a number in memory, where text encoders are float32."""
 
 
 def text_checksum(path: str) -> str:
@@ -78,7 +82,7 @@ def text_block(name: str) -> str | None:
 
 
 def text_sizes(path: str) -> dict[str, int]:
-    """The bytes of every tensor of the text encoders of a model folder, by the component's name and its own.
+    """The bytes of every tensor of the text encoders of a model folder in memory, by the component's name and its own.
 
     Of weights that are not there nothing is told.
     """
@@ -95,8 +99,9 @@ def text_sizes(path: str) -> dict[str, int]:
 
 
 def _tensor_sizes(file: Path) -> dict[str, int]:
-    """The bytes of every tensor of a file, as its header says."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    places = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
-    return {name: end - begin for name, (begin, end) in places.items()}
+    """The bytes of every tensor of a file in float32, in which encoders compute whatever the file has."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            return {name: FLOAT * prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"expected weights in {file}, got another file ({error}); fetch it again") from error

@@ -102,8 +102,8 @@ class Sums:
 def signed_parts(weight: QuantizedWeight) -> Sequence[Tensor]:
     """The integers n - z of a weight as int8 parts that add up to them and whose products are exact on this machine.
 
-    There is nearly always one. Weights of 8 bits have two on a machine without instructions for 8-bit products, and
-    those of an affine grid of 8 bits that is far off its middle have one more, there two.
+    Most weights have one part. Weights of 8 bits have two on a processor without 8-bit products. Affine grids far off
+    their middle have two, on such a processor up to four.
     """
     low, high = onednn.exact_integers()
     parts, rest = list[Tensor](), weight.centred()

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 from onnx import ModelProto
 
-from ptq_diffusion.network.backend.onednn import multiplies_bytes
+from ptq_diffusion.network.backend.onednn import cuts_off_sums
 
 IN_FLOAT = "session.disable_quant_qdq", "1"
 """The option by which integers are multiplied as floats, as exactly, where sums of products of 8 bits are cut off."""
@@ -24,7 +24,7 @@ def session(model: ModelProto | Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = QUIET
-    if not multiplies_bytes():
+    if cuts_off_sums():
         options.add_session_config_entry(*IN_FLOAT)
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:

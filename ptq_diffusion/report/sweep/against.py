@@ -28,14 +28,11 @@ def with_differences(lines: Sequence[Line], runs: Sequence[Run], baseline: Basel
 
     Raises:
         FileNotFoundError: neither the runs nor the store beside them has their features.
-        ValueError: a cell has several baselines.
     """
     by_name = {run.name: run for run in runs}
-    cells = _cells(lines, baseline)
-    bases = [baseline.variant(cell, by_name) for cell in cells]
     done: dict[str, Mapping[str, Interval | str]] = {}
-    for cell, base in track(list(zip(cells, bases, strict=True)), "lines compared", transient=True):
-        done |= _differences(cell, base, by_name, baseline.name)
+    for cell in track(_cells(lines, baseline), "lines compared", transient=True):
+        done |= _differences(cell, baseline, by_name)
     return [replace(line, against=done.get(variant_of(line), {})) for line in lines]
 
 
@@ -49,14 +46,15 @@ def _cells(lines: Sequence[Line], baseline: Baseline) -> list[list[Line]]:
 
 
 def _differences(
-    cell: Sequence[Line], base: str | None, runs: Mapping[str, Run], name: str
+    cell: Sequence[Line], baseline: Baseline, runs: Mapping[str, Run]
 ) -> dict[str, Mapping[str, Interval | str]]:
-    """The differences that every line shows; a cell without the baseline says so."""
-    columns = [f"FID - {name}, 95 %", f"FID to float - {name}, 95 %"]
-    variants = [variant_of(line) for line in cell]
-    if base is None:
-        return {variant: dict.fromkeys(columns, f"no {name}") for variant in variants}
-    metrics = _judged(cell, runs)
+    """The differences that every line shows; a cell with no baseline, or several, says so."""
+    columns = [f"FID - {baseline.name}, 95 %", f"FID to float - {baseline.name}, 95 %"]
+    variants, bases = [variant_of(line) for line in cell], baseline.variants(cell)
+    if len(bases) != 1:
+        return {variant: dict.fromkeys(columns, f"{len(bases) or 'no'} {baseline.name}") for variant in variants}
+    (base,) = bases
+    metrics = _judged(cell, runs, with_quantized=base == NONE)
     return {
         variant: {column: _minus(paired, variant, base) for column, paired in zip(columns, metrics, strict=True)}
         for variant in variants
@@ -64,18 +62,26 @@ def _differences(
     }
 
 
-def _judged(cell: Sequence[Line], runs: Mapping[str, Run]) -> tuple[Paired, Paired]:
-    """FID, and FID to float, of every variant of a cell, as the evaluation of its first run was configured."""
+def _judged(cell: Sequence[Line], runs: Mapping[str, Run], with_quantized: bool) -> tuple[Paired, Paired]:
+    """FID, and FID to float, of every variant of a cell, as the evaluation of its first run was configured.
+
+    Args:
+        cell: its lines.
+        runs: by name.
+        with_quantized: whether its quantized samples are one more, `NONE`.
+    """
     first = runs[cell[0].run]
     cfg = OmegaConf.create(read_config(first.folder))
     extractor = build_extractor(cfg)
     checksum = extractor.checksum()
-    places = {FULL_PRECISION: (first, "full_precision"), NONE: (first, "quantized")}
-    places |= {variant_of(line): (runs[line.run], "corrected" if line.gain else "quantized") for line in cell}
+    places = {NONE: (first, "quantized")} if with_quantized else {}
+    for line in cell:
+        places[variant_of(line)] = runs[line.run], "quantized" if line.correction == NONE else "corrected"
     features = {name: _features(run, variant, checksum) for name, (run, variant) in places.items()}
+    float_features = {FULL_PRECISION: _features(first, "full_precision", checksum)}
     real = construct(cfg.reference).statistics(extractor)
     resampling, strata = (cfg.judging.replicates, cfg.judging.seed), len(cfg.seeds)
-    to_float = paired_fid_to(FULL_PRECISION, features, checksum, *resampling, strata=strata)
+    to_float = paired_fid_to(FULL_PRECISION, float_features | features, checksum, *resampling, strata=strata)
     return to_float if real is None else paired_fid(features, real.moments, *resampling, strata=strata), to_float
 
 

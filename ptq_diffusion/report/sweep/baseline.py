@@ -1,11 +1,11 @@
 """Baselines that the lines of a sweep are compared with: a correction, or a level of another option."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ptq_diffusion.report.sweep.lines import FULL_PRECISION, NONE, Line
 from ptq_diffusion.report.sweep.runs import BITS, Run, depth
-from ptq_diffusion.report.sweep.selection import meets, option_of
+from ptq_diffusion.report.sweep.selection import meets, options_of
 
 BEST = "best"
 """The word for the correction of the lowest FID in each cell, chosen by the numbers that it is judged by."""
@@ -26,11 +26,10 @@ class Baseline(ABC):
         """The cell of a measured line, equal for lines that are compared; None for a line that stands alone."""
 
     @abstractmethod
-    def variant(self, cell: Sequence[Line], runs: Mapping[str, Run]) -> str | None:
-        """The baseline of a cell as a name of `variant_of`, or `NONE`, its quantized samples; None where it has none.
+    def variants(self, cell: Sequence[Line]) -> list[str]:
+        """The lines of a cell that may be its baseline, by `variant_of`, or `NONE`, its quantized samples.
 
-        Raises:
-            ValueError: it has several.
+        A cell has a baseline where there is one.
         """
 
 
@@ -40,12 +39,12 @@ class OneCorrection(Baseline):
     def cell(self, line: Line) -> object | None:
         return tuple(line.levels.items()) if line.gain else None
 
-    def variant(self, cell: Sequence[Line], runs: Mapping[str, Run]) -> str | None:  # noqa: ARG002
+    def variants(self, cell: Sequence[Line]) -> list[str]:
         if self.name == NONE:
-            return NONE
+            return [NONE]
         if self.name == BEST:
-            return variant_of(min(cell, key=lambda line: float(line.values["fid"])))
-        return next((variant_of(line) for line in cell if line.correction == self.name), None)
+            return [variant_of(min(cell, key=lambda line: float(line.values["fid"])))]
+        return [variant_of(line) for line in cell if line.correction == self.name][:1]
 
 
 class OneLevel(Baseline):
@@ -65,8 +64,8 @@ class OneLevel(Baseline):
 
     def __init__(self, conditions: Sequence[str], runs: Sequence[Run]) -> None:
         super().__init__(" ".join(conditions))
-        self._conditions = conditions
-        groups = {_group(option_of(condition.partition("=")[0], "--against", runs)) for condition in conditions}
+        options = options_of(conditions, "--against", runs)
+        groups = {_group(option) for option, _ in options}
         if len(groups) > 1:
             raise ValueError(
                 f"expected --against with options of one group, got those of {' and '.join(sorted(groups))}; set the "
@@ -79,9 +78,9 @@ class OneLevel(Baseline):
                 f"{self.name!r}, of {self._group}; name a correction without its group, such as --against ptqd, and "
                 "choose other options with --where"
             )
-        if not any(run.report and meets(run, conditions, runs) for run in runs):
+        self._names = {run.name for run in runs if run.report and meets(run, options)}
+        if not self._names:
             raise ValueError(f"expected a finished run with {' and '.join(conditions)}, found none among {len(runs)}")
-        self._names = {run.name for run in runs if meets(run, conditions, runs)}
 
     def cell(self, line: Line) -> object | None:
         if line.correction == FULL_PRECISION:
@@ -89,15 +88,8 @@ class OneLevel(Baseline):
         others = [(key, level) for key, level in line.levels.items() if _group(key) != self._group]
         return (*others, line.correction)
 
-    def variant(self, cell: Sequence[Line], runs: Mapping[str, Run]) -> str | None:  # noqa: ARG002
-        found = [line for line in cell if line.run in self._names]
-        if len(found) > 1:
-            texts = [", ".join(f"{key}={level}" for key, level in line.levels.items()) for line in found]
-            raise ValueError(
-                f"expected one run of each cell with {' and '.join(self._conditions)}, got those of "
-                f"{' and of '.join(texts)}; add --against KEY=VALUE of the option in which they differ"
-            )
-        return variant_of(found[0]) if found else None
+    def variants(self, cell: Sequence[Line]) -> list[str]:
+        return [variant_of(line) for line in cell if line.run in self._names]
 
 
 def baseline_of(words: Sequence[str], runs: Sequence[Run]) -> Baseline:

@@ -31,7 +31,7 @@ class Line:
         values: the variant's row of the report, or nothing.
         gain: corrected - quantized of the table's metric, of a correction's line.
         reason: why there are no values.
-        against: differences to another correction by metric, where they were asked for.
+        against: differences to a `Baseline` by metric, where they were asked for.
         beside: names of further runs, of other seeds, of which the values are the mean with those of `run`.
     """
 

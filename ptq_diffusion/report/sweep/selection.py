@@ -22,22 +22,31 @@ def where(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
     Raises:
         ValueError: a condition has no =, its key is none or several of the runs' options, or no run meets all.
     """
-    chosen = [run for run in runs if meets(run, conditions, runs)]
+    options = options_of(conditions, "--where", runs)
+    chosen = [run for run in runs if meets(run, options)]
     if not chosen:
         raise ValueError(f"expected runs with {' and '.join(conditions)}, found none among {len(runs)}")
     return chosen
 
 
-def meets(run: Run, conditions: Sequence[str], runs: Sequence[Run]) -> bool:
-    """Whether a run, one of several, meets all conditions; see `where`."""
+def options_of(conditions: Sequence[str], word: str, runs: Sequence[Run]) -> list[tuple[str, set[str]]]:
+    """The option and the levels of each condition behind a word of the command line; see `where`.
+
+    Raises:
+        ValueError: a condition has no =, or its key is none or several of the runs' options.
+    """
+    options = []
     for condition in conditions:
         key, equal, values = condition.partition("=")
         if not equal:
-            raise ValueError(f"expected --where KEY=VALUE, got {condition!r}")
-        levels = {_number(value) for value in values.split(",")}
-        if _number(run.level(option_of(key, "--where", runs))) not in levels:
-            return False
-    return True
+            raise ValueError(f"expected {word} KEY=VALUE, got {condition!r}")
+        options.append((_option_of(key, word, runs), {_number(value) for value in values.split(",")}))
+    return options
+
+
+def meets(run: Run, options: Sequence[tuple[str, set[str]]]) -> bool:
+    """Whether a run has one of the levels of each option."""
+    return all(_number(run.level(option)) in levels for option, levels in options)
 
 
 def by_protocol(runs: Sequence[Run]) -> list[list[Run]]:
@@ -91,7 +100,7 @@ def _judged_by(run: Run) -> object:
     return options, len(seeds_of(run))
 
 
-def option_of(key: str, word: str, runs: Sequence[Run]) -> str:
+def _option_of(key: str, word: str, runs: Sequence[Run]) -> str:
     """The option that a key behind a word of the command line, such as --where, stands for.
 
     Raises:

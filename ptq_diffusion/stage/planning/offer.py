@@ -6,6 +6,8 @@ from omegaconf import DictConfig, open_dict
 
 from ptq_diffusion.bitwidth.budget import Budget
 from ptq_diffusion.bitwidth.roles import EIGHT_BITS
+from ptq_diffusion.bitwidth.under_budget import UnderBudget
+from ptq_diffusion.engine.factory import construct
 
 OFFER = ("weights", "activations", "patterns")
 """Options of a policy that say which bits it offers to which layers."""
@@ -25,7 +27,9 @@ def with_offer(cfg: DictConfig) -> DictConfig:
 
 def with_offer_and_roles(cfg: DictConfig) -> DictConfig:
     """The same with the bits of the layers that a policy does not choose, on which the error of the output depends."""
-    return _representative(cfg, {role: cfg.bitwidth.get(role) for role in FIXED_BITS})
+    if not isinstance(construct(cfg.bitwidth), UnderBudget):
+        return cfg
+    return _representative(cfg, {role: cfg.bitwidth[role] for role in FIXED_BITS if role in cfg.bitwidth})
 
 
 def _representative(cfg: DictConfig, roles: Mapping[str, object]) -> DictConfig:

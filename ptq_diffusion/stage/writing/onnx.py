@@ -18,7 +18,7 @@ from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Condition, Guided
 from ptq_diffusion.network import QuantizedDenoiser, QuantizedWeight
-from ptq_diffusion.network.backend.onednn import HALF, multiplies_bytes
+from ptq_diffusion.network.backend.onednn import HALF, cuts_off_sums
 from ptq_diffusion.network.onnx.extra import require_libraries
 from ptq_diffusion.sampler import Step
 from ptq_diffusion.stage.fit import Fit
@@ -71,19 +71,18 @@ class WriteOnnx(ModelStage):
         shop.runtime.say(
             f"onnx: {len(set(files))} graphs of {len(files)} steps, in ONNX Runtime {worst:.1e} from the simulation"
         )
-        if not multiplies_bytes() and (wide := _wide_weights(quantized)):
+        if cuts_off_sums() and (wide := _wide_weights(quantized)):
             shop.runtime.say(
                 f"onnx: this processor has no products of 8-bit integers, so that runtimes cut off sums of {wide} "
-                "layers whose weights have 8 bits; run the graphs on another, or give these 6 bits, such as "
-                "bitwidth.first.weight=6"
+                "layers whose weights have more than 6 bits; run the graphs on another, or give these 6 bits, such "
+                "as bitwidth.first.weight=6"
             )
 
 
 def _wide_weights(network: QuantizedDenoiser) -> int:
-    """The number of layers with integers beyond those of `onednn.HALF`."""
-    weights = (
-        [part for part in layer.weights if isinstance(part, QuantizedWeight)] for layer in network.layers().values()
-    )
+    """The number of layers with quantized inputs and integers of weights beyond those of `onednn.HALF`."""
+    layers = [layer for layer in network.layers().values() if any(map(layer.settings.grid, range(len(layer.settings))))]
+    weights = ([part for part in layer.weights if isinstance(part, QuantizedWeight)] for layer in layers)
     return sum(any(int(part.centred().abs().max()) > HALF[1] for part in parts) for parts in weights)
 
 

@@ -186,7 +186,9 @@ def test_another_checkpoint_is_refused_by_the_first_name_that_differs(tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("heads", [{"num_head_channels": 100}, {"num_heads": 3}, {"num_heads": -1}], ids=str)
+@pytest.mark.parametrize(
+    "heads", [{"num_head_channels": 100}, {"num_head_channels": 0}, {"num_heads": 3}, {"num_heads": -1}], ids=str
+)
 def test_heads_of_another_checkpoint_are_refused_in_one_line(heads, tmp_path, monkeypatch):
     """Of attention whose queries, keys and values of all heads are one tensor."""
     with torch.no_grad():

@@ -233,6 +233,16 @@ def test_only_what_is_known_is_accepted():
     assert FLOAT_BITS not in (weights[0].bits, settings.bits[0])
 
 
+def test_integers_are_half_as_large_where_sums_of_all_are_cut_off(monkeypatch):
+    for wrong, expected in (((), onednn.ALL), ((onednn.ALL,), onednn.HALF)):
+        monkeypatch.setattr(onednn, "_complaint", lambda _, *limits, wrong=wrong: "got sums" * (limits in wrong))
+        assert onednn.exact_integers() == expected and onednn.cuts_off_sums() == (expected == onednn.HALF)
+    monkeypatch.setattr(onednn, "_complaint", lambda *_: "got AttributeError")
+    assert not onednn.cuts_off_sums(), "as torch has no operator that tells"
+    with pytest.raises(RuntimeError, match="got AttributeError"):
+        onednn.exact_integers()
+
+
 def test_an_operator_that_is_missing_or_wrong_is_refused_with_one_line(pair, monkeypatch):
     simulated, integer = pair
     with pytest.raises(RuntimeError, match="expected a device of cpu, cuda, .* got meta; set .* backend=simulated"):

@@ -26,7 +26,6 @@ import json, sys
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
-from torch import nn
 import ptq_diffusion.correction
 from ptq_diffusion.numeric.seed import generator
 

@@ -10,7 +10,7 @@ import openvino
 import pytest
 import torch
 
-from ptq_diffusion.network.backend.onednn import multiplies_bytes
+from ptq_diffusion.network.backend.onednn import cuts_off_sums
 from ptq_diffusion.network.onnx.session import run_model
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.stage.drawing.images import to_bytes
@@ -42,7 +42,7 @@ def compiled(graph, x_t):
 def test_the_graphs_draw_the_corrected_images(make):
     chosen = ["images=4", "seeds=[5]", "noise.images=16", "bitwidth=w4a8", "correction=rescaled_readout_matched"]
     chosen.append("shift@correction.links.rescaled.shift=mean")
-    if not multiplies_bytes():  # OpenVINO would cut off sums of the first layer.
+    if cuts_off_sums():  # OpenVINO would cut off sums of the first layer.
         chosen.append("bitwidth.first.weight=6")
     folder = make("goal=onnx", *chosen)
     assert {path.suffix for path in folder.iterdir()} == {".json", ".onnx", ".bin", ".yaml"}
