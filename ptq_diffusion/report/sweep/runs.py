@@ -134,21 +134,29 @@ def _bits(flat: dict[str, str]) -> str:
 def differing(runs: Sequence[Run]) -> list[str]:
     """The keys in which runs differ, what the float samples depend on first; the bits are always among them.
 
-    An option of a correction counts where runs of one correction differ in it, and one of a bitwidth policy likewise.
-    What changes no number, and what the protocol compares, does not count.
+    An option of a correction counts where runs of one correction differ in it, and one of a bitwidth policy, a rounding
+    and other `LABELS` likewise, whose names tell all the rest. What changes no number, and what the protocol compares,
+    does not count.
     """
     keys = {key for run in runs for key in run.config if not key.startswith(UNCOUNTED)} - {BITS}
-    chosen = [key for key in sorted(keys) if _differs(key, runs)]
+    chosen = [key for key in sorted(keys | {f"labels.{name}" for name in LABELS}) if _differs(key, runs)]
     return sorted([*chosen, BITS], key=depth)
 
 
 def depth(key: str) -> int:
     """0 for what float samples depend on, 1 for what only quantized ones do, 2 for what only corrected ones do."""
     stages: tuple[type[Stage], ...] = (FullPrecisionSamples, QuantizedSamples, CorrectedSamples)
-    named = "bitwidth" if key == BITS else key
+    named = {BITS: "bitwidth", "labels.recipe": "quantizer"}.get(key, key.removeprefix("labels."))
     return next((i for i, stage in enumerate(stages) if named.startswith(_used(stage))), len(stages) - 1)
 
 
+LABELS: Mapping[str, tuple[str, ...]] = {
+    "rounding": ("rounding",),
+    "activation_scales": ("activation_scales",),
+    "calibration_set": ("calibration_set",),
+    "recipe": ("quantizer", "rounding", "activation_scales", "calibration_set"),
+}
+"""Groups whose choices are told by their names, with the groups of options that a choice of theirs decides."""
 UNCOUNTED = (
     "name",
     "labels.",
@@ -183,11 +191,13 @@ def _used(stage: type[Stage]) -> tuple[str, ...]:
 
 
 def _differs(key: str, runs: Sequence[Run]) -> bool:
+    """Whether runs differ in an option, those of one name in any group too that would tell it."""
     group = key.partition(".")[0]
-    if group not in ("correction", "bitwidth"):
-        return len({run.level(key) for run in runs}) > 1
-    names = [run.level(f"labels.{group}") for run in runs]
-    return len({(name, run.level(key)) for name, run in zip(names, runs, strict=True)}) > len(set(names))
+    telling = [name for name, groups in LABELS.items() if group in groups]
+    telling += [group] if group in ("correction", "bitwidth") else []
+    levels = [run.level(key) for run in runs]
+    names = [[run.level(f"labels.{name}") for run in runs] for name in telling]
+    return len(set(levels)) > 1 and all(len(set(zip(of, levels, strict=True))) > len(set(of)) for of in names)
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -4,10 +4,13 @@ import csv
 import json
 from collections import Counter
 from itertools import product
+from pathlib import Path
 
 import pytest
 
 from ptq_diffusion.report.sweep.collect import collect
+from ptq_diffusion.report.sweep.runs import BITS, Run, differing
+from ptq_diffusion.report.sweep.table import titles
 from tests.report.sweep.run_folders import EXAMPLE, of_seeds, other_protocol, run_like, table
 
 
@@ -75,3 +78,16 @@ def test_a_condition_that_chooses_nothing_is_refused(tmp_path, conditions, messa
     run_like(tmp_path)
     with pytest.raises(ValueError, match=message):
         collect([tmp_path], conditions=conditions)
+
+
+def test_a_choice_is_named_in_place_of_the_options_that_it_decides():
+    def run(rounding, damping):
+        config = {"labels.rounding": rounding, "rounding.damping": damping, BITS: "4/8"}
+        return Run(Path(), f"{rounding}-{damping}", config, "none", None, "")
+
+    gptq, other, nearest = run("gptq", "0.01"), run("gptq", "0.1"), run("nearest", "-")
+    assert (
+        differing([gptq, nearest]) == ["labels.rounding", BITS] and titles(["labels.rounding", BITS])[0] == "rounding"
+    )
+    assert differing([gptq, other]) == ["rounding.damping", BITS]
+    assert differing([gptq, other, nearest]) == ["labels.rounding", "rounding.damping", BITS]
