@@ -5,14 +5,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from safetensors import SafetensorError
 from torch.multiprocessing.spawn import ProcessException
 
 MANIFEST = "files.json"
@@ -51,20 +49,6 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"expected JSON in {path}, got something else ({error}); make the file again") from error
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write safetensors whole or not at all."""
-    write_bytes(path, save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
-
-
-def holds_tensors(path: Path) -> bool:
-    """Whether a file is there and as long as its safetensors header says; one that a power cut emptied is not."""
-    try:
-        with safe_open(path, framework="pt"):
-            return True
-    except (FileNotFoundError, SafetensorError):
-        return False
 
 
 def link_files(folder: Path, place: Path) -> None:

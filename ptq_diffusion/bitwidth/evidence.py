@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ptq_diffusion.artefact.files import write_bytes
+from ptq_diffusion.artefact.tensors import write_tensors
 
 KEY = "evidence"
 
@@ -28,8 +28,7 @@ def save_evidence(
 ) -> None:
     """Write tensors as safetensors, with what they are in the metadata."""
     described = {"kind": kind.value, "version": version} | dict(fields)
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(content, metadata={KEY: json.dumps(described, allow_nan=False)}))
+    write_tensors(path, tensors, {KEY: json.dumps(described, allow_nan=False)})
 
 
 def load_evidence(path: Path, kind: Evidence, version: int) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:

@@ -13,7 +13,7 @@ from lightning import Fabric
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptq_diffusion.artefact.files import holds_tensors, write_tensors
+from ptq_diffusion.artefact.tensors import holds_tensors, write_tensors
 from ptq_diffusion.engine.conditions import ConditionSource
 from ptq_diffusion.engine.runtime import track
 from ptq_diffusion.engine.workshop import Workshop

@@ -1,13 +1,12 @@
 """Statistics of real images in a tenth of the bytes: rounded vectors of all images, from which the covariance comes."""
 
-import os
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ptq_diffusion.artefact.tensors import write_tensors
 from ptq_diffusion.metric.distance.frechet import FeatureMoments
 from ptq_diffusion.metric.real_statistics import RealStatistics
 
@@ -31,7 +30,7 @@ def save_coarse(statistics: RealStatistics, path: Path, step: float) -> None:
     """
     vectors, count = statistics.vectors.double(), statistics.moments.count
     levels = (vectors / step).round()
-    if len(vectors) != count or levels.min() < 0 or levels.max() >= LEVELS:
+    if len(vectors) != count or not (levels.min() >= 0 and levels.max() < LEVELS):
         raise ValueError(
             f"expected vectors of all {count} images, between 0 and {(LEVELS - 1) * step:g}, got {len(vectors)} "
             f"between {vectors.min():g} and {vectors.max():g}; take no more images than are stored, and a larger step"
@@ -41,9 +40,7 @@ def save_coarse(statistics: RealStatistics, path: Path, step: float) -> None:
         "mean": statistics.moments.mean,
         "variance": statistics.moments.covariance.diagonal().contiguous(),
     }
-    beside = path.with_name(path.name + ".tmp")
-    save_file(tensors, beside, {"step": repr(step), "extractor": statistics.moments.extractor})
-    os.replace(beside, path)
+    write_tensors(path, tensors, {"step": repr(step), "extractor": statistics.moments.extractor})
 
 
 def is_coarse(path: Path) -> bool:

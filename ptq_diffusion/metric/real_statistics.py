@@ -1,15 +1,14 @@
 """Statistics of real images: moments of all their features, and the feature vectors of some."""
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ptq_diffusion.artefact.tensors import write_tensors
 from ptq_diffusion.metric.distance.frechet import FeatureMoments
 from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
 from ptq_diffusion.numeric.seed import generator
@@ -63,9 +62,7 @@ class RealStatistics:
         tensors = {"mean": self.moments.mean, "covariance": self.moments.covariance, "vectors": self.vectors}
         if self.spatial is not None:
             tensors |= {"spatial_mean": self.spatial.mean, "spatial_covariance": self.spatial.covariance}
-        beside = path.with_name(path.name + ".tmp")
-        save_file(tensors, beside, {"count": str(self.moments.count), "extractor": self.moments.extractor})
-        os.replace(beside, path)
+        write_tensors(path, tensors, {"count": str(self.moments.count), "extractor": self.moments.extractor})
 
     @classmethod
     def load(cls, path: Path) -> "RealStatistics":

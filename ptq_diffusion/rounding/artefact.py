@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptq_diffusion.artefact.files import read_json, write_json, write_tensors
+from ptq_diffusion.artefact.files import read_json, write_json
+from ptq_diffusion.artefact.tensors import write_tensors
 from ptq_diffusion.network.insertion import Integers
 from ptq_diffusion.network.integers import require_scales
 from ptq_diffusion.network.step_settings import StepSettings

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptq_diffusion.artefact.files import write_tensors
+from ptq_diffusion.artefact.tensors import write_tensors
 from ptq_diffusion.engine.chunks import Chunk, Statistics, run_statistics
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import ModelStage

@@ -11,7 +11,8 @@ from lightning import Fabric
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptq_diffusion.artefact.files import holds_tensors, sync_folder, write_tensors
+from ptq_diffusion.artefact.files import sync_folder
+from ptq_diffusion.artefact.tensors import holds_tensors, write_tensors
 from ptq_diffusion.correction import (
     Correction,
     FittedCorrection,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptq_diffusion.artefact.files import write_tensors
+from ptq_diffusion.artefact.tensors import write_tensors
 from ptq_diffusion.engine import conditions
 from ptq_diffusion.engine.conditions import EncodedPrompts, save_order, stored_prompts
 from ptq_diffusion.model import Condition

@@ -34,6 +34,7 @@ EDITS = {
     "engine/runtime.py": set(),
     "engine/factory.py": set(),
     "artefact/files.py": set(),
+    "artefact/tensors.py": set(),
     "correction/method/ptqd.py": {"fit", "additions"},
     "correction/repair/affine.py": {"additions", "fit", "samples_corrected", "drift", "evaluate"},
     "metric/inference/bootstrap.py": {"evaluate"},

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch.multiprocessing.spawn import ProcessException
 
 from ptq_diffusion.artefact import files
-from ptq_diffusion.artefact.files import holds_tensors, write_tensors
+from ptq_diffusion.artefact.tensors import holds_tensors, write_tensors
 from ptq_diffusion.engine import store as store_module
 from ptq_diffusion.engine.runtime import TF32, Runtime
 from ptq_diffusion.engine.selection import select

@@ -1,16 +1,15 @@
 """Fréchet distance of feature distributions, and the moments that it is a function of."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ptq_diffusion.artefact.tensors import write_tensors
 from ptq_diffusion.metric.feature.feature import FeatureExtractor
 from ptq_diffusion.numeric.moments import Moments
 from ptq_diffusion.numeric.transport import squared_wasserstein, symmetric_root
@@ -82,9 +81,7 @@ class FeatureMoments:
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all."""
         metadata = {"count": json.dumps(self.count), "extractor": self.extractor}
-        beside = path.with_name(path.name + ".tmp")
-        save_file({"mean": self.mean, "covariance": self.covariance}, beside, metadata)
-        os.replace(beside, path)
+        write_tensors(path, {"mean": self.mean, "covariance": self.covariance}, metadata)
 
     @classmethod
     def load(cls, path: Path) -> "FeatureMoments":

@@ -1,6 +1,5 @@
 """The contract of a feature space, and the features of images in it."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,11 +8,11 @@ from typing import ClassVar
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptq_diffusion.artefact.digest import tensors_digest
+from ptq_diffusion.artefact.tensors import write_tensors
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,7 @@ class Features:
 
     def save(self, path: Path, extractor: str) -> None:
         """Write a safetensors file, whole or not at all, with the extractor's checksum."""
-        beside = path.with_name(path.name + ".tmp")
-        save_file(self.tensors(), beside, {"extractor": extractor})
-        os.replace(beside, path)
+        write_tensors(path, self.tensors(), {"extractor": extractor})
 
     @classmethod
     def load(cls, path: Path, extractor: str) -> "Features":

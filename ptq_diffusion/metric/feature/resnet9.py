@@ -1,17 +1,18 @@
 """ResNet-9: a small classifier whose pooled last layer is a feature space for small images."""
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ptq_diffusion.artefact.bundle import Bundles
+from ptq_diffusion.artefact.files import write_json
+from ptq_diffusion.artefact.tensors import write_tensors
 from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features, colour_images
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -90,10 +91,8 @@ class ResNet9(FeatureExtractor):
             "num_classes": self.num_classes,
             "checksum": self.checksum(),
         }
-        (folder / f"{CONFIG}.tmp").write_text(json.dumps(config, indent=2) + "\n")
-        save_file({key: value.contiguous() for key, value in self.state_dict().items()}, folder / f"{WEIGHTS}.tmp")
-        for name in (CONFIG, WEIGHTS):
-            os.replace(folder / f"{name}.tmp", folder / name)
+        write_json(folder / CONFIG, config)
+        write_tensors(folder / WEIGHTS, self.state_dict())
 
     @classmethod
     def from_folder(cls, path: str) -> "ResNet9":

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ptq_diffusion.artefact.files import read_json, write_json, write_tensors
+from ptq_diffusion.artefact.files import read_json, write_json
+from ptq_diffusion.artefact.tensors import write_tensors
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, chunks, read_chunks, require_chunks, run_chunks
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning import Fabric
 
-from ptq_diffusion.artefact.files import holds_tensors
+from ptq_diffusion.artefact.tensors import holds_tensors
 from ptq_diffusion.engine.synchronisation import synchronised
 from ptq_diffusion.network.insertion import Integers
 from ptq_diffusion.rounding import WeightReconstruction

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ptq_diffusion.artefact.files import holds_tensors
+from ptq_diffusion.artefact.tensors import holds_tensors
 from ptq_diffusion.data import ChosenStates
 from ptq_diffusion.engine.factory import construct, plain
 from ptq_diffusion.engine.plugins import PLUGINS, plugins_of

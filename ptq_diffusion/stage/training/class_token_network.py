@@ -7,7 +7,8 @@ import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 
-from ptq_diffusion.artefact.files import write_json, write_tensors
+from ptq_diffusion.artefact.files import write_json
+from ptq_diffusion.artefact.tensors import write_tensors
 from ptq_diffusion.model.class_embedder import class_table_shape
 from ptq_diffusion.model.folder import find_files
 from ptq_diffusion.stage.training.conditioned_network import LatentNetwork

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, open_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptq_diffusion.artefact.files import write_json, write_tensors
+from ptq_diffusion.artefact.files import write_json
+from ptq_diffusion.artefact.tensors import write_tensors
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Need, Stage
 from ptq_diffusion.engine.workshop import Workshop
