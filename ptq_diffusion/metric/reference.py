@@ -99,7 +99,7 @@ class DataSetReference(Reference):
         path: `bundled:NAME` of the data set.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str = "bundled:emoji") -> None:
         if path not in DATA_SETS.names():
             raise ValueError(
                 f"expected a data set whose statistics come with the package, {', '.join(DATA_SETS.names())}, got "

@@ -4,7 +4,7 @@ from omegaconf import DictConfig
 
 from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
-from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.factory import construct, require_kind
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.stage.drawing.layers import MeasureLayers
 from ptq_diffusion.stage.fit_setting import with_own_guidance
@@ -21,10 +21,12 @@ def shows_step_signal(cfg: DictConfig) -> bool:
 
     It does of a policy that reads it, and unless it is switched off of one that offers several bits. A measurement for
     other steps or another guidance than those of the images would not belong to the plan.
+
+    Raises:
+        ValueError: `bitwidth` names no policy.
     """
+    require_kind(cfg.bitwidth, BitwidthPolicy, "bitwidth")
     policy = construct(cfg.bitwidth)
-    if not isinstance(policy, BitwidthPolicy):
-        return False
     if policy.reads is Evidence.STEP_SNR:
         return True
     belongs = cfg.noise.steps is None and with_own_guidance(cfg).noise.guidance is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ptq_diffusion.model.folder import ModelFiles, find_files, named_digest
+from ptq_diffusion.model.folder import ModelFiles, find_configurations, find_files, named_digest
 from ptq_diffusion.model.pipeline_index import TEXT
 
 ENDINGS = (".json", ".txt", ".model", ".safetensors")
@@ -86,7 +86,7 @@ def text_sizes(path: str) -> dict[str, int]:
 
     Of weights that are not there nothing is told.
     """
-    files = find_files(path)
+    files = find_configurations(path)
     folder, sizes = files.index.folder, dict[str, int]()
     variant = weights_variant(folder / "text_encoder")
     for component in (name for name in TEXT if name.startswith("text_encoder") and name in files.index.components):
