@@ -46,6 +46,8 @@ def test_images_are_those_that_were_recorded(model: str, eta: int, tmp_path: Pat
         recorded = RECORDED[f"{model}/eta{eta}/{goal}"]
         if same_arithmetic():
             assert torch.equal(chunk["images"], recorded), f"{goal} differs from what was recorded"
-        else:  # Another processor rounds otherwise, which quantizers widen: by up to 2.4 grey values with AVX2 alone.
+        else:  # Another processor rounds otherwise, which quantizers widen: to 2.34 grey values with AVX2 alone.
             difference = (chunk["images"].int() - recorded.int()).abs().float()
-            assert difference.mean() < 4, f"{goal} differs by more than rounding"
+            assert difference.mean() < (1 if goal == "samples_full_precision" else 3), (
+                f"{goal} differs by more than rounding"
+            )

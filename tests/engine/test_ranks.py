@@ -83,7 +83,7 @@ def test_two_nodes_leave_the_bytes_of_one_process_and_one_of_them_speaks(tiny, m
 
 
 def test_two_tasks_of_slurm_leave_the_sensitivities_of_one_process(tiny, make, tmp_path):
-    """Sixteen samples go backwards together, so that each task has a chunk of 16 and one more has the rest."""
+    """Sixteen samples go backwards together, so that of twenty each task has a chunk."""
     words = ["goal=plan", "bitwidth=budget", "bitwidth.saving=20", "bitwidth.activations=[3,8]"]
     words += ["sensitivity.images=20", "noise.images=20"]
     place = port()

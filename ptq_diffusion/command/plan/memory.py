@@ -141,7 +141,7 @@ class Footprint:
 
     @cached_property
     def text_encoders(self) -> Held:
-        """Bytes of the text encoders, as their files have them; those of a forward of some prompts are not counted."""
+        """Bytes of the text encoders in float32; those of a forward of some prompts are not counted."""
         block_of = text_block if self._lends else lambda _: None
         return self._held(text_sizes(self._case.cfg.model.path).items(), block_of)
 
