@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ptq_diffusion.artefact import files
+from ptq_diffusion.artefact import tensors
 from ptq_diffusion.model import DiffusersDenoiser, Output
 from tests.job import TINY, assert_clear, started
 from tests.processes import started_commands
@@ -31,8 +31,8 @@ def truncated(stage, name):
 
 def foreign_owner(place):
     path = place.artefact("calibrate") / "inputs.safetensors"
-    tensors = {name.replace("conv_in/", "elsewhere/"): tensor.clone() for name, tensor in load_file(path).items()}
-    save_file(tensors, path)
+    ranges = {name.replace("conv_in/", "elsewhere/"): tensor.clone() for name, tensor in load_file(path).items()}
+    save_file(ranges, path)
     manifest = path.parent / "files.json"
     sizes = json.loads(manifest.read_text()) | {path.name: path.stat().st_size}
     manifest.write_text(json.dumps(sizes))
@@ -61,7 +61,7 @@ def failing_save(error):
         def save(*arguments):
             raise error
 
-        place.patch.setattr(files, "save", save)
+        place.patch.setattr(tensors, "save", save)
         return ["seeds=[7]"]
 
     return prepare
