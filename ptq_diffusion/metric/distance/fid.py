@@ -1,11 +1,12 @@
 """FID, sFID and FID to float: Fréchet distances of variants of the same noise, with bootstrap errors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ptq_diffusion.metric.distance.frechet import FeatureMoments, distance_to, frechet_distance
+from ptq_diffusion.metric.distance.frechet import FeatureMoments, frechet_distance
+from ptq_diffusion.metric.distance.resampled import Distances, to_moments, to_variant
 from ptq_diffusion.metric.inference.bootstrap import Paired, Track, count_of, require_pairs, resample
 from ptq_diffusion.metric.metric import FLOAT, Evidence, Metric, Need
 
@@ -70,7 +71,7 @@ def paired_fid(
     shapes = {variant: tuple(rows.shape) for variant, rows in features.items()}
     if any(shape[1] != width for shape in shapes.values()):
         raise ValueError(f"expected (N, {width}) features as in the reference, got {shapes}")
-    return _paired_distance(features, lambda _: reference, reference.extractor, replicates, seed, track, strata)
+    return _paired_distance(features, reference, to_moments(features, reference), replicates, seed, track, strata)
 
 
 def paired_fid_to(
@@ -102,13 +103,8 @@ def paired_fid_to(
         ValueError: the variants differ in shape, N < 2 or R < 2.
     """
     require_pairs(features, 2)
-    rows = features[variant].double()
-
-    def reference(weights: Tensor) -> FeatureMoments:
-        mean, covariance = _weighted_moments(weights, rows - rows.mean(0))
-        return FeatureMoments(len(rows), mean + rows.mean(0), covariance, extractor)
-
-    return _paired_distance(features, reference, extractor, replicates, seed, track, strata)
+    moments, distances = FeatureMoments.of(features[variant], extractor), to_variant(features, variant, extractor)
+    return _paired_distance(features, moments, distances, replicates, seed, track, strata)
 
 
 def _to_reference(evidence: Evidence, need: Need, moments: FeatureMoments | None) -> Paired:
@@ -121,36 +117,19 @@ def _to_reference(evidence: Evidence, need: Need, moments: FeatureMoments | None
 
 def _paired_distance(
     features: Mapping[str, Tensor],
-    reference: Callable[[Tensor], FeatureMoments],
-    extractor: str,
+    reference: FeatureMoments,
+    distances: Distances,
     replicates: int,
     seed: int,
     track: Track,
     strata: int,
 ) -> Paired:
-    """Distances to a reference that may itself depend on the resampling weights."""
-    count = count_of(features)
-    whole = reference(torch.ones(count, dtype=torch.float64))
-    values = {name: frechet_distance(FeatureMoments.of(rows, extractor), whole) for name, rows in features.items()}
-    # centred once, so that weighted second moments lose no digits
-    centres = {name: rows.double().mean(0) for name, rows in features.items()}
-    centred = {name: rows.double() - centres[name] for name, rows in features.items()}
+    """Distances to a reference, and those of resampled images from the function of their weights."""
+    extractor = reference.extractor
+    values = {name: frechet_distance(FeatureMoments.of(rows, extractor), reference) for name, rows in features.items()}
 
     def statistic(weights: Tensor) -> Mapping[str, Tensor]:
-        distances = torch.empty(len(weights), len(features), dtype=torch.float64)
-        for row in track(range(len(weights))):
-            target = reference(weights[row])
-            for column, (name, rows) in enumerate(centred.items()):
-                mean, covariance = _weighted_moments(weights[row], rows)
-                distances[row, column] = distance_to(mean + centres[name], covariance, target)
-        return dict(zip(features, distances.T, strict=True))
+        rows = [list(distances(weights[row])) for row in track(range(len(weights)))]
+        return dict(zip(features, torch.tensor(rows, dtype=torch.float64).T, strict=True))
 
-    return resample(values, statistic, count, replicates, seed, strata)
-
-
-def _weighted_moments(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and unbiased covariance (D, D) of rows (N, D) repeated by whole-number weights (N,)."""
-    total = weights.sum()
-    mean = weights @ rows / total
-    scaled = rows * weights.sqrt()[:, None]
-    return mean, (scaled.T @ scaled - total * torch.outer(mean, mean)) / (total - 1)
+    return resample(values, statistic, count_of(features), replicates, seed, strata)

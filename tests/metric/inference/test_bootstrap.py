@@ -39,15 +39,31 @@ def test_weights_count_draws_with_replacement():
     assert (weights == 0).double().mean().item() == pytest.approx(torch.e**-1, abs=0.01)
 
 
-def test_values_and_errors_equal_those_of_images_drawn_again():
-    rows = normal(200, 4) + 0.3
-    found = paired_fid({"a": rows}, REFERENCE, 5, seed=1).estimates["a"]
-    drawn = [
-        rows.repeat_interleave(weights.long(), 0) for weights in map(partial(resampling_weights, 200, 1), range(5))
-    ]
-    distances = torch.tensor([frechet_distance(FeatureMoments.of(again, "x"), REFERENCE) for again in drawn])
-    assert found.value == frechet_distance(FeatureMoments.of(rows, "x"), REFERENCE)
-    assert found.standard_error == pytest.approx(distances.double().std().item(), rel=1e-4)
+def drawn_again(rows, replicates):
+    """Features of resampled images, each as often as it was drawn."""
+    weights = map(partial(resampling_weights, len(rows), 1), range(replicates))
+    return [FeatureMoments.of(rows.repeat_interleave(weight.long(), 0), "x") for weight in weights]
+
+
+def standard_deviation(distances):
+    return torch.tensor(list(distances), dtype=torch.float64).std().item()
+
+
+@pytest.mark.parametrize("count", [200, 9], ids=["more images than features", "fewer images than features"])
+def test_values_and_errors_equal_those_of_images_drawn_again(count):
+    reference = FeatureMoments.of(normal(5000, 20, seed=7), "x")
+    rows = {"float": normal(count, 20) + 0.3, "near": normal(count, 20) + 0.1 * normal(count, 20, seed=1)}
+    drawn = {name: drawn_again(features, 5) for name, features in rows.items()}
+    real, to_float = paired_fid(rows, reference, 5, seed=1), paired_fid_to("float", rows, "x", 5, seed=1)
+    for name, features in rows.items():
+        moments = FeatureMoments.of(features, "x")
+        assert real.estimates[name].value == frechet_distance(moments, reference)
+        expected = standard_deviation(frechet_distance(one, reference) for one in drawn[name])
+        assert real.estimates[name].standard_error == pytest.approx(expected, rel=1e-4)
+    pairs = zip(drawn["near"], drawn["float"], strict=True)
+    expected = standard_deviation(frechet_distance(near, other) for near, other in pairs)
+    assert to_float.estimates["near"].standard_error == pytest.approx(expected, rel=1e-4)
+    assert to_float.estimates["float"].standard_error == pytest.approx(0, abs=1e-6)
 
 
 def test_the_same_variant_twice_differs_by_nothing():
