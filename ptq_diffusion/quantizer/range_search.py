@@ -39,6 +39,16 @@ class Distribution:
         low, high = values.aminmax(dim=1)
         return cls(values, values.new_ones(1, values.shape[1]) if counts is None else counts, low, high)
 
+    def repeated(self, times: int) -> "Distribution":
+        """The distribution of times x G groups: all groups, and all of them again."""
+        counts = self.counts if len(self.counts) == 1 else self.counts.repeat(times, 1)
+        return Distribution(self.values.repeat(times, 1), counts, self.low.repeat(times), self.high.repeat(times))
+
+    def first(self, groups: int) -> "Distribution":
+        """The distribution of the first groups."""
+        counts = self.counts if len(self.counts) == 1 else self.counts[:groups]
+        return Distribution(self.values[:groups], counts, self.low[:groups], self.high[:groups])
+
 
 def affine_parameters(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Scale and zero point, each (G,), of the grid that covers [low, high] and zero, which is represented exactly.
@@ -61,6 +71,8 @@ def affine_parameters(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Te
 
 MOST_CANDIDATES = 10_000
 """A limit far above any use: 80 are usual."""
+AT_ONCE = 2**16
+"""Values whose errors are computed by one call, of as many intervals as that is: a call of few is mostly overhead."""
 
 
 class RangeSearch(ABC):
@@ -141,13 +153,23 @@ class ShrinkingSearch(RangeSearch):
         if lows.shape[1] == 1:  # All intervals at once: a single group is small, nearly always the bins of a histogram.
             errors = self.error(distribution, lows[:, 0], highs[:, 0], grid)[:, None]
         else:
-            # Made beforehand: a result that is kept behind each error's intermediates would keep the heap from reusing
-            # their place, so that a search took as many times the weight's bytes as it has candidates.
-            errors = lows.new_empty(lows.shape)
-            for place, ends in enumerate(zip(lows, highs, strict=True)):
-                errors[place] = self.error(distribution, *ends, grid)
+            errors = self._errors(distribution, lows, highs, grid)
         choice = errors.argmin(0, keepdim=True)
         return lows.gather(0, choice)[0], highs.gather(0, choice)[0]
+
+    def _errors(self, distribution: Distribution, lows: Tensor, highs: Tensor, grid: Grid) -> Tensor:
+        """The errors of all intervals, (C, G), as many at a time as have `AT_ONCE` values."""
+        candidates, groups = lows.shape
+        size = min(candidates, max(1, AT_ONCE // distribution.values.numel()))
+        repeated = distribution if size == 1 else distribution.repeated(size)
+        # Made beforehand: a result that is kept behind each error's intermediates would keep the heap from reusing
+        # their place, so that a search took as many times the weight's bytes as it has candidates.
+        errors = lows.new_empty(candidates * groups)
+        for place in range(0, candidates, size):
+            low, high = lows[place : place + size].flatten(), highs[place : place + size].flatten()
+            start = place * groups
+            errors[start : start + len(low)] = self.error(repeated.first(len(low)), low, high, grid)
+        return errors.view(candidates, groups)
 
     @abstractmethod
     def error(self, distribution: Distribution, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
