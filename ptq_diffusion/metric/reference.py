@@ -42,8 +42,12 @@ class Reference(ABC):
         """
 
     @abstractmethod
-    def checksum(self) -> str:
-        """Sixteen hex digits over what the reference reads."""
+    def checksum(self, extractor: FeatureExtractor) -> str:
+        """Sixteen hex digits over what the reference reads in the extractor's space.
+
+        Raises:
+            ValueError: there are no statistics in this space.
+        """
 
 
 class NoReference(Reference):
@@ -55,7 +59,7 @@ class NoReference(Reference):
     def check(self, extractor: FeatureExtractor, neighbours: int) -> None:  # noqa: ARG002
         return
 
-    def checksum(self) -> str:
+    def checksum(self, extractor: FeatureExtractor) -> str:  # noqa: ARG002
         return "none"
 
 
@@ -88,7 +92,7 @@ class StatisticsReference(Reference):
         statistics = self.statistics(extractor)
         _require_neighbours(0 if statistics is None else len(statistics.vectors), neighbours, self.path)
 
-    def checksum(self) -> str:
+    def checksum(self, extractor: FeatureExtractor) -> str:  # noqa: ARG002
         return files_digest([self.path])
 
 
@@ -108,14 +112,7 @@ class DataSetReference(Reference):
         self.path = DATA_SETS.path(path)
 
     def statistics(self, extractor: FeatureExtractor) -> RealStatistics:
-        spaces = {file.stem: file for file in sorted(self.path.glob("*.safetensors"))}
-        if extractor.name not in spaces:
-            raise ValueError(
-                f"expected a feature space in which statistics of {self.path.name} come with the package, "
-                f"{' or '.join(spaces)}, got {extractor.name}; set feature={next(iter(spaces))}, or make others with "
-                "goal=reference_statistics"
-            )
-        file = spaces[extractor.name]
+        file = self._file(extractor)
         statistics = load_coarse(file) if is_coarse(file) else RealStatistics.load(file)
         statistics.moments.require(extractor.checksum())
         return statistics
@@ -123,8 +120,18 @@ class DataSetReference(Reference):
     def check(self, extractor: FeatureExtractor, neighbours: int) -> None:
         _require_neighbours(len(self.statistics(extractor).vectors), neighbours, self.path)
 
-    def checksum(self) -> str:
-        return files_digest(sorted(self.path.glob("*.safetensors")))
+    def checksum(self, extractor: FeatureExtractor) -> str:
+        return files_digest([self._file(extractor)])
+
+    def _file(self, extractor: FeatureExtractor) -> Path:
+        spaces = {file.stem: file for file in sorted(self.path.glob("*.safetensors"))}
+        if extractor.name not in spaces:
+            raise ValueError(
+                f"expected a feature space in which statistics of {self.path.name} come with the package, "
+                f"{' or '.join(spaces)}, got {extractor.name}; set feature={next(iter(spaces))}, or make others with "
+                "goal=reference_statistics"
+            )
+        return spaces[extractor.name]
 
 
 class FolderReference(Reference):
@@ -147,7 +154,7 @@ class FolderReference(Reference):
         _require_neighbours(len(source.files()), neighbours, self.path)
         extractor.features(example.expand(-1, _channels(example, extractor), -1, -1))
 
-    def checksum(self) -> str:
+    def checksum(self, extractor: FeatureExtractor) -> str:  # noqa: ARG002
         return FolderImages(str(self.path)).checksum()
 
 

@@ -59,7 +59,8 @@ class Evaluate(ModelStage):
     scratch = ("batches",)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
-        checksums = {"reference": construct(cfg.reference).checksum(), "extractor": build_extractor(cfg).checksum()}
+        extractor = build_extractor(cfg)
+        checksums = {"reference": construct(cfg.reference).checksum(extractor), "extractor": extractor.checksum()}
         metrics = {metric.name: checksum for metric in build_metrics(cfg) if (checksum := metric.checksum())}
         return super().evidence(cfg) | checksums | metrics
 
@@ -70,7 +71,7 @@ class Evaluate(ModelStage):
         run_chunks(partial(self.describer, cfg, inputs), batches, out / "batches", shop, self.title)
         real = reference.statistics(gathering.extractor)
         incumbents = gather(gathering, read_chunks(out / "batches"), list(VARIANTS), real)
-        judgement = judge(gathering, real, reference.checksum(), judging(cfg), shop.runtime.track)
+        judgement = judge(gathering, real, reference.checksum(gathering.extractor), judging(cfg), shop.runtime.track)
         (out / "features").mkdir(exist_ok=True)
         for variant, features in judgement.features.items():
             features.save(out / "features" / f"{variant}.safetensors", gathering.extractor.checksum())

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.metric import DataSetReference, EfficientNetLite0, FeatureMoments, Pixels, RealStatistics, ResNet9
 from ptq_diffusion.metric.coarse_statistics import is_coarse, load_coarse, save_coarse
 from ptq_diffusion.metric.distance.frechet import frechet_distance
@@ -78,6 +79,14 @@ def test_bundled_statistics_of_emoji_are_of_all_images_in_the_space_that_is_aske
         spread = (real.moments.covariance - torch.cov(real.vectors.double().T)).abs().max()
         assert spread < 5e-3 * real.moments.covariance.diagonal().max()
         assert torch.linalg.eigvalsh(real.moments.covariance).min() > -1e-6 * real.moments.covariance.trace()
+
+
+def test_each_space_of_a_data_set_has_a_checksum_of_its_own(efficientnet):
+    """So that statistics in another space, added later, change no number's protocol."""
+    reference = DataSetReference(EMOJI)
+    found = {space.name: reference.checksum(space) for space in (efficientnet, Pixels())}
+    expected = {name: files_digest([reference.path / f"{name}.safetensors"]) for name in found}
+    assert found == expected and len(set(found.values())) == 2
 
 
 def test_bundled_features_of_emoji_are_no_others(efficientnet):

@@ -82,7 +82,7 @@ def evaluated(folders, reference, place, batch):
     ours = gathering()
     real = reference.statistics(ours.extractor)
     incumbents = gather(ours, read_chunks(describe(folders, place / "batches", batch)), VARIANTS, real)
-    return judge(ours, real, reference.checksum(), SETTINGS), incumbents
+    return judge(ours, real, reference.checksum(ours.extractor), SETTINGS), incumbents
 
 
 @pytest.mark.parametrize("batch", [3, 8])
