@@ -19,7 +19,9 @@ LETTER = 0.07
 
 
 def forest(lines: Sequence[Line], titles: Mapping[str, str], quantity: Quantity, title: str, path: Path) -> list[Path]:
-    """Draw corrected - quantized of the metric, and the differences to another correction where lines have them.
+    """Draw corrected - quantized of the metric, and the differences to a baseline where lines have them.
+
+    Quantized samples have a row where they have a baseline of their own, such as those of other bits.
 
     A point is a difference, its bar the 95 % interval; filled where the interval leaves out 0.
 
@@ -32,7 +34,7 @@ def forest(lines: Sequence[Line], titles: Mapping[str, str], quantity: Quantity,
     """
     cells: dict[str, list[Line]] = {}
     for line in lines:
-        if line.gain:
+        if line.gain or any(isinstance(gap, Interval) for gap in line.against.values()):
             bits, group = line.levels.get(BITS, ""), group_of(line, titles)
             cells.setdefault(", ".join(part for part in (bits, group) if part), []).append(line)
     if not cells:

@@ -12,9 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from PIL import Image
 
+from ptq_diffusion.metric import Interval
 from ptq_diffusion.report.sweep import figure as style
 from ptq_diffusion.report.sweep.collect import collect
+from ptq_diffusion.report.sweep.forest import forest
 from ptq_diffusion.report.sweep.frontier import pareto
+from ptq_diffusion.report.sweep.lines import FULL_PRECISION, NONE, Line
+from ptq_diffusion.report.sweep.quantity import Quantity
+from ptq_diffusion.report.sweep.runs import BITS
 from ptq_diffusion.report.sweep.steps import read_steps
 from tests.report.sweep.test_collect import EXAMPLE, run_like
 
@@ -77,8 +82,22 @@ def test_every_figure_is_there_twice_and_names_what_it_shows(tmp_path, drawn):
     assert len(drawn["steps.png"].axes) == 2 * 4, "errors of the output alone, in four cells"
     assert "4/8" in texts_of(drawn["frontier.png"]) and "Pareto" in texts_of(drawn["frontier.png"])
     assert len(drawn["samples.png"].axes) == 2 + 4 + 8, "two float models, four quantized ones, eight corrections"
-    forest = drawn["forest.png"].axes[0]
-    assert len(forest.containers) == 8 and len(forest.get_yticks()) == 8 + 4
+    axes = drawn["forest.png"].axes[0]
+    assert len(axes.containers) == 8 and len(axes.get_yticks()) == 8 + 4
+
+
+def test_quantized_samples_have_a_row_where_they_are_compared(tmp_path, drawn):
+    gap, head = Interval(0.5, 0.1, None), "FID - bitwidth=w8a8, 95 %"
+    lines = [
+        Line({BITS: "4/8"}, FULL_PRECISION, "a", {"fid": 1.0}),
+        Line({BITS: "4/8"}, NONE, "a", {"fid": 2.0}, against={head: gap}),
+        Line({BITS: "4/8"}, "ptqd", "a", {"fid": 1.5}, gap.reversed, against={head: gap}),
+        Line({BITS: "8/8"}, NONE, "b", {"fid": 1.5}, against={}),
+    ]
+    forest(lines, {}, Quantity(), "", tmp_path / "forest.png")
+    gains, compared = drawn["forest.png"].axes
+    assert [label.get_text() for label in gains.get_yticklabels()] == ["4/8", "none", "ptqd"]
+    assert (len(gains.containers), len(compared.containers)) == (1, 2)
 
 
 def test_states_have_a_panel_where_a_run_tells_of_them(tmp_path, drawn):
