@@ -133,31 +133,47 @@ class Store:
         self, stage: type[Stage], signature: str, cfg: DictConfig, inputs: Mapping[str, Path], title: str
     ) -> Path:
         final = self.root / stage.name / signature
-        partial = final.with_suffix(PARTIAL)
         forced = stage.name in self.forced
-        with writable(final.parent), FileLock(final.with_suffix(LOCKED)):
+        lock = final.with_suffix(LOCKED)
+        with writable(final.parent), FileLock(lock):
             _mark_format(self.root)
             if final.is_dir() and not forced:
                 check_whole(final)
                 self.seconds[title] = _read_seconds(final.with_suffix(SECONDS))
                 self.runtime.say(f"{self._agenda.place(stage.name, signature)} {title}: {REUSED} {signature}")
-                return final
-            if forced:
-                shutil.rmtree(partial, ignore_errors=True)
-            begun = partial.is_dir() and any(partial.iterdir())
-            partial.mkdir(exist_ok=True)
-            doing = GOING_ON if begun else MAKING
-            self.runtime.say(f"{self._agenda.place(stage.name, signature)} {title}: {doing} {signature}")
-            start = time.monotonic()
-            self._fill(stage, partial, cfg, inputs)
-            self.seconds[title] = round(time.monotonic() - start, 3)
-            self._agenda.done(stage.name, signature, time.monotonic() - start)
-            # What a process that was killed had begun to write, which no other writes while the lock is ours.
-            for unfinished in final.parent.glob(f"{signature}{SECONDS}.*.tmp"):
-                unfinished.unlink()
-            write_text(final.with_suffix(SECONDS), f"{self.seconds[title]}\n")
-            replace(partial, final)
+            else:
+                self._make(stage, final, cfg, inputs, title, forced=forced)
+            # While it is held: whoever waits for it sees that the file is gone, and takes a new one.
+            lock.unlink(missing_ok=True)
         return final
+
+    def _make(
+        self,
+        stage: type[Stage],
+        final: Path,
+        cfg: DictConfig,
+        inputs: Mapping[str, Path],
+        title: str,
+        *,
+        forced: bool,
+    ) -> None:
+        """Make an artefact while its lock is ours, from where a killed process left it unless that is forced."""
+        signature, partial = final.name, final.with_suffix(PARTIAL)
+        if forced:
+            shutil.rmtree(partial, ignore_errors=True)
+        begun = partial.is_dir() and any(partial.iterdir())
+        partial.mkdir(exist_ok=True)
+        doing = GOING_ON if begun else MAKING
+        self.runtime.say(f"{self._agenda.place(stage.name, signature)} {title}: {doing} {signature}")
+        start = time.monotonic()
+        self._fill(stage, partial, cfg, inputs)
+        self.seconds[title] = round(time.monotonic() - start, 3)
+        self._agenda.done(stage.name, signature, time.monotonic() - start)
+        # What a process that was killed had begun to write, which no other writes while the lock is ours.
+        for unfinished in final.parent.glob(f"{signature}{SECONDS}.*.tmp"):
+            unfinished.unlink()
+        write_text(final.with_suffix(SECONDS), f"{self.seconds[title]}\n")
+        replace(partial, final)
 
     def _fill(self, stage: type[Stage], partial: Path, cfg: DictConfig, inputs: Mapping[str, Path]) -> None:
         """Make everything in `partial` and bring it to the disk, unless an attempt came as far as its manifest."""
