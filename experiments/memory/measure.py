@@ -58,8 +58,9 @@ class Case:
     micro_batch: int = 64
 
 
-BASE, FEW, MANY, LARGE = Case(16, 8, 4), Case(256, 32), Case(1024, 32), Case(256, 64)
-"""Next to no images, so that little but the process itself is left; some; four times as many; four times the pixels."""
+BASE, FEW, MANY, LARGE, LARGER = Case(16, 8, 4), Case(256, 32), Case(1024, 32), Case(256, 64), Case(256, 128)
+"""Next to no images, so that little but the process itself is left; some; four times as many; four times the pixels,
+and four times again."""
 KINDS = ("resident", "anonymous")
 
 
@@ -130,15 +131,15 @@ def main() -> None:
     """Print a line for each stage and kind and write memory.csv beside this."""
     say = Console(soft_wrap=True, highlight=False).print
     folder = Path(sys.argv[1]).resolve()
-    cases = (BASE, FEW, MANY, LARGE)
+    cases = (BASE, FEW, MANY, LARGE, LARGER)
     found = [peaks(case, folder / f"{case.images}_of_{case.side}") for case in cases]
     sizes = [f"MiB of {case.images} of {case.side}x{case.side}" for case in cases]
-    rows = [["stage", "memory", *sizes, "images", "pixels"]]
+    rows = [["stage", "memory", *sizes, "images", "pixels", "pixels again"]]
     for stage in STAGES:
         for kind in KINDS:
-            base, few, many, large = (peaks_of_case[stage][kind] for peaks_of_case in found)
-            ratios = many / few, (large - base) / (few - base)
-            held = (f"{size:.1f}" for size in (base, few, many, large))
+            base, few, many, large, larger = (peaks_of_case[stage][kind] for peaks_of_case in found)
+            ratios = many / few, (large - base) / (few - base), (larger - base) / (large - base)
+            held = (f"{size:.1f}" for size in (base, few, many, large, larger))
             rows.append([stage, kind, *held, *(f"{ratio:.3f}" for ratio in ratios)])
     for row in rows:
         say(", ".join(row))
