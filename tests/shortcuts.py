@@ -10,7 +10,9 @@ Drawing its figures takes a third of a tiny experiment.
 import copy
 import io
 import json
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +20,8 @@ from hydra._internal import defaults_list, target_policy
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from ptq_diffusion.command.check.composition import TYPED
@@ -100,8 +103,39 @@ def merged_once(merge):
             return merge(loader, defaults, repo)
         key = tuple((one.config_path, one.parent, one.package, one.is_self, one.primary) for one in defaults)
         if key not in known:
-            known[key] = merge(loader, defaults, repo)
-        return copy.deepcopy(known[key])
+            known[key] = pickle.dumps(merge(loader, defaults, repo))
+        return pickle.loads(known[key])  # A tenth of the time that a copy takes
+
+    return merged
+
+
+def loaded_once(load):
+    """A method as Hydra's, which remembers what it made of each of the package's own files at each place."""
+    known = {}
+
+    def loaded(loader, default, repo):
+        if not of_package_alone(repo):
+            return load(loader, default, repo)
+        key = (default.config_path, default.package, default.primary)
+        if key not in known:
+            known[key] = pickle.dumps(load(loader, default, repo))
+        return pickle.loads(known[key])
+
+    return loaded
+
+
+def merged_together(merge):
+    """A method as Hydra's, which merges all files by one call; one for each walks through what is there each time."""
+
+    def merged(loader, defaults, repo):
+        cfg = OmegaConf.create()
+        try:
+            with flag_override(cfg, "no_deepcopy_set_nodes", True):
+                cfg.merge_with(*(loader._load_single_config(default, repo).config for default in defaults))
+        except OmegaConfBaseException:
+            return merge(loader, defaults, repo)  # Which names the file
+        together = SimpleNamespace(_load_single_config=lambda default, repo: SimpleNamespace(config=cfg))
+        return merge(together, defaults[:1], repo)
 
     return merged
 
@@ -137,7 +171,10 @@ def counted_once(count):
 
 
 defaults_list._create_defaults_list = listed_once(defaults_list._create_defaults_list)
-ConfigLoaderImpl._compose_config_from_defaults_list = merged_once(ConfigLoaderImpl._compose_config_from_defaults_list)
+ConfigLoaderImpl._load_single_config = loaded_once(ConfigLoaderImpl._load_single_config)
+ConfigLoaderImpl._compose_config_from_defaults_list = merged_once(
+    merged_together(ConfigLoaderImpl._compose_config_from_defaults_list)
+)
 target_policy._target_policy_digest = digested_once(target_policy._target_policy_digest)
 diffusers_denoiser.count_macs = counted_once(count_macs)
 Hydra.get_mode = mode_where_asked(Hydra.get_mode)

@@ -5,13 +5,14 @@ import torch
 from safetensors.torch import load_file
 
 from ptq_diffusion.correction import FittedCorrection
+from ptq_diffusion.engine.store import Store
 
 LABELS = ["condition=labels", "condition.source.no_class=3"]
 
 
 @pytest.mark.parametrize("correction", ["ptqd", "matched"])
 def test_what_is_fitted_on_other_steps_is_carried_to_the_samplers(make, correction):
-    words = ["goal=fit", f"correction={correction}", "noise.images=16"]
+    words = ["goal=fit", f"correction={correction}", "noise.images=16", "micro_batch=16"]
     own, other = (make(*words, f"noise.steps={steps}") for steps in ("null", "6"))
     assert FittedCorrection.load(other).steps == FittedCorrection.load(own).steps
     ours, others = (load_file(folder / "correction.safetensors") for folder in (own, other))
@@ -22,7 +23,8 @@ def test_what_is_fitted_on_other_steps_is_carried_to_the_samplers(make, correcti
 @pytest.mark.parametrize(("correction", "scale"), [("ptqd", 1), ("rescaled_matched", 2)])
 def test_what_is_fitted_at_another_guidance_serves_the_same_network(make, tiny_model_folder, correction, scale):
     model = [f"model.path={tiny_model_folder(classes=4)}", *LABELS, f"condition.guidance.scale={scale}"]
-    words = [*model, f"correction={correction}", "noise.images=16", "images=1", "seeds=[0]"]
+    words = [*model, f"correction={correction}", "noise.images=16", "images=1", "seeds=[0]", "sampler.steps=2"]
+    words.append("micro_batch=16")
 
     def made(goal, guidance):
         return make(*words, f"goal={goal}", f"noise.guidance={guidance}")
@@ -56,12 +58,17 @@ def test_what_is_fitted_at_another_guidance_serves_the_same_network(make, tiny_m
         ("rescaled", 7, "null", False),
     ],
 )
-def test_maps_fitted_to_amplified_noise_are_pointed_out(
-    make, tiny_model_folder, capsys, correction, scale, fitted_at, is_said
+def test_maps_fitted_to_amplified_noise_are_pointed_out_before_anything_is_made(
+    make, tiny_model_folder, capsys, monkeypatch, correction, scale, fitted_at, is_said
 ):
+    def begin(self, stage, cfg):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "obtain", begin)
     model = [f"model.path={tiny_model_folder(classes=4)}", *LABELS, f"condition.guidance.scale={scale}"]
     images = ["noise.images=16", "trial.images=8"]
-    make(*model, *images, *f"correction={correction}".split(), f"noise.guidance={fitted_at}", "goal=fit")
+    with pytest.raises(KeyboardInterrupt):
+        make(*model, *images, *f"correction={correction}".split(), f"noise.guidance={fitted_at}", "goal=fit")
     assert ("compare noise.guidance=1.5" in capsys.readouterr().out) == is_said
 
 
