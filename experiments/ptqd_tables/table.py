@@ -142,7 +142,7 @@ def published(bench: Bench) -> dict[Row, float]:
     """The published FID of every row of a table; one that leaves an option out counts for all of its values."""
     rows = yaml.safe_load((HERE.parent / "published.yaml").read_text())
     fits = [row for row in rows if all(row.get(key, value) == value for key, value in bench.published.items())]
-    return {(row["bits"], row["method"]): row["fid"] for row in fits if "fid" in row}
+    return {(row["bits"], row["method"]): row["fid"] for row in fits if row["fid"] is not None}
 
 
 def ours(bench: Bench, outputs: Path) -> dict[Row, float]:
