@@ -12,9 +12,9 @@ from ptq_diffusion.command.layers import print_layers
 from ptq_diffusion.command.options import print_options
 from ptq_diffusion.command.overrides import run_experiments
 from ptq_diffusion.command.pipe import reader_may_leave
-from ptq_diffusion.command.plan.words import print_plan
+from ptq_diffusion.command.plan.command_line import print_plan
 from ptq_diffusion.command.refusal import full_errors_asked_for, handed_on, refusal
-from ptq_diffusion.command.storage.words import tend_store
+from ptq_diffusion.command.storage.command_line import tend_store
 
 
 def main() -> None:

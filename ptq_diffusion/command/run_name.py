@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ptq_diffusion.command.conf import CONF
-from ptq_diffusion.command.words import differences, word_of_choice, words_of_options
+from ptq_diffusion.command.option_words import differences, word_of_choice, words_of_options
 
 FROM = ("experiment", "recipe", "model")
 """Groups whose files choose those of other groups, each also those of the ones behind it."""

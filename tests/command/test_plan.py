@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from ptq_diffusion.command.experiment import STAGES
 from ptq_diffusion.command.plan.activations import LiveBytes, forward_bytes
 from ptq_diffusion.command.plan.bytes import ENTRY
+from ptq_diffusion.command.plan.command_line import print_plan
 from ptq_diffusion.command.plan.memory import COPIES, FLOAT
-from ptq_diffusion.command.plan.words import print_plan
 from ptq_diffusion.main import main
 from ptq_diffusion.model import DiffusersDenoiser
 from ptq_diffusion.model.decoder import load_decoder, outlined_decoder
@@ -95,6 +95,7 @@ def counted(monkeypatch):
 @pytest.mark.parametrize("words", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_a_run_asks_the_networks_and_leaves_bytes_as_planned(words, tiny, make, counted, capsys, tiny_model_folder):
     classes = [f"model.path={tiny_model_folder(classes=4)}"] if LABELS[0] in words else []
+    words = [*words, "sampler.steps=2"]
     plan = planned(capsys, *tiny, *words, *classes)
     expected = Counter()
     for (subject, quantity), number in plan.items():
