@@ -38,10 +38,12 @@ def test_a_stage_depends_on_the_files_that_it_reads(correction, tmp_path, monkey
         known = Signatures(Runtime("cpu", False))
         return {stage.name: known.of(stage, cfg) for stage in stages}
 
+    before = signatures()
     for pattern, expected in CHANGES.items():
-        file, before = sorted(folder.glob(pattern))[0], signatures()
+        file = sorted(folder.glob(pattern))[0]
         file.write_bytes(file.read_bytes() + b"\n")
         now = signatures()
         # A choice among corrections draws images.
         drawing = {"fit"} if correction == "auto" and pattern.startswith("vae") else set()
         assert {name for name in ALL if now[name] != before[name]} == expected | drawing, pattern
+        before = now
