@@ -13,6 +13,7 @@ from ptq_diffusion.correction.method.dns import DNS
 from ptq_diffusion.correction.method.gated import GatedPTQD
 from ptq_diffusion.correction.method.matched import Matched
 from ptq_diffusion.correction.method.none import NoCorrection
+from ptq_diffusion.correction.method.path_ptqd import PathPTQD
 from ptq_diffusion.correction.method.ptqd import PTQD
 from ptq_diffusion.correction.method.qncd import QNCD
 from ptq_diffusion.correction.method.regression import Regression
@@ -55,6 +56,7 @@ __all__ = [
     "PairedBatch",
     "PathBatch",
     "PathEvidence",
+    "PathPTQD",
     "PooledSteps",
     "QNCD",
     "Reads",

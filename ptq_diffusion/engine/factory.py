@@ -83,6 +83,15 @@ def require_kind(node: DictConfig, kind: type, option: str, partial: bool = Fals
     _require_kind(part, kind, option, partial, plugins_of(node))
 
 
+def names_kind(node: DictConfig, kind: type) -> bool:
+    """Whether what `construct` builds from a node would be of a kind; nothing is built.
+
+    Raises:
+        ValueError: as `construct` does of a target that is not allowed.
+    """
+    return "_target_" in node and issubclass(_built(_allowed(str(node._target_), plugins_of(node))), kind)
+
+
 def plain(node: DictConfig | ListConfig) -> Any:  # noqa: ANN401
     """A resolved configuration as dicts, lists and scalars."""
     return OmegaConf.to_container(node, resolve=True)
@@ -112,6 +121,12 @@ def _allowed(name: str, plugins: Sequence[str]) -> Callable[..., Any]:
         hint = "" if name.startswith(homes) else "; a package of your own is to be named too, plugins=[my_package]"
         raise ValueError(f"expected a _target_ that names a class of {among}, got {name!r}{hint}")
     return target
+
+
+def _built(target: Callable[..., Any]) -> type:
+    """The class of what a target builds: itself, or the one whose `from_folder` it is."""
+    built = target if isinstance(target, type) else getattr(target, "__self__", None)
+    return built if isinstance(built, type) else NoneType
 
 
 def _located(name: str) -> object:
@@ -149,8 +164,7 @@ def _fulfils_ours(kind: type) -> bool:
 
 def _require_kind(part: Mapping[str, Any], kind: type, option: str, partial: bool, plugins: Sequence[str]) -> None:
     target = _allowed(str(part["_target_"]), plugins)
-    built = target if isinstance(target, type) else getattr(target, "__self__", None)
-    if not isinstance(built, type) or not issubclass(built, kind) or bool(part.get("_partial_", False)) is not partial:
+    if not issubclass(_built(target), kind) or bool(part.get("_partial_", False)) is not partial:
         wanted = f"a {kind.__name__}" if not partial else f"a {kind.__name__} that takes more arguments (_partial_)"
         raise ValueError(
             f"expected {option} to be {wanted}, got {target.__qualname__}{' (_partial_)' * bool(part.get('_partial_'))}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from ptq_diffusion.data import Prompts
 from ptq_diffusion.engine.chunks import Chunk, ChunkWork, chunks, run_chunks
 from ptq_diffusion.engine.conditions import ENCODED, save_order, stored_prompts
-from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.factory import construct, names_kind
 from ptq_diffusion.engine.memory.lending import lend_blocks
 from ptq_diffusion.engine.runtime import BY_BLOCK
 from ptq_diffusion.engine.stage import Stage
@@ -50,7 +50,7 @@ class EncodePrompts(Stage):
 
     @classmethod
     def serves(cls, cfg: DictConfig) -> bool:
-        return cfg.condition.source is not None and isinstance(construct(cfg.condition.source), Prompts)
+        return cfg.condition.source is not None and names_kind(cfg.condition.source, Prompts)
 
     def evidence(self, cfg: DictConfig) -> dict[str, str]:
         return {

@@ -8,7 +8,6 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from ptq_diffusion.correction import (
     CorrectedDenoiser,
     Fingerprint,
-    FittedCorrection,
     NoiseStatistics,
     PairedBatch,
     PathEvidence,
@@ -47,7 +46,9 @@ def fitted(name, steps, pair, condition=None):
     if correction.reads is not Reads.MOMENTS:
         path = [PathState(states(model, step.i), step, condition) for step in steps]
         correction = correction.ahead(model, quantized, path)
-        return FittedCorrection(steps, [fitted_step(correction, step, model, quantized, condition) for step in steps])
+        return correction.assembled(
+            [fitted_step(correction, step, model, quantized, condition) for step in steps], steps
+        )
     seen = []
     for step in steps:
         x = states(model, step.i)

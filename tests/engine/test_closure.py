@@ -244,8 +244,8 @@ def traced(make, monkeypatch, tiny_model_folder, counted_anew):
         with monkeypatch.context() as patch:
             for stage in STAGES.values():
                 patch.setattr(stage, "make", watched(stage.make, stage, entered))
-            few = ("images=3", "seeds=[0]", "noise.images=16", "feature=pixels", "judging.neighbours=1")
-            make(*few, *overrides, *model)
+            few = "images=3 seeds=[0] sampler.steps=2 micro_batch=8 noise.images=16 feature=pixels judging.neighbours=1"
+            make(*few.split(), *overrides, *model)
         return entered
 
     return run

@@ -37,6 +37,7 @@ CASES = {
         "bitwidth.saving=11",
         "bitwidth.activations=[3,8]",
         "sensitivity.images=2",
+        "sampler.steps=2",
         "correction=ptqd",
     ],
 }
@@ -48,7 +49,7 @@ def images(folder):
 
 @pytest.mark.parametrize("words", CASES.values(), ids=CASES)
 def test_an_experiment_runs_with_it_to_the_end(make, words):
-    few = ["seeds=[0]", "images=2", "noise.images=8", *words]
+    few = ["seeds=[0]", "images=2", "noise.images=8", "micro_batch=8", *words]
     quantized, corrected = (images(make(f"goal=samples_{goal}", *few)) for goal in ("quantized", "corrected"))
     assert quantized.shape == corrected.shape and not torch.equal(quantized, corrected)
 

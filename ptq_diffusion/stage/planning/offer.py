@@ -7,7 +7,7 @@ from omegaconf import DictConfig, open_dict
 from ptq_diffusion.bitwidth.budget import Budget
 from ptq_diffusion.bitwidth.roles import EIGHT_BITS
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
-from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.engine.factory import names_kind
 
 OFFER = ("weights", "activations", "patterns")
 """Options of a policy that say which bits it offers to which layers."""
@@ -27,7 +27,7 @@ def with_offer(cfg: DictConfig) -> DictConfig:
 
 def with_offer_and_roles(cfg: DictConfig) -> DictConfig:
     """The same with the bits of the layers that a policy does not choose, on which the error of the output depends."""
-    if not isinstance(construct(cfg.bitwidth), UnderBudget):
+    if not names_kind(cfg.bitwidth, UnderBudget):
         return cfg
     return _representative(cfg, {role: cfg.bitwidth[role] for role in FIXED_BITS if role in cfg.bitwidth})
 

@@ -30,7 +30,7 @@ from ptq_diffusion.stage.samples import read_images
 )
 def test_the_exported_pipeline_draws_the_corrected_images(make, correction, sampler):
     chosen = [f"correction={correction}", f"sampler={sampler}", "sampler.steps=3", "images=4", "seeds=[5]"]
-    chosen.append("noise.images=16")
+    chosen += ["noise.images=16", "micro_batch=16"]
     folder = make("goal=export", *chosen)
     read = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert read == {".json", ".safetensors", ".yaml"}
