@@ -18,7 +18,7 @@ from ptq_diffusion.command.plan.numbers import duration, short
 CONFIGS = Path(__file__).parent / "configs"
 SPEED = 2e13
 """Multiply-accumulates a second that times are told at, assumed: 40 TFLOP/s, about one large GPU in TF32."""
-# the schedulers of SD 1.5 and SDXL take other steps than the samplers that stand in for them here
+# PNDM, the scheduler of SD 1.5, says neither what its network predicts nor DDIM's spacing of steps
 LEADING = "+sampler.scheduler.prediction_type=epsilon", "+sampler.scheduler.timestep_spacing=leading"
 MODELS: Mapping[str, tuple[str, ...]] = {
     "sd15": ("condition=prompts", "condition.guidance.scale=7.5", "sampler.steps=50", *LEADING),
@@ -53,7 +53,7 @@ def planned(model: str, prompts: Path, *more: str) -> dict[tuple[str, str], floa
 
 
 def row(model: str, numbers: Mapping[tuple[str, str], float], by_block: Mapping[tuple[str, str], float]) -> str:
-    """A line of the table in the README."""
+    """A row: the folder, parameters and multiply-accumulates of a pass, then the columns of the table in the README."""
     float_bops = numbers["full precision", "bops_of_image"]
     savings = [f"{float_bops / numbers[plan, 'bops_of_image']:.1f}" for plan in ("w4a8", "w4a4")]
     asked = sum(value for (_, quantity), value in numbers.items() if quantity in ("float_passes", "quantized_passes"))

@@ -84,12 +84,14 @@ def require_kind(node: DictConfig, kind: type, option: str, partial: bool = Fals
 
 
 def names_kind(node: DictConfig, kind: type) -> bool:
-    """Whether what `construct` builds from a node would be of a kind; nothing is built.
+    """Whether what `construct` builds from a node would be of a kind; nothing is built, and no option is looked at.
 
     Raises:
         ValueError: as `construct` does of a target that is not allowed.
     """
-    return "_target_" in node and issubclass(_built(_allowed(str(node._target_), plugins_of(node))), kind)
+    if "_target_" not in node or node.get("_partial_", False):
+        return False
+    return issubclass(_built(_allowed(str(node._target_), plugins_of(node))), kind)
 
 
 def plain(node: DictConfig | ListConfig) -> Any:  # noqa: ANN401

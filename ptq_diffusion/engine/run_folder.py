@@ -47,6 +47,4 @@ def locked_run_folder(store: Store, stage: type[Stage], cfg: DictConfig) -> Iter
             unfinished.unlink()
         yield run_folder(store, stage, cfg)
     finally:
-        # While it is held: whoever waits for it sees that the file is gone, and takes a new one.
-        (folder / LOCK).unlink(missing_ok=True)
         lock.release()

@@ -143,8 +143,11 @@ class Store:
                 self.runtime.say(f"{self._agenda.place(stage.name, signature)} {title}: {REUSED} {signature}")
             else:
                 self._make(stage, final, cfg, inputs, title, forced=forced)
-            # While it is held: whoever waits for it sees that the file is gone, and takes a new one.
-            lock.unlink(missing_ok=True)
+            if not forced:
+                # Whoever waits finds the artefact whole, with this file or, where it sees that it is gone, a new one.
+                # A forced stage makes it again in any case, so that its lock stays the only one.
+                with suppress(OSError):
+                    lock.unlink()
         return final
 
     def _make(

@@ -46,7 +46,7 @@ class Reference(ABC):
         """Sixteen hex digits over what the reference reads in the extractor's space.
 
         Raises:
-            ValueError: there are no statistics in this space.
+            ValueError: the reference is of several spaces, and this is none of them.
         """
 
 

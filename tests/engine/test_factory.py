@@ -3,7 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from ptq_diffusion.engine.factory import construct
+from ptq_diffusion.data import Prompts
+from ptq_diffusion.engine.factory import construct, names_kind
 from tests.experiments import composed
 
 BEHIND_OURS = [
@@ -21,6 +22,23 @@ BEHIND_OURS = [
 def test_a_configuration_constructs_nothing_outside_the_allowlist(target):
     with pytest.raises(ValueError, match="_target_"):
         construct(OmegaConf.create({"inner": {"_target_": target}, "_target_": "ptq_diffusion.sampler.DDIM"}))
+
+
+def test_the_kind_of_a_part_is_known_without_building_it(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    sources = {
+        True: {"_target_": "ptq_diffusion.data.TextPrompts", "path": str(tmp_path / "prompts.txt")},
+        False: {"_target_": "ptq_diffusion.data.Labels", "only": None, "no_class": None},
+    }
+    for expected, source in sources.items():
+        node = OmegaConf.create(source)
+        assert names_kind(node, Prompts) is expected is isinstance(construct(node), Prompts)
+    absent = OmegaConf.create(sources[True] | {"path": "nowhere"})
+    assert names_kind(absent, Prompts) and not names_kind(
+        OmegaConf.create(sources[True] | {"_partial_": True}), Prompts
+    )
+    with pytest.raises(ValueError, match="_target_"):
+        names_kind(OmegaConf.create({"_target_": "os.system"}), Prompts)
 
 
 PARTS = {

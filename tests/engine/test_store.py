@@ -99,6 +99,18 @@ class Sum(Stage):
         (out / "number").write_text(str(sum(int((folder / "number").read_text()) for folder in inputs.values())))
 
 
+def test_the_lock_of_an_artefact_goes_when_it_is_whole(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(Failing, "error", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        store.obtain(Failing, CFG)
+    assert len(list(tmp_path.rglob("*.lock"))) == 1, "what is unfinished keeps it"
+    monkeypatch.setattr(Failing, "error", None)
+    store.obtain(Failing, CFG)
+    Store(tmp_path, Workshop(Runtime("cpu", False))).obtain(Doubled, CFG)
+    Store(tmp_path, Workshop(Runtime("cpu", False))).obtain(Doubled, CFG)
+    assert not list(tmp_path.rglob("*.lock"))
+
+
 def test_a_user_reads_which_of_several_artefacts_of_a_stage_is_made(store, capsys):
     assert (store.obtain(Sum, CFG) / "number").read_text() == "7"
     said = [line.rpartition(" ")[0] for line in capsys.readouterr().out.splitlines()]

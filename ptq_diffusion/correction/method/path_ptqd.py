@@ -12,6 +12,7 @@ from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.measurement import StepMeasurement
 from ptq_diffusion.correction.method.ptqd import PTQD
 from ptq_diffusion.correction.noise.moments import StepMoments
+from ptq_diffusion.correction.noise.residual import Residual
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
@@ -56,7 +57,9 @@ class PathPTQD(Correction[PathEvidence]):
     def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
         images = evidence.paired
         if all(torch.equal(batch.q, batch.m) for batch in images):
-            return StepMeasurement.of(images, (), step).correction(step.sigma)
+            unchanged = StepMeasurement.of(images, (), step).correction(step.sigma)
+            # A multistep sampler meets the error of the step before here, too, for which sigma' is to make room.
+            return replace(unchanged, residual=Residual(0.0, absorbed=0 if self.terms.variance == "off" else 1))
         moments = reduce(StepMoments.merge, (StepMoments.of(batch.m, batch.q, batch.x_t) for batch in images))
         fitted = self.terms.fit_step(MomentEvidence(moments), step)
         # the report along a path is of m~ - m, where PTQD's own is of D - k m

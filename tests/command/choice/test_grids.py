@@ -32,9 +32,9 @@ def grid(experiment):
 
 
 def few(cells):
-    """The cells that differ from the first or from the last in one word at most: every word, beside two of each other.
+    """The cells that differ from the first or from the last in one word at most.
 
-    Words of a grid choose a file or set an option each, whatever the others are, so that none needs the whole product.
+    So every word of the grid is composed, beside the others of the first cell and beside those of the last.
     """
     ends = (cells[0], cells[-1])
     return [cell for cell in cells if any(sum(map(str.__ne__, cell, end)) <= 1 for end in ends)]

@@ -1,7 +1,5 @@
 """One resampling for all variants: errors shrink as they should, and what variants share cancels."""
 
-from functools import partial
-
 import pytest
 import torch
 
@@ -39,9 +37,9 @@ def test_weights_count_draws_with_replacement():
     assert (weights == 0).double().mean().item() == pytest.approx(torch.e**-1, abs=0.01)
 
 
-def drawn_again(rows, replicates):
+def drawn_again(rows, replicates, strata):
     """Features of resampled images, each as often as it was drawn."""
-    weights = map(partial(resampling_weights, len(rows), 1), range(replicates))
+    weights = (resampling_weights(len(rows), 1, replicate, strata) for replicate in range(replicates))
     return [FeatureMoments.of(rows.repeat_interleave(weight.long(), 0), "x") for weight in weights]
 
 
@@ -49,17 +47,27 @@ def standard_deviation(distances):
     return torch.tensor(list(distances), dtype=torch.float64).std().item()
 
 
-@pytest.mark.parametrize("count", [200, 9], ids=["more images than features", "fewer images than features"])
-def test_values_and_errors_equal_those_of_images_drawn_again(count):
+@pytest.mark.parametrize("strata", [1, 3])
+@pytest.mark.parametrize("count", [210, 12], ids=["more images than features", "fewer images than features"])
+def test_values_and_errors_equal_those_of_images_drawn_again(count, strata):
     reference = FeatureMoments.of(normal(5000, 20, seed=7), "x")
     rows = {"float": normal(count, 20) + 0.3, "near": normal(count, 20) + 0.1 * normal(count, 20, seed=1)}
-    drawn = {name: drawn_again(features, 5) for name, features in rows.items()}
-    real, to_float = paired_fid(rows, reference, 5, seed=1), paired_fid_to("float", rows, "x", 5, seed=1)
+    drawn = {name: drawn_again(features, 5, strata) for name, features in rows.items()}
+    real = paired_fid(rows, reference, 5, seed=1, strata=strata)
+    to_float = paired_fid_to("float", rows, "x", 5, seed=1, strata=strata)
+    near, own = (FeatureMoments.of(rows[name], "x") for name in ("near", "float"))
+    assert to_float.estimates["near"].value == frechet_distance(near, own)
     for name, features in rows.items():
+        if strata > 1:
+            alone = [frechet_distance(FeatureMoments.of(part, "x"), reference) for part in features.chunk(strata)]
+            assert real.estimates[name].seed_spread == pytest.approx(standard_deviation(alone), rel=1e-4)
         moments = FeatureMoments.of(features, "x")
         assert real.estimates[name].value == frechet_distance(moments, reference)
         expected = standard_deviation(frechet_distance(one, reference) for one in drawn[name])
         assert real.estimates[name].standard_error == pytest.approx(expected, rel=1e-4)
+    distances = [[frechet_distance(one, reference) for one in drawn[name]] for name in ("float", "near")]
+    expected = standard_deviation(a - b for a, b in zip(*distances, strict=True))
+    assert real.differences["float", "near"].standard_error == pytest.approx(expected, rel=1e-4)
     pairs = zip(drawn["near"], drawn["float"], strict=True)
     expected = standard_deviation(frechet_distance(near, other) for near, other in pairs)
     assert to_float.estimates["near"].standard_error == pytest.approx(expected, rel=1e-4)
