@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 from torch.multiprocessing.spawn import ProcessException
 
 from ptq_diffusion.artefact import files
-from ptq_diffusion.artefact.tensors import holds_tensors, write_tensors
 from ptq_diffusion.engine import store as store_module
 from ptq_diffusion.engine.runtime import TF32, Runtime
 from ptq_diffusion.engine.selection import select
@@ -292,18 +291,6 @@ def test_a_damaged_artefact_is_named_and_not_used(store, tmp_path, damage):
         (made / damage).write_text("")
     with pytest.raises(ValueError, match=f"expected {made / damage} .*remove {made}, and the same command"):
         Store(tmp_path, Workshop(Runtime("cpu", False))).obtain(Doubled, CFG)
-
-
-def test_a_file_cut_short_holds_no_tensors(tmp_path):
-    """As a power cut leaves it where the disk keeps names and contents in different order."""
-    path = tmp_path / "chunk.safetensors"
-    assert not holds_tensors(path)
-    write_tensors(path, {"x": torch.ones(3)})
-    whole = path.read_bytes()
-    assert holds_tensors(path) and names(tmp_path) == [path.name]
-    for length in (0, 5, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        assert not holds_tensors(path)
 
 
 def test_selecting_a_missing_key_names_it():
