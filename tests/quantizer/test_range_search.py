@@ -189,3 +189,15 @@ def test_percentiles_out_of_range_are_refused(percentile):
 def test_searches_without_meaning_are_refused(p, candidates, message):
     with pytest.raises(ValueError, match=f"expected {message}"):
         LpSearch(p, candidates)
+
+
+@pytest.mark.parametrize("search", [LpSearch(2, 80), EntropySearch(64, 40)], ids=["mse", "entropy"])
+@pytest.mark.parametrize(("groups", "values"), [(2, 5), (7, 33), (40, 300)])
+def test_several_intervals_with_one_call_are_chosen_from_as_one_at_a_time(search, groups, values, monkeypatch):
+    rows = torch.randn(groups, values, generator=torch.Generator().manual_seed(0))
+    for grid in (Grid(4, True), Grid(4, False)):
+        several = search(Distribution.of_groups(rows), grid)
+        with monkeypatch.context() as patch:
+            patch.setattr("ptq_diffusion.quantizer.range_search.AT_ONCE", 1)
+            alone = search(Distribution.of_groups(rows), grid)
+        assert all(map(torch.equal, several, alone))

@@ -89,7 +89,7 @@ class Chain(JointRequirements, Correction[PathEvidence]):
         whole = StepMeasurement.of(evidence.paired, repairs, step).correction(corrections[-1].sigma)
         held_out = [correction.report.r2_held_out for correction in corrections]
         r2_held_out = next((r2 for r2 in held_out if r2 is not None), None)
-        # What sigma' makes room for is the last link's: on another table, or after another step, it is another sigma'.
+        # The residual that sigma' makes room for is that of the last link; on another table sigma' is computed from it.
         residual = corrections[-1].residual
         return replace(whole, residual=residual, report=replace(whole.report, r2_held_out=r2_held_out))
 

@@ -117,26 +117,23 @@ def _distance(shift: Tensor, trace: Tensor, reference: Tensor, overlap: Tensor) 
 
 def _by_covariances(features: Mapping[str, Tensor], reference: Callable[[Tensor], FeatureMoments]) -> Distances:
     """Distances to moments that may depend on the weights."""
-    centres = {name: rows.double().mean(0) for name, rows in features.items()}
-    # centred once, so that weighted second moments lose no digits
-    centred = {name: rows.double() - centres[name] for name, rows in features.items()}
+    variants = [_Images(rows) for rows in features.values()]
 
     def distances(weights: Tensor) -> Iterator[float]:
         target = reference(weights)
-        for name, rows in centred.items():
-            mean, covariance = _weighted_moments(weights, rows)
-            yield distance_to(mean + centres[name], covariance, target)
+        for images in variants:
+            mean, covariance = _weighted_moments(weights, images.centred)
+            yield distance_to(mean + images.centre, covariance, target)
 
     return distances
 
 
 def _resampled_moments(rows: Tensor, extractor: str) -> Callable[[Tensor], FeatureMoments]:
-    centre = rows.double().mean(0)
-    centred = rows.double() - centre
+    images = _Images(rows)
 
     def moments(weights: Tensor) -> FeatureMoments:
-        mean, covariance = _weighted_moments(weights, centred)
-        return FeatureMoments(len(rows), mean + centre, covariance, extractor)
+        mean, covariance = _weighted_moments(weights, images.centred)
+        return FeatureMoments(len(rows), mean + images.centre, covariance, extractor)
 
     return moments
 
