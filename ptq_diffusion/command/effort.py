@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from omegaconf import DictConfig
 
+from ptq_diffusion.correction import Reads
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.stage import Need
 from ptq_diffusion.stage.calibrate import Calibrate
@@ -29,10 +30,10 @@ def _drawn(cfg: DictConfig) -> float:
 
 
 def _fitted(cfg: DictConfig) -> float:
-    """The images that a fit samples: along a path those of `noise`; of a choice every candidate's trial images."""
+    """Samplings of a fit: of images along a path, of a choice every candidate's trial images; none from moments."""
     if "candidates" in cfg.correction:
         return float(cfg.correction.images * (1 + len(cfg.correction.candidates)))
-    return 3.0 * cfg.noise.images
+    return 1.0 if construct(cfg.correction).reads is Reads.MOMENTS else 3.0 * cfg.noise.images
 
 
 SAMPLINGS: Mapping[str, Callable[[DictConfig], float]] = {

@@ -26,7 +26,7 @@ def preamble(cfg: DictConfig, store: Store, goal: type[Stage]) -> list[str]:
     if plugins := [Plugin.of(name) for name in store.shop.plugins]:
         rows["plugins"] = ", ".join(f"{one.name} {one.version or 'without a version'} {one.digest}" for one in plugins)
     present = [need.stage.name for need in needs if store.has(need.stage, need.cfg)]
-    rows["in the store"] = ", ".join(dict.fromkeys(present)) or "nothing cached yet"
+    rows["in the store"] = ", ".join(dict.fromkeys(present)) or "nothing cached yet for this run"
     return [f"{name:<13}{row}" for name, row in rows.items() if row]
 
 

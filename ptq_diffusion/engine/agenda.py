@@ -5,6 +5,10 @@ from collections.abc import Mapping
 Key = tuple[str, str]
 """An artefact: the name of its stage and its signature."""
 
+TIMED = 0.01
+"""The share of a run's work that is timed before the time left is told: the rate of a first small artefact is not its
+rate, as loading takes most of that time."""
+
 
 class Agenda:
     """The artefacts of a run in their order."""
@@ -27,12 +31,14 @@ class Agenda:
         return (stage, signature) in self._efforts
 
     def place(self, stage: str, signature: str) -> str:
-        """The place of an artefact, `3 of 9`, with the time left from its start once one artefact has been timed."""
+        """The place of an artefact, `3 of 9`, with the time left from its start once enough work has been timed."""
         keys = list(self._efforts)
         place = keys.index((stage, signature))
         left = sum(self._efforts[key] for key in keys[place:])
         text = f"{place + 1} of {len(keys)}"
-        return f"{text} ({_duration(left * self._seconds / self._done)} left)" if self._done and left else text
+        if not left or self._done < TIMED * (self._done + left):
+            return text
+        return f"{text} ({_duration(left * self._seconds / self._done)} left)"
 
     def done(self, stage: str, signature: str, seconds: float) -> None:
         """Note that an artefact is made and how long that took."""

@@ -37,3 +37,12 @@ def test_durations_are_said_in_their_unit(seconds, words):
     agenda = counted({("a", "1"): 1.0, ("b", "2"): 1.0})
     agenda.done("a", "1", seconds)
     assert agenda.place("b", "2") == f"2 of 2 (about {words} left)"
+
+
+def test_a_first_small_artefact_tells_nothing_of_the_rest():
+    """Loading took its 4 seconds, not its work."""
+    agenda = counted({("a", "1"): 1.0, ("b", "2"): 9.0, ("c", "3"): 990.0})
+    agenda.done("a", "1", 4.0)
+    assert agenda.place("b", "2") == "2 of 3"
+    agenda.done("b", "2", 1.0)
+    assert agenda.place("c", "3") == "3 of 3 (about 8 min left)"

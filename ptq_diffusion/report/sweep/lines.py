@@ -10,14 +10,12 @@ from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.metric import Interval
 from ptq_diffusion.report.sweep.quantity import Quantity
 from ptq_diffusion.report.sweep.runs import ABSENT, BITS, Run, depth
-from ptq_diffusion.stage.samples_corrected import CorrectedSamples
-from ptq_diffusion.stage.samples_full_precision import FullPrecisionSamples
-from ptq_diffusion.stage.samples_quantized import QuantizedSamples
+from ptq_diffusion.stage.drawing.variants import VARIANTS
 
 NOT_RUN = "not run"
 FULL_PRECISION = "full precision"
 NONE = "none"
-STAGES: tuple[type[Stage], ...] = (FullPrecisionSamples, QuantizedSamples, CorrectedSamples)
+STAGES: tuple[type[Stage], ...] = tuple(VARIANTS.values())
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class Line:
         run: the name of the run that it was read from, the first of those that share it; empty if there is none.
         values: the variant's row of the report, or nothing.
         gain: corrected - quantized of the table's metric, of a correction's line.
+        loss: quantized - full precision of it, of a correction's line.
         reason: why there are no values.
         against: differences to a `Baseline` by metric, where they were asked for.
         beside: names of further runs, of other seeds, of which the values are the mean with those of `run`.
@@ -40,6 +39,7 @@ class Line:
     run: str
     values: Mapping[str, Any]
     gain: Interval | None = None
+    loss: Interval | None = None
     reason: str = ""
     against: Mapping[str, Interval | str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
@@ -57,10 +57,10 @@ def lines_of(runs: Sequence[Run], factors: Sequence[str], quantity: Quantity) ->
         for rank, variant in enumerate(run.report["rows"] if run.report else ()):
             line = _line(run, rank, variant, factors, quantity)
             measured.setdefault((rank, run.signature(STAGES[rank]), tuple(line.levels.items()), line.correction), line)
-    unfinished = [Line(_levels(run, factors), run.correction, run.name, {}, None, run.reason) for run in runs]
-    absent = [Line(levels, name, "", {}, None, NOT_RUN) for levels, name in _not_run(runs, factors)]
+    unfinished = [Line(_levels(run, factors), run.correction, run.name, {}, reason=run.reason) for run in runs]
+    absent = [Line(levels, name, "", {}, reason=NOT_RUN) for levels, name in _not_run(runs, factors)]
     if len(absent) > len(runs):
-        absent = [Line({}, "", "", {}, None, f"{len(absent)} more cells of the product of all levels: {NOT_RUN}")]
+        absent = [Line({}, "", "", {}, reason=f"{len(absent)} more cells of the product of all levels: {NOT_RUN}")]
     # Without a correction the corrected images are the quantized ones, which have a line.
     unique = [line for (rank, *_), line in measured.items() if (rank, line.correction) != (2, NONE)]
     return sorted([*unique, *(line for line in unfinished if line.reason), *absent], key=_order(factors, quantity))
@@ -69,13 +69,17 @@ def lines_of(runs: Sequence[Run], factors: Sequence[str], quantity: Quantity) ->
 def _line(run: Run, rank: int, variant: Mapping[str, Any], factors: Sequence[str], quantity: Quantity) -> Line:
     name = (FULL_PRECISION, NONE, run.correction)[rank]
     levels = {key: run.level(key) for key in factors if depth(key) <= rank}
-    return Line(levels, name, run.name, variant, _gain(run, quantity.name) if rank == 2 else None)
+    if rank < 2:
+        return Line(levels, name, run.name, variant)
+    gain, loss = _change(run, 1, 2, quantity.name), _change(run, 0, 1, quantity.name)
+    return Line(levels, name, run.name, variant, gain, loss)
 
 
-def _gain(run: Run, metric: str) -> Interval | None:
-    """The change by the correction, of which the report holds the negative; None where the run lacks the metric."""
+def _change(run: Run, first: int, second: int, metric: str) -> Interval | None:
+    """Second - first variant, of which the report holds the negative; None where the run lacks the metric."""
+    before, after = list(VARIANTS)[first], list(VARIANTS)[second]
     pairs = run.report["paired"] if run.report else ()
-    pair = next((p for p in pairs if (p["a"], p["b"], p["metric"]) == ("quantized", "corrected", metric)), None)
+    pair = next((p for p in pairs if (p["a"], p["b"], p["metric"]) == (before, after, metric)), None)
     return pair and Interval(pair["difference"], pair["standard_error"], pair["seed_spread"]).reversed
 
 

@@ -29,11 +29,11 @@ def _means(group: Sequence[Line]) -> list[Line]:
     if len(set(seeds)) < len(seeds):
         return list(group)
     first = group[0]
-    gains = [line.gain for line in group if line.gain is not None]
     against = {name: _other([line.against[name] for line in group]) for name in first.against if _all_have(name, group)}
     beside = tuple(line.run for line in group[1:])
-    gain = _mean(gains) if len(gains) == len(group) else None
-    return [replace(first, beside=beside, values=_values([line.values for line in group]), gain=gain, against=against)]
+    gain, loss = _mean_of_all([line.gain for line in group]), _mean_of_all([line.loss for line in group])
+    values = _values([line.values for line in group])
+    return [replace(first, beside=beside, values=values, gain=gain, loss=loss, against=against)]
 
 
 def _all_have(name: str, group: Sequence[Line]) -> bool:
@@ -51,6 +51,12 @@ def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         else:
             values |= {key: None, f"{key}_se": None}
     return values
+
+
+def _mean_of_all(gaps: Sequence[Interval | None]) -> Interval | None:
+    """The mean where every run has the difference."""
+    known = [gap for gap in gaps if gap is not None]
+    return _mean(known) if len(known) == len(gaps) else None
 
 
 def _mean(gaps: Sequence[Interval]) -> Interval:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ptq_diffusion.metric import Interval, holm, noninferiority
-from ptq_diffusion.report.sweep.lines import FULL_PRECISION, NONE, Line
+from ptq_diffusion.report.sweep.lines import NONE, Line
 from ptq_diffusion.report.sweep.quantity import Quantity
 
 MARGIN = 0.02
@@ -31,15 +31,15 @@ class Verdict:
             of no correction itself.
         first: in how many its FID is the lowest of all corrections and of none; `auto` shares it with the one that it
             chose.
-        recovered: the least and the largest share of the FID lost to quantization that it gives back; None where no
-            float model has a line or quantization lost nothing.
+        recovered: the share of the FID lost to quantization that it gives back, of each cell in which the loss is
+            shown, its interval above 0.
     """
 
     correction: str
     cells: int
     harmless: int | None
     first: int
-    recovered: tuple[float, float] | None
+    recovered: tuple[float, ...]
 
 
 def verdicts(lines: Sequence[Line], quantity: Quantity = FID) -> list[Verdict]:
@@ -55,9 +55,9 @@ def verdicts(lines: Sequence[Line], quantity: Quantity = FID) -> list[Verdict]:
         if line.gain:
             cells.setdefault(tuple(line.levels.items()), []).append(line)
     names = sorted({line.correction for cell in cells.values() for line in cell})
-    unsorted = [_verdict(name, list(cells.values()), _float_models(lines)) for name in names]
+    unsorted = [_verdict(name, list(cells.values())) for name in names]
     if cells:
-        unsorted.append(Verdict(NONE, len(cells), None, sum(map(_none_is_first, cells.values())), None))
+        unsorted.append(Verdict(NONE, len(cells), None, sum(map(_none_is_first, cells.values())), ()))
     return sorted(unsorted, key=lambda verdict: (-verdict.first, -verdict.cells, verdict.correction))
 
 
@@ -69,10 +69,18 @@ def titles_of(quantity: Quantity) -> tuple[str, ...]:
 
 def cells_of(verdict: Verdict) -> list[str]:
     """A verdict as a reader sees it."""
-    low, high = verdict.recovered or (None, None)
-    regained = "" if low is None or high is None else f"{low:.0%} to {high:.0%}"
     harmless = "" if verdict.harmless is None else str(verdict.harmless)
+    regained = "" if verdict.correction == NONE else _shares(verdict)
     return [verdict.correction, str(verdict.cells), harmless, str(verdict.first), regained]
+
+
+def _shares(verdict: Verdict) -> str:
+    """The least and the largest share, and of how many cells where that is not all."""
+    shares = sorted(verdict.recovered)
+    if not shares:
+        return "no loss shown"
+    text = " to ".join(dict.fromkeys((f"{shares[0]:.0%}", f"{shares[-1]:.0%}")))
+    return text if len(shares) == verdict.cells else f"{text} in {len(shares)}"
 
 
 def verdict_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -83,21 +91,22 @@ def verdict_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table
     return table
 
 
-def _verdict(name: str, cells: Sequence[Sequence[Line]], full: Sequence[Line]) -> Verdict:
+def _verdict(name: str, cells: Sequence[Sequence[Line]]) -> Verdict:
     rows = [(line, _least(cell)) for cell in cells for line in cell]
     rows = [(line, least) for line, least in rows if line.correction == name]
     lines = [line for line, _ in rows]
     p = [noninferiority(_gain(line), MARGIN * abs(_quantized(line))) for line in lines]
     first = sum(line.values[COST] - least < TIE for line, least in rows)
-    shares = [share for line in lines if (share := _recovered(line, full)) is not None]
-    recovered = (min(shares), max(shares)) if shares else None
-    return Verdict(name, len(lines), sum(value < LEVEL for value in holm(p)), first, recovered)
+    shares = [share for line in lines if (share := _recovered(line)) is not None]
+    return Verdict(name, len(lines), sum(value < LEVEL for value in holm(p)), first, tuple(shares))
 
 
 def _as_cost(line: Line, quantity: Quantity) -> Line:
-    """The line with its metric, and the gain in it, as a cost, of which less is better."""
-    gain = line.gain.reversed if line.gain and quantity.higher_is_better else line.gain
-    return replace(line, values={COST: quantity.cost(line.values[quantity.name])}, gain=gain)
+    """The line with its metric, the gain and the loss in it, as a cost, of which less is better."""
+    gain, loss = line.gain, line.loss
+    if quantity.higher_is_better:
+        gain, loss = gain and gain.reversed, loss and loss.reversed
+    return replace(line, values={COST: quantity.cost(line.values[quantity.name])}, gain=gain, loss=loss)
 
 
 def _least(cell: Sequence[Line]) -> float:
@@ -119,12 +128,6 @@ def _quantized(line: Line) -> float:
     return float(line.values[COST]) - _gain(line).difference
 
 
-def _float_models(lines: Sequence[Line]) -> list[Line]:
-    return [line for line in lines if line.correction == FULL_PRECISION and line.values]
-
-
-def _recovered(line: Line, full: Sequence[Line]) -> float | None:
-    """(FID quantized - FID corrected) / (FID quantized - FID float)."""
-    float_model = next((one for one in full if one.levels.items() <= line.levels.items()), None)
-    lost = _quantized(line) - float(float_model.values[COST]) if float_model else 0.0
-    return -_gain(line).difference / lost if lost > 0 else None
+def _recovered(line: Line) -> float | None:
+    """(FID quantized - FID corrected) / (FID quantized - FID float); None where the loss is not told from 0."""
+    return -_gain(line).difference / line.loss.difference if line.loss and line.loss.low > 0 else None

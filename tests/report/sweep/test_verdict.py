@@ -1,21 +1,24 @@
 """What is said of a correction over all cells follows from its lines."""
 
+from dataclasses import replace
+
 import pytest
 
 from ptq_diffusion.metric import Interval
 from ptq_diffusion.report.sweep.lines import FULL_PRECISION, Line
-from ptq_diffusion.report.sweep.verdict import verdicts
+from ptq_diffusion.report.sweep.verdict import cells_of, verdicts
 
 FLOAT, QUANTIZED = 2.0, 6.0
 
 
-def lines(gains, error=0.01):
+def lines(gains, error=0.01, loss_error=0.01):
     """A float model and, by correction, the change of FID in each cell."""
+    loss = Interval(QUANTIZED - FLOAT, loss_error, None)
     found = [Line({}, FULL_PRECISION, "run", {"fid": FLOAT})]
     for name, by_cell in gains.items():
         for cell, gain in enumerate(by_cell):
             values = {"fid": QUANTIZED + gain}
-            found.append(Line({"eta": str(cell)}, name, name, values, Interval(gain, error, None)))
+            found.append(Line({"eta": str(cell)}, name, name, values, Interval(gain, error, None), loss))
     return found
 
 
@@ -23,8 +26,19 @@ def test_shares_and_firsts_by_hand():
     found = {v.correction: v for v in verdicts(lines({"good": [-4.0, -2.0, -3.0], "some": [-1.0, -2.5], "bad": [1.0]}))}
     assert list(found) == ["good", "some", "none", "bad"]
     assert [(v.cells, v.first, v.harmless) for v in found.values()] == [(3, 2, 3), (2, 1, 2), (3, 0, None), (1, 0, 0)]
-    assert found["good"].recovered == pytest.approx((0.5, 1.0))
-    assert found["bad"].recovered == pytest.approx((-0.25, -0.25))
+    assert found["good"].recovered == pytest.approx((1.0, 0.5, 0.75))
+    assert found["bad"].recovered == pytest.approx((-0.25,))
+
+
+def test_no_share_is_said_of_a_loss_within_its_errors():
+    """4 +- 3 may be 0, of which a share means nothing."""
+    (found, _) = verdicts(lines({"good": [-4.0]}, loss_error=3.0))
+    assert found.recovered == () and "no loss shown" in cells_of(found)
+    (found, none) = verdicts(lines({"good": [-4.0]}, loss_error=1.0))
+    assert "100%" in cells_of(found) and not any("loss" in cell for cell in cells_of(none))
+    shown, unclear = (lines({"good": [gain]}, loss_error=error)[1] for gain, error in ((-4.0, 1.0), (-9.0, 3.0)))
+    (found, _) = verdicts([shown, replace(unclear, levels={"eta": "1"})])
+    assert "100% in 1" in cells_of(found)
 
 
 def harmless(gains, error):
