@@ -21,18 +21,18 @@ SIGNED = 17
 
 def table(shelf: Shelf) -> Table:
     """A line for each artefact; a run that made it has a star."""
-    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", caption_justify="left")
+    sheet = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), caption_justify="left", expand=True)
     sheet.add_column("artefact", no_wrap=True)
     for name in ("size", "age"):
         sheet.add_column(name, justify="right", no_wrap=True)
-    sheet.add_column("runs that need it", overflow="ellipsis", no_wrap=True)
+    sheet.add_column("runs that need it", overflow="fold", ratio=1)
     for one in shelf.artefacts:
         stage, signature = one.key
         state = "" if one.state is State.COMPLETE else f"\n{one.state.value}"
         sheet.add_row(f"{stage}\n  {signature}{state}", in_units(one.size), _age(one), _runs(shelf.users[one.key], one))
     total, needed = (sum(one.size for one in group) for group in (shelf.artefacts, _needed(shelf)))
     summary = f"{in_units(total)}, {in_units(needed)} of them needed by {len(shelf.runs):,} runs"
-    sheet.caption = f"{summary}; * made it; --csv has whole names"
+    sheet.caption = f"{summary}; * made it; --csv names them all"
     return sheet
 
 
@@ -69,7 +69,7 @@ def _needed(shelf: Shelf) -> list[Stored]:
 def _runs(runs: Sequence[RunNeeds], one: Stored) -> str:
     """The names of some runs, a line each, those that made the artefact first."""
     first = sorted(runs, key=lambda run: one.key[1] not in run.made)
-    names = ["* " * (one.key[1] in run.made) + run.folder.name[:-SIGNED] for run in first]
+    names = ["*" * (one.key[1] in run.made) + run.folder.name[:-SIGNED] for run in first]
     if len(names) > SHOWN:
         names[SHOWN - 1 :] = [f"and {len(names) - SHOWN + 1} more"]
     return "\n".join(names) or "none"
