@@ -1,4 +1,4 @@
-"""`ptq-diffusion doctor`: examines the installation for what would break the main job, and says what to do.
+"""`ptq-diffusion doctor`: examines the installation for what would break an experiment, and says what to do.
 
 Nothing that may be broken is imported before it was probed, so that this works where nothing else does.
 """
@@ -38,8 +38,8 @@ MODEL_CHECKSUMS = {
 """The `folder_checksum` of every bundled denoiser."""
 USAGE = """usage: ptq-diffusion doctor [FOLDER]
 
-Examines the installation and the folder of outputs for what would break the
-main job, and says what to do; exits with 1 where something would.
+Examines the installation and the folder of outputs for what would break an
+experiment, and says what to do; exits with 1 where something would.
 """
 LITTLE_ROOM = 2**30
 
@@ -52,7 +52,7 @@ class Finding:
         name: of the thing.
         state: how it is.
         remedy: what to do, where there is something to do.
-        breaks: whether the main job would fail.
+        breaks: whether an experiment would fail.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Finding:
 
 
 def examine(words: Sequence[str], console: Console | None = None) -> int:
-    """Print every finding; the exit code, 1 where one of them would break the main job.
+    """Print every finding; the exit code, 1 where one of them would break an experiment.
 
     Raises:
         ValueError: more than one folder is named.
@@ -82,7 +82,7 @@ def examine(words: Sequence[str], console: Console | None = None) -> int:
         if finding.remedy:
             console.print(f"{'':<22}-> {finding.remedy}", highlight=False, markup=False, soft_wrap=True)
     broken = [finding.name for finding in examined if finding.breaks]
-    verdict = f"the main job would break on {', '.join(broken)}" if broken else "the main job would run"
+    verdict = f"an experiment would break on {', '.join(broken)}" if broken else "an experiment would run"
     console.print(verdict, highlight=False, markup=False)
     return 1 if broken else 0
 
@@ -156,7 +156,7 @@ def torchvision(present: bool, load: Callable[[], object]) -> Finding:
 
 
 def imports(load: Callable[[], object]) -> Finding:
-    """Examines whether the main job's modules import."""
+    """Examines whether the modules of experiments import."""
     try:
         load()
     except Exception as error:

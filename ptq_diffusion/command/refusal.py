@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 
 FULL_ERRORS = "HYDRA_FULL_ERROR"
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError, HydraException, OmegaConfBaseException)
-HELP = "ptq-diffusion --help lists all"
+HELP = "ptq-diffusion --help lists all groups, --cfg job all options"
+LISTED = 12
+"""Names that a message lists whole; of more it names those alone that are alike."""
 LAUNCHERS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 """The extra that each of Hydra's other launchers comes with."""
 
@@ -95,7 +97,7 @@ def closest(name: str, known: Sequence[str]) -> str:
         matches = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]][:3]
     if matches:
         return f"the closest {'is' if len(matches) == 1 else 'are'} {', '.join(matches)}"
-    return f"there are {', '.join(sorted(known))}" if 0 < len(known) <= 12 else HELP
+    return f"there are {', '.join(sorted(known))}" if 0 < len(known) <= LISTED else HELP
 
 
 def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path) -> str:
@@ -108,7 +110,7 @@ def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path)
             return f"expected the launcher {name}, which is not installed; pip install '.[{extra}]' in the checkout"
         if group == "sampler" and name.startswith(TWICE):
             return f"expected a sampler that asks the network once a step, got {name}, which asks twice; set {ONCE}"
-        return f"expected one of {', '.join(options)} as {group}, got {name!r}{_only_close(name, options)}"
+        return _of_choice(group, name, options)
     if isinstance(error, OverrideParseException):
         return (
             f"expected OPTION=VALUE, got {error.override!r} ({text.partition(' See https')[0]}); "
@@ -194,9 +196,17 @@ def _unresolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in options.items()}
 
 
-def _only_close(name: str, options: Sequence[str]) -> str:
-    matches = get_close_matches(name, options, n=1)
-    return f"; the closest is {matches[0]}" if matches else ""
+def _of_choice(group: str, name: str, options: Sequence[str]) -> str:
+    """The message for an unknown choice of a group; of many choices, of which one is alike, that one alone is named."""
+    match = next(iter(get_close_matches(name, options, n=1)), None)
+    if match is None:
+        return f"expected one of {', '.join(options)} as {group}, got {name!r}"
+    if len(options) <= LISTED:
+        return f"expected one of {', '.join(options)} as {group}, got {name!r}; the closest is {match}"
+    return (
+        f"expected one of {len(options)} names as {group}, got {name!r}; the closest is {match}, "
+        f"`ptq-diffusion options {group}` describes all"
+    )
 
 
 def _of_value(error: OmegaConfBaseException) -> str:

@@ -1,4 +1,4 @@
-"""The doctor finds what would break the main job, says what to do, and fails then and only then."""
+"""The doctor finds what would break an experiment, says what to do, and fails then and only then."""
 
 import errno
 import io
@@ -79,7 +79,7 @@ def test_the_exit_code_is_that_of_what_breaks(monkeypatch, tmp_path):
     code, said = examined(monkeypatch, tmp_path, fine, minded, breaks)
     assert code == 1
     assert "do that" in said
-    assert said.splitlines()[-1] == "the main job would break on c"
+    assert said.splitlines()[-1] == "an experiment would break on c"
 
 
 def test_nothing_is_imported_that_a_broken_torchvision_breaks(monkeypatch, tmp_path):
