@@ -7,7 +7,6 @@ Every experiment counts the multiply-accumulates of its network, which has one o
 Drawing its figures takes a third of a tiny experiment, and waiting for the disk a twentieth.
 """
 
-import contextlib
 import copy
 import io
 import json
@@ -16,11 +15,14 @@ import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
+import omegaconf
 import pytest
 import torch
 from hydra._internal import defaults_list, target_policy
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
@@ -65,7 +67,7 @@ def mode_where_asked(get_mode):
 
     def mode(hydra, config_name, overrides):
         places = hydra.config_loader.get_search_path().get_path()
-        ours = {place.path for place in places if place.provider in TYPED} == {f"file://{CONF}"}
+        ours = {place.path.removeprefix("file://") for place in places if place.provider in TYPED} == {str(CONF)}
         return None if ours and "hydra" not in " ".join(overrides) else get_mode(hydra, config_name, overrides)
 
     return mode
@@ -142,16 +144,68 @@ def merged_together(merge):
     return merged
 
 
+def read_once(load):
+    """A method as Hydra's, which remembers what each of the package's own files holds, its defaults beside it."""
+    known = {}
+
+    def read(repo, config_path):
+        if not of_package_alone(repo):
+            return load(repo, config_path)
+        if config_path not in known:
+            known[config_path] = pickle.dumps(load(repo, config_path))
+        return pickle.loads(known[config_path])
+
+    return read
+
+
 def copied_whole(copied):
-    """A method as OmegaConf's, which copies a configuration that lies in no other through its bytes, in less time."""
+    """A method as OmegaConf's, which copies a configuration through its bytes, in less time."""
 
     def copy_of(cfg, memo):
-        if not memo and cfg._get_parent() is None:
-            with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):  # Of objects in it
-                return pickle.loads(pickle.dumps(cfg))
-        return copied(cfg, memo)
+        if memo:
+            return copied(cfg, memo)
+        # A copy keeps the configuration that the original lies in, which is not copied.
+        parent, cfg.__dict__["_parent"] = cfg.__dict__["_parent"], None
+        try:
+            copy = pickle.loads(pickle.dumps(cfg))
+        except (pickle.PicklingError, AttributeError, TypeError):  # Of objects in it
+            copy = None
+        finally:
+            cfg.__dict__["_parent"] = parent
+        if copy is None:
+            return copied(cfg, memo)
+        copy.__dict__["_parent"] = parent
+        return copy
 
     return copy_of
+
+
+def understood_once(parse):
+    """A function as OmegaConf's, which remembers the trees of texts with interpolations; nothing changes a tree."""
+    known = {}
+
+    def understood(*text):
+        if text not in known:
+            known[text] = parse(*text)
+        return known[text]
+
+    return understood
+
+
+def word_understood_once(parse):
+    """A method as Hydra's, which remembers what it understood of each word of a command line."""
+    known = {}
+
+    def understood(parser, text, rule):
+        if (text, rule) not in known:
+            made = parse(parser, text, rule)
+            try:
+                known[text, rule] = pickle.dumps(made)
+            except (pickle.PicklingError, AttributeError, TypeError):  # Of functions in it
+                return made
+        return pickle.loads(known[text, rule])
+
+    return understood
 
 
 def digested_once(digest):
@@ -189,7 +243,11 @@ ConfigLoaderImpl._load_single_config = loaded_once(ConfigLoaderImpl._load_single
 ConfigLoaderImpl._compose_config_from_defaults_list = merged_once(
     merged_together(ConfigLoaderImpl._compose_config_from_defaults_list)
 )
+ConfigRepository.load_config = read_once(ConfigRepository.load_config)
+ConfigRepository.__deepcopy__ = lambda repo, memo: copy.copy(repo)  # Of which Hydra replaces the list of sources whole
 DictConfig.__deepcopy__ = copied_whole(DictConfig.__deepcopy__)
+omegaconf.base.parse = understood_once(omegaconf.base.parse)
+OverridesParser.parse_rule = word_understood_once(OverridesParser.parse_rule)
 os.fsync = os.fstat  # Of a descriptor that is open; no test cuts off the power
 target_policy._target_policy_digest = digested_once(target_policy._target_policy_digest)
 diffusers_denoiser.count_macs = counted_once(count_macs)
