@@ -1,6 +1,7 @@
 """A tiny pair of networks, a correction fitted to it, and what our loop and a stock pipeline draw with it."""
 
 from dataclasses import replace
+from functools import cache
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
@@ -38,9 +39,27 @@ def states(model, seed):
     return torch.randn(96, *model.shape, generator=torch.Generator().manual_seed(seed))
 
 
+@cache
 @torch.no_grad()
+def answered(network, step):
+    """What a network of no conditions says at a step on white noise; many fits ask for the same."""
+    return network.predict(states(network, step.i), step)
+
+
+def asked(network, step, condition):
+    if condition is None:
+        return answered(network, step)
+    return network.predict(states(network, step.i), step, condition)
+
+
 def fitted(name, steps, pair, condition=None):
-    """On white noise at every step; the path does not matter here."""
+    """On white noise at every step; the path does not matter here. Made once where there are no conditions."""
+    return made_once(name, steps, pair) if condition is None else made(name, steps, pair, condition)
+
+
+@torch.no_grad()
+def made(name, steps, pair, condition=None):
+    """A fit made anew."""
     model, quantized = pair
     correction = WITH_SHIFTED[name]
     if correction.reads is not Reads.MOMENTS:
@@ -49,19 +68,23 @@ def fitted(name, steps, pair, condition=None):
         return correction.assembled(
             [fitted_step(correction, step, model, quantized, condition) for step in steps], steps
         )
-    seen = []
-    for step in steps:
-        x = states(model, step.i)
-        seen.append((model.predict(x, step, condition).m, quantized.predict(x, step, condition).m, x))
+    seen = [(*(asked(network, step, condition).m for network in pair), states(model, step.i)) for step in steps]
     owner = Fingerprint("network", steps.fingerprint(), model.shape)
     return fit_moments(correction, NoiseStatistics.of(owner, seen, first=0), steps)
+
+
+made_once = cache(made)
 
 
 def fitted_step(correction, step, model, quantized, condition):
     """One step of a correction along a path."""
     x = states(model, step.i)
-    rescalings, m = correction.rescalings(model, quantized, PathState(x, step, condition))
-    q, features, _ = quantized.at(step.i, rescalings).predict(x, step, condition)
+    if correction.images_for_rescaling:
+        rescalings, m = correction.rescalings(model, quantized, PathState(x, step, condition))
+        q, features, _ = quantized.at(step.i, rescalings).predict(x, step, condition)
+    else:
+        rescalings, m = {}, asked(model, step, condition).m
+        q, features, _ = asked(quantized, step, condition)
     past = tuple(states(model, step.i + 1 + j) for j in range(len(step.c_0) - 1))
     batch = PairedBatch(0, q, x, features, m, x, m, past=past, float_past=past)
     return replace(correction.fit_step(PathEvidence([batch]), step), rescalings=rescalings)

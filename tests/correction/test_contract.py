@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -28,13 +29,14 @@ every_correction = pytest.mark.parametrize("name", CORRECTIONS)
 every_table = pytest.mark.parametrize(
     "steps",
     [
-        DDIM(6, eta, {}).table(DDPMScheduler(prediction_type=kind, clip_sample=clip).config)
+        DDIM(4, eta, {}).table(DDPMScheduler(prediction_type=kind, clip_sample=clip).config)
         for eta, kind, clip in [(1.0, "epsilon", False), (0.5, "v_prediction", True), (0.0, "sample", True)]
     ],
     ids=["eta 1, epsilon", "eta 0.5, v, clipped", "eta 0, x0, clipped"],
 )
 
 
+@cache
 def tensors(step, noise=1.0, count=30):
     """m, q and x_t; the quantized output is shrunk, shifted and noisy."""
     m, r, x = torch.randn(3, count, *SHAPE, generator=torch.Generator().manual_seed(step.i))
@@ -47,13 +49,18 @@ def features(q):
     return torch.cat([q, 1 - q[:, :1], q.square()], dim=1)
 
 
-def fitted(name, steps, noise=1.0):
+def made(name, steps, noise=1.0):
+    """A fit made anew."""
     correction = CORRECTIONS[name]
     if correction.reads is not Reads.MOMENTS:
         return FittedCorrection(steps, [correction.fit_step(batches(step, noise), step) for step in steps])
     return fit_moments(correction, statistics(steps, noise), steps)
 
 
+fitted = cache(made)
+
+
+@cache
 def statistics(steps, noise=1.0):
     return NoiseStatistics.of(
         Fingerprint("network", steps.fingerprint(), SHAPE), (tensors(step, noise) for step in steps), first=0
@@ -159,7 +166,7 @@ def test_operations_are_declared_before_the_fit(name, steps):
 @every_correction
 @every_table
 def test_fitting_is_a_function_of_its_arguments(name, steps):
-    first, second = fitted(name, steps), fitted(name, steps)
+    first, second = fitted(name, steps), made(name, steps)
     assert list(first.report()) == list(second.report())
     for step in steps:
         _, q, x = tensors(step)

@@ -120,14 +120,14 @@ def test_it_knows_its_own_times_whole_or_not(pair):
 
 @pytest.mark.parametrize("name", sorted(REACHING_IN))
 def test_a_correction_that_reaches_into_the_network_is_refused(name, pair):
-    correction = fitted(name, DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair)
+    correction = fitted(name, DDIM(1, 1.0, {}).table(pair[0].scheduler_config), pair)
     with pytest.raises(ValueError, match=r"(input of its output layer|rescales its layers), .*goal=export"):
         CorrectedScheduler(correction)
 
 
 @pytest.mark.parametrize("name", sorted(WITH_NETWORK))
 def test_a_correction_that_asks_twice_is_refused(name, pair):
-    correction = fitted(name, DDIM(eta=1.0, **OURS).table(pair[0].scheduler_config), pair)
+    correction = fitted(name, DDIM(1, 1.0, {}).table(pair[0].scheduler_config), pair)
     with pytest.raises(ValueError, match=r"a pipeline's scheduler has no network.*goal=samples_corrected"):
         CorrectedScheduler(correction)
 
