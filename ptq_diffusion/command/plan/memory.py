@@ -99,6 +99,7 @@ class Footprint:
     def __init__(self, case: Case) -> None:
         self._case = case
         self._model = case.shop.model(case.cfg)
+        self._followed: dict[tuple[int, bool, bool], int] = {}
 
     def of(self, stage: str, case: Case) -> Memory:
         """The memory of a stage; of one that builds no network next to nothing."""
@@ -183,12 +184,19 @@ class Footprint:
     @cached_property
     def float_activations(self) -> int:
         """Bytes of a float forward of a micro-batch."""
-        return forward_bytes(self._model, self._case.most_rows)
+        return self._activations(self._case.most_rows)
 
     @cached_property
     def quantized_activations(self) -> int:
         """Bytes of a quantized forward of a micro-batch."""
-        return forward_bytes(self._model, self._case.most_rows, quantized=True)
+        return self._activations(self._case.most_rows, quantized=True)
+
+    def _activations(self, rows: int, quantized: bool = False, gradients: bool = False) -> int:
+        """Bytes of a forward, which is followed once: each candidate of a choice asks for the same."""
+        asked = (rows, quantized, gradients)
+        if asked not in self._followed:
+            self._followed[asked] = forward_bytes(self._model, *asked)
+        return self._followed[asked]
 
     @cached_property
     def _copies(self) -> Mapping[str, tuple[int, Sequence[int]]]:
@@ -251,13 +259,13 @@ class Footprint:
         offers = len(construct(case.cfg.bitwidth).weights)
         rows = min(TOGETHER, case.cfg.sensitivity.images) * case.most_rows // case.cfg.micro_batch
         networks = self.float_network.whole + offers * self.quantized_network.whole
-        return Memory(networks, forward_bytes(self._model, rows, gradients=True))
+        return Memory(networks, self._activations(rows, gradients=True))
 
     def _compared(self, case: Case) -> Memory:
         """The outputs of all layers, which gradients need too; quantized layers are asked outside of their blocks."""
         rows = min(AT_ONCE, case.cfg.micro_batch) * case.most_rows // case.cfg.micro_batch
         networks = self.floating + self.quantized_network.whole + self.decoder
-        return Memory(networks, forward_bytes(self._model, rows, gradients=True))
+        return Memory(networks, self._activations(rows, gradients=True))
 
     def _fit(self, case: Case) -> Memory:
         correction = construct(case.cfg.correction)
@@ -266,12 +274,12 @@ class Footprint:
             return Memory(self.both + self.decoder, self.quantized_activations, images * case.image_bytes)
         together = min(correction.images_for_rescaling, case.cfg.noise.images)
         rows = max(case.most_rows, together * case.most_rows // case.cfg.micro_batch)
-        quantized = forward_bytes(self._model, rows, quantized=True)
+        quantized = self._activations(rows, quantized=True)
         if not correction.keeps_outputs:
             return Memory(self.both, quantized)
         # The outputs of all layers, which gradients need too, of three of four images that layers are rescaled on.
         fitted = (together - together // 4) * case.most_rows // case.cfg.micro_batch
-        return Memory(self.both, quantized + forward_bytes(self._model, fitted, gradients=True))
+        return Memory(self.both, quantized + self._activations(fitted, gradients=True))
 
     def _judged(self, case: Case) -> Memory:
         """The float network, a batch of images of all variants, and the features of all, twice as moments are taken."""
