@@ -1,5 +1,6 @@
 """What an installation holds: the code, every configuration and the bundled weights, and nothing that grows."""
 
+import gzip
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,8 +55,12 @@ def test_the_wheel_holds_the_package_and_the_configurations(wheel: Path) -> None
 
 
 def test_the_sdist_makes_the_same_wheel(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compressed in no time: the members are looked at, and not the sizes."""
+    monkeypatch.setattr(zipfile, "ZIP_DEFLATED", zipfile.ZIP_STORED)
     monkeypatch.chdir(ROOT)
-    sdist = tmp_path / build_sdist(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(gzip, "GzipFile", partial(gzip.GzipFile, compresslevel=0))
+        sdist = tmp_path / build_sdist(str(tmp_path))
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path / sdist.name.removesuffix(".tar.gz"))
