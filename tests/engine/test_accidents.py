@@ -117,23 +117,23 @@ def test_an_accident_on_the_way(prepare, remedy, refused):
     assert_clear(refused([], prepare), remedy)
 
 
-def process(*words):
-    return subprocess.run(
+def process(*words, **variables):
+    """The command line in a process of its own, (exit code, output, errors)."""
+    ended = subprocess.run(
         [sys.executable, "-m", "ptq_diffusion", *words],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"} | variables,
         capture_output=True,
         text=True,
         check=False,
     )
+    return ended.returncode, ended.stdout, ended.stderr
 
 
 def test_a_process_fails_with_one_message_and_no_traceback(tmp_path):
-    """One that is refused when the experiment begins, and one that composes nothing; other words end in process."""
-    ended = process("images=0", f"outputs={tmp_path}")
-    forked, asked = started_commands(
-        tmp_path, *(([f"outputs={tmp_path}", "sampler=dimm"], {"HYDRA_FULL_ERROR": full}) for full in ("", "1"))
-    )
-    for code, said, errors in ((ended.returncode, ended.stdout, ended.stderr), forked):
+    """One that composes nothing, and one that is refused when the experiment begins; other words end in process."""
+    ended, asked = (process(f"outputs={tmp_path}", "sampler=dimm", HYDRA_FULL_ERROR=full) for full in ("", "1"))
+    (forked,) = started_commands(tmp_path, (["images=0", f"outputs={tmp_path}"], {}))
+    for code, said, errors in (ended, forked):
         assert code == 1 and errors.count("error: ") == 1
         assert "Traceback" not in errors + said
     assert asked[0] == 1 and "Traceback" in asked[2], "everything is shown to those who ask"
