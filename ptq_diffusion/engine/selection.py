@@ -1,6 +1,7 @@
 """Selects the part of a configuration that a stage may read."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,23 +20,37 @@ def select(cfg: DictConfig, keys: Iterable[str], without: Iterable[str] = ()) ->
     Raises:
         ValueError: a key is missing from the configuration.
     """
-    selection = OmegaConf.create({})
+    return OmegaConf.create(selected(cfg, keys, without))
+
+
+def selected(cfg: DictConfig, keys: Iterable[str], without: Iterable[str] = ()) -> dict[str, Any]:
+    """What `select` selects, as dicts, lists and scalars."""
+    selection: dict[str, Any] = {}
     for key in keys:
         value = OmegaConf.select(cfg, key, throw_on_missing=True, default=KeyError)
         if value is KeyError or value is None:
-            group = key.partition(".")[0]
+            first = key.partition(".")[0]
             raise ValueError(
-                f"expected {key!r} in the configuration, which this goal needs; choose one, such as {group}=NAME "
+                f"expected {key!r} in the configuration, which this goal needs; choose one, such as {first}=NAME "
                 "(ptq-diffusion --help lists the names)"
             )
-        OmegaConf.update(selection, key, plain(value) if OmegaConf.is_config(value) else value, force_add=True)
+        group, option = _parent(selection, key)
+        group[option] = plain(value) if OmegaConf.is_config(value) else value
     for key in without:
-        group, _, option = key.rpartition(".")
-        del OmegaConf.select(selection, group)[option]
-    used = {owner(target, plugins_of(cfg)) for target in targets(plain(selection))} - {None}
+        group, option = _parent(selection, key)
+        del group[option]
+    used = {owner(target, plugins_of(cfg)) for target in targets(selection)} - {None}
     if used:
-        OmegaConf.update(selection, PLUGINS, sorted(map(str, used)), force_add=True)
+        selection[PLUGINS] = sorted(map(str, used))
     return selection
+
+
+def _parent(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The mapping that holds a dotted key, made where there is none, and the last part of the key."""
+    *groups, option = key.split(".")
+    for group in groups:
+        tree = tree.setdefault(group, {})
+    return tree, option
 
 
 def same_numbers(node: object) -> object:

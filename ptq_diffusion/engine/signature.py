@@ -15,7 +15,7 @@ from ptq_diffusion.engine.code.source import OURS, Definition
 from ptq_diffusion.engine.factory import plain, targets
 from ptq_diffusion.engine.plugins import Plugin, plugins_of
 from ptq_diffusion.engine.runtime import Runtime
-from ptq_diffusion.engine.selection import same_numbers, select
+from ptq_diffusion.engine.selection import same_numbers, select, selected
 from ptq_diffusion.engine.stage import Stage
 from ptq_diffusion.engine.workshop import Workshop
 
@@ -54,7 +54,7 @@ class Signatures:
     def computed(self, stage: type[Stage], cfg: DictConfig) -> str:
         """The signature, computed now from those of the stage's needs."""
         selection = select(cfg, stage.uses, stage.unread)
-        counted = select(cfg, stage.uses, (*stage.unread, *stage.places))
+        counted = selected(cfg, stage.uses, (*stage.unread, *stage.places))
         identity = {
             "stage": [stage.name, stage.version],
             "source": source(stage, selection),
@@ -62,7 +62,7 @@ class Signatures:
             "arithmetic": self.runtime.arithmetic,
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
-            "config": same_numbers(plain(counted)),
+            "config": same_numbers(counted),
             "needs": {name: self.of(need.stage, need.cfg) for name, need in stage().inputs(cfg).items()},
             "evidence": stage().evidence(selection),
         }
@@ -74,7 +74,8 @@ class Signatures:
 def source(stage: type[Stage], selection: DictConfig) -> str:
     """A digest of the source that a stage runs on a part of the configuration; that of plugins has one of its own."""
     beside = {file for name in plugins_of(selection) for file in Plugin.of(name).files}
-    return OURS.digest(definition for definition in closure(stage, selection) if definition.file not in beside)
+    ran = closure(stage, selection)
+    return OURS.digest(frozenset(each for each in ran if each.file not in beside) if beside else ran)
 
 
 def closure(stage: type[Stage], selection: DictConfig) -> frozenset[Definition]:

@@ -65,10 +65,17 @@ class Package:
         self._outgoing: dict[Definition, OutgoingReferences] = {}
         self._standing: dict[tuple[Path, str], tuple[Definition, ...]] = {}
         self._closures: dict[tuple[frozenset[Definition], ...], dict[frozenset[str], frozenset[Definition]]] = {}
+        self._digests: dict[frozenset[Definition], str] = {}
+        self._defining: dict[str, Definition | None] = {}
         self._names: dict[Path, str] = {}
 
     def defining(self, dotted: str) -> Definition | None:
         """The definition of a name such as `package.folder.Class`, or of all of a file; None outside of the package."""
+        if dotted not in self._defining:
+            self._defining[dotted] = self._found(dotted)
+        return self._defining[dotted]
+
+    def _found(self, dotted: str) -> Definition | None:
         first, *parts = dotted.split(".")
         if first != self.root.name:
             return None
@@ -124,11 +131,16 @@ class Package:
             waiting = {definition for definition in named - reached if not self._neutral(definition.file)} - without
         return frozenset(reached)
 
-    def digest(self, closure: Iterable[Definition]) -> str:
+    def digest(self, closure: frozenset[Definition]) -> str:
         """A digest of all files of a closure, without comments and docstrings.
 
         A file counts as a whole, also where only a part of it was reached: so nothing is missed that reading overlooks.
         """
+        if closure not in self._digests:
+            self._digests[closure] = self._digest(closure)
+        return self._digests[closure]
+
+    def _digest(self, closure: frozenset[Definition]) -> str:
         digest = hashlib.sha256()
         named = {self._name(definition.file): definition.file for definition in closure}
         for name, file in sorted(named.items()):
