@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
 from datetime import datetime
 
 import pytest
@@ -13,7 +12,6 @@ from safetensors.torch import load_file
 
 from ptq_diffusion.command.experiment import forced_stages
 from ptq_diffusion.metric import protocol_id
-from ptq_diffusion.report.provenance import commit
 from ptq_diffusion.report.stages import goal_stages
 from ptq_diffusion.report.sweep.collect import collect
 from ptq_diffusion.stage import samples
@@ -52,9 +50,29 @@ def images_of(report, folder, stage):
     return read_images(folder.parents[1] / "store" / stage / report["signatures"][stage])
 
 
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """A folder in which artefacts of the default settings are made once."""
+    return tmp_path_factory.mktemp("reports") / "outputs"
+
+
+@pytest.fixture
+def shared(report, outputs):
+    """As `report`, in a folder that the tests of this file share."""
+    return lambda *words: report(*words, f"outputs={outputs}")
+
+
+@pytest.fixture
+def with_artefacts(report, outputs, tmp_path):
+    """As `report`, beside copies of the artefacts that there are, and no other runs."""
+    if outputs.exists():
+        shutil.copytree(outputs / "store", tmp_path / "outputs" / "store")
+    return report
+
+
 @pytest.mark.figures
-def test_a_report_holds_what_it_promises(report):
-    found, folder = report()
+def test_a_report_holds_what_it_promises(shared):
+    found, folder = shared()
     assert [row["variant"] for row in found["rows"]] == ["full_precision", "quantized", "corrected"]
     assert all(set(row) == ROW for row in found["rows"])
     assert {(pair["a"], pair["b"]) for pair in found["paired"]} >= {
@@ -99,28 +117,13 @@ def test_a_report_says_where_its_numbers_come_from(make, capsys):
     assert again["seconds"] == origin["seconds"], "what was reused took as long as when it was made"
 
 
-def test_a_commit_is_that_of_a_checkout(tmp_path):
-    assert commit(tmp_path) is None
-    (tmp_path / ".git").mkdir()
-    assert commit(tmp_path) is None, "a broken checkout"
-    shutil.rmtree(tmp_path / ".git")
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    (tmp_path / "file").write_text("first")
-    for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "first"]):
-        subprocess.run([*git, *words], check=True)
-    revision = commit(tmp_path)
-    assert len(revision) == 40 and set(revision) <= set("0123456789abcdef")
-    (tmp_path / "file").write_text("second")
-    assert commit(tmp_path) == f"{revision}+changes"
-
-
-def test_the_same_command_recomputes_nothing(report, capsys):
-    first, folder = report()
+def test_the_same_command_recomputes_nothing(shared, capsys):
+    first, folder = shared()
     assert capsys.readouterr().out.strip().splitlines()[-1].endswith(f"{folder.name}/report.json")
     for stage, signature in first["signatures"].items():
         assert (folder.parents[1] / "store" / stage / signature / "config.yaml").is_file()
     before = artefacts(folder)
-    second, again = report()
+    second, again = shared()
     assert (second, again) == (first, folder)
     assert artefacts(folder) == before
 
@@ -134,11 +137,11 @@ FORCED = {
 }
 
 
-def test_force_makes_again_what_it_names_and_ends_with_the_same_numbers(report):
-    first, folder = report()
+def test_force_makes_again_what_it_names_and_ends_with_the_same_numbers(shared):
+    first, folder = shared()
     for force, expected in FORCED.items():
         before = artefacts(folder)
-        second, _ = report(f"force={force}")
+        second, _ = shared(f"force={force}")
         assert second == first
         now = artefacts(folder)
         assert set(now) == set(before)
@@ -164,24 +167,24 @@ def test_force_makes_layers_again_where_the_report_has_them(tiny):
         forced_stages("layers", goals[:1])
 
 
-def test_a_sweep_over_corrections_calibrates_once(report):
-    first, folder = report("correction=ptqd")
+def test_a_sweep_over_corrections_calibrates_once(shared):
+    first, folder = shared("correction=ptqd")
     before = set(artefacts(folder))
-    second, _ = report("correction=ptqd_release")
+    second, _ = shared("correction=ptqd_release")
     made = {path.parent.name for path in set(artefacts(folder)) - before}
     assert made == {"fit", "samples_corrected", "drift", "evaluate"}
     assert second["rows"][:2] == first["rows"][:2]
 
 
-def test_no_correction_draws_the_images_of_the_quantized_model(report):
-    found, folder = report("correction=none", "bitwidth=w4a4")
+def test_no_correction_draws_the_images_of_the_quantized_model(shared):
+    found, folder = shared("correction=none", "bitwidth=w4a4")
     corrected = images_of(found, folder, "samples_corrected")
     assert torch.equal(corrected, images_of(found, folder, "samples_quantized"))
     assert not torch.equal(corrected, images_of(found, folder, "samples_full_precision"))
 
 
-def test_float_bits_change_nothing(report):
-    found, folder = report("bitwidth=float")
+def test_float_bits_change_nothing(shared):
+    found, folder = shared("bitwidth=float")
     full_precision = images_of(found, folder, "samples_full_precision")
     for stage in ("samples_quantized", "samples_corrected"):
         assert torch.equal(full_precision, images_of(found, folder, stage))
@@ -189,22 +192,26 @@ def test_float_bits_change_nothing(report):
     assert 0.99 < found["rows"][2]["bops_saving"] < 1, "the correction's own operations count"
 
 
-def test_eight_bits_stay_closer_to_float_than_four(report):
-    psnr = {bits: report(f"bitwidth={bits}")[0]["rows"][1]["psnr_to_fp"] for bits in ("w8a8", "w4a4")}
+def test_eight_bits_stay_closer_to_float_than_four(shared):
+    rows = {bits: shared(f"bitwidth={bits}", "correction=none")[0]["rows"] for bits in ("w8a8", "w4a4")}
+    psnr = {bits: rows[bits][1]["psnr_to_fp"] for bits in rows}
     assert psnr["w8a8"] > psnr["w4a4"]
 
 
-def test_an_image_depends_on_its_seed_and_place_alone(report):
-    few, folder = report("images=3", "seeds=[1]")
-    many, _ = report("images=7", "seeds=[2,1]")
+def test_an_image_depends_on_its_seed_and_place_alone(make, outputs):
     for stage in ("samples_full_precision", "samples_corrected"):
-        assert torch.equal(images_of(few, folder, stage), images_of(many, folder, stage)[:3])
+        few, many = (
+            read_images(make(f"goal={stage}", *words, f"outputs={outputs}"))
+            for words in (["images=3", "seeds=[1]"], ["images=7", "seeds=[2,1]"])
+        )
+        assert torch.equal(few, many[:3])
 
 
-def test_an_interrupted_run_goes_on_and_ends_bit_identical(report, tiny, monkeypatch, tmp_path):
-    whole, folder = report()
+def test_an_interrupted_run_goes_on_and_ends_bit_identical(report, shared, outputs, monkeypatch, tmp_path):
+    whole, folder = shared()
     expected = {stage: images_of(whole, folder, stage) for stage in ("samples_quantized", "samples_corrected")}
-    tiny[-1] = f"outputs={tmp_path / 'second'}"
+    results = shutil.ignore_patterns("samples_*", "drift", "evaluate")
+    shutil.copytree(outputs / "store", tmp_path / "outputs" / "store", ignore=results)
     done = []
     forward = samples.DrawImages.forward
 
@@ -236,7 +243,7 @@ def test_an_interrupted_run_goes_on_and_ends_bit_identical(report, tiny, monkeyp
 )
 def test_any_unconditional_model_runs(report, tiny_model_folder, prediction_type, channels, size, feature):
     folder = tiny_model_folder(prediction_type=prediction_type, channels=channels, size=size)
-    found, run = report(f"model.path={folder}", "sampler=ddpm", "sampler.steps=3", *feature)
+    found, run = report(f"model.path={folder}", "sampler=ddpm", "sampler.steps=2", *feature)
     assert images_of(found, run, "samples_corrected").shape == (10, channels, *size)
     assert [row["fid"] == row["fid_to_fp"] for row in found["rows"]] == [True] * 3, "no reference but the float samples"
     assert [row["kid"] == row["kid_to_fp"] for row in found["rows"]] == [True] * 3
@@ -246,17 +253,17 @@ def test_any_unconditional_model_runs(report, tiny_model_folder, prediction_type
     assert found["rows"][0]["precision"] == found["rows"][0]["recall"] == 1
 
 
-def test_a_metric_that_is_left_out_has_no_column_and_the_others_keep_their_numbers(report):
-    whole, _ = report()
-    part, folder = report("~metric.kid", "~metric.psnr_to_fp")
+def test_a_metric_that_is_left_out_has_no_column_and_the_others_keep_their_numbers(with_artefacts):
+    whole, _ = with_artefacts()
+    part, folder = with_artefacts("~metric.kid", "~metric.psnr_to_fp")
     left_out = {f"{name}{ending}" for name in ("kid", "psnr_to_fp") for ending in ("", "_se")}
     assert part["rows"] == [{name: row[name] for name in row if name not in left_out} for row in whole["rows"]]
     assert part["protocol_id"] == whole["protocol_id"]
     assert len(collect([folder.parent]).sheets) == 1, "reports with other metrics lie in one table"
 
 
-def test_a_reference_folder_is_what_fid_is_measured_against(report, tmp_path):
-    found, folder = report()
+def test_a_reference_folder_is_what_fid_is_measured_against(shared, tmp_path):
+    found, folder = shared()
     images = images_of(found, folder, "samples_full_precision")
     reference = tmp_path / "reference"
     reference.mkdir()
@@ -265,23 +272,23 @@ def test_a_reference_folder_is_what_fid_is_measured_against(report, tmp_path):
     for i, image in enumerate(images):
         pixels = image.permute(1, 2, 0).numpy()
         Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).save(reference / f"{i:03}.png")
-    judged, _ = report("reference=folder", f"reference.path={reference}")
+    judged, _ = shared("reference=folder", f"reference.path={reference}")
     assert judged["rows"][0]["fid"] == pytest.approx(0, abs=1e-6)
     assert [row["fid"] for row in judged["rows"]] == pytest.approx([row["fid"] for row in found["rows"]], abs=1e-6)
     assert judged["protocol"]["reference_checksum"] != found["protocol"]["reference_checksum"]
 
 
-def test_noise_statistics_are_moments_and_not_trajectories(make):
-    few, many = (make("goal=noise", f"noise.images={images}") for images in (4, 16))
+def test_noise_statistics_are_moments_and_not_trajectories(make, outputs):
+    few, many = (make("goal=noise", f"noise.images={images}", f"outputs={outputs}") for images in (4, 16))
     small, large = (load_file(folder / "noise.safetensors") for folder in (few, many))
     assert {name: value.shape for name, value in small.items() if "per_sample" not in name} == {
         name: value.shape for name, value in large.items() if "per_sample" not in name
     }
 
 
-def test_reports_of_other_protocols_have_a_table_of_their_own(report):
-    first, folder = report()
-    other, _ = report("judging.replicates=6", "images=6")
+def test_reports_of_other_protocols_have_a_table_of_their_own(with_artefacts):
+    first, folder = with_artefacts()
+    other, _ = with_artefacts("judging.replicates=6", "images=6")
     assert first["protocol_id"] == protocol_id(first["protocol"]) != other["protocol_id"]
     sheets = collect([folder.parent]).sheets
     assert [len(sheet.runs) for sheet in sheets] == [1, 1] and sheets[0].title != sheets[1].title
