@@ -1,6 +1,7 @@
 """correction=auto from the command line: candidates are shared with other runs, and the choice is all that is used."""
 
 import json
+import shutil
 
 import pytest
 
@@ -19,26 +20,38 @@ REST = ["sampler.steps=2", "noise.images=16", "bitwidth=w4a4"]
 AUTO += REST
 
 
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """A folder in which what the tests of this file share is made once."""
+    return tmp_path_factory.mktemp("shared") / "outputs"
+
+
 @pytest.fixture
-def chosen(make):
-    return make("goal=fit", *AUTO)
+def shared(make, outputs):
+    """As `make`, in a folder that the tests of this file share."""
+    return lambda *words: make(*words, f"outputs={outputs}")
 
 
-def test_the_choice_is_one_of_the_candidates_bit_for_bit(make, chosen):
+@pytest.fixture
+def chosen(shared):
+    return shared("goal=fit", *AUTO)
+
+
+def test_the_choice_is_one_of_the_candidates_bit_for_bit(shared, chosen):
     found = json.loads((chosen / "choice.json").read_text())
     assert set(found["trials"]) == {"none", "ptqd_gated", "matched", "rescaled_matched"}
-    alone = make("goal=fit", *REST, f"correction={found['chosen']}")
+    alone = shared("goal=fit", *REST, f"correction={found['chosen']}")
     for name in ("correction.safetensors", "correction.json"):
         assert (chosen / name).read_bytes() == (alone / name).read_bytes()
 
 
-def test_candidates_are_fitted_once_for_all_runs(make, chosen):
+def test_candidates_are_fitted_once_for_all_runs(shared, chosen):
     fits = chosen.parent
     before = {folder.name for folder in fits.iterdir()}
     for candidate in ("none", "ptqd_gated", "matched", "rescaled_matched"):
-        make("goal=fit", *REST, f"correction={candidate}")
+        shared("goal=fit", *REST, f"correction={candidate}")
     assert {folder.name for folder in fits.iterdir()} == before
-    assert make("goal=fit", *AUTO) == chosen
+    assert shared("goal=fit", *AUTO) == chosen
 
 
 def test_a_candidate_that_cannot_be_fitted_is_named(make):
@@ -46,7 +59,7 @@ def test_a_candidate_that_cannot_be_fitted_is_named(make):
         make("goal=fit", *AUTO, "noise.images=5")
 
 
-def test_another_judge_chooses_anew_and_trials_are_of_images_of_their_own(make, chosen, monkeypatch):
+def test_another_judge_chooses_anew_and_trials_are_of_images_of_their_own(shared, chosen, monkeypatch):
     forward, purposes = DrawImages.forward, set()
 
     def noted(self, chunk, device):
@@ -55,7 +68,7 @@ def test_another_judge_chooses_anew_and_trials_are_of_images_of_their_own(make, 
 
     monkeypatch.setattr(DrawImages, "forward", noted)
     monkeypatch.setattr(DistanceToFloat, "checksum", lambda self: "another")
-    assert make("goal=fit", *AUTO) != chosen
+    assert shared("goal=fit", *AUTO) != chosen
     assert purposes == {"trial"}
 
 
@@ -68,7 +81,9 @@ def test_a_killed_trial_goes_on_where_it_was(make, chosen, monkeypatch, tmp_path
         done.append(arguments)
         return forward(self, *arguments)
 
-    elsewhere = [*AUTO, f"outputs={tmp_path / 'again'}"]
+    again = tmp_path / "again"
+    shutil.copytree(chosen.parents[1], again / "store", ignore=shutil.ignore_patterns(f"{chosen.name}*"))
+    elsewhere = [*AUTO, f"outputs={again}"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(DrawImages, "forward", dies)
         make("goal=fit", *elsewhere)
