@@ -18,26 +18,38 @@ def difference(images, others):
     return float((images.float() - others.float()).abs().mean())
 
 
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """A folder in which what the tests of this file share is made once."""
+    return tmp_path_factory.mktemp("shared") / "outputs"
+
+
+@pytest.fixture
+def shared(make, outputs):
+    """As `make`, in a folder that the tests of this file share."""
+    return lambda *words: make(*words, f"outputs={outputs}")
+
+
 @pytest.mark.parametrize("correction", ["rescaled_readout_matched", "ptqd"])
-def test_images_are_those_of_simulation_but_for_rounding(make, correction):
+def test_images_are_those_of_simulation_but_for_rounding(shared, correction):
     """A network is made once for both; an exported pipeline goes on with the backend that it was exported for."""
     chosen = [*WORDS, f"correction={correction}", "bitwidth=step_snr" if correction == "ptqd" else "bitwidth=w4a8"]
     simulated, integer, lossless = (
-        read_images(make("goal=samples_corrected", *chosen, *words))
+        read_images(shared("goal=samples_corrected", *chosen, *words))
         for words in ([], ["backend=integer"], ["bitwidth=float"])
     )
     assert difference(integer, simulated) < 0.5 * difference(lossless, simulated)
 
 
-def test_an_exported_pipeline_computes_with_its_backend(make):
+def test_an_exported_pipeline_computes_with_its_backend(shared):
     chosen = [*WORDS, "correction=rescaled_matched", "backend=integer"]
-    folder = make("goal=export", *chosen)
+    folder = shared("goal=export", *chosen)
     pipe = DDPMPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     assert isinstance(pipe.unet, CorrectedNetwork) and pipe.unet.quantized.backend.name == "integer"
     streams = [generator("images", 5, index) for index in range(4)]
     images = pipe(4, generator=streams, num_inference_steps=3, output_type="pt").images
-    assert torch.equal(to_bytes(images), read_images(make("goal=samples_corrected", *chosen)))
+    assert torch.equal(to_bytes(images), read_images(shared("goal=samples_corrected", *chosen)))
     assert load_quantized(folder / "unet").backend.name == "simulated"
     assert pipe.unet.to_backend("simulated").config.backend == "simulated"
 

@@ -43,31 +43,43 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """A folder in which what the tests of this file share is made once."""
+    return tmp_path_factory.mktemp("shared") / "outputs"
+
+
+@pytest.fixture
+def shared(make, outputs):
+    """As `make`, in a folder that the tests of this file share."""
+    return lambda *words: make(*words, f"outputs={outputs}")
+
+
 def images(folder):
     return torch.cat([chunk["images"] for chunk in read_chunks(folder / "chunks")])
 
 
 @pytest.mark.parametrize("words", CASES.values(), ids=CASES)
-def test_an_experiment_runs_with_it_to_the_end(make, words):
+def test_an_experiment_runs_with_it_to_the_end(shared, words):
     few = ["seeds=[0]", "images=2", "noise.images=8", "micro_batch=8", *words]
-    quantized, corrected = (images(make(f"goal=samples_{goal}", *few)) for goal in ("quantized", "corrected"))
+    quantized, corrected = (images(shared(f"goal=samples_{goal}", *few)) for goal in ("quantized", "corrected"))
     assert quantized.shape == corrected.shape and not torch.equal(quantized, corrected)
 
 
-def test_a_part_of_low_rank_of_ones_own_needs_no_option_of_ours(make, own_package):
+def test_a_part_of_low_rank_of_ones_own_needs_no_option_of_ours(shared, own_package):
     code = "class Two(LowRank):\n    def __init__(self) -> None:\n        super().__init__(2)\n"
     (own_package / NAME / "parts.py").write_text(f"from ptq_diffusion.quantizer import LowRank\n\n\n{code}")
     words = ["~quantizer.low_rank.rank", f"quantizer.low_rank._target_={NAME}.parts.Two", f"plugins=[{NAME}]"]
-    own, ours = make("goal=quantize", *words), make("goal=quantize", "quantizer.low_rank.rank=2")
+    own, ours = shared("goal=quantize", *words), shared("goal=quantize", "quantizer.low_rank.rank=2")
     assert load_quantized(own).fingerprint() == load_quantized(ours).fingerprint()
 
 
-def test_one_group_of_steps_is_static(make):
+def test_one_group_of_steps_is_static(shared):
     few = ["goal=quantize"]
-    default = load_quantized(make(*few)).fingerprint()
+    default = load_quantized(shared(*few)).fingerprint()
     assert (
-        load_quantized(make(*few, "step_groups@quantizer.steps=given", "quantizer.steps.starts=[0]")).fingerprint()
+        load_quantized(shared(*few, "step_groups@quantizer.steps=given", "quantizer.steps.starts=[0]")).fingerprint()
         == default
     )
-    by_step = load_quantized(make(*few, "step_groups@quantizer.steps=equal", "quantizer.steps.count=3"))
+    by_step = load_quantized(shared(*few, "step_groups@quantizer.steps=equal", "quantizer.steps.count=3"))
     assert by_step.fingerprint() != default and {len(layer.settings) for layer in by_step.layers().values()} == {3}
