@@ -1,11 +1,12 @@
 """Two processes of one command, as on two nodes: they leave the bytes of one, and must be told the same."""
 
 import contextlib
-import json
+import os
 import random
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +17,7 @@ from tests.words import quick
 
 SLURM_PORTS = 15_000
 """The first port of Slurm's jobs; the last four digits of a job's number are added."""
-TELLS = "import json, os, sys; print(json.dumps(dict(os.environ)), flush=True); sys.stdin.read()"
-"""What torchrun starts: it tells its variables, and ends with its input."""
+ROOT = Path(__file__).parents[2]
 SMALL = ["goal=evaluate", "images=6", "noise.images=14", "correction=rescaled_matched"]
 SMALL += ["correction.links.rescaled.images=9"]
 
@@ -37,31 +37,21 @@ def port():
     pytest.fail("no free port")
 
 
-def nodes(folder, words):
-    """Both processes, each with what torchrun gives it on a node of its own; (exit code, output, errors) of each.
-
-    The agents of torchrun, which hold the store that the processes meet in, run until these have ended.
-    """
+def nodes(words):
+    """Both processes, each started as on a node of its own; (exit code, output, errors) of each."""
     place = port()
-    agents = [
+    processes = [
         subprocess.Popen(
-            torchrun(node, place) + ["--no-python", sys.executable, "-c", TELLS],
-            stdin=subprocess.PIPE,
+            torchrun(node, place) + ["-m", "ptq_diffusion", *quick(words)],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for node in range(2)
     ]
-    given = [dict(json.loads(agent.stdout.readline())) for agent in agents]
-    ended = started_commands(folder, *((quick(words), variables) for variables in given))
-    for agent in agents:
-        agent.stdin.close()  # Of both first, for each waits for the other to end
-    for agent in agents:
-        with agent:
-            assert agent.stdout.read() == ""
-    assert [agent.returncode for agent in agents] == [0, 0]
-    assert all(torchruns(node, place).items() <= variables.items() for node, variables in enumerate(given))
-    return ended
+    ended = [process.communicate() for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, ended, strict=True)]
 
 
 def torchrun(node, place):
@@ -85,7 +75,7 @@ def slurms(node, place):
 
 def test_two_nodes_leave_the_bytes_of_one_process_and_one_of_them_speaks(tiny, make, tmp_path):
     words = [*tiny, *SMALL, f"outputs={tmp_path / 'two'}"]
-    first, second = nodes(tmp_path, words)
+    first, second = nodes(words)
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert first[1].count(" fit: making") == 1 and second[1] == ""
     make(*SMALL, f"outputs={tmp_path / 'one'}")
@@ -94,7 +84,7 @@ def test_two_nodes_leave_the_bytes_of_one_process_and_one_of_them_speaks(tiny, m
 
 def test_two_tasks_of_slurm_leave_the_sensitivities_of_one_process(tiny, make, tmp_path):
     """Sixteen samples go backwards together, so that of twenty each task has a chunk."""
-    words = ["goal=plan", "sampler.steps=2", "bitwidth=budget", "bitwidth.saving=20", "bitwidth.activations=[3,8]"]
+    words = ["goal=plan", "bitwidth=budget", "bitwidth.saving=20", "bitwidth.activations=[3,8]"]
     words += ["sensitivity.images=20", "noise.images=20"]
     place = port()
     commands = [(quick([*tiny, *words, f"outputs={tmp_path / 'two'}"]), slurms(node, place)) for node in range(2)]
