@@ -10,10 +10,22 @@ from ptq_diffusion.engine.store import Store
 LABELS = ["condition=labels", "condition.source.no_class=3"]
 
 
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """A folder in which what the tests of this file share is made once."""
+    return tmp_path_factory.mktemp("shared") / "outputs"
+
+
+@pytest.fixture
+def shared(make, outputs):
+    """As `make`, in a folder that the tests of this file share."""
+    return lambda *words: make(*words, f"outputs={outputs}")
+
+
 @pytest.mark.parametrize("correction", ["ptqd", "matched"])
-def test_what_is_fitted_on_other_steps_is_carried_to_the_samplers(make, correction):
+def test_what_is_fitted_on_other_steps_is_carried_to_the_samplers(shared, correction):
     words = ["goal=fit", f"correction={correction}", "noise.images=16", "micro_batch=16"]
-    own, other = (make(*words, f"noise.steps={steps}") for steps in ("null", "6"))
+    own, other = (shared(*words, f"noise.steps={steps}") for steps in ("null", "6"))
     assert FittedCorrection.load(other).steps == FittedCorrection.load(own).steps
     ours, others = (load_file(folder / "correction.safetensors") for folder in (own, other))
     assert {name.split("/")[0] for name in ours} == {name.split("/")[0] for name in others}
@@ -21,13 +33,13 @@ def test_what_is_fitted_on_other_steps_is_carried_to_the_samplers(make, correcti
 
 
 @pytest.mark.parametrize(("correction", "scale"), [("ptqd", 1), ("rescaled_matched", 2)])
-def test_what_is_fitted_at_another_guidance_serves_the_same_network(make, tiny_model_folder, correction, scale):
+def test_what_is_fitted_at_another_guidance_serves_the_same_network(shared, tiny_model_folder, correction, scale):
     model = [f"model.path={tiny_model_folder(classes=4)}", *LABELS, f"condition.guidance.scale={scale}"]
     words = [*model, f"correction={correction}", "noise.images=16", "images=1", "seeds=[0]", "sampler.steps=2"]
     words.append("micro_batch=16")
 
     def made(goal, guidance):
-        return make(*words, f"goal={goal}", f"noise.guidance={guidance}")
+        return shared(*words, f"goal={goal}", f"noise.guidance={guidance}")
 
     fits = {guidance: (made("fit", guidance) / "correction.safetensors").read_bytes() for guidance in ("null", 1, 2)}
     assert fits["null"] == fits[scale] != fits[3 - scale]
@@ -72,9 +84,9 @@ def test_maps_fitted_to_amplified_noise_are_pointed_out_before_anything_is_made(
     assert ("compare noise.guidance=1.5" in capsys.readouterr().out) == is_said
 
 
-def test_a_map_of_the_image_is_fitted_at_the_guidance_of_the_images_alone(make, tiny_model_folder):
+def test_a_map_of_the_image_is_fitted_at_the_guidance_of_the_images_alone(shared, tiny_model_folder):
     words = [f"model.path={tiny_model_folder(classes=4)}", *LABELS, "condition.guidance.scale=2", "goal=fit"]
     words += ["correction=matched", "correction.last_step=image", "noise.images=16"]
-    make(*words, "noise.guidance=2")
+    shared(*words, "noise.guidance=2")
     with pytest.raises(ValueError, match="set last_step=output or noise.guidance=null"):
-        make(*words, "noise.guidance=1.5")
+        shared(*words, "noise.guidance=1.5")
