@@ -18,11 +18,29 @@ COUNT, SEED, SCALE, STEPS, NO_CLASS = 3, 5, 2.0, 3, 1000
 LEARNED = ["sampler=ddpm", "+sampler.scheduler.variance_type=learned_range"]
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a DiT that says a variance."""
+    folder = tmp_path_factory.mktemp("model")
+    pipelines.dit(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """A folder in which what the tests of this file share is made once."""
+    return tmp_path_factory.mktemp("shared") / "outputs"
+
+
 @pytest.fixture
-def words(tmp_path):
-    (tmp_path / "model").mkdir()
-    pipelines.dit(tmp_path / "model")
-    words = [f"model.path={tmp_path / 'model'}", "condition=labels", f"condition.guidance.scale={SCALE:g}", *LEARNED]
+def words(model, outputs):
+    words = [
+        f"model.path={model}",
+        f"outputs={outputs}",
+        "condition=labels",
+        f"condition.guidance.scale={SCALE:g}",
+        *LEARNED,
+    ]
     return [*words, f"images={COUNT}", f"seeds=[{SEED}]", "noise.images=8", f"sampler.steps={STEPS}"]
 
 
@@ -31,9 +49,9 @@ def labels():
 
 
 @torch.no_grad()
-def test_images_are_those_of_diffusers_scheduler_with_guidance_of_the_output_alone(make, words, tmp_path, monkeypatch):
+def test_images_are_those_of_diffusers_scheduler_with_guidance_of_the_output_alone(make, words, model, monkeypatch):
     """The loop of DiTPipeline, but for the variance, which it drops and its scheduler then lacks."""
-    denoiser = DiffusersDenoiser.from_folder(str(tmp_path / "model"))
+    denoiser = DiffusersDenoiser.from_folder(str(model))
     noise, network = SampleNoise(SEED, range(COUNT), denoiser.shape), denoiser.network
     scheduler = DDPMScheduler.from_config(denoiser.scheduler_config, variance_type="learned_range")
     scheduler.set_timesteps(STEPS)
@@ -45,7 +63,7 @@ def test_images_are_those_of_diffusers_scheduler_with_guidance_of_the_output_alo
         drawn = noise.draw()
         monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, drawn=drawn, **__: drawn)
         x = scheduler.step(torch.cat([output, conditional[:, 4:]], dim=1), t, x).prev_sample
-    expected = to_bytes(load_decoder(str(tmp_path / "model")).decode(x))
+    expected = to_bytes(load_decoder(str(model)).decode(x))
     images = read_images(make("goal=samples_full_precision", *words))
     assert (images.int() - expected.int()).abs().max() <= 1
     others = [word for word in words if "variance_type" not in word]
@@ -54,7 +72,7 @@ def test_images_are_those_of_diffusers_scheduler_with_guidance_of_the_output_alo
 
 
 @pytest.mark.parametrize("correction", ["ptqd", "rescaled_readout_matched"])
-def test_the_stock_pipeline_draws_the_corrected_images(make, words, tmp_path, monkeypatch, correction):
+def test_the_stock_pipeline_draws_the_corrected_images(make, words, monkeypatch, correction):
     """A DiTPipeline hands no generator to its scheduler, so here its noise is put in the place of what it draws."""
     words += [f"correction={correction}", "noise.images=18"]
     pipe = DiTPipeline.from_pretrained(make("goal=export", *words))
@@ -77,10 +95,20 @@ def test_the_stock_pipeline_draws_the_corrected_images(make, words, tmp_path, mo
 
 
 @pytest.mark.parametrize("correction", ["rescaled_matched", "wiener"])
-def test_a_path_goes_on_with_the_variance_that_each_network_says(make, monkeypatch, tiny_model_folder, correction):
+def test_a_path_goes_on_with_the_variance_that_each_network_says(
+    make, monkeypatch, tiny_model_folder, outputs, correction
+):
     """Of the float network on the float path; of the quantized one, rescaled where it is, on the corrected path."""
     folder = tiny_model_folder(out_channels=6)
-    own, seen, _ = followed(make, monkeypatch, f"model.path={folder}", *LEARNED, f"correction={correction}")
+    words = [
+        f"model.path={folder}",
+        f"outputs={outputs}",
+        "goal=fit",
+        "force=fit",
+        *LEARNED,
+        f"correction={correction}",
+    ]
+    own, seen, _ = followed(make, monkeypatch, *words)
     noise = SampleNoise(own.chunks[0].seed, range(IMAGES), own.model.shape, "noise")
     first, second = ({name: joined([*paired, *others], name) for name in NAMES} for _, paired, others in seen)
     noise.draw()
@@ -104,9 +132,8 @@ def test_a_whole_experiment_carries_a_correction_and_spends_bits_by_effect(repor
     )
 
 
-def test_what_is_not_said_not_guided_so_or_not_written_is_refused_before_anything_is_computed(
-    make, words, tiny_model_folder, tmp_path
-):
+def test_what_is_not_said_not_guided_so_or_not_written_is_refused_before_anything_is_computed(make, words, tmp_path):
+    words += [f"outputs={tmp_path / 'outputs'}"]
     with pytest.raises(ValueError, match=r"a network that says a variance .*variance_type=fixed_small"):
         make("goal=trajectories", *LEARNED)
     with pytest.raises(ValueError, match=r"noise of the sampler, which those who run a graph know"):

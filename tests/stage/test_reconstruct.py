@@ -32,7 +32,25 @@ def grid_of(weight):
     return quantizer
 
 
-def test_the_quantized_network_has_the_integers_of_the_rounding_on_the_grids_of_nearest(make, tmp_path):
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """A folder in which the ranges that all roundings of this module begin with are made once."""
+    return tmp_path_factory.mktemp("rounded") / "outputs"
+
+
+@pytest.fixture
+def beginning(outputs):
+    """From a folder of outputs to copies there of what the tests of this module share, but for what they make."""
+
+    def begin(folder):
+        if outputs.exists():
+            shutil.copytree(outputs, folder, ignore=shutil.ignore_patterns("reconstruct", "quantize"))
+
+    return begin
+
+
+def test_the_quantized_network_has_the_integers_of_the_rounding_on_the_grids_of_nearest(make, beginning, tmp_path):
+    beginning(tmp_path / "outputs")
     nearest = make("goal=quantize", *QUICK)
     assert not (tmp_path / "outputs" / "store" / "reconstruct").exists(), "nearest needs no stage"
     rounded = make("goal=quantize", "rounding=gptq", *QUICK)
@@ -48,12 +66,6 @@ def test_the_quantized_network_has_the_integers_of_the_rounding_on_the_grids_of_
         integers = load_file(folder / INTEGERS)[f"{name}/{bits}"]
         (weight,) = layers[name].weights
         assert torch.equal(QuantizedWeight.of_integers(integers, grid_of(weight)).packed, weight.packed)
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """A folder in which the ranges that all roundings of this module begin with are made once."""
-    return tmp_path_factory.mktemp("rounded") / "outputs"
 
 
 @pytest.mark.parametrize("words", LEARNED.values(), ids=LEARNED)
@@ -104,8 +116,9 @@ def test_every_layer_of_a_part_is_in_one_share_and_shares_are_of_sizes_alike():
     assert sorted(share.layers for share in dealt(part, sizes.__getitem__, 9)) == [(name,) for name in sizes]
 
 
-def test_integers_of_another_network_or_plan_are_refused(make):
-    folder = make("goal=reconstruct", "rounding=gptq", *QUICK)
+def test_integers_of_another_network_or_plan_are_refused(make, outputs, tmp_path):
+    made = make("goal=reconstruct", "rounding=gptq", *QUICK, f"outputs={outputs}")
+    folder = shutil.copytree(made, tmp_path / "integers")
     owner = json.loads((folder / OWNER).read_text())
     for part in ("network", "plan"):
         (folder / OWNER).write_text(json.dumps(owner | {part: "other"}))
@@ -115,8 +128,9 @@ def test_integers_of_another_network_or_plan_are_refused(make):
             load_integers(folder, owner["network"], owner["plan"])
 
 
-def test_a_part_of_another_network_is_refused(make, tmp_path, monkeypatch):
+def test_a_part_of_another_network_is_refused(make, beginning, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    beginning(tmp_path / "killed")
     words = ["goal=reconstruct", "rounding=gptq", "rounding.inputs.path=quantized", *QUICK, "outputs=killed"]
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(LayerReconstruction, "install", lambda self, integers: (_ for _ in ()).throw(Killed))
