@@ -24,6 +24,7 @@ def guided(tiny_model_folder):
         "condition=labels",
         f"condition.source.no_class={NO_CLASS}",
         "condition.guidance.scale=2",
+        "sampler.steps=2",
     ]
 
 
