@@ -24,7 +24,7 @@ def select(cfg: DictConfig, keys: Iterable[str], without: Iterable[str] = ()) ->
 
 
 def selected(cfg: DictConfig, keys: Iterable[str], without: Iterable[str] = ()) -> dict[str, Any]:
-    """What `select` selects, as dicts, lists and scalars."""
+    """The part of a configuration that `select` returns, as dicts, lists and scalars."""
     selection: dict[str, Any] = {}
     for key in keys:
         value = OmegaConf.select(cfg, key, throw_on_missing=True, default=KeyError)

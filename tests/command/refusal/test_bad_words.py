@@ -17,10 +17,7 @@ WORDS = {
     "a group that is none": ("samplr=ddim", "closest are sampler,"),
     "an option that is none": ("sampler.stepz=3", "closest are sampler.steps,"),
     "an option of another choice": ("sampler=ddpm sampler.eta=1", "sampler.steps"),
-    "a choice like one of many": (
-        "correction=rescaled_mached",
-        r"one of \d+ names as correction, .*closest is rescaled_matched, `ptq-diffusion options correction`",
-    ),
+    "a choice like one of many": ("correction=mached", r"one of \d+ names .*closest is matched, .*options correction"),
     "an option without its group": ("eta=1", "closest is sampler.eta"),
     "a group without its place": ("quantizer=affine_per_tensor", "quantizer@quantizer.weight=NAME"),
     "an experiment that is none": ("experiment=dem", "closest is demo"),
