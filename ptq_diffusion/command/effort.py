@@ -30,7 +30,7 @@ def _drawn(cfg: DictConfig) -> float:
 
 
 def _fitted(cfg: DictConfig) -> float:
-    """Samplings of a fit: of images along a path, of a choice every candidate's trial images; none from moments."""
+    """Samplings of a fit: of images along a path, or of trial images of every candidate; of moments next to none."""
     if "candidates" in cfg.correction:
         return float(cfg.correction.images * (1 + len(cfg.correction.candidates)))
     return 1.0 if construct(cfg.correction).reads is Reads.MOMENTS else 3.0 * cfg.noise.images

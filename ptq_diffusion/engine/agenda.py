@@ -6,8 +6,7 @@ Key = tuple[str, str]
 """An artefact: the name of its stage and its signature."""
 
 TIMED = 0.01
-"""The share of a run's work that is timed before the time left is told: the rate of a first small artefact is not its
-rate, as loading takes most of that time."""
+"""Below this share of a run's work no time left is told: of a first small artefact most of the time is loading."""
 
 
 class Agenda:

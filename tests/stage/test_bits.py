@@ -64,7 +64,8 @@ def names(model):
 
 def test_sensitivities_are_of_all_inner_layers_at_all_steps(shared, model):
     folder = shared("goal=sensitivity", *OFFERS)
-    found = Sensitivity.load(folder / MeasureSensitivity.file)
+    found, made = Sensitivity.load(folder / MeasureSensitivity.file), folder.parents[1] / "changes"
+    before = sorted(made.iterdir())
     assert list(found.sites) == names(model) and found.steps == STEPS
     assert found.weight_bits == found.activation_bits == (3, 8)
     # All images have the same time, so that a correction's offset leaves no error of what reads the time alone.
@@ -81,10 +82,9 @@ def test_sensitivities_are_of_all_inner_layers_at_all_steps(shared, model):
     changes = torch.cat([part["weight"] for part in parts], dim=-1)
     weights = rising_weights(STEPS, 0.28)[:, None]
     assert len(parts) == 2 and torch.allclose(found.weight, Changes.of(changes).together() * weights / numbers, atol=0)
-    before = sorted(measured.parent.iterdir())
     alike = Sensitivity.load(shared("goal=sensitivity", *OFFERS, "sensitivity.first_step=1") / MeasureSensitivity.file)
     assert torch.allclose(alike.weight * weights, found.weight, atol=0)
-    assert sorted(measured.parent.iterdir()) == before, "weights of steps measure nothing anew"
+    assert sorted(made.iterdir()) == before, "weights of steps measure nothing anew"
 
 
 class Killed(BaseException):
@@ -95,7 +95,7 @@ def test_a_change_is_relative_to_the_variance_of_float_images_from_the_noise_of_
     shared, tiny, model, monkeypatch
 ):
     """Of as many as the sensitivity is measured on, and of no others."""
-    seen, goal = [], ["goal=changes", *BUDGET]
+    seen, goal = [], ["goal=changes", *BUDGET, "force=changes"]
 
     def ends(images):
         seen.append(images)
@@ -132,9 +132,10 @@ def test_distance_and_steps_change_what_a_sensitivity_says(shared):
 
 
 def test_policies_that_offer_the_same_share_their_sensitivity(shared):
-    measured = shared("goal=plan", *QUICK).parents[1] / "sensitivity"
+    of_this_test_alone = [*QUICK[1:], "bitwidth.activations=[4,8]"]
+    measured = shared("goal=plan", *QUICK[:1], *of_this_test_alone).parents[1] / "sensitivity"
     before = sorted(measured.iterdir())
-    shared("goal=plan", *QUICK[1:], "bitwidth=greedy", "bitwidth.over=steps")
+    shared("goal=plan", "bitwidth=greedy", *of_this_test_alone, "bitwidth.over=steps")
     assert before and sorted(measured.iterdir()) == before
 
 
@@ -147,15 +148,15 @@ def test_sensitivities_of_weights_know_the_rounding_where_their_bits_are_chosen(
         Sensitivity.load(shared(*offers, *more) / MeasureSensitivity.file) for more in (["rounding=nearest"], [])
     )
     assert torch.equal(fed_back.activation, nearest.activation) and not torch.equal(fed_back.weight, nearest.weight)
-    made = shared(*offers, "goal=offers")
-    integers = read_integers(made / INTEGERS)
+    store = shared(*offers).parents[1]
+    stages = ("offers", "sensitivity", "changes")
+    before = {stage: sorted((store / stage).iterdir()) for stage in stages}
+    integers = read_integers(shared(*offers, "goal=offers") / INTEGERS)
     for bits in (3, 4):
         alone = read_integers(shared("goal=reconstruct", rounding, f"bitwidth=w{bits}a8") / INTEGERS)
         assert all(torch.equal(integers[name, bits], alone[name, bits]) for name in names(model))
-    store = made.parents[1]
-    before = {stage: sorted((store / stage).iterdir()) for stage in ("offers", "sensitivity", "changes")}
     shared(*offers, "goal=plan")
-    assert before == {stage: sorted((store / stage).iterdir()) for stage in before}, "a plan reads what these made"
+    assert before == {stage: sorted((store / stage).iterdir()) for stage in stages}, "a plan reads what these made"
     roundings = ("nearest", "gptq", "brecq")
     folders = {shared(*goal, "bitwidth.weights=[3]", f"rounding={one}") for one in roundings}
     assert len(folders) == 1, "one bitwidth leaves nothing to choose, whatever the rounding"

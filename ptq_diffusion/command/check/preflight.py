@@ -219,8 +219,8 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     elif cfg.condition.guidance.scale >= AMPLIFYING and _fits_maps(correction):
         shop.runtime.say(
             f"noise: fitted at guidance {cfg.condition.guidance.scale:g}, which amplifies the noise that output maps "
-            "are fitted to; compare noise.guidance=1.5, at which fits did better on the two networks that "
-            "were measured (experiments/guidance)"
+            "are fitted to; compare noise.guidance=1.5, at which fits did better on two of the three "
+            "networks that were measured (experiments/guidance)"
         )
 
 

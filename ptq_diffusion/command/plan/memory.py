@@ -181,12 +181,12 @@ class Footprint:
         """Bytes of the decoder."""
         return size(self._case.shop.decoder(self._case.cfg).parameters())
 
-    @cached_property
+    @property
     def float_activations(self) -> int:
         """Bytes of a float forward of a micro-batch."""
         return self._activations(self._case.most_rows)
 
-    @cached_property
+    @property
     def quantized_activations(self) -> int:
         """Bytes of a quantized forward of a micro-batch."""
         return self._activations(self._case.most_rows, quantized=True)

@@ -14,7 +14,7 @@ from ptq_diffusion.engine.inventory import RunNeeds, State, Stored
 
 COLUMNS = ("stage", "signature", "state", "bytes", "age_seconds", "made_by", "needed_by")
 SHOWN = 2
-"""Lines of the runs of an artefact, whose name and signature take as many."""
+"""Runs of an artefact that are named; of more the others are counted."""
 SIGNED = 17
 """Letters of the signature at the end of a run's folder, and the hyphen before it."""
 
@@ -67,7 +67,7 @@ def _needed(shelf: Shelf) -> list[Stored]:
 
 
 def _runs(runs: Sequence[RunNeeds], one: Stored) -> str:
-    """The names of some runs, a line each, those that made the artefact first."""
+    """The names of some runs, those that made the artefact first."""
     first = sorted(runs, key=lambda run: one.key[1] not in run.made)
     names = ["*" * (one.key[1] in run.made) + run.folder.name[:-SIGNED] for run in first]
     if len(names) > SHOWN:

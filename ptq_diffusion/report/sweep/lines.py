@@ -28,7 +28,7 @@ class Line:
         run: the name of the run that it was read from, the first of those that share it; empty if there is none.
         values: the variant's row of the report, or nothing.
         gain: corrected - quantized of the table's metric, of a correction's line.
-        loss: quantized - full precision of it, of a correction's line.
+        loss: quantized - full precision of it, of a correction's line; None where the float model has no such metric.
         reason: why there are no values.
         against: differences to a `Baseline` by metric, where they were asked for.
         beside: names of further runs, of other seeds, of which the values are the mean with those of `run`.
@@ -71,13 +71,23 @@ def _line(run: Run, rank: int, variant: Mapping[str, Any], factors: Sequence[str
     levels = {key: run.level(key) for key in factors if depth(key) <= rank}
     if rank < 2:
         return Line(levels, name, run.name, variant)
-    gain, loss = _change(run, 1, 2, quantity.name), _change(run, 0, 1, quantity.name)
+    gain, loss = _change(run, "quantized", "corrected", quantity.name), _loss(run, quantity.name)
     return Line(levels, name, run.name, variant, gain, loss)
 
 
-def _change(run: Run, first: int, second: int, metric: str) -> Interval | None:
-    """Second - first variant, of which the report holds the negative; None where the run lacks the metric."""
-    before, after = list(VARIANTS)[first], list(VARIANTS)[second]
+def _loss(run: Run, metric: str) -> Interval | None:
+    """Quantized - full precision; from the rows of a metric to float, which the report has no such pair of."""
+    paired = _change(run, "full_precision", "quantized", metric)
+    if paired is not None or not run.report:
+        return paired
+    full, quantized = run.report["rows"][:2]
+    if full.get(metric) is None or quantized.get(f"{metric}_se") is None:
+        return None
+    return Interval(quantized[metric] - full[metric], quantized[f"{metric}_se"], None)
+
+
+def _change(run: Run, before: str, after: str, metric: str) -> Interval | None:
+    """After - before, of which the report holds the negative; None where the run lacks the metric."""
     pairs = run.report["paired"] if run.report else ()
     pair = next((p for p in pairs if (p["a"], p["b"], p["metric"]) == (before, after, metric)), None)
     return pair and Interval(pair["difference"], pair["standard_error"], pair["seed_spread"]).reversed

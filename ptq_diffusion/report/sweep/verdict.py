@@ -32,14 +32,14 @@ class Verdict:
         first: in how many its FID is the lowest of all corrections and of none; `auto` shares it with the one that it
             chose.
         recovered: the share of the FID lost to quantization that it gives back, of each cell in which the loss is
-            shown, its interval above 0.
+            shown, its interval above 0; None where no loss is known, as of PSNR, which a float model has not.
     """
 
     correction: str
     cells: int
     harmless: int | None
     first: int
-    recovered: tuple[float, ...]
+    recovered: tuple[float, ...] | None
 
 
 def verdicts(lines: Sequence[Line], quantity: Quantity = FID) -> list[Verdict]:
@@ -76,7 +76,9 @@ def cells_of(verdict: Verdict) -> list[str]:
 
 def _shares(verdict: Verdict) -> str:
     """The least and the largest share, and of how many cells where that is not all."""
-    shares = sorted(verdict.recovered)
+    if verdict.recovered is None:
+        return ""
+    shares = sorted(round(share, 2) + 0.0 for share in verdict.recovered)  # No share is -0 %
     if not shares:
         return "no loss shown"
     text = " to ".join(dict.fromkeys((f"{shares[0]:.0%}", f"{shares[-1]:.0%}")))
@@ -97,8 +99,9 @@ def _verdict(name: str, cells: Sequence[Sequence[Line]]) -> Verdict:
     lines = [line for line, _ in rows]
     p = [noninferiority(_gain(line), MARGIN * abs(_quantized(line))) for line in lines]
     first = sum(line.values[COST] - least < TIE for line, least in rows)
-    shares = [share for line in lines if (share := _recovered(line)) is not None]
-    return Verdict(name, len(lines), sum(value < LEVEL for value in holm(p)), first, tuple(shares))
+    losses = [line for line in lines if line.loss is not None]
+    recovered = tuple(share for line in losses if (share := _recovered(line)) is not None) if losses else None
+    return Verdict(name, len(lines), sum(value < LEVEL for value in holm(p)), first, recovered)
 
 
 def _as_cost(line: Line, quantity: Quantity) -> Line:

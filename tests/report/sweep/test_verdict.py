@@ -1,12 +1,15 @@
 """What is said of a correction over all cells follows from its lines."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from ptq_diffusion.metric import Interval
+from ptq_diffusion.report.sweep.collect import collect
 from ptq_diffusion.report.sweep.lines import FULL_PRECISION, Line
 from ptq_diffusion.report.sweep.verdict import cells_of, verdicts
+from tests.report.sweep.run_folders import EXAMPLE, of_seeds, run_like
 
 FLOAT, QUANTIZED = 2.0, 6.0
 
@@ -78,3 +81,33 @@ def test_a_cell_that_was_run_twice_counts_twice_in_any_order():
 
 def test_nothing_measured_says_nothing():
     assert verdicts([]) == [] and verdicts(lines({})) == []
+
+
+def shares(folder, metric):
+    """What the runs of a folder regain of a metric, by cell."""
+    (sheet,) = collect([folder], metric=metric).sheets
+    (found,) = (one for one in verdicts(sheet.lines, sheet.quantity) if one.correction == "ptqd")
+    return found.recovered
+
+
+@pytest.mark.parametrize("metric", ["fid", "kid", "fid_to_fp", "precision"])
+def test_a_share_of_runs_is_that_of_their_rows(tmp_path, metric):
+    """FID to float, of which a report has no pair with the float model, and precision, of which more is better, too."""
+    content = json.loads((EXAMPLE / "report.json").read_text())
+    full, quantized, corrected = (row[metric] for row in content["rows"])
+    run_like(tmp_path)
+    assert shares(tmp_path, metric) == pytest.approx([(quantized - corrected) / (quantized - full)])
+
+
+def test_a_metric_that_a_float_model_has_not_says_nothing_of_a_loss(tmp_path):
+    run_like(tmp_path)
+    (sheet,) = collect([tmp_path], metric="psnr_to_fp").sheets
+    assert shares(tmp_path, "psnr_to_fp") is None and "no loss shown" not in sheet.markdown()
+
+
+def test_the_share_of_pooled_runs_is_that_of_their_mean(tmp_path):
+    single, pooled = tmp_path / "single", tmp_path / "pooled"
+    run_like(single)
+    for seeds in ((0, 1), (2, 3)):
+        of_seeds(run_like(pooled / str(seeds[0])), seeds, 4.0)
+    assert shares(pooled, "kid") == pytest.approx(shares(single, "kid"))
