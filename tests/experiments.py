@@ -69,6 +69,18 @@ def make(tiny, capsys):
     return run_one
 
 
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """A folder in which the tests of a module make once what they share."""
+    return tmp_path_factory.mktemp("shared") / "outputs"
+
+
+@pytest.fixture
+def shared(make, outputs):
+    """As `make`, in the folder that the tests of a module share."""
+    return lambda *words: make(*words, f"outputs={outputs}")
+
+
 @pytest.fixture
 def report(make):
     """Run one experiment with further overrides; its report.json, provenance apart, and the folder that holds it."""

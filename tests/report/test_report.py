@@ -50,12 +50,6 @@ def images_of(report, folder, stage):
     return read_images(folder.parents[1] / "store" / stage / report["signatures"][stage])
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """A folder in which artefacts of the default settings are made once."""
-    return tmp_path_factory.mktemp("reports") / "outputs"
-
-
 @pytest.fixture
 def shared(report, outputs):
     """As `report`, in a folder that the tests of this file share."""

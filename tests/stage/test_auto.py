@@ -20,18 +20,6 @@ REST = ["sampler.steps=2", "noise.images=16", "bitwidth=w4a4"]
 AUTO += REST
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """A folder in which what the tests of this file share is made once."""
-    return tmp_path_factory.mktemp("shared") / "outputs"
-
-
-@pytest.fixture
-def shared(make, outputs):
-    """As `make`, in a folder that the tests of this file share."""
-    return lambda *words: make(*words, f"outputs={outputs}")
-
-
 @pytest.fixture
 def chosen(shared):
     return shared("goal=fit", *AUTO)

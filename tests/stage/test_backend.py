@@ -18,18 +18,6 @@ def difference(images, others):
     return float((images.float() - others.float()).abs().mean())
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """A folder in which what the tests of this file share is made once."""
-    return tmp_path_factory.mktemp("shared") / "outputs"
-
-
-@pytest.fixture
-def shared(make, outputs):
-    """As `make`, in a folder that the tests of this file share."""
-    return lambda *words: make(*words, f"outputs={outputs}")
-
-
 @pytest.mark.parametrize("correction", ["rescaled_readout_matched", "ptqd"])
 def test_images_are_those_of_simulation_but_for_rounding(shared, correction):
     """A network is made once for both; an exported pipeline goes on with the backend that it was exported for."""

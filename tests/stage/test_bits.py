@@ -42,18 +42,6 @@ def tiny(tiny):
     return [*tiny, f"sampler.steps={STEPS}"]
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """A folder in which ranges, float paths, changes and sensitivities are made once."""
-    return tmp_path_factory.mktemp("bits") / "outputs"
-
-
-@pytest.fixture
-def shared(make, outputs):
-    """As `make`, in a folder that the tests of this file share."""
-    return lambda *words: make(*words, f"outputs={outputs}")
-
-
 def names(model):
     """Of the layers whose bits are measured."""
     return [site.name for site in model.sites() if site.weighted and site.name not in ("conv_in", "conv_out")]

@@ -10,18 +10,6 @@ from ptq_diffusion.engine.store import Store
 LABELS = ["condition=labels", "condition.source.no_class=3"]
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """A folder in which what the tests of this file share is made once."""
-    return tmp_path_factory.mktemp("shared") / "outputs"
-
-
-@pytest.fixture
-def shared(make, outputs):
-    """As `make`, in a folder that the tests of this file share."""
-    return lambda *words: make(*words, f"outputs={outputs}")
-
-
 @pytest.mark.parametrize("correction", ["ptqd", "matched"])
 def test_what_is_fitted_on_other_steps_is_carried_to_the_samplers(shared, correction):
     words = ["goal=fit", f"correction={correction}", "noise.images=16", "micro_batch=16"]

@@ -26,12 +26,6 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """A folder in which what the tests of this file share is made once."""
-    return tmp_path_factory.mktemp("shared") / "outputs"
-
-
 @pytest.fixture
 def words(model, outputs):
     words = [

@@ -18,12 +18,6 @@ from ptq_diffusion.stage.path_fit import PathFit
 STEPS, IMAGES = 2, 15
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """A folder in which the networks and ranges of all fits of this module are made once."""
-    return tmp_path_factory.mktemp("fits")
-
-
 @pytest.fixture
 def fit(make, outputs):
     """Fit a correction, anew whatever was fitted before."""

@@ -43,18 +43,6 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """A folder in which what the tests of this file share is made once."""
-    return tmp_path_factory.mktemp("shared") / "outputs"
-
-
-@pytest.fixture
-def shared(make, outputs):
-    """As `make`, in a folder that the tests of this file share."""
-    return lambda *words: make(*words, f"outputs={outputs}")
-
-
 def images(folder):
     return torch.cat([chunk["images"] for chunk in read_chunks(folder / "chunks")])
 

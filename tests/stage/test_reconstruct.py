@@ -32,12 +32,6 @@ def grid_of(weight):
     return quantizer
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """A folder in which the ranges that all roundings of this module begin with are made once."""
-    return tmp_path_factory.mktemp("rounded") / "outputs"
-
-
 @pytest.fixture
 def beginning(outputs):
     """From a folder of outputs to copies there of what the tests of this module share, but for what they make."""

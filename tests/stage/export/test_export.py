@@ -16,18 +16,6 @@ from ptq_diffusion.stage.drawing.images import to_bytes
 from ptq_diffusion.stage.samples import read_images
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """A folder in which what the tests of this file share is made once."""
-    return tmp_path_factory.mktemp("shared") / "outputs"
-
-
-@pytest.fixture
-def shared(make, outputs):
-    """As `make`, in a folder that the tests of this file share."""
-    return lambda *words: make(*words, f"outputs={outputs}")
-
-
 @pytest.mark.parametrize(
     ("correction", "sampler"),
     [
