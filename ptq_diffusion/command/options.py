@@ -61,7 +61,8 @@ def print_options(words: Sequence[str], conf: Path, console: Console | None = No
         return
     for word in words:
         if word not in (*groups, *parts):
-            raise ValueError(f"expected a group or a part, got {word!r}; {closest(word, [*groups, *parts])}")
+            remedy = closest(word, [*groups, *parts], "ptq-diffusion options --help lists all")
+            raise ValueError(f"expected a group or a part, got {word!r}; {remedy}")
     for name in words or (*groups, *parts):
         console.rule(name, align="left")
         for option in (*(options_of(conf / name) if name in groups else ()), *parts.get(name, ())):

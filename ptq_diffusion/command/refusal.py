@@ -89,15 +89,21 @@ def refusal(error: Exception, overrides: Sequence[str], conf: Path) -> str | Non
     return None if message is None else f"error: {message}"
 
 
-def closest(name: str, known: Sequence[str]) -> str:
-    """The known names that look most like this one, in words; a few names, none of them alike, are all listed."""
+def closest(name: str, known: Sequence[str], otherwise: str = HELP) -> str:
+    """The known names that look most like this one, in words; a few names, none of them alike, are all listed.
+
+    Args:
+        name: that nothing has.
+        known: names that there are.
+        otherwise: where to find them, if none is alike and they are too many to list.
+    """
     matches = get_close_matches(name, known, n=3, cutoff=0.6)
     if not matches:
         # A right last part at a wrong place, such as eta for sampler.eta.
         matches = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]][:3]
     if matches:
         return f"the closest {'is' if len(matches) == 1 else 'are'} {', '.join(matches)}"
-    return f"there are {', '.join(sorted(known))}" if 0 < len(known) <= LISTED else HELP
+    return f"there are {', '.join(sorted(known))}" if 0 < len(known) <= LISTED else otherwise
 
 
 def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path) -> str:
