@@ -32,7 +32,7 @@ class Verdict:
         first: in how many its FID is the lowest of all corrections and of none; `auto` shares it with the one that it
             chose.
         recovered: the share of the FID lost to quantization that it gives back, of each cell in which the loss is
-            shown, its interval above 0; None where no loss is known, as of PSNR, which a float model has not.
+            shown, its interval above 0; None of no correction itself, and where no loss is known, as of PSNR.
     """
 
     correction: str
@@ -57,7 +57,7 @@ def verdicts(lines: Sequence[Line], quantity: Quantity = FID) -> list[Verdict]:
     names = sorted({line.correction for cell in cells.values() for line in cell})
     unsorted = [_verdict(name, list(cells.values())) for name in names]
     if cells:
-        unsorted.append(Verdict(NONE, len(cells), None, sum(map(_none_is_first, cells.values())), ()))
+        unsorted.append(Verdict(NONE, len(cells), None, sum(map(_none_is_first, cells.values())), None))
     return sorted(unsorted, key=lambda verdict: (-verdict.first, -verdict.cells, verdict.correction))
 
 
@@ -70,19 +70,17 @@ def titles_of(quantity: Quantity) -> tuple[str, ...]:
 def cells_of(verdict: Verdict) -> list[str]:
     """A verdict as a reader sees it."""
     harmless = "" if verdict.harmless is None else str(verdict.harmless)
-    regained = "" if verdict.correction == NONE else _shares(verdict)
+    regained = "" if verdict.recovered is None else _shares(verdict.recovered, verdict.cells)
     return [verdict.correction, str(verdict.cells), harmless, str(verdict.first), regained]
 
 
-def _shares(verdict: Verdict) -> str:
+def _shares(recovered: Sequence[float], cells: int) -> str:
     """The least and the largest share, and of how many cells where that is not all."""
-    if verdict.recovered is None:
-        return ""
-    shares = sorted(round(share, 2) + 0.0 for share in verdict.recovered)  # No share is -0 %
+    shares = sorted(round(share, 2) + 0.0 for share in recovered)  # No share is -0 %
     if not shares:
         return "no loss shown"
     text = " to ".join(dict.fromkeys((f"{shares[0]:.0%}", f"{shares[-1]:.0%}")))
-    return text if len(shares) == verdict.cells else f"{text} in {len(shares)}"
+    return text if len(shares) == cells else f"{text} in {len(shares)}"
 
 
 def verdict_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
