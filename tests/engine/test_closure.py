@@ -249,7 +249,6 @@ def traced(make, monkeypatch, tiny_model_folder, counted_anew):
             make(*few.split(), *overrides, *model)
         return entered
 
-    gc.collect()  # Generators that errors of earlier tests left suspended are entered when they are collected
     return run
 
 
@@ -258,11 +257,13 @@ def watched(function, stage, entered):
         definitions = entered.setdefault((stage, OmegaConf.to_yaml(cfg)), (cfg, set()))[1]
         codes: set[CodeType] = set()  # Every call of every library comes here, so that no more is done than this
         before = sys.gettrace()
+        gc.disable()  # A suspended generator, of a check or an earlier test, is entered when it is collected
         sys.settrace(lambda frame, *_: codes.add(frame.f_code))
         try:
             return function(self, cfg, inputs, out, Workshop(shop.runtime))
         finally:
             sys.settrace(before)
+            gc.enable()
             ours = (code for code in codes if code.co_filename.startswith(f"{OURS.root}/"))
             definitions |= {
                 Definition(Path(code.co_filename), code.co_qualname.partition(".<locals>")[0])
