@@ -13,7 +13,7 @@ from ptq_diffusion.correction.fitted import FittedCorrection, StepCorrection, ab
 from ptq_diffusion.correction.path_state import PathState
 from ptq_diffusion.model import Denoiser
 from ptq_diffusion.network import QuantizedDenoiser, Rescaling
-from ptq_diffusion.quantizer import NO_SHIFT, Form, Shift
+from ptq_diffusion.quantizer import NO_SHIFT, Form, RangeSearch, Shift
 from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
@@ -48,6 +48,13 @@ class Requirements:
 
         Raises:
             ValueError: a step of the method evaluates the network more than once.
+        """
+
+    def check_single_rows(self) -> None:
+        """Refuse what computes each row of guidance by itself, such as a stock pipeline; by default nothing is refused.
+
+        Raises:
+            ValueError: the method has inputs of one row that depend on the other.
         """
 
     def check_borders(self) -> None:
@@ -115,6 +122,7 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         images_for_rescaling: how many images, the first ones, `rescalings` is given at once; 0 where it changes no
             layer.
         shift: chooses what is subtracted from the channels of a layer's input where it changes layers.
+        differences: chooses the grid of differences between the rows of guidance where it has one; None for none.
         looks_ahead: whether `ahead` asks both networks at all steps of float sampling.
         keeps_outputs: whether the float outputs of all layers for these images are kept at once.
         keeps_sigma: whether sigma' is the table's sigma.
@@ -127,6 +135,7 @@ class Correction(Requirements, ABC, Generic[Evidence]):
     images_with_m: int | None = None
     images_for_rescaling: int = 0
     shift: Shift = NO_SHIFT
+    differences: RangeSearch | None = None
     looks_ahead: bool = False
     keeps_outputs: bool = False
     keeps_sigma: bool = True
@@ -229,6 +238,9 @@ class JointRequirements(Requirements, ABC):
 
     def check_single_evaluation(self) -> None:
         self._check_all(lambda one: one.check_single_evaluation())
+
+    def check_single_rows(self) -> None:
+        self._check_all(lambda one: one.check_single_rows())
 
     def check_borders(self) -> None:
         self._check_all(lambda one: one.check_borders())

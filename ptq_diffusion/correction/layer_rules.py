@@ -4,14 +4,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
 
 from ptq_diffusion.correction.path_state import PathState
-from ptq_diffusion.network import InputGrid, QuantizedDenoiser, Rescaling, Simulated, regridding, watching
+from ptq_diffusion.network import (
+    Differences,
+    InputGrid,
+    QuantizedDenoiser,
+    Rescaling,
+    Simulated,
+    regridding,
+    watching,
+)
 from ptq_diffusion.network.gain import Comparison, Target
 from ptq_diffusion.quantizer import NO_SHIFT, RangeSearch, Shift
+from ptq_diffusion.sampler.step import Step
 
 
 class Order(ABC):
@@ -130,12 +140,21 @@ class LayerRules:
         shift: chooses what is subtracted from the channels of a layer's input at a step before its grid.
         order: whether the layers behind see rescaled outputs.
         steps: which steps share a gain.
+        differences: chooses the interval of the differences between the rows of guidance, which then have a grid of
+            their own; None puts every row on one grid.
     """
 
     range_search: RangeSearch | None
     shift: Shift = NO_SHIFT
     order: Order = IN_SEQUENCE
     steps: GainSteps = EACH_STEP
+    differences: RangeSearch | None = None
+
+    def differences_at(self, step: Step, quantized: QuantizedDenoiser) -> Differences | None:
+        """The rule of differences at a step; None where the network is asked about one row for an image there."""
+        if self.differences is None or quantized.rows_per_image(step) == 1:
+            return None
+        return Differences(self.differences, partial(quantized.combined, step=step))
 
 
 def rescalings_towards(
@@ -163,7 +182,9 @@ def rescalings_towards(
 
     with ExitStack() as stack:
         if rules.range_search:
-            stack.enter_context(regridding(layers, rules.range_search, state.step.i, grids, rules.shift))
+            differences = rules.differences_at(state.step, quantized)
+            grids_of = regridding(layers, rules.range_search, state.step.i, grids, rules.shift, differences)
+            stack.enter_context(grids_of)
         stack.enter_context(watching(quantized.network, targets, match))
         quantized.predict(*state)
     whole = {name: replace(rescaling, input_grid=grids.get(name)) for name, rescaling in rescalings.items()}

@@ -9,7 +9,7 @@ from ptq_diffusion.network.layer import CurrentStep, QuantizedConv2d, QuantizedL
 from ptq_diffusion.network.layer_settings import LayerSettings
 from ptq_diffusion.network.observing import InputObservations, watching
 from ptq_diffusion.network.quantized import QuantizedDenoiser
-from ptq_diffusion.network.regridding import regridding
+from ptq_diffusion.network.regridding import Differences, regridding
 from ptq_diffusion.network.rescaling import InputGrid, Rescaling, Spread
 from ptq_diffusion.network.saving import load_quantized, save_quantized
 from ptq_diffusion.network.step_settings import StepSettings
@@ -18,6 +18,7 @@ __all__ = [
     "Backend",
     "CurrentStep",
     "DeviationRatio",
+    "Differences",
     "FloatWeight",
     "InputGrid",
     "InputObservations",

@@ -16,10 +16,11 @@ class CurrentStep:
 
     Attributes:
         i: the row of the table.
+        paired: whether the rows of the batch are pairs of guidance, those of the null condition first.
     """
 
     def __init__(self) -> None:
-        self.i = 0
+        self.i, self.paired = 0, False
 
 
 class QuantizedLayer(nn.Module, ABC):
@@ -59,7 +60,7 @@ class QuantizedLayer(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         i = self.current.i
-        return self.compute(self.settings(x, i), *self.operands(i))
+        return self.compute(self.settings(x, i, self.current.paired), *self.operands(i))
 
     def operands(self, i: int) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as float32 at step i: the gain is in the weight's scales, the offset in the bias."""

@@ -13,6 +13,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from ptq_diffusion.model import Timestep
 from ptq_diffusion.model.site import Site, products_by_attention
 from ptq_diffusion.network.attention import QuantizedAttention, watching_operands
 from ptq_diffusion.network.quantized import QuantizedDenoiser
@@ -38,15 +39,15 @@ class StepErrors:
 
     Args:
         sites: of the networks.
-        i: the step.
+        step: the row of the table.
         networks: quantized, by name.
     """
 
-    def __init__(self, sites: Sequence[Site], i: int, networks: Mapping[str, QuantizedDenoiser]) -> None:
+    def __init__(self, sites: Sequence[Site], step: Timestep, networks: Mapping[str, QuantizedDenoiser]) -> None:
         kinds = (POWER, *(f"{kind}_{name}" for name in networks for kind in ("own", "accumulated")))
         self.sums = {kind: torch.zeros(len(sites), dtype=torch.float64) for kind in kinds}
         self.order: list[str] = []
-        self._i, self._networks = i, networks
+        self._step, self._networks = step, networks
         self._places = {site.name: place for place, site in enumerate(sites)}
         self._layers = [site.name for site in sites if site.weighted]
         self._attentions = list(products_by_attention(sites))
@@ -56,7 +57,7 @@ class StepErrors:
     def of_float(self, network: nn.Module) -> Iterator[None]:
         """Within this context the float network is asked once, and every quantized site on the inputs there."""
         for quantized in self._networks.values():
-            quantized.set_step(self._i)
+            quantized.set_step(self._step.i, paired=quantized.rows_per_image(self._step) == 2)
         with ExitStack() as stack:
             for name in self._layers:
                 hook = network.get_submodule(name).register_forward_hook(partial(self._see_layer, name))
@@ -107,7 +108,7 @@ class StepErrors:
         for label, quantized in self._networks.items():
             if name in (attentions := quantized.attentions()):
                 settings = attentions[name].settings()
-                on_grids = {letter: settings[letter](operand, self._i) for letter, operand in operands.items()}
+                on_grids = {letter: settings[letter](operand, self._step.i) for letter, operand in operands.items()}
                 for site, output in products(attention, name, on_grids).items():
                     self._add(f"own_{label}", site, output() - outputs[site]())
 

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptq_diffusion.network.differences import by_difference, numbers_of_difference
 from ptq_diffusion.network.rescaling import InputGrid, Rescaling
 from ptq_diffusion.numeric.grid import FLOAT_BITS, Grid
 from ptq_diffusion.quantizer import WHOLE, Form, Numbers
 
 ROWS = {"bits": torch.int16, "scale": torch.float32, "zero_point": torch.int32, "copy": torch.int16}
 """The settings that every layer has a number of at every step, and their types."""
-FIELDS = (*ROWS, "symmetric", "gain", "offset", "form", "equalisation", "shift")
+FIELDS = (*ROWS, "symmetric", "gain", "offset", "form", "equalisation", "shift", "difference")
 """All arguments of settings, which are their attributes too."""
 
 
@@ -23,8 +24,8 @@ class LayerSettings(nn.Module):
 
     Buffers: `bits`, `scale`, `zero_point` (S,) of the grid of the input, (S, G) where its form is another, `copy` (S,),
     which of the weight's copies is used, and, once a layer is rescaled, `gain` and `offset`, (S, O), of its output
-    channels, and `shift`, (S, I) or (S, I, 1, 1), of its input channels. It is never changed: other settings are other
-    objects.
+    channels, `shift`, (S, I) or (S, I, 1, 1), of its input channels, and `difference`, (S,), of pairs of its rows. It
+    is never changed: other settings are other objects.
 
     Args:
         bits: of the input, (S,) int16; 32 leaves it float.
@@ -39,6 +40,8 @@ class LayerSettings(nn.Module):
             for s times its numbers. None is 1.
         shift: numbers m of the input's channels at every step, which broadcast against it behind their dimension of
             steps: the grid meets x / s - m, and stands for m beside its numbers. None is 0.
+        difference: (S,) float32, at steps whose rows are pairs of guidance the scale of the symmetric grid, of as many
+            bits, of their differences: see `by_difference`. None, and 0 at a step, puts every row on the grid itself.
     """
 
     bits: Tensor
@@ -49,6 +52,7 @@ class LayerSettings(nn.Module):
     offset: Tensor | None
     equalisation: Tensor | None
     shift: Tensor | None
+    difference: Tensor | None
 
     def __init__(
         self,
@@ -62,10 +66,12 @@ class LayerSettings(nn.Module):
         form: Form = WHOLE,
         equalisation: Tensor | None = None,
         shift: Tensor | None = None,
+        difference: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("equalisation", equalisation)
         self.register_buffer("shift", shift)
+        self.register_buffer("difference", difference)
         buffers = {"bits": bits, "scale": scale, "zero_point": zero_point, "copy": copy, "gain": gain, "offset": offset}
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer)
@@ -76,6 +82,11 @@ class LayerSettings(nn.Module):
         self._copies: list[int] = copy.tolist()
         # A row that changes nothing costs nothing: the weight's values are then those of its own scales.
         self._plain = [True] * len(bits) if gain is None or offset is None else _identities(gain, offset)
+        scales = torch.zeros(len(bits)) if difference is None else difference.cpu()
+        self._differences = [
+            numbers_of_difference(scale, grid) if grid and scale > 0 else None
+            for scale, grid in zip(scales, self._grids, strict=True)
+        ]
         self._central = [True] * len(bits) if shift is None else (shift.flatten(1) == 0).all(1).tolist()
 
     def __len__(self) -> int:
@@ -93,14 +104,38 @@ class LayerSettings(nn.Module):
             raise ValueError(f"expected a step of a table of {len(self)}, for which the network has settings, got {i}")
         return i
 
-    def forward(self, x: Tensor, i: int) -> Tensor:
-        """The layer's input on its grid at step i, the shape of x."""
+    def forward(self, x: Tensor, i: int, paired: bool = False) -> Tensor:
+        """The layer's input on its grid at step i, the shape of x.
+
+        Args:
+            x: the input.
+            i: the step.
+            paired: whether the rows of x are pairs of guidance, those of the null condition first.
+
+        Raises:
+            ValueError: they are not, and differences of pairs have a grid at this step.
+        """
         row = self.row(i)
         grid = self._grids[row]
         if grid is None:
             return x
-        shift, x_hat = self.shift_at(i), self.on_grid(self.shifted(x, i), row, grid)
-        return self.restored(x_hat if shift is None else x_hat + shift).to(x.dtype)
+        numbers = self._differences[row]
+        if numbers is None:
+            return self.restored(self._around_shift(self.equalised(x), i, grid)).to(x.dtype)
+        if not paired:
+            raise ValueError(
+                f"expected rows of pairs of guidance, whose differences have a grid at step {i}, got single rows; "
+                "sample with guidance, or fit a correction without differences, such as correction=rescaled_matched"
+            )
+        x_hat = by_difference(self.equalised(x), lambda rows: self._around_shift(rows, i, grid), numbers)
+        return self.restored(x_hat).to(x.dtype)
+
+    def _around_shift(self, equalised: Tensor, i: int, grid: Grid) -> Tensor:
+        """The values of the grid around m that are nearest to x / s."""
+        row, shift = self.row(i), self.shift_at(i)
+        if shift is None:
+            return self.on_grid(equalised, row, grid)
+        return self.on_grid(equalised.float() - shift, row, grid) + shift
 
     def on_grid(self, met: Tensor, row: int, grid: Grid) -> Tensor:
         """The values of a grid for what meets it, x / s - m."""
@@ -155,7 +190,7 @@ class LayerSettings(nn.Module):
     def at(self, i: int) -> "LayerSettings":
         """The settings of step i alone, for every step."""
         row = self.row(i)
-        tables = {name: self.fields()[name] for name in (*ROWS, "gain", "offset", "shift")}
+        tables = {name: self.fields()[name] for name in (*ROWS, "gain", "offset", "shift", "difference")}
         return self._with(**{name: None if table is None else table[row : row + 1] for name, table in tables.items()})
 
     def rescaled(self, rescalings: Sequence[Rescaling | None]) -> "LayerSettings":
@@ -176,7 +211,9 @@ class LayerSettings(nn.Module):
                 if grid := rescaling.input_grid:
                     rows["scale"][i], rows["zero_point"][i] = grid.scale[0], grid.zero_point[0]
         grids = [None if rescaling is None else rescaling.input_grid for rescaling in rescalings]
-        return self._with(**rows, gain=gain, offset=offset, shift=self._shifts(grids))
+        return self._with(
+            **rows, gain=gain, offset=offset, shift=self._shifts(grids), difference=self._difference_scales(grids)
+        )
 
     def _shifts(self, grids: Sequence[InputGrid | None]) -> Tensor | None:
         """The shifts of every step: those of grids, and what the settings have at steps that are given none."""
@@ -188,6 +225,18 @@ class LayerSettings(nn.Module):
         for i, grid in enumerate(grids):
             if grid is not None:
                 rows[i] = 0 if grid.shift is None else grid.shift
+        return rows
+
+    def _difference_scales(self, grids: Sequence[InputGrid | None]) -> Tensor | None:
+        """The scales of differences at every step: those of grids, and what the settings have at steps without one."""
+        scales = [None if grid is None else grid.difference for grid in grids]
+        if self.difference is None and all(scale is None for scale in scales):
+            return None
+        before = self.scale.new_zeros(1) if self.difference is None else self.difference
+        rows = rows_of(before, len(grids)).clone()
+        for i, (grid, scale) in enumerate(zip(grids, scales, strict=True)):
+            if grid is not None:
+                rows[i] = 0 if scale is None else scale[0]
         return rows
 
     def with_equalisation(self, equalisation: Tensor | None) -> "LayerSettings":

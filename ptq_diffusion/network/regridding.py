@@ -1,7 +1,8 @@
 """Quantized inputs put on grids chosen from their own values."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -11,6 +12,23 @@ from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.quantizer import NO_SHIFT, WHOLE, RangeSearch, Shift
 
 
+@dataclass(frozen=True)
+class Differences:
+    """A rule for the differences of pairs of guidance.
+
+    Args:
+        range_search: chooses the interval that their grid covers.
+        combined: guidance, from rows to images.
+    """
+
+    range_search: RangeSearch
+    combined: Callable[[Tensor], Tensor]
+
+    def added(self, found: InputGrid, x: Tensor, grid: Grid) -> InputGrid:
+        """The grid of x with a scale of differences, where it pays; what is computed once for all has no pairs."""
+        return found if len(x) % 2 else found.with_difference(x, grid, self.range_search, self.combined)
+
+
 @contextmanager
 def regridding(
     layers: Mapping[str, QuantizedLayer],
@@ -18,6 +36,7 @@ def regridding(
     i: int,
     grids: dict[str, InputGrid],
     shift: Shift = NO_SHIFT,
+    differences: Differences | None = None,
 ) -> Iterator[None]:
     """Within this context every quantized input is put on a grid chosen from its own values and kept in `grids`.
 
@@ -28,12 +47,14 @@ def regridding(
         i: the step.
         grids: receives the grids by name.
         shift: chooses what is subtracted from the channels of an input.
+        differences: of rows that are pairs; None puts every row on the grid itself.
     """
 
     def regrid(name: str, grid: Grid, x: Tensor) -> Tensor:
         settings = layers[name].settings
         equalised = settings.equalised(x)
-        grids[name] = _grid_of_input(layers[name], equalised, grid, range_search, shift, i)
+        found = _grid_of_input(layers[name], equalised, grid, range_search, shift, i)
+        grids[name] = differences.added(found, equalised, grid) if differences else found
         return settings.restored(grids[name].fake_quantized(equalised, grid)).to(x.dtype)
 
     with ExitStack() as hooks:

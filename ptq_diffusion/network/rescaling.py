@@ -1,12 +1,13 @@
 """Rescalings of one layer at one step: a gain and an offset of its output channels, and a grid of its input."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ptq_diffusion.network.differences import by_difference, numbers_of_difference
 from ptq_diffusion.numeric.grid import Grid
 from ptq_diffusion.quantizer import AffineQuantizer, Numbers, PerTensor, RangeSearch
 
@@ -31,11 +32,14 @@ class InputGrid:
         zero_point: (1,) int32.
         shift: m of the input's channels, (I,) of tokens or (I, 1, 1) of images, float32; of an equalised input x / s it
             is what is subtracted from that. None is 0.
+        difference: (1,) float32, the scale of the differences of pairs of guidance, see `by_difference`; None puts
+            every row on the grid itself.
     """
 
     scale: Tensor
     zero_point: Tensor
     shift: Tensor | None = None
+    difference: Tensor | None = None
 
     @classmethod
     def of(cls, x: Tensor, grid: Grid, range_search: RangeSearch, shift: Tensor | None = None) -> "InputGrid":
@@ -50,8 +54,34 @@ class InputGrid:
         """The numbers that a quantizer of this grid computes with."""
         return Numbers.of(self.scale, self.zero_point, grid)
 
+    def with_difference(
+        self, x: Tensor, grid: Grid, range_search: RangeSearch, combined: Callable[[Tensor], Tensor]
+    ) -> "InputGrid":
+        """This grid with a scale of differences, where that leaves less error in the guided combination of x.
+
+        Args:
+            x: the input, rows of the null condition first.
+            grid: of the rows.
+            range_search: chooses the interval of the differences.
+            combined: guidance, from rows to images.
+        """
+        null, conditional = x.float().chunk(2)
+        difference = null - conditional
+        if not difference.any():
+            return self
+        scale = InputGrid.of(difference, Grid(grid.bits, symmetric=True), range_search).scale
+        with_scale = replace(self, difference=scale)
+        errors = (combined(one.fake_quantized(x, grid) - x).float().square().mean() for one in (with_scale, self))
+        return with_scale if next(errors) < next(errors) else self
+
     def fake_quantized(self, x: Tensor, grid: Grid) -> Tensor:
-        """x_hat, the shape of x: the nearest values of the grid around m."""
+        """x_hat, the shape of x: the nearest values of the grid around m, and of differences where they have one."""
+        if self.difference is None:
+            return self._around_shift(x, grid)
+        numbers = numbers_of_difference(self.difference, grid)
+        return by_difference(x, lambda rows: self._around_shift(rows, grid), numbers)
+
+    def _around_shift(self, x: Tensor, grid: Grid) -> Tensor:
         if self.shift is None:
             return self.numbers(grid).fake_quantized(x)
         shift = self.shift.to(x.device)
@@ -60,7 +90,14 @@ class InputGrid:
     def lerp(self, other: "InputGrid", weight: float) -> "InputGrid":
         """The grid between this one, at weight 0, and the other, at 1; zero stays on the grid."""
         zero_point = torch.lerp(self.zero_point.float(), other.zero_point.float(), weight).round().int()
-        return InputGrid(torch.lerp(self.scale, other.scale, weight), zero_point, self._shift_to(other, weight))
+        scale, shift = torch.lerp(self.scale, other.scale, weight), self._shift_to(other, weight)
+        return InputGrid(scale, zero_point, shift, self._difference_to(other, weight))
+
+    def _difference_to(self, other: "InputGrid", weight: float) -> Tensor | None:
+        """The scale of differences in between; where one has none, that of the nearer one or none."""
+        if self.difference is None or other.difference is None:
+            return (self if weight < 0.5 else other).difference
+        return torch.lerp(self.difference, other.difference, weight)
 
     def _shift_to(self, other: "InputGrid", weight: float) -> Tensor | None:
         if self.shift is None and other.shift is None:
@@ -130,6 +167,11 @@ class Rescaling:
         """The shift of the input's grid, if any."""
         return None if self.input_grid is None else self.input_grid.shift
 
+    @property
+    def has_difference(self) -> bool:
+        """Whether the rows of guidance are quantized by their difference."""
+        return self.input_grid is not None and self.input_grid.difference is not None
+
     @classmethod
     def between(cls, source: Spread, target: Spread) -> "Rescaling":
         """The rescaling that gives channels the target's mean and, where both vary alike, its standard deviation."""
@@ -173,18 +215,23 @@ class Rescaling:
         """
         shapes = {name: tuple(tensor.shape) for name, tensor in fields.items()}
         length = shapes.get("gain", ())
-        shift = shapes.get("shift", ())
-        without = {"gain": length, "offset": length}
-        whole = without | {"scale": (1,), "zero_point": (1,)}
-        shifted = [whole | {"shift": shift}] if len(shift) in (1, 3) and shift[1:] in ((), (1, 1)) else []
-        if len(length) != 1 or shapes not in (without, whole, *shifted):
+        channels = {"gain": length, "offset": length}
+        grid = {} if "scale" not in shapes else {"scale": (1,), "zero_point": (1,)}
+        beside = {name: shapes[name] for name in ("shift", "difference") if grid and name in shapes}
+        shift = beside.get("shift", (1,))
+        fits = len(shift) in (1, 3) and shift[1:] in ((), (1, 1)) and beside.get("difference", (1,)) == (1,)
+        if len(length) != 1 or shapes != channels | grid | beside or not fits:
             raise ValueError(
                 "expected a gain and an offset of one length, and a scale and a zero_point of one number or none, the "
-                "two with a shift of channels or without, got "
+                "two with a shift of channels and the scale of a difference or without, got "
                 + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             )
-        grid = InputGrid(fields["scale"], fields["zero_point"], fields.get("shift")) if "scale" in fields else None
-        return cls(fields["gain"], fields["offset"], grid)
+        optional = {name: fields[name] for name in beside}
+        return cls(
+            fields["gain"],
+            fields["offset"],
+            InputGrid(fields["scale"], fields["zero_point"], **optional) if grid else None,
+        )
 
 
 def alike(source: Spread, target: Spread) -> Tensor:

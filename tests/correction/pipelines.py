@@ -31,6 +31,7 @@ def reaches_in(file):
 REACHING_IN = {name for name, file in FILES.items() if reaches_in(file)}
 """Those that read or change what is inside the network."""
 WITH_NETWORK = {"qncd"}
+PAIRED = {"rescaled_guided_matched", "rescaled_guided_ptqd"}
 SEED, BATCH, STEPS = 3, 3, 3
 OURS = {"steps": STEPS, "scheduler": {}}
 

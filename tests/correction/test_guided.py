@@ -9,7 +9,7 @@ from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.network.layer import CurrentStep
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler import DDIM
-from tests.correction.pipelines import OURS, WITH_NETWORK, fitted, states
+from tests.correction.pipelines import OURS, PAIRED, WITH_NETWORK, fitted, states
 from tests.correction.presets import CORRECTIONS
 
 CLASSES, NO_CLASS, SCALE = 4, 3, 2.0
@@ -30,7 +30,7 @@ def steps(guided):
     return DDIM(eta=0.5, **OURS).table(guided[0].scheduler_config)
 
 
-@pytest.mark.parametrize("name", [name for name in CORRECTIONS if name not in WITH_NETWORK])
+@pytest.mark.parametrize("name", [name for name in CORRECTIONS if name not in WITH_NETWORK | PAIRED])
 def test_a_pipeline_that_guides_behind_repaired_rows_says_the_repaired_combination(name, guided, steps):
     """Which brings the output nearer to the guided float one where the correction is of it."""
     model, quantized = guided
@@ -46,6 +46,18 @@ def test_a_pipeline_that_guides_behind_repaired_rows_says_the_repaired_combinati
     m = null + SCALE * (conditional - null)
     assert torch.allclose(m, expected, atol=1e-4)
     assert not torch.allclose(m, conditional, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_a_pipeline_refuses_rows_that_depend_on_each_other(name, guided, steps):
+    correction = fitted(name, steps, guided, LABELS)
+    assert any(rescaling.has_difference for row in correction.rescalings for rescaling in row.values())
+    with pytest.raises(ValueError, match="each row of guidance by itself.* correction=rescaled_shifted_matched"):
+        CorrectedNetwork(guided[1], correction)
+    single = guided[1].rescaled(correction.rescalings).unguided()
+    step = next(step for step in steps if any(one.has_difference for one in correction.rescalings[step.i].values()))
+    with pytest.raises(ValueError, match=f"grid at step {step.i}, got single rows"):
+        single.predict(states(single, 9)[:8], step, LABELS.rows(slice(8)))
 
 
 def test_qncd_asks_the_guided_network_again(guided, steps):

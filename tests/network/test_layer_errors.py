@@ -24,7 +24,7 @@ def denoiser(tiny_model_folder):
 def measured(denoiser, network, repetitions=1):
     """The sums of a quantized network on the states of the float one, by kind and site; and the order of sites."""
     sites = denoiser.sites()
-    errors = StepErrors(sites, STEP.i, {"q": network})
+    errors = StepErrors(sites, STEP, {"q": network})
     with errors.of_float(denoiser.network):
         denoiser.predict(states(denoiser), STEP)
     with errors.of_quantized("q"):

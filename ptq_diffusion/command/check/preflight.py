@@ -115,8 +115,11 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
         _check_backend(cfg, model, shop)
     if "correction" in used:
         _check_correction(cfg, model, shop)
-        if goal is WriteOnnx or ("backend" in used and not isinstance(construct(cfg.backend), Simulated)):
+        simulated = "backend" not in used or isinstance(construct(cfg.backend), Simulated)
+        if goal is WriteOnnx or not simulated:
             _check_borders(cfg, model)
+        if cfg.condition.guidance.scale != 1 and (goal in (WriteOnnx, Export) or not simulated):
+            construct(cfg.correction).check_single_rows()
     if goal is Export:
         _check_export(cfg, model, shop)
     if goal is WriteOnnx:
@@ -216,6 +219,8 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
         correction.check_carried(steps)
     if with_own_guidance(cfg).noise.guidance is not None:
         correction.check_other_guidance()
+        if cfg.condition.guidance.scale == 1:
+            correction.check_single_rows()
     elif cfg.condition.guidance.scale >= AMPLIFYING and _fits_maps(correction):
         shop.runtime.say(
             f"noise: fitted at guidance {cfg.condition.guidance.scale:g}, which amplifies the noise that output maps "

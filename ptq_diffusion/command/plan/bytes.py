@@ -170,7 +170,9 @@ def _bytes_of_link(link: Correction[Any], case: Case) -> int:
     if link.images_for_rescaling:
         shifted = [site for site in layers if link.shift.shifts and _can_be_shifted(site, case, link.shift)]
         inputs = sum(4 * site.weight_shape[1] + ENTRY for site in shifted)
-        return sum(2 * 4 * site.weight_shape[0] + 4 * ENTRY for site in layers) + inputs
+        paired = link.differences is not None and case.cfg.condition.guidance.scale != 1
+        scales = len(layers) * (4 + ENTRY) if paired else 0
+        return sum(2 * 4 * site.weight_shape[0] + 4 * ENTRY for site in layers) + inputs + scales
     if isinstance(link, Regression):
         last = next(site for site in case.model.sites() if site.role is Role.LAST)
         observed = channels * patch**2 if link.on_features else channels

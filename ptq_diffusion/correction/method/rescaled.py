@@ -63,11 +63,15 @@ class Rescaled(Correction[PathEvidence]):
         gain: how g and c follow from the outputs of the float and the quantized layer.
         order: whether a layer is matched on what rescaled ones before it say.
         steps: which steps share g and c. A step whose held-out images they do not help keeps its layers, too.
+        differences: where guidance asks two rows for each image, chooses the interval of the grid on which a layer's
+            input of the null condition is put as its difference from that with the condition, see `by_difference`; a
+            layer has it at the steps at which the guided combination of its inputs has less error by it. None puts
+            every row on one grid. A network without guidance has no differences.
 
     Raises:
-        ValueError: there is no such path, fewer than 8 images, a shift without a range search, or steps that share g
-            along the corrected path, where a step is reached by those before it alone; when it is fitted, the network
-            computes a layer several times.
+        ValueError: there is no such path, fewer than 8 images, a shift or differences without a range search, or
+            steps that share g along the corrected path, where a step is reached by those before it alone; when it is
+            fitted, the network computes a layer several times.
     """
 
     maps_output = False
@@ -81,6 +85,7 @@ class Rescaled(Correction[PathEvidence]):
         gain: Gain = DEVIATION_RATIO,
         order: Order = IN_SEQUENCE,
         steps: GainSteps = EACH_STEP,
+        differences: RangeSearch | None = None,
     ) -> None:
         if images < FEWEST:
             raise ValueError(
@@ -92,14 +97,19 @@ class Rescaled(Correction[PathEvidence]):
                 "expected a range search beside a shift of inputs, whose grid is another, got none; set "
                 "shift@correction.shift=none"
             )
+        if differences and range_search is None:
+            raise ValueError(
+                "expected a range search beside that of differences, which are from inputs on a grid of the step, got "
+                "none; set correction.differences=null"
+            )
         if steps.looks_ahead and path == "corrected":
             raise ValueError(
                 "expected steps that share gains to be compared along float sampling, got path=corrected, where a step "
                 "is known once those before it are fitted; set correction.path=float, of a chain path and images=null "
                 "of matched, or gain_steps@correction.steps=each"
             )
-        self.shift, self.gain, self.images_for_rescaling = shift, gain, images
-        self.rules = LayerRules(range_search, shift, order, steps)
+        self.shift, self.differences, self.gain, self.images_for_rescaling = shift, differences, gain, images
+        self.rules = LayerRules(range_search, shift, order, steps, differences)
         self.looks_ahead, self.keeps_outputs = steps.looks_ahead, gain.keeps_outputs
         # Outputs of all layers would take longer to send than to compute.
         self.is_divisible = not gain.keeps_outputs
@@ -111,6 +121,14 @@ class Rescaled(Correction[PathEvidence]):
                 "network of convolutions with padding, where it is another at the border, which neither the integer "
                 "backend nor a graph has; set shift@correction.shift=none, of a chain "
                 "shift@correction.links.rescaled.shift=none"
+            )
+
+    def check_single_rows(self) -> None:
+        if self.differences:
+            raise ValueError(
+                "expected a correction that computes each row of guidance by itself, as stock pipelines, graphs, the "
+                "integer backend and sampling without guidance do, got differences between them; set "
+                "correction.differences=null, of a chain correction.links.rescaled.differences=null"
             )
 
     def check_carried(self, steps: Table) -> None:
@@ -129,12 +147,18 @@ class Rescaled(Correction[PathEvidence]):
             )
 
     def check_inputs(self, forms: Collection[Form]) -> None:
+        others = ", ".join(sorted({str(form) for form in forms}))
         if self.shift.shifts and WHOLE not in forms:
-            others = ", ".join(sorted({str(form) for form in forms}))
             raise ValueError(
                 "expected layers with one static grid for their whole input, before which a shift is subtracted, got "
                 f"{others} at all of them; set shift@correction.shift=none, of a chain "
                 "shift@correction.links.rescaled.shift=none, or another quantizer@quantizer.activation"
+            )
+        if self.differences and WHOLE not in forms:
+            raise ValueError(
+                "expected layers with one static grid for their whole input, beside which differences have one, got "
+                f"{others} at all of them; set correction.differences=null, of a chain "
+                "correction.links.rescaled.differences=null, or another quantizer@quantizer.activation"
             )
 
     def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:  # noqa: ARG002

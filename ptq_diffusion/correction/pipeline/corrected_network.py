@@ -41,8 +41,8 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
 
     Raises:
         ValueError: the network has not exactly one output layer, two steps of the table have the same time, or the
-            correction asks the network more than once a step, or guidance is none that stock pipelines have: below 1,
-            or at some of the steps.
+            correction asks the network more than once a step or about differences between the rows of guidance, or
+            guidance is none that stock pipelines have: below 1, or at some of the steps.
     """
 
     config_name = "config.json"
@@ -55,6 +55,12 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
             raise ValueError(
                 "expected a correction that asks the network once a step, got one that estimates a bias on the way; "
                 "draw its images with goal=samples_corrected"
+            )
+        if any(rescaling.has_difference for row in correction.rescalings for rescaling in row.values()):
+            raise ValueError(
+                "expected a correction that computes each row of guidance by itself, whose order is the pipeline's, "
+                "got one with differences between rows; draw its images with goal=samples_corrected, or fit "
+                "another, such as correction=rescaled_shifted_matched"
             )
         self.quantized, self.correction = quantized, correction
         self.rescaled = quantized.rescaled(correction.rescalings).unguided()

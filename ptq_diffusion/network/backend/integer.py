@@ -47,6 +47,8 @@ class Integer(Backend):
             return "its input has more than one scale at a step"
         if part.bordered and part.settings.shift is not None:
             return "the channels of its input are shifted, which its border of zeros is not"
+        if part.settings.difference is not None:
+            return "its rows of guidance are quantized as differences"
         obstacles = (_obstacle_at(part, i) for i in range(len(part.settings)))
         return next((obstacle for obstacle in obstacles if obstacle), None)
 

@@ -51,7 +51,7 @@ class GraphSettings(LayerSettings):
         super().__init__(**{row: getattr(settings, row) for row in ROWS}, symmetric=settings.symmetric)
         self.name, self.inputs = name, inputs
 
-    def forward(self, x: Tensor, i: int) -> Tensor:  # noqa: ARG002
+    def forward(self, x: Tensor, i: int, paired: bool = False) -> Tensor:  # noqa: ARG002
         numbers = self.inputs.of(self.name)
         if "input_factors" in numbers:
             x = x * numbers["input_factors"]

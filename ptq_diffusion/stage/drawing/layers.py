@@ -71,7 +71,7 @@ class CompareSites(ChunkWork):
         sums: dict[str, list[Tensor]] = {kind: [] for kind in (POWER, *COLUMNS)}
         order: list[str] = []
         for step in works[FLOAT].steps:
-            errors = StepErrors(sites, step.i, networks)
+            errors = StepErrors(sites, step, networks)
             with errors.of_float(model.network):
                 next(walks[FLOAT])
             for name in COMPARED:
