@@ -51,7 +51,7 @@ class Requirements:
         """
 
     def check_single_rows(self) -> None:
-        """Refuse what computes each row of guidance by itself, such as a stock pipeline; by default nothing is refused.
+        """Refuse what computes each row of guidance by itself, such as a graph; by default nothing is refused.
 
         Raises:
             ValueError: the method has inputs of one row that depend on the other.

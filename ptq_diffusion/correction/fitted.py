@@ -121,6 +121,11 @@ class FittedCorrection:
         return any(one.rescalings for one in self.corrections)
 
     @property
+    def pairs_rows(self) -> bool:
+        """Whether a step quantizes differences between the two rows of guidance, which are asked at once then."""
+        return any(rescaling.has_difference for one in self.corrections for rescaling in one.rescalings.values())
+
+    @property
     def evaluations(self) -> int:
         """Evaluations of the network beside one a step; where there are any, a `CorrectedDenoiser` is needed."""
         return sum(one.estimates for one in self.corrections)

@@ -77,6 +77,25 @@ class Guided(WrappedDenoiser):
         return Guided(self._denoiser.with_network(network), self.null, self.scale, self.interval)
 
 
+class PairedRows(WrappedDenoiser):
+    """The two rows of guidance for each image, (2 B, C, H, W), those of the null condition first, answered one by one.
+
+    For a pipeline that combines them itself: to the network they are pairs, as those of `Guided` are.
+    """
+
+    def rows_per_image(self, step: Timestep) -> int:  # noqa: ARG002
+        return 2
+
+    def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
+        return self._denoiser.predict(x_t, step, condition)
+
+    def fingerprint(self) -> str:
+        return self._denoiser.fingerprint()
+
+    def with_network(self, network: nn.Module) -> "PairedRows":
+        return PairedRows(self._denoiser.with_network(network))
+
+
 def require_interval(low: float, high: float) -> None:
     """Refuse what is no interval of t / T.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ptq_diffusion.model import Condition, Denoiser, Guided, Output, Role, Site, Timestep, WrappedDenoiser
+from ptq_diffusion.model import Condition, Denoiser, Guided, Output, PairedRows, Role, Site, Timestep, WrappedDenoiser
 from ptq_diffusion.model.plan import BitwidthPlan
 from ptq_diffusion.network.attention import PROCESSOR, QuantizedAttention, quantized_attentions
 from ptq_diffusion.network.backend import Backend, Integer, Simulated, require_float32
@@ -157,7 +157,11 @@ class QuantizedDenoiser(WrappedDenoiser):
 
     def unguided(self) -> "QuantizedDenoiser":
         """The same network without its guidance, for a pipeline that guides by itself; tensors are shared."""
-        return self._around(self._denoiser.denoiser) if isinstance(self._denoiser, Guided) else self
+        return self._around(self._denoiser.denoiser) if isinstance(self._denoiser, Guided | PairedRows) else self
+
+    def paired(self) -> "QuantizedDenoiser":
+        """The same network, asked about both rows of guidance at once by a pipeline that guides by itself."""
+        return self._around(PairedRows(self.unguided().denoiser))
 
     def guided_as(self, model: Denoiser) -> "QuantizedDenoiser":
         """The same network with the guidance of another model, or without as that is; tensors are shared."""

@@ -30,7 +30,7 @@ def steps(guided):
     return DDIM(eta=0.5, **OURS).table(guided[0].scheduler_config)
 
 
-@pytest.mark.parametrize("name", [name for name in CORRECTIONS if name not in WITH_NETWORK | PAIRED])
+@pytest.mark.parametrize("name", [name for name in CORRECTIONS if name not in WITH_NETWORK])
 def test_a_pipeline_that_guides_behind_repaired_rows_says_the_repaired_combination(name, guided, steps):
     """Which brings the output nearer to the guided float one where the correction is of it."""
     model, quantized = guided
@@ -49,15 +49,16 @@ def test_a_pipeline_that_guides_behind_repaired_rows_says_the_repaired_combinati
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_a_pipeline_refuses_rows_that_depend_on_each_other(name, guided, steps):
+def test_rows_that_depend_on_each_other_are_not_asked_one_by_one(name, guided, steps):
     correction = fitted(name, steps, guided, LABELS)
-    assert any(rescaling.has_difference for row in correction.rescalings for rescaling in row.values())
-    with pytest.raises(ValueError, match="each row of guidance by itself.* correction=rescaled_shifted_matched"):
-        CorrectedNetwork(guided[1], correction)
-    single = guided[1].rescaled(correction.rescalings).unguided()
+    assert correction.pairs_rows
     step = next(step for step in steps if any(one.has_difference for one in correction.rescalings[step.i].values()))
+    x, labels = states(guided[0], 9)[:8], LABELS.rows(slice(8))
     with pytest.raises(ValueError, match=f"grid at step {step.i}, got single rows"):
-        single.predict(states(single, 9)[:8], step, LABELS.rows(slice(8)))
+        guided[1].rescaled(correction.rescalings).unguided().predict(x, step, labels)
+    network = CorrectedNetwork(guided[1], correction)
+    with pytest.raises(ValueError, match="two rows for each image, .* guidance_scale=2"):
+        network(x, step.t, class_labels=labels.labels)
 
 
 def test_qncd_asks_the_guided_network_again(guided, steps):

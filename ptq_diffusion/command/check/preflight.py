@@ -118,7 +118,7 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
         simulated = "backend" not in used or isinstance(construct(cfg.backend), Simulated)
         if goal is WriteOnnx or not simulated:
             _check_borders(cfg, model)
-        if cfg.condition.guidance.scale != 1 and (goal in (WriteOnnx, Export) or not simulated):
+        if cfg.condition.guidance.scale != 1 and (goal is WriteOnnx or not simulated):
             construct(cfg.correction).check_single_rows()
     if goal is Export:
         _check_export(cfg, model, shop)

@@ -126,8 +126,8 @@ class Rescaled(Correction[PathEvidence]):
     def check_single_rows(self) -> None:
         if self.differences:
             raise ValueError(
-                "expected a correction that computes each row of guidance by itself, as stock pipelines, graphs, the "
-                "integer backend and sampling without guidance do, got differences between them; set "
+                "expected a correction that computes each row of guidance by itself, as graphs, the integer backend "
+                "and sampling without guidance do, got differences between them; set "
                 "correction.differences=null, of a chain correction.links.rescaled.differences=null"
             )
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from ptq_diffusion.correction.fitted import COEFFICIENTS, CONFIG, FittedCorrection
 from ptq_diffusion.correction.pipeline.folding import FoldedLayer, fold
 from ptq_diffusion.correction.pipeline.guidance_watch import GuidanceWatch
-from ptq_diffusion.model import Condition, Denoiser, DiffusersDenoiser, Guided
+from ptq_diffusion.model import Condition, Denoiser, DiffusersDenoiser, Guided, Output
 from ptq_diffusion.network import Backend, QuantizedDenoiser, Simulated, load_quantized, save_quantized
 from ptq_diffusion.network.saving import FILES
+from ptq_diffusion.sampler.step import Step
 from ptq_diffusion.sampler.table import Table
 
 FOLDER = ("config.json", CONFIG, COEFFICIENTS, *FILES)
@@ -41,8 +42,8 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
 
     Raises:
         ValueError: the network has not exactly one output layer, two steps of the table have the same time, or the
-            correction asks the network more than once a step or about differences between the rows of guidance, or
-            guidance is none that stock pipelines have: below 1, or at some of the steps.
+            correction asks the network more than once a step, or guidance is none that stock pipelines have: below 1,
+            or at some of the steps.
     """
 
     config_name = "config.json"
@@ -56,14 +57,11 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
                 "expected a correction that asks the network once a step, got one that estimates a bias on the way; "
                 "draw its images with goal=samples_corrected"
             )
-        if any(rescaling.has_difference for row in correction.rescalings for rescaling in row.values()):
-            raise ValueError(
-                "expected a correction that computes each row of guidance by itself, whose order is the pipeline's, "
-                "got one with differences between rows; draw its images with goal=samples_corrected, or fit "
-                "another, such as correction=rescaled_shifted_matched"
-            )
         self.quantized, self.correction = quantized, correction
-        self.rescaled = quantized.rescaled(correction.rescalings).unguided()
+        rescaled = quantized.rescaled(correction.rescalings)
+        self.rescaled = rescaled.paired() if correction.pairs_rows else rescaled.unguided()
+        denoiser = quantized.unguided().denoiser
+        self._null_first = not isinstance(denoiser, DiffusersDenoiser) or denoiser.family.null_first
         self._table, self._embedded = correction.steps.with_distinct_times(), embedded
         scale = stock_scale(quantized.denoiser, correction.steps)
         beside = {"guidance_scale": scale, "guidance_embedded": embedded, "backend": quantized.backend.name}
@@ -73,7 +71,7 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
     def described(self) -> dict[str, Any]:
         """The configuration that stock pipelines look up in the network that it stands for."""
         channels, *size = self.quantized.shape
-        denoiser = self.rescaled.denoiser
+        denoiser = self.rescaled.unguided().denoiser
         described = denoiser.config if isinstance(denoiser, DiffusersDenoiser) else {}
         square = size[0] if size[0] == size[1] else size
         # C output channels, also where a variance is behind them, which pipelines would drop before the scheduler.
@@ -200,10 +198,26 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
             )
         step = self._table.at(times[0])
         self._watch.before(x_t, step)
-        q, features, variance = self.rescaled.predict(x_t, step, condition)
+        q, features, variance = self._asked(x_t, step, condition)
         m = self.correction.output(q, x_t, features, step)
         self._watch.behind(x_t, m, step, self.correction.sigma(step, variance))
         return step.joined(m, variance)
+
+    def _asked(self, x_t: Tensor, step: Step, condition: Condition | None) -> Output:
+        """The network's answer to every row; rows of pairs in the order that its layers expect."""
+        if not self.correction.pairs_rows:
+            return self.rescaled.predict(x_t, step, condition)
+        if len(x_t) % 2 or not torch.equal(*x_t.chunk(2)):
+            raise ValueError(
+                "expected two rows for each image, between which layers quantize differences, got one; call the "
+                f"pipeline with guidance_scale={self.config.guidance_scale:g}"
+            )
+        if self._null_first:
+            return self.rescaled.predict(x_t, step, condition)
+        swapped = torch.arange(len(x_t)).roll(len(x_t) // 2)
+        m, features, variance = self.rescaled.predict(x_t, step, None if condition is None else condition.rows(swapped))
+        assert features is not None, "a quantized network tells the input of its output layer"
+        return Output(m[swapped], features[swapped], None if variance is None else variance[swapped])
 
     def nearest(self, t: float) -> float:
         """The time of the table that is t but for rounding, or else t itself."""

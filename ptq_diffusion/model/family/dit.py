@@ -17,7 +17,7 @@ class DiT(PatchedFamily):
     """`DiTTransformer2DModel`, Peebles & Xie, ICCV 2023, arXiv 2212.09748: labels, of which the last is "no class"."""
 
     network_class = DiTTransformer2DModel
-    has_graphs = True
+    has_graphs, null_first = True, False
     first, last = "pos_embed.proj", "proj_out_2"
 
     def needs(self, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002

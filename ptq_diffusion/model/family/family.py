@@ -24,11 +24,13 @@ class Family(ABC):
         last: the name of the output layer.
         options_beside: options of a config.json that the class does not have and `build` heeds, with their types.
         has_graphs: whether ONNX graphs of such networks give their outputs in ONNX Runtime.
+        null_first: whether stock pipelines that guide lay the rows of the null condition first.
     """
 
     network_class: ClassVar[type[ModelMixin]]
     options_beside: ClassVar[Mapping[str, type]] = {}
     has_graphs: ClassVar[bool] = False
+    null_first: ClassVar[bool] = True
     first: ClassVar[str]
     last: ClassVar[str]
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import DiTPipeline, StableDiffusionPipeline
 
+from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.data import Labels
 from ptq_diffusion.engine.conditions import DrawnLabels
 from ptq_diffusion.numeric.seed import generator
@@ -60,14 +61,23 @@ def dit(folder):
     return ["condition=labels", "quantizer.embedding.bits=4"], draw
 
 
+READOUT = ["correction=readout", "noise.images=8"]
+DIFFERENCES = ["bitwidth=w4a4", "noise.images=16", "correction=rescaled", "+range_search@correction.differences=mse"]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", [prompts, classes, dit])
-def test_the_stock_pipeline_draws_the_corrected_images(make, kind, tmp_path):
+@pytest.mark.parametrize(
+    "kind, correction",
+    [(prompts, READOUT), (classes, READOUT), (dit, READOUT), (prompts, DIFFERENCES), (dit, DIFFERENCES)],
+)
+def test_the_stock_pipeline_draws_the_corrected_images(make, kind, correction, tmp_path):
     words, draw = kind(tmp_path)
-    words += [f"model.path={tmp_path / 'model'}", f"condition.guidance.scale={SCALE:g}", "correction=readout"]
-    words += ["sampler.eta=0", f"images={COUNT}", f"seeds=[{SEED}]", "noise.images=8", f"sampler.steps={STEPS}"]
+    words += [f"model.path={tmp_path / 'model'}", f"condition.guidance.scale={SCALE:g}", *correction]
+    words += ["sampler.eta=0", f"images={COUNT}", f"seeds=[{SEED}]", f"sampler.steps={STEPS}"]
     exported = make("goal=export", *words)
     expected = read_images(make("goal=samples_corrected", *words))
+    corrections = [FittedCorrection.load(file.parent) for file in exported.glob("*/correction.json")]
+    assert any(fitted.pairs_rows for fitted in corrections) is (correction is DIFFERENCES)
     assert {path.suffix for path in exported.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".txt", ".yaml"}
     streams = [generator("images", SEED, index) for index in range(COUNT)]
     images = torch.from_numpy(draw(exported, streams)).permute(0, 3, 1, 2)
