@@ -39,7 +39,7 @@ LATENT += ["training.network.unet.up_block_types=[CrossAttnUpBlock2D,UpBlock2D]"
 LATENT += ["training.network.unet.cross_attention_dim=8"]
 BUDGET = ["bitwidth=budget", "bitwidth.saving=3", "bitwidth.weights=[3,4]", "bitwidth.activations=[4,8]"]
 FEW_CANDIDATES = ["~correction.candidates.matched", "~correction.candidates.readout_matched"]
-FEW_CANDIDATES += ["~correction.candidates.rescaled_matched", "~correction.candidates.rescaled_shifted_matched"]
+FEW_CANDIDATES += ["~correction.candidates.rescaled_matched", "~correction.candidates.rescaled_guided_matched"]
 FEW_CANDIDATES += ["correction.judge.replicates=20"]
 
 

@@ -29,7 +29,7 @@ PATH = ["correction=rescaled_matched", "correction.links.rescaled.images=9", "co
 POOLED = ["correction=rescaled", "correction.path=float", "correction.images=9", "gain_steps@correction.steps=pooled"]
 ONE_CHOICE = [
     f"~correction.candidates.{name}"
-    for name in ("ptqd_gated", "readout_matched", "rescaled_shifted_matched", "rescaled_readout_matched")
+    for name in ("ptqd_gated", "readout_matched", "rescaled_guided_matched", "rescaled_readout_matched")
 ]
 EXPERIMENTS = {
     "moments, and layers in the report": ["correction=ptqd", "images=3", "layers.images=2"],

@@ -17,7 +17,7 @@ from ptq_diffusion.engine.signature import closure
 from ptq_diffusion.engine.stage import upstream
 from ptq_diffusion.engine.workshop import Workshop
 
-LEFT_OUT = "ptqd_gated readout_matched rescaled_matched rescaled_shifted_matched rescaled_readout_matched".split()
+LEFT_OUT = "ptqd_gated readout_matched rescaled_matched rescaled_guided_matched rescaled_readout_matched".split()
 RUNS = {
     "moments": ["correction=ptqd"],
     "path": ["correction=rescaled_readout_matched"],

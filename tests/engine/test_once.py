@@ -18,7 +18,7 @@ RUNS = {
         [
             *("goal=fit", "correction=auto", "trial.images=5", "correction.judge.replicates=5"),
             *("~correction.candidates.matched", "~correction.candidates.readout_matched"),
-            *("~correction.candidates.rescaled_readout_matched", "~correction.candidates.rescaled_shifted_matched"),
+            *("~correction.candidates.rescaled_readout_matched", "~correction.candidates.rescaled_guided_matched"),
         ],
         4,
     ),

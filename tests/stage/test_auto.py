@@ -14,7 +14,7 @@ AUTO = [
     "correction.judge.replicates=5",
     "~correction.candidates.readout_matched",
     "~correction.candidates.rescaled_readout_matched",
-    "~correction.candidates.rescaled_shifted_matched",
+    "~correction.candidates.rescaled_guided_matched",
 ]
 REST = ["sampler.steps=2", "noise.images=16", "bitwidth=w4a4"]
 AUTO += REST

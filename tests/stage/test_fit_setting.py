@@ -45,7 +45,7 @@ def test_what_is_fitted_at_another_guidance_serves_the_same_network(shared, tiny
         ("matched", 3, "null", True),
         (
             "auto ~correction.candidates.ptqd_gated ~correction.candidates.readout_matched "
-            "~correction.candidates.rescaled_shifted_matched",
+            "~correction.candidates.rescaled_guided_matched",
             7,
             "null",
             True,

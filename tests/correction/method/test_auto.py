@@ -55,13 +55,13 @@ def test_what_harms_or_is_not_certainly_closer_is_left(images):
 
 
 def test_a_candidate_without_an_input_to_act_on_is_named_and_tried(caplog):
-    candidates = {name: CORRECTIONS[name] for name in ("none", "rescaled_matched", "rescaled_shifted_matched")}
+    candidates = {name: CORRECTIONS[name] for name in ("none", "rescaled_matched", "rescaled_guided_matched")}
     choice = Auto(candidates, images=64, seed=0, judge=JUDGE)
     choice.check_inputs([WHOLE])
     assert not caplog.records
     choice.check_inputs([])
     (record,) = caplog.records
-    assert "of the candidate rescaled_shifted_matched: " in record.getMessage()
+    assert "of the candidate rescaled_guided_matched: " in record.getMessage()
 
 
 def test_a_choice_is_read_as_it_was_saved(images, tmp_path):
