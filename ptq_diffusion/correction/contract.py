@@ -50,7 +50,7 @@ class Requirements:
             ValueError: a step of the method evaluates the network more than once.
         """
 
-    def check_single_rows(self) -> None:
+    def check_rows_apart(self) -> None:
         """Refuse what computes each row of guidance by itself, such as a graph; by default nothing is refused.
 
         Raises:
@@ -239,8 +239,8 @@ class JointRequirements(Requirements, ABC):
     def check_single_evaluation(self) -> None:
         self._check_all(lambda one: one.check_single_evaluation())
 
-    def check_single_rows(self) -> None:
-        self._check_all(lambda one: one.check_single_rows())
+    def check_rows_apart(self) -> None:
+        self._check_all(lambda one: one.check_rows_apart())
 
     def check_borders(self) -> None:
         self._check_all(lambda one: one.check_borders())

@@ -21,7 +21,6 @@ from ptq_diffusion.network import (
 )
 from ptq_diffusion.network.gain import Comparison, Target
 from ptq_diffusion.quantizer import NO_SHIFT, RangeSearch, Shift
-from ptq_diffusion.sampler.step import Step
 
 
 class Order(ABC):
@@ -150,11 +149,11 @@ class LayerRules:
     steps: GainSteps = EACH_STEP
     differences: RangeSearch | None = None
 
-    def differences_at(self, step: Step, quantized: QuantizedDenoiser) -> Differences | None:
-        """The rule of differences at a step; None where the network is asked about one row for an image there."""
-        if self.differences is None or quantized.rows_per_image(step) == 1:
+    def differences_of(self, state: PathState, quantized: QuantizedDenoiser) -> Differences | None:
+        """The rule of differences at a state; None where the network is asked about one row for an image there."""
+        if self.differences is None or quantized.rows_per_image(state.step) == 1:
             return None
-        return Differences(self.differences, partial(quantized.combined, step=step))
+        return Differences(self.differences, partial(quantized.combined, step=state.step), 2 * len(state.x_t))
 
 
 def rescalings_towards(
@@ -182,7 +181,7 @@ def rescalings_towards(
 
     with ExitStack() as stack:
         if rules.range_search:
-            differences = rules.differences_at(state.step, quantized)
+            differences = rules.differences_of(state, quantized)
             grids_of = regridding(layers, rules.range_search, state.step.i, grids, rules.shift, differences)
             stack.enter_context(grids_of)
         stack.enter_context(watching(quantized.network, targets, match))

@@ -78,9 +78,9 @@ class Guided(WrappedDenoiser):
 
 
 class PairedRows(WrappedDenoiser):
-    """The two rows of guidance for each image, (2 B, C, H, W), those of the null condition first, answered one by one.
+    """The two rows of guidance for each image, not combined, for a pipeline that guides by itself.
 
-    For a pipeline that combines them itself: to the network they are pairs, as those of `Guided` are.
+    A batch is (2 B, C, H, W), the rows of the null condition first. To the network they are pairs, as `Guided` asks.
     """
 
     def rows_per_image(self, step: Timestep) -> int:  # noqa: ARG002

@@ -40,8 +40,8 @@ class LayerSettings(nn.Module):
             for s times its numbers. None is 1.
         shift: numbers m of the input's channels at every step, which broadcast against it behind their dimension of
             steps: the grid meets x / s - m, and stands for m beside its numbers. None is 0.
-        difference: (S,) float32, at steps whose rows are pairs of guidance the scale of the symmetric grid, of as many
-            bits, of their differences: see `by_difference`. None, and 0 at a step, puts every row on the grid itself.
+        difference: (S,) float32, the scale of the grid that the differences of pairs of guidance have at a step, see
+            `by_difference`; at other steps 0. None puts every row on the grid of the input.
     """
 
     bits: Tensor
@@ -122,7 +122,7 @@ class LayerSettings(nn.Module):
         numbers = self._differences[row]
         if numbers is None:
             return self.restored(self._around_shift(self.equalised(x), i, grid)).to(x.dtype)
-        if not paired:
+        if not paired or len(x) % 2:
             raise ValueError(
                 f"expected rows of pairs of guidance, whose differences have a grid at step {i}, got single rows; "
                 "sample with guidance, or fit a correction without differences, such as correction=rescaled_matched"
@@ -162,6 +162,10 @@ class LayerSettings(nn.Module):
     def restored(self, x_hat: Tensor) -> Tensor:
         """s x_hat, the input that numbers of the grid stand for."""
         return x_hat if self.equalisation is None else x_hat * self.equalisation
+
+    def has_difference(self, i: int) -> bool:
+        """Whether the rows of guidance are quantized by their difference at step i."""
+        return self._differences[self.row(i)] is not None
 
     def numbers(self, i: int) -> Numbers | None:
         """The numbers of the one static grid of the input at step i; None where it is float or of another form."""

@@ -229,12 +229,12 @@ class QuantizedDenoiser(WrappedDenoiser):
 
         Raises:
             ValueError: the network has no such layer, or one of another number of channels or another input, or its
-                settings are of another number of steps.
+                settings are of another number of steps, or its backend cannot compute a rescaled layer.
         """
         if not any(rescalings):
             return self
         self._require_rescalable(rescalings)
-        return self.with_settings(self.settings.rescaled(rescalings))
+        return self._computable(self.settings.rescaled(rescalings))
 
     def at(self, i: int, rescalings: Mapping[str, Rescaling]) -> "QuantizedDenoiser":
         """The network with layers rescaled at step i, the only step that it can be asked about then.
@@ -245,7 +245,14 @@ class QuantizedDenoiser(WrappedDenoiser):
         if not rescalings:
             return self
         self._require_rescalable([rescalings])
-        return self.with_settings(self.settings.at(i).rescaled([rescalings]))
+        return self._computable(self.settings.at(i).rescaled([rescalings]))
+
+    def _computable(self, settings: StepSettings) -> "QuantizedDenoiser":
+        """The network with other settings, which its backend can compute too."""
+        rescaled = self.with_settings(settings)
+        if not isinstance(self.backend, Simulated):
+            rescaled._require_computable(self.backend)
+        return rescaled
 
     def _require_rescalable(self, rescalings: Sequence[Mapping[str, Rescaling]]) -> None:
         for name, rescaling in ((name, row[name]) for row in rescalings for name in row):

@@ -19,14 +19,16 @@ class Differences:
     Args:
         range_search: chooses the interval that their grid covers.
         combined: guidance, from rows to images.
+        rows: of pairs, two for each image; what has another number of them, computed once for all, has no pairs.
     """
 
     range_search: RangeSearch
     combined: Callable[[Tensor], Tensor]
+    rows: int
 
     def added(self, found: InputGrid, x: Tensor, grid: Grid) -> InputGrid:
-        """The grid of x with a scale of differences, where it pays; what is computed once for all has no pairs."""
-        return found if len(x) % 2 else found.with_difference(x, grid, self.range_search, self.combined)
+        """The grid of x with a scale of differences, where it pays."""
+        return found.with_difference(x, grid, self.range_search, self.combined) if len(x) == self.rows else found
 
 
 @contextmanager

@@ -65,14 +65,17 @@ class InputGrid:
             range_search: chooses the interval of the differences.
             combined: guidance, from rows to images.
         """
-        null, conditional = x.float().chunk(2)
+        x = x.float()
+        null, conditional = x.chunk(2)
         difference = null - conditional
         if not difference.any():
             return self
         scale = InputGrid.of(difference, Grid(grid.bits, symmetric=True), range_search).scale
         with_scale = replace(self, difference=scale)
-        errors = (combined(one.fake_quantized(x, grid) - x).float().square().mean() for one in (with_scale, self))
-        return with_scale if next(errors) < next(errors) else self
+        with_differences, alone = (
+            combined(one.fake_quantized(x, grid) - x).square().mean() for one in (with_scale, self)
+        )
+        return with_scale if with_differences < alone else self
 
     def fake_quantized(self, x: Tensor, grid: Grid) -> Tensor:
         """x_hat, the shape of x: the nearest values of the grid around m, and of differences where they have one."""

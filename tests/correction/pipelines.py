@@ -31,7 +31,12 @@ def reaches_in(file):
 REACHING_IN = {name for name, file in FILES.items() if reaches_in(file)}
 """Those that read or change what is inside the network."""
 WITH_NETWORK = {"qncd"}
-PAIRED = {"rescaled_guided_matched", "rescaled_guided_ptqd"}
+PAIRED = {
+    name
+    for name, file in FILES.items()
+    if any(part.get("differences") for part in (file, *file.get("links", {}).values()))
+}
+"""Those that quantize differences between the rows of guidance."""
 SEED, BATCH, STEPS = 3, 3, 3
 OURS = {"steps": STEPS, "scheduler": {}}
 

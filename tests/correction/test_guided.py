@@ -7,6 +7,7 @@ from ptq_diffusion.correction import CorrectedDenoiser, CorrectedNetwork
 from ptq_diffusion.model import Condition, DiffusersDenoiser, Guided
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.network.layer import CurrentStep
+from ptq_diffusion.network.onnx.step_values import step_values
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler import DDIM
 from tests.correction.pipelines import OURS, PAIRED, WITH_NETWORK, fitted, states
@@ -57,8 +58,16 @@ def test_rows_that_depend_on_each_other_are_not_asked_one_by_one(name, guided, s
     with pytest.raises(ValueError, match=f"grid at step {step.i}, got single rows"):
         guided[1].rescaled(correction.rescalings).unguided().predict(x, step, labels)
     network = CorrectedNetwork(guided[1], correction)
-    with pytest.raises(ValueError, match="two rows for each image, .* guidance_scale=2"):
+    with pytest.raises(ValueError, match="two rows of one state .* guidance_scale=2"):
         network(x, step.t, class_labels=labels.labels)
+    with pytest.raises(ValueError, match="a network with guidance"):
+        CorrectedNetwork(guided[1].unguided(), correction)
+    integers = guided[1].to_backend("integer")
+    for asked in (lambda: integers.rescaled(correction.rescalings), lambda: network.to_backend("integer")):
+        with pytest.raises(ValueError, match="backend=integer can compute, .* rows of guidance .* as differences"):
+            asked()
+    with pytest.raises(ValueError, match="a graph computes one by one, got differences"):
+        step_values(guided[1].rescaled(correction.rescalings), step.i)
 
 
 def test_qncd_asks_the_guided_network_again(guided, steps):

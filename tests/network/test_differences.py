@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ptq_diffusion.network import InputGrid, Rescaling
+from ptq_diffusion.network import Differences, InputGrid, Rescaling
 from ptq_diffusion.network.differences import by_difference, numbers_of_difference
 from ptq_diffusion.network.layer_settings import LayerSettings
 from ptq_diffusion.numeric.grid import Grid
@@ -60,6 +60,12 @@ def test_differences_are_taken_where_they_leave_less_error_in_the_guided_input(s
         assert found is plain, "rows that are alike have no difference to quantize"
 
 
+def test_differences_that_are_wider_than_the_rows_are_not_taken():
+    null, conditional = rows(0.3).chunk(2)
+    plain, found = grid_of(torch.cat([-null, conditional]), scale=7)
+    assert found is plain
+
+
 def test_settings_quantize_pairs_as_the_grid_does_and_refuse_single_rows():
     x = rows(0.1)
     plain, found = grid_of(x)
@@ -73,6 +79,27 @@ def test_settings_quantize_pairs_as_the_grid_does_and_refuse_single_rows():
     kept = both.rescaled([Rescaling(torch.ones(3), torch.zeros(3)), None])
     assert torch.equal(kept(x, 0, paired=True), both(x, 0, paired=True))
     assert settings(plain, plain).difference is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_settings_quantize_pairs_as_the_grid_does_behind_factors_and_around_a_shift(dtype):
+    factors, shift = torch.linspace(0.5, 2, 6), torch.linspace(-0.3, 0.3, 6)
+    x = rows(0.1).to(dtype)
+    equalised = x.float() / factors
+    found = InputGrid.of(equalised, GRID, SEARCH, shift).with_difference(equalised, GRID, SEARCH, guided(3.0))
+    assert found.difference is not None
+    expected = (found.fake_quantized(equalised, GRID) * factors).to(dtype)
+    torch.testing.assert_close(settings(found).with_equalisation(factors)(x, 0, paired=True), expected)
+
+
+def test_what_is_computed_once_for_all_images_has_no_pairs():
+    x = rows(0.1)
+    plain, found = grid_of(x)
+    assert found.difference is not None
+    assert Differences(SEARCH, guided(3.0), len(x)).added(plain, x, GRID).difference == found.difference
+    assert Differences(SEARCH, guided(3.0), 2 * len(x)).added(plain, x, GRID) is plain
+    with pytest.raises(ValueError, match="got single rows"):
+        settings(found)(x[:5], 0, paired=True)
 
 
 def test_the_product_with_a_row_is_that_with_the_other_and_that_with_the_difference():

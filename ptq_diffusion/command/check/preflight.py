@@ -119,7 +119,7 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
         if goal is WriteOnnx or not simulated:
             _check_borders(cfg, model)
         if cfg.condition.guidance.scale != 1 and (goal is WriteOnnx or not simulated):
-            construct(cfg.correction).check_single_rows()
+            construct(cfg.correction).check_rows_apart()
     if goal is Export:
         _check_export(cfg, model, shop)
     if goal is WriteOnnx:
@@ -217,10 +217,13 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     correction.check_inputs([observations.form(site.name) for site in model.sites() if site.weighted])
     if cfg.noise.steps is not None:
         correction.check_carried(steps)
+        if tuple(cfg.condition.guidance.interval) != (0, 1):
+            # Between two steps of a fit, one inside of the interval, it is not known whether a step has pairs.
+            correction.check_rows_apart()
     if with_own_guidance(cfg).noise.guidance is not None:
         correction.check_other_guidance()
         if cfg.condition.guidance.scale == 1:
-            correction.check_single_rows()
+            correction.check_rows_apart()
     elif cfg.condition.guidance.scale >= AMPLIFYING and _fits_maps(correction):
         shop.runtime.say(
             f"noise: fitted at guidance {cfg.condition.guidance.scale:g}, which amplifies the noise that output maps "

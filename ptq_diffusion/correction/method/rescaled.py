@@ -123,12 +123,13 @@ class Rescaled(Correction[PathEvidence]):
                 "shift@correction.links.rescaled.shift=none"
             )
 
-    def check_single_rows(self) -> None:
+    def check_rows_apart(self) -> None:
         if self.differences:
             raise ValueError(
-                "expected a correction that computes each row of guidance by itself, as graphs, the integer backend "
-                "and sampling without guidance do, got differences between them; set "
-                "correction.differences=null, of a chain correction.links.rescaled.differences=null"
+                "expected a correction that computes each row of guidance by itself, as it is done in graphs, by the "
+                "integer backend, without guidance, and on a table of other steps with an interval of guidance, got "
+                "differences between rows; set correction.differences=null, of a chain "
+                "correction.links.rescaled.differences=null, below correction.candidates.NAME of a choice"
             )
 
     def check_carried(self, steps: Table) -> None:

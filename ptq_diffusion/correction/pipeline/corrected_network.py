@@ -43,7 +43,7 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
     Raises:
         ValueError: the network has not exactly one output layer, two steps of the table have the same time, or the
             correction asks the network more than once a step, or guidance is none that stock pipelines have: below 1,
-            or at some of the steps.
+            or at some of the steps; or a correction of the differences between its rows has no guidance.
     """
 
     config_name = "config.json"
@@ -64,6 +64,11 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         self._null_first = not isinstance(denoiser, DiffusersDenoiser) or denoiser.family.null_first
         self._table, self._embedded = correction.steps.with_distinct_times(), embedded
         scale = stock_scale(quantized.denoiser, correction.steps)
+        if correction.pairs_rows and scale == 1:
+            raise ValueError(
+                "expected a network with guidance, between whose rows the correction has differences, got one without; "
+                "quantize it with the guidance that the correction was fitted for"
+            )
         beside = {"guidance_scale": scale, "guidance_embedded": embedded, "backend": quantized.backend.name}
         self.register_to_config(**self.described() | beside)
         self._watch = GuidanceWatch(scale)
@@ -209,15 +214,16 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
             return self.rescaled.predict(x_t, step, condition)
         if len(x_t) % 2 or not torch.equal(*x_t.chunk(2)):
             raise ValueError(
-                "expected two rows for each image, between which layers quantize differences, got one; call the "
-                f"pipeline with guidance_scale={self.config.guidance_scale:g}"
+                f"expected two rows of one state for each image, between which layers quantize differences, got "
+                f"{len(x_t)} of other states; call the pipeline with guidance_scale={self.config.guidance_scale:g}"
             )
         if self._null_first:
             return self.rescaled.predict(x_t, step, condition)
-        swapped = torch.arange(len(x_t)).roll(len(x_t) // 2)
+        half = len(x_t) // 2
+        swapped = torch.arange(len(x_t)).roll(half)
         m, features, variance = self.rescaled.predict(x_t, step, None if condition is None else condition.rows(swapped))
         assert features is not None, "a quantized network tells the input of its output layer"
-        return Output(m[swapped], features[swapped], None if variance is None else variance[swapped])
+        return Output(m.roll(half, 0), features.roll(half, 0), None if variance is None else variance.roll(half, 0))
 
     def nearest(self, t: float) -> float:
         """The time of the table that is t but for rounding, or else t itself."""

@@ -37,8 +37,8 @@ def step_values(quantized: QuantizedDenoiser, i: int) -> dict[str, Tensor]:
 
     Raises:
         TypeError: a layer, a weight or settings that have no nodes.
-        ValueError: a weight whose scales are neither of its output channels nor of the whole, or a shifted input with a
-            border of zeros.
+        ValueError: a weight whose scales are neither of its output channels nor of the whole, a shifted input with a
+            border of zeros, or differences between the rows of guidance.
     """
     values: dict[str, Tensor] = {}
     for name, layer in quantized.layers().items():
@@ -66,6 +66,11 @@ def _input_values(name: str, settings: LayerSettings, i: int) -> dict[str, Tenso
     factors = {} if settings.equalisation is None else {"input_factors": 1 / settings.equalisation}
     if grid is None:
         return factors
+    if settings.has_difference(i):
+        raise ValueError(
+            f"expected inputs whose rows a graph computes one by one, got differences between the rows of guidance at "
+            f"{name}; choose a correction without, such as correction=rescaled_shifted_matched"
+        )
     if (shift := settings.shift_at(i)) is not None:
         factors["input_shift"] = shift.clone()
     if type(settings) is not LayerSettings:

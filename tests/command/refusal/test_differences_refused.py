@@ -13,6 +13,14 @@ WORDS = {
         f"backend=integer {GUIDED} correction=rescaled_guided_matched noise.images=16",
         "of the link rescaled: .* correction.links.rescaled.differences=null",
     ),
+    "a choice": (
+        f"backend=integer {GUIDED} correction=auto",
+        "of rescaled_guided_matched: .* below correction.candidates.NAME of a choice; or leave out with ~correction.c",
+    ),
+    "another table, where guidance has an interval": (
+        f"{GUIDED} {DIFFERENCES} noise.steps=3 condition.guidance.interval=[0,0.5]",
+        ONE_BY_ONE,
+    ),
     "no grid of a step": (
         f"{GUIDED} {DIFFERENCES} correction.range_search=null",
         "expected a range search beside that of differences",
