@@ -29,6 +29,10 @@ RUNS = {
     "integers": ["goal=samples_corrected", "backend=integer", "correction=rescaled"],
     "layers": ["goal=layers", "layers.images=2", "correction=rescaled_readout_matched"],
     "labels and guidance": ["correction=ptqd", "condition=labels", "condition.guidance.scale=2"],
+    "differences between the rows of guidance": [
+        *("goal=fit", "correction=rescaled", "+range_search@correction.differences=mse"),
+        *("condition=labels", "condition.guidance.scale=2"),
+    ],
     "bits by step": ["goal=plan", "bitwidth=step_snr"],
     "rounding": [
         *("goal=quantize", "rounding=gptq", "rounding.inputs.positions=2", "calibration.images=1", "sampler.steps=2"),
@@ -190,6 +194,7 @@ SPARED = {
     "quantizer/step_groups.py": "groups of steps, which these runs do not choose",
     "quantizer/equalisation.py": "equalisation, which these runs do not choose",
     "network/equalising.py": "equalisation, which these runs do not choose",
+    "network/differences.py": "differences between the rows of guidance, which a single run chooses",
     "quantizer/shift.py": "shifts of inputs, which these runs do not choose",
     **{f"{floor}/low_rank.py": "parts that these runs do not choose" for floor in ("quantizer", "network")},
     **{f"{floor}/embedding.py": "tables, which these networks have not" for floor in ("quantizer", "network")},
