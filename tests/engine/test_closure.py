@@ -18,6 +18,7 @@ from ptq_diffusion.engine.stage import upstream
 from ptq_diffusion.engine.workshop import Workshop
 
 LEFT_OUT = "ptqd_gated readout_matched rescaled_matched rescaled_guided_matched rescaled_readout_matched".split()
+GUIDED = ["condition=labels", "condition.guidance.scale=2"]
 RUNS = {
     "moments": ["correction=ptqd"],
     "path": ["correction=rescaled_readout_matched"],
@@ -28,11 +29,8 @@ RUNS = {
     "export": ["goal=export", "noise.steps=6"],
     "integers": ["goal=samples_corrected", "backend=integer", "correction=rescaled"],
     "layers": ["goal=layers", "layers.images=2", "correction=rescaled_readout_matched"],
-    "labels and guidance": ["correction=ptqd", "condition=labels", "condition.guidance.scale=2"],
-    "differences between the rows of guidance": [
-        *("goal=fit", "correction=rescaled", "+range_search@correction.differences=mse"),
-        *("condition=labels", "condition.guidance.scale=2"),
-    ],
+    "labels and guidance": ["correction=ptqd", *GUIDED],
+    "pairs": [*"goal=fit correction=rescaled +range_search@correction.differences=mse".split(), *GUIDED],
     "bits by step": ["goal=plan", "bitwidth=step_snr"],
     "rounding": [
         *("goal=quantize", "rounding=gptq", "rounding.inputs.positions=2", "calibration.images=1", "sampler.steps=2"),
@@ -55,7 +53,6 @@ NAMESAKE = "weights are quantized by a method that has the name of one that this
 LATER = "a method of the exported network, for those who load it"
 NAMED = "the configuration names the float model, of whose folder this stage reads the decoder alone"
 DYNAMIC = "ranges that are taken at run time, which these runs do not choose"
-FORMS = "forms of arithmetic that are read of a quantizer here, and computed with in a quantized network"
 ROUNDING = "other roundings than these runs choose"
 OTHER = "another network or backend than these runs choose"
 OF_NETWORK = "a method of a whole network has the name of a value of a layer, which this stage reads"
@@ -69,7 +66,7 @@ BRANCHES: dict[str, dict[str, str]] = {
     },
     "calibrate": {
         "network/layer.py": "the axis of the channels, a constant of each kind of layer",
-        "quantizer/form.py": FORMS,
+        "quantizer/form.py": "forms of arithmetic, which are read of a quantizer here and computed with in a network",
     },
     "quantize": {},
     "reconstruct": {
@@ -269,11 +266,10 @@ def watched(function, stage, entered):
         finally:
             sys.settrace(before)
             gc.enable()
-            ours = (code for code in codes if code.co_filename.startswith(f"{OURS.root}/"))
             definitions |= {
                 Definition(Path(code.co_filename), code.co_qualname.partition(".<locals>")[0])
-                for code in ours
-                if code.co_flags & inspect.CO_OPTIMIZED
+                for code in codes
+                if code.co_filename.startswith(f"{OURS.root}/") and code.co_flags & inspect.CO_OPTIMIZED
             }
 
     return run
@@ -299,7 +295,6 @@ def test_the_closure_of_a_stage_is_what_it_runs(traced):
             assert files - SPARED.keys() <= {name(definition.file) for definition in ran}, stage.name
         needed[stage.name] |= files
         entered[stage.name] |= {name(definition.file) for definition in ran}
-    of_models_with_text = {"prompts"}
-    assert needed.keys() >= (upstream(STAGES["evaluate"]) | {"export"}) - of_models_with_text
+    assert needed.keys() >= (upstream(STAGES["evaluate"]) | {"export"}) - {"prompts"}  # Of models with text
     idle = {stage: needed[stage] - entered[stage] - SPARED.keys() for stage in BRANCHES}
     assert idle == {stage: set(spared) for stage, spared in BRANCHES.items()}

@@ -56,6 +56,8 @@ def test_what_is_fitted_at_another_guidance_serves_the_same_network(shared, tiny
         ("matched", 2, "null", False),
         ("ptqd", 7, "null", False),
         ("rescaled", 7, "null", False),
+        ("rescaled_guided_matched", 7, "null", False),
+        ("auto", 7, "null", False),
     ],
 )
 def test_maps_fitted_to_amplified_noise_are_pointed_out_before_anything_is_made(
@@ -69,7 +71,7 @@ def test_maps_fitted_to_amplified_noise_are_pointed_out_before_anything_is_made(
     images = ["noise.images=16", "trial.images=8"]
     with pytest.raises(KeyboardInterrupt):
         make(*model, *images, *f"correction={correction}".split(), f"noise.guidance={fitted_at}", "goal=fit")
-    assert ("compare noise.guidance=1.5" in capsys.readouterr().out) == is_said
+    assert ("rescaled_guided_matched, or noise.guidance=1.5" in capsys.readouterr().out) == is_said
 
 
 def test_a_map_of_the_image_is_fitted_at_the_guidance_of_the_images_alone(shared, tiny_model_folder):

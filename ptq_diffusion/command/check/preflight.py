@@ -227,15 +227,19 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     elif cfg.condition.guidance.scale >= AMPLIFYING and _fits_maps(correction):
         shop.runtime.say(
             f"noise: fitted at guidance {cfg.condition.guidance.scale:g}, which amplifies the noise that output maps "
-            "are fitted to; compare noise.guidance=1.5, at which fits did better on two of the three "
-            "networks that were measured (experiments/guidance)"
+            "are fitted to; compare correction=rescaled_guided_matched, or noise.guidance=1.5, at which fits did "
+            "better on two of the three networks that were measured (experiments/guidance)"
         )
 
 
 def _fits_maps(correction: Auto | Correction[Any]) -> bool:
-    """Whether a correction, or a candidate of a choice, fits maps of the output along a path; layers alone are none."""
+    """Whether a correction, or a candidate of a choice, fits maps of the output along a path; layers alone are none.
+
+    Behind differences between the rows of guidance the noise is no longer what guidance makes of it.
+    """
     corrections = correction.candidates.values() if isinstance(correction, Auto) else [correction]
-    return any(one.reads is not Reads.MOMENTS and one.maps_output for one in corrections)
+    maps = [one for one in corrections if one.reads is not Reads.MOMENTS and one.maps_output]
+    return bool(maps) and all(one.differences is None for one in maps)
 
 
 def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:

@@ -39,6 +39,7 @@ class Chain(JointRequirements, Correction[PathEvidence]):
         first, last = next(iter(links.values())), list(links.values())[-1]
         self.reads, self.keeps_sigma = first.reads, last.keeps_sigma
         self.looks_ahead, self.keeps_outputs = first.looks_ahead, first.keeps_outputs
+        self.differences = first.differences
         self.images_for_rescaling, self.images_with_m = first.images_for_rescaling, last.images_with_m
         self.is_divisible, self.maps_output = first.is_divisible, any(link.maps_output for link in links.values())
 
