@@ -57,7 +57,7 @@ class StepErrors:
     def of_float(self, network: nn.Module) -> Iterator[None]:
         """Within this context the float network is asked once, and every quantized site on the inputs there."""
         for quantized in self._networks.values():
-            quantized.set_step(self._step.i, paired=quantized.rows_per_image(self._step) == 2)
+            quantized.begin(self._step)
         with ExitStack() as stack:
             for name in self._layers:
                 hook = network.get_submodule(name).register_forward_hook(partial(self._see_layer, name))

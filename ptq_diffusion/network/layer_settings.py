@@ -132,10 +132,8 @@ class LayerSettings(nn.Module):
 
     def _around_shift(self, equalised: Tensor, i: int, grid: Grid) -> Tensor:
         """The values of the grid around m that are nearest to x / s."""
-        row, shift = self.row(i), self.shift_at(i)
-        if shift is None:
-            return self.on_grid(equalised, row, grid)
-        return self.on_grid(equalised.float() - shift, row, grid) + shift
+        shift, x_hat = self.shift_at(i), self.on_grid(self._less_shift(equalised, i), self.row(i), grid)
+        return x_hat if shift is None else x_hat + shift
 
     def on_grid(self, met: Tensor, row: int, grid: Grid) -> Tensor:
         """The values of a grid for what meets it, x / s - m."""
@@ -145,8 +143,11 @@ class LayerSettings(nn.Module):
 
     def shifted(self, x: Tensor, i: int) -> Tensor:
         """x / s - m, which meets the grid at step i, as float32; x itself where there are neither factors nor m."""
+        return self._less_shift(self.equalised(x), i)
+
+    def _less_shift(self, equalised: Tensor, i: int) -> Tensor:
         shift = self.shift_at(i)
-        return self.equalised(x) if shift is None else self.equalised(x).float() - shift
+        return equalised if shift is None else equalised.float() - shift
 
     def shift_at(self, i: int) -> Tensor | None:
         """m at step i, (I,) or (I, 1, 1); None where it is 0 or the input float."""

@@ -61,7 +61,7 @@ class QuantizedDenoiser(WrappedDenoiser):
         self.output_layer_name = last[0]
 
     def predict(self, x_t: Tensor, step: Timestep, condition: Condition | None = None) -> Output:
-        self.set_step(step.i, paired=self._denoiser.rows_per_image(step) == 2)
+        self.begin(step)
         with self._features() as features:
             output = self._denoiser.predict(x_t, step, condition)
         if len(features) != 1:
@@ -70,14 +70,13 @@ class QuantizedDenoiser(WrappedDenoiser):
         rows = self._denoiser.feature_map(features[0], (height, width))
         return output._replace(features=self._denoiser.combined(rows, step))
 
-    def set_step(self, i: int, paired: bool = False) -> None:
-        """Let all layers compute at step i, for those who call parts of the network by themselves.
+    def begin(self, step: Timestep) -> None:
+        """Let all layers compute at a step, on the rows that the network is asked about there."""
+        self._current.i, self._current.paired = step.i, self.rows_per_image(step) == 2
 
-        Args:
-            i: the row of the table.
-            paired: whether the rows of a batch are pairs of guidance, those of the null condition first.
-        """
-        self._current.i, self._current.paired = i, paired
+    def set_step(self, i: int) -> None:
+        """Let all layers compute at step i on rows that are no pairs, for those who call parts of the network."""
+        self._current.i, self._current.paired = i, False
 
     @contextmanager
     def _features(self) -> Iterator[list[Tensor]]:

@@ -235,7 +235,7 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
 def _fits_maps(correction: Auto | Correction[Any]) -> bool:
     """Whether a correction, or a candidate of a choice, fits maps of the output along a path; layers alone are none.
 
-    Behind differences between the rows of guidance the noise is no longer what guidance makes of it.
+    None counts beside one with differences between the rows of guidance, which leave little of the noise that it adds.
     """
     corrections = correction.candidates.values() if isinstance(correction, Auto) else [correction]
     maps = [one for one in corrections if one.reads is not Reads.MOMENTS and one.maps_output]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ptq_diffusion.correction.fitted import COEFFICIENTS, CONFIG, FittedCorrection
 from ptq_diffusion.correction.pipeline.folding import FoldedLayer, fold
-from ptq_diffusion.correction.pipeline.guidance_watch import GuidanceWatch
+from ptq_diffusion.correction.pipeline.guidance_watch import GuidanceWatch, doubled_state
 from ptq_diffusion.model import Condition, Denoiser, DiffusersDenoiser, Guided, Output
 from ptq_diffusion.network import Backend, QuantizedDenoiser, Simulated, load_quantized, save_quantized
 from ptq_diffusion.network.saving import FILES
@@ -212,9 +212,9 @@ class CorrectedNetwork(ModelMixin, ConfigMixin):
         """The network's answer to every row; rows of pairs in the order that its layers expect."""
         if not self.correction.pairs_rows:
             return self.rescaled.predict(x_t, step, condition)
-        if len(x_t) % 2 or not torch.equal(*x_t.chunk(2)):
+        if doubled_state(x_t) is None:
             raise ValueError(
-                f"expected two rows of one state for each image, between which layers quantize differences, got "
+                "expected two rows of one state for each image, between which layers quantize differences, got "
                 f"{len(x_t)} of other states; call the pipeline with guidance_scale={self.config.guidance_scale:g}"
             )
         if self._null_first:

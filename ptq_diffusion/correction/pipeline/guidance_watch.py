@@ -80,7 +80,7 @@ class GuidanceWatch:
             ValueError: the estimate is another scale than the network's.
         """
         last, self._last = self._last, None
-        doubled = _halves(rows)
+        doubled = doubled_state(rows)
         if doubled is None:
             if step.i == 0 and self.scale != 1:
                 log.warning(
@@ -106,13 +106,13 @@ class GuidanceWatch:
 
     def behind(self, rows: Tensor, answers: Tensor, step: Step, sigma: float | Tensor) -> None:
         """Remember the rows, (2 B, C, H, W), and the answers, until the next step; the first rows are those kept."""
-        if (doubled := _halves(rows)) is not None:
+        if (doubled := doubled_state(rows)) is not None:
             first, second = answers.chunk(2)
             sigma = sigma.chunk(2)[0] if isinstance(sigma, Tensor) else sigma
             self._last = GuidedAnswers(doubled, first, second, step, sigma)
 
 
-def _halves(rows: Tensor) -> Tensor | None:
+def doubled_state(rows: Tensor) -> Tensor | None:
     """The first half of rows whose second half is the same, as stock pipelines ask for guidance; else None."""
     if len(rows) % 2:
         return None
