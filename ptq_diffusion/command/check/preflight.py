@@ -1,7 +1,6 @@
 """Checks that choices fit each other, before anything is computed."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +9,7 @@ from torch import nn
 from ptq_diffusion.bitwidth.evidence import Evidence
 from ptq_diffusion.bitwidth.policy import BitwidthPolicy
 from ptq_diffusion.bitwidth.under_budget import UnderBudget
+from ptq_diffusion.command.check.advice import guidance_advice
 from ptq_diffusion.command.check.bounds import Room, require_room
 from ptq_diffusion.command.check.condition import check_condition
 from ptq_diffusion.command.check.estimate import least, parts_read
@@ -18,7 +18,6 @@ from ptq_diffusion.command.check.quantization import check_calibration, check_qu
 from ptq_diffusion.command.check.training import check_training
 from ptq_diffusion.command.plan.case import Case, OutlineShop
 from ptq_diffusion.command.plan.one_row import quantized_by_one_row
-from ptq_diffusion.correction import Auto, Correction, Reads
 from ptq_diffusion.correction.contract import Requirements
 from ptq_diffusion.correction.pipeline.corrected_network import stock_scale
 from ptq_diffusion.correction.pipeline.pipeline_folder import require_guides
@@ -67,8 +66,6 @@ KINDS: Mapping[str, type] = {
     "test_data": ImageSource,
 }
 """The kind of every option that is one object."""
-AMPLIFYING = 3
-"""The guidance scale from which output maps that are fitted at it lost on cifar10_ldm (experiments/guidance)."""
 
 
 def check(cfg: DictConfig, goal: type[Stage], shop: Workshop, room: Room) -> None:
@@ -220,26 +217,13 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
         if tuple(cfg.condition.guidance.interval) != (0, 1):
             # Between two steps of a fit, one inside of the interval, it is not known whether a step has pairs.
             correction.check_rows_apart()
-    if with_own_guidance(cfg).noise.guidance is not None:
+    own = with_own_guidance(cfg).noise.guidance
+    if own is not None:
         correction.check_other_guidance()
         if cfg.condition.guidance.scale == 1:
             correction.check_rows_apart()
-    elif cfg.condition.guidance.scale >= AMPLIFYING and _fits_maps(correction):
-        shop.runtime.say(
-            f"noise: fitted at guidance {cfg.condition.guidance.scale:g}, which amplifies the noise that output maps "
-            "are fitted to; compare correction=rescaled_guided_matched, or noise.guidance=1.5, at which fits did "
-            "better on two of the three networks that were measured (experiments/guidance)"
-        )
-
-
-def _fits_maps(correction: Auto | Correction[Any]) -> bool:
-    """Whether a correction, or a candidate of a choice, fits maps of the output along a path; layers alone are none.
-
-    None counts beside one with differences between the rows of guidance, which leave little of the noise that it adds.
-    """
-    corrections = correction.candidates.values() if isinstance(correction, Auto) else [correction]
-    maps = [one for one in corrections if one.reads is not Reads.MOMENTS and one.maps_output]
-    return bool(maps) and all(one.differences is None for one in maps)
+    if advice := guidance_advice(correction, cfg.condition.guidance.scale, own is not None):
+        shop.runtime.say(advice)
 
 
 def _check_export(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
