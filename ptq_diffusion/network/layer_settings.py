@@ -119,20 +119,16 @@ class LayerSettings(nn.Module):
         grid = self._grids[row]
         if grid is None:
             return x
-        numbers = self._differences[row]
+        numbers = self.difference_numbers(i)
         if numbers is None:
             return self.restored(self._around_shift(self.equalised(x), i, grid)).to(x.dtype)
-        if not paired or len(x) % 2:
-            raise ValueError(
-                f"expected rows of pairs of guidance, whose differences have a grid at step {i}, got single rows; "
-                "sample with guidance, or fit a correction without differences, such as correction=rescaled_matched"
-            )
+        require_pairs(x, i, paired)
         x_hat = by_difference(self.equalised(x), lambda rows: self._around_shift(rows, i, grid), numbers)
         return self.restored(x_hat).to(x.dtype)
 
     def _around_shift(self, equalised: Tensor, i: int, grid: Grid) -> Tensor:
         """The values of the grid around m that are nearest to x / s."""
-        shift, x_hat = self.shift_at(i), self.on_grid(self._less_shift(equalised, i), self.row(i), grid)
+        shift, x_hat = self.shift_at(i), self.on_grid(self.less_shift(equalised, i), self.row(i), grid)
         return x_hat if shift is None else x_hat + shift
 
     def on_grid(self, met: Tensor, row: int, grid: Grid) -> Tensor:
@@ -143,9 +139,10 @@ class LayerSettings(nn.Module):
 
     def shifted(self, x: Tensor, i: int) -> Tensor:
         """x / s - m, which meets the grid at step i, as float32; x itself where there are neither factors nor m."""
-        return self._less_shift(self.equalised(x), i)
+        return self.less_shift(self.equalised(x), i)
 
-    def _less_shift(self, equalised: Tensor, i: int) -> Tensor:
+    def less_shift(self, equalised: Tensor, i: int) -> Tensor:
+        """x / s - m of x / s at step i; x / s itself where there is no m."""
         shift = self.shift_at(i)
         return equalised if shift is None else equalised.float() - shift
 
@@ -164,9 +161,9 @@ class LayerSettings(nn.Module):
         """s x_hat, the input that numbers of the grid stand for."""
         return x_hat if self.equalisation is None else x_hat * self.equalisation
 
-    def has_difference(self, i: int) -> bool:
-        """Whether the rows of guidance are quantized by their difference at step i."""
-        return self._differences[self.row(i)] is not None
+    def difference_numbers(self, i: int) -> Numbers | None:
+        """The numbers of the grid of differences of pairs at step i; None where every row is on the input's grid."""
+        return self._differences[self.row(i)]
 
     def numbers(self, i: int) -> Numbers | None:
         """The numbers of the one static grid of the input at step i; None where it is float or of another form."""
@@ -258,6 +255,24 @@ class LayerSettings(nn.Module):
 
     def _with(self, **changes: Tensor | None) -> "LayerSettings":
         return LayerSettings(**(self.fields() | changes))
+
+
+def require_pairs(x: Tensor, i: int, paired: bool) -> None:
+    """Refuse single rows where the differences of pairs of guidance have a grid.
+
+    Args:
+        x: the input of a layer.
+        i: the step.
+        paired: whether its rows are pairs.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not paired or len(x) % 2:
+        raise ValueError(
+            f"expected rows of pairs of guidance, whose differences have a grid at step {i}, got single rows; "
+            "sample with guidance, or fit a correction without differences, such as correction=rescaled_matched"
+        )
 
 
 def rows_of(table: Tensor, count: int) -> Tensor:

@@ -28,7 +28,9 @@ class Integer(Backend):
 
     Equal to simulation up to the rounding of float32 where a layer has the same input. Scales and zero points of the
     input, gains and offsets change from step to step at no cost; weights below 8 bits stay packed at their own width. A
-    shift of the input is subtracted before its codes are taken, and its product with the weight is in the bias.
+    shift of the input is subtracted before its codes are taken, and its product with the weight is in the bias. Where
+    rows of guidance are quantized by their difference, that has codes and a product of its own, which is added to the
+    output of the other row.
     """
 
     name = "integer"
@@ -47,8 +49,6 @@ class Integer(Backend):
             return "its input has more than one scale at a step"
         if part.bordered and part.settings.shift is not None:
             return "the channels of its input are shifted, which its border of zeros is not"
-        if part.settings.difference is not None:
-            return "its rows of guidance are quantized as differences"
         obstacles = (_obstacle_at(part, i) for i in range(len(part.settings)))
         return next((obstacle for obstacle in obstacles if obstacle), None)
 

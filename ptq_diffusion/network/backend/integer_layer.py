@@ -2,7 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, device
 from torch.utils.hooks import RemovableHandle
 
@@ -12,7 +14,20 @@ from ptq_diffusion.network.backend.products import Geometry, Operands, Product
 from ptq_diffusion.network.equalising import summed_by_output
 from ptq_diffusion.network.integers import QuantizedWeight, StoredWeight
 from ptq_diffusion.network.layer import CurrentStep, QuantizedConv2d, QuantizedLayer, QuantizedLinear
-from ptq_diffusion.network.layer_settings import LayerSettings
+from ptq_diffusion.network.layer_settings import LayerSettings, require_pairs
+
+
+@dataclass(frozen=True)
+class Made:
+    """The products of a layer at one step.
+
+    Args:
+        product: of its input with the weight.
+        of_difference: of differences between the rows of guidance; None where every row has the first.
+    """
+
+    product: Product
+    of_difference: Product | None
 
 
 class IntegerLayer(QuantizedLayer):
@@ -35,12 +50,19 @@ class IntegerLayer(QuantizedLayer):
     def forward(self, x: Tensor) -> Tensor:
         i = self.current.i
         sources = self.weights[self.settings.weight_copy(i)], self.settings, self.bias
-        product: Product | None = self._products.once((i, x.device), sources, lambda: self._product_at(i, x.device))
-        return super().forward(x) if product is None else product(self.settings.shifted(x, i))
+        made: Made | None = self._products.once((i, x.device), sources, lambda: self._made_at(i, x.device))
+        if made is None:
+            return super().forward(x)
+        if made.of_difference is None:
+            return made.product(self.settings.shifted(x, i))
+        require_pairs(x, i, self.current.paired)
+        null, conditional = self.settings.equalised(x).chunk(2)
+        base = made.product(self.settings.less_shift(conditional, i))
+        return torch.cat([base + made.of_difference(null.float() - conditional.float()), base])
 
     def watch_input(self, see: Callable[[Tensor], object]) -> RemovableHandle:
         return self.register_forward_hook(
-            lambda _, inputs, __: see(self.settings(inputs[0].float(), self.current.i)) and None
+            lambda _, inputs, __: see(self.settings(inputs[0].float(), self.current.i, self.current.paired)) and None
         )
 
     @property
@@ -48,7 +70,7 @@ class IntegerLayer(QuantizedLayer):
     def geometry(self) -> Geometry | None:
         """The geometry of a convolution; None of a linear layer."""
 
-    def _product_at(self, i: int, on: device) -> Product | None:
+    def _made_at(self, i: int, on: device) -> Made | None:
         numbers, weight = self.settings.numbers(i), self.weights[self.settings.weight_copy(i)]
         if numbers is None or not isinstance(weight, QuantizedWeight):
             return None
@@ -59,7 +81,11 @@ class IntegerLayer(QuantizedLayer):
         if (shift := self.settings.shift_at(i)) is not None:
             constant = (scale.double() * summed_by_output(weight.centred(), shift)).float()
             bias = constant if bias is None else bias + constant
-        return products_on(on).product(Operands(weight, numbers, scale, bias, self.geometry, self._packed))
+        operands, make = Operands(weight, numbers, scale, bias, self.geometry, self._packed), products_on(on).product
+        of_pairs = self.settings.difference_numbers(i)
+        # The bias is that of the row to whose output the product of the difference is added.
+        of_difference = None if of_pairs is None else make(replace(operands, numbers=of_pairs, bias=None))
+        return Made(make(operands), of_difference)
 
     def forget(self) -> None:
         """Drop the products that were made of the stored numbers, which are made again when they are needed."""

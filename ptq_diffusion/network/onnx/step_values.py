@@ -66,7 +66,7 @@ def _input_values(name: str, settings: LayerSettings, i: int) -> dict[str, Tenso
     factors = {} if settings.equalisation is None else {"input_factors": 1 / settings.equalisation}
     if grid is None:
         return factors
-    if settings.has_difference(i):
+    if settings.difference_numbers(i) is not None:
         raise ValueError(
             f"expected inputs whose rows a graph computes one by one, got differences between the rows of guidance at "
             f"{name}; choose a correction without, such as correction=rescaled_shifted_matched"

@@ -6,15 +6,14 @@ DIFFERENCES = "correction=rescaled +range_search@correction.differences=mse"
 GUIDED = "condition=labels condition.source.no_class=3 condition.guidance.scale=2"
 ONE_BY_ONE = "each row of guidance by itself, .*; set correction.differences=null"
 WORDS = {
-    "integers": (f"backend=integer {GUIDED} {DIFFERENCES}", ONE_BY_ONE),
     "a graph": (f"goal=onnx {GUIDED} {DIFFERENCES}", ONE_BY_ONE),
     "images without guidance": (f"{GUIDED} {DIFFERENCES} condition.guidance.scale=1 noise.guidance=2", ONE_BY_ONE),
     "a chain": (
-        f"backend=integer {GUIDED} correction=rescaled_guided_matched noise.images=16",
+        f"goal=onnx {GUIDED} correction=rescaled_guided_matched noise.images=16",
         "of the link rescaled: .* correction.links.rescaled.differences=null",
     ),
     "a choice": (
-        f"backend=integer {GUIDED} correction=auto",
+        f"goal=onnx {GUIDED} correction=auto",
         "of rescaled_guided_matched: .* below correction.candidates.NAME of a choice; or leave out with ~correction.c",
     ),
     "another table, where guidance has an interval": (
