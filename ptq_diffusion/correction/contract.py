@@ -51,7 +51,7 @@ class Requirements:
         """
 
     def check_rows_apart(self) -> None:
-        """Refuse what computes each row of guidance by itself, such as a graph; by default nothing is refused.
+        """Refuse sampling that asks about single rows, as without guidance; by default nothing is refused.
 
         Raises:
             ValueError: the method has inputs of one row that depend on the other.

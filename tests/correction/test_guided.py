@@ -7,7 +7,6 @@ from ptq_diffusion.correction import CorrectedDenoiser, CorrectedNetwork
 from ptq_diffusion.model import Condition, DiffusersDenoiser, Guided
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.network.layer import CurrentStep
-from ptq_diffusion.network.onnx.step_values import step_values
 from ptq_diffusion.numeric.seed import SampleNoise
 from ptq_diffusion.sampler import DDIM
 from tests.correction.pipelines import OURS, PAIRED, WITH_NETWORK, fitted, states
@@ -62,8 +61,6 @@ def test_rows_that_depend_on_each_other_are_not_asked_one_by_one(name, guided, s
         network(x, step.t, class_labels=labels.labels)
     with pytest.raises(ValueError, match="a network with guidance"):
         CorrectedNetwork(guided[1].unguided(), correction)
-    with pytest.raises(ValueError, match="a graph computes one by one, got differences"):
-        step_values(guided[1].rescaled(correction.rescalings), step.i)
 
 
 @pytest.mark.parametrize("name", PAIRED)

@@ -115,8 +115,6 @@ def _check_sampling(cfg: DictConfig, goal: type[Stage], used: Collection[str], s
         simulated = "backend" not in used or isinstance(construct(cfg.backend), Simulated)
         if goal is WriteOnnx or not simulated:
             _check_borders(cfg, model)
-        if cfg.condition.guidance.scale != 1 and goal is WriteOnnx:
-            construct(cfg.correction).check_rows_apart()
     if goal is Export:
         _check_export(cfg, model, shop)
     if goal is WriteOnnx:

@@ -24,6 +24,9 @@ FORMAT = 1
 class GraphFolder:
     """m~ of the rows of a batch by the graphs of a folder, which guidance is not in.
 
+    Rows of guided steps are asked about together, those of the null condition first, as differences between the two may
+    be quantized.
+
     Args:
         folder: that the stage `onnx` wrote.
 

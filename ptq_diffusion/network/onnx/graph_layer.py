@@ -53,22 +53,37 @@ class GraphSettings(LayerSettings):
 
     def forward(self, x: Tensor, i: int, paired: bool = False) -> Tensor:  # noqa: ARG002
         numbers = self.inputs.of(self.name)
-        if "input_factors" in numbers:
-            x = x * numbers["input_factors"]
+        x = self._equalised(x, numbers)
         if "input_shift" in numbers:
             x = x - numbers["input_shift"]
-        if "input_scale" not in numbers:
-            return x
-        if "input_low" in numbers:
-            # QuantizeLinear saturates at the ends of 8 bits only.
-            x = torch.clamp(x, numbers["input_low"], numbers["input_high"])
-        scale, zero_point = numbers["input_scale"], numbers["input_zero_point"]
-        integers = node("QuantizeLinear", [x, scale, zero_point], zero_point.dtype, x)
-        return node("DequantizeLinear", [integers, scale, zero_point], torch.float32, x)
+        return _on_grid(x, "input", numbers) if "input_scale" in numbers else x
+
+    def of_difference(self, null: Tensor, conditional: Tensor) -> Tensor:
+        """The difference between the rows of guidance, as the weight of a graph meets it, on its own grid."""
+        numbers = self.inputs.of(self.name)
+        difference = self._equalised(null, numbers) - self._equalised(conditional, numbers)
+        return _on_grid(difference, "difference", numbers)
+
+    @staticmethod
+    def _equalised(x: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
+        return x * numbers["input_factors"] if "input_factors" in numbers else x
+
+
+def _on_grid(x: Tensor, of: str, numbers: Mapping[str, Tensor]) -> Tensor:
+    """The values of a grid nearest to x; `of` says whose numbers they are, input or difference."""
+    if f"{of}_low" in numbers:
+        # QuantizeLinear saturates at the ends of 8 bits only.
+        x = torch.clamp(x, numbers[f"{of}_low"], numbers[f"{of}_high"])
+    scale, zero_point = numbers[f"{of}_scale"], numbers[f"{of}_zero_point"]
+    integers = node("QuantizeLinear", [x, scale, zero_point], zero_point.dtype, x)
+    return node("DequantizeLinear", [integers, scale, zero_point], torch.float32, x)
 
 
 class GraphLayer(QuantizedLayer):
     """A quantized layer whose weight is dequantized by DequantizeLinear, a scale for each output channel.
+
+    Where rows of guidance are quantized by their difference, that has an operation of its own, of two operands on
+    grids, which runtimes compute in integers; its output is added to that of the row with the condition.
 
     Args:
         name: of the layer.
@@ -83,6 +98,16 @@ class GraphLayer(QuantizedLayer):
         self.name, self.inputs = name, inputs
         # The method alone, so that the layer's own tensors do not become the graph's.
         self._operation = layer.operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "difference_scale" not in self.inputs.of(self.name):
+            return super().forward(x)
+        assert isinstance(self.settings, GraphSettings)
+        # As `chunk`, whose rounding up of an odd number of rows cannot be traced where their number stays open.
+        null, conditional = x.reshape(2, x.shape[0] // 2, *x.shape[1:]).unbind(0)
+        weight, bias = self.operands(self.current.i)
+        base = self.compute(self.settings(conditional, self.current.i), weight, bias)
+        return torch.cat([base + self.compute(self.settings.of_difference(null, conditional), weight, None), base])
 
     def operands(self, i: int) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002
         numbers = self.inputs.of(self.name)

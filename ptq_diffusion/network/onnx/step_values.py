@@ -29,7 +29,9 @@ def step_values(quantized: QuantizedDenoiser, i: int) -> dict[str, Tensor]:
     and `input_high`, the ends of its grid, below 8 bits; `weight`, int8 or uint8, with `weight_scale`, (O,) float32,
     and `weight_zero_point`, (O,) uint8, of an affine grid, or `weight` in float32; `bias`, (O,) float32. An equalised
     layer has `input_factors`, float32, 1 / s as it multiplies the input, and its weight is that of x / s. A shifted one
-    has `input_shift`, float32, m as it is subtracted from that, and the product of its weight and m in its bias.
+    has `input_shift`, float32, m as it is subtracted from that, and the product of its weight and m in its bias. Where
+    rows of guidance are quantized by their difference, `difference_scale`, `difference_zero_point`, int8, and
+    `difference_low` and `difference_high` are of its grid as those of the input are.
 
     Args:
         quantized: the network, with a correction's rescalings.
@@ -37,8 +39,8 @@ def step_values(quantized: QuantizedDenoiser, i: int) -> dict[str, Tensor]:
 
     Raises:
         TypeError: a layer, a weight or settings that have no nodes.
-        ValueError: a weight whose scales are neither of its output channels nor of the whole, a shifted input with a
-            border of zeros, or differences between the rows of guidance.
+        ValueError: a weight whose scales are neither of its output channels nor of the whole, or a shifted input with
+            a border of zeros.
     """
     values: dict[str, Tensor] = {}
     for name, layer in quantized.layers().items():
@@ -56,6 +58,11 @@ def layer_values(name: str, layer: QuantizedLayer, i: int) -> dict[str, Tensor]:
     return {f"{name}.{part}": number for part, number in parts.items()}
 
 
+def pairs_rows(values: Mapping[str, Tensor]) -> bool:
+    """Whether a step quantizes differences between the rows of guidance, so that its graph takes pairs of them."""
+    return any(name.endswith(".difference_scale") for name in values)
+
+
 def structure(values: Mapping[str, Tensor]) -> Structure:
     """The structure that graphs of these numbers have in common."""
     return tuple((name, number.dtype, tuple(number.shape)) for name, number in values.items())
@@ -66,11 +73,6 @@ def _input_values(name: str, settings: LayerSettings, i: int) -> dict[str, Tenso
     factors = {} if settings.equalisation is None else {"input_factors": 1 / settings.equalisation}
     if grid is None:
         return factors
-    if settings.difference_numbers(i) is not None:
-        raise ValueError(
-            f"expected inputs whose rows a graph computes one by one, got differences between the rows of guidance at "
-            f"{name}; choose a correction without, such as correction=rescaled_shifted_matched"
-        )
     if (shift := settings.shift_at(i)) is not None:
         factors["input_shift"] = shift.clone()
     if type(settings) is not LayerSettings:
@@ -84,6 +86,18 @@ def _input_values(name: str, settings: LayerSettings, i: int) -> dict[str, Tenso
     values = factors | {"input_scale": scale.clone(), "input_zero_point": zero_point.to(dtype)}
     if grid.bits < FULL:
         values |= {"input_low": scale * (grid.low - zero_point), "input_high": scale * (grid.high - zero_point)}
+    return values | _difference_values(settings, i, grid.bits)
+
+
+def _difference_values(settings: LayerSettings, i: int, bits: int) -> dict[str, Tensor]:
+    """The numbers of the grid of differences between the rows of guidance; empty where there is none."""
+    numbers = settings.difference_numbers(i)
+    if numbers is None or settings.difference is None:
+        return {}
+    scale = settings.difference[settings.row(i)]
+    values = {"difference_scale": scale.clone(), "difference_zero_point": torch.zeros((), dtype=torch.int8)}
+    if bits < FULL:
+        values |= {"difference_low": scale * numbers.low, "difference_high": scale * numbers.high}
     return values
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ptq_diffusion.model import Condition
 from ptq_diffusion.network.onnx.graph_network import GraphNetwork
+from ptq_diffusion.network.onnx.step_values import pairs_rows
 from ptq_diffusion.network.quantized import QuantizedDenoiser
 
 STATE, TIME, OUTPUT, FEATURES = "x", "t", "q", "features"
@@ -20,6 +21,8 @@ ROWS = 2
 """Rows of the batch that a network is traced with, whose number stays open."""
 BATCH = torch.export.Dim("rows", max=63)
 """The number of rows. Upsampling of diffusers makes a copy from 64 rows on, which a graph has no need of."""
+PAIRS = 2 * torch.export.Dim("pairs", max=31)
+"""The number of rows that are pairs of guidance."""
 
 
 def traced_network(
@@ -28,7 +31,7 @@ def traced_network(
     """The graph of q and the features, whose inputs are the state, the time, the condition and the step's numbers.
 
     Args:
-        quantized: the network, guidance left out.
+        quantized: the network, whose guidance is left out.
         i: a step of the structure.
         values: its numbers, see `step_values`.
         condition: of at least two samples, for its shapes; None where the network reads none.
@@ -37,10 +40,12 @@ def traced_network(
     Raises:
         ValueError: the network has parts that cannot be traced.
     """
-    x_t = torch.randn(ROWS, *quantized.shape, generator=torch.Generator().manual_seed(0))
-    rows = {} if condition is None else condition.rows(slice(ROWS)).tensors()
+    # Of one pair the exporter would take the number of pairs for fixed.
+    batch, count = (PAIRS, 2 * ROWS) if pairs_rows(values) else (BATCH, ROWS)
+    x_t = torch.randn(count, *quantized.shape, generator=torch.Generator().manual_seed(0))
+    rows = {} if condition is None else condition.rows(torch.arange(count) % ROWS).tensors()
     example = {"x_t": x_t, "t": torch.tensor(0.0), "condition": rows, "values": dict(values)}
-    shapes = {"x_t": {0: BATCH}, "t": None, "condition": {name: {0: BATCH} for name in rows}} | {
+    shapes = {"x_t": {0: batch}, "t": None, "condition": {name: {0: batch} for name in rows}} | {
         "values": dict.fromkeys(values)
     }
     network = GraphNetwork(quantized, i)

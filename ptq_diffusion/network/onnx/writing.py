@@ -54,7 +54,7 @@ def write_graphs(
     """Write the graphs of all steps; the name of every step's file. Steps of equal graphs share one.
 
     Args:
-        quantized: the network, with a correction's rescalings.
+        quantized: the network, with a correction's rescalings, asked about rows or pairs of them, not guided.
         steps: of its table.
         finish: of every step.
         condition: of at least two samples, for its shapes; None where the network reads none.
@@ -120,10 +120,9 @@ class _Writer:
     @cached_property
     def _example(self) -> dict[str, Tensor]:
         """q, states and features of two rows."""
-        quantized = self._quantized.unguided()
-        x_t = torch.zeros(ROWS, *quantized.shape)
+        x_t = torch.zeros(ROWS, *self._quantized.shape)
         told = None if self._condition is None else self._condition.rows(slice(ROWS))
-        q, features, _ = quantized.predict(x_t, Row(0, torch.tensor(1.0)), told)
+        q, features, _ = self._quantized.predict(x_t, Row(0, torch.tensor(1.0)), told)
         assert features is not None, "a quantized network gives the input of its output layer"
         return {"q": q, "x_t": x_t, "features": features}
 

@@ -17,6 +17,7 @@ from ptq_diffusion.engine.factory import plain
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Condition, Guided
+from ptq_diffusion.model.condition import concatenated
 from ptq_diffusion.network import QuantizedDenoiser, QuantizedWeight
 from ptq_diffusion.network.backend.onednn import HALF, cuts_off_sums
 from ptq_diffusion.network.onnx.extra import require_libraries
@@ -37,7 +38,8 @@ another neighbour where two are nearly as near is some hundredths at most, a wro
 class WriteOnnx(ModelStage):
     """A folder of graphs, `onnx.json`, which says which of them every step takes and how to sample, and constants.
 
-    Guidance is left to who samples: the graphs answer every row of a batch by itself.
+    Guidance is left to who samples: the graphs answer every row of a batch by itself, or, where a correction has
+    differences between the rows of guidance, pairs of rows.
     """
 
     name = "onnx"
@@ -52,7 +54,8 @@ class WriteOnnx(ModelStage):
         from ptq_diffusion.network.onnx.writing import GraphOptions, write_graphs
 
         quantized, correction = shop.host.simulated(inputs[Quantize.name]), FittedCorrection.load(inputs[Fit.name])
-        network = quantized.rescaled(correction.rescalings).unguided()
+        rescaled = quantized.rescaled(correction.rescalings)
+        network = rescaled.paired() if correction.pairs_rows else rescaled.unguided()
         condition = shop.host.conditions(cfg, quantized, inputs).of(0, range(TRIAL_SAMPLES), self.name)
         options = GraphOptions(**plain(cfg.onnx))
         files = write_graphs(network, correction.steps, partial(finish, network, correction), condition, options, out)
@@ -62,7 +65,8 @@ class WriteOnnx(ModelStage):
             tensors = quantized.denoiser.null.tensors()
             null: Any = {name: tensor.numpy() for name, tensor in tensors.items()}
             np.savez(out / NULL, **null)
-        worst = _largest_difference(GraphFolder(out).predict, network, correction, condition)
+        asked = _with_null(quantized, condition) if correction.pairs_rows else condition
+        worst = _largest_difference(GraphFolder(out).predict, network, correction, asked)
         if not worst <= LARGEST_DIFFERENCE:
             raise ValueError(
                 f"expected graphs that differ from the simulation by at most {LARGEST_DIFFERENCE} of the output, got "
@@ -86,6 +90,12 @@ def _wide_weights(network: QuantizedDenoiser) -> int:
     return sum(any(int(part.centred().abs().max()) > HALF[1] for part in parts) for parts in weights)
 
 
+def _with_null(quantized: QuantizedDenoiser, condition: Condition | None) -> Condition:
+    """The condition of pairs: rows of the one that guidance leads away from, and behind them those of this one."""
+    assert isinstance(quantized.denoiser, Guided) and condition is not None, "who guides has pairs"
+    return concatenated(quantized.denoiser.null.expanded(len(condition)), condition)
+
+
 def _largest_difference(
     graph: Callable[[Tensor, Step, Condition | None], Tensor],
     network: QuantizedDenoiser,
@@ -94,6 +104,7 @@ def _largest_difference(
 ) -> float:
     """The largest over the steps of |graph - simulation| / |simulation|, on the same random states."""
     x_t = torch.randn(TRIAL_SAMPLES, *network.shape, generator=torch.Generator().manual_seed(0))
+    x_t = torch.cat([x_t, x_t]) if correction.pairs_rows else x_t
 
     def at(step: Step) -> float:
         q, features, _ = network.predict(x_t, step, condition)
@@ -117,6 +128,7 @@ def _description(
         "shape": quantized.shape,
         "condition": list(quantized.needs),
         "guidance": guidance,
+        "guided": [quantized.rows_per_image(step) == 2 for step in correction.steps],
         "files": files,
         "sigma": [correction.sigma(step) for step in correction.steps],
         "table": correction.steps.to_json(),

@@ -6,14 +6,13 @@ DIFFERENCES = "correction=rescaled +range_search@correction.differences=mse"
 GUIDED = "condition=labels condition.source.no_class=3 condition.guidance.scale=2"
 ONE_BY_ONE = "each row of guidance by itself, .*; set correction.differences=null"
 WORDS = {
-    "a graph": (f"goal=onnx {GUIDED} {DIFFERENCES}", ONE_BY_ONE),
     "images without guidance": (f"{GUIDED} {DIFFERENCES} condition.guidance.scale=1 noise.guidance=2", ONE_BY_ONE),
     "a chain": (
-        f"goal=onnx {GUIDED} correction=rescaled_guided_matched noise.images=16",
+        f"{GUIDED} condition.guidance.scale=1 noise.guidance=2 correction=rescaled_guided_matched noise.images=16",
         "of the link rescaled: .* correction.links.rescaled.differences=null",
     ),
     "a choice": (
-        f"goal=onnx {GUIDED} correction=auto",
+        f"{GUIDED} condition.guidance.scale=1 noise.guidance=2 correction=auto",
         "of rescaled_guided_matched: .* below correction.candidates.NAME of a choice; or leave out with ~correction.c",
     ),
     "another table, where guidance has an interval": (

@@ -9,8 +9,8 @@ from ptq_diffusion.network.equalising import against_weight
 from ptq_diffusion.network.layer import quantized_layer
 from ptq_diffusion.network.onnx.graph_layer import GraphInputs, GraphLayer, GraphSettings
 from ptq_diffusion.network.onnx.session import run_model
-from ptq_diffusion.network.onnx.step_values import layer_values, structure
-from ptq_diffusion.network.onnx.tracing import BATCH, traced
+from ptq_diffusion.network.onnx.step_values import layer_values, pairs_rows, structure
+from ptq_diffusion.network.onnx.tracing import BATCH, PAIRS, traced
 from ptq_diffusion.quantizer import AffineQuantizer, MinMax, PerChannel, PerTensor
 
 CONV, LINEAR = nn.Conv2d(3, 4, 3, padding=1, stride=2, groups=1), nn.Linear(6, 5)
@@ -115,6 +115,40 @@ def test_every_kind_of_layer_equals_the_simulated_one_given_the_same_input():
             torch.from_numpy(output), expected, rtol=1e-6, atol=2e-6 * float(expected.abs().max())
         )
         assert bool(layer.settings.grid(0) is None) != any(key.startswith(f"{name}.input") for key in values)
+
+
+def test_pairs_of_any_number_equal_simulated_ones():
+    """Layers whose rows of guidance are quantized by their difference; the graph is traced of two pairs."""
+    torch.manual_seed(0)
+    kinds = {name: LAYERS[name] for name in ("rescaled", "symmetric input", "shifted", "shifted, equalised")}
+    layers = {name: layer_of(*kind) for name, kind in kinds.items()}
+    for layer in layers.values():
+        settings, outputs = layer.settings, len(layer.bias)
+        grid = InputGrid(settings.scale, settings.zero_point, settings.shift_at(0), torch.tensor([0.01]))
+        layer.settings = settings.rescaled([Rescaling(torch.ones(outputs), torch.zeros(outputs), grid)])
+        layer.current.paired = True
+    values = {key: value for name, layer in layers.items() for key, value in layer_values(name, layer, 0).items()}
+    assert pairs_rows(values)
+    names = [f"x {name}" for name in layers]
+
+    def inputs(pairs):
+        for layer, kind in zip(layers.values(), kinds.values(), strict=True):
+            shape = (pairs, 3, 6, 6) if kind[0] is not LINEAR else (pairs, 7, 6)
+            conditional = layer.settings.restored(shift_of(layer) + away_from_ties(shape, 0.037))
+            yield torch.cat([conditional + layer.settings.restored(away_from_ties(shape, 0.01).flip(0)), conditional])
+
+    dynamic = {"x": tuple({0: PAIRS} for _ in layers), "values": dict.fromkeys(values)}
+    example = {"x": tuple(inputs(2)), "values": values}
+    model = traced(Side(layers), example, dynamic, [*names, *values], list(layers), 21)
+    read = {value.name for value in model.graph.input}
+    for pairs in (1, 3):
+        x = tuple(inputs(pairs))
+        told = {name: one.numpy() for name, one in zip(names, x, strict=True)} | as_arrays(values)
+        outputs = run_model(model, {name: one for name, one in told.items() if name in read})
+        for one, output, layer in zip(x, outputs, layers.values(), strict=True):
+            expected = layer(one)
+            tolerance = 2e-6 * float(expected.abs().max())
+            torch.testing.assert_close(torch.from_numpy(output), expected, rtol=1e-6, atol=tolerance)
 
 
 def shift_of(layer):

@@ -18,6 +18,7 @@ from ptq_diffusion.stage.samples import read_images
 
 PAGES = Path(__file__).parents[3] / "docs" / "how_to"
 CODE = PAGES / "sample_onnx.py"
+LABEL = 1
 
 
 def drawn(folder):
@@ -26,43 +27,53 @@ def drawn(folder):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     noise = SampleNoise(5, range(4), (3, 8, 8), "images")
-    x_0 = module.sample(folder, lambda: noise.draw("cpu").numpy(), {})
+    x_0 = module.sample(folder, lambda: noise.draw("cpu").numpy(), {"labels": np.full(4, LABEL)})
     return to_bytes((torch.from_numpy(x_0) / 2 + 0.5).clamp(0, 1))
 
 
-def compiled(graph, x_t):
-    """A graph in OpenVINO for the shape of these states, in float32 between integers."""
+def compiled(graph, inputs):
+    """A graph in OpenVINO for the shapes of these inputs, in float32 between integers."""
     core = openvino.Core()
     model = core.read_model(graph)
-    model.input("x").node.set_partial_shape(openvino.PartialShape(list(x_t.shape)))
+    for name, value in inputs.items():
+        model.input(name).node.set_partial_shape(openvino.PartialShape(list(value.shape)))
     model.validate_nodes_and_infer_types()
     return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
 
 
-def test_the_graphs_draw_the_corrected_images(make):
+def test_the_graphs_draw_the_corrected_images(make, tiny_model_folder):
+    """Guided ones, of which layers quantize the difference between the rows."""
     chosen = ["images=4", "seeds=[5]", "noise.images=16", "bitwidth=w4a8", "correction=rescaled_readout_matched"]
     chosen += ["sampler.steps=2", "micro_batch=16"]
-    chosen.append("shift@correction.links.rescaled.shift=mean")
+    chosen += ["shift@correction.links.rescaled.shift=mean", "+range_search@correction.links.rescaled.differences=mse"]
+    chosen += [f"model.path={tiny_model_folder(classes=4)}", "condition=labels", f"condition.source.only=[{LABEL}]"]
+    chosen += ["condition.source.no_class=3", "condition.guidance.scale=3"]
     if cuts_off_sums():  # OpenVINO would cut off sums of the first layer.
         chosen.append("bitwidth.first.weight=6")
     folder = make("goal=onnx", *chosen)
-    assert {path.suffix for path in folder.iterdir()} == {".json", ".onnx", ".bin", ".yaml"}
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".onnx", ".bin", ".yaml", ".npz"}
     graphs = sorted(folder.glob("*.onnx"))
     assert len(graphs) == 2
     for path in graphs:
         onnx.checker.check_model(str(path))
     images, simulated = drawn(folder), read_images(make("goal=samples_corrected", *chosen))
     assert (images.float() - simulated.float()).square().mean() < 255**2 / 10**4, "below 40 dB"
-    x_t = np.random.default_rng(0).standard_normal((2, 3, 8, 8), np.float32)
-    network = compiled(graphs[0], x_t)
+    read = [value.name for path in graphs for value in onnx.load(path, load_external_data=False).graph.input]
+    assert set(read) == {"x", "labels"}
+    differences = [
+        tensor.name for tensor in onnx.load(graphs[0]).graph.initializer if "difference_scale" in tensor.name
+    ]
+    assert differences
+    inputs = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 8), np.float32), "labels": np.array([3, LABEL])}
+    network = compiled(graphs[0], inputs)
     kinds = Counter(
         (operator.get_rt_info()["layerType"].astype(str), operator.get_rt_info()["primitiveType"].astype(str)[-2:])
         for operator in network.get_runtime_model().get_ops()
     )
     # The readout is folded into the output layer, whose weight is float then.
     assert kinds["Convolution", "I8"] > 10 * kinds["Convolution", "32"]
-    (m,) = run_model(graphs[0], {"x": x_t})
-    assert np.linalg.norm(network({"x": x_t})["m"] - m) < 0.02 * np.linalg.norm(m)
+    (m,) = run_model(graphs[0], inputs)
+    assert np.linalg.norm(network(inputs)["m"] - m) < 0.02 * np.linalg.norm(m)
 
 
 @pytest.mark.parametrize(
