@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_every_column_of_a_report_is_explained():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_of_a_page_compose(page):
     for command in re.findall(r"^    ptq-diffusion (?:-m )?(.+)$", page.read_text(), re.MULTILINE):
-        words = command.partition("  #")[0].split()
+        words = shlex.split(command.partition("  #")[0])
         if words[0] in ("collect", "options", "convert", "doctor"):
             continue
         chosen = [

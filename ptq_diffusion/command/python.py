@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.command import experiment
+from ptq_diffusion.command.check.quantize_arguments import require_arguments
 from ptq_diffusion.command.check.typed_plugins import require_typed
 from ptq_diffusion.command.check.unread import require_read
 from ptq_diffusion.command.conf import CONF
@@ -172,23 +173,23 @@ def quantize(
     It is the pipeline of `goal=export`, for the sampler and the number of steps that the correction was fitted for.
 
     Args:
-        pipeline: of diffusers; its network and its scheduler are read. A network in half precision is computed so,
-            any other in float32.
-        overrides: anything else, as on the command line, such as `"sampler.eta=0"`, `"outputs=FOLDER"`.
+        pipeline: of diffusers. A network in half precision is computed so, any other in float32.
+        overrides: anything else, as on the command line, such as `"sampler.eta=0"`, `"condition=labels"`.
         bitwidth: a name of the group `bitwidth`.
         correction: a name of the group `correction`; `auto`, the command's default, tries several and takes longer.
         sampler: a name of the group `sampler`.
-        steps: of the sampler, `num_inference_steps` of the pipeline that is returned.
+        steps: of the sampler, and of the pipeline that is returned.
         calibration_images: float samples that input ranges are searched on.
-        fit_images: samples that the correction is fitted on.
+        fit_images: samples that the correction is fitted on, the option noise.images.
         seed: added to the seeds of both.
 
     Raises:
-        TypeError: it is no pipeline, such as the folder of one.
-        ValueError: the pipeline's network is not supported, or choices do not fit each other.
+        TypeError: it is no pipeline, such as the folder of one, or a number is no whole one.
+        ValueError: the network is not supported, choices do not fit each other, or an override sets what is given.
         OSError: the outputs cannot be written.
     """
-    _require_pipeline(pipeline)
+    counts = {"steps": steps, "calibration_images": calibration_images, "fit_images": fit_images, "seed": seed}
+    require_arguments(pipeline, overrides, counts)
     words = ["model=diffusers", "goal=export", "logger=none", f"bitwidth={bitwidth}", f"correction={correction}"]
     words += [f"sampler={sampler}", f"sampler.steps={steps}", f"model.dtype={_dtype(pipeline)}"]
     cfg = compose(*words, f"calibration.images={calibration_images}", f"noise.images={fit_images}", *overrides)
@@ -256,14 +257,6 @@ def _replaced(node: Any, known: DictConfig) -> Any:  # noqa: ANN401
     if whole := OF_HYDRA.fullmatch(node):
         return OmegaConf.select(known, whole[1], throw_on_missing=True)
     return OF_HYDRA.sub(lambda match: str(OmegaConf.select(known, match[1], throw_on_missing=True)), node)
-
-
-def _require_pipeline(pipeline: object) -> None:
-    if not isinstance(pipeline, DiffusionPipeline):
-        raise TypeError(
-            f"expected a pipeline of diffusers, got {pipeline!r:.100} of {type(pipeline).__name__}; give that of "
-            "DiffusionPipeline.from_pretrained(FOLDER)"
-        )
 
 
 def _saved(pipeline: DiffusionPipeline, home: Path) -> Path:

@@ -106,6 +106,19 @@ def closest(name: str, known: Sequence[str], otherwise: str = HELP) -> str:
     return f"there are {', '.join(sorted(known))}" if 0 < len(known) <= LISTED else otherwise
 
 
+def _of_word(word: str, text: str) -> str:
+    """The message for a word that Hydra cannot read, for which it has a text."""
+    if "=" not in word:
+        return (
+            f"expected OPTION=VALUE, got {word!r}, before which stands no option; a list is OPTION=[A,B], and "
+            "--config-path takes one folder"
+        )
+    return (
+        f"expected OPTION=VALUE, got {word!r} ({text}); put a value that holds more than letters, digits and ./:- in "
+        f"quotes, with them: {quoted(word)}"
+    )
+
+
 def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path) -> str:
     """The message for one of Hydra's errors of a command line, in our words where ours say more."""
     text = _line(error)
@@ -118,10 +131,7 @@ def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path)
             return f"expected a sampler that asks the network once a step, got {name}, which asks twice; set {ONCE}"
         return _of_choice(group, name, options)
     if isinstance(error, OverrideParseException):
-        return (
-            f"expected OPTION=VALUE, got {error.override!r} ({text.partition(' See https')[0]}); "
-            f"put a value that holds more than letters, digits and ./:- in quotes, with them: {quoted(error.override)}"
-        )
+        return _of_word(error.override, text.partition(" See https")[0])
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", text):
         key, value = ambiguous.groups()
         return (

@@ -81,7 +81,9 @@ def stored(root: Path) -> list[Stored]:
         ValueError: it is of another format.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"expected a store at {root}, there is no such folder; give --outputs FOLDER")
+        raise FileNotFoundError(
+            f"expected a store at {root}, there is no such folder; run an experiment first, or give --outputs FOLDER"
+        )
     require_format(root)
     places = {path.with_suffix("") for stage in root.iterdir() if stage.is_dir() for path in stage.iterdir()}
     artefacts = (_stored(place) for place in places if SIGNATURE.fullmatch(place.name))

@@ -264,6 +264,8 @@ class DiffusersDenoiser(Denoiser):
         try:
             attentions = self.family.attentions(self._float_network)
             return count_macs(self._float_network, self._ask, attentions)
+        except (OSError, MemoryError):
+            raise  # The machine's, and no fault of the network.
         # Options that fit each other when a network is made may still give blocks of sizes that do not.
         except Exception as error:
             raise ValueError(

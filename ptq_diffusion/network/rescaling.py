@@ -214,7 +214,7 @@ class Rescaling:
         """The rescaling whose `tensors` these are.
 
         Raises:
-            ValueError: a field is missing, unknown or of another shape.
+            ValueError: a field is missing, unknown, of another shape or type, or holds what is no number of a grid.
         """
         shapes = {name: tuple(tensor.shape) for name, tensor in fields.items()}
         length = shapes.get("gain", ())
@@ -229,12 +229,22 @@ class Rescaling:
                 "two with a shift of channels and the scale of a difference or without, got "
                 + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             )
+        _require_numbers(fields)
         optional = {name: fields[name] for name in beside}
         return cls(
             fields["gain"],
             fields["offset"],
             InputGrid(fields["scale"], fields["zero_point"], **optional) if grid else None,
         )
+
+
+def _require_numbers(fields: Mapping[str, Tensor]) -> None:
+    """Refuse fields of another type than a `Rescaling` has, or that hold what is no number of a grid or a channel."""
+    for name, tensor in fields.items():
+        kind = torch.int32 if name == "zero_point" else torch.float32
+        positive = name not in ("scale", "difference") or (tensor > 0).all()
+        if tensor.dtype != kind or not tensor.isfinite().all() or not positive:
+            raise ValueError(f"expected a {name} of finite {kind}, above 0 of a scale, got {tensor.flatten()[:4]}")
 
 
 def alike(source: Spread, target: Spread) -> Tensor:

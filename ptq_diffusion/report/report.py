@@ -94,7 +94,8 @@ def table(report: Mapping[str, Any]) -> Table:
         pad_edge=False,
     )
     for title in ("", "mean W/A", "FID ± se", "to float", "PSNR", "SSIM", "GBOPs", "saving", "MB"):
-        console_table.add_column(title, justify="right" if title else "left", no_wrap=bool(title))
+        # A long name is broken where numbers leave it no room, and not cut off.
+        console_table.add_column(title, justify="right" if title else "left", no_wrap=bool(title), overflow="fold")
     (gain,) = (p for p in report["paired"] if (p["a"], p["b"], p["metric"]) == ("quantized", "corrected", "fid"))
     low, high = 0 - gain["high"], 0 - gain["low"]
     console_table.caption = (
@@ -110,14 +111,19 @@ def table(report: Mapping[str, Any]) -> Table:
         console_table.add_row(
             name.replace("_", " "),
             f"{row['mean_weight_bits']:.3g}/{row['mean_activation_bits']:.3g}",
-            f"{row['fid']:.2f} ± {row['fid_se']:.2f}",
-            f"{row['fid_to_fp']:.2f}",
+            f"{_short(row['fid'])} ± {_short(row['fid_se'])}",
+            _short(row["fid_to_fp"]),
             *("" if row.get(name) is None else f"{row[name]:.2f}" for name in ("psnr_to_fp", "ssim_to_fp")),
             f"{row['bops_per_image'] / 1e9:.4g}",
             f"{row['bops_saving']:.1f}x",
             f"{row['weight_bytes'] / 1e6:.2f}",
         )
     return console_table
+
+
+def _short(distance: float) -> str:
+    """A distance with two decimals, of a hundred on with one."""
+    return f"{distance:.2f}" if abs(distance) < 100 else f"{distance:.1f}"
 
 
 def _figures(store: Store, cfg: DictConfig, folder: Path) -> Sequence[Path]:

@@ -38,11 +38,14 @@ class Export(ModelStage):
         quantized = shop.host.quantized(cfg, inputs[Quantize.name])
         name, embedded = export_name(cfg, quantized, shop), cfg.condition.guidance.embedded
         kind = PLACES.get(name, DDPM).network_class
-        network = kind(quantized, FittedCorrection.load(inputs[Fit.name]), embedded)
+        correction = FittedCorrection.load(inputs[Fit.name])
+        network = kind(quantized, correction, embedded)
         write_pipeline(local_folder(cfg.model.path), name, network, out)
         scale = network.config.guidance_scale if embedded is None else embedded
-        call = f", call it with guidance_scale={scale:g}" if scale != 1 else ""
-        shop.runtime.say(f"export: import ptq_diffusion.correction, load it with {name}.from_pretrained{call}")
+        call = f"num_inference_steps={len(correction.steps)}" + (f", guidance_scale={scale:g}" if scale != 1 else "")
+        shop.runtime.say(
+            f"export: import ptq_diffusion.correction, load it with {name}.from_pretrained, call it with {call}"
+        )
         if (out / CLASS_EMBEDDER).is_dir():
             shop.runtime.say(
                 "export: load it with text_encoder=None, tokenizer=None, and give rows of class_embedder's weight as "

@@ -11,23 +11,24 @@ NO_DIFFERENCES = "without guidance there are no differences"
 
 
 @pytest.mark.parametrize(
-    ("correction", "scale", "fitted_elsewhere", "said"),
+    ("correction", "scale", "fitted_at", "said"),
     [
-        ("matched", 3, False, MAPS_ARE_AMPLIFIED),
-        ("rescaled_matched", 7, False, MAPS_ARE_AMPLIFIED),
-        ("rescaled_matched", 7, True, ""),
-        ("rescaled_matched", 1.5, False, ""),
-        ("rescaled_matched", 1, False, ""),
-        ("rescaled", 7, False, ""),
-        ("ptqd", 7, False, ""),
-        ("auto", 7, False, ""),
-        ("auto", 1, False, ""),
-        ("rescaled_guided_matched", 7, False, ""),
-        ("rescaled_guided_matched", 1, False, NO_DIFFERENCES),
-        ("rescaled_guided_ptqd", 1, False, NO_DIFFERENCES),
+        ("matched", 3, None, MAPS_ARE_AMPLIFIED),
+        ("rescaled_matched", 7, None, MAPS_ARE_AMPLIFIED),
+        ("rescaled_matched", 7, 1.5, ""),
+        ("rescaled_matched", 1.5, None, ""),
+        ("rescaled_matched", 1, None, ""),
+        ("rescaled", 7, None, ""),
+        ("ptqd", 7, None, ""),
+        ("auto", 7, None, ""),
+        ("auto", 1, None, ""),
+        ("rescaled_guided_matched", 7, None, ""),
+        ("rescaled_guided_matched", 1, None, NO_DIFFERENCES),
+        ("rescaled_guided_matched", 7, 1, NO_DIFFERENCES),
+        ("rescaled_guided_ptqd", 1, None, NO_DIFFERENCES),
     ],
 )
-def test_advice(correction, scale, fitted_elsewhere, said):
+def test_advice(correction, scale, fitted_at, said):
     chosen = construct(FILES[correction])
-    advice = guidance_advice(chosen, scale, fitted_elsewhere)
+    advice = guidance_advice(chosen, scale, fitted_at)
     assert said in advice and bool(said) == bool(advice)

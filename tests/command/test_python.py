@@ -160,3 +160,16 @@ def test_a_folder_that_holds_none_is_refused():
 def test_what_is_no_pipeline_is_refused_with_how_to_load_one(tiny_model_folder):
     with pytest.raises(TypeError, match=r"pipeline of diffusers, got '.*' of str; give that of DiffusionPipeline.from"):
         pd.quantize(str(tiny_model_folder()))
+    pipeline = DDPMPipeline.from_pretrained(tiny_model_folder())
+    for word, message in (
+        ("model=cifar10_ldm", "beside those of the pipeline .* got 'model=cifar10_ldm'; leave it out"),
+        ("model.path=FOLDER", "beside those of the pipeline"),
+        ("goal=fit", "beside those of the pipeline and of goal=export"),
+        ("bitwidth=w8a8", "expected the argument bitwidth of quantize, got 'bitwidth=w8a8'"),
+        ("noise.images=16", "expected the argument fit_images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pd.quantize(pipeline, word)
+    for numbers, kind in (({"seed": -1}, ValueError), ({"steps": 0}, ValueError), ({"fit_images": None}, TypeError)):
+        with pytest.raises(kind, match=f"expected .*{next(iter(numbers))}"):
+            pd.quantize(pipeline, **numbers)

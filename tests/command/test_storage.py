@@ -236,3 +236,10 @@ class Terminal(io.StringIO):
 
     def isatty(self):
         return True
+
+
+@pytest.mark.parametrize("words", [["--yes"], ["--unfinished"], ["prune", "--csv"]], ids=" ".join)
+def test_an_option_of_the_other_form_is_refused(words, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        started("store", *words, "--outputs", tmp_path)
+    assert_clear(ended.value.code, f"no {words[-1]} here, .* it is an option of ptq-diffusion store")

@@ -125,3 +125,14 @@ def test_a_scale_of_differences_is_kept_and_carried_between_steps():
     for odd in (first.tensors() | {"difference": torch.ones(2)}, {**first.tensors(), "scale": torch.ones(3)}):
         with pytest.raises(ValueError, match="the scale of a difference or without"):
             Rescaling.of_tensors(odd)
+
+
+@pytest.mark.parametrize("field", ["gain", "offset", "scale", "zero_point", "difference"])
+def test_broken_numbers_are_refused_by_their_name(field):
+    _, found = grid_of(rows(0.1))
+    tensors = Rescaling(torch.ones(3), torch.zeros(3), found).tensors()
+    odd = [tensors[field].double(), tensors[field] * torch.nan]
+    odd += [-tensors[field], 0 * tensors[field]] if field in ("scale", "difference") else []
+    for tensor in odd:
+        with pytest.raises(ValueError, match=f"expected a {field} of finite"):
+            Rescaling.of_tensors(tensors | {field: tensor})

@@ -8,20 +8,21 @@ AMPLIFYING = 3
 """The guidance scale from which output maps that are fitted at it lost on cifar10_ldm (experiments/guidance)."""
 
 
-def guidance_advice(correction: Auto | Correction[Any], scale: float, fitted_elsewhere: bool) -> str:
+def guidance_advice(correction: Auto | Correction[Any], scale: float, fitted_at: float | None) -> str:
     """One line of advice on a correction at a guidance scale, or an empty text.
 
     Args:
         correction: as chosen.
         scale: the guidance scale that it serves, 1 for none.
-        fitted_elsewhere: whether it is fitted at a scale of its own.
+        fitted_at: the scale that it is fitted at; None for the same.
     """
-    if scale == 1 and isinstance(correction, Correction) and correction.differences is not None:
+    if 1 in (scale, fitted_at) and isinstance(correction, Correction) and correction.differences is not None:
+        option = "condition.guidance.scale" if scale == 1 else "noise.guidance"
         return (
             "correction: without guidance there are no differences between its rows to quantize, so that the "
-            "correction is what it is without `differences`; set condition.guidance.scale to sample with guidance"
+            f"correction is what it is without `differences`; set {option} to another scale than 1"
         )
-    if scale >= AMPLIFYING and not fitted_elsewhere and _fits_maps(correction):
+    if scale >= AMPLIFYING and fitted_at is None and _fits_maps(correction):
         return (
             f"noise: fitted at guidance {scale:g}, which amplifies the noise that output maps are fitted to; compare "
             "correction=rescaled_guided_matched, or noise.guidance=1.5, at which fits did better on two of the three "

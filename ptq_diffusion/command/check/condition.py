@@ -87,6 +87,7 @@ def _require_kind(source: object, needs: Collection[str]) -> None:
             "labels": "a network of class labels",
             "prompts": "a network of prompts",
         }
+        file = " condition.source.path=FILE, a text file of one prompt a line" if wanted == "prompts" else ""
         raise ValueError(
-            f"expected condition={wanted} of {reads[wanted]}, got condition={chosen}; set condition={wanted}"
+            f"expected condition={wanted} of {reads[wanted]}, got condition={chosen}; set condition={wanted}{file}"
         )

@@ -220,7 +220,7 @@ def _check_correction(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
         correction.check_other_guidance()
         if cfg.condition.guidance.scale == 1:
             correction.check_rows_apart()
-    if advice := guidance_advice(correction, cfg.condition.guidance.scale, own is not None):
+    if advice := guidance_advice(correction, cfg.condition.guidance.scale, own):
         shop.runtime.say(advice)
 
 

@@ -1,5 +1,6 @@
 """The schema of an experiment: its options that name no class, and their types."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -255,7 +256,9 @@ def _message(detail: ErrorDetails) -> str:
         return f"expected options of this experiment, got {key!r}, which nothing reads; {remedy}"
     if detail["type"] == "string_pattern_mismatch":
         return f"expected {key} to be the name of a folder below outputs/runs, got {detail['input']!r}"
-    expectation = detail["msg"].replace("Input should be ", "to be ").replace("String should", "to")
+    expectation = re.sub("^(Input|String|Value|List|Tuple) should", "to", detail["msg"]).replace(
+        " after validation", ""
+    )
     return f"expected {key} {expectation}, got {detail['input']!r}; give another value: {key}=VALUE"
 
 

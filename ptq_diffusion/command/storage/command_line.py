@@ -1,7 +1,7 @@
 """`ptq-diffusion store [prune] [FOLDER ...]`: lists the artefacts of a store, and removes what no run needs."""
 
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,10 +25,11 @@ def tend_store(words: Sequence[str]) -> None:
 
     Raises:
         FileNotFoundError: there is no store, or no run in a folder that is named.
-        ValueError: nobody can be asked whether to remove, and --yes is missing.
+        ValueError: nobody can be asked whether to remove, and --yes is missing; or an option has no meaning.
     """
     prune = list(words[:1]) == ["prune"]
     arguments = _parser().parse_args(words[prune:])
+    _require_read(arguments, prune)
     # Imports that take long, which other commands do without.
     from ptq_diffusion.command.storage.sheet import csv_of, removals, table
     from ptq_diffusion.command.storage.shelf import Shelf
@@ -46,6 +47,18 @@ def tend_store(words: Sequence[str]) -> None:
     if removal.nothing or not (arguments.yes or _agreed()):
         return
     console.print(removal.carry_out().text, markup=False)
+
+
+def _require_read(arguments: Namespace, prune: bool) -> None:
+    """Refuse an option that only pruning reads without it, or only a list with it.
+
+    Raises:
+        ValueError: there is one.
+    """
+    unread = ("csv",) if prune else ("yes", "unfinished")
+    if given := [name for name in unread if getattr(arguments, name)]:
+        there = "store, without prune" if prune else "store prune"
+        raise ValueError(f"expected no --{given[0]} here, got it; it is an option of ptq-diffusion {there}")
 
 
 def _agreed() -> bool:

@@ -89,24 +89,26 @@ class Rescaled(Correction[PathEvidence]):
     ) -> None:
         if images < FEWEST:
             raise ValueError(
-                f"expected at least {FEWEST} images to rescale layers on, got {images}; raise correction.images"
+                f"expected at least {FEWEST} images to rescale layers on, got {images}; raise correction.images, of a "
+                "chain correction.links.rescaled.images"
             )
         self.reads, self.images_with_m = along(path, images if path == "corrected" else None)
         if shift.shifts and range_search is None:
             raise ValueError(
                 "expected a range search beside a shift of inputs, whose grid is another, got none; set "
-                "shift@correction.shift=none"
+                "shift@correction.shift=none, of a chain shift@correction.links.rescaled.shift=none"
             )
         if differences and range_search is None:
             raise ValueError(
                 "expected a range search beside that of differences, which are from inputs on a grid of the step, got "
-                "none; set correction.differences=null"
+                "none; set correction.differences=null, of a chain correction.links.rescaled.differences=null"
             )
         if steps.looks_ahead and path == "corrected":
             raise ValueError(
                 "expected steps that share gains to be compared along float sampling, got path=corrected, where a step "
                 "is known once those before it are fitted; set correction.path=float, of a chain path and images=null "
-                "of matched, or gain_steps@correction.steps=each"
+                "of matched, or gain_steps@correction.steps=each, of a chain "
+                "gain_steps@correction.links.rescaled.steps=each"
             )
         self.shift, self.differences, self.gain, self.images_for_rescaling = shift, differences, gain, images
         self.rules = LayerRules(range_search, shift, order, steps, differences)

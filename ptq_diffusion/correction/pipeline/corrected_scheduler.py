@@ -133,7 +133,8 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         if num_inference_steps != len(self._table):
             raise ValueError(
                 f"expected num_inference_steps={len(self._table)}, for which the correction was fitted, got "
-                f"{num_inference_steps}; fit it for another number with sampler.steps"
+                f"{num_inference_steps}; call the pipeline with num_inference_steps={len(self._table)}, or fit it for "
+                "another number with sampler.steps"
             )
         self.timesteps, self._past = self.timesteps.to(device), ()
 
@@ -154,6 +155,7 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
+        eta: float = 0.0,
         **options: object,
     ) -> SchedulerOutput | tuple[Tensor]:
         """Advance the state from x_t to x_s.
@@ -164,7 +166,8 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
             timestep: t.
             sample: x_t, (B, C, H, W).
             generator: where z comes from, one for all or one for each image.
-            return_dict: x_s as `prev_sample`, or else in a tuple.
+            return_dict: x_s as `prev_sample`, or in a tuple.
+            eta: 0, which stock pipelines pass on; the noise is that of the fitted table.
             options: none is known.
 
         Raises:
@@ -172,11 +175,7 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
                 that did not scale the network's input where the table does.
             FloatingPointError: x_s is not finite.
         """
-        if options:
-            raise ValueError(
-                f"expected no other options, got {', '.join(options)}: the fitted table has its own; "
-                "use DDPMPipeline, which passes none, with a correction fitted for the eta that is wanted"
-            )
+        _require_none(options | ({"eta": eta} if eta else {}))
         step = self._table.at(torch.as_tensor(timestep).item())
         q, variance = step.parted(model_output, sample.shape[1])
         self._require_scaled(step)
@@ -194,6 +193,14 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
                 "one that does not, such as DDPMPipeline; take the pipeline of goal=export, whose network does it "
                 "itself, or set +sampler.scheduler.timestep_spacing=leading"
             )
+
+
+def _require_none(options: Mapping[str, object]) -> None:
+    if options:
+        raise ValueError(
+            f"expected no other options, got {', '.join(options)}: the fitted table has its own; leave them out of the "
+            "call, and fit a correction for the eta that is wanted with sampler.eta"
+        )
 
 
 def _require_finite(x_s: Tensor, step: Step) -> None:

@@ -150,8 +150,16 @@ def test_ddim_pipeline_neither_drops_the_correction_nor_its_eta(pair, scheduler)
     pipe = DDIMPipeline(unet, DDIMScheduler())
     pipe.scheduler = scheduler
     pipe.set_progress_bar_config(disable=True)
-    with pytest.raises(ValueError, match="no other options, got eta.*use DDPMPipeline"):
+    with pytest.raises(ValueError, match="no other options, got use_clipped.*leave them out of the call"):
         pipe(num_inference_steps=STEPS)
+
+
+def test_another_eta_than_that_of_the_fit_is_refused(pair, scheduler):
+    x = states(pair[0], 0)
+    with pytest.raises(ValueError, match="no other options, got eta.*with sampler.eta"):
+        scheduler.step(x, 666, x, eta=0.5)
+    drawn = [scheduler.step(x, 666, x, torch.Generator().manual_seed(0), **options) for options in ({}, {"eta": 0.0})]
+    assert torch.equal(drawn[0].prev_sample, drawn[1].prev_sample), "which stock pipelines pass on by themselves"
 
 
 def test_other_times_and_broken_outputs_are_refused(pair, scheduler):

@@ -1,0 +1,50 @@
+"""Checks of the arguments of `pd.quantize`, before anything is saved or computed."""
+
+from collections.abc import Mapping, Sequence
+
+from diffusers import DiffusionPipeline
+
+ARGUMENTS: Mapping[str, str] = {
+    "bitwidth": "bitwidth",
+    "correction": "correction",
+    "sampler": "sampler",
+    "sampler.steps": "steps",
+    "calibration.images": "calibration_images",
+    "noise.images": "fit_images",
+}
+"""The arguments of `quantize` that stand for options."""
+OF_PIPELINE = ("model", "model.path", "model.dtype", "goal")
+"""The options that the pipeline given to `quantize`, or what is made of it, decides."""
+
+
+def require_arguments(pipeline: object, overrides: Sequence[str], counts: Mapping[str, int]) -> None:
+    """Refuse what is no pipeline, overrides of what an argument or the pipeline says, and numbers that are none.
+
+    Args:
+        pipeline: of diffusers.
+        overrides: words of a command line.
+        counts: the seed, and numbers of images and steps, by argument.
+
+    Raises:
+        TypeError: it is no pipeline, or a number is no whole one.
+        ValueError: there is such an override, or a number is too small.
+    """
+    if not isinstance(pipeline, DiffusionPipeline):
+        raise TypeError(
+            f"expected a pipeline of diffusers, got {pipeline!r:.100} of {type(pipeline).__name__}; give that of "
+            "DiffusionPipeline.from_pretrained(FOLDER)"
+        )
+    for word in overrides:
+        key = word.lstrip("+~").partition("=")[0]
+        if key in ARGUMENTS:
+            raise ValueError(f"expected the argument {ARGUMENTS[key]} of quantize, got {word!r}; give it as that")
+        if key in OF_PIPELINE:
+            raise ValueError(
+                f"expected options beside those of the pipeline and of goal=export, got {word!r}; leave it out, or run "
+                "pd.make(pd.compose(...)) on a folder"
+            )
+    for name, count in counts.items():
+        if not isinstance(count, int):
+            raise TypeError(f"expected a whole number of {name}, got {count!r}")
+        if count < (least := 0 if name == "seed" else 1):
+            raise ValueError(f"expected {name} of at least {least}, got {count}")
