@@ -1,4 +1,4 @@
-"""Samples with the graphs of goal=onnx, numpy and onnxruntime: python sample_onnx.py FOLDER IMAGES SEED STATES.npy."""
+"""Samples with the graphs of goal=onnx: python sample_onnx.py FOLDER IMAGES SEED STATES.npy [CONDITION.npz]."""
 
 import json
 import sys
@@ -42,4 +42,5 @@ def with_null(folder: Path, told: Mapping[str, np.ndarray]) -> dict[str, np.ndar
 if __name__ == "__main__":
     folder, count, noise = Path(sys.argv[1]), int(sys.argv[2]), np.random.default_rng(int(sys.argv[3]))
     shape = json.loads((folder / "onnx.json").read_text())["shape"]
-    np.save(sys.argv[4], sample(folder, lambda: noise.standard_normal((count, *shape), np.float32), {}))
+    condition = dict(np.load(sys.argv[5])) if len(sys.argv) > 5 else {}  # A row for each image
+    np.save(sys.argv[4], sample(folder, lambda: noise.standard_normal((count, *shape), np.float32), condition))

@@ -51,7 +51,7 @@ class Requirements:
         """
 
     def check_rows_apart(self) -> None:
-        """Refuse sampling that asks about single rows, as without guidance; by default nothing is refused.
+        """Refuse steps at which rows may come without the other of guidance; by default nothing is refused.
 
         Raises:
             ValueError: the method has inputs of one row that depend on the other.

@@ -20,7 +20,7 @@ def guidance_advice(correction: Auto | Correction[Any], scale: float, fitted_at:
         option = "condition.guidance.scale" if scale == 1 else "noise.guidance"
         return (
             "correction: without guidance there are no differences between its rows to quantize, so that the "
-            f"correction is what it is without `differences`; set {option} to another scale than 1"
+            f"correction is what it is without `differences`; {option} is 1"
         )
     if scale >= AMPLIFYING and fitted_at is None and _fits_maps(correction):
         return (

@@ -1,6 +1,7 @@
 """Checks of the arguments of `pd.quantize`, before anything is saved or computed."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 
 from diffusers import DiffusionPipeline
 
@@ -35,7 +36,7 @@ def require_arguments(pipeline: object, overrides: Sequence[str], counts: Mappin
             "DiffusionPipeline.from_pretrained(FOLDER)"
         )
     for word in overrides:
-        key = word.lstrip("+~").partition("=")[0]
+        key = word.lstrip("+~/").partition("=")[0]
         if key in ARGUMENTS:
             raise ValueError(f"expected the argument {ARGUMENTS[key]} of quantize, got {word!r}; give it as that")
         if key in OF_PIPELINE:
@@ -44,7 +45,7 @@ def require_arguments(pipeline: object, overrides: Sequence[str], counts: Mappin
                 "pd.make(pd.compose(...)) on a folder"
             )
     for name, count in counts.items():
-        if not isinstance(count, int):
+        if not isinstance(count, Integral) or isinstance(count, bool):
             raise TypeError(f"expected a whole number of {name}, got {count!r}")
         if count < (least := 0 if name == "seed" else 1):
             raise ValueError(f"expected {name} of at least {least}, got {count}")

@@ -109,7 +109,7 @@ def _require_matchable(images: int, channels: int) -> None:
     if images < (least := 2 * (2 * channels + 1)):
         raise ValueError(
             f"expected at least {least} images to match the spectrum of {channels} channels, "
-            f"half of them judging the other, got {images}; raise noise.images"
+            f"half of them held out to judge, got {images}; raise noise.images"
         )
 
 

@@ -128,9 +128,9 @@ class Rescaled(Correction[PathEvidence]):
     def check_rows_apart(self) -> None:
         if self.differences:
             raise ValueError(
-                "expected a correction that computes each row of guidance by itself, as it is done "
-                "without guidance, and on a table of other steps with an interval of guidance, got "
-                "differences between rows; set correction.differences=null, of a chain "
+                "expected steps of which it is known that rows come in pairs of guidance, got differences between rows "
+                "beside images without guidance, or a fit on other steps with an interval of it; set noise.guidance or "
+                "noise.steps to null, or correction.differences=null, of a chain "
                 "correction.links.rescaled.differences=null, below correction.candidates.NAME of a choice"
             )
 

@@ -175,7 +175,7 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
                 that did not scale the network's input where the table does.
             FloatingPointError: x_s is not finite.
         """
-        _require_none(options | ({"eta": eta} if eta else {}))
+        _require_none(eta, options)
         step = self._table.at(torch.as_tensor(timestep).item())
         q, variance = step.parted(model_output, sample.shape[1])
         self._require_scaled(step)
@@ -195,11 +195,16 @@ class CorrectedScheduler(SchedulerMixin, ConfigMixin):
             )
 
 
-def _require_none(options: Mapping[str, object]) -> None:
+def _require_none(eta: float, options: Mapping[str, object]) -> None:
+    if eta:
+        raise ValueError(
+            f"expected no eta in the call, got {eta}: the fitted table has the noise of its own; leave it out, and for "
+            "another fit a correction with sampler.eta=VALUE"
+        )
     if options:
         raise ValueError(
-            f"expected no other options, got {', '.join(options)}: the fitted table has its own; leave them out of the "
-            "call, and fit a correction for the eta that is wanted with sampler.eta"
+            f"expected no other options, got {', '.join(options)}: the fitted table has its own; use DDPMPipeline, "
+            "which passes none"
         )
 
 

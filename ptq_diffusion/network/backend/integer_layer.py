@@ -18,15 +18,15 @@ from ptq_diffusion.network.layer_settings import LayerSettings, require_pairs
 
 
 @dataclass(frozen=True)
-class Made:
+class StepProducts:
     """The products of a layer at one step.
 
     Args:
-        product: of its input with the weight.
+        of_input: of its input with the weight.
         of_difference: of differences between the rows of guidance; None where every row has the first.
     """
 
-    product: Product
+    of_input: Product
     of_difference: Product | None
 
 
@@ -50,15 +50,17 @@ class IntegerLayer(QuantizedLayer):
     def forward(self, x: Tensor) -> Tensor:
         i = self.current.i
         sources = self.weights[self.settings.weight_copy(i)], self.settings, self.bias
-        made: Made | None = self._products.once((i, x.device), sources, lambda: self._made_at(i, x.device))
-        if made is None:
+        products: StepProducts | None = self._products.once(
+            (i, x.device), sources, lambda: self._products_at(i, x.device)
+        )
+        if products is None:
             return super().forward(x)
-        if made.of_difference is None:
-            return made.product(self.settings.shifted(x, i))
+        if products.of_difference is None:
+            return products.of_input(self.settings.shifted(x, i))
         require_pairs(x, i, self.current.paired)
         null, conditional = self.settings.equalised(x).chunk(2)
-        base = made.product(self.settings.less_shift(conditional, i))
-        return torch.cat([base + made.of_difference(null.float() - conditional.float()), base])
+        base = products.of_input(self.settings.less_shift(conditional, i))
+        return torch.cat([base + products.of_difference(null.float() - conditional.float()), base])
 
     def watch_input(self, see: Callable[[Tensor], object]) -> RemovableHandle:
         return self.register_forward_hook(
@@ -70,7 +72,7 @@ class IntegerLayer(QuantizedLayer):
     def geometry(self) -> Geometry | None:
         """The geometry of a convolution; None of a linear layer."""
 
-    def _made_at(self, i: int, on: device) -> Made | None:
+    def _products_at(self, i: int, on: device) -> StepProducts | None:
         numbers, weight = self.settings.numbers(i), self.weights[self.settings.weight_copy(i)]
         if numbers is None or not isinstance(weight, QuantizedWeight):
             return None
@@ -85,7 +87,7 @@ class IntegerLayer(QuantizedLayer):
         of_pairs = self.settings.difference_numbers(i)
         # The bias is that of the row to whose output the product of the difference is added.
         of_difference = None if of_pairs is None else make(replace(operands, numbers=of_pairs, bias=None))
-        return Made(make(operands), of_difference)
+        return StepProducts(make(operands), of_difference)
 
     def forget(self) -> None:
         """Drop the products that were made of the stored numbers, which are made again when they are needed."""

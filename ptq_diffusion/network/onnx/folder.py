@@ -17,7 +17,7 @@ from ptq_diffusion.sampler import Step
 
 DESCRIPTION = "onnx.json"
 """The file that says which graph every step takes."""
-FORMAT = 1
+FORMAT = 2
 """The version of the description."""
 
 

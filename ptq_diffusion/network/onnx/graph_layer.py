@@ -120,6 +120,7 @@ class GraphLayer(QuantizedLayer):
     def watch_input(self, see: Callable[[Tensor], object]) -> RemovableHandle:
         def see_restored(x_hat: Tensor) -> object:
             numbers = self.inputs.of(self.name)
+            assert "difference_scale" not in numbers, "the output layer, which is watched, is not rescaled"
             shift, factors = numbers.get("input_shift"), numbers.get("input_factors")
             x_hat = x_hat if shift is None else x_hat + shift
             return see(x_hat if factors is None else x_hat / factors)

@@ -18,7 +18,7 @@ from ptq_diffusion.network.quantized import QuantizedDenoiser
 STATE, TIME, OUTPUT, FEATURES = "x", "t", "q", "features"
 """The names of a traced network's inputs and outputs; a condition's tensors and a step's numbers have their own."""
 ROWS = 2
-"""Rows of the batch that a network is traced with, whose number stays open."""
+"""Rows, or pairs of them, of the batch that a network is traced with; their number stays open."""
 BATCH = torch.export.Dim("rows", max=63)
 """The number of rows. Upsampling of diffusers makes a copy from 64 rows on, which a graph has no need of."""
 PAIRS = 2 * torch.export.Dim("pairs", max=31)
@@ -40,7 +40,7 @@ def traced_network(
     Raises:
         ValueError: the network has parts that cannot be traced.
     """
-    # Of one pair the exporter would take the number of pairs for fixed.
+    # Two pairs, not one, as the exporter takes a dimension of 1 for fixed.
     batch, count = (PAIRS, 2 * ROWS) if pairs_rows(values) else (BATCH, ROWS)
     x_t = torch.randn(count, *quantized.shape, generator=torch.Generator().manual_seed(0))
     rows = {} if condition is None else condition.rows(torch.arange(count) % ROWS).tensors()
@@ -50,7 +50,7 @@ def traced_network(
     }
     network = GraphNetwork(quantized, i)
     model = traced(network, example, shapes, [STATE, TIME, *rows, *values], [OUTPUT, FEATURES], opset)
-    _require_open(model, [STATE, *rows])
+    _require_open(model, [STATE, *rows], count)
     return model
 
 
@@ -123,7 +123,7 @@ def _first_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _require_open(model: onnx.ModelProto, names: Collection[str]) -> None:
+def _require_open(model: onnx.ModelProto, names: Collection[str], count: int) -> None:
     """Refuse a graph that takes as many rows as it was traced with.
 
     Raises:
@@ -136,7 +136,7 @@ def _require_open(model: onnx.ModelProto, names: Collection[str]) -> None:
     ]
     if fixed:
         raise ValueError(
-            f"expected a network that takes any number of rows, got one whose graph takes {ROWS} of {fixed[0]} alone; "
+            f"expected a network that takes any number of rows, got one whose graph takes {count} of {fixed[0]} alone; "
             "draw its images with goal=samples_corrected"
         )
 

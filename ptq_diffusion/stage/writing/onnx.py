@@ -128,6 +128,7 @@ def _description(
         "shape": quantized.shape,
         "condition": list(quantized.needs),
         "guidance": guidance,
+        "pairs": [any(one.has_difference for one in rescalings.values()) for rescalings in correction.rescalings],
         "guided": [quantized.rows_per_image(step) == 2 for step in correction.steps],
         "files": files,
         "sigma": [correction.sigma(step) for step in correction.steps],

@@ -1,6 +1,9 @@
 """goal=onnx writes graphs that draw the corrected images in other runtimes, beside numpy alone."""
 
 import importlib.util
+import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -22,12 +25,17 @@ LABEL = 1
 
 
 def drawn(folder):
-    """The images of the example with the noise of ours, uint8."""
+    """The images of the example with the noise of ours, uint8, where its command runs too."""
     spec = importlib.util.spec_from_file_location("sample_onnx", CODE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     noise = SampleNoise(5, range(4), (3, 8, 8), "images")
-    x_0 = module.sample(folder, lambda: noise.draw("cpu").numpy(), {"labels": np.full(4, LABEL)})
+    condition, states = {"labels": np.full(4, LABEL)}, folder.parent / "states.npy"
+    np.savez(folder.parent / "condition.npz", **condition)
+    words = [CODE, folder, 4, 0, states, folder.parent / "condition.npz"]
+    subprocess.run([sys.executable, *map(str, words)], check=True)
+    assert np.load(states).shape == (4, 3, 8, 8)
+    x_0 = module.sample(folder, lambda: noise.draw("cpu").numpy(), condition)
     return to_bytes((torch.from_numpy(x_0) / 2 + 0.5).clamp(0, 1))
 
 
@@ -48,6 +56,7 @@ def test_the_graphs_draw_the_corrected_images(make, tiny_model_folder):
     chosen += ["shift@correction.links.rescaled.shift=mean", "+range_search@correction.links.rescaled.differences=mse"]
     chosen += [f"model.path={tiny_model_folder(classes=4)}", "condition=labels", f"condition.source.only=[{LABEL}]"]
     chosen += ["condition.source.no_class=3", "condition.guidance.scale=3"]
+    chosen.append("condition.guidance.interval=[0,0.4]")
     if cuts_off_sums():  # OpenVINO would cut off sums of the first layer.
         chosen.append("bitwidth.first.weight=6")
     folder = make("goal=onnx", *chosen)
@@ -60,19 +69,17 @@ def test_the_graphs_draw_the_corrected_images(make, tiny_model_folder):
     assert (images.float() - simulated.float()).square().mean() < 255**2 / 10**4, "below 40 dB"
     read = [value.name for path in graphs for value in onnx.load(path, load_external_data=False).graph.input]
     assert set(read) == {"x", "labels"}
-    differences = [
-        tensor.name for tensor in onnx.load(graphs[0]).graph.initializer if "difference_scale" in tensor.name
-    ]
-    assert differences
+    about = json.loads((folder / "onnx.json").read_text())
+    assert about["guided"] == about["pairs"] == [False, True]
     inputs = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 8), np.float32), "labels": np.array([3, LABEL])}
-    network = compiled(graphs[0], inputs)
+    network = compiled(graphs[1], inputs)
     kinds = Counter(
         (operator.get_rt_info()["layerType"].astype(str), operator.get_rt_info()["primitiveType"].astype(str)[-2:])
         for operator in network.get_runtime_model().get_ops()
     )
     # The readout is folded into the output layer, whose weight is float then.
     assert kinds["Convolution", "I8"] > 10 * kinds["Convolution", "32"]
-    (m,) = run_model(graphs[0], inputs)
+    (m,) = run_model(graphs[1], inputs)
     assert np.linalg.norm(network(inputs)["m"] - m) < 0.02 * np.linalg.norm(m)
 
 
