@@ -48,7 +48,7 @@ def test_a_pipeline_that_guides_behind_repaired_rows_says_the_repaired_combinati
     assert not torch.allclose(m, conditional, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize("name", sorted(PAIRED))
 def test_rows_that_depend_on_each_other_are_not_asked_one_by_one(name, guided, steps):
     correction = fitted(name, steps, guided, LABELS)
     assert correction.pairs_rows
@@ -63,7 +63,7 @@ def test_rows_that_depend_on_each_other_are_not_asked_one_by_one(name, guided, s
         CorrectedNetwork(guided[1].unguided(), correction)
 
 
-@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize("name", sorted(PAIRED))
 def test_integers_compute_pairs_too(name, guided, steps):
     """Up to the inputs of later layers that rounding takes to another number of their grids."""
     correction = fitted(name, steps, guided, LABELS)
