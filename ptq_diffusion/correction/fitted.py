@@ -57,6 +57,11 @@ class StepCorrection:
     rescalings: Mapping[str, Rescaling] = dataclasses.field(default_factory=dict)
     residual: Residual | None = None
 
+    @property
+    def pairs_rows(self) -> bool:
+        """Whether layers quantize differences between the two rows of guidance here, which are asked at once then."""
+        return any(rescaling.has_difference for rescaling in self.rescalings.values())
+
     def output(self, q: Tensor, x_t: Tensor, features: Tensor | None) -> Tensor:
         """m~, the estimate of the float output from the quantized one, (B, C, H, W); see `Repair.output`."""
         for repair in self.repairs:
@@ -122,8 +127,8 @@ class FittedCorrection:
 
     @property
     def pairs_rows(self) -> bool:
-        """Whether a step quantizes differences between the two rows of guidance, which are asked at once then."""
-        return any(rescaling.has_difference for one in self.corrections for rescaling in one.rescalings.values())
+        """Whether layers quantize differences between the two rows of guidance at a step."""
+        return any(one.pairs_rows for one in self.corrections)
 
     @property
     def evaluations(self) -> int:

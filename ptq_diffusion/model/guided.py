@@ -45,6 +45,11 @@ class Guided(WrappedDenoiser):
     def null(self) -> Condition:
         return Condition(**{name: self.get_buffer(f"null_{name}") for name in self._names})
 
+    def both(self, condition: Condition) -> Condition:
+        """The condition of both rows of guidance, the null condition first, on the device of the one that is given."""
+        device = next(iter(condition.tensors().values())).device
+        return concatenated(self.null.to(device).expanded(len(condition)), condition)
+
     def rows_per_image(self, step: Timestep) -> int:
         low, high = self.interval
         time = step.t / self.scheduler_config.get("num_train_timesteps", 1000)
@@ -61,8 +66,7 @@ class Guided(WrappedDenoiser):
             return self._denoiser.predict(x_t, step, condition)
         if condition is None:
             raise ValueError("expected a condition to guide towards, got none; set condition=labels or prompts")
-        both = concatenated(self.null.to(x_t.device).expanded(len(x_t)), condition)
-        m, features, variance = self._denoiser.predict(torch.cat([x_t, x_t]), step, both)
+        m, features, variance = self._denoiser.predict(torch.cat([x_t, x_t]), step, self.both(condition))
         features = None if features is None else self.combined(features, step)
         # As in DiTPipeline and its original, guidance acts on the output alone.
         return Output(self.combined(m, step), features, None if variance is None else variance.chunk(2)[1])

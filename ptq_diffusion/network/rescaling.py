@@ -244,10 +244,9 @@ class Rescaling:
 def _require_numbers(fields: Mapping[str, Tensor]) -> None:
     """Refuse fields of another type than a `Rescaling` has, or that hold what is no number of a grid or a channel."""
     for name, tensor in fields.items():
-        kind = torch.int32 if name == "zero_point" else torch.float32
-        positive = name not in ("scale", "difference") or (tensor > 0).all()
-        if tensor.dtype != kind or not tensor.isfinite().all() or not positive:
-            numbers = "positive numbers" if name in ("scale", "difference") else "numbers"
+        kind, is_scale = torch.int32 if name == "zero_point" else torch.float32, name in ("scale", "difference")
+        if tensor.dtype != kind or not tensor.isfinite().all() or (is_scale and not (tensor > 0).all()):
+            numbers = "positive numbers" if is_scale else "numbers"
             raise ValueError(f"expected finite {numbers} in {kind} of {name}, got {tensor}; fit the correction again")
 
 

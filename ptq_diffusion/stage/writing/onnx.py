@@ -17,7 +17,6 @@ from ptq_diffusion.engine.factory import plain
 from ptq_diffusion.engine.stage import ModelStage
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import Condition, Guided
-from ptq_diffusion.model.condition import concatenated
 from ptq_diffusion.network import QuantizedDenoiser, QuantizedWeight
 from ptq_diffusion.network.backend.onednn import HALF, cuts_off_sums
 from ptq_diffusion.network.onnx.extra import require_libraries
@@ -93,7 +92,7 @@ def _wide_weights(network: QuantizedDenoiser) -> int:
 def _with_null(quantized: QuantizedDenoiser, condition: Condition | None) -> Condition:
     """The condition of pairs: rows of the one that guidance leads away from, and behind them those of this one."""
     assert isinstance(quantized.denoiser, Guided) and condition is not None, "who guides has pairs"
-    return concatenated(quantized.denoiser.null.expanded(len(condition)), condition)
+    return quantized.denoiser.both(condition)
 
 
 def _largest_difference(
@@ -128,7 +127,7 @@ def _description(
         "shape": quantized.shape,
         "condition": list(quantized.needs),
         "guidance": guidance,
-        "pairs": [any(one.has_difference for one in rescalings.values()) for rescalings in correction.rescalings],
+        "pairs": [one.pairs_rows for one in correction.corrections],
         "guided": [quantized.rows_per_image(step) == 2 for step in correction.steps],
         "files": files,
         "sigma": [correction.sigma(step) for step in correction.steps],
