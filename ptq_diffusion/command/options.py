@@ -1,8 +1,8 @@
-"""`ptq-diffusion options [GROUP]`: describes every option of a group, or of none, in the words of its file."""
+"""`ptq-diffusion options [GROUP | GROUP=NAME]`: describes the choices of a group and the options of a choice."""
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,8 +17,9 @@ FIRST_LINE = re.compile(r"^# (?P<what>[^@].*):  (?P<command>.+)$", re.MULTILINE)
 
 USAGE = """usage: ptq-diffusion options [NAME ...]
 
-Describes every option of a group, such as correction, or of a part that belongs
-to no group, such as runtime; without a NAME of all.
+Describes every choice of a group, such as correction, one of them with its
+options, such as correction=auto, or every option of a part that belongs to no
+group, such as runtime; without a NAME all groups and parts.
 """
 WITHOUT_WORDS = ("defaults", "labels", "hydra")
 """Parts of the main file that are no options of an experiment."""
@@ -44,12 +45,12 @@ def print_options(words: Sequence[str], conf: Path, console: Console | None = No
     """Print the options of the named groups and parts, or of all.
 
     Args:
-        words: names of groups, of parts of the main file, or --help.
+        words: names of groups, choices of them as GROUP=NAME, names of parts of the main file, or --help.
         conf: the folder of the configurations.
         console: where to.
 
     Raises:
-        ValueError: there is no such group or part.
+        ValueError: there is no such group, choice or part.
     """
     console = console or Console()
     groups = sorted(folder.name for folder in conf.iterdir() if any(folder.glob("*.yaml")))
@@ -59,15 +60,35 @@ def print_options(words: Sequence[str], conf: Path, console: Console | None = No
             f"{USAGE}\ngroups: {', '.join(groups)}\n\nparts: {', '.join(parts)}", markup=False, highlight=False
         )
         return
-    for word in words:
-        if word not in (*groups, *parts):
-            remedy = closest(word, [*groups, *parts], "ptq-diffusion options --help lists all")
-            raise ValueError(f"expected a group or a part, got {word!r}; {remedy}")
-    for name in words or (*groups, *parts):
-        console.rule(name, align="left")
-        for option in (*(options_of(conf / name) if name in groups else ()), *parts.get(name, ())):
+    found = {word: list(_described(word, conf, groups, parts)) for word in words or (*groups, *parts)}
+    for word, options in found.items():
+        console.rule(word, align="left")
+        for option in options:
             console.print(option.command, style="bold", markup=False, highlight=False)
             console.print(Padding(Text(option.what), (0, 0, 0, 4)))
+
+
+def _described(word: str, conf: Path, groups: Sequence[str], parts: Mapping[str, Sequence[Option]]) -> Iterator[Option]:
+    """The choices of the group and the options of the part that a word names, or the one choice with its file."""
+    group, chosen, name = word.partition("=")
+    if group not in (groups if chosen else (*groups, *parts)):
+        remedy = closest(word, [*groups, *parts], "ptq-diffusion options --help lists all")
+        raise ValueError(f"expected a group, a choice of one as GROUP=NAME or a part, got {word!r}; {remedy}")
+    choices = list(options_of(conf / group)) if group in groups else []
+    if not chosen:
+        yield from (*choices, *parts.get(word, ()))
+        return
+    names = [choice.name for choice in choices]
+    if name not in names:
+        remedy = closest(name, names, f"ptq-diffusion options {group} lists all")
+        raise ValueError(f"expected a choice of {group}, got {name!r}; {remedy}")
+    choice = choices[names.index(name)]
+    yield replace(choice, what=f"{choice.what}\n\n{_below_first_line(conf / group / f'{name}.yaml')}")
+
+
+def _below_first_line(path: Path) -> str:
+    """The options of a group's file as it has them, with their comments."""
+    return FIRST_LINE.sub("", path.read_text()).replace("# @package _global_\n", "").strip()
 
 
 def options_of(group: Path) -> Iterator[Option]:

@@ -27,7 +27,12 @@ from torch import Tensor
 
 from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.command import experiment
-from ptq_diffusion.command.check.quantize_arguments import require_arguments
+from ptq_diffusion.command.check.python_arguments import (
+    require_arguments,
+    require_composed,
+    require_path,
+    require_texts,
+)
 from ptq_diffusion.command.check.typed_plugins import require_typed
 from ptq_diffusion.command.check.unread import require_read
 from ptq_diffusion.command.conf import CONF
@@ -116,9 +121,11 @@ def compose(*overrides: str) -> DictConfig:
         overrides: as on the command line, such as `"bitwidth=w4a4"`, `"sampler.eta=0"`.
 
     Raises:
+        TypeError: a word is no text.
         ValueError: a word is no override, or names a group or an option that there is not; or a file that a word
             chooses brings in plugins.
     """
+    require_texts(overrides)
     with _hydra_as_it_was():
         try:
             with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -138,9 +145,11 @@ def run(cfg: DictConfig) -> Report:
         cfg: of `compose`, with any changes of its values.
 
     Raises:
+        TypeError: it is no configuration of `compose`.
         ValueError: the goal is another than a report, or see `make`.
         OSError: the outputs cannot be written; what was finished is kept.
     """
+    require_composed(cfg)
     if cfg.get("goal") != "report":
         raise ValueError(f"expected goal=report, got {cfg.get('goal')!r}; pd.make(cfg) makes any other goal")
     path = experiment.run(cfg)
@@ -151,9 +160,11 @@ def make(cfg: DictConfig) -> Path:
     """Make what `cfg.goal` names, such as `fit`, `export` or `samples_corrected`; its folder in the store.
 
     Raises:
+        TypeError: it is no configuration of `compose`.
         ValueError: choices that do not fit each other, or an option that is unknown or of another type.
         OSError: the outputs cannot be written; what was finished is kept.
     """
+    require_composed(cfg)
     return experiment.run(cfg)
 
 
@@ -207,21 +218,23 @@ def load_quantized(folder: str | Path, plugins: Sequence[str] = ()) -> Quantized
         plugins: packages of your own whose code may run, for a network of one of them.
 
     Raises:
+        TypeError: it is no path.
         FileNotFoundError: the folder holds none.
         ValueError: the files are broken, of another version, or do not belong together; or a plugin cannot be imported.
     """
     require_plugins(plugins)
-    return load_network(_part(Path(folder), DESCRIPTION), partial(build_model, plugins=plugins))
+    return load_network(_part(require_path(folder), DESCRIPTION), partial(build_model, plugins=plugins))
 
 
 def load_correction(folder: str | Path) -> FittedCorrection:
     """The fitted correction of `goal=fit` or `goal=export`.
 
     Raises:
+        TypeError: it is no path.
         FileNotFoundError: the folder holds none.
         ValueError: the files are broken or of another version.
     """
-    return FittedCorrection.load(_part(Path(folder), COEFFICIENTS))
+    return FittedCorrection.load(_part(require_path(folder), COEFFICIENTS))
 
 
 @contextmanager

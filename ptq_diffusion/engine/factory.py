@@ -209,9 +209,9 @@ def _require_options(target: Callable[..., Any], part: Mapping[str, Any], plugin
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(step) for step in (key, *first["loc"][1:]))
-            wanted = first["msg"].replace("Input should be ", "to be ")
+            text = "a list" if first["type"] == "sequence_str" else first["msg"].removeprefix("Input should be ")
             raise ValueError(
-                f"expected {place} of {name} {wanted}, got {first['input']!r:.100}; give another"
+                f"expected {place} of {name} to be {text}, got {first['input']!r:.100}; give another"
             ) from None
 
 

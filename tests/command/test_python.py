@@ -157,6 +157,21 @@ def test_a_folder_that_holds_none_is_refused():
             load(folder)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pd.compose(3), "expected words as on the command line, .*, got 3"),
+        (lambda: pd.run({"goal": "report"}), "expected a configuration of pd.compose, got dict"),
+        (lambda: pd.make(None), "expected a configuration of pd.compose, got NoneType"),
+        (lambda: pd.load_correction(None), "expected the path of a folder, .*, got None"),
+        (lambda: pd.load_quantized(3), "expected the path of a folder, .*, got 3"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
 def test_what_is_no_pipeline_is_refused_with_how_to_load_one(tiny_model_folder):
     with pytest.raises(TypeError, match=r"pipeline of diffusers, got '.*' of str; give that of DiffusionPipeline.from"):
         pd.quantize(str(tiny_model_folder()))

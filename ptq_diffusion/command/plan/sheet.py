@@ -57,7 +57,7 @@ def _whole(forecast: Forecast) -> list[tuple[str, str]]:
     untold = [("beside them", f"{', '.join(forecast.untold)}, of which nothing is told")] if forecast.untold else []
     return [
         *untold,
-        ("passes", f"{passes:,}, {short(passes * forecast.macs)} multiply-accumulates"),
+        ("passes", f"{passes:,} in full micro-batches, {short(passes * forecast.macs)} multiply-accumulates"),
         ("store", f"{in_units(total.kept)} kept, {in_units(forecast.store)} at most while the largest is made"),
         ("memory of a device", f"{in_units(forecast.device_memory)}, networks and activations alone"),
         ("memory on a CPU", f"{in_units(forecast.memory)}, the process and its libraries included"),

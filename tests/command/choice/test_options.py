@@ -42,6 +42,14 @@ def test_the_options_of_the_groups_that_are_named_are_printed_or_of_all(words):
         assert (re.search(f"^{re.escape(option.command)} *$", text, re.MULTILINE) is not None) == expected, option
 
 
+def test_a_choice_is_printed_with_its_options_and_no_other_choice():
+    text = printed("bitwidth=budget")
+    assert "bitwidth=budget" in text and "saving: 30" in text and "bitwidth=w4a8" not in text
+    for word, remedy in (("bitwidth=budgt", "budget"), ("bitwidh=budget", "bitwidth"), ("bitwidth=", "lists all")):
+        with pytest.raises(ValueError, match=f"expected .*{remedy}"):
+            printed(word)
+
+
 PARTS = options_without_group(CONF / "config.yaml")
 
 
@@ -88,7 +96,7 @@ def test_a_reader_that_leaves_is_no_error():
 def test_a_group_that_is_not_there_is_refused_with_the_closest():
     with pytest.raises(
         ValueError,
-        match=r"expected a group or a part, got 'corection'; the closest are correction, condition, calibration",
+        match=r"expected a group, .*, got 'corection'; the closest are correction, condition, calibration",
     ):
         command(["options", "corection"])
 

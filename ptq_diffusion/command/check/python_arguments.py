@@ -1,9 +1,11 @@
-"""Checks of the arguments of `pd.quantize`, before anything is saved or computed."""
+"""Checks of the arguments of `pd.compose`, `pd.run`, `pd.quantize` and `pd.load_*`, before anything is computed."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
+from pathlib import Path
 
 from diffusers import DiffusionPipeline
+from omegaconf import DictConfig
 
 ARGUMENTS: Mapping[str, str] = {
     "bitwidth": "bitwidth",
@@ -16,6 +18,25 @@ ARGUMENTS: Mapping[str, str] = {
 """The arguments of `quantize` that stand for options."""
 OF_PIPELINE = ("model", "model.path", "model.dtype", "goal")
 """The options that the pipeline given to `quantize`, or what is made of it, decides."""
+
+
+def require_texts(words: Sequence[object]) -> None:
+    """Refuse words of a command line that are no texts, by a TypeError."""
+    if strange := [word for word in words if not isinstance(word, str)]:
+        raise TypeError(f"expected words as on the command line, such as 'bitwidth=w4a4', got {strange[0]!r:.100}")
+
+
+def require_composed(cfg: object) -> None:
+    """Refuse what is no configuration, by a TypeError."""
+    if not isinstance(cfg, DictConfig):
+        raise TypeError(f"expected a configuration of pd.compose, got {type(cfg).__name__}; compose it of words")
+
+
+def require_path(folder: object) -> Path:
+    """The path of a folder; what names none is refused by a TypeError."""
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"expected the path of a folder, as its goal printed it, got {folder!r:.100}")
+    return Path(folder)
 
 
 def require_arguments(pipeline: object, overrides: Sequence[str], counts: Mapping[str, int]) -> None:
