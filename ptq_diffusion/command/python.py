@@ -4,7 +4,6 @@ Nothing global is left behind: Hydra is as it was before, so a notebook may use 
 """
 
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from hydra import initialize_config_dir, version
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
@@ -37,6 +36,7 @@ from ptq_diffusion.command.check.typed_plugins import require_typed
 from ptq_diffusion.command.check.unread import require_read
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.refusal import refusal
+from ptq_diffusion.command.run_name import named_without_hydra
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.fitted import COEFFICIENTS
 from ptq_diffusion.correction.pipeline.pipeline_folder import load_pipeline
@@ -50,9 +50,6 @@ from ptq_diffusion.network import load_quantized as load_network
 from ptq_diffusion.network.saving import DESCRIPTION
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.samples import read_images
-
-OF_HYDRA = re.compile(r"\$\{hydra:([^{}]+)\}")
-"""A reference to what Hydra knows of a composition, such as the names of the choices."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ def compose(*overrides: str) -> DictConfig:
                 cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
                 require_typed(cfg, overrides)
                 require_read(cfg, overrides)
-                return _without_hydra(cfg)
+            return named_without_hydra(cfg)
         except (HydraException, OmegaConfBaseException) as error:
             message = refusal(error, overrides, CONF) or str(error)
             raise ValueError(message.removeprefix("error: ")) from error
@@ -248,28 +245,6 @@ def _hydra_as_it_was() -> Iterator[None]:
         Singleton._instances.pop(GlobalHydra, None)
         if before is not None:
             Singleton._instances[GlobalHydra] = before
-
-
-def _without_hydra(cfg: DictConfig) -> DictConfig:
-    """The configuration without Hydra's own part; what refers to it is replaced by its value."""
-    raw = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(raw, dict)
-    del raw["hydra"]
-    composition = OmegaConf.create(_replaced(raw, cfg.hydra))
-    OmegaConf.set_struct(composition, True)
-    return composition
-
-
-def _replaced(node: Any, known: DictConfig) -> Any:  # noqa: ANN401
-    if isinstance(node, dict):
-        return {key: _replaced(value, known) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_replaced(value, known) for value in node]
-    if not isinstance(node, str):
-        return node
-    if whole := OF_HYDRA.fullmatch(node):
-        return OmegaConf.select(known, whole[1], throw_on_missing=True)
-    return OF_HYDRA.sub(lambda match: str(OmegaConf.select(known, match[1], throw_on_missing=True)), node)
 
 
 def _saved(pipeline: DiffusionPipeline, home: Path) -> Path:

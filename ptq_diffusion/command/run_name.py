@@ -1,5 +1,6 @@
 """The name of a run says what it is: its choices, and the options in which it differs from them."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -19,6 +21,8 @@ FROM = ("experiment", "recipe", "model")
 """Groups whose files choose those of other groups, each also those of the ones behind it."""
 LONGEST = 140
 """Letters of a name."""
+OF_HYDRA = re.compile(r"\$\{hydra:([^{}]+)\}")
+"""A reference to what Hydra knows of a composition, such as the names of the choices."""
 INNER = ("bitwidth.inner.weight", "bitwidth.inner.activation")
 
 
@@ -35,8 +39,21 @@ def named(cfg: DictConfig) -> DictConfig:
         return cfg
     copy = cfg.copy()
     with open_dict(copy):
-        copy.name = composition.name(cfg)
+        copy.name = composition.name(cfg, _without_hydra(cfg))
     return copy
+
+
+def named_without_hydra(cfg: DictConfig) -> DictConfig:
+    """A configuration that Hydra's `compose` returned with its own part, without that part, and named as by `named`.
+
+    What refers to Hydra's part is replaced by its value.
+    """
+    options = _without_hydra(cfg)
+    plain = OmegaConf.create(_replaced(options, cfg.hydra))
+    if composition := Composition.of(cfg.hydra):
+        plain.name = composition.name(plain, options)
+    OmegaConf.set_struct(plain, True)
+    return plain
 
 
 @dataclass(frozen=True)
@@ -54,19 +71,25 @@ class Composition:
     @classmethod
     def current(cls) -> "Composition | None":
         """The composition of Hydra's current job; None without a job, or where its main file is not the package's."""
-        if not HydraConfig.initialized():
-            return None
-        hydra = HydraConfig.get()
+        return cls.of(HydraConfig.get()) if HydraConfig.initialized() else None
+
+    @classmethod
+    def of(cls, hydra: DictConfig | HydraConf) -> "Composition | None":
+        """The composition that Hydra's own part of a configuration tells of; None of another main file."""
         folders = [source.path for source in hydra.runtime.config_sources if source.schema == "file"]
         if hydra.job.config_name != "config" or str(CONF) not in folders:
             return None
         choices = [word for word in hydra.overrides.task if _is_choice(word, folders) and not word.startswith("logger")]
         return cls(tuple(choices), tuple(folder for folder in folders if folder != str(CONF)))
 
-    def name(self, cfg: DictConfig) -> str:
-        """The name of a configuration with the words that it lacks."""
+    def name(self, cfg: DictConfig, options: Mapping[str, Any]) -> str:
+        """The name of a configuration with the words that it lacks.
+
+        Args:
+            cfg: what was composed.
+            options: the same without Hydra's part, interpolations as they are written.
+        """
         start, slash, last = str(cfg.name).rpartition("/")
-        options = _plain(cfg)
         changed = dict(differences(_composed(self.choices, self.folders)[0], options))
         words, choices = last.split("-"), self._words_of_choices()
         if any(key in changed for key in INNER):
@@ -99,7 +122,7 @@ def _composed(choices: tuple[str, ...], folders: tuple[str, ...]) -> tuple[Mappi
     beside = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
     with _beside_the_job(), initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", [*choices, *beside], return_hydra_config=True)
-    return {key: value for key, value in _plain(cfg).items() if key != "hydra"}, dict(cfg.hydra.runtime.choices)
+    return _without_hydra(cfg), dict(cfg.hydra.runtime.choices)
 
 
 @contextmanager
@@ -113,10 +136,24 @@ def _beside_the_job() -> Iterator[None]:
         GlobalHydra.instance().hydra = hydra
 
 
-def _plain(cfg: DictConfig) -> dict[str, Any]:
+def _without_hydra(cfg: DictConfig) -> dict[str, Any]:
+    """The options of a configuration without Hydra's own part, interpolations as they are written."""
     options = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(options, dict)
-    return {str(key): value for key, value in options.items()}
+    return {str(key): value for key, value in options.items() if key != "hydra"}
+
+
+def _replaced(node: Any, known: DictConfig) -> Any:  # noqa: ANN401
+    """Parts of a configuration with values in place of references to what Hydra knows."""
+    if isinstance(node, dict):
+        return {key: _replaced(value, known) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_replaced(value, known) for value in node]
+    if not isinstance(node, str):
+        return node
+    if whole := OF_HYDRA.fullmatch(node):
+        return OmegaConf.select(known, whole[1], throw_on_missing=True)
+    return OF_HYDRA.sub(lambda match: str(OmegaConf.select(known, match[1], throw_on_missing=True)), node)
 
 
 def _joined(words: Sequence[str], more: Sequence[str]) -> str:

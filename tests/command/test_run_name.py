@@ -5,6 +5,7 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
+import ptq_diffusion as pd
 from ptq_diffusion.command.run_name import LONGEST, named
 from tests.experiments import composed
 
@@ -46,6 +47,7 @@ def test_it_tells_the_options_that_differ_from_the_choices(name):
     cfg = named(composed(*NAMES[name]))
     assert cfg.name == name
     assert named(cfg).name == name, "once is enough"
+    assert pd.compose(*NAMES[name]).name == name, "the same words in Python"
 
 
 def test_it_stays_short_and_safe_whatever_the_options():
