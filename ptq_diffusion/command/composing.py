@@ -6,6 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from ptq_diffusion.command.option_words import quoted_for_hydra
+
 SEARCH_PATH = "hydra.searchpath"
 """The option that --config-dir is a short word for."""
 
@@ -49,5 +51,4 @@ def _searched(folder: Path | None, overrides: Sequence[str]) -> list[str]:
         raise FileNotFoundError(f"expected a folder of configurations as --config-dir, there is none at {folder}")
     if any(word.partition("=")[0] == SEARCH_PATH for word in overrides):
         raise ValueError(f"expected --config-dir or {SEARCH_PATH}, got both; give all folders in {SEARCH_PATH}=[...]")
-    quoted = str(folder.absolute()).replace("\\", "\\\\").replace("'", "\\'")
-    return [f"{SEARCH_PATH}=['{quoted}']"]
+    return [f"{SEARCH_PATH}=[{quoted_for_hydra(str(folder.absolute()))}]"]

@@ -50,6 +50,12 @@ def words_of_options(changed: Mapping[str, Any], options: Mapping[str, Any]) -> 
     return [_word(key, value, names.count(key.rpartition(".")[2]) > 1) for key, value in changed.items()]
 
 
+def quoted_for_hydra(text: str) -> str:
+    """A text as Hydra's grammar reads it whole, whatever its characters."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def word_of_choice(key: str, choice: str) -> str:
     """The word for a file of a group: its name, with its place where the group has several or says no noun.
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import indent
 
 from rich.console import Console
 from rich.padding import Padding
@@ -13,8 +14,8 @@ from ptq_diffusion.command.refusal import closest
 
 FIRST_LINE = re.compile(r"^# (?P<what>[^@].*):  (?P<command>.+)$", re.MULTILINE)
 """The line of every file that says what it is and which words choose it."""
-
-
+INHERITED = re.compile(r"^  - (?P<name>\w+)$(?<!_self_)", re.MULTILINE)
+"""An entry of a file's defaults that names another file of its group."""
 USAGE = """usage: ptq-diffusion options [NAME ...]
 
 Describes every choice of a group, such as correction, one of them with its
@@ -34,11 +35,13 @@ class Option:
         name: as in GROUP=NAME; of an option outside of groups its dotted name.
         what: it is.
         command: the words that choose it.
+        file: what its file says below the first line, and those that it inherits from; empty where it is not shown.
     """
 
     name: str
     what: str
     command: str
+    file: str = ""
 
 
 def print_options(words: Sequence[str], conf: Path, console: Console | None = None) -> None:
@@ -66,11 +69,14 @@ def print_options(words: Sequence[str], conf: Path, console: Console | None = No
         for option in options:
             console.print(option.command, style="bold", markup=False, highlight=False)
             console.print(Padding(Text(option.what), (0, 0, 0, 4)))
+            if option.file:  # YAML, which a broken line would change
+                console.print(f"\n{indent(option.file, ' ' * 4)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _described(word: str, conf: Path, groups: Sequence[str], parts: Mapping[str, Sequence[Option]]) -> Iterator[Option]:
     """The choices of the group and the options of the part that a word names, or the one choice with its file."""
-    group, chosen, name = word.partition("=")
+    key, chosen, name = word.partition("=")
+    group = key.lstrip("+").partition("@")[0] if chosen else key
     if group not in (groups if chosen else (*groups, *parts)):
         remedy = closest(word, [*groups, *parts], "ptq-diffusion options --help lists all")
         raise ValueError(f"expected a group, a choice of one as GROUP=NAME or a part, got {word!r}; {remedy}")
@@ -82,13 +88,16 @@ def _described(word: str, conf: Path, groups: Sequence[str], parts: Mapping[str,
     if name not in names:
         remedy = closest(name, names, f"ptq-diffusion options {group} lists all")
         raise ValueError(f"expected a choice of {group}, got {name!r}; {remedy}")
-    choice = choices[names.index(name)]
-    yield replace(choice, what=f"{choice.what}\n\n{_below_first_line(conf / group / f'{name}.yaml')}")
+    yield replace(choices[names.index(name)], file="\n\n".join(_texts(conf / group / f"{name}.yaml")))
 
 
-def _below_first_line(path: Path) -> str:
-    """The options of a group's file as it has them, with their comments."""
-    return FIRST_LINE.sub("", path.read_text()).replace("# @package _global_\n", "").strip()
+def _texts(path: Path) -> Iterator[str]:
+    """The text of a group's file below its first line, and behind it those of the files that it inherits from."""
+    text = path.read_text()
+    yield FIRST_LINE.sub("", text, count=1).replace("# @package _global_\n", "").strip()
+    for parent in INHERITED.findall(text):
+        first, *others = _texts(path.with_name(f"{parent}.yaml"))
+        yield from (f"# inherited from {parent}\n{first}", *others)
 
 
 def options_of(group: Path) -> Iterator[Option]:

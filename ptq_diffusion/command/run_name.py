@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf
@@ -15,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ptq_diffusion.command.conf import CONF
-from ptq_diffusion.command.option_words import differences, word_of_choice, words_of_options
+from ptq_diffusion.command.option_words import differences, quoted_for_hydra, word_of_choice, words_of_options
 
 FROM = ("experiment", "recipe", "model")
 """Groups whose files choose those of other groups, each also those of the ones behind it."""
@@ -23,6 +22,8 @@ LONGEST = 140
 """Letters of a name."""
 OF_HYDRA = re.compile(r"\$\{hydra:([^{}]+)\}")
 """A reference to what Hydra knows of a composition, such as the names of the choices."""
+OF_HYDRA_ITSELF = ("hydra", "schema")
+"""Providers of configurations beside those of the package and of the user."""
 INNER = ("bitwidth.inner.weight", "bitwidth.inner.activation")
 
 
@@ -76,11 +77,18 @@ class Composition:
     @classmethod
     def of(cls, hydra: DictConfig | HydraConf) -> "Composition | None":
         """The composition that Hydra's own part of a configuration tells of; None of another main file."""
-        folders = [source.path for source in hydra.runtime.config_sources if source.schema == "file"]
-        if hydra.job.config_name != "config" or str(CONF) not in folders:
+        paths = [
+            source.path if source.schema == "file" else f"{source.schema}://{source.path}"
+            for source in hydra.runtime.config_sources
+            if source.provider not in OF_HYDRA_ITSELF
+        ]
+        if hydra.job.config_name != "config" or str(CONF) not in paths:
             return None
-        choices = [word for word in hydra.overrides.task if _is_choice(word, folders) and not word.startswith("logger")]
-        return cls(tuple(choices), tuple(folder for folder in folders if folder != str(CONF)))
+        # As they were written: a word may refer to what is known within its own composition alone.
+        words = cast(list[str], OmegaConf.to_container(hydra.overrides.task, resolve=False))
+        keys = {key for key in hydra.runtime.choices if not key.startswith("hydra")}
+        choices = [word for word in words if _key(word) in keys and not _key(word).startswith("logger")]
+        return cls(tuple(choices), tuple(path for path in paths if path != str(CONF)))
 
     def name(self, cfg: DictConfig, options: Mapping[str, Any]) -> str:
         """The name of a configuration with the words that it lacks.
@@ -104,22 +112,30 @@ class Composition:
         """A word for each choice that is not the one which the model and the experiment make."""
         usual: dict[str, str] = {}
         for count in range(len(FROM) + 1):
-            first = tuple(word for word in self.choices if word.partition("=")[0] in FROM[:count])
+            first = tuple(word for word in self.choices if _key(word) in FROM[:count])
             usual = dict(_composed(first, self.folders)[1]) | {key: usual[key] for key in FROM[:count] if key in usual}
-        pairs = [(key.lstrip("+~"), choice) for key, _, choice in (word.partition("=") for word in self.choices)]
+        pairs = [(_key(word), word.partition("=")[2]) for word in self.choices if not word.startswith("~")]
         return [word for key, choice in pairs if usual.get(key) != choice and (word := word_of_choice(key, choice))]
 
 
-def _is_choice(word: str, folders: Sequence[str]) -> bool:
-    """Whether an override chooses a file of a group, in place of setting an option."""
-    group = word.partition("=")[0].lstrip("+~").partition("@")[0]
-    return not word.startswith("~") and any((Path(folder) / group).is_dir() for folder in folders)
+def _key(word: str) -> str:
+    """The group or option, with its package, that a word of a command line is about."""
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _composed(choices: tuple[str, ...], folders: tuple[str, ...]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """The options that follow from choices alone, interpolations as they are written, and the choices of all groups."""
+    # The files of other folders may change within a process.
+    return _composed_now(choices, folders) if folders else _composed_of_package(choices)
 
 
 @cache
-def _composed(choices: tuple[str, ...], folders: tuple[str, ...]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """The options that follow from choices alone, interpolations as they are written, and the choices of all groups."""
-    beside = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+def _composed_of_package(choices: tuple[str, ...]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    return _composed_now(choices, ())
+
+
+def _composed_now(choices: tuple[str, ...], folders: tuple[str, ...]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    beside = [f"hydra.searchpath=[{','.join(map(quoted_for_hydra, folders))}]"] if folders else []
     with _beside_the_job(), initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", [*choices, *beside], return_hydra_config=True)
     return _without_hydra(cfg), dict(cfg.hydra.runtime.choices)

@@ -209,7 +209,9 @@ def _require_options(target: Callable[..., Any], part: Mapping[str, Any], plugin
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(step) for step in (key, *first["loc"][1:]))
-            text = "a list" if first["type"] == "sequence_str" else first["msg"].removeprefix("Input should be ")
+            text = first["msg"].removeprefix("Input should be ")
+            if first["type"] == "sequence_str" or text == "an instance of Sequence":
+                text = "a list"
             raise ValueError(
                 f"expected {place} of {name} to be {text}, got {first['input']!r:.100}; give another"
             ) from None

@@ -161,8 +161,8 @@ def test_a_folder_that_holds_none_is_refused():
     ("call", "message"),
     [
         (lambda: pd.compose(3), "expected words as on the command line, .*, got 3"),
-        (lambda: pd.run({"goal": "report"}), "expected a configuration of pd.compose, got dict"),
-        (lambda: pd.make(None), "expected a configuration of pd.compose, got NoneType"),
+        (lambda: pd.run({"goal": "report"}), "expected a configuration, got dict; make it with pd.compose"),
+        (lambda: pd.make(None), "expected a configuration, got NoneType"),
         (lambda: pd.load_correction(None), "expected the path of a folder, .*, got None"),
         (lambda: pd.load_quantized(3), "expected the path of a folder, .*, got 3"),
     ],

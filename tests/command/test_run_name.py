@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 import ptq_diffusion as pd
@@ -71,3 +72,16 @@ def test_a_configuration_of_another_main_file_keeps_its_name(monkeypatch):
     monkeypatch.setattr("ptq_diffusion.command.run_name.HydraConfig.initialized", lambda: False)
     cfg = OmegaConf.create({"name": "mine"})
     assert named(cfg) is cfg
+
+
+def test_python_names_runs_of_any_folder_and_of_words_with_references(tmp_path, monkeypatch):
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # As outside of any job
+    assert pd.compose("name=first/${labels.correction}", "correction=ptqd").name == "first/ptqd"
+    assert pd.compose("~metric@metric.fid", "+metric@metric.fid=kid").name == "cifar10_ddpm-w4a8-auto"
+    folder = tmp_path / "a b,ü(c)"
+    (folder / "correction").mkdir(parents=True)
+    for last_line in ("", "variance: fixed\n"):
+        text = f"# Mine:  correction=mine\ndefaults:\n  - ptqd\n  - _self_\n{last_line}"
+        (folder / "correction" / "mine.yaml").write_text(text)
+        cfg = pd.compose(f"hydra.searchpath=['{folder}']", "correction=mine", "sampler.steps=4")
+        assert cfg.name == "cifar10_ddpm-w4a8-mine-steps4", "a file that changed is read anew"

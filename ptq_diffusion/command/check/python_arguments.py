@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
+from os import PathLike
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -29,12 +30,12 @@ def require_texts(words: Sequence[object]) -> None:
 def require_composed(cfg: object) -> None:
     """Refuse what is no configuration, by a TypeError."""
     if not isinstance(cfg, DictConfig):
-        raise TypeError(f"expected a configuration of pd.compose, got {type(cfg).__name__}; compose it of words")
+        raise TypeError(f"expected a configuration, got {type(cfg).__name__}; make it with pd.compose('bitwidth=w4a4')")
 
 
 def require_path(folder: object) -> Path:
     """The path of a folder; what names none is refused by a TypeError."""
-    if not isinstance(folder, str | Path):
+    if not isinstance(folder, str | PathLike):
         raise TypeError(f"expected the path of a folder, as its goal printed it, got {folder!r:.100}")
     return Path(folder)
 
@@ -48,7 +49,7 @@ def require_arguments(pipeline: object, overrides: Sequence[str], counts: Mappin
         counts: the seed, and numbers of images and steps, by argument.
 
     Raises:
-        TypeError: it is no pipeline, or a number is no whole one.
+        TypeError: it is no pipeline, a word is no text, or a number is no whole one.
         ValueError: there is such an override, or a number is too small.
     """
     if not isinstance(pipeline, DiffusionPipeline):
@@ -56,6 +57,7 @@ def require_arguments(pipeline: object, overrides: Sequence[str], counts: Mappin
             f"expected a pipeline of diffusers, got {pipeline!r:.100} of {type(pipeline).__name__}; give that of "
             "DiffusionPipeline.from_pretrained(FOLDER)"
         )
+    require_texts(overrides)
     for word in overrides:
         key = word.lstrip("+~/").partition("=")[0]
         if key in ARGUMENTS:

@@ -45,9 +45,19 @@ def test_the_options_of_the_groups_that_are_named_are_printed_or_of_all(words):
 def test_a_choice_is_printed_with_its_options_and_no_other_choice():
     text = printed("bitwidth=budget")
     assert "bitwidth=budget" in text and "saving: 30" in text and "bitwidth=w4a8" not in text
+    assert "# Exceptions by name" in printed("bitwidth=w4a4"), "inherited from w4a8"
+    assert printed("+equalisation@quantizer.equalisation=smoothquant").endswith("alpha: 0.5\n")
     for word, remedy in (("bitwidth=budgt", "budget"), ("bitwidh=budget", "bitwidth"), ("bitwidth=", "lists all")):
         with pytest.raises(ValueError, match=f"expected .*{remedy}"):
             printed(word)
+
+
+def test_every_file_is_printed_line_by_line():
+    for group, option in OPTIONS:
+        lines = (CONF / group / f"{option.name}.yaml").read_text().replace("# @package _global_\n", "").splitlines()
+        lines.remove(f"# {option.what}:  {option.command}")
+        shown = printed(f"{group}={option.name}")
+        assert [line for line in lines if line not in shown] == []
 
 
 PARTS = options_without_group(CONF / "config.yaml")
