@@ -1,10 +1,10 @@
 """The name of a run says what it is: its choices, and the options in which it differs from them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
@@ -20,11 +20,14 @@ FROM = ("experiment", "recipe", "model")
 """Groups whose files choose those of other groups, each also those of the ones behind it."""
 LONGEST = 140
 """Letters of a name."""
-OF_HYDRA = re.compile(r"\$\{hydra:([^{}]+)\}")
+HYDRA_REFERENCE = re.compile(r"\$\{hydra:([^{}]+)\}")
 """A reference to what Hydra knows of a composition, such as the names of the choices."""
-OF_HYDRA_ITSELF = ("hydra", "schema")
+HYDRA_PROVIDERS = ("hydra", "schema")
 """Providers of configurations beside those of the package and of the user."""
 INNER = ("bitwidth.inner.weight", "bitwidth.inner.activation")
+"""The bits that a name tells in the word of its policy."""
+Composed = Callable[[tuple[str, ...]], tuple[Mapping[str, Any], Mapping[str, str]]]
+"""From choices to the options that follow from them, and the choices of all groups."""
 
 
 def named(cfg: DictConfig) -> DictConfig:
@@ -80,7 +83,7 @@ class Composition:
         paths = [
             source.path if source.schema == "file" else f"{source.schema}://{source.path}"
             for source in hydra.runtime.config_sources
-            if source.provider not in OF_HYDRA_ITSELF
+            if source.provider not in HYDRA_PROVIDERS
         ]
         if hydra.job.config_name != "config" or str(CONF) not in paths:
             return None
@@ -98,8 +101,10 @@ class Composition:
             options: the same without Hydra's part, interpolations as they are written.
         """
         start, slash, last = str(cfg.name).rpartition("/")
-        changed = dict(differences(_composed(self.choices, self.folders)[0], options))
-        words, choices = last.split("-"), self._words_of_choices()
+        # Each composition once; the files of other folders may change from name to name.
+        composed = cache(partial(_composed, folders=self.folders)) if self.folders else _composed_of_package
+        changed = dict(differences(composed(self.choices)[0], options))
+        words, choices = last.split("-"), self._words_of_choices(composed)
         if any(key in changed for key in INNER):
             # The name of the policy's file would tell other bits than the run has.
             label, bits = str(cfg.labels.bitwidth), "w{weight}a{activation}".format(**options["bitwidth"]["inner"])
@@ -108,12 +113,12 @@ class Composition:
             changed = {key: value for key, value in changed.items() if key not in INNER}
         return f"{start}{slash}{_joined(words, [*choices, *words_of_options(changed, options)])}"
 
-    def _words_of_choices(self) -> list[str]:
+    def _words_of_choices(self, composed: Composed) -> list[str]:
         """A word for each choice that is not the one which the model and the experiment make."""
         usual: dict[str, str] = {}
         for count in range(len(FROM) + 1):
             first = tuple(word for word in self.choices if _key(word) in FROM[:count])
-            usual = dict(_composed(first, self.folders)[1]) | {key: usual[key] for key in FROM[:count] if key in usual}
+            usual = dict(composed(first)[1]) | {key: usual[key] for key in FROM[:count] if key in usual}
         pairs = [(_key(word), word.partition("=")[2]) for word in self.choices if not word.startswith("~")]
         return [word for key, choice in pairs if usual.get(key) != choice and (word := word_of_choice(key, choice))]
 
@@ -125,20 +130,13 @@ def _key(word: str) -> str:
 
 def _composed(choices: tuple[str, ...], folders: tuple[str, ...]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     """The options that follow from choices alone, interpolations as they are written, and the choices of all groups."""
-    # The files of other folders may change within a process.
-    return _composed_now(choices, folders) if folders else _composed_of_package(choices)
-
-
-@cache
-def _composed_of_package(choices: tuple[str, ...]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    return _composed_now(choices, ())
-
-
-def _composed_now(choices: tuple[str, ...], folders: tuple[str, ...]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     beside = [f"hydra.searchpath=[{','.join(map(quoted_for_hydra, folders))}]"] if folders else []
     with _beside_the_job(), initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", [*choices, *beside], return_hydra_config=True)
     return _without_hydra(cfg), dict(cfg.hydra.runtime.choices)
+
+
+_composed_of_package = cache(partial(_composed, folders=()))
 
 
 @contextmanager
@@ -167,9 +165,9 @@ def _replaced(node: Any, known: DictConfig) -> Any:  # noqa: ANN401
         return [_replaced(value, known) for value in node]
     if not isinstance(node, str):
         return node
-    if whole := OF_HYDRA.fullmatch(node):
+    if whole := HYDRA_REFERENCE.fullmatch(node):
         return OmegaConf.select(known, whole[1], throw_on_missing=True)
-    return OF_HYDRA.sub(lambda match: str(OmegaConf.select(known, match[1], throw_on_missing=True)), node)
+    return HYDRA_REFERENCE.sub(lambda match: str(OmegaConf.select(known, match[1], throw_on_missing=True)), node)
 
 
 def _joined(words: Sequence[str], more: Sequence[str]) -> str:

@@ -176,6 +176,8 @@ def test_what_is_no_pipeline_is_refused_with_how_to_load_one(tiny_model_folder):
     with pytest.raises(TypeError, match=r"pipeline of diffusers, got '.*' of str; give that of DiffusionPipeline.from"):
         pd.quantize(str(tiny_model_folder()))
     pipeline = DDPMPipeline.from_pretrained(tiny_model_folder())
+    with pytest.raises(TypeError, match="expected words as on the command line, .*, got 3"):
+        pd.quantize(pipeline, 3)
     for word, message in (
         ("model=cifar10_ldm", "beside those of the pipeline .* got 'model=cifar10_ldm'; leave it out"),
         ("model.path=FOLDER", "beside those of the pipeline"),

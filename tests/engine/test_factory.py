@@ -60,6 +60,14 @@ def test_an_option_that_is_to_be_an_object_is_no_other_value(key, value):
         construct(cfg.part)
 
 
+@pytest.mark.parametrize("value", ["x", 3, None], ids=str)
+def test_an_option_that_is_to_be_a_list_is_no_other_value(value):
+    cfg = composed("bitwidth=w4a4")
+    cfg.bitwidth.patterns = value
+    with pytest.raises(ValueError, match=f"expected patterns of ByRole to be a list, got {value!r}; give another"):
+        construct(cfg.bitwidth)
+
+
 @pytest.mark.parametrize(
     ("words", "part", "end"),
     [

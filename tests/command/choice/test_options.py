@@ -106,7 +106,8 @@ def test_a_reader_that_leaves_is_no_error():
 def test_a_group_that_is_not_there_is_refused_with_the_closest():
     with pytest.raises(
         ValueError,
-        match=r"expected a group, .*, got 'corection'; the closest are correction, condition, calibration",
+        match=r"expected a group, a choice of one as GROUP=NAME or a part, got 'corection'; "
+        "the closest are correction, condition, calibration",
     ):
         command(["options", "corection"])
 
