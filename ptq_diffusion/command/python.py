@@ -29,6 +29,7 @@ from ptq_diffusion.command import experiment
 from ptq_diffusion.command.check.python_arguments import (
     require_arguments,
     require_composed,
+    require_list,
     require_path,
     require_texts,
 )
@@ -130,7 +131,7 @@ def compose(*overrides: str) -> DictConfig:
                 require_typed(cfg, overrides)
                 require_read(cfg, overrides)
             return named_without_hydra(cfg)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             message = refusal(error, overrides, CONF) or str(error)
             raise ValueError(message.removeprefix("error: ")) from error
 
@@ -215,10 +216,11 @@ def load_quantized(folder: str | Path, plugins: Sequence[str] = ()) -> Quantized
         plugins: packages of your own whose code may run, for a network of one of them.
 
     Raises:
-        TypeError: it is no path.
+        TypeError: it is no path, or the plugins are one text in place of a list.
         FileNotFoundError: the folder holds none.
         ValueError: the files are broken, of another version, or do not belong together; or a plugin cannot be imported.
     """
+    require_list(plugins, "plugins")
     require_plugins(plugins)
     return load_network(_part(require_path(folder), DESCRIPTION), partial(build_model, plugins=plugins))
 

@@ -263,8 +263,9 @@ def _full(what: str) -> str:
 
 
 def _of_library(error: Exception) -> str:
-    if str(error).startswith("Config group override must be"):
-        return f"expected GROUP=NAME with the name of a file of that group, got none; {HELP}"
+    if choice := re.match(r"Config group override must be a string or a list\. Got (\w+)", str(error)):
+        got = "null" if choice[1] == "NoneType" else f"a value of type {choice[1]}"
+        return f"expected GROUP=NAME with the name of a file of that group, got {got}; {HELP}"
     kind = f"{type(error).__name__} from {_place(error).partition('.')[0]}"
     remedy = "; ptq-diffusion doctor examines the installation" if isinstance(error, ImportError) else ""
     return f"{_line(error)} ({kind}){remedy}; {FULL_ERRORS}=1 shows where"

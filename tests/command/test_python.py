@@ -165,11 +165,21 @@ def test_a_folder_that_holds_none_is_refused():
         (lambda: pd.make(None), "expected a configuration, got NoneType"),
         (lambda: pd.load_correction(None), "expected the path of a folder, .*, got None"),
         (lambda: pd.load_quantized(3), "expected the path of a folder, .*, got 3"),
+        (
+            lambda: pd.load_quantized(".", plugins="json"),
+            r"a list of names as plugins, got .*'json'; .*\['json'\]",
+        ),
     ],
 )
 def test_arguments_of_another_type_are_refused(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("word", "got"), [("model=null", "null"), ("bitwidth=4", "a value of type int")])
+def test_a_group_without_a_name_is_refused_as_on_the_command_line(word, got):
+    with pytest.raises(ValueError, match=f"^expected GROUP=NAME with the name of a file of that group, got {got}; "):
+        pd.compose(word)
 
 
 def test_what_is_no_pipeline_is_refused_with_how_to_load_one(tiny_model_folder):

@@ -40,6 +40,12 @@ def require_path(folder: object) -> Path:
     return Path(folder)
 
 
+def require_list(names: object, argument: str) -> None:
+    """Refuse a text in place of a list of names, whose letters would be taken for names, by a TypeError."""
+    if isinstance(names, str):
+        raise TypeError(f"expected a list of names as {argument}, got the text {names!r}; write {argument}=[{names!r}]")
+
+
 def require_arguments(pipeline: object, overrides: Sequence[str], counts: Mapping[str, int]) -> None:
     """Refuse what is no pipeline, overrides of what an argument or the pipeline says, and numbers that are none.
 

@@ -1,4 +1,4 @@
-"""A check of a stock pipeline's guidance scale, which its network is not given: it is estimated from the states."""
+"""A check of a stock pipeline's guidance, which its network is not told: it is estimated from the states."""
 
 import logging
 from dataclasses import dataclass
@@ -53,13 +53,40 @@ class GuidedAnswers:
         if power == 0:
             return None
         scale = float((rest * slope).sum()) / power
-        rounding = ROUNDING * float(x_s.square().sum()) ** 0.5
-        left = float((rest - scale * slope).square().mean()) ** 0.5
-        sigma = torch.as_tensor(self.sigma, device=x_s.device).expand_as(x_s)
-        added = float(sigma.square().mean()) ** 0.5
-        if abs(left - added) > 0.1 * added + 100 * rounding / x_s.numel() ** 0.5:
+        if not self._is_noise(rest - scale * slope, x_s):
             return None
+        sigma, rounding = self._sigma(x_s), ROUNDING * float(x_s.square().sum()) ** 0.5
         return scale, float((slope * sigma).square().sum()) ** 0.5 / power + rounding / power**0.5
+
+    def is_rescaled(self, x_s: Tensor, scale: float) -> bool:
+        """Whether each image's m was multiplied by a factor of its own, as `guidance_rescale` does.
+
+        It gives m the standard deviation of the conditional answer (Lin et al., arXiv 2305.08891, section 3.4).
+
+        Args:
+            x_s: the state behind the step, (B, C, H, W).
+            scale: of the guidance whose m was multiplied.
+        """
+        if self.step.clip is not None or len(self.step.c_0) > 1:
+            return False
+        m = self.first + scale * (self.second - self.first)
+        rest = (x_s - self.step.mean(self.x_t, torch.zeros_like(m))).flatten(1)
+        slope = (self.step.gain * m).flatten(1)
+        power = slope.square().sum(1)
+        factor = (rest * slope).sum(1) / power
+        if not self._is_noise(rest - factor[:, None] * slope, x_s):
+            return False
+        error = (slope * self._sigma(x_s).flatten(1)).square().sum(1).sqrt() / power
+        return bool(((factor - 1).abs() > torch.clamp(SURE * error, min=CLOSE)).any())
+
+    def _sigma(self, x_s: Tensor) -> Tensor:
+        return torch.as_tensor(self.sigma, device=x_s.device).expand_as(x_s)
+
+    def _is_noise(self, left: Tensor, x_s: Tensor) -> bool:
+        """Whether what a fit leaves of a state is as large as the noise that was added, up to rounding."""
+        added = float(self._sigma(x_s).square().mean()) ** 0.5
+        rounding = ROUNDING * float(x_s.square().mean()) ** 0.5
+        return abs(float(left.square().mean()) ** 0.5 - added) <= 0.1 * added + 100 * rounding
 
 
 class GuidanceWatch:
@@ -77,7 +104,7 @@ class GuidanceWatch:
         """Estimate the scale from the rows of this step, (2 B, C, H, W) if guided, and the answers one step before.
 
         Raises:
-            ValueError: the estimate is another scale than the network's.
+            ValueError: the estimate is another scale than the network's, or the pipeline rescales what it guides.
         """
         last, self._last = self._last, None
         doubled = doubled_state(rows)
@@ -93,6 +120,7 @@ class GuidanceWatch:
             # The rows may be states or scaled inputs, depending on the pipeline.
             return
         if (estimate := last.scale(doubled)) is None:
+            self._require_as_combined(last, doubled)
             return
         scale, error = estimate
         # A DiTPipeline asks about the condition first, which swaps the two: s and 1 - s.
@@ -102,6 +130,14 @@ class GuidanceWatch:
                 f"expected guidance_scale={self.scale:g}, which the network was corrected for, got about "
                 f"{estimated:.3g}; call the pipeline with guidance_scale={self.scale:g}, or export it with "
                 f"condition.guidance.scale={estimated:.3g}"
+            )
+
+    def _require_as_combined(self, last: GuidedAnswers, x_s: Tensor) -> None:
+        """Refuse states of a combination that was multiplied by a factor, whichever row stands first."""
+        if any(last.is_rescaled(x_s, scale) for scale in (self.scale, 1 - self.scale)):
+            raise ValueError(
+                "expected guidance without guidance_rescale, as the network was corrected for, got states of a "
+                "combination that was multiplied by a factor; leave guidance_rescale out of the pipeline's call"
             )
 
     def behind(self, rows: Tensor, answers: Tensor, step: Step, sigma: float | Tensor) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from ptq_diffusion.correction.pipeline.guidance_watch import GuidanceWatch
 from ptq_diffusion.sampler import DDIM
@@ -16,7 +17,7 @@ def draw(count, seed):
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def sampled(watch, told, eta, swapped=False, difference=0.5, clip=None, disturbed=0.0, doubled=True):
+def sampled(watch, told, eta, swapped=False, difference=0.5, clip=None, disturbed=0.0, doubled=True, rescale=0.0):
     """Let a pipeline that guides by `told` sample with a network whose two answers differ by a random field."""
     table = DDIM(10, eta, {}).table(CONFIG)
     x = draw(1, 0)[0]
@@ -28,7 +29,8 @@ def sampled(watch, told, eta, swapped=False, difference=0.5, clip=None, disturbe
         conditional = null + difference * change
         pair = (conditional, null) if swapped else (null, conditional)
         watch.behind(rows, torch.cat(pair), step, step.sigma)
-        x = step.mean(x, null + told * (conditional - null)) + step.sigma * draw(1, 100 + step.i)[0]
+        m = rescale_noise_cfg(null + told * (conditional - null), conditional, rescale)
+        x = step.mean(x, m) + step.sigma * draw(1, 100 + step.i)[0]
         x = x + disturbed * draw(1, 200 + step.i)[0]
 
 
@@ -40,6 +42,13 @@ def test_its_own_scale_passes_and_another_is_told(eta, scale, swapped):
     with pytest.raises(ValueError, match=f"expected guidance_scale={scale:g}, .* got about 4"):
         # With much noise a part of the states is too few to tell a digit.
         sampled(GuidanceWatch(scale), 4.0, eta, swapped, difference=30.0 if eta else 0.5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_guidance_that_is_rescaled_is_refused_by_its_name(eta, swapped):
+    with pytest.raises(ValueError, match="expected guidance without guidance_rescale"):
+        sampled(GuidanceWatch(3.0), 3.0, eta, swapped, difference=0.5, rescale=0.7)
 
 
 def test_noise_that_hides_the_scale_is_no_reason_to_refuse():
