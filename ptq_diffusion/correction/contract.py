@@ -51,7 +51,7 @@ class Requirements:
         """
 
     def check_rows_apart(self) -> None:
-        """Refuse steps at which rows may come without the other of guidance; by default nothing is refused.
+        """Refuse steps at which the network may be asked without the pair of rows of guidance; by default none are.
 
         Raises:
             ValueError: the method has inputs of one row that depend on the other.
@@ -126,6 +126,7 @@ class Correction(Requirements, ABC, Generic[Evidence]):
         looks_ahead: whether `ahead` asks both networks at all steps of float sampling.
         keeps_outputs: whether the float outputs of all layers for these images are kept at once.
         keeps_sigma: whether sigma' is the table's sigma.
+        option_to_keep_sigma: how it is told to keep that.
         maps_output: whether it maps the output, in which guidance amplifies the noise; rescaled layers do not.
         is_divisible: whether `rescalings` is `send_targets` followed by `rescalings_received`, so that one process can
             run the first while another runs the second on the values that it receives.
@@ -139,6 +140,7 @@ class Correction(Requirements, ABC, Generic[Evidence]):
     looks_ahead: bool = False
     keeps_outputs: bool = False
     keeps_sigma: bool = True
+    option_to_keep_sigma: str = "variance=original"
     maps_output: bool = True
     is_divisible: bool = False
 

@@ -65,7 +65,7 @@ def _r2_of_odd(higher: HigherMoments, k: float, mu: Tensor, scale: float) -> flo
 
 
 def _r2(remainder: float, power: float) -> float | None:
-    """1 - remainder / power; None where there are no samples, which is 0 / 0 already."""
+    """1 - remainder / power; None without samples, of which the power is NaN."""
     if power != power:
         return None
     return 1 - remainder / power if power > 0 else 1.0

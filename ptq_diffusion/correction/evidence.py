@@ -17,8 +17,8 @@ class MomentEvidence:
 
     Args:
         whole: moments of all images.
-        even: moments of the images of even index, to fit on what is not judged on; None where halves were not told
-            apart.
+        even: moments of the images of even index, for fitting where those of odd index are held out; None where halves
+            were not told apart.
     """
 
     whole: StepMoments
@@ -33,7 +33,7 @@ class PathBatch:
         first: the index of the first image.
         q: the quantized output on x_t, (B, C, H, W).
         x_t: the states on the path, (B, C, H, W).
-        features: the input of the quantized output layer, (B, F, H, W).
+        features: the input of the quantized output layer, (B, F, H / p, W / p) of patches of p x p.
         float_m: the float output on float_x_t.
         float_x_t: the states of float sampling with the same noise; on the float path x_t itself.
         past: the predictions of x_0 on the path that a multistep sampler reads here, the latest first, each

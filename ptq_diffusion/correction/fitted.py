@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ptq_diffusion.correction.noise.residual import Residual, multistep_sigmas
+from ptq_diffusion.correction.noise.residual import Residual, multistep_errors
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.correction.repair.filter import Filter, FilterInt8
 from ptq_diffusion.correction.repair.repair import Repair
@@ -211,12 +211,22 @@ class FittedCorrection:
 
 
 def absorbing(corrections: Sequence[StepCorrection], steps: Table) -> Sequence[StepCorrection]:
-    """The corrections of all steps of a table, sigma' of a multistep sampler as `multistep_sigmas` has it."""
+    """The corrections of a table's steps, in a multistep sampler with sigma' that absorbs the `multistep_errors`.
+
+    sigma'^2 = max(sigma^2 - absorbed error, 0); where the sampler adds no noise there is none.
+    """
     residuals = [one.residual for one in corrections if one.residual is not None]
     if not any(any(step.c_0[1:]) for step in steps) or len(residuals) < len(corrections):
         return corrections
-    rows = zip(corrections, multistep_sigmas(residuals, steps), strict=True)
-    return [replace(one, sigma=sigma, report=replace(one.report, sigma_used=sigma)) for one, sigma in rows]
+    absorbed = []
+    for one, residual, error, step in zip(
+        corrections, residuals, multistep_errors(residuals, steps), steps, strict=True
+    ):
+        absorbs = residual.absorbed != 0 and step.sigma > 0
+        sigma = max(step.sigma**2 - residual.absorbed * error, 0.0) ** 0.5 if absorbs else step.sigma
+        budget = error / step.sigma**2 if step.sigma > 0 else None
+        absorbed.append(replace(one, sigma=sigma, report=replace(one.report, sigma_used=sigma, budget=budget)))
+    return absorbed
 
 
 def _step_corrections(tensors: dict[str, Tensor], steps: Table, estimates: Sequence[bool]) -> list[StepCorrection]:

@@ -66,8 +66,7 @@ class StepMeasurement:
         return StepCorrection(self.repairs, sigma, report, residual=residual if sigma == self.step.sigma else None)
 
     def _report(self, sigma: float, residual: Residual) -> StepReport:
-        _, covariance, variance_of_m = self.before.pooled()
-        k = covariance / variance_of_m if variance_of_m > 0 else 0.0
+        k = self.before.k
         bias = self.before.mean_noise - k * self.before.mean_m
         budget, unexplained = residual.budget(self.step), self.after.noise_power
         return StepReport.without_diagnostics(

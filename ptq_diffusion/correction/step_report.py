@@ -28,8 +28,8 @@ class StepReport:
         sigma: the noise scale of the step's table; of a learned variance, here and below, the lower end.
         sigma_used: sigma', the noise scale that is added.
         r2: 1 - E|residual|^2 / E|D|^2, the share of the noise that the correction explains.
-        budget: the share of sigma^2 that the residual takes, above 1 where sigma^2 cannot absorb it; None where the
-            sampler adds no noise.
+        budget: the share of sigma^2 that the residual takes, above 1 where sigma^2 cannot absorb it, below 0 where a
+            multistep sampler meets it again with the other sign; None where the sampler adds no noise.
         snr_q: signal-to-noise ratio of the quantized output, E|m|^2 / E|D|^2, of powers and not in dB.
         snr_f: that of the forward process.
         r2_held_out: R^2 on the samples of odd index of a fit on those of even index; well below r2 where there are too

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 SMALLEST = -148
-"""The exponent of a range that holds no value but zero: below that of every other float32."""
+"""The exponent of a range that holds no value but zero: that of the smallest float32, 2**-149."""
 MOST_BINS = 2**20
 """The most bins of a histogram: more would cost memory and raise no error."""
 TOGETHER = 2**15

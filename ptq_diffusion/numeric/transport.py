@@ -22,8 +22,8 @@ def transport_map(source: Tensor, target: Tensor) -> Tensor:
         source: S, (..., D, D).
         target: T, (..., D, D).
     """
-    root = symmetric_root(source)
-    inverse = torch.linalg.pinv(root, hermitian=True)
+    # Of S, not of its root: the root of an eigenvalue that rounding leaves, 1e-17, would be large enough to invert.
+    root, inverse = symmetric_root(source), symmetric_root(torch.linalg.pinv(source, hermitian=True))
     return inverse @ symmetric_root(root @ target @ root) @ inverse
 
 

@@ -105,6 +105,8 @@ class DPMSolver(Sampler):
         if solver_type == "midpoint":
             return (1 - decay ** (2 if self.sde else 1)) / 2
         h = -math.log(decay) * (2 if self.sde else 1)
+        if h == 0:  # A step that ends where it begins, as the last of some schedules with final_sigmas_type=sigma_min.
+            return 0.0
         return 1 - (1 - math.exp(-h)) / h
 
 

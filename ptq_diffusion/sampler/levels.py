@@ -1,4 +1,4 @@
-"""Noise levels of the diffusers schedulers that follow sigma, the ratio of noise to signal, from step to step."""
+"""Noise levels of the diffusers schedulers that follow sigma, the ratio of noise to signal or, of a flow, the noise."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -169,8 +169,13 @@ class Step:
         This is what the release of PTQD samples with; the paper keeps the original coefficients.
 
         Raises:
-            ValueError: the sampler is not of DDIM's form.
+            ValueError: the sampler is not of DDIM's form, or the step has noise alone and no direction to change.
         """
+        if self.direction == 0 and self.sigma > 0:
+            raise ValueError(
+                f"expected a coefficient of epsilon to change with direction=reduced, got 0 beside fresh noise at "
+                f"t = {self.t}; set correction.direction=original"
+            )
         if self.direction is None:
             raise ValueError(
                 "direction=reduced needs a DDIM sampler (sampler=ddim); this sampler has no direction term"

@@ -23,6 +23,7 @@ from ptq_diffusion.correction import (
     StepCorrection,
 )
 from ptq_diffusion.correction.diagnostics import fit_step_diagnosed
+from ptq_diffusion.correction.fitted import absorbing
 from ptq_diffusion.correction.path_state import PathState
 from ptq_diffusion.engine.chunks import Chunk
 from ptq_diffusion.engine.runtime import track
@@ -119,7 +120,10 @@ class PathFit:
                 self._visit(chunk, step, rescaled, m, fabric.device)
         with synchronised(fabric):
             if fabric.is_global_zero:
-                self._store(step, replace(self._fit_on_files(step), rescalings=rescalings))
+                fitted = replace(self._fit_on_files(step), rescalings=rescalings)
+                # The path goes on with the sigma' that sampling will use, of a multistep sampler too.
+                steps = self.steps.with_steps(self.steps[: step.i + 1])
+                self._store(step, absorbing([*self.fitted, fitted], steps)[-1])
         with synchronised(fabric):
             self.fitted.append(self._correction_on_disk(step.i))
             self._files.forget(self._step(step.i - 1))

@@ -29,8 +29,9 @@ class Chain(JointRequirements, Correction[PathEvidence]):
         links: corrections that are fitted along one path, by name, in their order.
 
     Raises:
-        ValueError: there is no link, a link reads moments, links read different paths or ask the float network about
-            different numbers of images, or another link than the first rescales layers, or than the last sets sigma'.
+        ValueError: there is no link, a link reads moments, links read different paths or, behind one that rescales
+            layers, ask the float network about different numbers of images, or another link than the first rescales
+            layers, or than the last sets sigma'.
     """
 
     def __init__(self, links: Mapping[str, Correction[PathEvidence]]) -> None:
@@ -49,6 +50,16 @@ class Chain(JointRequirements, Correction[PathEvidence]):
                 check(link)
             except ValueError as error:
                 raise ValueError(f"of the link {name}: {error}") from error
+
+    def check_carried(self, steps: Table) -> None:
+        super().check_carried(steps)
+        # A repair that one of two steps lacks is found by its kind, which two links of one class share.
+        kinds = [type(link) for link in self.links.values()]
+        if twice := [name for name, kind in zip(self.links, kinds, strict=True) if kinds.count(kind) > 1]:
+            raise ValueError(
+                f"expected links of different classes to carry onto another table, got {', '.join(twice)} of one; "
+                "set noise.steps=null"
+            )
 
     def additions(self, steps: Table, shape: tuple[int, ...], patch_size: int) -> Additions:
         parts = (link.additions(steps, shape, patch_size) for link in self.links.values())
@@ -116,7 +127,7 @@ def _require_links(links: Mapping[str, Correction[PathEvidence]]) -> None:
     if setting := [name for name in list(links)[:-1] if not links[name].keeps_sigma]:
         raise ValueError(
             f"expected no link but the last to set sigma', got {setting[0]}; set "
-            f"correction.links.{setting[0]}.variance=original"
+            f"correction.links.{setting[0]}.{links[setting[0]].option_to_keep_sigma}"
         )
 
 

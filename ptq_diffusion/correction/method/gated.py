@@ -22,8 +22,9 @@ class GatedPTQD(Correction[MomentEvidence]):
     k and mu are fitted on the images of even index and judged on those of odd index, and the other way round. Of the
     four combinations the one with the least held-out E|m~ - m|^2 is used, the one with fewer terms where two are level.
     The variance schedule is used where on held-out images it brings the variance of the next state nearer to float
-    sampling's, |Var F(m~) + sigma'^2 - Var F(m) - sigma^2| with F the step's mean without its clip. What is used is
-    fitted anew on all images. Where PTQD's k cannot be used, as where 1 + k <= 0, it is not.
+    sampling's, |Var F(m~) + sigma'^2 - Var F(m) - sigma^2| with F the step's mean without its clip; a step that reads
+    earlier predictions of x_0, whose variance depends on the step before too, keeps sigma. What is used is fitted anew
+    on all images. Where PTQD's k cannot be used, as where 1 + k <= 0, it is not.
 
     Raises:
         ValueError: the statistics do not tell the halves apart, or one of them is empty.
@@ -62,7 +63,8 @@ class GatedPTQD(Correction[MomentEvidence]):
             )
 
         terms = min(TERMS, key=error)  # the first of those that are level
-        return _fitted(whole, step, *terms, miss(terms, True) < miss(terms, False))
+        variance = not any(step.c_0[1:]) and miss(terms, True) < miss(terms, False)
+        return _fitted(whole, step, *terms, variance)
 
 
 TERMS = ((False, False), (True, False), (False, True), (True, True))

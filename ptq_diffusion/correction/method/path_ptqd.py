@@ -36,6 +36,8 @@ class PathPTQD(Correction[PathEvidence]):
         ValueError: fewer than 2 images, no such path, or terms that make a table of their own (direction=reduced).
     """
 
+    option_to_keep_sigma = "terms.variance=off"
+
     def __init__(self, terms: PTQD, path: PathName = "corrected", images: int | None = 64) -> None:
         if terms.direction == "reduced":
             raise ValueError(
@@ -56,12 +58,12 @@ class PathPTQD(Correction[PathEvidence]):
 
     def fit_step(self, evidence: PathEvidence, step: Step) -> StepCorrection:
         images = evidence.paired
+        moments = reduce(StepMoments.merge, (StepMoments.of(batch.m, batch.q, batch.x_t) for batch in images))
         if all(torch.equal(batch.q, batch.m) for batch in images):
             unchanged = StepMeasurement.of(images, (), step).correction(step.sigma)
             # A multistep sampler meets the error of the step before here, too, for which sigma' is to make room.
-            return replace(unchanged, residual=Residual(0.0, absorbed=0 if self.terms.variance == "off" else 1))
-        moments = reduce(StepMoments.merge, (StepMoments.of(batch.m, batch.q, batch.x_t) for batch in images))
+            absorbed = 0 if self.terms.variance == "off" else 1
+            return replace(unchanged, residual=Residual(0.0, absorbed, slope=moments.slope))
         fitted = self.terms.fit_step(MomentEvidence(moments), step)
-        # the report along a path is of m~ - m, where PTQD's own is of D - k m
         measured = StepMeasurement.of(images, fitted.repairs, step).correction(fitted.sigma)
         return replace(measured, residual=fitted.residual)

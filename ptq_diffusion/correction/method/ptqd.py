@@ -98,10 +98,20 @@ class PTQD(Correction[MomentEvidence]):
         bias = self._bias(moments, k)
         v = self._variance(moments, k)
         residual = Residual(v / (1 + k) ** 2, absorbed=0 if self.variance == "off" else 1, slope=moments.slope)
-        sigma = residual.sigma(step)
         repair = Affine(torch.tensor(k, dtype=torch.float64), bias)
-        report = _report(moments, step, k, bias, v, residual.budget(step), sigma)
-        return StepCorrection((repair,), sigma, report, residual=residual)
+        report = self._report(moments, step, k, bias, v, residual)
+        return StepCorrection((repair,), residual.sigma(step), report, residual=residual)
+
+    def _report(
+        self, moments: StepMoments, step: Step, k: float, bias: Tensor, v: float, residual: Residual
+    ) -> StepReport:
+        """The report; k and the bias of a term that is off are those that the noise has."""
+        mean_residual = moments.mean_noise - k * moments.mean_m - bias
+        unexplained = _residual_variance(moments, k) + float(mean_residual.square().mean())
+        k = k if self.correlated else moments.k
+        bias = moments.mean_noise - k * moments.mean_m if self.bias == "off" else bias
+        sigma, budget = residual.sigma(step), residual.budget(step)
+        return StepReport.without_diagnostics(step, moments, k, bias, v, unexplained, sigma, budget)
 
     def _k(self, moments: StepMoments, step: Step) -> float:
         if not self.correlated:
@@ -141,14 +151,6 @@ def _residual_variance(moments: StepMoments, k: float) -> float:
     """Var(D - k m), centred per channel and averaged over channels."""
     noise_variance, covariance, m_variance = moments.pooled()
     return max(noise_variance - 2 * k * covariance + k**2 * m_variance, 0.0)
-
-
-def _report(
-    moments: StepMoments, step: Step, k: float, bias: Tensor, v: float, budget: float | None, sigma_used: float
-) -> StepReport:
-    mean_residual = moments.mean_noise - k * moments.mean_m - bias
-    unexplained = _residual_variance(moments, k) + float(mean_residual.square().mean())
-    return StepReport.without_diagnostics(step, moments, k, bias, v, unexplained, sigma_used, budget)
 
 
 def _require_one_of(name: str, value: str, options: tuple[str, ...]) -> None:

@@ -128,9 +128,9 @@ class Rescaled(Correction[PathEvidence]):
     def check_rows_apart(self) -> None:
         if self.differences:
             raise ValueError(
-                "expected steps of which it is known that rows come in pairs of guidance, got differences between rows "
-                "beside images without guidance, or a fit on other steps with an interval of it; set noise.guidance or "
-                "noise.steps to null, or correction.differences=null, of a chain "
+                "expected guidance at every step, where rows come in pairs, for a grid of the differences between "
+                "them, got images without guidance, or a fit on other steps with an interval of it; set "
+                "noise.guidance or noise.steps to null, or correction.differences=null, of a chain "
                 "correction.links.rescaled.differences=null, below correction.candidates.NAME of a choice"
             )
 

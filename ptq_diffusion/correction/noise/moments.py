@@ -70,6 +70,12 @@ class StepMoments:
         )
 
     @property
+    def k(self) -> float:
+        """Cov(D, m) / Var m, centred per channel; 0 where m does not vary."""
+        _, covariance, variance = self.pooled()
+        return covariance / variance if variance > 0 else 0.0
+
+    @property
     def slope(self) -> float:
         """The regression of m on x_t, one number for all channels; 0 where x_t does not vary."""
         c, covariance = self.channels, self.joint.covariance

@@ -48,27 +48,24 @@ class Residual:
         )
 
 
-def multistep_sigmas(residuals: Sequence[Residual], steps: Table) -> list[float]:
-    """sigma' of all steps of a sampler that reads earlier predictions of x_0, whose errors it meets a second time.
+def multistep_errors(residuals: Sequence[Residual], steps: Table) -> list[float]:
+    """The variance that residuals leave in the next states of a sampler that reads earlier predictions of x_0.
 
     With c the coefficient of the prediction of x_0 one step before, p the coefficient of the output in it, b_1 and v_1
-    the gain and the variance one step before, and J = a + b slope the derivative of the next state by this one,
-    sigma'^2 = max(sigma^2 - absorbed (b^2 v + 2 J c b_1 p v_1 + c^2 p^2 v_1), 0): x_t has the right variance, made up
-    by the sigma' before, but its error and that of the prediction are one. Residuals of two steps count as
-    uncorrelated. Where the sampler adds no noise there is none.
+    the gain and the variance one step before, and J = a + b slope the derivative of the next state by this one, it is
+    b^2 v + 2 J c b_1 p v_1 + c^2 p^2 v_1: x_t has the right variance, made up by the sigma' before, but its error and
+    that of the prediction are one, so that the sum may be negative. Residuals of two steps count as uncorrelated.
 
     Args:
         residuals: of every step.
         steps: the table, whose steps read one earlier prediction at most.
     """
-    sigmas = []
+    errors = []
     for step, residual in zip(steps, residuals, strict=True):
         again = 0.0
         if any(step.c_0[1:]):
             before, follows = steps[step.i - 1], step.carry + step.gain * residual.slope
             error = step.c_0[1] * before.p_m
             again = (2 * follows * before.gain * error + error**2) * residuals[step.i - 1].variance
-        absorbed = residual.absorbed * (step.gain**2 * residual.variance + again)
-        absorbs = residual.absorbed != 0 and step.sigma > 0
-        sigmas.append(max(step.sigma**2 - absorbed, 0.0) ** 0.5 if absorbs else step.sigma)
-    return sigmas
+        errors.append(step.gain**2 * residual.variance + again)
+    return errors

@@ -39,8 +39,8 @@ class NoiseStatistics:
     Args:
         fingerprint: the owner.
         steps: the moments of all samples.
-        even: the moments of the samples of even index, to fit on what is not judged on; empty where halves were not
-            told apart.
+        even: the moments of the samples of even index, for fitting where those of odd index are held out; empty where
+            halves were not told apart.
         higher: the sums from which the residual is diagnosed; empty likewise.
     """
 

@@ -63,7 +63,7 @@ class Spectrum:
         return Spectrum(self.count, mean, rows @ self.power @ rows.mT, self.sizes)
 
     def next_state(self, step: Step) -> tuple[Tensor, Tensor]:
-        """Mean (C,) and covariances (bands, C, C) of b m + a x_t, what a step without its clip makes of them."""
+        """Mean (C,) and covariances (bands, C, C) of b m + a x_t, a step's mean without clip and earlier x_0."""
         c = len(self.mean) // 2
         eye = torch.eye(c, dtype=torch.float64)
         row = torch.cat([step.gain * eye, step.carry * eye], dim=1)
@@ -139,6 +139,8 @@ def match_image(source: Spectrum, target: Spectrum, step: Step) -> Spectral:
 
 def distance(source: Spectrum, target: Spectrum, step: Step) -> float:
     """The squared Wasserstein distance, per pixel, of the next state to its target, both taken as Gaussian.
+
+    The clip of a step is left out, and so are earlier predictions of x_0 that a multistep sampler reads.
 
     Args:
         source: of the output in use and the states that it was made on.

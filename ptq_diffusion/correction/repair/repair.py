@@ -25,8 +25,8 @@ class Repair(ABC):
         Args:
             q: the quantized network's output, (B, C, H, W).
             x_t: the state that it was asked about, (B, C, H, W).
-            features: the input of its output layer after that layer's activation quantizer, (B, F, H, W); None
-                suffices where they are not needed.
+            features: the input of its output layer after that layer's activation quantizer, (B, F, H / p, W / p) of
+                patches of p x p; None suffices where they are not needed.
         """
 
     @property

@@ -4,7 +4,7 @@ import pytest
 
 DIFFERENCES = "correction=rescaled +range_search@correction.differences=mse"
 GUIDED = "condition=labels condition.source.no_class=3 condition.guidance.scale=2"
-ONE_BY_ONE = "rows come in pairs of guidance, .*; set noise.guidance or .* to null, or correction.differences=null"
+ONE_BY_ONE = "rows come in pairs, .*; set noise.guidance or .* to null, or correction.differences=null"
 WORDS = {
     "images without guidance": (f"{GUIDED} {DIFFERENCES} condition.guidance.scale=1 noise.guidance=2", ONE_BY_ONE),
     "a chain": (

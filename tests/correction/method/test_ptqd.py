@@ -89,7 +89,17 @@ def test_r2_is_the_share_of_the_noise_that_is_explained(options):
         m, q, _ = planted(step)
         left = q - m - terms.k * m - terms.bias.view(3, 1, 1)
         assert terms.report.r2 == pytest.approx(float(1 - left.square().mean() / (q - m).square().mean()), rel=1e-9)
-        assert terms.report.bias == pytest.approx(float(terms.bias.square().mean().sqrt()))
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": "off"}, {"correlated": False}, {"correlated": False, "bias": "off"}])
+def test_the_report_of_a_term_that_is_off_is_of_the_noise_itself(options):
+    for step, terms in zip(STEPS, terms_of(fitted(options=options, k=-0.1)), strict=True):
+        m, q, _ = planted(step, k=-0.1)
+        k = float((centred(q - m) * centred(m)).mean() / centred(m).square().mean())
+        assert terms.report.k == pytest.approx(k, rel=1e-9) and terms.k in (terms.report.k, 0.0)
+        slope = 0.0 if options == {"correlated": False} else k  # the bias in use is that beside the k in use
+        bias = (q - m - slope * m).mean((0, 2, 3))
+        assert terms.report.bias == pytest.approx(float(bias.square().mean().sqrt()), rel=1e-9)
 
 
 # The variance schedule.
