@@ -8,7 +8,17 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from ptq_diffusion.correction import CorrectedNetwork, CorrectedScheduler, FittedCorrection
+from ptq_diffusion.correction import (
+    PTQD,
+    CorrectedNetwork,
+    CorrectedScheduler,
+    FittedCorrection,
+    MomentEvidence,
+    PairedBatch,
+    PathEvidence,
+    PathPTQD,
+    StepMoments,
+)
 from ptq_diffusion.correction.noise.residual import Residual, multistep_errors
 from ptq_diffusion.correction.transfer import interpolated
 from ptq_diffusion.model import GaussianDenoiser
@@ -151,6 +161,22 @@ def test_every_correction_is_carried_under_every_sampler_or_says_why_not(name, s
     assert our_states(pair, carried)[0].isfinite().all()
     again = interpolated(found, own, own)
     assert [one.sigma for one in again.corrections] == [one.sigma for one in found.corrections]
+
+
+def test_a_step_of_noise_alone_has_no_direction_to_reduce():
+    steps = FlowEuler(5, {"stochastic_sampling": True}).table(FLOW)
+    with pytest.raises(ValueError, match="got 0 beside fresh noise .* set correction.direction=original"):
+        PTQD(direction="reduced").check(steps)
+
+
+def test_a_residual_of_nothing_still_answers_to_the_error_of_the_step_before():
+    """Where q is m at a step, a multistep sampler's sigma' is what PTQD's is."""
+    x, m = torch.randn(2, 32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    m = m + 0.8 * x
+    step, batch = TABLES["dpm_solver"][1], PairedBatch(0, m, x, m, m, x, m, past=(x,), float_past=(x,))
+    along = PathPTQD(PTQD(), images=None).fit_step(PathEvidence([batch]), step).residual
+    known = PTQD().fit_step(MomentEvidence(StepMoments.of(m, m, x)), step).residual
+    assert along.variance == known.variance == 0 and along.slope == pytest.approx(known.slope) and known.slope > 0.5
 
 
 @pytest.mark.parametrize("sde", [True, False], ids=["sde", "ode"])

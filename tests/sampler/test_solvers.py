@@ -198,3 +198,12 @@ def test_a_second_order_table_reads_the_prediction_before():
 def test_where_a_flow_is_not_on_its_straight_path_it_is_refused():
     with pytest.raises(ValueError, match="signal \\+ noise = 1 of a model of flow matching"):
         Process.of_abar(0.5, "flow_prediction").coefficients()
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+def test_a_last_step_that_ends_where_it_begins_is_one(solver):
+    """Karras' levels down to sigma_min end in it twice; diffusers divides 0 by 0 there."""
+    scheduler = {"solver_type": solver, "use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}
+    table = DPMSolver(20, 2, False, scheduler).table(config_of("dpm_solver", **OPTIONS["linspace"]))
+    x = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    assert torch.allclose(table[-1].mean(x, 0.3 * x, [0.5 * x]), x)

@@ -122,6 +122,21 @@ def test_a_path_goes_on_from_what_was_fitted_with_the_noise_of_its_images(fit, m
     assert step.sigma > 0 and not torch.allclose(corrected, float_next, atol=1e-3)
 
 
+def test_a_path_under_a_multistep_sampler_has_the_noise_that_sampling_has(fit, monkeypatch):
+    """Such a sampler meets the residual of a step again at the next one, for which sigma' there makes room."""
+    words = ("sampler=dpm_solver", "sampler.sde=true", "correction=path_ptqd")
+    monkeypatch.setitem(globals(), "STEPS", 4)
+    own, *_ = followed(fit, monkeypatch, *words)
+    assembled = own.correction.assembled(own.fitted, own.steps).corrections
+    assert [one.sigma for one in own.fitted] == [one.sigma for one in assembled]
+    rows = list(zip(own.fitted, own.steps, strict=True))
+    assert any(one.sigma != one.residual.sigma(step) for one, step in rows)
+    for one, step in rows:
+        assert one.report.budget is None or one.sigma**2 == pytest.approx(
+            max(step.sigma**2 * (1 - one.report.budget), 0)
+        )
+
+
 def test_no_more_than_two_steps_lie_on_the_disk(fit, monkeypatch):
     lying, fit_step = [], PathFit._fit_on_files
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ptq_diffusion.correction import PTQD, Chain, Matched, PairedBatch, PathEvidence, Regression, Rescaled
+from ptq_diffusion.correction import PTQD, Chain, Matched, PairedBatch, PathEvidence, PathPTQD, Regression, Rescaled
 from ptq_diffusion.correction.evidence import PathBatch
 from ptq_diffusion.correction.path_state import PathState
 from tests.correction.batches import split
@@ -88,6 +88,10 @@ REFUSED = {
         {"a": method(variance="rule"), "b": MATCHED},
         r"set correction\.links\.a\.variance=orig",
     ),
+    "PTQD's sigma' before the last": (
+        {"a": PathPTQD(PTQD(), "float", None), "b": MATCHED},
+        r"set correction\.links\.a\.terms\.variance=off",
+    ),
 }
 
 
@@ -104,3 +108,10 @@ def test_what_a_link_refuses_the_chain_refuses_by_its_name(images):
         Chain({"a": REGRESSION, "b": MATCHED}).check_images(images, 2)
     with pytest.raises(ValueError, match="of the link b: .*variance=original"):
         Chain({"a": REGRESSION, "b": Matched("rule", "float", None)}).check_carried([STEP])
+
+
+def test_two_links_of_one_class_are_not_carried_onto_another_table():
+    """Where a step lacks one of two repairs of a kind, nothing says which of them it is."""
+    Chain({"a": REGRESSION, "b": MATCHED}).check_carried([STEP])
+    with pytest.raises(ValueError, match=r"links of different classes .*, got a, c of one; set noise\.steps=null"):
+        Chain({"a": REGRESSION, "b": MATCHED, "c": REGRESSION}).check_carried([STEP])

@@ -8,11 +8,12 @@ from diffusers import DDPMScheduler
 
 from ptq_diffusion.correction import PTQD, Fingerprint, GatedPTQD, NoiseStatistics, StepMoments, fit_moments
 from ptq_diffusion.numeric.moments import Moments
-from ptq_diffusion.sampler import DDIM
+from ptq_diffusion.sampler import DDIM, DPMSolver
 from tests.correction.presets import CORRECTIONS
 
 SHAPE, COUNT = (2, 6, 6), 200
-STEPS = DDIM(4, 1.0, {}).table(DDPMScheduler(clip_sample=False).config)
+STEPS_CONFIG = dict(DDPMScheduler(clip_sample=False).config)
+STEPS = DDIM(4, 1.0, {}).table(STEPS_CONFIG)
 ALL = PTQD(correlated=True, bias="intercept", variance="pooled", centre="channel", k_clamp=False, direction="original")
 
 
@@ -33,6 +34,17 @@ def test_planted_terms_are_used_and_others_are_left(k, mu):
         (repair,) = step.repairs
         assert (abs(float(repair.k)) > 0.01) == (k != 0)
         assert (float(repair.bias.abs().max()) > 0.05) == (mu != 0)
+
+
+def test_a_step_whose_variance_depends_on_the_step_before_keeps_its_noise():
+    """Of a multistep sampler, whose first step reads no earlier prediction and may give noise away."""
+    steps = DPMSolver(4, 2, sde=True).table(STEPS_CONFIG)
+    seen = (torch.randn(3, COUNT, *SHAPE, generator=torch.Generator().manual_seed(step.i)) for step in steps)
+    owner = Fingerprint("network", steps.fingerprint(), SHAPE)
+    noisy = NoiseStatistics.of(owner, ((m, m + 0.2 * r, x) for m, r, x in seen), first=0)
+    found = fit_moments(GatedPTQD(), noisy, steps).corrections
+    later = [one.sigma == step.sigma for one, step in zip(found, steps, strict=True) if any(step.c_0[1:])]
+    assert later and all(later) and found[0].sigma < steps[0].sigma
 
 
 def halves(even, odd):
