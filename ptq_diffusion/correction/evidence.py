@@ -8,7 +8,7 @@ from typing import Generic, Self, TypeVar
 from torch import Tensor
 
 from ptq_diffusion.correction.noise.moments import StepMoments
-from ptq_diffusion.correction.repair.repair import Repair
+from ptq_diffusion.correction.repair.repair import Repair, repaired_output
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,7 @@ class PathBatch:
 
     def repaired(self, repairs: Sequence[Repair]) -> Tensor:
         """m~ after all repairs, (B, C, H, W)."""
-        m = self.q
-        for repair in repairs:
-            m = repair.output(m, self.x_t, self.features)
-        return m
+        return repaired_output(repairs, self.q, self.x_t, self.features)
 
 
 @dataclass(frozen=True)

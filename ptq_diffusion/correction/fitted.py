@@ -17,7 +17,7 @@ from torch import Tensor
 from ptq_diffusion.correction.noise.residual import Residual, multistep_errors
 from ptq_diffusion.correction.repair.affine import Affine
 from ptq_diffusion.correction.repair.filter import Filter, FilterInt8
-from ptq_diffusion.correction.repair.repair import Repair
+from ptq_diffusion.correction.repair.repair import Repair, repaired_output
 from ptq_diffusion.correction.repair.spectral import Spectral
 from ptq_diffusion.correction.step_report import StepReport
 from ptq_diffusion.network import Rescaling
@@ -64,9 +64,7 @@ class StepCorrection:
 
     def output(self, q: Tensor, x_t: Tensor, features: Tensor | None) -> Tensor:
         """m~, the estimate of the float output from the quantized one, (B, C, H, W); see `Repair.output`."""
-        for repair in self.repairs:
-            q = repair.output(q, x_t, features)
-        return q
+        return repaired_output(self.repairs, q, x_t, features)
 
     def spread(self, step: Step, variance: Tensor | None) -> float | Tensor:
         """sigma'; of a learned variance that of every pixel, sqrt(max(variance - what the residual takes, 0)).

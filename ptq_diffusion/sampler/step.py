@@ -76,7 +76,10 @@ class Step:
 
     @property
     def abar_t(self) -> float:
-        """Cumulative alpha at t, of a process that preserves variance."""
+        """Signal power; of a process that preserves variance the cumulative alpha of the level that the step starts at.
+
+        Some schedulers put the first level beside that of the time which they tell the network.
+        """
         return self.signal**2
 
     @property

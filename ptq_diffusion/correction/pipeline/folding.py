@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ptq_diffusion.correction.fitted import StepCorrection
 from ptq_diffusion.correction.repair.filter import Filter, FilterInt8
-from ptq_diffusion.correction.repair.repair import Repair
+from ptq_diffusion.correction.repair.repair import Repair, repaired_output
 from ptq_diffusion.network import QuantizedConv2d, QuantizedLayer
 
 
@@ -31,9 +31,7 @@ class FoldedLayer:
     def output(self, x_t: Tensor, features: Tensor) -> Tensor:
         """m~, (B, C, H, W), from the state and h, (B, F, H, W), padded with zeros."""
         m = F.conv2d(features, self.weight, self.bias, padding=self.weight.shape[-1] // 2)[:, : self.channels]
-        for repair in self.repairs:
-            m = repair.output(m, x_t, features)
-        return m
+        return repaired_output(self.repairs, m, x_t, features)
 
 
 def fold(layer: QuantizedLayer, i: int, correction: StepCorrection, channels: int) -> FoldedLayer:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ptq_diffusion.correction.fitted import FittedCorrection
 from ptq_diffusion.correction.pipeline.folding import fold
-from ptq_diffusion.correction.repair.repair import Repair
+from ptq_diffusion.correction.repair.repair import Repair, repaired_output
 from ptq_diffusion.network import QuantizedDenoiser
 from ptq_diffusion.network.onnx.finish import Finish
 from ptq_diffusion.network.onnx.step_values import of_equalised_input
@@ -24,9 +24,7 @@ class GraphRepair(nn.Module):
         self.repairs = tuple(repairs)
 
     def forward(self, q: Tensor, x_t: Tensor, features: Tensor) -> Tensor:
-        for repair in self.repairs:
-            q = repair.output(q, x_t, features)
-        return q
+        return repaired_output(self.repairs, q, x_t, features)
 
 
 def finish(quantized: QuantizedDenoiser, correction: FittedCorrection, i: int) -> Finish:

@@ -1,7 +1,7 @@
 """The contract of a repair: m~ at one step from q, x_t and the output layer's input."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import ClassVar
 
@@ -45,3 +45,17 @@ class Repair(ABC):
     def tensors(self) -> Mapping[str, Tensor]:
         """The coefficients by name."""
         return {field.name: getattr(self, field.name).contiguous() for field in fields(self)}  # type: ignore[arg-type]
+
+
+def repaired_output(repairs: Sequence[Repair], q: Tensor, x_t: Tensor, features: Tensor | None) -> Tensor:
+    """m~ of repairs one after the other, (B, C, H, W); without any q itself.
+
+    Args:
+        repairs: of a step.
+        q: the quantized network's output, as `Repair.output` has it, and so are those behind it.
+        x_t: the state.
+        features: the input of the output layer.
+    """
+    for repair in repairs:
+        q = repair.output(q, x_t, features)
+    return q
