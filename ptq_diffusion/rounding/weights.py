@@ -34,7 +34,7 @@ class WeightReconstruction(Reconstruction):
     def parts(self) -> list[Part]:
         """The blocks of the network and the layers outside of them, in the order of a forward.
 
-        A layer that no forward calls is in none, and stays rounded to nearest; so do blocks without a quantized weight.
+        A block without a quantized weight is none of them.
 
         Raises:
             ValueError: there are no states, or no weight is quantized.

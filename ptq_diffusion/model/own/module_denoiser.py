@@ -1,6 +1,7 @@
 """Denoisers around any torch module, the base of a network of the user's own."""
 
 import copy
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -14,9 +15,14 @@ from ptq_diffusion.model.denoiser import Denoiser, Output, Timestep
 from ptq_diffusion.model.macs import Macs, count_macs, layers_of
 from ptq_diffusion.model.site import Kind, Role, Site
 
+log = logging.getLogger(__name__)
+
 
 class ModuleDenoiser(Denoiser):
     """A torch module whose convolutions and linear layers are its sites; products of attention stay float.
+
+    A layer that `call` does not reach as a module is no site and stays float, such as the output projection of an
+    `nn.MultiheadAttention`, which reads its weight alone.
 
     A subclass says in `call` how the module is asked. Of a network that reads labels it overrides `needs`, `classes`
     and, for guidance, `null`.
@@ -29,7 +35,7 @@ class ModuleDenoiser(Denoiser):
         last: the name of the output layer, a convolution that is given a map, (B, F, H, W).
 
     Raises:
-        ValueError: the module has no such layers.
+        ValueError: the module has no such layers; once sites are asked for, `call` does not reach them.
     """
 
     def __init__(
@@ -107,4 +113,13 @@ class ModuleDenoiser(Denoiser):
             shape, input_size = tuple(layer.weight.shape), self._macs.input_size[name]
             return Site(name, kind, role, self._macs.layers[name], shape, input_size=input_size)
 
-        return [site(name, layer) for name, layer in layers_of(self._network).items()]
+        layers = layers_of(self._network)
+        # Nothing can be observed of a layer that no forward calls, and no image depends on its bits.
+        uncalled = [name for name in layers if not self._macs.layers[name]]
+        if odd := [name for name in self._roles if name in uncalled]:
+            raise ValueError(
+                f"expected first and last layers that `call` reaches, got {odd[0]!r}, which it does not; name another"
+            )
+        if uncalled:
+            log.info("not quantized, as no forward calls it: %s", ", ".join(uncalled))
+        return [site(name, layer) for name, layer in layers.items() if name not in uncalled]

@@ -79,7 +79,7 @@ def saves_embedding_bytes(cfg: DictConfig) -> bool:
 def cost_outside_plan(cfg: DictConfig, model: Denoiser) -> CostOutsidePlan:
     """The cost of a network outside of its plan, at most.
 
-    A layer whose input is float at every step, or that no forward calls, has no factors in the end.
+    A layer whose input is float at every step has no factors in the end.
     """
     layers, rank = [site for site in model.sites() if site.weighted], construct(cfg.quantizer.low_rank).rank
     equalised = [site.name for site in layers] if construct(cfg.quantizer.equalisation).equalises else []
