@@ -16,10 +16,10 @@ class Moments:
     """Second moments of the inputs that meet one weight; of a convolution these are its patches.
 
     Args:
-        second: H = sum_t w_t E[x_hat x_hat^T] over the steps t, (G, n, n) for G groups of channels; x_hat is the
-            quantized input.
-        difference: sum_t w_t E[(x - x_hat) x_hat^T], (G, n, n), x being the float input; None where the weight itself
-            is to be met, in place of the float layer's output.
+        second: H = sum_t w_t n_t E_t[x_hat x_hat^T] / sum_t w_t n_t over the steps t, of n_t inputs each, (G, n, n) for
+            G groups of channels; x_hat is the quantized input.
+        difference: the same of (x - x_hat) x_hat^T, (G, n, n), x being the float input; None where the weight itself is
+            to be met, in place of the float layer's output.
     """
 
     second: Tensor
@@ -39,10 +39,26 @@ class Moments:
         return (weight.double() + change).float()
 
 
-class MomentStream:
-    """Second moments taken batch by batch, by pairs of batches that are centred by themselves.
+@dataclass(frozen=True)
+class _Centre:
+    """The centre of the inputs of one step that were taken in.
 
-    The means of the batches are kept beside, so that those of a step can be taken out of all its batches in the end.
+    Args:
+        count: of the inputs.
+        mean: of the quantized ones, (G, n).
+        change: the mean of what quantization takes from the float ones, (G, n); None without these.
+    """
+
+    count: int
+    mean: Tensor
+    change: Tensor | None
+
+
+class MomentStream:
+    """Second moments taken batch by batch, in memory that does not grow with the number of batches.
+
+    Each batch adds its scatter around its own mean; that between it and the batches of its step before is added when it
+    is merged with them (Chan's update).
 
     Args:
         weights: of every step, (S,), which sum to 1.
@@ -53,7 +69,7 @@ class MomentStream:
         self._weights, self._without_means = weights.tolist(), without_means
         self._within: Tensor | None = None
         self._difference: Tensor | None = None
-        self._means: list[tuple[int, int, Tensor, Tensor | None]] = []
+        self._centres: dict[int, _Centre] = {}
 
     def add(self, i: int, x_hat: Tensor, x: Tensor | None = None) -> None:
         """Take in inputs at step i.
@@ -70,7 +86,24 @@ class MomentStream:
         if x is not None:
             change = (x - x_hat).mean(1)
             self._difference = _plus(self._difference, weight * (x - x_hat - change[:, None]).mT @ centred)
-        self._means.append((i, x_hat.shape[1], mean, change))
+        self._centres[i] = self._merged(i, _Centre(x_hat.shape[1], mean, change))
+
+    def _merged(self, i: int, batch: _Centre) -> _Centre:
+        """The centre of step i with a batch; the scatter between the two is added."""
+        before = self._centres.get(i)
+        if before is None:
+            return batch
+        count = before.count + batch.count
+        share = batch.count / count
+        shift = batch.mean - before.mean
+        factor = self._weights[i] * before.count * share
+        self._within = _plus(self._within, factor * _outer(shift, shift))
+        change = None
+        if before.change is not None and batch.change is not None:
+            moved = batch.change - before.change
+            self._difference = _plus(self._difference, factor * _outer(moved, shift))
+            change = before.change + share * moved
+        return _Centre(count, before.mean + share * shift, change)
 
     def moments(self) -> Moments:
         """The moments of all that was taken in.
@@ -78,40 +111,28 @@ class MomentStream:
         Raises:
             ValueError: nothing was.
         """
-        if self._within is None or not (total := sum(self._weights[i] * count for i, count, *_ in self._means)):
+        factors = {i: self._weights[i] * centre.count for i, centre in self._centres.items()}
+        if self._within is None or not (total := sum(factors.values())):
             raise ValueError(
                 "expected inputs of a layer at a step that has a weight, got none; raise calibration.images or choose "
                 "other step weights or another calibration_set"
             )
-        second, difference = self._within.clone(), self._difference
-        centres = self._centres()
-        for i, count, mean, change in self._means:
-            shifted = mean - centres[i][0] if self._without_means else mean
-            factor = self._weights[i] * count
-            second += factor * shifted[:, :, None] * shifted[:, None]
-            if difference is not None and change is not None:
-                moved = change - centres[i][1] if self._without_means else change
-                difference = difference + factor * moved[:, :, None] * shifted[:, None]
+        second, difference = self._within, self._difference
+        if not self._without_means:
+            for i, centre in self._centres.items():
+                second = second + factors[i] * _outer(centre.mean, centre.mean)
+                if difference is not None and centre.change is not None:
+                    difference = difference + factors[i] * _outer(centre.change, centre.mean)
         return Moments(second / total, None if difference is None else difference / total)
-
-    def _centres(self) -> dict[int, tuple[Tensor, Tensor]]:
-        """The means of every step's quantized inputs and of what quantization takes from them, (G, n) each."""
-        rows: dict[int, list[tuple[int, Tensor, Tensor]]] = {}
-        for i, count, mean, change in self._means:
-            rows.setdefault(i, []).append((count, mean, torch.zeros_like(mean) if change is None else change))
-        return {i: _mean(batches) for i, batches in rows.items()}
 
 
 def _plus(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total.add_(part)
 
 
-def _mean(batches: list[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    total = sum(count for count, *_ in batches)
-    counts, means, changes = zip(*batches, strict=True)
-    shares = torch.tensor(counts, device=means[0].device) / total
-    mean, change = ((shares[:, None, None] * torch.stack(rows)).sum(0) for rows in (means, changes))
-    return mean, change
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T of each group, (G, n, n) of (G, n)."""
+    return a[:, :, None] * b[:, None]
 
 
 def columns(layer: nn.Module, x: Tensor, positions: int, *seed: int | str) -> Tensor:

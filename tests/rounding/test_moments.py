@@ -1,5 +1,7 @@
 """Second moments taken in a stream, and the patches that a convolution multiplies its weight with."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -53,6 +55,16 @@ def test_the_target_is_the_weight_that_gives_the_float_output_best_on_quantized_
     assert error < 1e-6 * (x_hat[0] @ weight.T - x[0] @ weight.T).square().mean()
     assert torch.equal(Moments(moments.second).target(weight, 0), weight)
     assert torch.equal(Moments(moments.second, torch.zeros(1, 5, 5)).target(weight, 0), weight)
+
+
+def test_a_stream_of_more_batches_takes_no_more_memory():
+    sizes = []
+    for count in (1, 10):
+        taken = MomentStream(WEIGHTS, without_means=False)
+        for _ in range(count):
+            taken.add(1, *batches(1, 1)[0])
+        sizes.append(len(pickle.dumps(taken)))
+    assert sizes[1] < 1.1 * sizes[0]
 
 
 def test_a_stream_of_nothing_is_refused():
