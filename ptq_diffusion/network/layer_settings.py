@@ -206,7 +206,9 @@ class LayerSettings(nn.Module):
             raise ValueError(f"expected rescalings of {len(self)} steps, which the settings have, got {count}")
         rows = {name: rows_of(getattr(self, name), count).clone() for name in ROWS}
         channels = next(len(rescaling.gain) for rescaling in rescalings if rescaling is not None)
-        gain, offset = self.scale.new_ones(count, channels), self.scale.new_zeros(count, channels)
+        gain = self.scale.new_ones(1, channels) if self.gain is None else self.gain
+        offset = self.scale.new_zeros(1, channels) if self.offset is None else self.offset
+        gain, offset = rows_of(gain, count).clone(), rows_of(offset, count).clone()
         for i, rescaling in enumerate(rescalings):
             if rescaling is not None:
                 gain[i], offset[i] = rescaling.gain, rescaling.offset

@@ -141,6 +141,14 @@ def test_one_network_is_rescaled_step_by_step(w4a6):
     assert not torch.equal(outputs(network, 0), outputs(network, 2))
 
 
+def test_steps_that_are_given_nothing_keep_the_rescalings_that_they_have(w4a6):
+    rows = [drawn(w4a6, 1), drawn(w4a6, 2)]
+    once = w4a6.rescaled(rows)
+    again = once.rescaled([{}, rows[0]])
+    assert torch.equal(outputs(again, 0), outputs(once, 0))
+    assert torch.equal(outputs(again, 1), outputs(once, 0))
+
+
 def test_at_a_step_equals_the_whole_table_there(changing):
     rows = [drawn(changing, seed, grids=False) for seed in range(3)]
     whole = changing.rescaled(rows)
