@@ -42,12 +42,12 @@ def quantize(
         plan: bits of every site at every step.
         observations: of the inputs of its layers and of attention's operands.
         weight: from a bitwidth to a fresh quantizer of a weight.
-        integers: of weights that a rounding has chosen; all others are rounded to nearest.
+        integers: of weights that a rounding has chosen; all others are rounded to nearest. None beside a rank.
         rank: of the part of every inner layer's weight that stays in 16 bits; 0 for none.
         table_bits: of its tables of embeddings; 32 leaves them in float.
 
     Raises:
-        ValueError: the plan is of another network, or a layer or a table cannot be quantized.
+        ValueError: the plan is of another network, a layer or a table cannot be quantized, or integers meet a rank.
     """
     sites = model.sites()
     plan.require(sites, plan.steps)
@@ -173,11 +173,21 @@ class _Weights:
         make: from a bitwidth to a fresh quantizer.
         rank: of the part of inner layers' weights in 16 bits.
         integers: that a rounding has chosen.
+
+    Raises:
+        ValueError: there are integers beside a rank.
     """
 
     make: Callable[[int], Quantizer]
     rank: int
     integers: Integers
+
+    def __post_init__(self) -> None:
+        if self.integers and self.rank:
+            raise ValueError(
+                f"expected integers of whole weights, got some beside parts of rank {self.rank}, without which they "
+                "were chosen; leave out the integers or the rank"
+            )
 
     def copies(
         self, site: Site, layer: nn.Module, bits: Sequence[int], equalisation: Tensor | None

@@ -111,10 +111,14 @@ class QuantizedWeight(StoredWeight):
 
     def values(self, gain: Tensor | None = None) -> Tensor:
         if gain is not None:
-            return self._centred() * (self.scales() * _along_outputs(gain, len(self.shape)))
+            return self._centred() * (self.scales() * along_outputs(gain, len(self.shape)))
         if self._values is None:
-            self._values = self._centred() * self.scales()
+            self._values = self.unpacked()
         return self._values
+
+    def unpacked(self) -> Tensor:
+        """The same numbers as `values` gives without a gain; they are not kept."""
+        return self.centred() * self.scales()
 
     def centred(self) -> Tensor:
         """n - z as float32, in which such integers are exact, (O, ...)."""
@@ -122,6 +126,7 @@ class QuantizedWeight(StoredWeight):
         return (codes + (self.grid.low - self._spread(self.zero_point))).float()
 
     def _centred(self) -> Tensor:
+        # Kept for gains alone, which change from step to step: without them the values are all that is asked for.
         if self._integers is None:
             self._integers = self.centred()
         return self._integers
@@ -163,7 +168,7 @@ class FloatWeight(StoredWeight):
         self.register_buffer("weight", weight)
 
     def values(self, gain: Tensor | None = None) -> Tensor:
-        return self.weight if gain is None else self.weight * _along_outputs(gain, self.weight.ndim)
+        return self.weight if gain is None else self.weight * along_outputs(gain, self.weight.ndim)
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {"weight": self.weight}
@@ -231,7 +236,8 @@ def _granularity(scale: Tensor, size: Tensor | None) -> Granularity:
     return PerTensor() if tuple(scale.shape) == (1,) else PerChannel(max(scale.ndim - 1, 0))
 
 
-def _along_outputs(gain: Tensor, dimensions: int) -> Tensor:
+def along_outputs(gain: Tensor, dimensions: int) -> Tensor:
+    """Factors of the output channels, (O,), as they broadcast against a weight of so many dimensions."""
     return gain.view(-1, *[1] * (dimensions - 1))
 
 

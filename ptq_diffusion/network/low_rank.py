@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq_diffusion.model.site import Role, Site
-from ptq_diffusion.network.integers import QuantizedWeight, StoredWeight, stored_weight
+from ptq_diffusion.network.integers import QuantizedWeight, StoredWeight, along_outputs, stored_weight
 from ptq_diffusion.quantizer import Quantizer
 from ptq_diffusion.quantizer.low_rank import LowRankQuantizer, low_rank_product, require_rank, with_low_rank
 
@@ -52,8 +52,8 @@ class LowRankWeight(StoredWeight):
     def values(self, gain: Tensor | None = None) -> Tensor:
         if self._values is None:
             part, factors = low_rank_product(self.left, self.right, self.shape), self.residual.factors
-            self._values = self.residual.values() + (part if factors is None else part / factors)
-        return self._values if gain is None else self._values * gain.view(-1, *[1] * (len(self.shape) - 1))
+            self._values = self.residual.unpacked() + (part if factors is None else part / factors)
+        return self._values if gain is None else self._values * along_outputs(gain, len(self.shape))
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {**self.residual.tensors(), LEFT: self.left, RIGHT: self.right}

@@ -58,6 +58,22 @@ def test_a_gain_is_of_the_whole_weight(maker, factors):
     assert torch.equal(part.values(gain), part.values() * gain.view(12, 1, 1, 1))
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_weight_without_gains_keeps_one_copy_in_float(maker, rank):
+    part = stored(spiked((12, 20)), maker, rank, None)
+    part.values()
+    assert kept(part) == 12 * 20
+    part.forget()
+    assert kept(part) == 0
+
+
+def kept(part):
+    """How many numbers a stored weight holds beside its buffers."""
+    return sum(
+        held.numel() for module in part.modules() for held in vars(module).values() if isinstance(held, torch.Tensor)
+    )
+
+
 @pytest.fixture(scope="module")
 def denoiser(tiny_model_folder):
     return DiffusersDenoiser.from_folder(str(tiny_model_folder()))
@@ -91,6 +107,12 @@ def test_integers_and_graphs_refuse_it_by_name(denoiser, network):
         network.to_backend(Integer())
     with pytest.raises(TypeError, match=f"at {name}, .* got LowRankWeight"):
         layer_values(name, network.layer(name), 0)
+
+
+def test_integers_that_were_chosen_without_it_are_refused(denoiser, network, maker):
+    integers = {("conv_in", 4): torch.zeros(1, dtype=torch.int32)}
+    with pytest.raises(ValueError, match="got some beside parts of rank 2, .*; leave out the integers or the rank"):
+        quantize(denoiser, network.plan, observed(denoiser), maker, integers, rank=2)
 
 
 def test_layers_that_have_no_such_part_are_refused_by_name(maker):
