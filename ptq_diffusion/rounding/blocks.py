@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ptq_diffusion.network import StoredWeight
 from ptq_diffusion.network.insertion import Integers
+from ptq_diffusion.network.integers import along_outputs
 from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.rounding.block_errors import BlockErrors, rescaled
 from ptq_diffusion.rounding.calls import CallFiles
@@ -52,7 +53,7 @@ class BRECQ(Rounding):
         weights: StepWeights,
         descent: Descent,
         calls: int = 4,
-        rows: int = 8,
+        rows: int = 4,
         rescaled: bool = False,
     ) -> None:
         if calls < 1 or rows < 1:
@@ -88,7 +89,7 @@ class SoftWeight(StoredWeight):
         return torch.zeros_like(self._values) if self._values.grad is None else self._values.grad
 
     def values(self, gain: Tensor | None = None) -> Tensor:
-        return self._values if gain is None else self._values * gain.view(-1, *[1] * (self._values.dim() - 1))
+        return self._values if gain is None else self._values * along_outputs(gain, self._values.ndim)
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {"v": self.soft.v}

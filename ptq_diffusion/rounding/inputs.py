@@ -31,7 +31,7 @@ class Inputs:
     target: Target
     offsets: bool
     weights: StepWeights
-    positions: int = 64
+    positions: int = 16
 
     def __post_init__(self) -> None:
         if self.positions < 1:

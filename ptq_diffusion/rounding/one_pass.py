@@ -7,7 +7,7 @@ from ptq_diffusion.rounding.inputs import Inputs
 from ptq_diffusion.rounding.rounding import LayerRounding, Rounding
 from ptq_diffusion.rounding.step_weights import UniformSteps
 
-DEFAULT = Inputs("float", "weight", False, UniformSteps(), 16)
+DEFAULT = Inputs("float", "weight", False, UniformSteps())
 """The inputs that are read for a rounding of blocks, which reads none of layers."""
 
 

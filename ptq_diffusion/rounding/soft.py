@@ -99,8 +99,8 @@ class Descent:
     """
 
     iterations: int
-    learning_rate: float
-    penalty: float
+    learning_rate: float = 0.03
+    penalty: float = 3.0
     warmup: float = 0.2
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ GROUPS = (
     "quantizer",
     "range_search",
     "reference",
+    "rounding",
 )
 NONE = inspect.Parameter.empty
 
