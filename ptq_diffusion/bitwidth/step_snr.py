@@ -19,6 +19,10 @@ class StepSNR(BitwidthPolicy[StepSignal]):
     that the bits cause, SNR_F = abar_t / (1 - abar_t) that of x_t. All inner layers have the same bits at a step. Not
     to be confused with `Share`, which takes the switch points that the paper publishes; this rule does not give them.
 
+    D is measured before bits are chosen: with weights rounded to nearest and searched scales of activations, whatever
+    `rounding` and `activation_scales` give the network afterwards. With integers that have less error, such as those of
+    GPTQ, steps may get more bits than they need.
+
     Args:
         offered: `{weight, activation}` bits in ascending order of bit operations. Weights of several bitwidths are
             stored once for each.

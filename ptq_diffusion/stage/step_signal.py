@@ -58,7 +58,11 @@ class MeasurePowers(ChunkWork):
 
 
 class MeasureStepSignal(ModelStage):
-    """`step_signal.safetensors`: a `StepSignal` of the offers of the bitwidth policy, summed over all images."""
+    """`step_signal.safetensors`: a `StepSignal` of the offers of the bitwidth policy, summed over all images.
+
+    Its networks are rounded to nearest and have searched scales of activations, whatever the rounding and the rule for
+    these scales: each offer would need integers and scales of its own, which are chosen once the plan is known.
+    """
 
     name = "step_signal"
     version = 2
