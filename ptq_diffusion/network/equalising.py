@@ -1,12 +1,13 @@
 """Equalisation of layers: ranges of their inputs' channels, and numbers of them as they stand against weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from ptq_diffusion.model.site import Kind, Site
+from ptq_diffusion.network.observing import showing_inputs
 from ptq_diffusion.quantizer import Equalisation
 
 
@@ -30,12 +31,7 @@ class InputMaxima:
             maxima = x.detach().float().abs().movedim(channels, 0).flatten(1).amax(1)
             self._maxima[name] = maxima.maximum(self._maxima.get(name, maxima))
 
-        with ExitStack() as hooks:
-            for name in self._sites:
-                hook = network.get_submodule(name).register_forward_pre_hook(
-                    lambda _, inputs, name=name: see(name, inputs[0])
-                )
-                hooks.enter_context(hook)
+        with showing_inputs(network, self._sites, see):
             yield
 
     def tensors(self) -> dict[str, Tensor]:

@@ -115,11 +115,7 @@ class InputObservations:
             self._seen.add((operand, place))
 
         with ExitStack() as hooks:
-            for name in self._layers:
-                hook = network.get_submodule(name).register_forward_pre_hook(
-                    lambda _, inputs, name=name: see(name, inputs[0])
-                )
-                hooks.enter_context(hook)
+            hooks.enter_context(showing_inputs(network, self._layers, see))
             hooks.enter_context(watching_operands(network, self._attentions, see, AT_ONCE))
             yield
 
@@ -268,3 +264,17 @@ def watching(network: nn.Module, names: Iterable[str], see: Callable[[str, Tenso
             layer = network.get_submodule(name)
             hooks.enter_context(layer.register_forward_hook(lambda _, __, output, name=name: see(name, output)))
         yield
+
+
+@contextmanager
+def showing_inputs(network: nn.Module, layers: Iterable[str], see: Callable[[str, Tensor], object]) -> Iterator[None]:
+    """Within this context the first inputs of some layers are shown by name, before they are computed with."""
+    with ExitStack() as hooks:
+        for name in layers:
+            layer = network.get_submodule(name)
+            hooks.enter_context(layer.register_forward_pre_hook(lambda _, inputs, name=name: _shown(see, name, inputs)))
+        yield
+
+
+def _shown(see: Callable[[str, Tensor], object], name: str, inputs: tuple[Tensor, ...]) -> None:
+    see(name, inputs[0])

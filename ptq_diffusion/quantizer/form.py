@@ -54,7 +54,9 @@ def fake_quantized(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> 
     require a gradient get that of learned step sizes, Esser et al., ICLR 2020, arXiv 1902.08153, eq. 3.
     """
     low, high = (grid.low - zero_point).float(), (grid.high - zero_point).float()
-    return _differentiable(x, low, high, scale, 1 / scale)
+    integers = straight_through(x.float() * (1 / scale)).clamp(low, high)
+    # Adding 0 takes the sign of a zero away.
+    return (integers * scale + 0.0).to(x.dtype)
 
 
 class Form(ABC):
@@ -167,11 +169,3 @@ def described_form(description: Mapping[str, Any]) -> Form:
 
 def _described(granularity: Granularity) -> dict[str, Any]:
     return {"granularity": type(granularity).__name__, "of": asdict(granularity)}
-
-
-def _differentiable(
-    x: Tensor, low: Tensor | int, high: Tensor | int, scale: Tensor | float, inverse: Tensor | float
-) -> Tensor:
-    integers = straight_through(x.float() * inverse).clamp(low, high)  # type: ignore[arg-type]
-    # Adding 0 takes the sign of a zero away.
-    return (integers * scale + 0.0).to(x.dtype)

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ IMAGES = 1
 
 
 @dataclass(frozen=True)
-class PerInputChannel(Granularity):
-    """One grid for each channel of an input, over all images and positions; scales are (C,).
+class _AlongChannels(Granularity):
+    """Groups of an input that are told by the axis of its channels.
 
     Args:
         axis: of the channels: 1 in images, -1 in tokens; None is that of the layer whose inputs they are.
@@ -28,15 +29,20 @@ class PerInputChannel(Granularity):
     def _axis(self) -> int:
         return IMAGES if self.axis is None else self.axis
 
+    def of_input(self, channels: int, skip: int | None) -> Self:  # noqa: ARG002
+        return replace(self, axis=_axis_of_layer(self.axis, channels))
+
+
+@dataclass(frozen=True)
+class PerInputChannel(_AlongChannels):
+    """One grid for each channel of an input, over all images and positions; scales are (C,)."""
+
     def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         return (shape[self._axis],)
 
     def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         values = x.movedim(self._axis, 0).flatten(1)
         return values, once(values)
-
-    def of_input(self, channels: int, skip: int | None) -> Granularity:  # noqa: ARG002
-        return PerInputChannel(_axis_of_layer(self.axis, channels))
 
     def shared(self, dimensions: int) -> tuple[int, ...]:
         return tuple(place for place in range(1, dimensions) if place != self._axis % dimensions)
@@ -48,21 +54,11 @@ class PerInputChannel(Granularity):
 
 
 @dataclass(frozen=True)
-class PerToken(Granularity):
+class PerToken(_AlongChannels):
     """One grid for all channels at each position of each image: a token of a transformer, a pixel of a UNet.
 
     There are other groups for every image, so that no grid can be found beforehand.
-
-    Args:
-        axis: of the channels: 1 in images, -1 in tokens; None is that of the layer whose inputs they are.
     """
-
-    axis: int | None = None
-    of_weights, of_inputs = False, True
-
-    @property
-    def _axis(self) -> int:
-        return IMAGES if self.axis is None else self.axis
 
     def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         return (math.prod(shape) // shape[self._axis],)
@@ -70,9 +66,6 @@ class PerToken(Granularity):
     def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         values = x.movedim(self._axis, -1).flatten(0, -2)
         return values, once(values)
-
-    def of_input(self, channels: int, skip: int | None) -> Granularity:  # noqa: ARG002
-        return PerToken(_axis_of_layer(self.axis, channels))
 
     def shared(self, dimensions: int) -> tuple[int, ...]:
         return (self._axis % dimensions,)
@@ -123,8 +116,11 @@ class PerParts(Granularity):
         counts = [(torch.arange(width, device=x.device) < len(part)).to(x.dtype) for part in parts]
         return torch.stack(values), torch.stack(counts)
 
-    def shared(self, dimensions: int) -> tuple[int, ...]:
-        raise ValueError(f"expected a granularity whose groups lie along dimensions of {dimensions}, got {self}")
+    def shared(self, dimensions: int) -> tuple[int, ...]:  # noqa: ARG002
+        raise ValueError(
+            f"expected a granularity of a dynamic quantizer, which cannot split skip connections, got {self}; choose "
+            "PerTensor, PerToken or PerInputChannel"
+        )
 
     def spread(self, parameter: Tensor, shape: Sequence[int]) -> Tensor:
         self.require(parameter, shape)

@@ -1,10 +1,12 @@
 """The parts of a network that are rounded one after the other."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+
+from ptq_diffusion.network.observing import showing_inputs
 
 
 class _ReachedError(Exception):
@@ -66,20 +68,6 @@ def in_order_of_calls(network: nn.Module, layers: Iterable[str], forward: Callab
     with showing_inputs(network, layers, lambda name, _: called.setdefault(name)):
         forward()
     return list(called)
-
-
-@contextmanager
-def showing_inputs(network: nn.Module, layers: Iterable[str], see: Callable[[str, Tensor], object]) -> Iterator[None]:
-    """Within this context the inputs of some layers are shown by name, before they are computed with."""
-    with ExitStack() as hooks:
-        for name in layers:
-            layer = network.get_submodule(name)
-            hooks.enter_context(layer.register_forward_pre_hook(lambda _, inputs, name=name: _shown(see, name, inputs)))
-        yield
-
-
-def _shown(see: Callable[[str, Tensor], object], name: str, inputs: tuple[Tensor, ...]) -> None:
-    see(name, inputs[0])
 
 
 def show_inputs(

@@ -13,6 +13,7 @@ from ptq_diffusion.quantizer import (
     MinMax,
     PerChannel,
     PerInputChannel,
+    PerParts,
     PerTensor,
     PerToken,
     described_form,
@@ -123,7 +124,20 @@ def test_refusals():
     quantizer.freeze()
     with pytest.raises(RuntimeError, match=r"integers of fixed grids.*ask at\(x\)"):
         quantizer.from_integers(torch.zeros(2).int())
-    with pytest.raises(ValueError, match=r"granularity of inputs, got PerChannel"):
-        quantizer_of_weights = DynamicQuantizer(4, True, PerChannel())
-        quantizer_of_weights.freeze()
-        quantizer_of_weights(X)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "message"),
+    [
+        (PerChannel(), "granularity of inputs, got PerChannel"),
+        (
+            PerParts(1, 1),
+            "cannot split skip connections, got PerParts.*; choose PerTensor, PerToken or PerInputChannel",
+        ),
+    ],
+)
+def test_granularities_without_groups_within_an_image_are_refused(granularity, message):
+    quantizer = DynamicQuantizer(4, True, granularity)
+    quantizer.freeze()
+    with pytest.raises(ValueError, match=message):
+        quantizer(X)
