@@ -24,7 +24,7 @@ class StoredWeight(nn.Module, ABC):
 
     @abstractmethod
     def values(self, gain: Tensor | None = None) -> Tensor:
-        """The float32 numbers that the stored ones stand for, (O, ...).
+        """The numbers that the stored ones stand for, (O, ...): float32, of a float weight in the network's dtype.
 
         Args:
             gain: (O,) factors of the output channels, which go into the scales; None is 1.
@@ -154,7 +154,7 @@ class QuantizedWeight(StoredWeight):
 
 
 class FloatWeight(StoredWeight):
-    """A weight that is left in float32.
+    """A weight that is left in float, in the network's dtype.
 
     Args:
         weight: (O, ...).

@@ -63,7 +63,10 @@ class QuantizedLayer(nn.Module, ABC):
         return self.compute(self.settings(x, i, self.current.paired), *self.operands(i))
 
     def operands(self, i: int) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias as float32 at step i: the gain is in the weight's scales, the offset in the bias."""
+        """Weight and bias at step i: the gain is in the weight's scales, the offset in the bias.
+
+        They are float32; without a gain, a float weight and a bias are in the network's dtype.
+        """
         weight = self.weights[self.settings.weight_copy(i)]
         assert isinstance(weight, StoredWeight)
         channels = self.settings.channels(i)

@@ -61,9 +61,9 @@ class AffineQuantizer(Quantizer):
         self.register_buffer("factors", None)
 
     def equalised(self, factors: Tensor) -> Self:
-        """This quantizer, for a tensor x whose f x its grids meet and of which it is not to have observed any.
+        """Fit grids to f x instead of x and divide the quantized values by f: x_hat = Q(f x) / f.
 
-        x_hat is that of f x over f, so that s / f is the scale of an element.
+        So s / f is the scale of an element. Call before observing; returns itself.
 
         Args:
             factors: f, positive, float32, which broadcasts against x.

@@ -18,7 +18,7 @@ class DynamicQuantizer(UnobservedQuantizer):
     """x_hat on affine grids between the extremes of each image's own numbers.
 
     An image is quantized as if it were alone, as the `AffineQuantizer` that has seen only it, so that no image depends
-    on its neighbours. Nothing is observed: a stream of tensors leaves no trace.
+    on its neighbours. Nothing is observed, and no state is kept between tensors.
 
     Args:
         bits: 2 to 8.

@@ -45,7 +45,9 @@ class Quantizer(nn.Module, ABC):
         self.state = State.OBSERVING
 
     def of_input(self, channels: int, skip: int | None = None) -> Self:
-        """This quantizer, for the inputs of one layer, of which it is not to have observed any.
+        """Adapt the granularity to a layer's channel axis and skip connection, in place; call before observing.
+
+        Returns itself.
 
         Args:
             channels: the dimension of their channels.

@@ -34,9 +34,10 @@ class BlockErrors(Reconstruction):
         return float(sum(errors) / sum(shares[i] for i, _ in calls.sizes))
 
     def shares(self, calls: CallFiles) -> Tensor:
-        """The weight of a call of every step, (S,): that of the step, times its states a call in units of the mean.
+        """The weight of a call of every step, (S,): that of the step, times its rows a call in units of the mean.
 
-        So each state counts by its step alone, however many of them a calibration set has at that step.
+        So each row counts by its step alone, however many of them a calibration set has at that step. A guided state
+        has two rows, so that it counts twice beside those of steps outside of the interval of guidance.
 
         Raises:
             ValueError: no step of the calls has a weight.

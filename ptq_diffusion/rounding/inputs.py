@@ -6,7 +6,10 @@ from typing import Literal
 from ptq_diffusion.rounding.step_weights import StepWeights
 
 PathName = Literal["float", "quantized"]
-"""The network whose inputs are read: the float one, or the quantized one, whose layers before are rounded already."""
+"""The network whose inputs are read: the float one, or the quantized one, whose blocks before are rounded already.
+
+Layers before in the same block are at nearest.
+"""
 Target = Literal["weight", "output"]
 """The aim of a rounding: that x_hat gives with the rounded weight what it gives with the float one, or what x gives."""
 

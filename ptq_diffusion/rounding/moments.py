@@ -58,7 +58,8 @@ class MomentStream:
     """Second moments taken batch by batch, in memory that does not grow with the number of batches.
 
     Each batch adds its scatter around its own mean; that between it and the batches of its step before is added when it
-    is merged with them (Chan's update).
+    is merged with them (Chan's update). Every row of an input counts alike: a guided state has two rows, so that it
+    counts twice beside those of steps outside of the interval of guidance.
 
     Args:
         weights: of every step, (S,), which sum to 1.

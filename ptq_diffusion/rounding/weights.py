@@ -52,7 +52,10 @@ class WeightReconstruction(Reconstruction):
         """The integers of a part; the parts before it are installed."""
 
     def portions(self, part: Part, count: int) -> list[Part]:  # noqa: ARG002
-        """At most `count` shares of a part, of which `rounded` makes the same integers; by default the whole alone."""
+        """Split a part's layers into at most `count` groups that devices can round independently.
+
+        The integers are the same as without; by default the part is not split.
+        """
         return [part]
 
     def copies(self, part: Part) -> dict[Copy, tuple[int, ...]]:

@@ -35,7 +35,7 @@ class GraphOptions:
     Args:
         opset: the version of ONNX's operators.
         fold_time: whether the time is a constant of a graph for each step; else it is an input.
-        int4: whether weights of 4 bits are stored as INT4; else in 8 bits.
+        int4: whether weights of 4 bits and less are stored as INT4; else in 8 bits.
     """
 
     opset: int
