@@ -55,7 +55,8 @@ class WriteOnnx(ModelStage):
         quantized, correction = shop.host.simulated(inputs[Quantize.name]), FittedCorrection.load(inputs[Fit.name])
         rescaled = quantized.rescaled(correction.rescalings)
         network = rescaled.paired() if correction.pairs_rows else rescaled.unguided()
-        condition = shop.host.conditions(cfg, quantized, inputs).of(0, range(TRIAL_SAMPLES), self.name)
+        # Of samples of the images: prompts belong to the purposes of `data.prompts.FIRST` alone.
+        condition = shop.host.conditions(cfg, quantized, inputs).of(0, range(TRIAL_SAMPLES), "images")
         options = GraphOptions(**plain(cfg.onnx))
         files = write_graphs(network, correction.steps, partial(finish, network, correction), condition, options, out)
         description = _description(quantized, correction, files, cfg.onnx.opset)

@@ -1,5 +1,7 @@
 """Exported latent, conditional, guided pipelines draw in stock diffusers what goal=samples_corrected drew."""
 
+import json
+
 import pytest
 import torch
 from diffusers import DiTPipeline, StableDiffusionPipeline
@@ -86,3 +88,10 @@ def test_the_stock_pipeline_draws_the_corrected_images(make, kind, correction, t
     for scale in (1.5 * SCALE, 1.2):
         with pytest.raises(ValueError, match=f"expected guidance_scale=2, .* got about {scale:g}; call"):
             draw(exported, streams, scale)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_graphs_of_a_model_with_prompts_read_their_embeddings(make, tmp_path):
+    words, _ = prompts(tmp_path)
+    folder = make("goal=onnx", f"model.path={tmp_path / 'model'}", "correction=none", "sampler.steps=1", *words)
+    assert json.loads((folder / "onnx.json").read_text())["condition"] == ["embeddings"]
