@@ -1,6 +1,6 @@
 """Stage: the correction, fitted to moments of the noise, or step by step on images along a path."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ptq_diffusion.engine.chunks import chunks, read_chunks, run_chunks
 from ptq_diffusion.engine.factory import construct
 from ptq_diffusion.engine.models import decoder_checksum
 from ptq_diffusion.engine.stage import ModelStage, Need
+from ptq_diffusion.engine.synchronisation import synchronised
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.stage.drawing.corrected import draw_corrected
 from ptq_diffusion.stage.drawing.images import DrawImages
@@ -69,9 +70,9 @@ class Fit(ModelStage):
         elif correction.reads is Reads.MOMENTS:
             self._from_moments(correction, cfg, inputs, out, shop)
         else:
-            path_fit = partial(self.path_fit, cfg, inputs, out / "path_fit", shop)
+            build = partial(self.path_fit, cfg, inputs, out / "path_fit")
             follower = partial(
-                fit_on_devices, path_fit=path_fit, cfg=cfg, out=out, shop=shop, threads=torch.get_num_threads()
+                fit_on_devices, build=build, cfg=cfg, out=out, shop=shop, threads=torch.get_num_threads()
             )
             shop.runtime.launch(follower, tasks=len(noise_chunks(cfg)))
 
@@ -135,19 +136,21 @@ def with_candidate(cfg: DictConfig, name: str) -> DictConfig:
 
 
 def fit_on_devices(
-    fabric: Fabric, path_fit: partial[PathFit], cfg: DictConfig, out: Path, shop: Workshop, threads: int
+    fabric: Fabric, build: Callable[[Workshop], PathFit], cfg: DictConfig, out: Path, shop: Workshop, threads: int
 ) -> None:
     """Fit step by step, together with all other devices; the first of them saves.
 
     Args:
         fabric: of this device.
-        path_fit: makes the fit.
+        build: makes the fit with a workshop.
         cfg: of the stage.
         out: the folder of the artefact.
         shop: of this process.
         threads: of torch in every process, on which last bits depend.
     """
     torch.set_num_threads(threads)
-    fitted = path_fit().fit(fabric, Fit().title, shop.runtime.progress)
+    with synchronised(fabric):
+        work = build(shop.on(fabric.device))
+    fitted = work.fit(fabric, Fit().title, shop.runtime.progress)
     if fabric.is_global_zero:
         carried(fitted, cfg, shop).save(out)

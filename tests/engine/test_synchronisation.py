@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from ptq_diffusion.engine.synchronisation import receiving, send_all, synchronised
+from ptq_diffusion.stage.fit import fit_on_devices
 from ptq_diffusion.stage.path_fit import PathFit
 from tests.processes import AFRESH
 
@@ -68,6 +69,20 @@ def in_rescaling(rank, failing):
         PathFit._rescale(fit, None, SimpleNamespace(world_size=2, global_rank=rank, device=None), None)
 
 
+def in_building(rank, failing):
+    """A fit along a path that some processes cannot build, and the workshop that each builds it with."""
+
+    def build(shop):
+        if rank in failing:
+            no_more()
+        return SimpleNamespace(fit=lambda fabric, *_: no_more() if shop != fabric.device else None)
+
+    fabric = SimpleNamespace(world_size=2, is_global_zero=False, device=f"device {rank}")
+    shop = SimpleNamespace(on=lambda device: device, runtime=SimpleNamespace(progress=False))
+    fit_on_devices(fabric, build, None, None, shop, 1)
+    return "all is fitted"
+
+
 def outcome(task, argument, rank, folder):
     """Write what comes of a task in one of two connected processes."""
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
@@ -89,6 +104,8 @@ def outcome(task, argument, rank, folder):
         (in_talk, (), ["[1, 2.0, 2]", "sent"]),
         (in_rescaling, (0,), ["ValueError: no more"] * 2),
         (in_rescaling, (1,), ["ValueError: no more"] * 2),
+        (in_building, (), ["all is fitted"] * 2),
+        (in_building, (1,), ["ValueError: no more"] * 2),
         (what_cannot_be_sent, (), ["told", "not sent"]),
     ],
 )
