@@ -114,6 +114,7 @@ def run(cfg: DictConfig) -> Path:
     if ranks is None:
         return _run_here(cfg, None)
     if not ranks.is_first:
+        keep_freed_memory()
         ranks.agree(environment(cfg))
         # The first process tells of its errors; what they are, no other process says once more.
         return Path(str(ranks.serve() or cfg.outputs))

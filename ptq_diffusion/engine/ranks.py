@@ -18,6 +18,8 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 
+from ptq_diffusion.engine.synchronisation import error_of, text_of
+
 PATIENCE = timedelta(days=1)
 """The longest time that processes wait for each other within a task, or for one that has not come yet."""
 TASK_TIMEOUT = timedelta(days=365)
@@ -101,7 +103,7 @@ class Ranks:
         """Let all processes do a task, and wait for all; for the first process alone.
 
         Raises:
-            RuntimeError: it failed in another process. What it raises in this one passes through.
+            Exception: it failed in another process, see `error_of`. What it raises in this one passes through.
         """
         self._sent((task, None))
         self._do(task)
@@ -130,12 +132,11 @@ class Ranks:
         # Whoever fails must not leave the others waiting; the first process tells of it.
         except Exception as failure:
             error = failure
-        errors = self._gathered(None if error is None else f"{type(error).__name__}: {error}")
+        errors = self._gathered(None if error is None else text_of(error))
         if self.is_first and error is not None:
             raise error
         if self.is_first and any(errors):
-            rank, text = next((rank, text) for rank, text in enumerate(errors) if text)
-            raise RuntimeError(f"rank {rank} failed: {text}")
+            raise next(error_of(rank, text) for rank, text in enumerate(errors) if text)
 
     def _gathered(self, value: Value) -> list[Value]:
         values: list[Value] = [value] * self._fabric.world_size

@@ -19,8 +19,11 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track as rich_track
+from torch.multiprocessing.spawn import ProcessRaisedException
 
+from ptq_diffusion.engine.memory.allocator import keep_freed_memory
 from ptq_diffusion.engine.ranks import PATIENCE, Ranks
+from ptq_diffusion.engine.synchronisation import error_of, text_in
 
 Item = TypeVar("Item")
 TF32 = "NVIDIA_TF32_OVERRIDE"
@@ -167,6 +170,7 @@ class Runtime:
 
         Raises:
             ValueError: fewer than one device is asked for.
+            Exception: it failed in another process, see `error_of`. What it raises in this one passes through.
         """
         if self.devices < 1:
             raise ValueError(f"expected runtime.devices of at least 1, got {self.devices}")
@@ -177,7 +181,11 @@ class Runtime:
         # Objects are exchanged and no tensors, for which gloo serves on every device.
         several = DDPStrategy(start_method="spawn", process_group_backend="gloo", timeout=PATIENCE)
         fabric = Fabric(accelerator=self.device_type, devices=devices, strategy=several if devices > 1 else "auto")
-        fabric.launch(Quiet(function) if devices > 1 else function)
+        try:
+            fabric.launch(Quiet(function) if devices > 1 else function)
+        except ProcessRaisedException as failure:
+            # Of an error of another process, torch hands on its printed traceback alone.
+            raise error_of(failure.error_index, text_in(failure.msg)) from failure
 
     def trainer(
         self,
@@ -204,6 +212,8 @@ class Runtime:
 class Quiet:
     """A function for other processes, where libraries are quiet from its arrival on, before Lightning connects them.
 
+    From then on freed memory stays with the process too, as in the first one.
+
     Args:
         function: is given what this one is called with.
     """
@@ -219,6 +229,8 @@ class Quiet:
 
 def _arrived(function: Callable[[Fabric], None]) -> Quiet:
     quiet_libraries()
+    # Options of the allocator are those of one process.
+    keep_freed_memory()
     return Quiet(function)
 
 
@@ -234,6 +246,8 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Tells at length what it could do with torchvision.
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    # Tells of every process that it ends because another one has failed, of which we tell.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*IterableDataset.*__len__.*")

@@ -1,9 +1,11 @@
 """Synchronisation of the processes that share a task, and values that one sends another while both work."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import dropwhile
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning import Fabric
 
@@ -11,6 +13,13 @@ Send = Callable[[str, Any], None]
 """Sends a value under a name."""
 END = ""
 """The name under which a sender says that nothing more comes, or what it failed with."""
+KINDS: Mapping[str, type[Exception]] = {
+    kind.__name__: kind
+    for kind in (ValueError, OSError, FileNotFoundError, FloatingPointError, MemoryError, torch.OutOfMemoryError)
+}
+"""Errors that a user can mend, by their names, which stay what they are in another process."""
+TRACEBACK = "Traceback (most recent call last):\n"
+"""The line above every printed traceback, of several that led to each other too."""
 
 
 @contextmanager
@@ -18,8 +27,7 @@ def synchronised(fabric: Fabric) -> Iterator[None]:
     """Within this context every process does its part; after it none goes on before all are done.
 
     Raises:
-        ValueError: another process raised one.
-        RuntimeError: another process failed otherwise. What is raised in this one passes through, once the others know.
+        Exception: another process failed, see `error_of`. What this one raises passes through, once the others know.
     """
     error: Exception | None = None
     try:
@@ -27,13 +35,13 @@ def synchronised(fabric: Fabric) -> Iterator[None]:
     # Whoever fails must not leave the others waiting.
     except Exception as failure:
         error = failure
-    errors: list[str | None] = [None if error is None else _text(error)] * fabric.world_size
+    errors: list[str | None] = [None if error is None else text_of(error)] * fabric.world_size
     if fabric.world_size > 1:
         dist.all_gather_object(errors, errors[0])
     if error is not None:
         raise error
     if any(errors):
-        raise next(_error(rank, text) for rank, text in enumerate(errors) if text)
+        raise next(error_of(rank, text) for rank, text in enumerate(errors) if text)
 
 
 def send_all(receiver: int, work: Callable[[Send], None]) -> None:
@@ -55,7 +63,7 @@ def send_all(receiver: int, work: Callable[[Send], None]) -> None:
     try:
         work(send)
     except Exception as error:
-        send(END, _text(error))
+        send(END, text_of(error))
         raise
     send(END, None)
 
@@ -89,13 +97,13 @@ class Received:
         """The value that is sent under a name, waited for if it has not come yet.
 
         Raises:
-            ValueError: the other process has raised one before it sent it.
-            RuntimeError: it has failed otherwise, or does not send it.
+            Exception: the other process has failed before it sent it, see `error_of`.
+            RuntimeError: it does not send it.
         """
         while name not in self._values and END not in self._values:
             self._receive()
         if name not in self._values:
-            raise _error(self._sender, self._values[END] or f"it does not send {name}")
+            raise error_of(self._sender, self._values[END] or f"it does not send {name}")
         return self._values[name]
 
     def drain(self) -> None:
@@ -110,12 +118,23 @@ class Received:
         self._values[name] = value
 
 
-def _text(error: Exception) -> str:
+def text_of(error: Exception) -> str:
+    """The name of an error and its message, to be sent to another process."""
     return f"{type(error).__name__}: {error}"
 
 
-def _error(rank: int, text: str) -> Exception:
-    """The error that stands for one of another process, of which only `_text` was sent."""
+def text_in(printed: str) -> str:
+    """The same of the error that a printed traceback ends with, below the indented lines of the code."""
+    lines = dropwhile(lambda line: line.startswith(" "), printed.rpartition(TRACEBACK)[2].splitlines())
+    kind, colon, message = "\n".join(lines).partition(": ")
+    return kind.rpartition(".")[2] + colon + message
+
+
+def error_of(rank: int, text: str) -> Exception:
+    """The error that stands for one of another process, of which only `text_of` is known.
+
+    It is of the same kind if that is of `KINDS`, else a `RuntimeError` that says which process failed.
+    """
     kind, _, message = text.partition(": ")
     # A wrong input keeps its one line, whichever process met it.
-    return ValueError(message) if kind == ValueError.__name__ else RuntimeError(f"rank {rank} failed: {text}")
+    return KINDS[kind](message) if kind in KINDS else RuntimeError(f"rank {rank} failed: {text}")

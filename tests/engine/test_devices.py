@@ -2,12 +2,15 @@
 
 import logging
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from ptq_diffusion.command import experiment as command
 from ptq_diffusion.command.check.offload import check_offload
 from ptq_diffusion.command.experiment import STAGES
+from ptq_diffusion.engine import runtime
 from ptq_diffusion.engine.runtime import Quiet, Runtime
 from ptq_diffusion.engine.workshop import Workshop
 from ptq_diffusion.model import GaussianDenoiser
@@ -85,6 +88,29 @@ def test_lightning_tells_nothing_when_devices_are_connected():
         assert not logging.getLogger("lightning.fabric.utilities.rank_zero").isEnabledFor(logging.INFO)
     finally:
         logging.getLogger("lightning.fabric").setLevel(level)
+
+
+def overflows(fabric):
+    if fabric.global_rank == 1:
+        raise FloatingPointError("expected finite numbers; raise the bits")
+
+
+@pytest.mark.usefixtures("imported")
+def test_an_error_of_another_device_is_raised_as_what_it_was():
+    with pytest.raises(FloatingPointError, match="^expected finite numbers; raise the bits$"):
+        Runtime("cpu", False, devices=2).launch(overflows, 2)
+
+
+def test_every_process_keeps_freed_memory(monkeypatch, tiny):
+    """One of several devices, when its function has arrived, and one of several ranks, before it serves."""
+    kept, agreed = [], lambda facts: kept.append("agree")
+    serving = SimpleNamespace(is_first=False, agree=agreed, serve=lambda: kept.append("serve"))
+    for module in (runtime, command):
+        monkeypatch.setattr(module, "keep_freed_memory", lambda module=module: kept.append(module))
+    pickle.loads(pickle.dumps(Quiet(print)))
+    monkeypatch.setattr(command.Ranks, "found", lambda _: serving)
+    command.run(experiment(*tiny))
+    assert kept == [runtime, command, "agree", "serve"]
 
 
 def test_devices_are_counted(make):

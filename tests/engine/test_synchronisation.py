@@ -1,13 +1,15 @@
 """Processes that meet: whoever fails is known to all, and what one tells another comes as it was told."""
 
 import pickle
+import traceback
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from ptq_diffusion.engine.synchronisation import receiving, send_all, synchronised
+from ptq_diffusion.engine.ranks import Ranks
+from ptq_diffusion.engine.synchronisation import error_of, receiving, send_all, synchronised, text_in, text_of
 from ptq_diffusion.stage.fit import fit_on_devices
 from ptq_diffusion.stage.path_fit import PathFit
 from tests.processes import AFRESH
@@ -83,6 +85,14 @@ def in_building(rank, failing):
     return "all is fitted"
 
 
+def in_a_task(rank, failing):
+    """A function that the first of the processes of one command sends to all."""
+    ranks = object.__new__(Ranks)
+    ranks._fabric, ranks._group = SimpleNamespace(global_rank=rank, world_size=2), None
+    ranks._do(lambda _: no_more() if rank in failing else None)
+    return "all is done"
+
+
 def outcome(task, argument, rank, folder):
     """Write what comes of a task in one of two connected processes."""
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
@@ -106,6 +116,7 @@ def outcome(task, argument, rank, folder):
         (in_rescaling, (1,), ["ValueError: no more"] * 2),
         (in_building, (), ["all is fitted"] * 2),
         (in_building, (1,), ["ValueError: no more"] * 2),
+        (in_a_task, (1,), ["ValueError: no more", "all is done"]),
         (what_cannot_be_sent, (), ["told", "not sent"]),
     ],
 )
@@ -117,6 +128,29 @@ def test_both_processes_end_and_know_what_came_of_the_other(tmp_path, task, argu
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0], "none waits for the other in vain"
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == expected
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(ValueError("no: more"), FloatingPointError("NaN\nand inf"), FileNotFoundError("no file"), MemoryError()),
+        torch.OutOfMemoryError("2 TiB"),
+    ],
+    ids=repr,
+)
+def test_an_error_that_a_user_can_mend_is_of_the_same_kind_in_another_process(error):
+    """Sent as a text, or known from its printed traceback alone."""
+    try:
+        try:
+            no_more()
+        finally:
+            raise error
+    except type(error):
+        printed = traceback.format_exc()
+    for text in (text_of(error), text_in(printed)):
+        again = error_of(1, text)
+        assert (type(again), str(again)) == (type(error), str(error))
+    assert repr(error_of(1, text_in(printed.replace(type(error).__name__, "Own")))).startswith("RuntimeError('rank 1")
 
 
 def test_a_process_that_is_alone_meets_nobody():
