@@ -200,7 +200,7 @@ def forced_stages(force: bool | str, goals: Sequence[type[Stage]]) -> frozenset[
         return stages if force else frozenset()
     if force == MeasureLayers.name and force not in stages:
         raise ValueError(
-            "expected a goal that compares layers, got force='layers' with one that does not; goal=evaluate does "
+            "expected a goal that compares layers, got force='layers' with one that does not; goal=report does "
             "where layers.images is above 0: set layers.images=8"
         )
     if force not in stages:

@@ -91,7 +91,7 @@ WORDS = {
     "a fit on no steps": ("noise.steps=0", "noise.steps to be greater"),
     "a negative noise seed": ("noise.seed=-1", "noise.seed"),
     "neither true nor false": ("force=maybe", "force"),
-    "no layers to force": ("force=layers", "where layers.images is above 0: set layers.images=8"),
+    "no layers to force": ("force=layers", "goal=report does where layers.images is above 0: set layers.images=8"),
     "an option of an earlier version": (
         "experiment=train_denoiser data.folder=/nowhere training.snr_gamma=5",
         "'training.snr_gamma'; it is training.objective.gamma today",
