@@ -8,7 +8,7 @@ from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
 from ptq_diffusion.metric.gathering import Gathering
 from ptq_diffusion.metric.inference.bootstrap import Paired, Track
 from ptq_diffusion.metric.metric import FLOAT, Evidence, Likeness, Metric, Settings
-from ptq_diffusion.metric.protocol import FORMULAS, IMAGE_ROUTE, NOISE_PURPOSE, protocol_id
+from ptq_diffusion.metric.protocol import FORMULAS, FORMULAS_TO_FLOAT, IMAGE_ROUTE, NOISE_PURPOSE, protocol_id
 from ptq_diffusion.metric.real_statistics import RealStatistics
 
 Results = Sequence[tuple[Metric, Paired | None]]
@@ -85,7 +85,7 @@ def _protocol(
         "noise_purpose": NOISE_PURPOSE,
         "neighbours": settings.neighbours,
         "bootstrap": {"replicates": settings.replicates, "seed": settings.seed, "resampled": "images, within seeds"},
-        "formulas": FORMULAS,
+        "formulas": FORMULAS_TO_FLOAT if real is None else FORMULAS,
     }
 
 

@@ -9,6 +9,8 @@ IMAGE_ROUTE = "decoded to [0, 1], times 255, rounded to nearest, clamped, uint8"
 NOISE_PURPOSE = "images"
 FORMULAS = 1
 """Raised when a metric's definition changes."""
+FORMULAS_TO_FLOAT = 2
+"""The same where float images stand in place of real ones."""
 
 
 def protocol_id(protocol: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from ptq_diffusion.metric import (
     Settings,
     paired_kid,
 )
+from ptq_diffusion.metric.protocol import FORMULAS_TO_FLOAT
 from ptq_diffusion.metric.real_statistics import STORED, stored_rows
 from tests.metric.metrics import METRICS, Textures, blurred, judged, textures
 
@@ -55,6 +56,8 @@ def test_without_real_images_the_float_variant_is_the_reference():
         assert (row["fid"], row["kid"]) == (row["fid_to_fp"], row["kid_to_fp"])
     assert found.rows["full_precision"]["sfid"] == pytest.approx(0, abs=1e-6) and found.rows["mild"]["sfid"] > 0.01
     assert found.rows["full_precision"]["coverage"] == 1
+    assert found.rows["full_precision"]["density"] == pytest.approx(1), "no image is beside itself"
+    assert found.protocol["formulas"] == FORMULAS_TO_FLOAT
     assert found.protocol["against"] == "the full-precision samples"
 
 

@@ -244,7 +244,7 @@ def test_any_unconditional_model_runs(report, tiny_model_folder, prediction_type
     known = {metric for metric in METRICS if found["rows"][2][metric] is not None}
     lacking = {"sfid", "classifier_score"} if channels == 2 else set()
     assert known == METRICS - lacking
-    assert found["rows"][0]["precision"] == found["rows"][0]["recall"] == 1
+    assert found["rows"][0]["precision"] == found["rows"][0]["recall"] < 1, "as other samples of the float model have"
 
 
 def test_a_metric_that_is_left_out_has_no_column_and_the_others_keep_their_numbers(with_artefacts):

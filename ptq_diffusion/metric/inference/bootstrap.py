@@ -1,8 +1,9 @@
 """Bootstrap errors of metrics, and of their differences between variants of the same noise.
 
 Variants are paired: image i of each was sampled from the same seed and the same noise, so one resampling of the
-indices serves them all, and what the images share cancels in a difference. Only the generated images are resampled;
-a reference of real images is taken as fixed, one that is itself a variant is resampled with the others.
+indices serves them all, and what the images share cancels in a difference. Only the generated images are resampled; a
+reference of real images is taken as fixed. A variant that FID, sFID or KID is measured to is resampled with the others;
+the balls of precision, recall, density and coverage are fixed, around a variant's images too.
 
 Resampling is *stratified by seed*: as many images are drawn again from each seed's images as it has. Every image's
 noise is a function of (seed, image) alone, so a seed is a label of equally many independent images and not a source

@@ -13,12 +13,12 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def judged(samples, real, k=3):
-    return neighbour_metrics(Neighbourhoods.of(samples, k), Neighbourhoods.of(real, k))
+def judged(samples, real, k=3, is_paired=False):
+    return neighbour_metrics(Neighbourhoods.of(samples, k), Neighbourhoods.of(real, k), is_paired)
 
 
-def values(samples, real, k=3):
-    return {name: found.value for name, found in judged(samples, real, k).items()}
+def values(samples, real, k=3, is_paired=False):
+    return {name: found.value for name, found in judged(samples, real, k, is_paired).items()}
 
 
 def defined(samples, real, k=3):
@@ -77,11 +77,36 @@ def test_a_collapsed_set_is_precise_and_recalls_little_and_a_wide_one_the_revers
     assert same["coverage"] > max(collapsed["coverage"], wide["coverage"])
 
 
+def test_a_pair_of_equal_noise_is_left_out(monkeypatch):
+    """Every sample is judged by the real images without its own, as if it had been drawn apart."""
+    real = normal(24, 3).double()
+    samples = real + 0.2 * normal(24, 3, seed=1)
+    alone = [torch.arange(24) != i for i in range(24)]
+    by_others = [judged(torch.cat([samples[i : i + 1], samples[mask]]), real[mask]) for i, mask in enumerate(alone)]
+    monkeypatch.setattr("ptq_diffusion.metric.distance.neighbours.CHUNK", 7)
+    found = judged(samples, real, is_paired=True)
+    for name in ("precision", "density"):
+        assert torch.equal(found[name].parts, torch.stack([one[name].parts[0] for one in by_others]))
+
+
+def test_float_images_beside_themselves_are_like_others_of_their_law():
+    real = normal(400, 8)
+    paired, apart = values(real, real.clone(), is_paired=True), values(normal(400, 8, seed=1), real)
+    assert paired["density"] == pytest.approx(1, rel=1e-12)
+    for name in ("precision", "recall"):
+        assert paired[name] < 0.97 and paired[name] == pytest.approx(apart[name], abs=0.06)
+
+
+@pytest.mark.parametrize("is_paired", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_parts_are_the_change_from_leaving_each_image_out(name):
+def test_parts_are_the_change_from_leaving_each_image_out(name, is_paired):
     samples, real = normal(30, 3) * 1.2, normal(40, 3, seed=1)
-    whole = judged(samples, real)[name]
-    without = [judged(torch.cat([samples[:i], samples[i + 1 :]]), real)[name].value for i in range(30)]
+    whole, without = judged(samples, real, is_paired=is_paired)[name], []
+    for i in range(30):
+        # Image i comes last, so that the others stay beside their pairs.
+        order = torch.tensor([*(j for j in range(30) if j != i), i])
+        ordered = torch.cat([real[order], real[30:]])
+        without.append(judged(samples[order[:-1]], ordered, is_paired=is_paired)[name].value)
     assert torch.allclose(whole.parts, 30 * whole.value - 29 * torch.tensor(without, dtype=torch.float64), atol=1e-9)
 
 
