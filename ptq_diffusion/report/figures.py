@@ -17,7 +17,7 @@ def noise_curves(report: Sequence[StepReport], path: Path) -> None:
     """k, bias, residual variance, R^2, variance budget, SNR_Q against SNR_F and the residual's shape, step by step."""
     times = [step.t for step in report]
     panels: list[tuple[str, Callable[[Axes], object]]] = [
-        ("correlation $k$", lambda axis: axis.plot(times, [step.k for step in report])),
+        ("slope $k$ of the noise on $m$", lambda axis: axis.plot(times, [step.k for step in report])),
         ("bias, rms over channels", lambda axis: axis.plot(times, [step.bias for step in report])),
         ("residual variance $v$", lambda axis: axis.semilogy(times, _positive([step.variance for step in report]))),
         ("$R^2$, noise explained", lambda axis: _explained(axis, report)),

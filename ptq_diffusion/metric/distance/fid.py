@@ -71,7 +71,8 @@ def paired_fid(
     shapes = {variant: tuple(rows.shape) for variant, rows in features.items()}
     if any(shape[1] != width for shape in shapes.values()):
         raise ValueError(f"expected (N, {width}) features as in the reference, got {shapes}")
-    return _paired_distance(features, reference, to_moments(features, reference), replicates, seed, track, strata)
+    values, distances = _distances_to(reference, features), to_moments(features, reference)
+    return _resampled(values, distances, count_of(features), replicates, seed, track, strata)
 
 
 def paired_fid_to(
@@ -104,7 +105,8 @@ def paired_fid_to(
     """
     require_pairs(features, 2)
     moments, distances = FeatureMoments.of(features[variant], extractor), to_variant(features, variant, extractor)
-    return _paired_distance(features, moments, distances, replicates, seed, track, strata)
+    values = _distances_to(moments, features) | {variant: 0.0}
+    return _resampled(values, distances, count_of(features), replicates, seed, track, strata)
 
 
 def _to_reference(evidence: Evidence, need: Need, moments: FeatureMoments | None) -> Paired:
@@ -115,21 +117,24 @@ def _to_reference(evidence: Evidence, need: Need, moments: FeatureMoments | None
     return paired_fid(rows, moments, track=track, **resampling)
 
 
-def _paired_distance(
-    features: Mapping[str, Tensor],
-    reference: FeatureMoments,
+def _distances_to(reference: FeatureMoments, features: Mapping[str, Tensor]) -> dict[str, float]:
+    extractor = reference.extractor
+    return {name: frechet_distance(FeatureMoments.of(rows, extractor), reference) for name, rows in features.items()}
+
+
+def _resampled(
+    values: Mapping[str, float],
     distances: Distances,
+    count: int,
     replicates: int,
     seed: int,
     track: Track,
     strata: int,
 ) -> Paired:
-    """Distances to a reference, and those of resampled images from the function of their weights."""
-    extractor = reference.extractor
-    values = {name: frechet_distance(FeatureMoments.of(rows, extractor), reference) for name, rows in features.items()}
+    """Distances of every variant, and those of resampled images from the function of their weights."""
 
     def statistic(weights: Tensor) -> Mapping[str, Tensor]:
         rows = [list(distances(weights[row])) for row in track(range(len(weights)))]
-        return dict(zip(features, torch.tensor(rows, dtype=torch.float64).T, strict=True))
+        return dict(zip(values, torch.tensor(rows, dtype=torch.float64).T, strict=True))
 
-    return resample(values, statistic, count_of(features), replicates, seed, strata)
+    return resample(values, statistic, count, replicates, seed, strata)

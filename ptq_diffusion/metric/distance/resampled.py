@@ -54,13 +54,16 @@ def to_variant(features: Mapping[str, Tensor], variant: str, extractor: str) -> 
         extractor: the checksum of the extractor.
     """
     if not _are_few(features):
-        return _by_covariances(features, _resampled_moments(features[variant], extractor))
+        return _by_covariances(features, _resampled_moments(features[variant], extractor), variant)
     variants = {name: _Images(rows) for name, rows in features.items()}
     products = {name: images.centred @ variants[variant].centred.T for name, images in variants.items()}
 
     def distances(weights: Tensor) -> Iterator[float]:
         target, total = variants[variant].moments(weights)
         for name, images in variants.items():
+            if name == variant:
+                yield 0.0  # and no residue of roundings
+                continue
             mean, trace = images.moments(weights)
             # Y R Y^T with R = Z^T Z / (sum w - 1) of the target's rows Z
             overlap = _product(_centred(products[name], weights))
@@ -115,13 +118,18 @@ def _distance(shift: Tensor, trace: Tensor, reference: Tensor, overlap: Tensor) 
     return max(0.0, (shift + trace + reference - 2 * roots).item())
 
 
-def _by_covariances(features: Mapping[str, Tensor], reference: Callable[[Tensor], FeatureMoments]) -> Distances:
-    """Distances to moments that may depend on the weights."""
-    variants = [_Images(rows) for rows in features.values()]
+def _by_covariances(
+    features: Mapping[str, Tensor], reference: Callable[[Tensor], FeatureMoments], itself: str | None = None
+) -> Distances:
+    """Distances to moments that may depend on the weights, 0 of the variant whose own they are, if any."""
+    variants = {name: _Images(rows) for name, rows in features.items()}
 
     def distances(weights: Tensor) -> Iterator[float]:
         target = reference(weights)
-        for images in variants:
+        for name, images in variants.items():
+            if name == itself:
+                yield 0.0
+                continue
             mean, covariance = _weighted_moments(weights, images.centred)
             yield distance_to(mean + images.centre, covariance, target)
 

@@ -26,8 +26,8 @@ def frontier(
     """Draw the metric of every line against each cost; a row of panels for what differs beside bits and their policies.
 
     Bars are one standard error, the dashed line is full precision, the grey steps join the lines that no other line
-    surpasses in both quality and cost. A metric of which less is better, and all of whose values are positive, is on a
-    logarithmic axis, as uncorrected models are often several times as far away as what is to be told apart.
+    surpasses in both quality and cost. A metric of which less is better, and all of whose values are positive, but that
+    of full precision to itself, is on a logarithmic axis: uncorrected models are often several times as far away.
 
     Args:
         lines: of a table; those without values are not drawn.
@@ -47,7 +47,7 @@ def frontier(
             panels.append((axis, _panel(axis, members, quantity, looks, cost)))
             axis.set(xscale="log", xlabel=words)
             _mark_numbers(axis.xaxis)
-            if not quantity.higher_is_better and all(line.values[quantity.name] > 0 for line in members):
+            if not quantity.higher_is_better and _is_positive(members, quantity):
                 axis.set_yscale("log")
                 _mark_numbers(axis.yaxis)
             axis.grid(alpha=0.3, linewidth=0.5)
@@ -69,6 +69,12 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         if not front or y < front[-1][1]:
             front.append((x, y))
     return front
+
+
+def _is_positive(lines: Sequence[Line], quantity: Quantity) -> bool:
+    """Whether all values are above 0, but for a distance of full precision to itself."""
+    values = [(line.values[quantity.name], line.correction) for line in lines]
+    return all(value > 0 or (value == 0 and correction == FULL_PRECISION) for value, correction in values)
 
 
 def _mark_numbers(axis: Axis) -> None:

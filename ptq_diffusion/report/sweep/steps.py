@@ -15,7 +15,10 @@ from ptq_diffusion.report.sweep.figure import group_of, legend, styles, write_fi
 from ptq_diffusion.report.sweep.lines import NONE, Line
 from ptq_diffusion.report.sweep.runs import BITS, Run
 
-ERRORS = {"rms": "rms of the residual of $m$", "share": "share of the noise left, $1 - R^2$"}
+ERRORS = {
+    "rms": "rms of the residual: $\\tilde m - m$,\n$(1 + k)(\\tilde m - m)$ of PTQD's terms",
+    "share": "share of the noise left, $1 - R^2$",
+}
 """Panels of the output's error, by what they show, with the words of their axes."""
 STATES = {"psnr": "PSNR of the state to float, dB"}
 """Panels of the states, which runs of earlier versions do not tell of."""
@@ -30,9 +33,10 @@ def step_errors(
 ) -> list[Path]:
     """Draw the errors of every correction against the time, a row of panels for each cell.
 
-    The left panel is the root mean square of the residual m~ - m, the next one its share of the quantization noise,
-    1 - R^2, both logarithmic. The right one is the PSNR of the state that a step leads to, to the float state of the
-    same noise, with that of the quantized model as it is. All are as runs' own files of steps tell them.
+    The left panel is the root mean square of the residual: m~ - m of fits along a path; of PTQD's terms and other fits
+    from moments r = D - k m - mu = (1 + k)(m~ - m). The next one is its share of the quantization noise, 1 - R^2. Both
+    are logarithmic. The right one is the PSNR of the state that a step leads to, to the float state of the same noise,
+    with that of the quantized model as it is. All are as runs' own files of steps tell them.
 
     Args:
         lines: of a table.

@@ -16,7 +16,7 @@ from ptq_diffusion.metric import Interval
 from ptq_diffusion.report.sweep import figure as style
 from ptq_diffusion.report.sweep.collect import collect
 from ptq_diffusion.report.sweep.forest import forest
-from ptq_diffusion.report.sweep.frontier import pareto
+from ptq_diffusion.report.sweep.frontier import frontier, pareto
 from ptq_diffusion.report.sweep.lines import FULL_PRECISION, NONE, Line
 from ptq_diffusion.report.sweep.quantity import Quantity
 from ptq_diffusion.report.sweep.runs import BITS
@@ -80,6 +80,7 @@ def test_every_figure_is_there_twice_and_names_what_it_shows(tmp_path, drawn):
         assert all(word in texts_of(drawn[name]) for word in ("ptqd", "bias", "eta 0", "eta 1")), name
     assert "full precision" in texts_of(drawn["samples.png"]) and "8/8  bias  eta 1" in texts_of(drawn["samples.png"])
     assert len(drawn["steps.png"].axes) == 2 * 4, "errors of the output alone, in four cells"
+    assert "PTQD's terms" in drawn["steps.png"].axes[0].get_ylabel(), "whose residual is not that of m~"
     assert "4/8" in texts_of(drawn["frontier.png"]) and "Pareto" in texts_of(drawn["frontier.png"])
     assert len(drawn["samples.png"].axes) == 2 + 4 + 8, "two float models, four quantized ones, eight corrections"
     axes = drawn["forest.png"].axes[0]
@@ -98,6 +99,16 @@ def test_quantized_samples_have_a_row_where_they_are_compared(tmp_path, drawn):
     gains, compared = drawn["forest.png"].axes
     assert [label.get_text() for label in gains.get_yticklabels()] == ["4/8", "none", "ptqd"]
     assert (len(gains.containers), len(compared.containers)) == (1, 2)
+
+
+def test_full_precision_at_no_distance_from_itself_leaves_the_axis_logarithmic(tmp_path, drawn):
+    names = ("fid_to_fp", "fid_to_fp_se", "bops_per_image", "weight_bytes")
+    rows = {FULL_PRECISION: (0.0, 0.0, 3e12, 4e6), "ptqd": (0.2, 0.01, 1e11, 1e6), "bias": (4.0, 0.1, 2e11, 2e6)}
+    lines = [Line({BITS: "4/8"}, name, name, dict(zip(names, row, strict=True))) for name, row in rows.items()]
+    frontier(lines, {}, Quantity("fid_to_fp"), "", tmp_path / "frontier.png")
+    for axis in drawn["frontier.png"].axes:
+        low, high = axis.get_ylim()
+        assert axis.get_yscale() == "log" and 0.05 < low < 0.2 and 4 < high < 20
 
 
 def test_states_have_a_panel_where_a_run_tells_of_them(tmp_path, drawn):
