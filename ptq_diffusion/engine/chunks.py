@@ -176,7 +176,10 @@ class Statistics(L.LightningModule, ABC):
 
 
 def count_share(fabric: Fabric, build: Callable[[Workshop], Statistics], missing: Missing, shop: Workshop) -> None:
-    """Count over this device's share, every n-th of the chunks of n devices that have any, unless its file is there."""
+    """Count over this device's share of the chunks, unless its file is there.
+
+    Device r of n counts chunks r, r + n, r + 2n, ...; devices beyond the number of chunks count nothing.
+    """
     sharers, file = min(fabric.world_size, len(missing.chunks)), part_file(missing.folder, fabric.global_rank)
     if fabric.global_rank >= sharers or holds_tensors(file):
         return

@@ -144,8 +144,9 @@ class Store:
             else:
                 self._make(stage, final, cfg, inputs, title, forced=forced)
             if not forced:
-                # Whoever waits finds the artefact whole, with this file or, where it sees that it is gone, a new one.
-                # A forced stage makes it again in any case, so that its lock stays the only one.
+                # Safe to unlink: a waiter that gets the old inode sees st_nlink = 0 and locks a new file, then finds
+                # the artefact complete. Not after a forced run: a second forced run would not stop at the complete
+                # artefact, so all must share one lock file.
                 with suppress(OSError):
                     lock.unlink()
         return final
