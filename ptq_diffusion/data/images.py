@@ -3,7 +3,7 @@
 import io
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,27 +142,49 @@ class FolderImages(ImageSource):
         return files
 
     def check(self) -> Tensor:
-        """Find out whether `load` will work, by decoding one image after the other; the first that has most channels.
+        """The first image, (1, C, H, W) uint8, of the shape of all that `load` returns; no other is decoded.
 
-        Returns:
-            (1, C, H, W) uint8, which has the shape of all that `load` returns.
+        Raises:
+            FileNotFoundError: there is no image.
+            ValueError: the images differ in size, or one is none.
+        """
+        return next(self.batches(1))
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All images in their order, (n <= size, C, H, W) uint8, of which one batch is in memory.
 
         Raises:
             FileNotFoundError: there is no image.
             ValueError: the images differ in size, or one cannot be read.
         """
-        examples = {tuple(image.shape): image for image in map(_read, self.files())}
-        return _stack(list(examples.values()), self.folder)[:1]
+        # Headers tell before anything is decoded how many channels a grey image has among the others.
+        files, (channels, _, _) = self.files(), self._shape()
+        for first in range(0, len(files), size):
+            yield torch.stack([_read(path).expand(channels, -1, -1) for path in files[first : first + size]])
 
     def load(self) -> LabelledImages:
-        return LabelledImages(_stack([_read(path) for path in self.files()], self.folder), None)
+        # Filled one by one, as a list of all would be in memory once more.
+        images = torch.empty(len(self.files()), *self._shape(), dtype=torch.uint8)
+        for row, (image,) in zip(images, self.batches(1), strict=True):
+            row.copy_(image)
+        return LabelledImages(images, None)
 
     def label_names(self) -> None:
         return None
 
+    def _shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of all images by their headers."""
+        return _common_shape(map(_shape_told, self.files()), self.folder)
+
 
 def _read(path: Path) -> Tensor:
     return _decode(path.read_bytes(), path)
+
+
+def _shape_told(path: Path) -> tuple[int, int, int]:
+    """(C, H, W) of what `_read` returns, as the file's header tells it."""
+    with path.open("rb") as file, _named_by(path, path.stat().st_size), Image.open(file) as image:
+        return 1 if image.mode in (*GREY, *SIXTEEN_BITS) else 3, image.height, image.width
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
@@ -182,18 +204,24 @@ def _decode(encoded: bytes, source: Path) -> Tensor:
 
     Of sixteen bits the higher eight count. Transparent pixels, whose colours are anything, are refused.
     """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            opaque = not image.has_transparency_data or np.array(image.convert("RGBA"))[..., 3].min() == 255
-            pixels = _pixels(image)
-    except (OSError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"expected an image that can be read in {source}, got {len(encoded or b'')} bytes that are none "
-            f"({' '.join(str(error).split())[:200]}); remove it or fetch it again"
-        ) from error
+    with _named_by(source, len(encoded or b"")), Image.open(io.BytesIO(encoded)) as image:
+        opaque = not image.has_transparency_data or np.array(image.convert("RGBA"))[..., 3].min() == 255
+        pixels = _pixels(image)
     if not opaque:
         raise ValueError(f"expected an opaque image, got transparent pixels in {source}; put it on a background first")
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+
+@contextmanager
+def _named_by(source: Path, size: int) -> Iterator[None]:
+    """Turns the errors of an encoded image of so many bytes within the context into one that names its file."""
+    try:
+        yield
+    except (OSError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"expected an image that can be read in {source}, got {size} bytes that are none "
+            f"({' '.join(str(error).split())[:200]}); remove it or fetch it again"
+        ) from error
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:
@@ -204,8 +232,14 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 def _stack(images: list[Tensor], folder: Path) -> Tensor:
     """(N, C, H, W) of images of one size; where some have colours, grey ones are repeated over the channels."""
-    sizes = {tuple(image.shape[1:]) for image in images}
+    channels, _, _ = _common_shape(((len(image), *image.shape[1:]) for image in images), folder)
+    return torch.stack([image.expand(channels, -1, -1) for image in images])
+
+
+def _common_shape(shapes: Iterable[tuple[int, int, int]], folder: Path) -> tuple[int, int, int]:
+    """(C, H, W) of images together, of which each has its own number of channels, and all have one size."""
+    channels, heights, widths = zip(*shapes, strict=True)
+    sizes = set(zip(heights, widths, strict=True))
     if len(sizes) > 1:
         raise ValueError(f"expected images of one size in {folder}, found {sorted(sizes)}; resize them first")
-    channels = max(len(image) for image in images)
-    return torch.stack([image.expand(channels, -1, -1) for image in images])
+    return max(channels), heights[0], widths[0]

@@ -9,7 +9,7 @@ from ptq_diffusion.artefact.bundle import Bundles
 from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.data import FolderImages
 from ptq_diffusion.metric.coarse_statistics import is_coarse, load_coarse
-from ptq_diffusion.metric.feature.feature import FeatureExtractor
+from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
 from ptq_diffusion.metric.feature.resnet9 import FEATURE_NETWORKS
 from ptq_diffusion.metric.real_statistics import RealStatistics
 
@@ -145,8 +145,12 @@ class FolderReference(Reference):
         self.path = Path(path)
 
     def statistics(self, extractor: FeatureExtractor) -> RealStatistics | None:
-        images = FolderImages(str(self.path)).load().images
-        return RealStatistics.of_images(images.expand(-1, _channels(images, extractor), -1, -1), extractor)
+        source = FolderImages(str(self.path))
+        channels = _channels(source.check(), extractor)
+        # One batch after the other: all images may be more than the memory holds.
+        batches = (batch.expand(-1, channels, -1, -1) for batch in source.batches(extractor.batch))
+        features = [Features(one.vectors, one.spatial) for one in map(extractor.extract, batches)]
+        return RealStatistics.of_batches(features, extractor.checksum())
 
     def check(self, extractor: FeatureExtractor, neighbours: int) -> None:
         source = FolderImages(str(self.path))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ptq_diffusion.data import FolderImages
-from ptq_diffusion.metric import FolderReference
+from ptq_diffusion.data import FolderImages, images
+from ptq_diffusion.metric import FolderReference, RealStatistics
 from ptq_diffusion.metric.feature.pixels import Pixels
 
 
@@ -37,9 +37,9 @@ MODES = {
 }
 
 
-def saved(folder, images, mode="L"):
+def saved(folder, pictures, mode="L"):
     folder.mkdir()
-    for i, pixels in enumerate(images):
+    for i, pixels in enumerate(pictures):
         image = MODES[mode](Image.fromarray(pixels), mode)
         # Of the formats that are read only TIFF and JPEG hold CMYK.
         image.save(folder / f"{i}.{'jpg' if mode == 'CMYK' else 'png'}", quality=100, subsampling=0)
@@ -68,6 +68,20 @@ def test_black_and_white_is_grey(tmp_path):
             Image.fromarray(pixels).convert(mode).save(tmp_path / name / f"{i}.png")
     bits, twins = (FolderImages(str(tmp_path / name)).load().images for name in ("bits", "twins"))
     assert torch.equal(bits, twins) and bits.shape == (3, 1, 8, 8)
+
+
+def test_a_reference_is_read_batch_by_batch_and_checked_by_its_first_image(tmp_path, monkeypatch):
+    folder, extractor, held = saved(tmp_path / "images", grey(6)), Pixels(3, 4), []
+    whole = RealStatistics.of_images(FolderImages(str(folder)).load().images.expand(-1, 3, -1, -1), extractor)
+    describe, decoded, decode = Pixels.describe, [], images._decode
+    monkeypatch.setattr(images, "_decode", lambda *given: decoded.append(given[1].name) or decode(*given))
+    FolderReference(str(folder)).check(extractor, 3)
+    assert decoded == ["0.png"]
+    monkeypatch.setattr(Pixels, "batch", 4)
+    monkeypatch.setattr(Pixels, "describe", lambda own, batch: held.append(len(batch)) or describe(own, batch))
+    found = FolderReference(str(folder)).statistics(extractor)
+    assert held[-2:] == [4, 2] and torch.allclose(found.moments.covariance, whole.moments.covariance)
+    assert torch.equal(found.vectors, whole.vectors)
 
 
 @pytest.mark.parametrize("first", ["L", "RGB"])
