@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ptq_diffusion.metric.feature.feature import FeatureExtractor, Features
-from ptq_diffusion.metric.metric import FLOAT, ImageMetric, Metric, PromptMetric
+from ptq_diffusion.metric.metric import FLOAT, ImageMetric, Metric, PromptMetric, ScoreMetric
 
 FEATURES, SCORES = "features", "scores"
 """The first parts of the names of tensors of a batch."""
@@ -53,8 +53,9 @@ def below(begin: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Gathering:
     """The features of images, and the scores that metrics give single images.
 
-    The images themselves are not held: per image and variant, memory grows by its features (4 D bytes and as much for
-    spatial ones) and one score for each `ImageMetric`.
+    The images themselves are not held: per image and variant, memory grows by 4 (D + S + K) bytes of its vector, its
+    spatial features and its probabilities, without S or K where no metric reads them, and one score for each
+    `ScoreMetric`.
 
     Args:
         extractor: the feature space.
@@ -68,7 +69,7 @@ class Gathering:
         self.extractor, self.metrics, self.prompts = extractor, metrics, prompts
         self._count = 0
         self._features: dict[str, list[Features]] = {}
-        self._scored = [metric for metric in metrics if isinstance(metric, ImageMetric | PromptMetric)]
+        self._scored = [metric for metric in metrics if isinstance(metric, ScoreMetric)]
         self._scores: dict[str, dict[str, list[Tensor]]] = {metric.name: {} for metric in self._scored}
 
     def add(self, images: Mapping[str, Tensor]) -> None:
@@ -85,7 +86,7 @@ class Gathering:
         Raises:
             ValueError: the extractor or a metric cannot take such images.
         """
-        features = {variant: self.extractor.extract(batch) for variant, batch in images.items()}
+        features = {variant: self._read(self.extractor.extract(batch)) for variant, batch in images.items()}
         scores = {
             metric.name: {
                 variant: self._score(metric, batch, images[FLOAT], first).cpu().double()
@@ -103,6 +104,11 @@ class Gathering:
             for variant, scores in batch.scores[name].items():
                 rows.setdefault(variant, []).append(scores)
         self._count += len(batch.features[FLOAT].vectors)
+
+    def _read(self, features: Features) -> Features:
+        """The features that metrics read, and vectors in any case: variants of different runs are compared by them."""
+        read = {"vectors", *(need for metric in self.metrics for need in metric.needs)}
+        return Features(**{name: rows for name, rows in vars(features).items() if name in read})
 
     def _score(self, metric: Metric, images: Tensor, full_precision: Tensor, first: int) -> Tensor:
         """The score that a metric gives every image of a batch, (N,)."""

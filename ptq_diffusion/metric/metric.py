@@ -48,7 +48,7 @@ class Evidence:
 
     Args:
         features: of the images by variant, `FLOAT` among them; row i of each comes from the same noise.
-        scores: by the name of an `ImageMetric` or a `PromptMetric` and by variant, (N,) float64, score i of image i.
+        scores: by the name of a `ScoreMetric` and by variant, (N,) float64, score i of image i.
         real: statistics of the real images; None where the images of `FLOAT` stand in their place.
         extractor: the checksum of the feature extractor.
         settings: shared by all metrics.
@@ -121,11 +121,18 @@ class Metric(ABC):
         """
 
 
-class ImageMetric(Metric):
-    """The mean of a score that every image has for itself, beside the float image of the same noise.
+class ScoreMetric(Metric):
+    """The mean of a score that every image has for itself.
 
     Scores are taken batch by batch, so that no more images than a batch are ever in memory.
     """
+
+    def paired(self, evidence: Evidence) -> Paired:
+        return paired_mean(evidence.scores[self.name], **evidence.settings.resampling)
+
+
+class ImageMetric(ScoreMetric):
+    """The mean of a score that every image has beside the float image of the same noise."""
 
     @abstractmethod
     def of_pairs(self, images: Tensor, full_precision: Tensor) -> Tensor:
@@ -139,12 +146,9 @@ class ImageMetric(Metric):
             ValueError: the images are not of such a shape or type.
         """
 
-    def paired(self, evidence: Evidence) -> Paired:
-        return paired_mean(evidence.scores[self.name], **evidence.settings.resampling)
 
-
-class PromptMetric(Metric):
-    """The mean of a score that every image has for itself beside its prompt, taken batch by batch."""
+class PromptMetric(ScoreMetric):
+    """The mean of a score that every image has beside its prompt."""
 
     @abstractmethod
     def of_prompts(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -154,9 +158,6 @@ class PromptMetric(Metric):
             images: of any variant, (N, C, H, W) uint8.
             prompts: theirs, N of them.
         """
-
-    def paired(self, evidence: Evidence) -> Paired:
-        return paired_mean(evidence.scores[self.name], **evidence.settings.resampling)
 
 
 class Likeness(ImageMetric):

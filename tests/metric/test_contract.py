@@ -87,6 +87,13 @@ def test_no_metric_has_an_influence_on_the_numbers_of_another(network):
     assert {together.protocol_id} == {one.protocol_id for one in alone}
 
 
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_no_features_are_held_that_no_metric_reads(metric, network):
+    """But vectors, by which variants of different runs are compared."""
+    described = Gathering(network, [metric]).described({FLOAT: textures(2, seed=0)}, 0)
+    assert described.features[FLOAT].tensors().keys() == {"vectors", *metric.needs}
+
+
 def test_images_that_come_in_batches_are_judged_as_together(network):
     """In batches of any size: to float rounding, by which the feature network knows how many it is asked together."""
     images = {FLOAT: textures(20, seed=0), "other": blurred(textures(20, seed=0), 4)}
