@@ -16,7 +16,7 @@ from ptq_diffusion.engine.factory import plain, targets
 from ptq_diffusion.engine.plugins import Plugin, plugins_of
 from ptq_diffusion.engine.runtime import Runtime
 from ptq_diffusion.engine.selection import same_numbers, select, selected
-from ptq_diffusion.engine.stage import Stage
+from ptq_diffusion.engine.stage import Stage, needed
 from ptq_diffusion.engine.workshop import Workshop
 
 
@@ -86,14 +86,10 @@ def closure(stage: type[Stage], selection: DictConfig) -> frozenset[Definition]:
     """
     named = targets(plain(selection))
     configured = [definition for target in named if (definition := OURS.defining(target))]
-    others = [_definition(other) for other in {*_needed(stage)} - {stage}]
+    others = [_definition(other) for other in {*needed(stage)} - {stage}]
     methods = {"make", *(target.rpartition(".")[2] for target in named)}
     beside = [each for name in plugins_of(selection) for file in Plugin.of(name).files for each in OURS.within(file)]
     return OURS.closure([_definition(stage), _definition(Workshop), *configured, *beside], methods, others)
-
-
-def _needed(stage: type[Stage]) -> list[type[Stage]]:
-    return [stage, *(other for need in stage.needs for other in _needed(need))]
 
 
 def _definition(kind: type) -> Definition:

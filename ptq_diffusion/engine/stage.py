@@ -99,7 +99,7 @@ class ModelStage(Stage):
 
 def upstream(stage: type[Stage]) -> frozenset[str]:
     """The names of a stage and of all stages that it is made of."""
-    return frozenset((stage.name,)).union(*(upstream(need) for need in stage.needs))
+    return frozenset(one.name for one in needed(stage))
 
 
 def needed(stage: type[Stage]) -> Iterator[type[Stage]]:
