@@ -2,17 +2,16 @@
 
 from collections.abc import Callable
 
-import lightning as L
 import torch
 from diffusers import AutoencoderKL
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+
+from ptq_diffusion.stage.training.resumable_fit import Training
 
 
-class AutoencoderTraining(L.LightningModule):
+class AutoencoderTraining(Training[AutoencoderKL]):
     """Reconstruction from a noisy code: the mean of |x - D(z)| + l_e |dx - dD(z)| + l_k KL(q(z|x), N(0, 1)) an element.
 
     The second term compares the differences of neighbouring pixels along rows and columns, so that edges stay sharp.
@@ -33,9 +32,8 @@ class AutoencoderTraining(L.LightningModule):
         edge_weight: float,
         kl_weight: float,
     ) -> None:
-        super().__init__()
-        self.network, self.edge_weight, self.kl_weight = network, edge_weight, kl_weight
-        self._optimizer, self._rate = optimizer, rate
+        super().__init__(network, optimizer, rate)
+        self.edge_weight, self.kl_weight = edge_weight, kl_weight
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         images = batch["images"]
@@ -49,12 +47,6 @@ class AutoencoderTraining(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/psnr", -10 * F.mse_loss(error / 2, torch.zeros_like(error)).log10(), prog_bar=True)
         return loss
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self._optimizer(self.network.parameters())
-        # A function and not the object itself: LambdaLR would keep the object's old length in every checkpoint.
-        schedule = LambdaLR(optimizer, lambda step: self._rate(step))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def edges(error: Tensor) -> Tensor:

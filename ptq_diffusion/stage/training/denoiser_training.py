@@ -3,19 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ptq_diffusion.stage.training.conditioned_network import ConditionedNetwork
 from ptq_diffusion.stage.training.objective import Objective
+from ptq_diffusion.stage.training.resumable_fit import Training
 
 
-class DenoiserTraining(L.LightningModule):
+class DenoiserTraining(Training[ConditionedNetwork]):
     """A training objective, and an exponential moving average of the weights.
 
     The loss of a step is the mean over images of w(t) times the mean square of m - target.
@@ -39,11 +37,9 @@ class DenoiserTraining(L.LightningModule):
         ema_decay: float,
         unlabelled_share: float,
     ) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network, optimizer, rate)
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         self.objective, self.unlabelled_share = objective, unlabelled_share
-        self._optimizer, self._rate = optimizer, rate
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         loss = self.loss(batch["images"], batch["labels"], int(batch["draw"]))
@@ -66,9 +62,3 @@ class DenoiserTraining(L.LightningModule):
         """The step and the average together: a checkpoint is saved before `on_train_batch_end` would run."""
         super().optimizer_step(*args, **kwargs)
         self.average.update_parameters(self.network)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self._optimizer(self.network.parameters())
-        # A function and not the object itself: LambdaLR would keep the object's old length in every checkpoint.
-        schedule = LambdaLR(optimizer, lambda step: self._rate(step))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

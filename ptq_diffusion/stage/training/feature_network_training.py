@@ -2,17 +2,15 @@
 
 from collections.abc import Callable
 
-import lightning as L
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from ptq_diffusion.metric.feature.resnet9 import ResNet9
+from ptq_diffusion.stage.training.resumable_fit import Training
 
 
-class FeatureNetworkTraining(L.LightningModule):
+class FeatureNetworkTraining(Training[ResNet9]):
     """Classification with smoothed labels: the cross entropy to (1 - s) onehot(y) + s / K.
 
     Args:
@@ -29,9 +27,8 @@ class FeatureNetworkTraining(L.LightningModule):
         rate: Callable[[int], float],
         label_smoothing: float,
     ) -> None:
-        super().__init__()
-        self.network, self.label_smoothing = network, label_smoothing
-        self._optimizer, self._rate = optimizer, rate
+        super().__init__(network, optimizer, rate)
+        self.label_smoothing = label_smoothing
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         images, labels = (batch["images"] + 1) / 2, batch["labels"]
@@ -40,9 +37,3 @@ class FeatureNetworkTraining(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/accuracy", (logits.argmax(1) == labels).float().mean(), prog_bar=True)
         return loss
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self._optimizer(self.network.parameters())
-        # A function and not the object itself: LambdaLR would keep the object's old length in every checkpoint.
-        schedule = LambdaLR(optimizer, lambda step: self._rate(step))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,13 +1,19 @@
 """Training that goes on from its own checkpoint, shared by the stages that train a network."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import DictConfig
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from ptq_diffusion.engine.runtime import Runtime
@@ -15,6 +21,7 @@ from ptq_diffusion.stage.training.checkpoint import SafetensorsCheckpointIO, pre
 from ptq_diffusion.stage.training.training_stream import Examples, TrainingStream
 
 LOG_EVERY = 50
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class WarmupStableDecay:
@@ -30,6 +37,27 @@ class WarmupStableDecay:
 
     def __call__(self, step: int) -> float:
         return min(1.0, (step + 1) / self.warmup, max(0.0, (self.steps - step) / self.cooldown))
+
+
+class Training(L.LightningModule, Generic[Network]):
+    """A network in training; a subclass has the loss of a step.
+
+    Args:
+        network: whose parameters are trained.
+        optimizer: from parameters to an optimizer.
+        rate: the learning rate's factor as a function of the step.
+    """
+
+    def __init__(self, network: Network, optimizer: Callable[..., Optimizer], rate: Callable[[int], float]) -> None:
+        super().__init__()
+        self.network: Network = network
+        self._optimizer, self._rate = optimizer, rate
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self._optimizer(self.network.parameters())
+        # A function and not the object itself: LambdaLR would keep the object's old length in every checkpoint.
+        schedule = LambdaLR(optimizer, lambda step: self._rate(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def resumable_fit(
