@@ -93,6 +93,16 @@ def test_the_bytes_of_encoders_are_those_of_the_weights_that_are_loaded(folders,
     assert sum(text_sizes(str(folder)).values()) == expected
 
 
+def test_encoders_are_float32_whatever_the_files_have(folders, tmp_path):
+    stock = DiffusionPipeline.from_pretrained(folders["stable_diffusion"], torch_dtype=torch.float16)
+    stock.save_pretrained(tmp_path)
+    encoders = TextEncoders(str(tmp_path))
+    assert {parameter.dtype for parameter in encoders.parameters()} == {torch.float32}
+    sizes = text_sizes(str(tmp_path))
+    assert sum(sizes.values()) == sum(parameter.nbytes for parameter in encoders.parameters())
+    assert encoders.rows(PROMPTS).embeddings.dtype == torch.float32
+
+
 def test_the_checksum_is_of_text_alone_and_the_models_of_all_else(folders, tmp_path):
     folder = shutil.copytree(folders["stable_diffusion"], tmp_path / "model")
     before = text_checksum(str(folder))
@@ -123,6 +133,10 @@ def of_a_user(folder):
     pipelines.edit(folder / "model_index.json", text_encoder=["os", index["text_encoder"][1]])
 
 
+def scheduled_by_a_user(folder):
+    pipelines.edit(folder / "model_index.json", scheduler=["os", "DDIMScheduler"])
+
+
 def custom(folder):
     pipelines.edit(folder / "model_index.json", _class_name="MyPipeline")
 
@@ -132,6 +146,7 @@ BROKEN = {
     "no files": (without_files, "expected the text_encoder of the pipeline in .* lacks its files"),
     "pickles": (pickled, "lacks safetensors weights"),
     "another library": (of_a_user, "expected the text_encoder of .* to be of transformers, got one of os"),
+    "a scheduler of another": (scheduled_by_a_user, "expected the scheduler of .* to be of diffusers, got one of os"),
     "another pipeline": (custom, "expected a pipeline of diffusers that encodes prompts .*, got MyPipeline"),
 }
 

@@ -16,18 +16,21 @@ from ptq_diffusion.model.condition import Condition
 from ptq_diffusion.model.decoder import decoder_factor
 from ptq_diffusion.model.folder import ModelFiles, find_files
 from ptq_diffusion.model.loading import complete_config, network_config, state_shape
-from ptq_diffusion.model.pipeline_index import TEXT
+from ptq_diffusion.model.pipeline_index import SCHEDULER, TEXT
 from ptq_diffusion.model.text.files import LIBRARY, text_block, text_files, weights_variant
 
 AT_ONCE = 16
 """Prompts that are encoded together."""
+LOADED = (*TEXT, SCHEDULER)
+"""The components of a pipeline that are loaded: some pipelines are not built without a scheduler."""
 
 
 class TextEncoders(nn.Module):
     """The text encoders of a model folder, with their tokenizers: prompts to conditions, as its pipeline makes them.
 
-    Of the pipeline nothing else is loaded. Prompts are always encoded `AT_ONCE` together, with empty ones in the places
-    of those that are lacking, so that no bit of a row depends on how many prompts there are.
+    Of the pipeline nothing else is loaded but its scheduler. The encoders are float32, whatever their files have.
+    Prompts are always encoded `AT_ONCE` together, with empty ones in the places of those that are lacking, so that no
+    bit of a row depends on how many prompts there are.
 
     Args:
         path: the model folder, `bundled:NAME`, or `org/name` in the hub's local cache.
@@ -123,8 +126,8 @@ def _pipeline(files: ModelFiles) -> Any:  # noqa: ANN401
     """The pipeline of a folder with its text encoders and tokenizers alone.
 
     Raises:
-        ValueError: the pipeline is of no class of diffusers that encodes prompts, or its text components are not of
-            transformers.
+        ValueError: the pipeline is of no class of diffusers that encodes prompts, or a component that is loaded is of
+            another library than transformers, or diffusers for the scheduler.
         ModuleNotFoundError: transformers is not installed.
     """
     if importlib.util.find_spec(LIBRARY) is None:
@@ -140,14 +143,19 @@ def _pipeline(files: ModelFiles) -> Any:  # noqa: ANN401
             "folder of another"
         )
     listed = {name: entry for name, entry in read_json(folder / "model_index.json").items() if isinstance(entry, list)}
-    for name in (name for name in TEXT if name in files.index.components):
+    for name in (name for name in LOADED if name in files.index.components):
         # Other libraries would be imported by the name that the folder gives.
-        if listed[name][0] != LIBRARY:
-            raise ValueError(f"expected the {name} of {folder} to be of {LIBRARY}, got one of {listed[name][0]}")
-    others: dict[str, bool | None] = {name: None for name in listed if name not in (*TEXT, "scheduler")}
+        library = LIBRARY if name in TEXT else diffusers.__name__
+        if listed[name][0] != library:
+            raise ValueError(
+                f"expected the {name} of {folder} to be of {library}, got one of {listed[name][0]}; give a folder "
+                "that names no other library"
+            )
+    others: dict[str, bool | None] = {name: None for name in listed if name not in LOADED}
     if "requires_safety_checker" in inspect.signature(pipeline).parameters:
         others["requires_safety_checker"] = False
-    options = {"use_safetensors": True, "local_files_only": True}
+    # transformers would load in the type of the files, half precision for many folders.
+    options = {"use_safetensors": True, "local_files_only": True, "torch_dtype": torch.float32}
     with _without_bars():
         return pipeline.from_pretrained(folder, variant=weights_variant(folder / "text_encoder"), **others, **options)
 
