@@ -18,10 +18,8 @@ from ptq_diffusion.command.plan.numbers import duration, short
 CONFIGS = Path(__file__).parent / "configs"
 SPEED = 2e13
 """Multiply-accumulates a second that times are told at, assumed: 40 TFLOP/s, about one large GPU in TF32."""
-# PNDM, the scheduler of SD 1.5, says neither what its network predicts nor DDIM's spacing of steps
-LEADING = "+sampler.scheduler.prediction_type=epsilon", "+sampler.scheduler.timestep_spacing=leading"
 MODELS: Mapping[str, tuple[str, ...]] = {
-    "sd15": ("condition=prompts", "condition.guidance.scale=7.5", "sampler.steps=50", *LEADING),
+    "sd15": ("condition=prompts", "condition.guidance.scale=7.5", "sampler.steps=50"),
     "sdxl": ("condition=prompts", "condition.guidance.scale=5", "sampler=euler", "sampler.steps=50"),
     "dit_xl_2_256": ("condition=labels", "condition.guidance.scale=1.5", "sampler.steps=50"),
     "sd3_medium": ("condition=prompts", "condition.guidance.scale=7", "sampler=flow_euler", "sampler.steps=28"),

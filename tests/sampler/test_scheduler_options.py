@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, ScoreSdeVeScheduler
 
-from ptq_diffusion.sampler import DDIM, DDPM
+from ptq_diffusion.sampler import DDIM, DDPM, scheduler_options
 from ptq_diffusion.sampler.scheduler_values import EXPECTED, NOT_READ, require_values
 from tests.sampler.schedules import KINDS
 from tests.sampler.schedules import config_of as config_for
@@ -110,13 +110,25 @@ def test_what_a_scheduler_of_another_kind_does_not_say_is_asked_for(name, kind):
 @pytest.mark.parametrize(
     "key", ["clip_sample", "beta_start", "beta_schedule", "prediction_type", "timestep_spacing", "steps_offset"]
 )
-def test_a_file_of_another_kind_may_leave_out_nothing(name, key):
-    """LCMScheduler's defaults are others: a scaled linear schedule, and no clipping."""
-    config = {one: value for one, value in config_of(diffusers.LCMScheduler).items() if one != key}
-    overrides = {"variance_type": "fixed_small"} if name == "ddpm" else {}
-    missing = "a scheduler with a beta_schedule" if key == "beta_schedule" else f"says its {key}, "
-    with pytest.raises(ValueError, match=missing):
-        configured(name, scheduler=overrides).table(config)
+def test_a_file_of_another_kind_may_leave_out_the_defaults_of_its_class(name, key):
+    """LCMScheduler's are others: a scaled linear schedule, and no clipping."""
+    full = config_of(diffusers.LCMScheduler)
+    config = {one: value for one, value in full.items() if one != key}
+    sampler = configured(name, scheduler={"variance_type": "fixed_small"} if name == "ddpm" else {})
+    assert sampler.table(config) == sampler.table(full)
+    with pytest.raises(ValueError, match="with a beta_schedule" if key == "beta_schedule" else f"says its .*{key}"):
+        sampler.table(config | {"_class_name": "MyScheduler"})
+
+
+def test_the_file_of_stable_diffusion_is_taken_and_its_defaults_are_said_once(caplog):
+    config = {"_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "set_alpha_to_one": False}
+    config |= {"beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
+    scheduler_options._say_taken.cache_clear()
+    with caplog.at_level("INFO"):
+        tables = [DDIM(20, 0.0, {}).table(config) for _ in range(2)]
+    full = {"num_train_timesteps": 1000, "prediction_type": "epsilon", "timestep_spacing": "leading"}
+    assert tables == [DDIM(20, 0.0, {}).table(config | full)] * 2
+    assert caplog.messages == ["defaults of PNDMScheduler: " + ", ".join(f"{k}={value}" for k, value in full.items())]
 
 
 @every_sampler
