@@ -37,6 +37,12 @@ def contents(artefact):
     return {str(path.relative_to(artefact)): path.read_bytes() for path in artefact.rglob("*") if path.is_file()}
 
 
+def test_a_negative_prompt_that_nothing_reads_is_refused(make, words):
+    with pytest.raises(ValueError, match="negative_prompt, got condition.guidance.scale=1.*; leave it out"):
+        make(*words, "condition.guidance.scale=1")
+    make(*words, "condition.guidance.scale=1", "noise.guidance=2")
+
+
 class Killed(BaseException):
     """What no code catches."""
 

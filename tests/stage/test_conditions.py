@@ -135,7 +135,13 @@ BAD = {
     ),
     "an interval upside down": (["condition.guidance.interval=[1,0]"], r"within \[0, 1\]"),
     "an interval of three": (["condition.guidance.interval=[0,1,2]"], "condition.guidance.interval"),
+    "guidance of diffusers' turbo models": (
+        ["condition.guidance.scale=0"],
+        "scale=0, .*; guidance_scale=0 of diffusers, no guidance, is condition.guidance.scale=1 here",
+    ),
+    "a fit of no condition": (["noise.guidance=0"], "no guidance, is noise.guidance=1 here"),
     "a scale to embed": (["condition.guidance.embedded=3.5"], "expected no such scale, got 3.5"),
+    "an export of less": (["goal=export", "condition.guidance.scale=0.5"], "set condition.guidance.scale=1 for none"),
     "an export that no pipeline draws": (["goal=export"], "one that reads labels.*goal=samples_corrected"),
 }
 

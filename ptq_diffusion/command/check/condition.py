@@ -30,24 +30,13 @@ def check_condition(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
     """
     source = None if cfg.condition.source is None else construct(cfg.condition.source)
     guidance = cfg.condition.guidance
-    require_interval(*guidance.interval)
     _require_kind(source, model.needs)
     if isinstance(source, Prompts) and not of_folder(cfg):
         raise ValueError(
             f"expected labels or no condition of a network of your own, got {cfg.labels.condition}, whose encoders are "
             "those of a pipeline's folder; set condition=labels or none, or save a pipeline and set model=diffusers"
         )
-    if ("scale" in model.needs) != (guidance.embedded is not None):
-        wanted = "a guidance scale for the network to embed" if guidance.embedded is None else "no such scale"
-        raise ValueError(f"expected {wanted}, got {guidance.embedded}; set condition.guidance.embedded to one or null")
-    for option, scale, none in (
-        ("condition.guidance.scale", guidance.scale, "1"),
-        ("noise.guidance", cfg.noise.guidance, "null"),
-    ):
-        if source is None and scale not in (None, 1):
-            raise ValueError(
-                f"expected guidance of a condition only, got {option}={scale} without; set {option}={none}"
-            )
+    _require_guidance(cfg, source, model)
     if isinstance(source, Labels):
         labels = DrawnLabels.of_network(source, model.classes, guidance.embedded)
         for scale in (guidance.scale, cfg.noise.guidance):
@@ -56,6 +45,32 @@ def check_condition(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
                 Guided(model, null_condition(model, labels), scale, (low, high))
     if isinstance(source, Prompts):
         _say_if_few(len(source.texts()), cfg.images, shop)
+
+
+def _require_guidance(cfg: DictConfig, source: object, model: Denoiser) -> None:
+    """Refuse guidance of no condition, by an odd interval or scale, and a negative prompt that no guidance reads."""
+    guidance, negative = cfg.condition.guidance, cfg.condition.get("negative_prompt")
+    require_interval(*guidance.interval)
+    if ("scale" in model.needs) != (guidance.embedded is not None):
+        wanted = "a guidance scale for the network to embed" if guidance.embedded is None else "no such scale"
+        raise ValueError(f"expected {wanted}, got {guidance.embedded}; set condition.guidance.embedded to one or null")
+    scales = {"condition.guidance.scale": guidance.scale, "noise.guidance": cfg.noise.guidance}
+    for (option, scale), none in zip(scales.items(), ("1", "null"), strict=True):
+        if source is None and scale not in (None, 1):
+            raise ValueError(
+                f"expected guidance of a condition only, got {option}={scale} without; set {option}={none}"
+            )
+        # Between 0 and 1 guidance is a blend of both rows, but 0 is meant otherwise by those who come from diffusers.
+        if scale == 0:
+            raise ValueError(
+                f"expected a condition that is read, got {option}={scale}, at which only the null condition is; "
+                f"guidance_scale=0 of diffusers, no guidance, is {option}=1 here"
+            )
+    if negative and all(scale in (None, 1) for scale in scales.values()):
+        raise ValueError(
+            f"expected guidance away from condition.negative_prompt, got condition.guidance.scale={guidance.scale}, at "
+            "which nothing reads it; leave it out, or set a scale above 1"
+        )
 
 
 def encoded_size(cfg: DictConfig, model: Denoiser) -> int:

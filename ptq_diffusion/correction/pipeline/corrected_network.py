@@ -283,6 +283,7 @@ def stock_scale(denoiser: Denoiser, steps: Table) -> float:
     if denoiser.scale < 1 or any(denoiser.rows_per_image(step) == 1 for step in steps):
         raise ValueError(
             f"expected guidance above 1 and at all steps, as stock pipelines have it, got {denoiser.scale} within "
-            f"{list(denoiser.interval)} of t / T; draw its images with goal=samples_corrected"
+            f"{list(denoiser.interval)} of t / T; set condition.guidance.scale=1 for none, or draw its images with "
+            "goal=samples_corrected"
         )
     return denoiser.scale
