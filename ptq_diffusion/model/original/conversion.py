@@ -1,7 +1,9 @@
 """Conversion of an original latent-diffusion checkpoint into a folder that diffusers and this package load."""
 
 import json
+import os
 import pickle
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ptq_diffusion.artefact.files import write_json
+from ptq_diffusion.model.components import CONFIG
 from ptq_diffusion.model.family.unet_2d import HEADS
 from ptq_diffusion.model.original.first_stage import first_stage_class, first_stage_config, first_stage_tensors
 from ptq_diffusion.model.original.settings import Settings, read_settings
 from ptq_diffusion.model.original.unet import require_heads, unet_config, unet_tensors
 
 NETWORK, FIRST_STAGE, EMBEDDING = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.embedding.weight"
+UNET = "unet"
+"""The folder of the network."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +61,31 @@ def convert(checkpoint: Path, configuration: Path, folder: Path) -> Conversion:
         raise FileExistsError(f"expected a new or empty folder, got {folder} with files; name another with --out")
     network = _network(_part(state, NETWORK, checkpoint), settings)
     first_stage = _first_stage(state, settings, checkpoint)
-    folder.mkdir(parents=True, exist_ok=True)
-    network.save_pretrained(folder / "unet")
-    name = "vae" if settings.first_stage == "kl" else "vqvae"
-    conditional = settings.classes is not None
+    embedding = None if settings.classes is None else _embedding(state, settings.classes, checkpoint)
+    final = folder.resolve()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    # Whole or not at all, so that what fails on the way leaves nothing that a second call would take for another's.
+    with tempfile.TemporaryDirectory(dir=final.parent, ignore_cleanup_errors=True) as beside:
+        written = Path(beside) / "pipeline"
+        _write(written, settings, network, first_stage, embedding)
+        os.replace(written, final)
+    return Conversion(folder, sum(parameter.numel() for parameter in network.parameters()), _remark(folder, settings))
+
+
+def _write(
+    folder: Path, settings: Settings, network: ModelMixin, first_stage: ModelMixin, embedding: Tensor | None
+) -> None:
+    """Write the folder of a pipeline."""
+    network.save_pretrained(folder / UNET)
+    _declare_heads(folder / UNET / CONFIG, settings)
+    conditional = embedding is not None
     # StableDiffusionPipeline, which class-conditional folders are for, calls every first stage vae.
-    first_stage.save_pretrained(folder / ("vae" if conditional else name))
+    name = "vae" if conditional or settings.first_stage == "kl" else "vqvae"
+    first_stage.save_pretrained(folder / name)
     _scheduler(settings).save_pretrained(folder / "scheduler")
-    index = _pipeline_index(network, first_stage, "vae" if conditional else name, conditional)
-    if conditional:
-        _save_embedding(state, settings, folder / "class_embedder", checkpoint)
-    write_json(folder / "model_index.json", index)
-    remark = _declare_heads(folder / "unet" / "config.json", settings)
-    return Conversion(folder, sum(parameter.numel() for parameter in network.parameters()), remark)
+    if embedding is not None:
+        _save_embedding(embedding, folder / "class_embedder")
+    write_json(folder / "model_index.json", _pipeline_index(network, first_stage, name, conditional))
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
@@ -148,20 +165,27 @@ def _scheduler(settings: Settings) -> DDIMScheduler:
         beta_start=settings.linear_start,
         beta_end=settings.linear_end,
         beta_schedule="scaled_linear",
+        prediction_type=settings.prediction,
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
     )
 
 
-def _save_embedding(state: Mapping[str, Tensor], settings: Settings, folder: Path, checkpoint: Path) -> None:
-    if EMBEDDING not in state or len(state[EMBEDDING]) != settings.classes:
+def _embedding(state: Mapping[str, Tensor], classes: int, checkpoint: Path) -> Tensor:
+    """The embeddings of all classes, (classes, dim)."""
+    if EMBEDDING not in state or len(state[EMBEDDING]) != classes:
         rows = len(state[EMBEDDING]) if EMBEDDING in state else None
-        raise ValueError(f"expected {EMBEDDING} of {settings.classes} rows in {checkpoint}, got {rows}")
+        raise ValueError(
+            f"expected {EMBEDDING} of {classes} rows in {checkpoint}, got {rows}; set n_classes to its rows"
+        )
+    return state[EMBEDDING].contiguous()
+
+
+def _save_embedding(weight: Tensor, folder: Path) -> None:
     folder.mkdir()
-    weight = state[EMBEDDING].contiguous()
     described = {"_class_name": "ClassEmbedder", "classes": len(weight) - 1, "dim": weight.shape[1]}
-    write_json(folder / "config.json", described)
+    write_json(folder / CONFIG, described)
     save_file({"weight": weight}, folder / "diffusion_pytorch_model.safetensors")
 
 
@@ -177,13 +201,19 @@ def _pipeline_index(network: ModelMixin, first_stage: ModelMixin, name: str, con
     return index | dict.fromkeys(absent, [None, None]) | {"requires_safety_checker": False} if conditional else index
 
 
-def _declare_heads(path: Path, settings: Settings) -> str:
-    """Write into a network's config.json the number of heads that diffusers cannot say; a remark on it."""
+def _declare_heads(path: Path, settings: Settings) -> None:
+    """Write into a network's config.json the number of heads that diffusers cannot say, if there is one."""
     config = unet_config(settings.unet)
-    if HEADS not in config:
+    if HEADS in config:
+        write_json(path, json.loads(path.read_text()) | {HEADS: config[HEADS]})
+
+
+def _remark(folder: Path, settings: Settings) -> str:
+    """A remark on such heads, for those who load the folder."""
+    heads = unet_config(settings.unet).get(HEADS)
+    if heads is None:
         return ""
-    write_json(path, json.loads(path.read_text()) | {HEADS: config[HEADS]})
     return (
-        f"its attention has {config[HEADS]} heads at every level, which no option of UNet2DModel says; this package "
-        f"reads {HEADS} in {path}, stock diffusers does not and would compute another function"
+        f"its attention has {heads} heads at every level, which no option of UNet2DModel says; this package "
+        f"reads {HEADS} in {folder / UNET / CONFIG}, stock diffusers does not and would compute another function"
     )

@@ -1,7 +1,8 @@
 """Settings of an original latent-diffusion checkpoint: its YAML, or the same as a short JSON."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +73,7 @@ class Settings:
         linear_start: the first beta of the schedule, linear in its square root.
         linear_end: the last beta.
         classes: rows of the class embedding, the last of which is "no class"; None for an unconditional network.
+        prediction: of the network, in diffusers' words.
         scale_factor: of latents; None where the checkpoint says it or it is 1.
         timesteps: of the schedule.
     """
@@ -81,12 +83,17 @@ class Settings:
     linear_start: float
     linear_end: float
     classes: int | None
+    prediction: str = "epsilon"
     scale_factor: float | None = None
     timesteps: int = 1000
 
 
 IGNORED = ("dropout", "use_checkpoint", "use_fp16", "legacy", "conv_resample", "dims")
 """Options of the original network that do not change what a trained one computes."""
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+"""What a network predicts, by the original `parameterization`, in diffusers' words."""
+SCHEDULE, CLASS_STAGE = "linear", "ClassEmbedder"
+"""The one original schedule of betas and the one stage of conditions that are converted."""
 
 
 def read_settings(path: Path) -> Settings:
@@ -100,15 +107,49 @@ def read_settings(path: Path) -> Settings:
         raise FileNotFoundError(
             f"expected the configuration of the checkpoint at {path}, found no file; check the path"
         )
-    try:
+    with _another_file(path):
         text = path.read_text(encoding="utf-8")
         content: Any = json.loads(text) if path.suffix == ".json" else OmegaConf.to_container(OmegaConf.create(text))
-        return _of_yaml(content["model"]["params"]) if "model" in content else _of_json(content)
-    except (ValueError, KeyError, TypeError, YAMLError, RecursionError) as error:
+        original = "model" in content
+        params = dict(content["model"]["params"] if original else content)
+    _require_converted(params, path)
+    with _another_file(path):
+        return _of_yaml(params) if original else _of_json(params)
+
+
+@contextmanager
+def _another_file(path: Path) -> Iterator[None]:
+    """Within this context errors are those of a file of another kind."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, YAMLError, RecursionError) as error:
         raise ValueError(
             f"expected the YAML of the original latent-diffusion code, or its unet, first_stage and betas as JSON, in "
             f"{path}, got another file ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from error
+
+
+def _require_converted(params: Mapping[str, Any], path: Path) -> None:
+    """Refuse a model of another kind than is converted.
+
+    Raises:
+        ValueError: its prediction is unknown, its schedule is another, or its condition is none of classes.
+    """
+    prediction, schedule = params.get("parameterization", "eps"), params.get("beta_schedule", SCHEDULE)
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"expected parameterization of {', '.join(PREDICTIONS)} in {path}, got {prediction!r}")
+    if schedule != SCHEDULE:
+        raise ValueError(
+            f"expected beta_schedule={SCHEDULE} in {path}, linear in the square root of beta, got {schedule!r}, which "
+            "is not converted; save the model with diffusers yourself"
+        )
+    condition = params.get("cond_stage_config")
+    kind = str(condition.get("target")).rpartition(".")[2] if isinstance(condition, Mapping) else CLASS_STAGE
+    if kind != CLASS_STAGE:
+        raise ValueError(
+            f"expected a model of classes or without a condition, got cond_stage_config of {kind} in {path}; convert a "
+            "text model with diffusers' StableDiffusionPipeline.from_single_file(CHECKPOINT).save_pretrained(FOLDER)"
+        )
 
 
 def _of_json(content: Mapping[str, Any]) -> Settings:
@@ -118,6 +159,7 @@ def _of_json(content: Mapping[str, Any]) -> Settings:
         content["linear_start"],
         content["linear_end"],
         content["classes"],
+        PREDICTIONS[content.get("parameterization", "eps")],
         content.get("scale_factor"),
         content.get("timesteps", 1000),
     )
@@ -133,6 +175,7 @@ def _of_yaml(params: Mapping[str, Any]) -> Settings:
         params["linear_start"],
         params["linear_end"],
         classes,
+        PREDICTIONS[params.get("parameterization", "eps")],
         params.get("scale_factor"),
         params.get("timesteps", 1000),
     )

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import ptq_diffusion as pd
 from ptq_diffusion.main import main
 from ptq_diffusion.model import Condition, DiffusersDenoiser
-from ptq_diffusion.model.original import convert
+from ptq_diffusion.model.original import conversion, convert
 from ptq_diffusion.model.original.conversion import EMBEDDING
 from ptq_diffusion.model.original.settings import UNetSettings
 from ptq_diffusion.stage.samples import read_images
@@ -200,6 +200,59 @@ def test_heads_of_another_checkpoint_are_refused_in_one_line(heads, tmp_path, mo
     with pytest.raises(SystemExit, match="^error: expected .*heads.* configuration") as ended:
         main()
     assert "\n" not in str(ended.value.code) and not (tmp_path / "out").exists()
+
+
+def edited(path, **changes):
+    content = json.loads(path.read_text())
+    content["model"]["params"].update(changes)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(("parameterization", "prediction"), [("v", "v_prediction"), ("x0", "sample")])
+def test_what_the_network_predicts_is_told(parameterization, prediction, tmp_path):
+    with torch.no_grad():
+        origin = Origin("bedroom", tmp_path)
+    edited(origin.yaml(), parameterization=parameterization)
+    folder = convert(origin.checkpoint, tmp_path / "config.yaml", tmp_path / "out").folder
+    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == prediction
+
+
+CLIP = {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parameterization": "other"}, "expected parameterization of eps, v, x0 in .*, got 'other'"),
+        ({"beta_schedule": "cosine"}, "expected beta_schedule=linear in .*, got 'cosine'"),
+        ({"cond_stage_config": CLIP}, "got cond_stage_config of FrozenCLIPEmbedder in .*from_single_file"),
+        ({"cond_stage_config": {"target": "ClassEmbedder", "params": {"n_classes": 4}}}, "of 4 rows in .*, got 5"),
+    ],
+    ids=["prediction", "schedule", "text", "classes"],
+)
+def test_other_models_are_refused_and_a_second_call_is_as_a_first(changes, message, tmp_path):
+    with torch.no_grad():
+        origin = Origin("imagenet", tmp_path)
+    edited(configuration := origin.yaml(), **changes)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=message):
+        convert(origin.checkpoint, configuration, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def refuse(*_):
+    raise OSError("no room")
+
+
+def test_a_conversion_that_is_broken_off_leaves_nothing_behind(tmp_path, monkeypatch):
+    with torch.no_grad():
+        origin = Origin("imagenet", tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room"):
+        patch.setattr(conversion, "save_file", refuse)
+        convert(origin.checkpoint, origin.configuration, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"model.ckpt", "config.json"}
+    (tmp_path / "out").mkdir()
+    assert convert(origin.checkpoint, origin.configuration, tmp_path / "out").folder == tmp_path / "out"
 
 
 class Surprise:
