@@ -91,7 +91,7 @@ class Settings:
 IGNORED = ("dropout", "use_checkpoint", "use_fp16", "legacy", "conv_resample", "dims")
 """Options of the original network that do not change what a trained one computes."""
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
-"""What a network predicts, by the original `parameterization`, in diffusers' words."""
+"""The predictions of networks in diffusers' words, by the original `parameterization`."""
 SCHEDULE, CLASS_STAGE = "linear", "ClassEmbedder"
 """The one original schedule of betas and the one stage of conditions that are converted."""
 
