@@ -33,6 +33,7 @@ from ptq_diffusion.command.check.python_arguments import (
     require_path,
     require_texts,
 )
+from ptq_diffusion.command.check.schema import require_schema
 from ptq_diffusion.command.check.typed_plugins import require_typed
 from ptq_diffusion.command.check.unread import require_read
 from ptq_diffusion.command.conf import CONF
@@ -202,8 +203,7 @@ def quantize(
     words = ["model=diffusers", "goal=export", "logger=none", f"bitwidth={bitwidth}", f"correction={correction}"]
     words += [f"sampler={sampler}", f"sampler.steps={steps}", f"model.dtype={_dtype(pipeline)}"]
     cfg = compose(*words, f"calibration.images={calibration_images}", f"noise.images={fit_images}", *overrides)
-    for part in (cfg.calibration, cfg.noise, cfg.trial):
-        part.seed += seed
+    _shift_seeds(cfg, seed)
     cfg.model.path = str(_saved(pipeline, Path(cfg.outputs) / "models"))
     return load_pipeline(make(cfg)).to(pipeline.device)
 
@@ -247,6 +247,15 @@ def _hydra_as_it_was() -> Iterator[None]:
         Singleton._instances.pop(GlobalHydra, None)
         if before is not None:
             Singleton._instances[GlobalHydra] = before
+
+
+def _shift_seeds(cfg: DictConfig, seed: int) -> None:
+    """Add to the seeds of calibration and fit, of options that fit the schema."""
+    # The folder is written once all else is known to be right.
+    cfg.model.path = "not written yet"
+    require_schema(cfg)
+    for part in (cfg.calibration, cfg.noise, cfg.trial):
+        part.seed += seed
 
 
 def _saved(pipeline: DiffusionPipeline, home: Path) -> Path:

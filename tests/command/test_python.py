@@ -182,6 +182,22 @@ def test_a_group_without_a_name_is_refused_as_on_the_command_line(word, got):
         pd.compose(word)
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "remedy"),
+    [
+        ("bitwidth", "w4a4", r"choose one of its files .* pd\.compose\('bitwidth=NAME'\)"),
+        ("feature", "pixels", r".* pd\.compose\('feature=NAME'\)"),
+        ("calibration", 64, "set calibration.images or calibration.seed$"),
+        ("step_signal", True, "set step_signal.shown$"),
+    ],
+)
+def test_a_value_in_the_place_of_a_part_is_refused_with_what_to_set(part, value, remedy):
+    cfg = pd.compose()
+    cfg[part] = value
+    with pytest.raises(ValueError, match=f"expected {part} to be a part with options .*, got {value!r}; {remedy}"):
+        pd.run(cfg)
+
+
 def test_what_is_no_pipeline_is_refused_with_how_to_load_one(tiny_model_folder):
     with pytest.raises(TypeError, match=r"pipeline of diffusers, got '.*' of str; give that of DiffusionPipeline.from"):
         pd.quantize(str(tiny_model_folder()))
@@ -194,6 +210,7 @@ def test_what_is_no_pipeline_is_refused_with_how_to_load_one(tiny_model_folder):
         ("goal=fit", "beside those of the pipeline and of goal=export"),
         ("bitwidth=w8a8", "expected the argument bitwidth of quantize, got 'bitwidth=w8a8'"),
         ("noise.images=16", "expected the argument fit_images"),
+        ("calibration=foo", "got 'foo'; set calibration.images or calibration.seed"),
     ):
         with pytest.raises(ValueError, match=message):
             pd.quantize(pipeline, word)

@@ -1,10 +1,10 @@
 """The schema of an experiment: its options that name no class, and their types."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -17,7 +17,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from ptq_diffusion.command.refusal import FORMER, closest, quoted
+from ptq_diffusion.command.check.schema_message import NO_PART, schema_message
+from ptq_diffusion.command.refusal import quoted
 from ptq_diffusion.engine.factory import plain
 
 FOLDER = r"[^/\\]*[^/\\.][^/\\]*"
@@ -219,17 +220,37 @@ def require_schema(cfg: DictConfig) -> None:
     required = {name for name, field in Experiment.model_fields.items() if field.is_required()}
     if removed := sorted(required - set(cfg.keys())):
         raise ValueError(f"expected the option {removed[0]}, got none; leave out what removes or replaces it")
+    try:
+        _require_values(cfg)
+        options = plain(cfg)
+    except OmegaConfBaseException:
+        # A value in the place of a part breaks what refers to the part's options.
+        raw = OmegaConf.to_container(cfg, resolve=False)
+        if replaced := [
+            error for error in _errors(raw) if error["type"] in NO_PART and "${" not in str(error["input"])
+        ]:
+            raise ValueError(schema_message(replaced[0], Experiment)) from None
+        raise
+    if errors := _errors(options):
+        raise ValueError(schema_message(errors[0], Experiment))
+    _require_full_paths(options, "")
+
+
+def _require_values(cfg: DictConfig) -> None:
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(
             f"expected a value of {', '.join(missing)}, which {'has' if len(missing) == 1 else 'have'} none; "
             f"give {' '.join(f'{key}=VALUE' for key in missing)}"
         )
-    options = plain(cfg)
+
+
+def _errors(options: object) -> list[ErrorDetails]:
+    """The errors of pydantic in options, none of those that fit."""
     try:
         Experiment.model_validate(options)
     except ValidationError as error:
-        raise ValueError(_message(error.errors()[0])) from None
-    _require_full_paths(options, "")
+        return error.errors()
+    return []
 
 
 def _require_full_paths(node: Mapping[str, Any], prefix: str) -> None:
@@ -242,41 +263,3 @@ def _require_full_paths(node: Mapping[str, Any], prefix: str) -> None:
                 f"expected {prefix}{key} to be a path in full, got {value}, whose ~ the shell leaves; write "
                 f"{quoted(f'{prefix}{key}={value}')}"
             )
-
-
-def _message(detail: ErrorDetails) -> str:
-    """One of pydantic's errors in the words of this project."""
-    key = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"])
-    if detail["type"] == "missing":
-        return f"expected the option {key}, got none; leave out what removes or replaces it"
-    if detail["type"] == "extra_forbidden":
-        remedy = f"it is {FORMER[key]} today" if key in FORMER else closest(key, _names())
-        return f"expected options of this experiment, got {key!r}, which nothing reads; {remedy}"
-    if detail["type"] == "string_pattern_mismatch":
-        return f"expected {key} to be the name of a folder below outputs/runs, got {detail['input']!r}"
-    expectation = re.sub("^(Input|String|Value|List|Tuple) should", "to", detail["msg"]).replace(
-        " after validation", ""
-    )
-    return f"expected {key} {expectation}, got {detail['input']!r}; give another value: {key}=VALUE"
-
-
-def _names() -> list[str]:
-    parts: dict[str, type[Options]] = {
-        "condition": ConditionOptions,
-        "condition.guidance": Guidance,
-        "calibration": Samples,
-        "noise": NoiseSamples,
-        "sensitivity": SensitivitySamples,
-        "trial": Samples,
-        "drift": MeasuredImages,
-        "layers": ComparedImages,
-        "feature": FeatureSpace,
-        "judging": Judging,
-        "onnx": Onnx,
-        "runtime": Running,
-        "training": Training,
-        "autoencoder": Training,
-    }
-    return [*Experiment.model_fields, *(f"{part}.{name}" for part in parts for name in parts[part].model_fields)]
