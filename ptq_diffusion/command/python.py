@@ -30,8 +30,8 @@ from ptq_diffusion.command.check.python_arguments import (
     require_arguments,
     require_composed,
     require_list,
+    require_overrides,
     require_path,
-    require_texts,
 )
 from ptq_diffusion.command.check.schema import require_schema
 from ptq_diffusion.command.check.typed_plugins import require_typed
@@ -39,6 +39,7 @@ from ptq_diffusion.command.check.unread import require_read
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.refusal import refusal
 from ptq_diffusion.command.run_name import named_without_hydra
+from ptq_diffusion.command.sweep import require_one_cell
 from ptq_diffusion.correction import FittedCorrection
 from ptq_diffusion.correction.fitted import COEFFICIENTS
 from ptq_diffusion.correction.pipeline.pipeline_folder import load_pipeline
@@ -52,6 +53,9 @@ from ptq_diffusion.network import load_quantized as load_network
 from ptq_diffusion.network.saving import DESCRIPTION
 from ptq_diffusion.stage.drawing.variants import VARIANTS
 from ptq_diffusion.stage.samples import read_images
+
+SEVERAL = "several values are composed one after the other"
+"""The way to a sweep in Python."""
 
 
 @dataclass(frozen=True)
@@ -121,19 +125,20 @@ def compose(*overrides: str) -> DictConfig:
 
     Raises:
         TypeError: a word is no text.
-        ValueError: a word is no override, or names a group or an option that there is not; or a file that a word
-            chooses brings in plugins.
+        ValueError: a word is no override, or names a group or an option that there is not; an experiment is a grid and
+            an option that it varies is not given; or a file that a word chooses brings in plugins.
     """
-    require_texts(overrides)
+    require_overrides(overrides)
     with _hydra_as_it_was():
         try:
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
                 require_typed(cfg, overrides)
                 require_read(cfg, overrides)
+                require_one_cell(cfg.hydra)
             return named_without_hydra(cfg)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            message = refusal(error, overrides, CONF) or str(error)
+            message = refusal(error, overrides, CONF, SEVERAL) or str(error)
             raise ValueError(message.removeprefix("error: ")) from error
 
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 FULL_ERRORS = "HYDRA_FULL_ERROR"
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError, HydraException, OmegaConfBaseException)
 HELP = "ptq-diffusion --help lists all groups, --cfg job all options"
+SWEEP = "a sweep takes -m in front"
 LISTED = 12
 """Names that a message lists whole; of more it names those alone that are alike."""
 LAUNCHERS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
@@ -61,17 +62,18 @@ def handed_on() -> Iterator[None]:
         raise failure
 
 
-def refusal(error: Exception, overrides: Sequence[str], conf: Path) -> str | None:
+def refusal(error: Exception, overrides: Sequence[str], conf: Path, several: str = SWEEP) -> str | None:
     """The message for the user, or None of a programming error, which deserves its traceback.
 
     Args:
         error: what ended the command.
         overrides: the words of the command line.
         conf: the folder of the configurations, whose names are offered in place of an unknown one.
+        several: the way to several values of an option.
     """
     message: str | None
     if isinstance(error, HydraException):
-        message = _of_composition(error, overrides, conf)
+        message = _of_composition(error, overrides, conf, several)
     elif isinstance(error, OmegaConfBaseException):
         message = _of_value(error)
     elif isinstance(error, SafetensorError):
@@ -119,7 +121,7 @@ def _of_word(word: str, text: str) -> str:
     )
 
 
-def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path) -> str:
+def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path, several: str) -> str:
     """The message for one of Hydra's errors of a command line, in our words where ours say more."""
     text = _line(error)
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
@@ -135,8 +137,8 @@ def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path)
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", text):
         key, value = ambiguous.groups()
         return (
-            f"expected one value of {key}, got {value}; a list is {key}=[{value}], a sweep takes -m in front, a text "
-            f"is {quoted(f'{key}={value}')}"
+            f"expected one value of {key}, got {value}; a list is {key}=[{value}], {several}, a text is "
+            f"{quoted(f'{key}={value}')}"
         )
     if interpolation := re.match(r"Error resolving interpolation '(.*?)', possible interpolation keys", text):
         # Hydra lists every group.

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.conf import HydraConf
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -46,9 +46,7 @@ def require_multirun(hydra: HydraConf) -> None:
     Raises:
         ValueError: there is no -m in front; the message names the options that lack a value.
     """
-    varied = getattr(hydra.sweeper, "params", None) or {}
-    words = {word.partition("=")[0] for word in hydra.overrides.task}
-    absent = [key for key in varied if key not in words]
+    absent = _absent(hydra)
     if hydra.mode == RunMode.RUN and absent:
         experiment = hydra.runtime.choices.get("experiment")
         cell = " ".join(f"{key}=VALUE" for key in absent)
@@ -56,6 +54,30 @@ def require_multirun(hydra: HydraConf) -> None:
             f"expected -m in front, for experiment={experiment} is a grid, got a single run; "
             f"ptq-diffusion -m experiment={experiment} runs all of it, {cell} one cell"
         )
+
+
+def require_one_cell(hydra: HydraConf) -> None:
+    """Refuse a grid where one run is composed, as `require_multirun` does.
+
+    Raises:
+        ValueError: the message names the options that lack a value.
+    """
+    if absent := _absent(hydra):
+        experiment = hydra.runtime.choices.get("experiment")
+        cell = ", ".join(f"'{key}=VALUE'" for key in absent)
+        raise ValueError(
+            f"expected one run, got experiment={experiment}, a grid; add {cell} for one cell of it, or run all by "
+            f"`ptq-diffusion -m experiment={experiment}`"
+        )
+
+
+def _absent(hydra: HydraConf) -> list[str]:
+    """The options that a grid varies and that no word gives; none of a single run."""
+    varied = getattr(hydra.sweeper, "params", None) or {}
+    # A word may hold references, which stand for nothing outside of a job.
+    typed: Any = OmegaConf.to_container(cast(Any, hydra).overrides.task, resolve=False)
+    words = {str(word).partition("=")[0] for word in typed}
+    return [key for key in varied if key not in words]
 
 
 def _collect(config: DictConfig, console: Console) -> None:

@@ -176,6 +176,18 @@ def test_arguments_of_another_type_are_refused(call, message):
         call()
 
 
+def test_a_grid_and_words_of_the_command_line_alone_are_refused_with_what_to_give():
+    with pytest.raises(ValueError, match="got experiment=eta, a grid; add .*, 'sampler.eta=VALUE', .* for one cell"):
+        pd.compose("experiment=eta")
+    cell = ("bitwidth=w4a8", "sampler.eta=1", "correction=ptqd")
+    assert pd.compose("experiment=league", *cell).correction == pd.compose(*cell).correction
+    for word in ("-m", "--config-dir=conf"):
+        with pytest.raises(ValueError, match=rf"got '{word}', which the .*'hydra\.searchpath=\[DIR\]', a sweep is a l"):
+            pd.compose(word)
+    with pytest.raises(ValueError, match=r"bitwidth=\[w4a4,w4a8\], several values are composed one after the other"):
+        pd.compose("bitwidth=w4a4,w4a8")
+
+
 @pytest.mark.parametrize(("word", "got"), [("model=null", "null"), ("bitwidth=4", "a value of type int")])
 def test_a_group_without_a_name_is_refused_as_on_the_command_line(word, got):
     with pytest.raises(ValueError, match=f"^expected GROUP=NAME with the name of a file of that group, got {got}; "):

@@ -24,8 +24,8 @@ NAMES = {
     "cifar10_ddpm-w4a8-auto-images512-seeds0to5": ["seeds=[0,1,2,3,4,5]", "images=512"],
     "diffusers-w4a8-auto-church_256": ["model=diffusers", "model.path=/some/where/church-256/"],
     "demo-fashion_ddpm": ["experiment=demo", "model=fashion_ddpm"],
-    "frontier/cifar10_ddpm-budget-ptqd-saving36": [
-        *("experiment=frontier", "bitwidth=budget", "bitwidth.saving=36", "correction=ptqd")
+    "frontier/cifar10_ddpm-budget-ptqd-eta0-saving36": [
+        *("experiment=frontier", "bitwidth=budget", "bitwidth.saving=36", "correction=ptqd", "sampler.eta=0")
     ],
     "cifar10_ddpm-w4a8-auto-ddpm-weight_affine_per_tensor-noise_images64": [
         *("sampler=ddpm", "quantizer@quantizer.weight=affine_per_tensor", "noise.images=64")

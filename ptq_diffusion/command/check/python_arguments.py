@@ -21,10 +21,16 @@ OF_PIPELINE = ("model", "model.path", "model.dtype", "goal")
 """The options that the pipeline given to `quantize`, or what is made of it, decides."""
 
 
-def require_texts(words: Sequence[object]) -> None:
-    """Refuse words of a command line that are no texts, by a TypeError."""
-    if strange := [word for word in words if not isinstance(word, str)]:
-        raise TypeError(f"expected words as on the command line, such as 'bitwidth=w4a4', got {strange[0]!r:.100}")
+def require_overrides(words: Sequence[object]) -> None:
+    """Refuse words of a command line that are no texts, by a TypeError, and those that are its own by a ValueError."""
+    for word in words:
+        if not isinstance(word, str):
+            raise TypeError(f"expected words as on the command line, such as 'bitwidth=w4a4', got {word!r:.100}")
+        if word.startswith("-"):
+            raise ValueError(
+                f"expected OPTION=VALUE, got {word!r}, which the command line alone has; a folder of configurations is "
+                "'hydra.searchpath=[DIR]', a sweep is a loop"
+            )
 
 
 def require_composed(cfg: object) -> None:
@@ -56,14 +62,14 @@ def require_arguments(pipeline: object, overrides: Sequence[str], counts: Mappin
 
     Raises:
         TypeError: it is no pipeline, a word is no text, or a number is no whole one.
-        ValueError: there is such an override, or a number is too small.
+        ValueError: there is such an override, a word is none, or a number is too small.
     """
     if not isinstance(pipeline, DiffusionPipeline):
         raise TypeError(
             f"expected a pipeline of diffusers, got {pipeline!r:.100} of {type(pipeline).__name__}; give that of "
             "DiffusionPipeline.from_pretrained(FOLDER)"
         )
-    require_texts(overrides)
+    require_overrides(overrides)
     for word in overrides:
         key = word.lstrip("+~/").partition("=")[0]
         if key in ARGUMENTS:
