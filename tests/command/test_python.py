@@ -10,7 +10,7 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers import DDPMPipeline, StableDiffusionImg2ImgPipeline, UNet2DModel
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
@@ -22,6 +22,7 @@ from ptq_diffusion.numeric.seed import generator
 from ptq_diffusion.stage.drawing.images import to_bytes
 from ptq_diffusion.stage.samples import read_images
 from tests.experiments import composed
+from tests.model import pipelines
 
 README = Path(__file__).parents[2] / "README.md"
 TINY = ("sampler.steps=3", "micro_batch=4", "calibration.images=4", "noise.images=16", "runtime.progress=false")
@@ -208,6 +209,15 @@ def test_a_value_in_the_place_of_a_part_is_refused_with_what_to_set(part, value,
     cfg[part] = value
     with pytest.raises(ValueError, match=f"expected {part} to be a part with options .*, got {value!r}; {remedy}"):
         pd.run(cfg)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_pipeline_that_is_not_exported_is_refused_before_it_is_written(tmp_path):
+    parts = pipelines.stable_diffusion(tmp_path / "model").components
+    pipeline = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    with pytest.raises(ValueError, match=r"got a StableDiffusionImg2ImgPipeline; .*StableDiffusionPipeline\.from_pipe"):
+        pd.quantize(pipeline, f"outputs={tmp_path}/outputs")
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_what_is_no_pipeline_is_refused_with_how_to_load_one(tiny_model_folder):

@@ -1,15 +1,19 @@
 """Prompts are encoded chunk by chunk, by any number of devices, and read row by row."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ptq_diffusion.artefact.tensors import write_tensors
+from ptq_diffusion.command.check.condition import check_condition
 from ptq_diffusion.engine import conditions
 from ptq_diffusion.engine.conditions import EncodedPrompts, save_order, stored_prompts
-from ptq_diffusion.model import Condition
+from ptq_diffusion.model import Condition, DiffusersDenoiser
 from ptq_diffusion.model.text.encoders import AT_ONCE, TextEncoders
 from ptq_diffusion.stage.prompts import EncodeTexts
+from tests.experiments import composed
 from tests.model import pipelines
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -41,6 +45,15 @@ def test_a_negative_prompt_that_nothing_reads_is_refused(make, words):
     with pytest.raises(ValueError, match="negative_prompt, got condition.guidance.scale=1.*; leave it out"):
         make(*words, "condition.guidance.scale=1")
     make(*words, "condition.guidance.scale=1", "noise.guidance=2")
+
+
+def test_few_prompts_are_said_where_images_are_drawn(words, folder, tmp_path):
+    said, cfg = [], composed(*words, "model=diffusers")
+    shop = SimpleNamespace(runtime=SimpleNamespace(say=said.append))
+    for drawn in (False, True):
+        check_condition(cfg, DiffusersDenoiser.from_folder(str(folder)), shop, drawn)
+        assert len(said) == drawn
+    assert said == [f"condition: {COUNT + 1} prompts for {cfg.images} images of a seed, they repeat in order"]
 
 
 class Killed(BaseException):

@@ -95,7 +95,7 @@ def encoder(monkeypatch):
 
     monkeypatch.setattr(stage, "TextEncoders", Lengths)
     monkeypatch.setattr(stage, "text_checksum", lambda path: path)
-    monkeypatch.setattr("ptq_diffusion.command.check.preflight.check_condition", lambda *_: None)
+    monkeypatch.setattr("ptq_diffusion.command.check.preflight.check_condition", lambda *_, **__: None)
     return encoded
 
 
@@ -140,7 +140,7 @@ BAD = {
         "scale=0, .*; guidance_scale=0 of diffusers, no guidance, is condition.guidance.scale=1 here",
     ),
     "a fit of no condition": (["noise.guidance=0"], "no guidance, is noise.guidance=1 here"),
-    "a scale to embed": (["condition.guidance.embedded=3.5"], "expected no such scale, got 3.5"),
+    "a scale to embed": (["condition.guidance.embedded=3.5"], "got 3.5; set condition.guidance.embedded=null$"),
     "an export of less": (["goal=export", "condition.guidance.scale=0.5"], "set condition.guidance.scale=1 for none"),
     "an export that no pipeline draws": (["goal=export"], "one that reads labels.*goal=samples_corrected"),
 }

@@ -19,10 +19,16 @@ SOURCES: dict[str, type] = {"labels": Labels, "prompts": Prompts}
 """The kinds of sources, by the option of the group `condition` that names one."""
 
 
-def check_condition(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
+def check_condition(cfg: DictConfig, model: Denoiser, shop: Workshop, drawn: bool) -> None:
     """Refuse a condition that the model does not read or lacks, and guidance without one or without a null condition.
 
     It is said once where there are fewer prompts than images, or so few that the correction is fitted on theirs.
+
+    Args:
+        cfg: the whole configuration.
+        model: that is conditioned.
+        shop: says it.
+        drawn: whether images are drawn.
 
     Raises:
         ValueError: they do not fit; the message says which option to set.
@@ -43,7 +49,7 @@ def check_condition(cfg: DictConfig, model: Denoiser, shop: Workshop) -> None:
             if scale not in (None, 1):
                 low, high = guidance.interval
                 Guided(model, null_condition(model, labels), scale, (low, high))
-    if isinstance(source, Prompts):
+    if isinstance(source, Prompts) and drawn:
         _say_if_few(len(source.texts()), cfg.images, shop)
 
 
@@ -52,8 +58,10 @@ def _require_guidance(cfg: DictConfig, source: object, model: Denoiser) -> None:
     guidance, negative = cfg.condition.guidance, cfg.condition.get("negative_prompt")
     require_interval(*guidance.interval)
     if ("scale" in model.needs) != (guidance.embedded is not None):
-        wanted = "a guidance scale for the network to embed" if guidance.embedded is None else "no such scale"
-        raise ValueError(f"expected {wanted}, got {guidance.embedded}; set condition.guidance.embedded to one or null")
+        wanted, value = ("a guidance scale for the network to embed", "SCALE, such as 3.5")
+        if guidance.embedded is not None:
+            wanted, value = "no scale for a network that embeds none", "null"
+        raise ValueError(f"expected {wanted}, got {guidance.embedded}; set condition.guidance.embedded={value}")
     scales = {"condition.guidance.scale": guidance.scale, "noise.guidance": cfg.noise.guidance}
     for (option, scale), none in zip(scales.items(), ("1", "null"), strict=True):
         if source is None and scale not in (None, 1):

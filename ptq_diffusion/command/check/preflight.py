@@ -84,7 +84,7 @@ def check(cfg: DictConfig, goal: type[Stage], shop: Workshop, room: Room) -> Non
     used = {key for stage in stages for key in stage.uses}
     _check_kinds(cfg, used)
     if "condition" in used or goal is EncodePrompts:
-        check_condition(cfg, shop.model(cfg), shop)
+        check_condition(cfg, shop.model(cfg), shop, drawn="images" in used)
     if goal is EncodePrompts and not EncodePrompts.serves(cfg):
         raise ValueError("expected prompts to encode, got none; set condition=prompts condition.source.path=FILE")
     if "sampler" in used:

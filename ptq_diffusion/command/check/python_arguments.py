@@ -8,6 +8,9 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from omegaconf import DictConfig
 
+from ptq_diffusion.correction.pipeline.pipeline_folder import PLACES
+from ptq_diffusion.model.pipeline_index import DECODERS, TEXT
+
 ARGUMENTS: Mapping[str, str] = {
     "bitwidth": "bitwidth",
     "correction": "correction",
@@ -62,13 +65,14 @@ def require_arguments(pipeline: object, overrides: Sequence[str], counts: Mappin
 
     Raises:
         TypeError: it is no pipeline, a word is no text, or a number is no whole one.
-        ValueError: there is such an override, a word is none, or a number is too small.
+        ValueError: its class is not exported, there is such an override, a word is none, or a number is too small.
     """
     if not isinstance(pipeline, DiffusionPipeline):
         raise TypeError(
             f"expected a pipeline of diffusers, got {pipeline!r:.100} of {type(pipeline).__name__}; give that of "
             "DiffusionPipeline.from_pretrained(FOLDER)"
         )
+    _require_exported(pipeline)
     require_overrides(overrides)
     for word in overrides:
         key = word.lstrip("+~/").partition("=")[0]
@@ -84,3 +88,18 @@ def require_arguments(pipeline: object, overrides: Sequence[str], counts: Mappin
             raise TypeError(f"expected a whole number of {name}, got {count!r}")
         if count < (least := 0 if name == "seed" else 1):
             raise ValueError(f"expected {name} of at least {least}, got {count}")
+
+
+def _require_exported(pipeline: DiffusionPipeline) -> None:
+    """Refuse a pipeline that `goal=export` would refuse once its folder is written.
+
+    Raises:
+        ValueError: it reads more than a state and is of no class that is exported.
+    """
+    name = type(pipeline).__name__
+    if name not in PLACES and any(pipeline.components.get(part) is not None for part in (*DECODERS, *TEXT)):
+        raise ValueError(
+            f"expected a pipeline of {', '.join(PLACES)}, or an unconditional one of pixels, got a {name}; give one "
+            "of the same parts, such as StableDiffusionPipeline.from_pipe(pipeline), or draw the images of its folder "
+            "with goal=samples_corrected"
+        )
