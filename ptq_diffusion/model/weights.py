@@ -15,6 +15,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 """The dtypes that a network can be computed in, by name."""
 COMPILED, PARALLEL = "_orig_mod.", "module."
 """Parts of names that torch.compile leaves anywhere and DataParallel in front of all."""
+ADAPTER = ("lora_", ".base_layer.")
+"""Parts of names that an adapter leaves which is loaded beside the weights."""
+FUSE = "it has an adapter: pipe.fuse_lora(); pipe.unload_lora_weights(), then save the pipeline again"
 EARLIER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of an attention's layers in early versions of diffusers, as in the google/ddpm repositories."""
 
@@ -72,9 +75,11 @@ def fitted_weights(
     """
     weights = {_current(name, expected): weight for name, weight in weights.items()}
     if odd := [*(expected.keys() - weights.keys()), *(weights.keys() - expected.keys())]:
+        adapted = any(mark in name for name in odd for mark in ADAPTER)
+        remedy = FUSE if adapted else "save the pipeline again"
         raise ValueError(
             f"expected the weights of the network that {files.config} describes, got those of another: "
-            f"{min(odd)} and {len(odd) - 1} more have no counterpart; save the pipeline again"
+            f"{min(odd)} and {len(odd) - 1} more have no counterpart; {remedy}"
         )
     for name, weight in weights.items():
         if weight.shape != expected[name].shape:

@@ -127,6 +127,13 @@ ODD = {
     "one less": (lambda tensors: without(tensors, "conv_in.bias"), "conv_in.bias and 0 more have no counterpart"),
     "one more": (lambda tensors: tensors | {"odd": torch.ones(1)}, "odd and 0 more have no counterpart"),
     "none": (lambda tensors: {}, "have no counterpart"),
+    "an adapter": (
+        lambda tensors: (
+            without(tensors, "conv_in.weight")
+            | {"conv_in.base_layer.weight": tensors["conv_in.weight"], "conv_in.lora_A.default.weight": torch.ones(1)}
+        ),
+        r"2 more have no counterpart; it has an adapter: pipe\.fuse_lora\(\); pipe\.unload_lora_weights\(\), then save",
+    ),
     "another shape": (
         lambda tensors: tensors | {"conv_in.bias": torch.ones(9)},
         r"do not belong together: conv_in.bias is \(9,\) in the weights and \(8,\)",
