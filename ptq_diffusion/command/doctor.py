@@ -25,6 +25,7 @@ EXTRAS = {
     "slurm": ("hydra-submitit-launcher", "sweeps on Slurm"),
     "tensorboard": ("tensorboard", "logger=tensorboard"),
     "test": ("pytest", "the tests"),
+    "text": ("transformers", "condition=prompts and model=emoji_sd"),
 }
 MALICIOUS_LIGHTNING = ("2.6.2", "2.6.3")
 MODEL_CHECKSUMS = {

@@ -31,6 +31,7 @@ BREAKING = {
 }
 MINDED = {
     "a missing extra": (lambda: doctor.extras({"data": None}), r"'\.\[data\]'"),
+    "no encoder of prompts": (lambda: doctor.extras({"text": None}), r"'\.\[text\]'"),
     "more threads than cores": (lambda: doctor.threads({"OMP_NUM_THREADS": "8"}, 2), "OMP_NUM_THREADS=2"),
     "threads that are no number": (lambda: doctor.threads({"OMP_NUM_THREADS": "all"}, 2), "whole number"),
     "threads that are unset": (lambda: doctor.threads({}, 2), "OMP_NUM_THREADS=1"),
