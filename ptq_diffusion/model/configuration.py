@@ -62,7 +62,9 @@ def fits(value: object, kind: Any) -> bool:  # noqa: ANN401
         # diffusers writes tuple[int] for tuple[int, ...].
         if len(parts) > 1 and parts[-1] is not Ellipsis and len(value) != len(parts):
             return False
-        return all(fits(item, parts[0]) for item in value)
+        # Of tuples of tuples, such as the depth of each block of each level, one value may stand for a whole tuple.
+        kinds = (parts[0], *get_args(parts[0])[:1]) if get_origin(parts[0]) in (tuple, list) else parts[:1]
+        return all(any(fits(item, each) for each in kinds) for item in value)
     if kind in (int, float):
         numbers = int if kind is int else (int, float)
         return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)

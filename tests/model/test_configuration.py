@@ -109,6 +109,7 @@ def test_what_diffusers_itself_writes_fits():
         (int | None, [None, 1], [False, "1"]),
         (tuple[int, ...], [[], [1], (1, 2, 3)], [1, [1.0], "12"]),
         (tuple[int], [[1], [1, 2]], [[None]]),  # as diffusers annotates tuples of any length
+        (tuple[tuple[int]], [[[2, 1], 1], [[1], [2]]], [[["a"], 1], 1, ["a"]]),
         (tuple[int, int], [[1, 2]], [[1], [1, 2, 3]]),
         (int | tuple[int, int], [1, [1, 2]], [[1], "1"]),
         (dict, [{}, 1], []),
