@@ -1,19 +1,20 @@
 """`ptq-diffusion [-m] [OVERRIDES]`: experiments that Hydra composes from the words of the command line."""
 
 import sys
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, ValueType
+from hydra.core.override_parser.types import Glob, Override, ValueType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ptq_diffusion.command.check.composition import guarded
+from ptq_diffusion.command.composing import SEARCH_PATH
 from ptq_diffusion.command.conf import CONF
 from ptq_diffusion.command.refusal import PastHydra
 from ptq_diffusion.command.sweep import require_multirun
@@ -72,23 +73,41 @@ def experiment(cfg: DictConfig) -> None:
 
 def _require_matches(words: Sequence[str]) -> None:
     """Refuse a sweep over names of a group none of which fits its pattern: Hydra would sweep over nothing."""
-    folders = [CONF, *(Path(folder) for flag, folder in pairwise(words) if flag == "--config-dir")]
-    for word in words:
-        try:
-            override = OverridesParser.create().parse_override(word)
-        except HydraException:  # A flag, or what Hydra says more about.
-            continue
+    parsed = [override for word in words if (override := _parsed(word)) is not None]
+    folders = _searched(words, parsed)
+    for override in parsed:
         if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
             group = override.get_key_element().lstrip("+~").partition("@")[0]
-            pattern, names = (
-                override.value(),
-                sorted({p.stem for folder in folders for p in folder.glob(f"{group}/*.yaml")}),
-            )
+            pattern = override.value()
+            names = sorted({path.stem for folder in folders for path in folder.glob(f"{group}/*.yaml")})
             if not (isinstance(pattern, Glob) and pattern.filter(names)):
                 raise ValueError(
-                    f"expected a pattern of names of a group, got {word}, which none fits; there are "
+                    f"expected a pattern of names of a group, got {override.input_line}, which none fits; there are "
                     f"{', '.join(names) or f'none of {group}, whose values are listed with commas'}"
                 )
+
+
+def _parsed(word: str) -> Override | None:
+    """The override of a word; None of a flag, or of what Hydra says more about."""
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
+
+
+def _searched(words: Sequence[str], parsed: Sequence[Override]) -> list[Path]:
+    """The folders of configurations that the words name, in any of Hydra's spellings, and ours."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config-dir", "-cd", dest="folders", action="append", default=[])
+    parser.add_argument("--config-path", "-cp", dest="folders", action="append")
+    try:
+        named: list[object] = parser.parse_known_args(words)[0].folders
+    except ArgumentError:  # Hydra says more about a flag without a value.
+        return [CONF]
+    for override in parsed:
+        if override.key_or_group == SEARCH_PATH and isinstance(places := override.value(), list):
+            named = [*named, *places]
+    return [CONF, *(Path(str(place).removeprefix("file://")) for place in named)]
 
 
 def _amid_overrides(flag: str, words: Sequence[str]) -> bool:

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from ptq_diffusion.command.overrides import _require_matches
 from ptq_diffusion.command.refusal import option_names
 from ptq_diffusion.engine.store import Store
 from ptq_diffusion.main import CONF, main
@@ -116,3 +117,15 @@ def test_every_command_line_begins_or_is_refused_in_one_message(prepared, compos
     begins_or_is_refused()
     assert ends.count(ItBegins) > 3
     assert ends.count(SystemExit) > 18
+
+
+@pytest.mark.parametrize(
+    "words", ["--config-dir {}", "--config-dir={}", "-cd {}", "-cd={}", "hydra.searchpath=[{}]", "--config-path {}"]
+)
+def test_a_pattern_of_own_names_is_taken_in_any_spelling_of_their_folder(words, tmp_path):
+    (tmp_path / "bitwidth").mkdir()
+    (tmp_path / "bitwidth" / "my_bits.yaml").write_text("defaults: [w4a4]\n")
+    pattern = "bitwidth=glob(my_*)"
+    _require_matches(["-m", *words.format(tmp_path).split(), pattern])
+    with pytest.raises(ValueError, match=r"got bitwidth=glob\(my_\*\), which none fits"):
+        _require_matches(["-m", *words.format(tmp_path / "elsewhere").split(), pattern])
