@@ -5,15 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, ModelMixin, VQModel
 from torch import Tensor, nn
 
 from ptq_diffusion.model.components import Component, read_json
-from ptq_diffusion.model.folder import ModelFiles, find_configurations, find_files, named_digest
+from ptq_diffusion.model.folder import AUTOENCODERS, ModelFiles, find_configurations, find_files, named_digest
 from ptq_diffusion.model.loading import complete_config, component_outline, load_component, require_latents
 
-CLASSES: dict[str, type[ModelMixin]] = {kind.__name__: kind for kind in (AutoencoderKL, VQModel, AutoencoderDC)}
-"""Classes of autoencoders by name."""
 OUTLINE = "outline"
 """The checksum of a decoder whose weights nobody read."""
 PIXELS = 2**18
@@ -130,7 +127,7 @@ def load_decoder(path: str) -> Decoder:
         return Pixels()
     require_latents(files)
     config = read_json(files.decoder.config)
-    network = load_component(files.decoder, config, CLASSES[config["_class_name"]]).eval().requires_grad_(False)
+    network = load_component(files.decoder, config, AUTOENCODERS[config["_class_name"]]).eval().requires_grad_(False)
     return Autoencoder(network, decoder_checksum(path), files.decoder.config.parent.name != UNSCALED)
 
 
@@ -146,7 +143,7 @@ def outlined_decoder(path: str) -> Decoder:
         return Pixels()
     require_latents(files)
     config = read_json(files.decoder.config)
-    network = component_outline(files.decoder, config, CLASSES[config["_class_name"]]).eval().requires_grad_(False)
+    network = component_outline(files.decoder, config, AUTOENCODERS[config["_class_name"]]).eval().requires_grad_(False)
     return Autoencoder(network, OUTLINE, files.decoder.config.parent.name != UNSCALED)
 
 
@@ -163,7 +160,7 @@ def decoder_checksum(path: str) -> str:
 
 def _decoder_config(decoder: Component) -> dict[str, Any]:
     config = read_json(decoder.config)
-    return complete_config(config, CLASSES[config["_class_name"]])
+    return complete_config(config, AUTOENCODERS[config["_class_name"]])
 
 
 def _factor(config: Mapping[str, Any]) -> int:

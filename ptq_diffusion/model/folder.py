@@ -2,9 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from diffusers import AutoencoderDC, AutoencoderKL, ModelMixin, VQModel
 
 from ptq_diffusion.artefact.digest import files_digest
 from ptq_diffusion.model.components import (
@@ -30,8 +32,8 @@ EMA = "_ema"
 """The ending of the folder of a network's averaged weights in a checkpoint of a training."""
 Find = Callable[[Path], Component | list[Path]]
 """From the folder of a component to its files, or to those that are missing there."""
-AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderDC")
-"""The classes of decoders that are supported."""
+AUTOENCODERS: Mapping[str, type[ModelMixin]] = {kind.__name__: kind for kind in (AutoencoderKL, VQModel, AutoencoderDC)}
+"""The classes of decoders that are supported, by name."""
 SAVE = "save one with pipeline.save_pretrained(folder, safe_serialization=True)"
 
 

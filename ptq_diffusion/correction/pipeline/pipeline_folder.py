@@ -13,9 +13,8 @@ from diffusers import DDPMPipeline, DiffusionPipeline
 from ptq_diffusion.correction.pipeline.corrected_network import CorrectedNetwork
 from ptq_diffusion.correction.pipeline.corrected_scheduler import CorrectedScheduler
 from ptq_diffusion.correction.pipeline.flow_networks import CorrectedFlux, CorrectedSana, CorrectedSD3
+from ptq_diffusion.model.pipeline_index import PIPELINE
 from ptq_diffusion.sampler.table import Table
-
-INDEX = "model_index.json"
 
 
 class Place(NamedTuple):
@@ -60,7 +59,7 @@ def pipeline_name(model_folder: Path, needs: Collection[str], latent: bool) -> s
     Raises:
         ValueError: there is none.
     """
-    index = model_folder / INDEX
+    index = model_folder / PIPELINE
     name = json.loads(index.read_text()).get("_class_name") if index.is_file() else None
     if name in PLACES:
         return str(name)
@@ -118,7 +117,7 @@ def write_pipeline(model_folder: Path, name: str, network: CorrectedNetwork, out
     if name not in PLACES:
         DDPMPipeline(network, scheduler).save_pretrained(out)
         return
-    component, content = PLACES[name].component, json.loads((model_folder / INDEX).read_text())
+    component, content = PLACES[name].component, json.loads((model_folder / PIPELINE).read_text())
     parts: dict[str, CorrectedNetwork | CorrectedScheduler] = {component: network, "scheduler": scheduler}
     for file in copied(model_folder):
         target = out / file.relative_to(model_folder)
@@ -127,7 +126,7 @@ def write_pipeline(model_folder: Path, name: str, network: CorrectedNetwork, out
     for part, written in parts.items():
         written.save_pretrained(out / part)
         content[part] = [type(written).__module__, type(written).__name__]
-    (out / INDEX).write_text(json.dumps(content, indent=2) + "\n")
+    (out / PIPELINE).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def load_pipeline(folder: Path) -> DiffusionPipeline:

@@ -18,6 +18,7 @@ class DiT(PatchedFamily):
 
     network_class = DiTTransformer2DModel
     has_graphs, null_first = True, False
+    block_classes = (BasicTransformerBlock,)
     first, last = "pos_embed.proj", "proj_out_2"
 
     def needs(self, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002
@@ -32,9 +33,6 @@ class DiT(PatchedFamily):
     def call(self, network: nn.Module, x_t: Tensor, t: float | Tensor, condition: Condition | None) -> Tensor:
         labels = self.required(network, condition)["labels"]
         return network(x_t, timestep=times(t, x_t), class_labels=labels).sample
-
-    def blocks(self, network: nn.Module) -> Sequence[str]:
-        return [name for name, module in network.named_modules() if isinstance(module, BasicTransformerBlock)]
 
     def attentions(self, network: nn.Module) -> Sequence[str]:
         return plain_attentions(network)

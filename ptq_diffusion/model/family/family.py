@@ -20,6 +20,7 @@ class Family(ABC):
 
     Class attributes:
         network_class: the diffusers class.
+        block_classes: of the residual and attention blocks.
         first: the name of the layer that states enter by.
         last: the name of the output layer.
         options_beside: options of a config.json that the class does not have and `build` heeds, with their types.
@@ -31,6 +32,7 @@ class Family(ABC):
     options_beside: ClassVar[Mapping[str, type]] = {}
     has_graphs: ClassVar[bool] = False
     null_first: ClassVar[bool] = True
+    block_classes: ClassVar[tuple[type[nn.Module], ...]]
     first: ClassVar[str]
     last: ClassVar[str]
 
@@ -113,9 +115,9 @@ class Family(ABC):
                 label is of no class.
         """
 
-    @abstractmethod
     def blocks(self, network: nn.Module) -> Sequence[str]:
         """The names of the residual and attention blocks, in the order of the network's modules."""
+        return [name for name, module in network.named_modules() if isinstance(module, self.block_classes)]
 
     def attentions(self, network: nn.Module) -> Sequence[str]:  # noqa: ARG002
         """The names of the attention layers whose products are sites; those of all others are always float.

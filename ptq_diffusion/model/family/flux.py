@@ -1,6 +1,6 @@
 """Diffusers `FluxTransformer2DModel` networks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Flux(Family):
     """
 
     network_class = FluxTransformer2DModel
+    block_classes = (FluxTransformerBlock, FluxSingleTransformerBlock)
     first, last = "x_embedder", "proj_out"
 
     def shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -78,10 +79,6 @@ class Flux(Family):
             guidance=tensors.get("scale"),
         ).sample
         return unpacked(tokens, size)
-
-    def blocks(self, network: nn.Module) -> Sequence[str]:
-        kinds = FluxTransformerBlock | FluxSingleTransformerBlock
-        return [name for name, module in network.named_modules() if isinstance(module, kinds)]
 
 
 def packed(x_t: Tensor) -> Tensor:

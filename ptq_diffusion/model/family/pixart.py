@@ -27,6 +27,7 @@ class PixArt(PatchedFamily):
     """
 
     network_class = PixArtTransformer2DModel
+    block_classes = (BasicTransformerBlock,)
     first, last = "pos_embed.proj", "proj_out"
 
     def needs(self, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
@@ -42,9 +43,6 @@ class PixArt(PatchedFamily):
             timestep=times(t, x_t),
             added_cond_kwargs=_resolution(x_t) if _is_told_resolution(config) else None,
         ).sample
-
-    def blocks(self, network: nn.Module) -> Sequence[str]:
-        return [name for name, module in network.named_modules() if isinstance(module, BasicTransformerBlock)]
 
     def attentions(self, network: nn.Module) -> Sequence[str]:
         return plain_attentions(network)

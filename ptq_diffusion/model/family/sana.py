@@ -1,6 +1,6 @@
 """Diffusers `SanaTransformer2DModel` networks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import SanaTransformer2DModel
@@ -22,6 +22,7 @@ class Sana(PatchedFamily):
     """
 
     network_class = SanaTransformer2DModel
+    block_classes = (SanaTransformerBlock,)
     first, last = "patch_embed.proj", "proj_out"
 
     def needs(self, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
@@ -39,6 +40,3 @@ class Sana(PatchedFamily):
             timestep=times(t, x_t) * config["timestep_scale"],
             guidance=None if scale is None else scale * config["guidance_embeds_scale"],
         ).sample
-
-    def blocks(self, network: nn.Module) -> Sequence[str]:
-        return [name for name, module in network.named_modules() if isinstance(module, SanaTransformerBlock)]

@@ -1,6 +1,6 @@
 """Diffusers `SD3Transformer2DModel` networks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import SD3Transformer2DModel
@@ -22,6 +22,7 @@ class SD3(PatchedFamily):
     """
 
     network_class = SD3Transformer2DModel
+    block_classes = (JointTransformerBlock,)
     first, last = "pos_embed.proj", "proj_out"
 
     def needs(self, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
@@ -42,6 +43,3 @@ class SD3(PatchedFamily):
             pooled_projections=tensors["pooled"],
             timestep=times(t, x_t),
         ).sample
-
-    def blocks(self, network: nn.Module) -> Sequence[str]:
-        return [name for name, module in network.named_modules() if isinstance(module, JointTransformerBlock)]

@@ -24,6 +24,7 @@ class UNet2D(Family):
 
     network_class = UNet2DModel
     has_graphs = True
+    block_classes = (ResnetBlock2D, Attention)
     first, last = "conv_in", "conv_out"
     options_beside = {HEADS: int}
 
@@ -60,9 +61,6 @@ class UNet2D(Family):
         # diffusers would cut a number that is no tensor down to a whole time.
         time = _whole(t, config.num_train_timesteps) if config.time_embedding_type == "learned" else torch.as_tensor(t)
         return network(x_t, time, class_labels=labels).sample
-
-    def blocks(self, network: nn.Module) -> Sequence[str]:
-        return [name for name, module in network.named_modules() if isinstance(module, ResnetBlock2D | Attention)]
 
     def attentions(self, network: nn.Module) -> Sequence[str]:
         return [name for name, module in network.named_modules() if isinstance(module, Attention)]

@@ -38,6 +38,7 @@ class UNet2DCondition(Family):
 
     network_class = UNet2DConditionModel
     has_graphs = True
+    block_classes = (ResnetBlock2D, BasicTransformerBlock, Attention)
     first, last = "conv_in", "conv_out"
 
     def shape(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -83,8 +84,7 @@ class UNet2DCondition(Family):
     def blocks(self, network: nn.Module) -> Sequence[str]:
         kinds = ResnetBlock2D | BasicTransformerBlock
         inside = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, kinds))
-        blocks = [name for name, module in network.named_modules() if isinstance(module, kinds | Attention)]
-        return [name for name in blocks if not name.startswith(inside)]
+        return [name for name in super().blocks(network) if not name.startswith(inside)]
 
     def attentions(self, network: nn.Module) -> Sequence[str]:
         return plain_attentions(network)

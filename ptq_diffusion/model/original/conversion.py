@@ -20,6 +20,7 @@ from ptq_diffusion.model.family.unet_2d import HEADS
 from ptq_diffusion.model.original.first_stage import first_stage_class, first_stage_config, first_stage_tensors
 from ptq_diffusion.model.original.settings import Settings, read_settings
 from ptq_diffusion.model.original.unet import require_heads, unet_config, unet_tensors
+from ptq_diffusion.model.pipeline_index import PIPELINE
 
 NETWORK, FIRST_STAGE, EMBEDDING = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.embedding.weight"
 UNET = "unet"
@@ -85,7 +86,7 @@ def _write(
     _scheduler(settings).save_pretrained(folder / "scheduler")
     if embedding is not None:
         _save_embedding(embedding, folder / "class_embedder")
-    write_json(folder / "model_index.json", _pipeline_index(network, first_stage, name, conditional))
+    write_json(folder / PIPELINE, _pipeline_index(network, first_stage, name, conditional))
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Tensor]:

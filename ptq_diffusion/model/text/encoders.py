@@ -16,7 +16,7 @@ from ptq_diffusion.model.condition import Condition
 from ptq_diffusion.model.decoder import decoder_factor
 from ptq_diffusion.model.folder import ModelFiles, find_files
 from ptq_diffusion.model.loading import complete_config, network_config, state_shape
-from ptq_diffusion.model.pipeline_index import SCHEDULER, TEXT
+from ptq_diffusion.model.pipeline_index import PIPELINE, SCHEDULER, TEXT
 from ptq_diffusion.model.text.files import LIBRARY, text_block, text_files, weights_variant
 
 AT_ONCE = 16
@@ -142,7 +142,7 @@ def _pipeline(files: ModelFiles) -> Any:  # noqa: ANN401
             f"expected a pipeline of diffusers that encodes prompts in {folder}, got {files.index.pipeline}; give the "
             "folder of another"
         )
-    listed = {name: entry for name, entry in read_json(folder / "model_index.json").items() if isinstance(entry, list)}
+    listed = {name: entry for name, entry in read_json(folder / PIPELINE).items() if isinstance(entry, list)}
     for name in (name for name in LOADED if name in files.index.components):
         # Other libraries would be imported by the name that the folder gives.
         library = LIBRARY if name in TEXT else diffusers.__name__
