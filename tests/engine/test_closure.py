@@ -122,7 +122,6 @@ BRANCHES: dict[str, dict[str, str]] = {
         "numeric/histograms.py": NAMESAKE,
         "quantizer/affine.py": NAMESAKE,
         "correction/noise/residual.py": LOADED,
-        "correction/repair/repair.py": LOADED,
         "model/configuration.py": NAMED,
         "model/loading.py": NAMED,
         "numeric/histogram.py": NAMESAKE,
@@ -133,7 +132,6 @@ BRANCHES: dict[str, dict[str, str]] = {
         "numeric/histograms.py": NAMESAKE,
         "quantizer/affine.py": NAMESAKE,
         "correction/noise/residual.py": LOADED,
-        "correction/repair/repair.py": LOADED,
         "numeric/histogram.py": NAMESAKE,
         "quantizer/quantizer.py": NAMESAKE,
         "quantizer/range_search.py": NAMESAKE,
@@ -141,7 +139,6 @@ BRANCHES: dict[str, dict[str, str]] = {
     "layers": {
         "correction/noise/residual.py": LOADED,
         "correction/repair/affine.py": LOADED,
-        "correction/repair/repair.py": LOADED,
         "numeric/histogram.py": NAMESAKE,
         "numeric/histograms.py": NAMESAKE,
         "quantizer/affine.py": NAMESAKE,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -156,7 +157,9 @@ def _pipeline(files: ModelFiles) -> Any:  # noqa: ANN401
         others["requires_safety_checker"] = False
     # transformers would load in the type of the files, half precision for many folders.
     options = {"use_safetensors": True, "local_files_only": True, "torch_dtype": torch.float32}
-    with _without_bars():
+    with _without_bars(), warnings.catch_warnings():
+        # Later versions of diffusers call it dtype, a name that earlier ones do not know.
+        warnings.filterwarnings("ignore", message=".*torch_dtype.* is deprecated", category=FutureWarning)
         return pipeline.from_pretrained(folder, variant=weights_variant(folder / "text_encoder"), **others, **options)
 
 

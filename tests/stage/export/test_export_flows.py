@@ -83,7 +83,7 @@ def words(monkeypatch, tmp_path):
 
     monkeypatch.setattr(stage, "TextEncoders", RandomRows)
     monkeypatch.setattr(stage, "text_checksum", lambda path: path)
-    monkeypatch.setattr("ptq_diffusion.command.check.preflight.check_condition", lambda *_: None)
+    monkeypatch.setattr("ptq_diffusion.command.check.preflight.check_condition", lambda *_, **__: None)
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
 
     def of(kind):
