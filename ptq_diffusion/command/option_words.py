@@ -1,8 +1,10 @@
-"""Short words, safe in file names, for options that differ from a choice's own."""
+"""Short words, safe in file names, for options that differ from a choice's own; and texts in quotes."""
 
 import hashlib
 import json
+import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,6 +50,17 @@ def words_of_options(changed: Mapping[str, Any], options: Mapping[str, Any]) -> 
     """A word for every changed option, its name and value: steps4, eta0.5, seeds3_4, noise_images64, no_tac."""
     names = [name.rpartition(".")[2] for name in _names(options)]
     return [_word(key, value, names.count(key.rpartition(".")[2]) > 1) for key, value in changed.items()]
+
+
+def quoted(override: str | None) -> str:
+    """The word to type for an override whose value is a text, with quotes for Hydra inside quotes for the shell.
+
+    A ~ in front is written in full, for no shell sees it inside quotes.
+    """
+    key, _, value = (override or "OPTION=VALUE").partition("=")
+    text = os.path.expanduser(value.strip("'\"")).replace("'", r"\'")
+    word = f"{key}='{text}'"
+    return shlex.quote(word) if re.search(r'["$`!\\]', word) else f'"{word}"'
 
 
 def quoted_for_hydra(text: str) -> str:

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -15,6 +14,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 from safetensors import SafetensorError
+
+from ptq_diffusion.command.option_words import quoted
 
 FULL_ERRORS = "HYDRA_FULL_ERROR"
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError, HydraException, OmegaConfBaseException)
@@ -140,6 +141,8 @@ def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path,
             f"expected one value of {key}, got {value}; a list is {key}=[{value}], {several}, a text is "
             f"{quoted(f'{key}={value}')}"
         )
+    if swept := re.match(r"Sweep parameters '(.+)' requires --multirun", text):
+        return f"expected one value, got those of {swept[1]}; {several}"
     if interpolation := re.match(r"Error resolving interpolation '(.*?)', possible interpolation keys", text):
         # Hydra lists every group.
         return f"expected a group in {interpolation[1]}, whose choice stands there, got another name; {HELP}"
@@ -158,17 +161,6 @@ def _of_composition(error: HydraException, overrides: Sequence[str], conf: Path,
     return text.partition(" Config search path:")[0]
 
 
-def quoted(override: str | None) -> str:
-    """The word to type for an override whose value is a text, with quotes for Hydra inside quotes for the shell.
-
-    A ~ in front is written in full, for no shell sees it inside quotes.
-    """
-    key, _, value = (override or "OPTION=VALUE").partition("=")
-    text = os.path.expanduser(value.strip("'\"")).replace("'", r"\'")
-    word = f"{key}='{text}'"
-    return shlex.quote(word) if re.search(r'["$`!\\]', word) else f'"{word}"'
-
-
 def _known_instead(key: str, overrides: Sequence[str], conf: Path) -> str:
     """The closest keys that the rest of the command line would have accepted in place of an unknown one."""
     rest = [word for word in overrides if not word.startswith("-") and word.partition("=")[0].lstrip("+~") != key]
@@ -180,8 +172,10 @@ def _known_instead(key: str, overrides: Sequence[str], conf: Path) -> str:
         return HELP
     groups = [group for group in composition.hydra.runtime.choices if not group.startswith("hydra/")]
     options = {key: value for key, value in _unresolved(composition).items() if key != "hydra"}
-    if places := [group for group in groups if group.startswith(f"{key}@")]:
-        return f"the group has {len(places)} places: {', '.join(f'{place}=NAME' for place in places)}"
+    if key in groups:
+        return f"it is a group, one of whose files is chosen by its name: {key}=NAME"
+    if places := [f"{group}=NAME" for group in groups if group.startswith(f"{key}@")]:
+        return f"the group has {len(places)} places: {', '.join(places)}"
     if key in FORMER and FORMER[key] in option_names(options):
         return f"it is {FORMER[key]} today"
     parent, _, _ = key.rpartition(".")

@@ -187,6 +187,22 @@ def test_a_grid_and_words_of_the_command_line_alone_are_refused_with_what_to_giv
             pd.compose(word)
     with pytest.raises(ValueError, match=r"bitwidth=\[w4a4,w4a8\], several values are composed one after the other"):
         pd.compose("bitwidth=w4a4,w4a8")
+    with pytest.raises(
+        ValueError, match=r"^expected one value, got those of seeds=range\(0,3\); several values are comp"
+    ):
+        pd.compose("seeds=range(0,3)")
+
+
+@pytest.mark.parametrize(
+    ("word", "remedy"),
+    [
+        ("correction={a:1}", "it is a group, one of whose files is chosen by its name: correction=NAME$"),
+        ("quantizer=tensor", "the group has 3 places: quantizer@quantizer.softmax=NAME, [^ ]+, [^ ]+$"),
+    ],
+)
+def test_a_group_that_is_given_otherwise_is_answered_by_how_it_is_given(word, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        pd.compose(word)
 
 
 @pytest.mark.parametrize(("word", "got"), [("model=null", "null"), ("bitwidth=4", "a value of type int")])

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from ptq_diffusion.command.check.schema_message import NO_PART, schema_message
-from ptq_diffusion.command.refusal import quoted
+from ptq_diffusion.command.option_words import quoted
 from ptq_diffusion.engine.factory import plain
 
 FOLDER = r"[^/\\]*[^/\\.][^/\\]*"
