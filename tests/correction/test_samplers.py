@@ -19,7 +19,9 @@ from ptq_diffusion.correction import (
     PathPTQD,
     StepMoments,
 )
-from ptq_diffusion.correction.noise.residual import Residual, multistep_errors
+from ptq_diffusion.correction.fitted import StepCorrection, absorbing
+from ptq_diffusion.correction.noise.residual import Residual
+from ptq_diffusion.correction.step_report import StepReport
 from ptq_diffusion.correction.transfer import interpolated
 from ptq_diffusion.model import GaussianDenoiser
 from ptq_diffusion.numeric.seed import generator
@@ -186,9 +188,11 @@ def test_the_noise_of_a_multistep_sampler_makes_room_for_residuals_that_it_meets
     table = DPMSolver(8, 2, sde).table(dict(model.scheduler_config))
     slopes = [float(model.predict(torch.ones(()).double(), step).m) for step in table]
     residuals = [Residual(v, absorbed=1, slope=slope) for slope in slopes]
-    errors = multistep_errors(residuals, table)
-    ours = [max(step.sigma**2 - error, 0) ** 0.5 for step, error in zip(table, errors, strict=True)]
     single = [one.sigma(step) for one, step in zip(residuals, table, strict=True)]
+    reports = [StepReport(step.t, 0.0, 0.0, v, step.sigma, step.sigma, 1.0, None, 1.0, step.snr) for step in table]
+    rows = zip(single, reports, residuals, strict=True)
+    corrections = absorbing([StepCorrection((), sigma, report, residual=one) for sigma, report, one in rows], table)
+    ours = [one.sigma for one in corrections]
 
     def variances(sigmas, noise):
         draw = torch.Generator().manual_seed(0)
@@ -204,4 +208,4 @@ def test_the_noise_of_a_multistep_sampler_makes_room_for_residuals_that_it_meets
     if sde:
         assert misses[0] < 0.01 and misses[1] > 3 * misses[0]
     else:
-        assert single == [0.0] * len(table)
+        assert ours == single == [0.0] * len(table)
